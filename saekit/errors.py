@@ -1,0 +1,85 @@
+"""Every error that saekit raises on bad input.
+
+Each says what was wrong, where, and what to do about it. Catch :class:`SaekitError` to catch them all; the command line
+prints the message without a traceback and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class SaekitError(Exception):
+    """Base of all typed errors.
+
+    Args:
+        what: what was wrong and where, one sentence.
+        hint: what to do about it, one sentence (optional).
+    """
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what if hint is None else f"{what} {hint}")
+        self.what = what
+        self.hint = hint
+
+
+class ModelNotFound(SaekitError):
+    """The name or folder holds no causal language model."""
+
+
+class UnsupportedModel(SaekitError):
+    """The architecture is not known and an identity of its sites failed."""
+
+
+class UnknownSite(SaekitError):
+    """The site does not parse, its layer does not exist, or the architecture has no such place."""
+
+
+class ContextTooLong(SaekitError):
+    """More tokens in a context than the model has positions for."""
+
+
+class CorpusError(SaekitError):
+    """The corpus cannot be read, has no text field, or is empty."""
+
+
+class NonFiniteActivations(SaekitError):
+    """NaN or infinity in activations or in a loss."""
+
+
+class StoreCorrupt(SaekitError):
+    """A shard is missing, truncated or fails its checksum, or the manifest does not parse."""
+
+
+class StoreMismatch(SaekitError):
+    """A store, SAE or database was made with another model, tokenizer, corpus or setting than the one at hand."""
+
+
+class StorageFull(SaekitError):
+    """The disk is full; what was complete before is kept."""
+
+
+class SAEFormatError(SaekitError):
+    """A folder holds no SAE, or its configuration and tensors disagree."""
+
+
+class UnknownRef(SaekitError):
+    """A reference does not parse, or names an object that does not exist (a feature out of range, say)."""
+
+
+class ConfigError(SaekitError):
+    """A setting is unknown or impossible; the message names it and the nearest valid one."""
+
+
+class CheckpointError(SaekitError):
+    """A training checkpoint cannot be resumed."""
+
+
+class WorkspaceError(SaekitError):
+    """The folder is no workspace, or lacks what the command needs."""
+
+
+class WorkspaceTooNew(WorkspaceError):
+    """The workspace was written by a newer version of saekit."""
+
+
+class DatabaseError(SaekitError):
+    """A feature database is missing, unreadable or of another version."""
