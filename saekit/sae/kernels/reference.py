@@ -1,0 +1,32 @@
+"""The torch versions: any device, any floating dtype, differentiable. The numba kernels are tested against these."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_NUMBERS = 1 << 23  # of a chunk's (rows, F) pre-activations: 32 MiB in float32
+
+
+def topk(pre_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values_BK, indices_BK = pre_BF.topk(k, dim=-1, sorted=False)
+    return values_BK, indices_BK
+
+
+def gather_decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor | None) -> Tensor:
+    if values_BK.numel() == 0:
+        out_BD = W_dec_FD.new_zeros(values_BK.shape[0], W_dec_FD.shape[1])
+    else:
+        out_BD = torch.nn.functional.embedding_bag(indices_BK, W_dec_FD, per_sample_weights=values_BK, mode="sum")
+    return out_BD if b_dec_D is None else out_BD + b_dec_D
+
+
+def encode_topk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    rows = max(1, CHUNK_NUMBERS // W_enc_FD.shape[0])
+    parts = [_encode_chunk(x_RD, W_enc_FD, b_enc_F, k) for x_RD in x_BD.split(rows)]
+    return torch.cat([values for values, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def _encode_chunk(x_RD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    values_RK, indices_RK = topk(torch.nn.functional.linear(x_RD, W_enc_FD, b_enc_F), k)
+    return torch.relu(values_RK), indices_RK
