@@ -65,6 +65,10 @@ class UnknownRef(SaekitError):
     """A reference does not parse, or names an object that does not exist (a feature out of range, say)."""
 
 
+class InterventionError(SaekitError):
+    """An intervention cannot be applied as given: a strength without its measurement, a value of another shape, a conflict."""
+
+
 class ConfigError(SaekitError):
     """A setting is unknown or impossible; the message names it and the nearest valid one."""
 

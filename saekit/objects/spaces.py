@@ -1,0 +1,230 @@
+"""Spaces: interpretable coordinates at a site, with one interface for raw objects and for the features of an SAE.
+
+Every tensor `h` here is an activation at the space's site, of shape (..., *token_shape): any leading dimensions, then the
+shape that one token has there, which is (d,) at most sites and (heads, d_head) at `heads`, `q`, `k` and `v`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from saekit.errors import InterventionError, UnknownRef, UnknownSite
+from saekit.lm.sites import Site
+from saekit.objects.ref import Ref
+
+Units = Sequence[int] | Tensor
+# Takes (n, width) vectors at a site to what they write to the residual stream, (n, d_model).
+ToResidual = Callable[[Tensor], Tensor]
+
+
+class Space(ABC):
+    """Units that can be read and set one by one at a site.
+
+    A unit's coefficient has shape `unit_shape`: () for features, neurons and coordinates; (d_head,) for attention heads,
+    whose value is a vector. Coefficients are float32 (float64 for a float64 model) whatever the model's own precision.
+    """
+
+    label: str
+    unit_shape: tuple[int, ...] = ()
+
+    def __init__(self, site: Site, n_units: int, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
+        """Args:
+        site: where units are read.
+        n_units: how many there are.
+        token_shape: shape of one token's activation at `site`.
+        to_residual: what a vector at the site writes to the residual stream; None where it writes nothing directly.
+        """
+        self.site = site
+        self.site_out = site
+        self.n_units = n_units
+        self.token_shape = token_shape
+        self._to_residual = to_residual
+
+    @abstractmethod
+    def read(self, h: Tensor, units: Units | None = None) -> Tensor:
+        """Coefficients of `units` (all by default): (..., n, *unit_shape)."""
+
+    @abstractmethod
+    def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
+        """`h` with the coefficients of `units` changed to `values` and nothing else of it changed.
+
+        Args:
+            h: (..., *token_shape).
+            units: n different units.
+            values: anything that broadcasts to (..., n, *unit_shape).
+            current: what `read(h, units)` gives, where it is at hand, so that it is not computed twice.
+        """
+
+    @abstractmethod
+    def vectors(self, units: Units | None = None) -> Tensor:
+        """What one unit of each coefficient adds to the activation at `site_out`: (n, *unit_shape, width)."""
+
+    @abstractmethod
+    def ref(self, unit: int) -> Ref:
+        """The name of a unit."""
+
+    def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
+        """`h` with `amounts`, broadcast to (..., n, *unit_shape), added to the coefficients of `units`."""
+        return self.write(h, units, self.read(h, units) + amounts)
+
+    def directions(self, units: Units | None = None) -> Tensor:
+        """What one unit of each coefficient writes to the residual stream: (n, *unit_shape, d_model).
+
+        For a feature its decoder row, for a neuron its vector of the down projection, for a head its (d_head, d_model) slice
+        of the output projection, for a residual coordinate a unit vector. Where a block normalises what it writes (Gemma 2
+        and 3), this is before that norm.
+
+        Raises:
+            UnknownSite: the site writes nothing to the residual stream directly (q, k, v, mlp_in).
+        """
+        if self._to_residual is None:
+            raise UnknownSite(f"{self.site_out} writes nothing to the residual stream directly.", "Use vectors() instead.")
+        vectors = self.vectors(units)
+        return self._to_residual(vectors.flatten(0, -2)).unflatten(0, vectors.shape[:-1])
+
+    def check(self, units: Units | None, device: torch.device | None = None) -> Tensor:
+        """Units as an index tensor (n,).
+
+        Raises:
+            UnknownRef: a unit does not exist.
+        """
+        if units is None:
+            return torch.arange(self.n_units, device=device)
+        index = torch.as_tensor(units, dtype=torch.long)
+        wrong = index[(index < 0) | (index >= self.n_units)]
+        if wrong.numel():
+            raise UnknownRef(
+                f"There is no {self.label} {int(wrong[0])} at {self.site}: it has {self.n_units}.",
+                f"Choose one from 0 to {self.n_units - 1}.",
+            )
+        return index.to(device)
+
+    def _check_written(self, units: Units, device: torch.device) -> Tensor:
+        index = self.check(units, device)
+        if index.unique().numel() != index.numel():
+            raise InterventionError(f"A {self.label} at {self.site} is written twice at once.", "Name each unit once.")
+        return index
+
+    def _flat(self, h: Tensor) -> Tensor:
+        return h.flatten(-len(self.token_shape)) if len(self.token_shape) > 1 else h
+
+
+class Coordinates(Space):
+    """The numbers of an activation themselves: neurons, or the coordinates of any other site, counted flat."""
+
+    def __init__(
+        self, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None, like: Tensor | None = None
+    ) -> None:
+        """`like` gives the dtype and device of :meth:`vectors` (default: float32 on the CPU)."""
+        super().__init__(site, prod(token_shape), token_shape, to_residual)
+        self.label = "neuron" if site.kind == "neurons" else "coordinate"
+        self._like = torch.empty(0) if like is None else like
+
+    def read(self, h: Tensor, units: Units | None = None) -> Tensor:
+        flat = self._flat(h)
+        picked = flat if units is None else flat.index_select(-1, self.check(units, h.device))
+        return picked.to(wide(h.dtype))
+
+    def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
+        index = self._check_written(units, h.device)
+        flat = self._flat(h)
+        values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(*flat.shape[:-1], len(index))
+        return flat.index_copy(-1, index, values).reshape(h.shape)
+
+    def vectors(self, units: Units | None = None) -> Tensor:
+        index = self.check(units, self._like.device)
+        return torch.nn.functional.one_hot(index, self.n_units).to(wide(self._like.dtype))
+
+    def ref(self, unit: int) -> Ref:
+        self.check([unit])
+        if self.site.kind == "neurons" and self.site.layer is not None:
+            return Ref.neuron(self.site.layer, unit)
+        return Ref.residual(self.site, unit)
+
+
+class Heads(Space):
+    """Attention heads; the coefficient of one is its whole output z, a vector of d_head numbers."""
+
+    label = "head"
+
+    def __init__(
+        self, site: Site, n_heads: int, d_head: int, to_residual: ToResidual | None = None, like: Tensor | None = None
+    ) -> None:
+        super().__init__(site, n_heads, (n_heads, d_head), to_residual)
+        self.unit_shape = (d_head,)
+        self._like = torch.empty(0) if like is None else like
+
+    def read(self, h: Tensor, units: Units | None = None) -> Tensor:
+        return (h if units is None else h.index_select(-2, self.check(units, h.device))).to(wide(h.dtype))
+
+    def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
+        index = self._check_written(units, h.device)
+        values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(*h.shape[:-2], len(index), h.shape[-1])
+        return h.index_copy(-2, index, values)
+
+    def vectors(self, units: Units | None = None) -> Tensor:
+        index = self.check(units, self._like.device)
+        (d_head,) = self.unit_shape
+        numbers = index[:, None] * d_head + torch.arange(d_head, device=index.device)
+        return torch.nn.functional.one_hot(numbers, self.n_units * d_head).to(wide(self._like.dtype))
+
+    def ref(self, unit: int) -> Ref:
+        self.check([unit])
+        assert self.site.layer is not None, "heads have a layer"
+        return Ref.head(self.site.layer, unit)
+
+
+class Directions(Space):
+    """Directions given as numbers, at any site: how much of each `h` holds.
+
+    Coefficients are least squares (h times the pseudo-inverse), so setting several to zero projects their whole span out of
+    `h` however they overlap, and for orthogonal directions each is the usual h.v / |v|^2.
+    """
+
+    label = "direction"
+
+    def __init__(self, site: Site, vectors_ND: Tensor, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
+        super().__init__(site, len(vectors_ND), token_shape, to_residual)
+        if vectors_ND.shape[1:] != (prod(token_shape),):
+            raise InterventionError(
+                f"A direction of {vectors_ND.shape[-1]} numbers does not fit {site}, which has {prod(token_shape)} a token."
+            )
+        self._vectors_ND = vectors_ND.to(wide(vectors_ND.dtype))
+        self._inverse_DN = torch.linalg.pinv(vectors_ND.double()).to(self._vectors_ND.dtype)
+
+    def read(self, h: Tensor, units: Units | None = None) -> Tensor:
+        precision = wide(h.dtype)
+        flat, inverse = self._flat(h).to(precision), self._inverse_DN.to(h.device, precision)
+        return flat @ (inverse if units is None else inverse[:, self.check(units, h.device)])
+
+    def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
+        self._check_written(units, h.device)
+        return self.add(h, units, values - (self.read(h, units) if current is None else current))
+
+    def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
+        return add_vectors(h, amounts, self.vectors(units), len(self.token_shape))
+
+    def vectors(self, units: Units | None = None) -> Tensor:
+        return self._vectors_ND[self.check(units, self._vectors_ND.device)]
+
+    def ref(self, unit: int) -> Ref:
+        raise UnknownRef("A direction given as numbers has no name.", "Keep it in the intervention that uses it.")
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which changes are computed: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def add_vectors(h: Tensor, amounts: Tensor | float, vectors_NW: Tensor, token_dims: int) -> Tensor:
+    """h + amounts @ vectors, in at least float32, in `h`'s own dtype and shape; exactly `h` where every amount is 0."""
+    precision = wide(h.dtype)
+    flat = h.flatten(-token_dims) if token_dims > 1 else h
+    vectors_NW = vectors_NW.to(h.device, precision)
+    amounts = torch.as_tensor(amounts, device=h.device).to(precision).expand(*flat.shape[:-1], len(vectors_NW))
+    return (flat.to(precision) + amounts @ vectors_NW).to(h.dtype).reshape(h.shape)
