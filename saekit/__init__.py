@@ -1,0 +1,39 @@
+"""saekit: train sparse autoencoders on any Hugging Face causal LM, search their features, steer generations by feature ID.
+
+::
+
+    from saekit import LanguageModel, Workspace
+
+    ws = Workspace.open("my-study")
+    hits = ws.database().search("happy")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.lm.sites import Site
+    from saekit.objects import Ref
+    from saekit.sae import SAE
+    from saekit.workspace import Workspace
+
+__version__ = "0.1.0"
+__all__ = ["SAE", "LanguageModel", "Ref", "Site", "Workspace", "__version__"]
+
+_HOMES = {
+    "LanguageModel": "saekit.lm",
+    "Ref": "saekit.objects",
+    "SAE": "saekit.sae",
+    "Site": "saekit.lm.sites",
+    "Workspace": "saekit.workspace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: importing torch and transformers takes seconds, `import saekit` must not.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'saekit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

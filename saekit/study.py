@@ -37,8 +37,8 @@ class Study:
     """Revision of a hub data set."""
     text_field: str = "text"
     """Field of a record that holds the text."""
-    tokens: int | None = None
-    """Tokens to cache; None: the whole of a local corpus."""
+    tokens: int = 2_000_000
+    """Tokens to cache at most; a smaller corpus is cached whole, never twice."""
     context: int | None = None
     """Tokens in a context; None: what the model has, at most 256."""
     packing: str = "pack"
@@ -83,7 +83,8 @@ class Study:
             raise WorkspaceError(f"{path} has no format number.", "Restore it, or start a new workspace.")
         if version > FORMAT:
             raise WorkspaceTooNew(
-                f"{folder} was written in format {version}; this saekit reads up to {FORMAT}.", "Upgrade saekit: pip install -U saekit."
+                f"{folder} was written in format {version}; this saekit reads up to {FORMAT}.",
+                "Upgrade saekit: pip install -U saekit.",
             )
         fields: dict[str, Any] = dict(table.get("study", {}))
         known = {field.name for field in dataclasses.fields(cls)}

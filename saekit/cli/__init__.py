@@ -1,0 +1,33 @@
+"""The command line: `saekit --help`. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from saekit.errors import SaekitError
+
+app = typer.Typer(
+    name="saekit",
+    help="Train sparse autoencoders on any Hugging Face causal LM, search their features, steer generations by feature ID.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; typed errors become one message and exit status 2."""
+    from saekit.cli import explore, make  # noqa: F401  (they register their commands)
+    from saekit.cli.output import fail
+
+    try:
+        app()
+    except SaekitError as error:
+        sys.exit(fail(error, as_json="--json" in sys.argv))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,181 @@
+"""Commands that look and steer: eval, search, show, steer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saekit.cli import app, options
+from saekit.cli.output import console, emit, highlighted, number, quiet_libraries, table
+
+if TYPE_CHECKING:
+    from feature_db import FeatureRecord
+
+_FEATURE = Annotated[
+    str, typer.Argument(help="A feature: 1042, or feature:resid_post.3/1042 where there are several dictionaries.")
+]
+
+
+@app.command("eval")
+def evaluate(workspace: options.WORKSPACE, site: options.SITE = None, as_json: options.JSON = False) -> None:
+    """Measure a dictionary on held-out documents: FVU, L0, dead latents, cross-entropy recovered when spliced into the model.
+
+    Example: `saekit eval pythia --json`
+    """
+    quiet_libraries()
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    metrics = ws.evaluate(ws.site(site), fresh=True)
+    if as_json:
+        emit(metrics)
+    else:
+        table([{"metric": name, "value": number(value)} for name, value in metrics.items() if isinstance(value, (int, float))])
+
+
+@app.command()
+def search(
+    workspace: options.WORKSPACE,
+    query: Annotated[str, typer.Argument(help="A concept, in plain words.")],
+    k: Annotated[int, typer.Option("-n", "--top", help="How many features.", min=1)] = 10,
+    site: options.SITE = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also run the words through the model and its dictionary (loads them).")
+    ] = False,
+    as_json: options.JSON = False,
+) -> None:
+    """Find features by concept: over labels, the words they fire on, their examples, and the tokens they promote.
+
+    Example: `saekit search pythia "happy"`
+    """
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    extra: dict[str, Any] = {}
+    if deep:
+        quiet_libraries()
+        chosen = ws.site(site)
+        extra = {"lm": ws.lm, "sae": ws.sae(chosen)}
+        site = str(chosen)
+    hits = ws.database().search(query, k=k, site=site, **extra)
+    rows = [hit.to_dict() for hit in hits]
+    if as_json:
+        emit(rows)
+        return
+    table(
+        [
+            {
+                "feature": row["ref"].removeprefix("feature:"),
+                "score": row["score"],
+                "label": row["label"],
+                "density": f"{row['density']:.3%}",
+                "why": row["why"],
+            }
+            for row in rows
+        ]
+    )
+
+
+@app.command()
+def show(
+    workspace: options.WORKSPACE,
+    feature: _FEATURE,
+    examples: Annotated[int, typer.Option("-n", "--examples", help="How many examples.", min=0)] = 8,
+    as_json: options.JSON = False,
+) -> None:
+    """Show a feature: statistics, promoted and suppressed tokens, the words and texts it fires on.
+
+    Example: `saekit show pythia 1042`
+    """
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    record = ws.database().feature(ws.ref(feature))
+    if as_json:
+        emit(record.to_dict())
+    else:
+        _print_record(record, examples)
+
+
+def _print_record(record: FeatureRecord, n_examples: int) -> None:
+    from rich.text import Text
+
+    facts = record.to_dict()
+    out = console()
+    out.print(Text.assemble((facts["ref"], "bold"), "  ", (facts["label"] or "no label", "green")))
+    out.print(
+        f"fires on {facts['density']:.3%} of tokens, mean {number(facts['mean'])} where it fires, max {number(facts['max'])}"
+    )
+    for name in ("promoted", "suppressed"):
+        tokens = "  ".join(repr(item["token"]) for item in facts[name][:10])
+        out.print(Text.assemble((f"{name:<11}", "bold"), tokens))
+    for example in facts["examples"][:n_examples]:
+        out.print(
+            Text.assemble(
+                (f"{max(example['values']):8.3g}  ", "dim"), highlighted(example["tokens"], example["values"], facts["max"])
+            )
+        )
+
+
+@app.command()
+def steer(
+    workspace: options.WORKSPACE,
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    feature: Annotated[
+        list[str], typer.Option("--feature", "-f", help="ID[:strength], e.g. 1042, 1042:2, 1042:0.5norm; may be repeated.")
+    ],
+    op: Annotated[str, typer.Option(help="clamp, add, scale or ablate.")] = "clamp",
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a continuation in tokens.", min=1)] = 48,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
+    n_samples: Annotated[int, typer.Option("-n", "--samples", help="Continuations a prompt, with --sample.", min=1)] = 1,
+    control: Annotated[
+        bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
+    ] = True,
+    positions: Annotated[str, typer.Option(help="last+generated, generated, prompt, last or all.")] = "last+generated",
+    seed: options.SEED = 0,
+    as_json: options.JSON = False,
+) -> None:
+    """Generate with and without a feature turned on, side by side on the same seed.
+
+    Strength is in multiples of the feature's own maximum: 1042:2 clamps it to twice that; 1042:0.5norm adds half the typical norm of the site.
+
+    Example: `saekit steer pythia --feature 1042:2 "Once upon a time"`
+    """
+    quiet_libraries()
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    result = ws.steer(
+        prompts,
+        feature,
+        op=op,
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        n_samples=n_samples,
+        control=control,
+        positions=positions,
+        seed=seed,
+    )
+    facts = result.to_dict()
+    if as_json:
+        emit(facts)
+        return
+    _print_steered(prompts, n_samples, facts)
+
+
+def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [name for name in ("baseline", "steered", "random") if facts.get(name)]
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    for name in columns:
+        grid.add_column(name, ratio=1)
+    for i in range(len(prompts) * n_samples):
+        prompt = prompts[i // n_samples]
+        grid.add_row(*(Text.assemble((prompt, "dim"), facts[name][i]) for name in columns))
+    console().print(grid)
+    perplexity = "  ".join(f"{name} {number(value)}" for name, value in facts["perplexity"].items())
+    console().print(f"KL to the unsteered model {number(facts['kl'])} nats a token;  perplexity under it: {perplexity}")

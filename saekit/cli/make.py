@@ -1,0 +1,250 @@
+"""Commands that make things: fit, cache, train, index, verify."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saekit.cli import app, options
+from saekit.cli.output import console, emit, quiet_libraries, table
+
+if TYPE_CHECKING:
+    from saekit.lm.sites import Site
+    from saekit.workspace import Workspace
+
+_DATA = "NeelNanda/pile-10k"
+
+
+def _create(model: str, sites: list[str] | None, data: str, out: Path | None, **settings: Any) -> Workspace:
+    quiet_libraries()
+    from saekit.lm.sites import Site
+    from saekit.workspace import Workspace, study_of
+
+    if not sites:
+        from saekit.lm import LanguageModel
+
+        sites = [f"resid_post.{LanguageModel.load(model, revision=settings.get('revision')).n_layers // 2}"]
+    names = tuple(str(site) for site in sorted({Site.parse(site) for site in sites}))
+    out = out or Path(f"{Path(model).name}-{'-'.join(names)}")
+    return Workspace.create(out, study_of(model, names, data, **settings))
+
+
+def _train(workspace: Workspace, sites: list[Site], wandb: str | None, progress: bool, **settings: Any) -> None:
+    from trainers import TrainConfig
+
+    for site in sites:
+        width = workspace.lm.width(site)
+        chosen = {key: value for key, value in settings.items() if value is not None}
+        chosen.setdefault("n_latents", 16 * width)
+        workspace.train(site, TrainConfig.from_dict(chosen), wandb=wandb, progress=progress)
+
+
+@app.command()
+def fit(
+    model: options.MODEL,
+    site: options.SITES = None,
+    data: options.DATA = _DATA,
+    arch: options.ARCH = "topk",
+    latents: options.LATENTS = None,
+    l0: options.L0 = 32,
+    out: options.OUT = None,
+    tokens: options.TOKENS = 2_000_000,
+    train_tokens: options.TRAIN_TOKENS = None,
+    context: options.CONTEXT = None,
+    packing: options.PACKING = "pack",
+    batch_size: options.BATCH_SIZE = None,
+    lr: options.LR = None,
+    seed: options.SEED = 0,
+    text_field: options.TEXT_FIELD = "text",
+    data_config: options.DATA_CONFIG = None,
+    data_split: options.DATA_SPLIT = "train",
+    revision: options.REVISION = None,
+    dtype: options.DTYPE = None,
+    store_dtype: options.STORE_DTYPE = "float32",
+    cache_batch: options.BATCH = None,
+    wandb: options.WANDB = None,
+    as_json: options.JSON = False,
+) -> None:
+    """Do everything: cache activations, train a dictionary, index and label its features.
+
+    Run the same command again after an interruption: every step goes on where it was.
+
+    Example: `saekit fit EleutherAI/pythia-70m-deduped --site resid_post.3 --data NeelNanda/pile-10k --l0 32 --out pythia`
+    """
+    started = time.monotonic()
+    workspace = _create(
+        model,
+        site,
+        data,
+        out,
+        tokens=tokens,
+        context=context,
+        packing=packing,
+        text_field=text_field,
+        data_config=data_config,
+        data_split=data_split,
+        revision=revision,
+        dtype=dtype,
+        store_dtype=store_dtype,
+    )
+    sites = [workspace.lm.site(name) for name in workspace.study.sites]
+    with workspace.writing():
+        store = workspace.cache(batch_size=cache_batch)
+        _train(
+            workspace,
+            sites,
+            wandb,
+            True,
+            arch=arch,
+            n_latents=latents,
+            l0=l0,
+            tokens=train_tokens,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+        )
+        for each in sites:
+            workspace.index(each)
+        quality = {str(each): workspace.evaluate(each) for each in sites}
+    seconds = round(time.monotonic() - started, 1)
+    if as_json:
+        emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
+        return
+    table([{"site": name, **row} for name, row in quality.items()], title=f"{workspace.path}, {seconds:.0f} s")
+    _next(workspace, sites[0])
+
+
+def _next(workspace: Workspace, site: Site) -> None:
+    ws = workspace.path
+    feature = f"feature:{site}/7" if len(workspace.trained()) > 1 else "7"
+    console().print(
+        f'[dim]next:[/dim]  saekit search {ws} "happy"\n       saekit show {ws} {feature}\n       saekit steer {ws} --feature {feature} "Once upon a time"'
+    )
+
+
+@app.command()
+def cache(
+    model: options.MODEL,
+    site: options.SITES = None,
+    data: options.DATA = _DATA,
+    out: options.OUT = None,
+    tokens: options.TOKENS = 2_000_000,
+    context: options.CONTEXT = None,
+    packing: options.PACKING = "pack",
+    text_field: options.TEXT_FIELD = "text",
+    data_config: options.DATA_CONFIG = None,
+    data_split: options.DATA_SPLIT = "train",
+    revision: options.REVISION = None,
+    dtype: options.DTYPE = None,
+    store_dtype: options.STORE_DTYPE = "float32",
+    cache_batch: options.BATCH = None,
+    as_json: options.JSON = False,
+) -> None:
+    """Stream a model's activations at one or more sites to HDF5, in one pass.
+
+    Example: `saekit cache EleutherAI/pythia-70m-deduped --site resid_post.2 --site mlp_out.2 --out pythia`
+    """
+    workspace = _create(
+        model,
+        site,
+        data,
+        out,
+        tokens=tokens,
+        context=context,
+        packing=packing,
+        text_field=text_field,
+        data_config=data_config,
+        data_split=data_split,
+        revision=revision,
+        dtype=dtype,
+        store_dtype=store_dtype,
+    )
+    with workspace.writing():
+        store = workspace.cache(batch_size=cache_batch)
+    facts = {"workspace": str(workspace.path), "tokens": store.n_tokens, "sites": [str(site) for site in store.sites]}
+    if as_json:
+        emit(facts)
+    else:
+        console().print(f"{store.n_tokens:,} tokens at {', '.join(facts['sites'])} in {workspace.path}")
+
+
+@app.command()
+def train(
+    workspace: options.WORKSPACE,
+    site: options.SITES = None,
+    arch: options.ARCH = "topk",
+    latents: options.LATENTS = None,
+    l0: options.L0 = 32,
+    train_tokens: options.TRAIN_TOKENS = None,
+    batch_size: options.BATCH_SIZE = None,
+    lr: options.LR = None,
+    seed: options.SEED = 0,
+    wandb: options.WANDB = None,
+    as_json: options.JSON = False,
+) -> None:
+    """Train a dictionary on cached activations.
+
+    Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
+    """
+    quiet_libraries()
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    sites = [ws.lm.site(name) for name in site or ws.study.sites]
+    with ws.writing():
+        _train(
+            ws,
+            sites,
+            wandb,
+            True,
+            arch=arch,
+            n_latents=latents,
+            l0=l0,
+            tokens=train_tokens,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+        )
+    rows = [{"site": str(each), "folder": str(ws.sae_folder(each))} for each in sites]
+    if as_json:
+        emit(rows)
+    else:
+        table(rows)
+
+
+@app.command()
+def index(workspace: options.WORKSPACE, site: options.SITES = None, as_json: options.JSON = False) -> None:
+    """Put a dictionary's features into the searchable database, with free labels.
+
+    Example: `saekit index pythia`
+    """
+    quiet_libraries()
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    sites = [ws.site(name) for name in site] if site else ws.trained() or [ws.site(None)]
+    with ws.writing():
+        for each in sites:
+            ws.index(each)
+    rows = [{"site": str(each), "features": ws.sae(each).cfg.n_latents} for each in sites]
+    if as_json:
+        emit(rows)
+    else:
+        table(rows)
+
+
+@app.command()
+def verify(workspace: options.WORKSPACE, as_json: options.JSON = False) -> None:
+    """Check every shard against its checksum, every dictionary and the database; says what is damaged and how to mend it.
+
+    Example: `saekit verify pythia`
+    """
+    quiet_libraries()
+    from saekit.workspace import Workspace
+
+    checks = Workspace.open(workspace).verify()
+    if as_json:
+        emit({"ok": True, "checks": checks})
+    else:
+        table([{"part": part, "found": found} for part, found in checks.items()])

@@ -1,0 +1,65 @@
+"""Options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = Annotated[str, typer.Argument(help="Hub name or local folder of a causal language model.", show_default=False)]
+WORKSPACE = Annotated[Path, typer.Argument(help="Folder that `saekit fit` or `saekit cache` made.", show_default=False)]
+SITES = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site",
+        help="Where to read activations, e.g. resid_post.3; may be repeated. [default: resid_post at mid depth]",
+        show_default=False,
+    ),
+]
+SITE = Annotated[
+    str | None, typer.Option("--site", help="Site of the dictionary; needed where the workspace has several.", show_default=False)
+]
+DATA = Annotated[str, typer.Option("--data", help="Hub data set, or a local txt / jsonl / parquet file, or a folder of them.")]
+OUT = Annotated[
+    Path | None, typer.Option("--out", help="Workspace folder. [default: MODEL-SITE in this folder]", show_default=False)
+]
+TEXT_FIELD = Annotated[str, typer.Option(help="Field of a record that holds the text.")]
+DATA_CONFIG = Annotated[str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)]
+DATA_SPLIT = Annotated[str, typer.Option(help="Split of a hub data set.")]
+REVISION = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
+DTYPE = Annotated[
+    str | None,
+    typer.Option(
+        help="Computing dtype of the model: float32, bfloat16, float16. [default: the checkpoint's]", show_default=False
+    ),
+]
+TOKENS = Annotated[int, typer.Option(help="Tokens to cache at most; a smaller corpus is cached whole, never twice.", min=1)]
+CONTEXT = Annotated[
+    int | None, typer.Option(help="Tokens in a context. [default: what the model has, at most 256]", show_default=False)
+]
+PACKING = Annotated[str, typer.Option(help="pack: documents follow each other in a context; document: one a context.")]
+STORE_DTYPE = Annotated[str, typer.Option(help="Numbers on disk: float32, float16 or bfloat16.")]
+BATCH = Annotated[
+    int | None, typer.Option("--cache-batch", help="Contexts in a forward pass. [default: about 8192 tokens]", show_default=False)
+]
+ARCH = Annotated[str, typer.Option("--arch", help="Architecture of the dictionary.")]
+LATENTS = Annotated[
+    int | None, typer.Option("--latents", help="Features. [default: 16 x the site's width]", show_default=False, min=1)
+]
+L0 = Annotated[int, typer.Option("--l0", "--k", help="Features active per token (k of TopK).", min=1)]
+TRAIN_TOKENS = Annotated[
+    int | None,
+    typer.Option(help="Tokens to train on, counting repeats. [default: by the number of latents]", show_default=False, min=1),
+]
+BATCH_SIZE = Annotated[
+    int | None, typer.Option(help="Tokens in a training step. [default: by the number of tokens]", show_default=False, min=1)
+]
+LR = Annotated[
+    float | None, typer.Option(help="Peak learning rate. [default: 2e-4 / sqrt(latents / 16384), scaled]", show_default=False)
+]
+SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
+WANDB = Annotated[
+    str | None, typer.Option(help="Log to this Weights & Biases project; nothing is sent without it.", show_default=False)
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]

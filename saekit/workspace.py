@@ -1,0 +1,260 @@
+"""A workspace: the folder that holds one study, and the steps that fill it. Every step resumes where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError
+from saekit.study import FILE, Study, portable
+
+if TYPE_CHECKING:
+    from feature_db import FeatureDB
+    from saekit.activations import ActivationStore, Corpus
+    from saekit.lm import LanguageModel
+    from saekit.lm.sites import Site
+    from saekit.objects import Ref
+    from saekit.sae import SAE
+    from trainers import TrainConfig
+
+
+class Workspace:
+    """One study on disk.
+
+    ::
+
+        saekit.toml         what is studied
+        activations/        manifest.json and HDF5 shards
+        sae/<site>/         a dictionary in sae-lens's layout, its training settings and metrics
+        features.sqlite     the features of all its dictionaries, searchable
+        vectors/            decoder directions, memory-mapped
+        reports/            evaluations
+
+    Args:
+        path: the folder.
+        study: what it studies; :meth:`open` reads it from the folder.
+    """
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self.study = path, study
+
+    @classmethod
+    def open(cls, path: str | Path) -> Workspace:
+        """An existing workspace.
+
+        Raises:
+            WorkspaceError: the folder is none.
+            WorkspaceTooNew: a newer version of saekit wrote it.
+        """
+        path = Path(path)
+        return cls(path, Study.load(path))
+
+    @classmethod
+    def create(cls, path: str | Path, study: Study) -> Workspace:
+        """A new workspace, or the existing one if it studies exactly the same.
+
+        The model and the data are looked up first, so that a mistyped name leaves no folder behind.
+
+        Raises:
+            StoreMismatch: the folder studies something else; the message names what differs.
+            ModelNotFound, CorpusError, UnknownSite, ContextTooLong: the study cannot be done.
+        """
+        path = Path(path)
+        if (path / FILE).exists():
+            workspace = cls.open(path)
+            if changed := workspace.study.differences(study):
+                before, now = (", ".join(f"{name}={getattr(s, name)!r}" for name in changed) for s in (workspace.study, study))
+                raise StoreMismatch(
+                    f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
+                )
+            return workspace
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
+        workspace = cls(path, study)
+        workspace._check()
+        path.mkdir(parents=True, exist_ok=True)
+        study.save(path)
+        return workspace
+
+    def _check(self) -> None:
+        """Raise where the study cannot be done, before anything is written."""
+        from saekit.activations import check_corpus
+
+        for site in self.study.sites:
+            self.lm.width(site)
+        check_corpus(self.corpus)
+        self.lm.check_context(self.study.context or 1)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the workspace for writing; the lock ends with the process, however it ends.
+
+        Raises:
+            WorkspaceError: another process writes here.
+        """
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise WorkspaceError(f"Another saekit command is writing to {self.path}.", "Wait for it to end.") from error
+            yield
+
+    # What it is made of
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, with every trained dictionary attached to its site."""
+        from saekit.lm import LanguageModel
+
+        return LanguageModel.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The documents."""
+        from saekit.activations import Corpus
+
+        study = self.study
+        return Corpus.open(
+            study.data,
+            text_field=study.text_field,
+            split=study.data_split,
+            name=study.data_config,
+            revision=study.data_revision,
+        )
+
+    @property
+    def database_path(self) -> Path:
+        """Where the feature database is, or will be."""
+        return self.path / "features.sqlite"
+
+    def store(self) -> ActivationStore:
+        """The cached activations, checked against the model once that is loaded.
+
+        Raises:
+            WorkspaceError: nothing is cached yet.
+        """
+        from saekit.activations import ActivationStore
+
+        if not (self.path / "activations" / "manifest.json").exists():
+            raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
+        return ActivationStore.open(self.path / "activations")
+
+    def sae_folder(self, site: str | Site) -> Path:
+        """Where the dictionary of `site` is kept."""
+        return self.path / "sae" / str(site)
+
+    def trained(self) -> list[Site]:
+        """Sites with a finished dictionary, in the order of computation."""
+        from saekit.lm.sites import Site
+
+        return sorted(Site.parse(folder.parent.name) for folder in (self.path / "sae").glob("*/cfg.json"))
+
+    def site(self, text: str | None) -> Site:
+        """The site meant: `text`, or the only one that has a dictionary.
+
+        Raises:
+            WorkspaceError: there is no dictionary there, or there are several and `text` is None.
+        """
+        from saekit.lm.sites import Site
+
+        trained = self.trained()
+        names = ", ".join(map(str, trained))
+        if not trained:
+            raise WorkspaceError(f"{self.path} has no dictionary yet.", "Run `saekit train` or `saekit fit` first.")
+        if text is None:
+            if len(trained) > 1:
+                raise WorkspaceError(f"{self.path} has dictionaries at {names}.", "Say which with --site.")
+            return trained[0]
+        site = Site.parse(text)
+        if site not in trained:
+            raise WorkspaceError(f"{self.path} has no dictionary at {site}; it has {names}.", "Train one with `saekit train`.")
+        return site
+
+    def sae(self, site: str | Site) -> SAE:
+        """The dictionary trained at `site`."""
+        from saekit.sae import SAE
+
+        return SAE.load(self.sae_folder(site))
+
+    def database(self) -> FeatureDB:
+        """The feature database.
+
+        Raises:
+            WorkspaceError: no feature is indexed yet.
+        """
+        from feature_db import FeatureDB
+
+        if not self.database_path.exists():
+            raise WorkspaceError(f"{self.path} has no feature database yet.", "Run `saekit index` or `saekit fit` first.")
+        return FeatureDB.open(self.database_path)
+
+    def ref(self, text: str) -> Ref:
+        """The feature meant by `1042` (the only dictionary), `resid_post.3/1042` or `feature:resid_post.3/1042`.
+
+        Raises:
+            UnknownRef: the text is none of these.
+            WorkspaceError: a bare number, and there are several dictionaries.
+        """
+        from saekit.objects import Ref
+
+        if text.isdecimal():
+            return Ref.parse(f"feature:{self.site(None)}/{text}")
+        ref = Ref.parse(text if ":" in text else f"feature:{text}")
+        if ref.kind != "feature":
+            raise UnknownRef(f"{text!r} is no feature.", "Write 1042 or feature:resid_post.3/1042.")
+        return ref
+
+    # The steps
+
+    def cache(self, *, batch_size: int | None = None, progress: bool = True) -> ActivationStore:
+        """Stream the activations of every site to HDF5 (:func:`saekit.activations.write_store`)."""
+        from saekit.activations import write_store
+
+        study = self.study
+        extra: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+        return write_store(
+            self.path / "activations",
+            self.lm,
+            study.sites,
+            self.corpus,
+            n_tokens=study.tokens,
+            context=study.context,
+            dtype=study.store_dtype,
+            packing=study.packing,
+            progress=progress,
+            **extra,
+        )
+
+    def train(self, site: str | Site, config: TrainConfig, *, wandb: str | None = None, progress: bool = True) -> SAE:
+        """Train a dictionary at `site` (:func:`trainers.train`)."""
+        from trainers import train
+
+        store = self.store()
+        store.check_model(self.lm)
+        return train(store, config, self.sae_folder(site), site=self.lm.site(site), lm=self.lm, wandb=wandb, progress=progress)
+
+    def index(self, site: str | Site, *, progress: bool = True) -> FeatureDB:
+        """Put the features of the dictionary at `site` into the database, with free labels (:func:`feature_db.build`)."""
+        from feature_db import build
+
+        site = self.lm.site(site)
+        store = self.store()
+        store.check_model(self.lm)
+        return build(
+            self.database_path,
+            store=store,
+            sae=self.sae(site),
+            lm=self.lm,
+            site=site,
+            vectors=self.path / "vectors",
+            progress=progress,
+        )
+
+
+def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> Study:
+    """A :class:`Study` whose local paths are absolute, so that commands work from any folder."""
+    return Study(model=portable(model), sites=sites, data=portable(data), **settings)
