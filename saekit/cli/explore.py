@@ -138,7 +138,8 @@ def steer(
 ) -> None:
     """Generate with and without a feature turned on, side by side on the same seed.
 
-    Strength is in multiples of the feature's own maximum: 1042:2 clamps it to twice that; 1042:0.5norm adds half the typical norm of the site.
+    Strength is in multiples of the feature's own maximum: 1042:2 clamps it to twice that;
+    1042:0.5norm is half the typical norm of the site.
 
     Example: `saekit steer pythia --feature 1042:2 "Once upon a time"`
     """

@@ -119,7 +119,9 @@ def _next(workspace: Workspace, site: Site) -> None:
     ws = workspace.path
     feature = f"feature:{site}/7" if len(workspace.trained()) > 1 else "7"
     console().print(
-        f'[dim]next:[/dim]  saekit search {ws} "happy"\n       saekit show {ws} {feature}\n       saekit steer {ws} --feature {feature} "Once upon a time"'
+        f'[dim]next:[/dim]  saekit search {ws} "happy"\n'
+        f"       saekit show {ws} {feature}\n"
+        f'       saekit steer {ws} --feature {feature} "Once upon a time"'
     )
 
 
