@@ -61,6 +61,10 @@ class SAEFormatError(SaekitError):
     """A folder holds no SAE, or its configuration and tensors disagree."""
 
 
+class SAENotFound(SAEFormatError):
+    """There is no such folder and no such published SAE, or it cannot be fetched."""
+
+
 class UnknownRef(SaekitError):
     """A reference does not parse, or names an object that does not exist (a feature out of range, say)."""
 

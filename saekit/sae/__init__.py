@@ -1,0 +1,8 @@
+"""Sparse dictionaries: SAEs and transcoders, encoded, decoded, loaded and saved in sae-lens's layout."""
+
+from __future__ import annotations
+
+from saekit.sae.architectures import SAE, SparseCode
+from saekit.sae.config import ARCHITECTURES, SAEConfig
+
+__all__ = ["ARCHITECTURES", "SAE", "SAEConfig", "SparseCode"]

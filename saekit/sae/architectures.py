@@ -1,0 +1,357 @@
+"""One module for all architectures: they share encoder, decoder and files, and differ in their activation only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
+from saekit.sae import kernels
+from saekit.sae.config import ARCHITECTURES, DTYPES, SAEConfig
+
+
+class SparseCode(NamedTuple):
+    """The latents that fire on each token.
+
+    Attributes:
+        values: (..., K), coefficients. A row may be padded with zeros.
+        indices: (..., K) int64, their latents, in no particular order. Those of padding mean nothing.
+    """
+
+    values: Tensor
+    indices: Tensor
+
+    def dense(self, n_latents: int) -> Tensor:
+        """The same code as one (..., n_latents) tensor."""
+        zeros = self.values.new_zeros(*self.values.shape[:-1], n_latents)
+        return zeros.scatter_add(-1, self.indices, self.values)  # add: padding may repeat the index of a real value
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder or transcoder for inference.
+
+    Encoder: `h = (x - b_dec) @ W_enc + b_enc` (b_dec is left out where `apply_b_dec_to_input` is False), then by activation
+
+    - relu (standard, transcoder, skip_transcoder): `f = ReLU(h)` (arXiv 2309.08600; transcoders 2406.11944, skip 2501.18823).
+    - topk: `f = ReLU(TopK_k(h))`, eq. 5 of arXiv 2406.04093. abstopk: the k largest |h| with their signs (2510.00404).
+    - jumprelu: `f = ReLU(h) * 1[h > threshold]` (arXiv 2407.14435, eq. 3); also batchtopk (2412.06410, section 3: a threshold
+      replaces the selection over the batch) and matryoshka (2503.17547).
+    - gated: `f = 1[(x - b_dec) @ W_enc + b_gate > 0] * ReLU((x - b_dec) @ W_enc * exp(r_mag) + b_mag)`, eqs. 6-7 of 2404.16014.
+
+    Decoder: `x_hat = f @ W_dec + b_dec`, plus `x @ W_skip.T` in skip transcoders.
+
+    Tensors have sae-lens's names and shapes (D = d_in, F = n_latents): `W_enc` (D, F), `W_dec` (F, d_out), `b_dec` (d_out,),
+    and `b_enc`, `threshold`, `b_gate`, `b_mag`, `r_mag` (F,), `W_skip` (d_out, D) where the architecture has them. They are
+    parameters that ask for no gradient; everything here is differentiable in its input and, after `requires_grad_()`, in them.
+
+    Inputs are (..., D), or (..., heads, d_head) with heads * d_head = D; they are cast to the dtype of the weights, in which
+    results come back.
+    """
+
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+
+    def __init__(self, cfg: SAEConfig, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Build from a configuration and the tensors that :meth:`SAEConfig.shapes` lists; all zeros without them.
+
+        Tensors of the right dtype are used as they are, not copied, except W_enc.
+
+        Raises:
+            SAEFormatError: a tensor is missing, unexpected, or of another shape than the configuration says.
+        """
+        super().__init__()
+        self.cfg = replace(cfg)
+        dtype = DTYPES[cfg.dtype]
+        shapes = cfg.shapes()
+        if tensors is None:
+            tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+        _check_shapes(tensors, shapes, cfg.architecture)
+        for name in shapes:
+            data = tensors[name].detach().to(dtype)
+            # In memory a latent's encoder weights lie side by side: one feature then costs one short read, whatever F is.
+            data = data.T.contiguous().T if name == "W_enc" else data.contiguous()
+            self.register_parameter(name, nn.Parameter(data, requires_grad=False))
+
+    # -- encode
+
+    def encode(self, x_BD: Tensor) -> SparseCode | Tensor:
+        """Codes of x (..., D): a :class:`SparseCode` (K = k) from topk and abstopk, a dense (..., F) tensor from the others.
+
+        Raises:
+            StoreMismatch: x has another width than the SAE reads.
+        """
+        x_ND, lead = self._rows(x_BD)
+        if not self._selects:
+            return self._activate(self._centre(x_ND)).reshape(*lead, self.cfg.n_latents)
+        values_NK, indices_NK = self._select(self._centre(x_ND))
+        return SparseCode(values_NK.reshape(*lead, -1), indices_NK.reshape(*lead, -1))
+
+    def encode_dense(self, x_BD: Tensor) -> Tensor:
+        """Codes of x (..., D) as one (..., F) tensor, for every architecture."""
+        code = self.encode(x_BD)
+        return code if isinstance(code, Tensor) else code.dense(self.cfg.n_latents)
+
+    def encode_sparse(self, x_BD: Tensor) -> SparseCode:
+        """Codes of x (..., D) as a :class:`SparseCode`, for every architecture.
+
+        Where the architecture is dense, K is the number of latents that fire on the busiest token (at least 1), a row's latents
+        are in ascending order, and shorter rows are padded with value 0 at latent 0.
+        """
+        code = self.encode(x_BD)
+        if not isinstance(code, Tensor):
+            return code
+        acts_NF = code.reshape(-1, self.cfg.n_latents)
+        row, latent = acts_NF.detach().nonzero(as_tuple=True)
+        count_N = torch.bincount(row, minlength=acts_NF.shape[0])
+        K = max(1, int(count_N.max())) if len(count_N) else 1
+        slot = torch.arange(len(row), device=row.device) - (count_N.cumsum(0) - count_N)[row]
+        values_NK = acts_NF.new_zeros(acts_NF.shape[0], K).index_put((row, slot), acts_NF[row, latent])
+        indices_NK = latent.new_zeros(values_NK.shape).index_put((row, slot), latent)
+        lead = code.shape[:-1]
+        return SparseCode(values_NK.reshape(*lead, K), indices_NK.reshape(*lead, K))
+
+    def encode_features(self, x_BD: Tensor, features: Sequence[int] | Tensor) -> Tensor:
+        """The columns `features` of :meth:`encode_dense`, (..., n), in the order given; repeats are allowed.
+
+        Costs n encoder columns, independent of F. topk and abstopk rank all latents, so they encode in full (still sparsely).
+
+        Raises:
+            UnknownRef: a feature is negative or not below F.
+        """
+        wanted = self._features(features)
+        x_ND, lead = self._rows(x_BD)
+        if not self._selects:
+            return self._activate(self._centre(x_ND), wanted).reshape(*lead, len(wanted))
+        values_NK, indices_NK = self._select(self._centre(x_ND))
+        unique, inverse = wanted.unique(return_inverse=True)
+        column_F = torch.full((self.cfg.n_latents,), len(unique), device=unique.device)  # the last column collects the rest
+        column_F[unique] = torch.arange(len(unique), device=unique.device)
+        acts = values_NK.new_zeros(len(values_NK), len(unique) + 1).scatter_add(-1, column_F[indices_NK], values_NK)
+        return acts[:, inverse].reshape(*lead, len(wanted))
+
+    # -- decode
+
+    def decode(self, code: SparseCode | Tensor, x_BD: Tensor | None = None) -> Tensor:
+        """Reconstruction (..., d_out) of a code of either kind.
+
+        Args:
+            code: (..., F) dense, or a :class:`SparseCode` of (..., K).
+            x_BD: the input that was encoded. It brings what the code does not hold: the skip of a skip transcoder, the scale
+                that a normalising SAE removed, and the shape (heads stay heads). Without it a skip transcoder's decode is
+                that of its latents alone, as in sae-lens.
+
+        Raises:
+            ConfigError: the SAE normalises its input and x_BD is not given.
+        """
+        if isinstance(code, Tensor):
+            lead = code.shape[:-1]
+            out_NO = code.reshape(-1, self.cfg.n_latents).to(self.dtype) @ self.W_dec + self.b_dec
+        else:
+            values, indices = code
+            lead = values.shape[:-1]
+            K = values.shape[-1]
+            out_NO = kernels.gather_decode(values.reshape(-1, K).to(self.dtype), indices.reshape(-1, K), self.W_dec, self.b_dec)
+        if x_BD is None:
+            if self.cfg.normalizes and not self.cfg.transcodes:
+                raise ConfigError(
+                    f"This SAE removes the scale of its input ({self.cfg.normalize_activations}), which a code does not hold.",
+                    "Call decode(code, x) with the input that was encoded.",
+                )
+            return out_NO.reshape(*lead, self.cfg.d_out)
+        x_ND, _ = self._rows(x_BD)
+        if self.cfg.transcodes:  # sae-lens normalises what a transcoder reads, never what it writes
+            if ARCHITECTURES[self.cfg.architecture].skips:
+                out_NO = out_NO + x_ND @ self.get_parameter("W_skip").T
+            return out_NO.reshape(*lead, self.cfg.d_out)
+        if self.cfg.normalizes:
+            _, shift_N1, scale_N1 = _normalize(x_ND, self.cfg.normalize_activations)
+            out_NO = out_NO * scale_N1 + shift_N1
+        return out_NO.reshape(x_BD.shape)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Reconstruction of x (..., D): x's shape, or (..., d_out) for transcoders, whose skip is included."""
+        return self.decode(self.encode(x_BD), x_BD)
+
+    def feature_vectors(self, features: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Decoder rows, (n, d_out): what each feature writes per unit of activation. All F of them by default.
+
+        Raises:
+            UnknownRef: a feature is negative or not below F.
+        """
+        return self.W_dec if features is None else self.W_dec[self._features(features)]
+
+    # -- files and identity
+
+    @staticmethod
+    def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> SAE:
+        """Load a sae-lens folder, or a published SAE as `"release/sae_id"`; see :func:`saekit.sae.files.load`."""
+        from saekit.sae import files
+
+        return files.load(source, device=device, dtype=dtype)
+
+    def save(self, folder: str | Path, *, sparsity: Tensor | None = None) -> None:
+        """Write a folder that sae-lens loads with equal outputs; see :func:`saekit.sae.files.save`."""
+        from saekit.sae import files
+
+        files.save(self, folder, sparsity=sparsity)
+
+    def fingerprint(self) -> str:
+        """sha256 of configuration and weights. The same after saving and loading, in any folder and on any device."""
+        from saekit.sae import files
+
+        facts = files.config_to_dict(self.cfg)
+        facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in files.VERSION_KEYS}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and logs, like `topk-1024@resid_post.2`."""
+        site = str(self.cfg.site) if self.cfg.site else self.cfg.metadata.get("hook_name")
+        return f"{self.cfg.architecture}-{self.cfg.n_latents}" + (f"@{site}" if site else "")
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest or database records about this SAE: JSON values only, `fingerprint` among them."""
+        cfg = self.cfg
+        return {
+            "name": self.name,
+            "architecture": cfg.architecture,
+            "site": cfg.site and str(cfg.site),
+            "site_out": cfg.site_out and str(cfg.site_out),
+            "d_in": cfg.d_in,
+            "d_out": cfg.d_out,
+            "n_latents": cfg.n_latents,
+            "k": cfg.k,
+            "model_name": cfg.model_name,
+            "dtype": cfg.dtype,
+            "fingerprint": self.fingerprint(),
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_dec.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_dec.device
+
+    @torch.no_grad()
+    def fold_scale(self, input_scale: float, output_scale: float | None = None) -> SAE:
+        """Fold a scale of the data into the weights, in place: trained on `input_scale * x`, the SAE now reads x itself.
+
+        Codes stay the same and reconstructions come out in the units of the data. `output_scale` is that of a transcoder's
+        target; it is `input_scale` for an SAE.
+        """
+        output_scale = input_scale if output_scale is None or not self.cfg.transcodes else output_scale
+        self.W_enc.mul_(input_scale)
+        self.W_dec.div_(output_scale)
+        self.b_dec.div_(output_scale)
+        if ARCHITECTURES[self.cfg.architecture].skips:
+            self.get_parameter("W_skip").mul_(input_scale / output_scale)
+        if self.cfg.normalize_activations == "expected_average_only_in":
+            self.cfg.normalize_activations = "none"
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, d_in={self.cfg.d_in}, d_out={self.cfg.d_out}, k={self.cfg.k}, dtype={self.cfg.dtype}"
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SAE:
+        super()._apply(fn, recurse)
+        self.cfg.dtype = str(self.dtype).removeprefix("torch.")
+        return self
+
+    # -- the parts
+
+    @property
+    def _selects(self) -> bool:
+        return self.cfg.activation in ("topk", "abstopk")
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        """x as (N, D) rows in the dtype of the weights, and the shape in front that was flattened away."""
+        lead, D = x.shape[:-1], self.cfg.d_in
+        if x.shape[-1] != D and math.prod(x.shape[-2:]) == D:
+            lead = x.shape[:-2]
+        elif x.shape[-1] != D:
+            raise StoreMismatch(
+                f"{self.name} reads {D} numbers per token, but the activations have shape {tuple(x.shape)}.",
+                "It was made for another model or site.",
+            )
+        return x.reshape(-1, D).to(self.dtype), lead
+
+    def _centre(self, x_ND: Tensor) -> Tensor:
+        if self.cfg.normalizes:
+            x_ND, _, _ = _normalize(x_ND, self.cfg.normalize_activations)
+        return x_ND - self.b_dec if self.cfg.apply_b_dec_to_input else x_ND
+
+    def _activate(self, x_ND: Tensor, features: Tensor | None = None) -> Tensor:
+        """Dense codes (N, F) of centred rows, or only those of `features`, for activations that act on each latent alone."""
+
+        def pick(name: str) -> Tensor:
+            tensor = self.W_enc.T if name == "W_enc" else self.get_parameter(name)
+            return tensor if features is None else tensor[features]
+
+        if self.cfg.activation == "gated":
+            pre_NF = linear(x_ND, pick("W_enc"))
+            magnitude_NF = torch.relu(pre_NF * pick("r_mag").exp() + pick("b_mag"))
+            return magnitude_NF.masked_fill(pre_NF + pick("b_gate") <= 0, 0)
+        pre_NF = linear(x_ND, pick("W_enc"), pick("b_enc"))
+        if self.cfg.activation == "relu":
+            return torch.relu(pre_NF)
+        return pre_NF.masked_fill(pre_NF <= pick("threshold").clamp_min(0), 0)  # ReLU and jump in one comparison
+
+    def _select(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and latents (N, k) of centred rows, for activations that rank all latents of a row."""
+        assert self.cfg.k is not None
+        W_enc_FD, b_enc, k = self.W_enc.T, self.get_parameter("b_enc"), int(self.cfg.k)
+        if self.cfg.activation == "topk":
+            return kernels.encode_topk(x_ND, W_enc_FD, b_enc, k)
+        pre_NF = linear(x_ND, W_enc_FD, b_enc)
+        _, indices_NK = kernels.topk(pre_NF.detach().abs(), k)
+        return pre_NF.gather(-1, indices_NK), indices_NK
+
+    def _features(self, features: Sequence[int] | Tensor) -> Tensor:
+        wanted = torch.as_tensor(features, dtype=torch.int64, device=self.device).reshape(-1)
+        wrong = wanted[(wanted < 0) | (wanted >= self.cfg.n_latents)]
+        if len(wrong):
+            raise UnknownRef(f"{self.name} has no feature {int(wrong[0])}.", f"Its features are 0 to {self.cfg.n_latents - 1}.")
+        return wanted
+
+
+def _normalize(x_ND: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A row's normalised form, and the shift and scale (N, 1) that bring a reconstruction back, all as sae-lens has them."""
+    if how == "layer_norm":
+        shift_N1 = x_ND.mean(-1, keepdim=True)
+        scale_N1 = (x_ND - shift_N1).std(-1, keepdim=True)
+        return (x_ND - shift_N1) / (scale_N1 + 1e-5), shift_N1, scale_N1
+    # constant_norm_rescale: every row gets norm sqrt(D). The clamp keeps an all-zero row zero where sae-lens makes it NaN.
+    norm_N1 = x_ND.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x_ND.dtype).tiny)
+    scale_N1 = norm_N1 / x_ND.shape[-1] ** 0.5
+    return x_ND / scale_N1, torch.zeros_like(scale_N1), scale_N1
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
+    missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    if missing or extra:
+        parts = [f"{label} {', '.join(names)}" for label, names in (("missing", missing), ("unexpected", extra)) if names]
+        raise SAEFormatError(
+            f"The tensors do not make a {architecture} SAE: {'; '.join(parts)}.", f"It needs {', '.join(shapes)}."
+        )
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise SAEFormatError(
+                f"{name} has shape {tuple(tensors[name].shape)}, but the configuration says {shape}.",
+                "The configuration belongs to another SAE, or d_in, d_sae or d_out in it is wrong.",
+            )
