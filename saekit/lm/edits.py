@@ -1,0 +1,195 @@
+"""Edits of activations, and which tokens they touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saekit.errors import ConfigError
+from saekit.lm.sites import Site
+
+if TYPE_CHECKING:
+    from saekit.lm.model import LanguageModel
+
+Policy = Literal["last+generated", "generated", "prompt", "last", "all"]
+POLICIES: tuple[str, ...] = ("last+generated", "generated", "prompt", "last", "all")
+Positions = Policy | Sequence[int]
+"""Which tokens an edit touches, in a prompt of n real tokens followed by generated ones.
+
+- `"last+generated"`: the prompt's last token and everything generated
+- `"generated"`, `"prompt"`, `"last"`, `"all"`: as they say
+- a list of integers: these tokens, counted from 0 without pads (BOS is 0 where there is one); -1 is the prompt's last token
+
+Pads are never touched, BOS and other special tokens only where a list names them.
+"""
+
+
+class At(NamedTuple):
+    """Where the rows given to an edit come from.
+
+    batch_N: the row of the batch, under `generate` the prompt, each row belongs to.
+    position_N: its place in its own sequence, counted from 0 without pads.
+    """
+
+    batch_N: Tensor
+    position_N: Tensor
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change at one site: the one thing that `run` and `generate` apply.
+
+    Attributes:
+        site: where.
+        fn: given the chosen tokens' activations (N, *shape of one token) in at least float32, and where they are from, returns
+            their new values in the same shape. At a `pattern` it is given the whole (B, H, Q, K), with `position_N` (B, Q), and
+            the rows of chosen queries are kept.
+        order: edits of one site run in this order; ablate 0, clamp 1, scale 2, add 3. Equal ones run as listed.
+        positions: which tokens; None takes what `run` or `generate` was told.
+    """
+
+    site: Site
+    fn: Callable[[Tensor, At], Tensor]
+    order: int = 0
+    positions: Positions | None = None
+
+
+def expand_edits(lm: LanguageModel, edits: Any) -> dict[Site, list[Edit]]:
+    """Edits by site, in the order they run; anything with `.edits(lm)` is asked for its own.
+
+    Raises:
+        ConfigError: one is neither an Edit nor has `.edits(lm)`.
+    """
+    flat: list[Edit] = []
+    for item in edits if isinstance(edits, Iterable) else [edits]:
+        if isinstance(item, Edit):
+            flat.append(item)
+        elif hasattr(item, "edits"):
+            flat.extend(item.edits(lm))
+        else:
+            raise ConfigError(f"{item!r} is no intervention.", "Give an Edit, or an object with .edits(lm).")
+    by_site: dict[Site, list[Edit]] = {}
+    for edit in sorted(flat, key=lambda edit: edit.order):
+        check_positions(edit.positions)
+        by_site.setdefault(lm.site(edit.site), []).append(edit)
+    return by_site
+
+
+def check_positions(positions: Positions | None) -> None:
+    """Raise ConfigError unless `positions` is one of the policies, integers or None."""
+    if positions is None or (isinstance(positions, str) and positions in POLICIES):
+        return
+    if isinstance(positions, str) or not all(isinstance(position, int) for position in positions):
+        raise ConfigError(f"{positions!r} are no positions.", f"Give one of {', '.join(POLICIES)}, or a list of integers.")
+
+
+class _Rows(NamedTuple):
+    chosen_BT: Tensor | None  # None: every token
+    index: tuple[Tensor, Tensor]
+    at: At
+
+
+@dataclass
+class Window:
+    """The tokens that one forward pass covers: B rows, T tokens each.
+
+    Attributes:
+        tokens_BT: their ids.
+        real_BT: False at pads; None where there are none.
+        position_BT: place in the own sequence, counted without pads.
+        prompt_B: how many real tokens each row's prompt has.
+        row_B: what `At.batch_N` says for each row.
+        special: ids that policies leave alone.
+        default: the positions of edits that name none; None is every real token.
+    """
+
+    tokens_BT: Tensor
+    real_BT: Tensor | None
+    position_BT: Tensor
+    prompt_B: Tensor
+    row_B: Tensor
+    special: Tensor
+    default: Positions | None = None
+    _cache: dict[Any, _Rows] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        tokens_BT: Tensor,
+        mask_BT: Tensor | None,
+        special: Tensor,
+        prompt_B: Tensor | None = None,
+        default: Positions | None = None,
+    ) -> Window:
+        """The window of whole sequences; without `prompt_B` they are all prompt."""
+        B, T = tokens_BT.shape
+        device = tokens_BT.device
+        if mask_BT is None:
+            real_BT, position_BT = None, torch.arange(T, device=device).expand(B, T)
+            lengths_B = torch.full((B,), T, device=device)
+        else:
+            real_BT = mask_BT.bool()
+            position_BT = positions_from_mask(real_BT)
+            lengths_B = real_BT.sum(1)
+        prompt_B = lengths_B if prompt_B is None else prompt_B.to(device)
+        return cls(tokens_BT, real_BT, position_BT, prompt_B, torch.arange(B, device=device), special, default)
+
+    def apply(self, edit: Edit, x: Tensor) -> Tensor:
+        """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself where it touches none."""
+        rows = self._rows(self.default if edit.positions is None else edit.positions)
+        if edit.site.kind == "pattern":
+            new = _call(edit, x, At(self.row_B, self.position_BT))
+            return new if rows.chosen_BT is None else torch.where(rows.chosen_BT[:, None, :, None], new, x)
+        if rows.chosen_BT is None:
+            return _call(edit, x.flatten(0, 1), rows.at).reshape(x.shape)
+        if not len(rows.at.batch_N):
+            return x
+        return x.index_put(rows.index, _call(edit, x[rows.index], rows.at))
+
+    def _rows(self, positions: Positions | None) -> _Rows:
+        key = positions if positions is None or isinstance(positions, str) else tuple(positions)
+        if key not in self._cache:
+            chosen_BT = self._chosen(positions)
+            if chosen_BT is None:
+                b, t = torch.ones_like(self.tokens_BT, dtype=torch.bool).nonzero(as_tuple=True)
+            else:
+                b, t = chosen_BT.nonzero(as_tuple=True)
+            self._cache[key] = _Rows(chosen_BT, (b, t), At(self.row_B[b], self.position_BT[b, t]))
+        return self._cache[key]
+
+    def _chosen(self, positions: Positions | None) -> Tensor | None:
+        if positions is None:
+            return self.real_BT
+        position_BT, last_B1 = self.position_BT, self.prompt_B[:, None] - 1
+        if not isinstance(positions, str):
+            chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
+            for p in positions:
+                chosen_BT |= position_BT == (p if p >= 0 else last_B1 + 1 + p)
+            return chosen_BT if self.real_BT is None else chosen_BT & self.real_BT
+        inside_BT = {
+            "all": position_BT >= 0,
+            "prompt": position_BT <= last_B1,
+            "last": position_BT == last_B1,
+            "generated": position_BT > last_B1,
+            "last+generated": position_BT >= last_B1,
+        }[positions]
+        inside_BT = inside_BT & ~torch.isin(self.tokens_BT, self.special)
+        return inside_BT if self.real_BT is None else inside_BT & self.real_BT
+
+
+def positions_from_mask(real_BT: Tensor) -> Tensor:
+    """(B, T) place of each token in its own sequence, pads not counted (and given 0 or the place before them)."""
+    return (real_BT.long().cumsum(1) - 1).clamp_min(0)
+
+
+def _call(edit: Edit, rows: Tensor, at: At) -> Tensor:
+    # Half-precision activations are edited in float32: a delta smaller than their resolution still counts in a sum of deltas.
+    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    new = edit.fn(wide, at)
+    if new.shape != rows.shape:
+        raise ConfigError(f"An edit of {edit.site} returned {tuple(new.shape)} for {tuple(rows.shape)}.", "Keep the shape.")
+    return new.to(device=rows.device, dtype=rows.dtype)

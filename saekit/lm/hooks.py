@@ -1,0 +1,146 @@
+"""One pass through a model with hooks on the sites wanted, stopped as soon as they have all been seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from saekit.errors import UnsupportedModel
+from saekit.lm.edits import Edit, Window
+from saekit.lm.sites import Site
+from saekit.lm.taps import Tap, find_input, find_output, replace_input, replace_output
+
+if TYPE_CHECKING:
+    from saekit.lm.model import LanguageModel
+
+
+class _Stop(Exception):
+    """Everything wanted has been seen; the rest of the model need not run."""
+
+
+class Pass:
+    """What happens at each site during forward passes.
+
+    Args:
+        lm: the model.
+        read: sites whose activations to keep.
+        edits: changes by site, in the order they run.
+        stop: end the forward pass once all of these have been seen; empty runs to the end.
+        grad: keep the activations in the graph, with their gradients.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        read: Iterable[Site] = (),
+        edits: Mapping[Site, list[Edit]] | None = None,
+        stop: Iterable[Site] = (),
+        grad: bool = False,
+    ) -> None:
+        self.lm, self.read, self.edits, self.grad = lm, frozenset(read), dict(edits or {}), grad
+        self.acts: dict[Site, Tensor] = {}
+        self.window: Window | None = None
+        self.shape = (0, 0)
+        self._stop = frozenset(stop)
+        self.pending: set[Site] = set()
+        self.missed: set[Site] = set()
+
+    @contextmanager
+    def hooked(self) -> Iterator[Pass]:
+        """Hooks are on within the block, and off after it whatever happens."""
+        sites = sorted(self.read | self.edits.keys() | self._stop)
+        patterns = [site for site in sites if site.kind == "pattern" and self.lm.tap(site) is None]
+        with ExitStack() as stack:
+            if patterns:
+                from saekit.lm.patterns import patterns_through
+
+                stack.enter_context(patterns_through(self.lm, {site: self._visit_pattern(site) for site in patterns}))
+            for site in sites:
+                tap = self.lm.tap(site)
+                if tap is not None:
+                    stack.callback(self._hook(site, tap).remove)
+            yield self
+
+    def begin(self, shape: tuple[int, int], window: Window | None) -> None:
+        """A forward pass over `shape` (B, T) tokens begins; `window` is needed where there are edits."""
+        self.shape, self.window = shape, window
+        self.pending = set(self._stop)
+        self.missed = set(self.read | self.edits.keys())
+
+    def finish(self, forward: Callable[[], Any]) -> Any:
+        """Run `forward`; None where it was stopped.
+
+        Raises:
+            UnsupportedModel: a site that was wanted was never reached.
+        """
+        try:
+            output = forward()
+        except _Stop:
+            return None
+        if self.missed:
+            raise UnsupportedModel(
+                f"{', '.join(map(str, sorted(self.missed)))} was never reached in a forward pass of {self.lm.name}.",
+                "The path table names a module that this model does not call there.",
+            )
+        return output
+
+    def _hook(self, site: Site, tap: Tap) -> Any:
+        if tap.side == "in":
+
+            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                where, raw = find_input(args, kwargs)
+                new = self._visit(site, tap, raw)
+                return None if new is raw else replace_input(args, kwargs, where, new)
+
+            return tap.module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            raw = find_output(output)
+            new = self._visit(site, tap, raw)
+            return None if new is raw else replace_output(output, new)
+
+        return tap.module.register_forward_hook(after)
+
+    def _visit(self, site: Site, tap: Tap, raw: Tensor) -> Tensor:
+        # A write into the tensor itself would change what the graph before it has seen.
+        source = raw.clone() if tap.in_place and self.grad else raw
+        x = tap.view.get(source, *self.shape)
+        new = self._touch(site, x)
+        if new is not x or self.grad:
+            if tap.in_place:
+                raw.copy_(tap.view.put(raw, new))
+            else:
+                raw = tap.view.put(raw, new)
+        self._seen(site)
+        return raw
+
+    def _visit_pattern(self, site: Site) -> Callable[[Tensor], Tensor]:
+        def visit(pattern: Tensor) -> Tensor:
+            new = self._touch(site, pattern)
+            self._seen(site)
+            return new
+
+        return visit
+
+    def _touch(self, site: Site, x: Tensor) -> Tensor:
+        for edit in self.edits.get(site, ()):
+            assert self.window is not None
+            x = self.window.apply(edit, x)
+        if site in self.read:
+            if self.grad:
+                if x.requires_grad:
+                    x.retain_grad()
+                else:
+                    x.requires_grad_()
+            self.acts[site] = x
+        return x
+
+    def _seen(self, site: Site) -> None:
+        self.missed.discard(site)
+        if site in self.pending:
+            self.pending.discard(site)
+            if not self.pending:
+                raise _Stop

@@ -1,0 +1,89 @@
+"""Taps: how a site is read from, and written to, the tensor that a module takes in or puts out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class View:
+    """A site's part of a module's tensor, as (B, T, d), or (B, T, heads, d_head) where `heads` is set.
+
+    Attributes:
+        heads, d_head: the shape of one token; no heads means flat.
+        start: the part begins here in the last dimension (q|k|v side by side).
+        part: 0, 1, 2 of [q, k, v] within each head.
+        heads_first: the tensor is (B, heads, T, d_head).
+    """
+
+    heads: int = 0
+    d_head: int = 0
+    start: int | None = None
+    part: int | None = None
+    heads_first: bool = False
+
+    def get(self, raw: Tensor, B: int, T: int) -> Tensor:
+        """The site's values: a view of `raw`, which may have B and T as one dimension (OPT's MLP)."""
+        if raw.ndim == 2:
+            raw = raw.view(B, T, -1)
+        if not self.heads:
+            return raw
+        if raw.ndim == 4:
+            return raw.transpose(1, 2) if self.heads_first else raw
+        if self.part is not None:
+            return raw.unflatten(-1, (self.heads, 3, self.d_head))[..., self.part, :]
+        if self.start is not None:
+            raw = raw[..., self.start : self.start + self.heads * self.d_head]
+        return raw.unflatten(-1, (self.heads, self.d_head))
+
+    def put(self, raw: Tensor, x: Tensor) -> Tensor:
+        """`raw` with the site's values replaced by `x`."""
+        if self.part is not None or self.start is not None:
+            new = raw.clone()
+            self.get(new, x.shape[0], x.shape[1]).copy_(x)
+            return new
+        if raw.ndim == 4 and self.heads_first:
+            return x.transpose(1, 2)
+        return x.reshape(raw.shape)
+
+
+class Tap(NamedTuple):
+    """A module, the side of it where the site is, and the site's part of the tensor there."""
+
+    module: nn.Module
+    side: Literal["in", "out"]
+    view: View = View()
+    in_place: bool = False
+    """Write into the tensor itself: resid_mid is both what the MLP's norm takes in and what is added to the MLP's output, one
+    tensor, and only a write into it reaches both, bit for bit."""
+
+
+def find_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor]:
+    """Where in a module's arguments its activations are, and they themselves."""
+    if args and isinstance(args[0], Tensor):
+        return 0, args[0]
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return "hidden_states", kwargs["hidden_states"]
+    return next((key, value) for key, value in kwargs.items() if isinstance(value, Tensor))
+
+
+def replace_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], where: int | str, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the activations replaced."""
+    if isinstance(where, int):
+        return (*args[:where], new, *args[where + 1 :]), kwargs
+    return args, {**kwargs, where: new}
+
+
+def find_output(output: Any) -> Tensor:
+    """A module's activations: its output, or the first of them (attention modules, GPT-J's blocks)."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def replace_output(output: Any, new: Tensor) -> Any:
+    """The output with the activations replaced."""
+    return new if isinstance(output, Tensor) else (new, *output[1:])

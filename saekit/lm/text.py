@@ -1,0 +1,150 @@
+"""Text to tokens and back, the same way for every tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saekit.errors import ConfigError
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Text:
+    """A tokenizer, and the special tokens that it and the model's configuration name.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, or None for a model used on token ids alone.
+        configs: the model's configurations, whose bos, eos and pad ids are special too.
+    """
+
+    def __init__(self, tokenizer: Any, configs: Sequence[Any] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._configs = configs
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            ConfigError: the model was attached without one.
+        """
+        if self._tokenizer is None:
+            raise ConfigError("This model has no tokenizer.", "Give one to LanguageModel.attach, or work with token ids.")
+        return self._tokenizer
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """BOS, EOS, PAD and whatever else stands for no text."""
+        ids: set[int] = set()
+        if self._tokenizer is not None:
+            ids.update(self._tokenizer.all_special_ids)
+            added = getattr(self._tokenizer, "added_tokens_decoder", {})
+            ids.update(index for index, token in added.items() if getattr(token, "special", False))
+        for config in self._configs:
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                value = getattr(config, name, None)
+                ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+        return frozenset(index for index in ids if index >= 0)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a text, where the tokenizer has one."""
+        return None if self._tokenizer is None else self._tokenizer.bos_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills short rows: any will do, pads are masked."""
+        ids = [] if self._tokenizer is None else [self._tokenizer.pad_token_id, self._tokenizer.eos_token_id]
+        return next((index for index in ids if index is not None), 0)
+
+    def ids(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
+        """Token ids of each text, BOS prepended exactly once where the tokenizer has one and `bos` is wanted."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        first = self.bos_token_id
+        if first is None or not bos:
+            return [list(row) for row in rows]
+        return [list(row) if row[:1] == [first] else [first, *row] for row in rows]
+
+    def pad(self, rows: Sequence[Sequence[int]], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+        """Rows of ids as one (B, T) tensor, and the mask that is 1 at real tokens."""
+        if side not in ("left", "right"):
+            raise ConfigError(f"pad_side={side!r} is neither 'left' nor 'right'.")
+        T = max((len(row) for row in rows), default=0)
+        tokens_BT = torch.full((len(rows), T), self.pad_token_id)
+        mask_BT = torch.zeros((len(rows), T), dtype=torch.long)
+        for b, row in enumerate(rows):
+            span = slice(T - len(row), T) if side == "left" else slice(0, len(row))
+            tokens_BT[b, span] = torch.tensor(row, dtype=torch.long)
+            mask_BT[b, span] = 1
+        return tokens_BT, mask_BT
+
+    def decode(self, ids: Iterable[int] | Tensor, *, skip_special: bool = False) -> str:
+        """The text of `ids`."""
+        return self.tokenizer.decode(_listed(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to a prompt: decoded with it, because many tokenizers drop a leading space."""
+        before = self.decode(prompt, skip_special=True)
+        whole = self.decode([*prompt, *ids], skip_special=True)
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids, skip_special=True)
+
+    def token_strings(self, ids: Iterable[int] | Tensor) -> list[str]:
+        """How to show each token by itself: spaces as spaces, bytes that are no whole character as `\\xe2`."""
+        return [self._show(piece) for piece in self.tokenizer.convert_ids_to_tokens(_listed(ids))]
+
+    def _show(self, piece: str | bytes | None) -> str:
+        if piece is None:
+            return ""
+        if isinstance(piece, bytes):
+            return _readable(piece)
+        if match := _BYTE.fullmatch(piece):
+            return _readable(bytes([int(match[1], 16)]))
+        if self._byte_level and all(char in _BYTE_OF_CHAR for char in piece):
+            return _readable(bytes(_BYTE_OF_CHAR[char] for char in piece))
+        return piece.replace("▁", " ")
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return backend is not None and "ByteLevel" in json.dumps(json.loads(backend.to_str()).get("decoder"))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that decides how text becomes ids."""
+        if self._tokenizer is None:
+            return hashlib.sha256(b"none").hexdigest()
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            content = json.loads(backend.to_str())
+            # Left behind by whichever call padded or truncated last.
+            content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+        else:
+            content = {"vocab": self._tokenizer.get_vocab()}
+        content["bos"] = self.bos_token_id
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(ids: Iterable[int] | Tensor) -> list[int]:
+    return ids.flatten().tolist() if isinstance(ids, Tensor) else [int(index) for index in ids]
+
+
+def _readable(data: bytes) -> str:
+    return data.decode("utf-8", errors="backslashreplace")
+
+
+def _byte_characters() -> dict[str, int]:
+    # The printable stand-ins of byte-level BPE (Radford et al. 2019, `bytes_to_unicode`).
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_characters()
