@@ -1,0 +1,19 @@
+"""Objects of a model: their names (refs) and the spaces they are coordinates of."""
+
+from saekit.objects.features import Features
+from saekit.objects.lookup import features_at, raw_space, space_at, space_of
+from saekit.objects.ref import Ref
+from saekit.objects.spaces import Coordinates, Directions, Heads, Space
+
+__all__ = [
+    "Coordinates",
+    "Directions",
+    "Features",
+    "Heads",
+    "Ref",
+    "Space",
+    "features_at",
+    "raw_space",
+    "space_at",
+    "space_of",
+]

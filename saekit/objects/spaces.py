@@ -12,6 +12,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from saekit.errors import InterventionError, UnknownRef, UnknownSite
 from saekit.lm.sites import Site
@@ -84,8 +85,15 @@ class Space(ABC):
         """
         if self._to_residual is None:
             raise UnknownSite(f"{self.site_out} writes nothing to the residual stream directly.", "Use vectors() instead.")
-        vectors = self.vectors(units)
-        return self._to_residual(vectors.flatten(0, -2)).unflatten(0, vectors.shape[:-1])
+        written = []
+        for some in self.check(units).split(1024):  # raw units are one-hot vectors here: few at a time
+            vectors = self.vectors(some)
+            written.append(self._to_residual(vectors.flatten(0, -2)).unflatten(0, vectors.shape[:-1]))
+        return torch.cat(written)
+
+    def lengths(self, units: Units, norm: float) -> Tensor:
+        """Length of what one unit of each coefficient adds to an activation of length `norm` at `site_out`: (n,), scalar units only."""
+        return self.vectors(units).norm(dim=-1)
 
     def check(self, units: Units | None, device: torch.device | None = None) -> Tensor:
         """Units as an index tensor (n,).
@@ -95,20 +103,20 @@ class Space(ABC):
         """
         if units is None:
             return torch.arange(self.n_units, device=device)
-        index = torch.as_tensor(units, dtype=torch.long)
+        index = torch.as_tensor(units, dtype=torch.long).reshape(-1).cpu()
         wrong = index[(index < 0) | (index >= self.n_units)]
         if wrong.numel():
             raise UnknownRef(
                 f"There is no {self.label} {int(wrong[0])} at {self.site}: it has {self.n_units}.",
                 f"Choose one from 0 to {self.n_units - 1}.",
             )
-        return index.to(device)
+        return index if device is None else index.to(device)
 
     def _check_written(self, units: Units, device: torch.device) -> Tensor:
-        index = self.check(units, device)
+        index = self.check(units)
         if index.unique().numel() != index.numel():
             raise InterventionError(f"A {self.label} at {self.site} is written twice at once.", "Name each unit once.")
-        return index
+        return index.to(device)
 
     def _flat(self, h: Tensor) -> Tensor:
         return h.flatten(-len(self.token_shape)) if len(self.token_shape) > 1 else h
@@ -117,13 +125,9 @@ class Space(ABC):
 class Coordinates(Space):
     """The numbers of an activation themselves: neurons, or the coordinates of any other site, counted flat."""
 
-    def __init__(
-        self, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None, like: Tensor | None = None
-    ) -> None:
-        """`like` gives the dtype and device of :meth:`vectors` (default: float32 on the CPU)."""
+    def __init__(self, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
         super().__init__(site, prod(token_shape), token_shape, to_residual)
         self.label = "neuron" if site.kind == "neurons" else "coordinate"
-        self._like = torch.empty(0) if like is None else like
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
         flat = self._flat(h)
@@ -137,8 +141,7 @@ class Coordinates(Space):
         return flat.index_copy(-1, index, values).reshape(h.shape)
 
     def vectors(self, units: Units | None = None) -> Tensor:
-        index = self.check(units, self._like.device)
-        return torch.nn.functional.one_hot(index, self.n_units).to(wide(self._like.dtype))
+        return one_hot(self.check(units), self.n_units).float()
 
     def ref(self, unit: int) -> Ref:
         self.check([unit])
@@ -152,12 +155,9 @@ class Heads(Space):
 
     label = "head"
 
-    def __init__(
-        self, site: Site, n_heads: int, d_head: int, to_residual: ToResidual | None = None, like: Tensor | None = None
-    ) -> None:
+    def __init__(self, site: Site, n_heads: int, d_head: int, to_residual: ToResidual | None = None) -> None:
         super().__init__(site, n_heads, (n_heads, d_head), to_residual)
         self.unit_shape = (d_head,)
-        self._like = torch.empty(0) if like is None else like
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
         return (h if units is None else h.index_select(-2, self.check(units, h.device))).to(wide(h.dtype))
@@ -168,10 +168,9 @@ class Heads(Space):
         return h.index_copy(-2, index, values)
 
     def vectors(self, units: Units | None = None) -> Tensor:
-        index = self.check(units, self._like.device)
         (d_head,) = self.unit_shape
-        numbers = index[:, None] * d_head + torch.arange(d_head, device=index.device)
-        return torch.nn.functional.one_hot(numbers, self.n_units * d_head).to(wide(self._like.dtype))
+        numbers = self.check(units)[:, None] * d_head + torch.arange(d_head)
+        return one_hot(numbers, self.n_units * d_head).float()
 
     def ref(self, unit: int) -> Ref:
         self.check([unit])

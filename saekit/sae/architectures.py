@@ -190,6 +190,13 @@ class SAE(nn.Module):
         """
         return self.W_dec if features is None else self.W_dec[self._features(features)]
 
+    def scale(self, x_BD: Tensor) -> Tensor:
+        """What decoder rows are multiplied by at each token, (..., 1): 1 unless the SAE normalises its input."""
+        x_ND, lead = self._rows(x_BD)
+        if not self.cfg.normalizes or self.cfg.transcodes:
+            return x_ND.new_ones(*lead, 1)
+        return _normalize(x_ND, self.cfg.normalize_activations)[2].reshape(*lead, 1)
+
     # -- files and identity
 
     @staticmethod

@@ -1,0 +1,112 @@
+"""The features of an SAE or transcoder as a space, with its reconstruction error kept exactly."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from saekit.errors import InterventionError, StoreMismatch
+from saekit.lm.sites import Site
+from saekit.objects.ref import Ref
+from saekit.objects.spaces import Space, ToResidual, Units, add_vectors, wide
+
+if TYPE_CHECKING:
+    from saekit.sae import SAE
+
+
+class Features(Space):
+    """Latents of an SAE, set through the delta form y = x + (values - current) @ W_dec[units].
+
+    That equals decoding the changed code and adding back the error e = x - dec(enc(x)), but costs only the units at hand: one
+    encoder column each where the architecture decides every latent by itself (ReLU, JumpReLU, gated), a full encode where
+    latents compete (TopK), and no encode at all for :meth:`add`.
+
+    A transcoder is read at `site` and written at `site_out`: `read` takes an activation of the former, `write` and `add` of
+    the latter, and `write` must be told `current`.
+    """
+
+    label = "feature"
+
+    def __init__(
+        self,
+        sae: SAE,
+        site: Site,
+        *,
+        site_out: Site | None = None,
+        token_shape: tuple[int, ...] | None = None,
+        token_shape_out: tuple[int, ...] | None = None,
+        to_residual: ToResidual | None = None,
+    ) -> None:
+        """Args:
+        sae: reads d_in numbers a token and has n_latents features.
+        site, site_out: where it reads and writes; `site_out` is `site` unless given.
+        token_shape, token_shape_out: shape of one token there; (d_in,) and (d_out,) unless given.
+        to_residual: what a vector at `site_out` writes to the residual stream.
+
+        Raises:
+            StoreMismatch: the SAE's widths are not those of the sites.
+        """
+        super().__init__(site, sae.cfg.n_latents, token_shape or (sae.cfg.d_in,), to_residual)
+        self.sae = sae
+        self.site_out = site_out or site
+        self.token_shape_out = token_shape_out or (self.token_shape if self.site_out == site else (sae.cfg.d_out,))
+        for width, shape, place in (
+            (sae.cfg.d_in, self.token_shape, site),
+            (sae.cfg.d_out, self.token_shape_out, self.site_out),
+        ):
+            if width != prod(shape):
+                raise StoreMismatch(
+                    f"The SAE is {width} wide at {place}, which has {prod(shape)} numbers a token.", "It is another model's."
+                )
+
+    def read(self, h: Tensor, units: Units | None = None) -> Tensor:
+        rows = self._rows(h)
+        acts = self.sae.encode_dense(rows) if units is None else self.sae.encode_features(rows, self.check(units))
+        return acts.to(h.device, wide(h.dtype)).reshape(*self._leading(h), acts.shape[-1])
+
+    def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
+        self._check_written(units, h.device)
+        if current is None:
+            if self.site_out != self.site:
+                raise InterventionError(
+                    f"Features of {self.site} are written at {self.site_out}, where they cannot be read.",
+                    f"Pass current=read(activation at {self.site}).",
+                )
+            current = self.read(h, units)
+        return self.add(h, units, values - current)
+
+    def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
+        if self._rescales:
+            # What the decoder writes at a token is scaled by that token's own input.
+            scale = self.sae.scale(self._rows(h)).to(h.device, wide(h.dtype)).reshape(*self._leading(h), 1)
+            amounts = amounts * scale
+        return add_vectors(h, amounts, self.vectors(units), len(self.token_shape_out))
+
+    def vectors(self, units: Units | None = None) -> Tensor:
+        vectors = self.sae.feature_vectors(None if units is None else self.check(units))
+        return vectors.to(wide(vectors.dtype))
+
+    def lengths(self, units: Units, norm: float) -> Tensor:
+        lengths = super().lengths(units, norm)
+        if self._rescales:
+            typical = torch.full((1, self.sae.cfg.d_in), norm / self.sae.cfg.d_in**0.5)
+            typical[:, ::2] *= -1  # of zero mean, which a layer norm takes out
+            lengths = lengths * self.sae.scale(typical.to(self.sae.device, self.sae.dtype)).to(lengths).squeeze(-1)
+        return lengths
+
+    def ref(self, unit: int) -> Ref:
+        self.check([unit])
+        return Ref.feature(self.site, unit)
+
+    @property
+    def _rescales(self) -> bool:
+        return self.sae.cfg.normalizes and not self.sae.cfg.transcodes
+
+    def _rows(self, h: Tensor) -> Tensor:
+        return h.reshape(-1, prod(self.token_shape)).to(self.sae.device, self.sae.dtype)
+
+    def _leading(self, h: Tensor) -> torch.Size:
+        return h.shape[: h.ndim - len(self.token_shape)]
