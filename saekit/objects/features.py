@@ -92,9 +92,9 @@ class Features(Space):
     def lengths(self, units: Units, norm: float) -> Tensor:
         lengths = super().lengths(units, norm)
         if self._rescales:
-            typical = torch.full((1, self.sae.cfg.d_in), norm / self.sae.cfg.d_in**0.5)
+            typical = torch.full((1, self.sae.cfg.d_in), norm / self.sae.cfg.d_in**0.5, device=self.sae.device)
             typical[:, ::2] *= -1  # of zero mean, which a layer norm takes out
-            lengths = lengths * self.sae.scale(typical.to(self.sae.device, self.sae.dtype)).to(lengths).squeeze(-1)
+            lengths = lengths * self.sae.scale(typical).to(lengths).squeeze(-1)
         return lengths
 
     def ref(self, unit: int) -> Ref:

@@ -40,7 +40,9 @@ def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
     """
     ref = Ref.parse(ref)
     if ref.site is None:
-        raise UnknownRef(f"{ref} is part of a weight matrix, which has no activation to read or set.", "Edit the weights instead.")
+        raise UnknownRef(
+            f"{ref} is part of a weight matrix, not an activation that can be read or set.", "Edit the weights instead."
+        )
     try:
         site = lm.site(ref.site)
     except UnknownSite as error:

@@ -92,7 +92,7 @@ class Space(ABC):
         return torch.cat(written)
 
     def lengths(self, units: Units, norm: float) -> Tensor:
-        """Length of what one unit of each coefficient adds to an activation of length `norm` at `site_out`: (n,), scalar units only."""
+        """How long the vector is that one unit of each number-valued coefficient adds to an activation of length `norm`: (n,)."""
         return self.vectors(units).norm(dim=-1)
 
     def check(self, units: Units | None, device: torch.device | None = None) -> Tensor:
@@ -187,7 +187,9 @@ class Directions(Space):
 
     label = "direction"
 
-    def __init__(self, site: Site, vectors_ND: Tensor, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
+    def __init__(
+        self, site: Site, vectors_ND: Tensor, token_shape: tuple[int, ...], to_residual: ToResidual | None = None
+    ) -> None:
         super().__init__(site, len(vectors_ND), token_shape, to_residual)
         if vectors_ND.shape[1:] != (prod(token_shape),):
             raise InterventionError(

@@ -1,0 +1,107 @@
+"""Amplitude manipulation: set, scale, add to or copy the coefficients of units.
+
+For a coefficient a: zero ablation a := 0, mean ablation a := E[a], clamp a := c, scaling a := c a, addition a := a + c,
+patching a := a of another run. On features only the unit's own contribution moves and the SAE's error stays:
+x + (a' - a) W_dec[j].
+
+Targets are refs (or their text), vectors, or lists of either; strengths are numbers (raw), text ('0.5norm', '2max', 'q.99'), or
+one number for each prompt of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from saekit.errors import InterventionError
+from saekit.evaluate.texts import text_rows
+from saekit.objects import Ref
+from saekit.steer.change import Change
+from saekit.steer.intervention import Intervention
+from saekit.steer.strength import DEFAULT, Strength
+from saekit.steer.target import Target, Vector, place, read_together
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel, Positions
+
+Targets = Target | str | Iterable[Target | str]
+AnyStrength = Strength | float | str | Sequence[float]
+
+
+def clamp(
+    targets: Targets, strength: AnyStrength, *, along: Tensor | None = None, positions: Positions | None = None
+) -> Intervention:
+    """Set coefficients. For a head, to `strength` times the vector `along`."""
+    return _each("clamp", targets, Strength.of(strength), positions, along)
+
+
+def add(
+    targets: Targets, strength: AnyStrength, *, along: Tensor | None = None, positions: Positions | None = None
+) -> Intervention:
+    """Add to coefficients: a constant push along each unit's direction, whatever the unit does by itself."""
+    return _each("add", targets, Strength.of(strength), positions, along)
+
+
+def scale(targets: Targets, factor: AnyStrength, *, positions: Positions | None = None) -> Intervention:
+    """Multiply coefficients; heads as a whole."""
+    return _each("scale", targets, Strength.of(factor), positions)
+
+
+def ablate(targets: Targets, to: Literal["zero", "mean"] = "zero", *, positions: Positions | None = None) -> Intervention:
+    """Set coefficients to 0, or to their mean over a corpus (which `resolve` then needs)."""
+    if to not in ("zero", "mean"):
+        raise InterventionError(f"There is no ablation to {to!r}.", "Ablate to 'zero' or to 'mean'.")
+    return _each("ablate", targets, Strength(1.0, "mean") if to == "mean" else Strength(0.0), positions)
+
+
+@torch.no_grad()
+def patch(
+    lm: LanguageModel, targets: Targets, source: str | Sequence[int], *, positions: Positions | None = None
+) -> Intervention:
+    """Set coefficients at each position to what they are there when the model reads `source` (text or token ids).
+
+    Args:
+        positions: unless given, those of the source's ordinary tokens (not BOS).
+    """
+    listed = _listed(targets)
+    (row,) = text_rows(lm, [source])  # type: ignore[arg-type]
+    places = {target: place(lm, target) for target in listed}
+    acts = lm.run([row], read={space.site for space, _ in places.values()}, logits=None).acts
+    if positions is None:
+        positions = [t for t, token in enumerate(row) if token not in lm.special_ids]
+    values = read_together(places, {site: act[0] for site, act in acts.items()})
+    return Intervention(tuple(Change("patch", target, Strength(1.0), positions, amounts=values[target]) for target in listed))
+
+
+def intervene(
+    op: str, targets: Targets, strength: AnyStrength | None = None, *, positions: Positions | None = None
+) -> Intervention:
+    """Any of the above but patch by its name; clamp and add without a strength take :data:`DEFAULT`, ablate takes none.
+
+    Raises:
+        InterventionError: no such operation, or a strength that is missing or means nothing to it.
+    """
+    if op in ("clamp", "add"):
+        return _each(op, targets, DEFAULT if strength is None else Strength.of(strength), positions)
+    if op == "scale" and strength is not None:
+        return scale(targets, strength, positions=positions)
+    if op == "ablate" and strength is None:
+        return ablate(targets, positions=positions)
+    if op in ("scale", "ablate"):
+        hint = "Scale needs a factor, like 1042:0.5." if op == "scale" else "Ablate takes no strength; clamp sets a value."
+        raise InterventionError(f"The strength of {op} is {strength}.", hint)
+    raise InterventionError(f"There is no operation {op!r}.", "Operations: clamp, add, scale, ablate.")
+
+
+def _listed(targets: Targets) -> list[Target]:
+    several = [targets] if isinstance(targets, (str, Ref, Vector)) else targets
+    return [Ref.parse(target) if isinstance(target, str) else target for target in several]
+
+
+def _each(
+    op: str, targets: Targets, strength: Strength, positions: Positions | None, along: Tensor | None = None
+) -> Intervention:
+    return Intervention(tuple(Change(op, target, strength, positions, along) for target in _listed(targets)))

@@ -1,0 +1,68 @@
+"""A control for steering: the same push, at the same tokens, in a direction that has nothing to do with the feature."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from saekit.errors import InterventionError
+from saekit.lm.sites import Site
+from saekit.steer.apply import Relay
+from saekit.steer.intervention import Intervention
+
+if TYPE_CHECKING:
+    from saekit.lm import At, Edit, LanguageModel
+
+
+@dataclass(frozen=True)
+class RandomControl:
+    """At every token the original changes by some vector d, changes by |d| r instead, r one random unit vector per edit.
+
+    What `intervention` would do is computed at the activation at hand, so each row's norm is matched exactly, whatever the
+    operation. Use it wherever an intervention goes.
+    """
+
+    intervention: Intervention
+    seed: int = 0
+    along: Literal["direction", "feature"] = "direction"
+    """r is uniform on the sphere, or the direction of a random feature of the SAE attached there."""
+
+    def edits(self, lm: LanguageModel) -> list[Edit]:
+        """What `run` and `generate` apply.
+
+        Raises:
+            InterventionError: `along` is "feature" and a site has no SAE.
+        """
+        edits = self.intervention.edits(lm)
+        return [
+            edit if isinstance(edit.fn, Relay) else replace(edit, fn=_Push(edit, self._direction(lm, lm.site(edit.site), i)))
+            for i, edit in enumerate(edits)
+        ]
+
+    def _direction(self, lm: LanguageModel, site: Site, number: int) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}/{site}/{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        if self.along == "direction":
+            vector = torch.randn(lm.width(site), generator=generator)
+        else:
+            vectors = [sae.feature_vectors() for home, sae in lm.dictionaries.items() if site in (home, sae.cfg.site_out)]
+            if not vectors:
+                raise InterventionError(f"There are no features at {site} to draw one from.", "Use along='direction'.")
+            alive = vectors[0][vectors[0].norm(dim=1) > 0].detach().cpu().float()
+            vector = alive[int(torch.randint(len(alive), (), generator=generator))]
+        return vector / vector.norm()
+
+
+@dataclass(frozen=True)
+class _Push:
+    edit: Edit
+    direction: Tensor
+
+    def __call__(self, rows: Tensor, at: At) -> Tensor:
+        length_N = (self.edit.fn(rows, at) - rows).flatten(1).norm(dim=1)
+        push = length_N[:, None] * self.direction.to(rows)
+        return rows + push.view_as(rows)

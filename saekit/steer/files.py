@@ -1,0 +1,54 @@
+"""Interventions on disk: one JSON file, or one safetensors file with the JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saekit.errors import InterventionError
+
+_SUFFIX = ".safetensors"
+_KEY = "saekit"
+
+
+def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: Path) -> None:
+    """Write beside, sync, rename. `to_dict(tensors)` gives the JSON values, and fills `tensors` where it is not None."""
+    if path.suffix == _SUFFIX:
+        from safetensors.torch import save
+
+        tensors: dict[str, Tensor] = {}
+        header = json.dumps(to_dict(tensors))  # fills `tensors`
+        content = save(tensors, {_KEY: header})
+    else:
+        content = (json.dumps(to_dict(None), indent=1) + "\n").encode()
+    beside = path.with_name(f"{path.name}.partial")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+
+
+def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """JSON values and tensors of a file.
+
+    Raises:
+        InterventionError: there is no such file, or it is neither JSON nor safetensors with our header.
+    """
+    try:
+        if path.suffix != _SUFFIX:
+            return json.loads(path.read_text()), {}
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            return json.loads(header[_KEY]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InterventionError(f"There is no file {path}.", "Save an intervention there first.") from error
+    except Exception as error:  # safetensors raises a type of its own
+        raise InterventionError(f"{path} holds no intervention: {error!r}.", "Choose a file that saekit saved.") from error

@@ -1,0 +1,65 @@
+"""The measures that strengths are multiples of, taken on text."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saekit.errors import InterventionError
+from saekit.evaluate.texts import ordinary, text_batches
+from saekit.lm.sites import Site
+from saekit.steer.strength import FeatureStats
+from saekit.steer.target import Target, place, read_together
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+
+class Measures(NamedTuple):
+    """Statistics of single units, and the median activation norm of sites."""
+
+    stats: dict[Target, FeatureStats]
+    norms: dict[Site, float]
+
+
+@torch.no_grad()
+def measure(
+    lm: LanguageModel,
+    targets: Iterable[Target],
+    sites: Iterable[Site | str],
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+) -> Measures:
+    """Run the model on `texts` (or rows of token ids) and measure.
+
+    Pads, BOS and other special tokens are left out: a BOS is often tens of times longer than any other token.
+
+    Raises:
+        InterventionError: the texts have no ordinary token.
+    """
+    places = {target: place(lm, target) for target in dict.fromkeys(targets)}
+    wanted = {lm.site(site) for site in sites}
+    read = sorted(wanted | {space.site for space, _ in places.values()})
+    values: dict[Target, list[Tensor]] = defaultdict(list)
+    norms: dict[Site, list[Tensor]] = defaultdict(list)
+    if not read:
+        return Measures({}, {})
+    for tokens_BT, mask_BT in text_batches(lm, texts, batch_size):
+        acts = lm.run(tokens_BT, attention_mask=mask_BT, read=read, logits=None).acts
+        kept_BT = ordinary(lm, tokens_BT, mask_BT)
+        rows = {site: act[kept_BT] for site, act in acts.items()}
+        for site in wanted:
+            norms[site].append(rows[site].float().flatten(1).norm(dim=1).cpu())
+        for target, coefficients in read_together(places, rows).items():
+            values[target].append(coefficients.cpu())
+    if any(not sum(map(len, parts)) for parts in [*values.values(), *norms.values()]) or not (values or norms):
+        raise InterventionError("The texts have no ordinary token to measure on.", "Give longer ones.")
+    return Measures(
+        {target: FeatureStats.measured(torch.cat(parts)) for target, parts in values.items()},
+        {site: float(torch.cat(parts).median()) for site, parts in norms.items()},
+    )

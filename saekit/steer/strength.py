@@ -1,0 +1,153 @@
+"""How strong a change is, in a unit that carries over between features, sites and models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit.errors import InterventionError
+from saekit.lm.sites import Site
+from saekit.objects.ref import FORMS
+
+# What one unit of strength is:
+#   raw       the coefficient itself (for `scale`, the factor)
+#   norm      the median norm of the site's activations at ordinary tokens, as the length of what the unit writes there
+#   max       the unit's own largest coefficient on a corpus
+#   quantile  that quantile (0 to 1) of the unit's own positive coefficients
+#   mean      the unit's own mean coefficient over all tokens (what mean ablation sets)
+UNITS = ("raw", "norm", "max", "quantile", "mean")
+
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_STRENGTH = re.compile(rf"(?P<quantile>q)?(?P<value>{_NUMBER})(?P<unit>raw|norm|max|mean|q)?")
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A number, or one number per prompt of a batch, and its unit (see :data:`UNITS`)."""
+
+    value: float | tuple[float, ...]
+    unit: str = "raw"
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise InterventionError(f"There is no unit of strength {self.unit!r}.", f"Units: {', '.join(UNITS)}.")
+        values = torch.as_tensor(self.values)
+        if not values.isfinite().all() or not len(self.values):
+            raise InterventionError(f"A strength of {self.value} is no number.", "Give a finite one.")
+        if self.unit == "quantile" and not ((values >= 0) & (values <= 1)).all():
+            raise InterventionError(f"A quantile of {self.value} does not exist.", "Give a number from 0 to 1, like q0.99.")
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The numbers as a tuple."""
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+    @classmethod
+    def of(cls, strength: Strength | float | str | Sequence[float]) -> Strength:
+        """A strength from a number or a list of them (raw), from text such as '0.5norm', or from itself."""
+        if isinstance(strength, Strength):
+            return strength
+        if isinstance(strength, str):
+            return cls.parse(strength, default="raw")
+        return cls(tuple(map(float, strength)) if isinstance(strength, Sequence) else float(strength))
+
+    @classmethod
+    def parse(cls, text: str, *, default: str = "max") -> Strength:
+        """Read '2' (in the `default` unit), '0.5norm', '3max', 'q.99', '1mean' or '4raw'.
+
+        Raises:
+            InterventionError: the text is none of these.
+        """
+        match = _STRENGTH.fullmatch(text)
+        if match is None or (match["quantile"] and match["unit"]):
+            raise InterventionError(f"{text!r} is not a strength.", "Write it like 2, 0.5norm, 3max, q.99 or 4raw.")
+        unit = "quantile" if match["quantile"] or match["unit"] == "q" else match["unit"] or default
+        return cls(float(match["value"]), unit)
+
+    def __str__(self) -> str:
+        return ",".join(f"q{v:g}" if self.unit == "quantile" else f"{v:g}{self.unit}" for v in self.values)
+
+
+DEFAULT = Strength(2.0, "max")
+
+
+def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None]:
+    """Split '1042:0.5norm' into what names the object and its strength, or None where none is given.
+
+    The name may be a bare number or a ref with colons of its own ('feature:resid_post.3/1042:2', 'head:3.5'). A strength
+    without a unit is in multiples of the object's own maximum, or the factor where `op` is "scale".
+
+    Raises:
+        InterventionError: what follows the name is no strength.
+    """
+    name, colon, last = text.rpartition(":")
+    if not colon or name in FORMS:
+        return text, None
+    return name, Strength.parse(last, default="raw" if op == "scale" else "max")
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """What a unit does on a corpus: the measures that strengths are multiples of."""
+
+    max: float
+    """Largest coefficient."""
+    mean: float | Tensor = 0.0
+    """Mean over all ordinary tokens, zeros included; a (d_head,) vector for a head."""
+    quantiles: tuple[tuple[float, float], ...] = ()
+    """(quantile, coefficient) pairs of the positive coefficients, ascending; what lies between is interpolated."""
+
+    @classmethod
+    def measured(cls, values: Tensor) -> FeatureStats:
+        """From a unit's coefficients at every ordinary token: (N,), or (N, d_head) for a head, whose maximum is a norm.
+
+        Raises:
+            InterventionError: there are none.
+        """
+        if not len(values):
+            raise InterventionError("No token is left to measure a unit on.", "Give longer texts.")
+        if values.ndim > 1:
+            return cls(float(values.flatten(1).norm(dim=1).max()), values.double().mean(0))
+        positive = values[values > 0].double()
+        mean = float(values.double().mean())
+        if not len(positive):
+            return cls(float(values.max()), mean)
+        grid = torch.linspace(0, 1, 201, dtype=torch.double)
+        place = grid * (len(positive) - 1)
+        ascending, below = positive.sort().values, place.floor().long()
+        quantiles = ascending[below].lerp(ascending[place.ceil().long()], place - below)
+        return cls(float(values.max()), mean, tuple(zip(grid.tolist(), quantiles.tolist())))
+
+    def quantile(self, q: float) -> float:
+        """The q-quantile of the positive coefficients.
+
+        Raises:
+            InterventionError: the quantiles at hand do not reach it.
+        """
+        for (q0, v0), (q1, v1) in pairwise(self.quantiles):
+            if q0 <= q <= q1:
+                return v0 + (v1 - v0) * ((q - q0) / (q1 - q0) if q1 > q0 else 1.0)
+        raise InterventionError(f"The {q:g} quantile is not known.", "The unit never fires, or its quantiles were not measured.")
+
+
+# Where measures come from: a table, or a function that looks them up.
+StatsSource = Mapping[Any, FeatureStats] | Callable[[Any], FeatureStats]
+NormSource = Mapping[Site, float] | Callable[[Site], float]
+
+
+def look_up(source: StatsSource | NormSource | None, key: Any, what: str) -> Any:
+    """The measure of `key` in a :data:`StatsSource` or :data:`NormSource`.
+
+    Raises:
+        InterventionError: it is not there. There is no default strength in place of a missing measure.
+    """
+    found = source.get(key) if isinstance(source, Mapping) else None if source is None else source(key)
+    if found is None:
+        raise InterventionError(f"A strength in this unit needs {what} of {key}.", "Measure it on text: resolve(lm, texts=...).")
+    return found

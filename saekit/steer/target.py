@@ -1,0 +1,64 @@
+"""What a change is aimed at: an object by its ref, or a direction given as numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from saekit.errors import InterventionError
+from saekit.lm.sites import Site
+from saekit.objects import Directions, Ref, Space, space_of
+from saekit.objects.lookup import token_shape
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """A direction at a site given as numbers: (width,), float32, heads flattened."""
+
+    site: Site
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        values = self.values.detach().cpu().float().flatten()
+        if not values.isfinite().all() or not values.any():
+            raise InterventionError(f"The direction at {self.site} is zero or not finite.", "Give one with a length.")
+        object.__setattr__(self, "site", Site.parse(self.site))
+        object.__setattr__(self, "values", values)
+
+    def __str__(self) -> str:
+        return f"direction at {self.site}"
+
+
+Target = Ref | Vector
+
+
+def place(lm: LanguageModel, target: Target) -> tuple[Space, int]:
+    """The space that a target lies in and its number there; a vector is alone in its space.
+
+    Raises:
+        UnknownRef, UnknownSite: the model has no such object or site.
+    """
+    if isinstance(target, Ref):
+        return space_of(lm, target), target.unit
+    site = lm.site(target.site)
+    return Directions(site, target.values[None], token_shape(lm, site)), 0
+
+
+def read_together(places: Mapping[Target, tuple[Space, int]], rows: Mapping[Site, Tensor]) -> dict[Target, Tensor]:
+    """Coefficients of every target at `rows` (N, *token_shape) of its site: (N, *unit_shape), one reading for a whole space."""
+    groups: dict[object, list[Target]] = defaultdict(list)
+    for target in places:
+        groups[(target.kind, target.site) if isinstance(target, Ref) else target].append(target)
+    found: dict[Target, Tensor] = {}
+    for members in groups.values():
+        space, _ = places[members[0]]
+        values = space.read(rows[space.site], [places[target][1] for target in members])
+        found.update({target: values[:, i] for i, target in enumerate(members)})
+    return found
