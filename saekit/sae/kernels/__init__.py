@@ -2,7 +2,8 @@
 
 A code is (values, indices), both (B, K). Every function has a torch reference, which runs anywhere and is differentiable, and
 a numba version for contiguous float32 CPU tensors; `backend="auto"` takes the faster one that applies, and either can be forced.
-Both give the same selection up to ties and float32 rounding.
+Both give the same selection up to ties and float32 rounding. Rows are expected to be finite: where NaN takes part, values are
+NaN and their columns mean nothing.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ def gather_decode(
 
 
 def encode_topk(
-    x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int, *, backend: Backend = "auto"
+    x_BD: Tensor,
+    W_enc_FD: Tensor,
+    b_enc_F: Tensor | None,
+    k: int,
+    *,
+    backend: Backend = "auto",
+    screen: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`top_k(relu(x @ W_enc.T + b_enc))` in chunks of rows, so that memory does not grow with B * F.
 
@@ -73,6 +80,8 @@ def encode_topk(
         W_enc_FD: (F, D) encoder, one row per latent (a transposed view of the (D, F) matrix on disk will do).
         b_enc_F: (F,) or None.
         k: entries to keep, 1 <= k <= F.
+        screen: (numba) find candidates by a bfloat16 product and compute those again in float32, which gives the same
+            selection and values; None does so where this CPU and these sizes make it faster.
 
     Returns:
         values (B, k) >= 0 and latents (B, k) int64. A row with fewer than k positive pre-activations is padded with value 0
@@ -83,7 +92,7 @@ def encode_topk(
     if _use_numba(backend, *tensors):
         from saekit.sae.kernels import cpu
 
-        return cpu.encode_topk(x_BD, W_enc_FD, b_enc_F, k)
+        return cpu.encode_topk(x_BD, W_enc_FD, b_enc_F, k, screen)
     return reference.encode_topk(x_BD, W_enc_FD, b_enc_F, k)
 
 

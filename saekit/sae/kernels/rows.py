@@ -1,0 +1,268 @@
+"""Numba kernels over rows. Serial and without the GIL: :mod:`saekit.sae.kernels.threads` spreads blocks of rows over cores.
+
+Sums may be reassociated so that they vectorise, but NaN and infinity keep their meaning (no `nnan`, `ninf`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
+
+Array = np.ndarray[Any, Any]
+FAST = {"reassoc", "contract", "nsz"}
+BF16_UNIT = 2.0**-8  # largest relative error of rounding to bfloat16
+
+
+@intrinsic
+def _bf16_to_float(typing_context, bits):  # type: ignore[no-untyped-def]
+    """The float32 of a bfloat16 given as uint16; a float32 passes through."""
+
+    def from_bits(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        wide = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    def same(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return args[0]
+
+    return types.float32(bits), same if bits == types.float32 else from_bits
+
+
+@intrinsic
+def _float_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
+    """Round a float32 to the nearest bfloat16 (ties to even), as uint16."""
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        i32 = ir.IntType(32)
+        bits = builder.bitcast(args[0], i32)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(i32, 0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, ir.Constant(i32, 16)), ir.IntType(16))
+
+    return types.uint16(types.float32), code
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def add_rows(out: Array, table: Array, rows: Array, weights: Array, n: int) -> None:
+    """out += sum_i weights[i] * table[rows[i]] over the first n; four rows at a time keep four cache misses in flight."""
+    width = out.shape[0]
+    i = 0
+    while i + 4 <= n:
+        a, b, c, d = table[rows[i]], table[rows[i + 1]], table[rows[i + 2]], table[rows[i + 3]]
+        wa, wb, wc, wd = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+        for q in range(width):
+            out[q] += (wa * a[q] + wb * b[q]) + (wc * c[q] + wd * d[q])
+        i += 4
+    while i < n:
+        a, wa = table[rows[i]], weights[i]
+        for q in range(width):
+            out[q] += wa * a[q]
+        i += 1
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def dot_rows(x: Array, table: Array, rows: Array, out: Array, n: int) -> None:
+    """out[i] = x . table[rows[i]] for the first n."""
+    width = x.shape[0]
+    i = 0
+    while i + 4 <= n:
+        a, b, c, d = table[rows[i]], table[rows[i + 1]], table[rows[i + 2]], table[rows[i + 3]]
+        sa = sb = sc = sd = np.float32(0)
+        for q in range(width):
+            sa += x[q] * a[q]
+            sb += x[q] * b[q]
+            sc += x[q] * c[q]
+            sd += x[q] * d[q]
+        out[i], out[i + 1], out[i + 2], out[i + 3] = sa, sb, sc, sd
+        i += 4
+    while i < n:
+        a = table[rows[i]]
+        sa = np.float32(0)
+        for q in range(width):
+            sa += x[q] * a[q]
+        out[i] = sa
+        i += 1
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _kth_largest(numbers: Array, n: int, k: int) -> float:
+    """The k-th largest of numbers[:n], which it reorders (quickselect)."""
+    low, high, target = 0, n - 1, k - 1
+    while low < high:
+        pivot = numbers[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while numbers[i] > pivot:
+                i += 1
+            while numbers[j] < pivot:
+                j -= 1
+            if i <= j:
+                numbers[i], numbers[j] = numbers[j], numbers[i]
+                i += 1
+                j -= 1
+        if target <= j:
+            high = j
+        elif target >= i:
+            low = i
+        else:
+            break
+    return numbers[target]
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def _raise_to(largest: Array, row: Array, bias: Array) -> None:
+    """largest = max(largest, row + bias). A function of its own because slices, unlike offsets, vectorise."""
+    for c in range(row.shape[0]):
+        value = _bf16_to_float(row[c]) + bias[c]
+        largest[c] = value if value > largest[c] else largest[c]
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def _candidates(
+    row: Array, bias: Array, k: int, error: float, relative: float, group_max: Array, hits: Array, values: Array, indices: Array
+) -> int:
+    """Collect every column whose exact value can be among the k largest, given that row + bias is off by at most
+    `error + relative * |row|`; returns how many.
+
+    Column c belongs to group c % G. The k-th largest group maximum bounds the k-th largest entry from below (k groups have an
+    entry at least that large), so only the few groups that reach the bound are looked at again.
+    """
+    n_columns = row.shape[0]
+    n_groups = group_max.shape[0]
+    group_max[:] = -np.inf
+    for start in range(0, n_columns, n_groups):
+        _raise_to(group_max, row[start : start + n_groups], bias[start : start + n_groups])
+
+    low, high = group_max[0], group_max[0]
+    for g in range(n_groups):
+        low = min(low, group_max[g])
+        high = max(high, group_max[g])
+    for _ in range(20):
+        middle = np.float32(0.5) * (low + high)
+        count = np.int32(0)
+        for g in range(n_groups):
+            count += np.int32(group_max[g] >= middle)
+        if count >= k:
+            low = middle
+            if count <= k + 1:
+                break
+        else:
+            high = middle
+
+    bound = low
+    if error > 0:  # k entries are exactly at least low - slack / 2, and what is below low - slack is exactly below that
+        bound -= np.float32(2) * (error + relative * abs(low)) * (np.float32(1) + np.float32(2) * relative)
+    n_hits = 0
+    for g in range(n_groups):
+        hits[n_hits] = g
+        n_hits += np.int64(group_max[g] >= bound)
+    n = 0
+    for h in range(n_hits):
+        for column in range(hits[h], n_columns, n_groups):
+            value = _bf16_to_float(row[column]) + bias[column]
+            values[n] = value
+            indices[n] = column
+            n += np.int64(value >= bound)
+    return n
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _keep_largest(values: Array, indices: Array, n: int, k: int, scratch: Array, out_values: Array, out_indices: Array) -> None:
+    """The k largest of the first n; rows with NaN give NaN."""
+    kept = 0
+    if n >= k:
+        scratch[:n] = values[:n]
+        kth = _kth_largest(scratch, n, k)
+        for i in range(n):
+            if values[i] > kth:
+                out_values[kept] = values[i]
+                out_indices[kept] = indices[i]
+                kept += 1
+        for i in range(n):
+            if kept < k and values[i] == kth:
+                out_values[kept] = values[i]
+                out_indices[kept] = indices[i]
+                kept += 1
+    for i in range(kept, k):  # fewer than k comparable entries: some are NaN
+        out_values[i] = np.nan
+        out_indices[i] = i
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def topk_rows(pre: Array, bias: Array, k: int, n_groups: int, values: Array, indices: Array) -> None:
+    """Exact top-k of every row of `pre + bias` (float32)."""
+    n_columns = pre.shape[1]
+    group_max = np.empty(n_groups, np.float32)
+    hits = np.empty(n_groups + 1, np.int64)
+    found, scratch = np.empty(n_columns + 1, np.float32), np.empty(n_columns + 1, np.float32)
+    columns = np.empty(n_columns + 1, np.int64)
+    for r in range(pre.shape[0]):
+        zero = np.float32(0)
+        n = _candidates(pre[r], bias, k, zero, zero, group_max, hits, found, columns)
+        _keep_largest(found, columns, n, k, scratch, values[r], indices[r])
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def screened_rows(
+    screen: Array, errors: Array, x: Array, W: Array, bias: Array, k: int, n_groups: int, values: Array, indices: Array
+) -> int:
+    """Exact top-k of every row of `x @ W.T + bias` in float32, given `screen`, the bfloat16 bits of a rounded product.
+
+    `errors[r]` bounds |bf16(x) . bf16(w) - x . w| over all latents. Every column that the bounds do not rule out is computed
+    again in float32, so the selection and the values do not depend on the rounding of the screen. Returns how many were.
+    """
+    n_columns = screen.shape[1]
+    group_max = np.empty(n_groups, np.float32)
+    hits = np.empty(n_groups + 1, np.int64)
+    found, scratch = np.empty(n_columns + 1, np.float32), np.empty(n_columns + 1, np.float32)
+    columns = np.empty(n_columns + 1, np.int64)
+    rescored = 0
+    for r in range(screen.shape[0]):
+        n = _candidates(screen[r], bias, k, errors[r], np.float32(BF16_UNIT), group_max, hits, found, columns)
+        dot_rows(x[r], W, columns, found, n)
+        for i in range(n):
+            found[i] += bias[columns[i]]
+        _keep_largest(found, columns, n, k, scratch, values[r], indices[r])
+        rescored += n
+    return rescored
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def decode_rows(values: Array, indices: Array, W: Array, bias: Array, out: Array) -> None:
+    """out[r] = bias + sum_j values[r, j] * W[indices[r, j]]."""
+    for r in range(out.shape[0]):
+        out[r] = bias
+        add_rows(out[r], W, indices[r], values[r], values.shape[1])
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def _round_row(row: Array, bits: Array) -> tuple[np.float32, np.float32]:
+    """Write bf16(row); returns |row|^2 and |row - bf16(row)|^2."""
+    size, lost = np.float32(0), np.float32(0)
+    for q in range(row.shape[0]):
+        bits[q] = _float_to_bf16(row[q])
+        difference = row[q] - _bf16_to_float(bits[q])
+        size += row[q] * row[q]
+        lost += difference * difference
+    return size, lost
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def round_rows(W: Array, bias: Array, bits: Array, largest: Array) -> None:
+    """bits = bf16(W); largest = max |w|, max |w - bf16(w)|, max |bias|, each rounded up."""
+    for r in range(W.shape[0]):
+        size, lost = _round_row(W[r], bits[r])
+        largest[0] = max(largest[0], np.sqrt(size) * np.float32(1.0001))
+        largest[1] = max(largest[1], np.sqrt(lost) * np.float32(1.0001))
+        largest[2] = max(largest[2], abs(bias[r]))
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def round_inputs(x: Array, per_lost: float, per_size: float, constant: float, bits: Array, errors: Array) -> None:
+    """bits = bf16(x); errors[r] = per_lost * |x - bf16(x)| + per_size * |x| + constant."""
+    for r in range(x.shape[0]):
+        size, lost = _round_row(x[r], bits[r])
+        errors[r] = np.float32(1.0001) * (per_lost * np.sqrt(lost) + per_size * np.sqrt(size)) + constant

@@ -1,0 +1,54 @@
+"""Row blocks over threads: each worker runs serial kernels and single-threaded torch products on blocks of its own.
+
+A block goes through its whole pipeline while it is in a core's cache, nothing is shared, so results do not depend on the
+number of threads, and no two thread pools fight over the cores (numba's and torch's OpenMP pools do).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_pool: ThreadPoolExecutor | None = None
+_pool_key: tuple[int, int] | None = None
+_lock = threading.Lock()
+_inside = threading.local()
+
+
+def run_blocks(work: Callable[[int, int], None], n: int, block: int) -> None:
+    """Call `work(start, stop)` for all blocks of `block` items of `n`, on as many threads as torch is set to use.
+
+    `work` must release the GIL where it computes and write only to its own items. The first exception is raised again here.
+    """
+    blocks = [(start, min(n, start + block)) for start in range(0, n, block)]
+    if len(blocks) < 2 or torch.get_num_threads() < 2 or getattr(_inside, "worker", False):
+        for start, stop in blocks:
+            work(start, stop)
+        return
+    futures = [_threads(torch.get_num_threads()).submit(work, start, stop) for start, stop in blocks]
+    for future in futures:
+        future.result()
+
+
+def _threads(n_threads: int) -> ThreadPoolExecutor:
+    global _pool, _pool_key
+    with _lock:
+        if _pool is None or _pool_key != (os.getpid(), n_threads):  # a forked child has the object but not its threads
+            ready = threading.Barrier(n_threads + 1)
+            _pool, _pool_key = ThreadPoolExecutor(n_threads, "saekit", _one_torch_thread, (ready,)), (os.getpid(), n_threads)
+            for _ in range(n_threads):
+                _pool.submit(lambda: None)
+            ready.wait()
+            torch.set_num_threads(n_threads)  # a worker's setting also became the default of threads to come
+        return _pool
+
+
+def _one_torch_thread(ready: threading.Barrier) -> None:
+    torch.get_num_threads()  # makes torch set up this thread, which would undo the next line later
+    torch.set_num_threads(1)
+    _inside.worker = True
+    ready.wait()
