@@ -89,7 +89,7 @@ def check_positions(positions: Positions | None) -> None:
 
 class _Rows(NamedTuple):
     chosen_BT: Tensor | None  # None: every token
-    index: tuple[Tensor, Tensor]
+    place: tuple[Tensor, Tensor]
     at: At
 
 
@@ -148,7 +148,7 @@ class Window:
             return _call(edit, x.flatten(0, 1), rows.at).reshape(x.shape)
         if not len(rows.at.batch_N):
             return x
-        return x.index_put(rows.index, _call(edit, x[rows.index], rows.at))
+        return x.index_put(rows.place, _call(edit, x[rows.place], rows.at))
 
     def _rows(self, positions: Positions | None) -> _Rows:
         key = positions if positions is None or isinstance(positions, str) else tuple(positions)

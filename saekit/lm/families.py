@@ -34,8 +34,8 @@ class Family:
     q: str
     k: str
     v: str
-    """The projections whose outputs are q, k and v; all three the same path where they are fused. A norm of q and k is named instead
-    of the projection it follows."""
+    """The modules whose outputs are q, k and v before positions are rotated in: the projections, or the norms after them; all three
+    the same path where one projection makes them."""
     mlp_in: str
     """The module whose input is `mlp_in`."""
     down: str
@@ -69,8 +69,8 @@ _LLAMA = Family(
     mlp_out="mlp",
     mid="post_attention_layernorm",
 )
-_QK_NORM = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
-_POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+_QK_NORM: dict[str, Any] = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
+_POST_NORMS: dict[str, Any] = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
 _GEMMA2 = replace(_LLAMA, name="gemma2", mid="pre_feedforward_layernorm", **_POST_NORMS)
 _GEMMA3 = replace(_GEMMA2, name="gemma3_text", heads_first=True, **_QK_NORM)
 _GPT2 = Family(
@@ -89,7 +89,14 @@ _GPT2 = Family(
     mlp_out="mlp",
     mid="ln_2",
 )
-_SPLIT_GPT = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj", "pattern": "attn_dropout"}
+
+
+def _split(attn: str) -> dict[str, Any]:
+    """GPT-Neo and GPT-J compute their attention themselves; the pattern passes through its dropout module."""
+    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj", "pattern": "attn_dropout"}
+    return {"fused": "", "attn": attn, **{entry: f"{attn}.{name}" for entry, name in names.items()}}
+
+
 _NEOX = Family(
     name="gpt_neox",
     layers="gpt_neox.layers",
@@ -126,21 +133,8 @@ FAMILIES: dict[str, Family] = {
             _LLAMA, name="phi", final=("model.final_layernorm",), o="self_attn.dense", down="mlp.fc2", mid="", heads_first=True
         ),
         _GPT2,
-        replace(
-            _GPT2,
-            name="gpt_neo",
-            fused="",
-            attn="attn.attention",
-            **{key: f"attn.attention.{path}" for key, path in _SPLIT_GPT.items()},
-        ),
-        replace(
-            _GPT2,
-            name="gptj",
-            fused="",
-            down="mlp.fc_out",
-            mid="",
-            **{key: f"attn.{path}" for key, path in _SPLIT_GPT.items()},
-        ),
+        replace(_GPT2, name="gpt_neo", **_split("attn.attention")),
+        replace(_GPT2, name="gptj", down="mlp.fc_out", mid="", **_split("attn")),
         _NEOX,
         replace(
             _LLAMA,

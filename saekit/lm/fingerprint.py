@@ -53,4 +53,4 @@ def _present(module: nn.Module, name: str, parameter: Tensor) -> Tensor:
     # With device_map, weights that fit on no device are kept by accelerate's hook.
     if parameter.device.type != "meta":
         return parameter
-    return module._hf_hook.weights_map[name]  # type: ignore[union-attr,index,return-value]
+    return module._hf_hook.weights_map[name]  # type: ignore[union-attr,index]

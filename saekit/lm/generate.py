@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saekit.errors import ConfigError, ContextTooLong
+from saekit.errors import ConfigError
 from saekit.lm.edits import Positions, Window, check_positions, expand_edits, positions_from_mask
 from saekit.lm.hooks import Pass
 
@@ -68,11 +68,7 @@ def generate(
     check_positions(positions)
     rows, texts = _rows(lm, prompts)
     longest = max(map(len, rows))
-    if longest + max_new_tokens > lm.max_context:
-        raise ContextTooLong(
-            f"A prompt of {longest} tokens and {max_new_tokens} new ones are more than the {lm.max_context} positions of {lm.name}.",
-            "Shorten the prompt or ask for fewer tokens.",
-        )
+    lm.check_context(longest + max_new_tokens)
     samples = [(p, n) for p in range(len(rows)) for n in range(n_samples)]
     repeated = [rows[p] for p, _ in samples]
     settings = dict(hf_kwargs)
@@ -104,20 +100,16 @@ def _generate(
     max_new_tokens: int,
     settings: dict[str, Any],
 ) -> Tensor:
-    from transformers import GenerationConfig
-
     edits = expand_edits(lm, interventions)
     act = Pass(lm, edits=edits)
-    prompt_T = tokens_BT.shape[1]
     special = torch.tensor(sorted(lm.special_ids), dtype=torch.long, device=tokens_BT.device)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         cache = kwargs.get("past_key_values")
         start = 0 if cache is None else int(cache.get_seq_length())
-        act.begin(tuple(ids.shape), _window(ids, start, mask_BT, prompt_of_row, special, positions))  # type: ignore[arg-type]
+        act.begin(ids.shape[0], ids.shape[1], _window(ids, start, mask_BT, prompt_of_row, special, positions))
 
-    assert prompt_T
     settings.setdefault("pad_token_id", lm.text.pad_token_id)
     settings.setdefault("do_sample", False)
     with ExitStack() as stack, torch.no_grad():
@@ -127,7 +119,6 @@ def _generate(
             # A compiled decoding step would not see hooks.
             settings.setdefault("disable_compile", True)
         lm.model.eval()
-        del GenerationConfig
         return lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, max_new_tokens=max_new_tokens, **settings)
 
 

@@ -14,7 +14,7 @@ from saekit.lm.sites import Site
 from saekit.lm.taps import Tap, find_input, find_output, replace_input, replace_output
 
 if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
+    from saekit.lm.anatomy import Anatomy
 
 
 class _Stop(Exception):
@@ -34,7 +34,7 @@ class Pass:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: Anatomy,
         read: Iterable[Site] = (),
         edits: Mapping[Site, list[Edit]] | None = None,
         stop: Iterable[Site] = (),
@@ -42,11 +42,11 @@ class Pass:
     ) -> None:
         self.lm, self.read, self.edits, self.grad = lm, frozenset(read), dict(edits or {}), grad
         self.acts: dict[Site, Tensor] = {}
-        self.window: Window | None = None
-        self.shape = (0, 0)
         self._stop = frozenset(stop)
-        self.pending: set[Site] = set()
-        self.missed: set[Site] = set()
+        self._window: Window | None = None
+        self._shape = (0, 0)
+        self._pending: set[Site] = set()
+        self._missed: set[Site] = set()
 
     @contextmanager
     def hooked(self) -> Iterator[Pass]:
@@ -64,11 +64,11 @@ class Pass:
                     stack.callback(self._hook(site, tap).remove)
             yield self
 
-    def begin(self, shape: tuple[int, int], window: Window | None) -> None:
-        """A forward pass over `shape` (B, T) tokens begins; `window` is needed where there are edits."""
-        self.shape, self.window = shape, window
-        self.pending = set(self._stop)
-        self.missed = set(self.read | self.edits.keys())
+    def begin(self, B: int, T: int, window: Window | None = None) -> None:
+        """A forward pass over B rows of T tokens begins; `window` is needed where there are edits."""
+        self._shape, self._window = (B, T), window
+        self._pending = set(self._stop)
+        self._missed = set(self.read | self.edits.keys())
 
     def finish(self, forward: Callable[[], Any]) -> Any:
         """Run `forward`; None where it was stopped.
@@ -80,12 +80,16 @@ class Pass:
             output = forward()
         except _Stop:
             return None
-        if self.missed:
+        self.check()
+        return output
+
+    def check(self) -> None:
+        """Raise UnsupportedModel where a site that was wanted was not reached in the last forward pass."""
+        if self._missed:
             raise UnsupportedModel(
-                f"{', '.join(map(str, sorted(self.missed)))} was never reached in a forward pass of {self.lm.name}.",
+                f"{', '.join(map(str, sorted(self._missed)))} was never reached in a forward pass of {self.lm.name}.",
                 "The path table names a module that this model does not call there.",
             )
-        return output
 
     def _hook(self, site: Site, tap: Tap) -> Any:
         if tap.side == "in":
@@ -107,7 +111,7 @@ class Pass:
     def _visit(self, site: Site, tap: Tap, raw: Tensor) -> Tensor:
         # A write into the tensor itself would change what the graph before it has seen.
         source = raw.clone() if tap.in_place and self.grad else raw
-        x = tap.view.get(source, *self.shape)
+        x = tap.view.get(source, *self._shape)
         new = self._touch(site, x)
         if new is not x or self.grad:
             if tap.in_place:
@@ -127,8 +131,8 @@ class Pass:
 
     def _touch(self, site: Site, x: Tensor) -> Tensor:
         for edit in self.edits.get(site, ()):
-            assert self.window is not None
-            x = self.window.apply(edit, x)
+            assert self._window is not None
+            x = self._window.apply(edit, x)
         if site in self.read:
             if self.grad:
                 if x.requires_grad:
@@ -139,8 +143,8 @@ class Pass:
         return x
 
     def _seen(self, site: Site) -> None:
-        self.missed.discard(site)
-        if site in self.pending:
-            self.pending.discard(site)
-            if not self.pending:
+        self._missed.discard(site)
+        if site in self._pending:
+            self._pending.discard(site)
+            if not self._pending:
                 raise _Stop

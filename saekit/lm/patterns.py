@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
+from saekit.lm.families import require
 from saekit.lm.sites import Site
 
 if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
+    from saekit.lm.anatomy import Anatomy
 
 _NAME = "saekit_pattern"
 # Attention modules whose pattern is wanted now, each with what to do to it.
@@ -58,7 +59,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def patterns_through(lm: LanguageModel, visits: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def patterns_through(lm: Anatomy, visits: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Give the patterns of `visits` to their functions within the block; the model's own attention comes back after it.
 
     Raises:
@@ -76,7 +77,7 @@ def patterns_through(lm: LanguageModel, visits: Mapping[Site, Callable[[Tensor],
         if isinstance(module, PreTrainedModel) and (not name or lm.family.layers.startswith(name + "."))
     )
     before = owner.config._attn_implementation
-    modules = {lm.block_module(site.layer or 0, lm.family.attn): visit for site, visit in visits.items()}
+    modules = {require(lm.blocks[site.layer or 0], lm.family.attn, lm.family, "attn"): visit for site, visit in visits.items()}
     try:
         owner.set_attn_implementation(_NAME)
         if owner.config._attn_implementation != _NAME:
