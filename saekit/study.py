@@ -13,6 +13,7 @@ from saekit.errors import ConfigError, WorkspaceError, WorkspaceTooNew
 
 FORMAT = 1
 FILE = "saekit.toml"
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Study:
         fields = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         fields["sites"] = list(self.sites)
         text = tomli_w.dumps({"format": FORMAT, "study": fields})
-        beside = folder / f"{FILE}.partial"
+        beside = folder / f"{FILE}{PARTIAL}"
         with beside.open("w") as file:
             file.write("# One study of saekit. Commands read it; a changed model or corpus wants a new folder.\n" + text)
             file.flush()

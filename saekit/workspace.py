@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError
-from saekit.study import FILE, Study, portable
+from saekit.study import FILE, PARTIAL, Study, portable
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
@@ -54,14 +54,15 @@ class Workspace:
         return cls(path, Study.load(path))
 
     @classmethod
-    def create(cls, path: str | Path, study: Study) -> Workspace:
-        """A new workspace, or the existing one if it studies exactly the same.
+    def plan(cls, path: str | Path, study: Study) -> Workspace:
+        """The workspace of a study: the existing one if it studies exactly the same, or a new one that :meth:`begin` will write.
 
-        The model and the data are looked up first, so that a mistyped name leaves no folder behind.
+        The model and the data are looked up here, so that a mistyped name leaves no folder behind.
 
         Raises:
             StoreMismatch: the folder studies something else; the message names what differs.
-            ModelNotFound, CorpusError, UnknownSite, ContextTooLong: the study cannot be done.
+            WorkspaceError: the folder holds other things.
+            ModelNotFound, CorpusError, UnknownSite, ContextTooLong, ConfigError: the study cannot be done.
         """
         path = Path(path)
         if (path / FILE).exists():
@@ -72,30 +73,40 @@ class Workspace:
                     f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
                 )
             return workspace
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A killed `begin` leaves at most its unfinished file.
+        if path.exists() and (not path.is_dir() or any(not item.name.endswith(PARTIAL) for item in path.iterdir())):
             raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
         workspace = cls(path, study)
         workspace._check()
-        path.mkdir(parents=True, exist_ok=True)
-        study.save(path)
         return workspace
 
     def _check(self) -> None:
-        """Raise where the study cannot be done, before anything is written."""
-        from saekit.activations import check_corpus
+        """Raise where the study cannot be done."""
+        from saekit.activations import check_settings
 
-        for site in self.study.sites:
-            self.lm.width(site)
-        check_corpus(self.corpus)
-        self.lm.check_context(self.study.context or 1)
+        check_settings(
+            self.lm,
+            self.study.sites,
+            self.corpus,
+            context=self.study.context,
+            dtype=self.study.store_dtype,
+            packing=self.study.packing,
+        )
+
+    def begin(self) -> None:
+        """Make the folder where it is not there yet."""
+        if not (self.path / FILE).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.study.save(self.path)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the workspace for writing; the lock ends with the process, however it ends.
+        """Make the folder where it is not there yet, and hold it for writing; the lock ends with the process, however it ends.
 
         Raises:
             WorkspaceError: another process writes here.
         """
+        self.begin()
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from saekit.cli.output import console, emit, quiet_libraries, table
 if TYPE_CHECKING:
     from saekit.lm.sites import Site
     from saekit.workspace import Workspace
+    from trainers import TrainConfig
 
 _DATA = "NeelNanda/pile-10k"
 
 
-def _create(model: str, sites: list[str] | None, data: str, out: Path | None, **settings: Any) -> Workspace:
+def _plan(model: str, sites: list[str] | None, data: str, out: Path | None, **settings: Any) -> Workspace:
     quiet_libraries()
     from saekit.lm.sites import Site
     from saekit.workspace import Workspace, study_of
@@ -27,17 +29,15 @@ def _create(model: str, sites: list[str] | None, data: str, out: Path | None, **
         sites = [f"resid_post.{LanguageModel.load(model, revision=settings.get('revision')).n_layers // 2}"]
     names = tuple(str(site) for site in sorted({Site.parse(site) for site in sites}))
     out = out or Path(f"{Path(model).name}-{'-'.join(names)}")
-    return Workspace.create(out, study_of(model, names, data, **settings))
+    return Workspace.plan(out, study_of(model, names, data, **settings))
 
 
-def _train(workspace: Workspace, sites: list[Site], wandb: str | None, progress: bool, **settings: Any) -> None:
+def _configs(workspace: Workspace, sites: Iterable[str], **settings: Any) -> dict[Site, TrainConfig]:
     from trainers import TrainConfig
 
-    for site in sites:
-        width = workspace.lm.width(site)
-        chosen = {key: value for key, value in settings.items() if value is not None}
-        chosen.setdefault("n_latents", 16 * width)
-        workspace.train(site, TrainConfig.from_dict(chosen), wandb=wandb, progress=progress)
+    given = {key: value for key, value in settings.items() if value is not None}
+    lm = workspace.lm
+    return {lm.site(site): TrainConfig.from_dict({"n_latents": 16 * lm.width(site), **given}) for site in sites}
 
 
 @app.command()
@@ -73,7 +73,7 @@ def fit(
     Example: `saekit fit EleutherAI/pythia-70m-deduped --site resid_post.3 --data NeelNanda/pile-10k --l0 32 --out pythia`
     """
     started = time.monotonic()
-    workspace = _create(
+    workspace = _plan(
         model,
         site,
         data,
@@ -112,7 +112,7 @@ def fit(
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
         return
     table([{"site": name, **row} for name, row in quality.items()], title=f"{workspace.path}, {seconds:.0f} s")
-    _next(workspace, sites[0])
+    _next(workspace, next(iter(configs)))
 
 
 def _next(workspace: Workspace, site: Site) -> None:
@@ -147,7 +147,7 @@ def cache(
 
     Example: `saekit cache EleutherAI/pythia-70m-deduped --site resid_post.2 --site mlp_out.2 --out pythia`
     """
-    workspace = _create(
+    workspace = _plan(
         model,
         site,
         data,
@@ -193,22 +193,21 @@ def train(
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = [ws.lm.site(name) for name in site or ws.study.sites]
+    configs = _configs(
+        ws,
+        site or ws.study.sites,
+        arch=arch,
+        n_latents=latents,
+        l0=l0,
+        tokens=train_tokens,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
     with ws.writing():
-        _train(
-            ws,
-            sites,
-            wandb,
-            True,
-            arch=arch,
-            n_latents=latents,
-            l0=l0,
-            tokens=train_tokens,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-        )
-    rows = [{"site": str(each), "folder": str(ws.sae_folder(each))} for each in sites]
+        for each, config in configs.items():
+            ws.train(each, config, wandb=wandb)
+    rows = [{"site": str(each), "folder": str(ws.sae_folder(each))} for each in configs]
     if as_json:
         emit(rows)
     else:
