@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from saekit.lm import LanguageModel
+    from saekit.sae import SAE
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Machines are shared: how long an example took says nothing.
+hypothesis.settings.register_profile("saekit", deadline=None)
+hypothesis.settings.load_profile("saekit")
 
 SHARED = Path(os.environ.get("SAEKIT_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -48,3 +56,26 @@ def stories_lm(stories_path: Path) -> LanguageModel:
     from saekit.lm import LanguageModel
 
     return LanguageModel.load(stories_path)
+
+
+@pytest.fixture(scope="session")
+def make_sae() -> Callable[..., SAE]:
+    """`make_sae(architecture, d_in, n_latents, seed=0, **config)`: random, and reconstructing a little better than nothing."""
+    import torch
+
+    from saekit.sae import SAE, SAEConfig
+
+    def make(architecture: str, d_in: int, n_latents: int, *, seed: int = 0, **settings: Any) -> SAE:
+        if architecture.endswith("topk") and "k" not in settings:
+            settings["k"] = max(1, n_latents // 4)
+        config = SAEConfig(architecture, d_in=d_in, n_latents=n_latents, **settings)
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in config.shapes().items()}
+        W_dec = torch.nn.functional.normalize(torch.randn(n_latents, config.d_out, generator=generator), dim=1)
+        tensors["W_dec"] = W_dec
+        tensors["W_enc"] = W_dec[:, :d_in].T.clone() if config.d_out >= d_in else tensors["W_enc"] * 5
+        if "threshold" in tensors:
+            tensors["threshold"].abs_()
+        return SAE(config, tensors)
+
+    return make

@@ -45,6 +45,7 @@ def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
         )
     try:
         site = lm.site(ref.site)
+        lm.width(site)
     except UnknownSite as error:
         raise UnknownRef(f"{lm.name} has no {ref}: {error.what}", error.hint) from error
     if ref.kind != "feature":

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saekit.errors import UnknownRef
+from saekit.lm.sites import KINDS, Site
+from saekit.objects import Ref
+
+NUMBERS = st.integers(0, 10**9)
+SITES = st.builds(lambda kind, layer: Site(kind, None if kind == "embed" else layer), st.sampled_from(KINDS), st.integers(0, 200))
+REFS = st.one_of(
+    st.builds(Ref.feature, SITES, NUMBERS),
+    st.builds(Ref.residual, SITES, NUMBERS),
+    st.builds(Ref.neuron, st.integers(0, 200), NUMBERS),
+    st.builds(Ref.head, st.integers(0, 200), NUMBERS),
+    st.builds(Ref.weight, st.integers(0, 200), st.sampled_from(["down_proj", "q_proj", "mlp.c_fc"]), NUMBERS),
+)
+
+
+@given(REFS)
+def test_text_and_back(ref: Ref) -> None:
+    again = Ref.parse(str(ref))
+    assert again == ref
+    assert hash(again) == hash(ref)
+    assert Ref.parse(again) is again
+
+
+@given(st.lists(REFS, unique=True))
+def test_sorting_is_total_and_does_not_depend_on_the_start(refs: list[Ref]) -> None:
+    ordered = sorted(refs)
+    assert ordered == sorted(reversed(refs))
+    assert all(a < b and not b < a for a, b in zip(ordered, ordered[1:]))
+
+
+@given(REFS, REFS)
+def test_text_tells_refs_apart(a: Ref, b: Ref) -> None:
+    assert (str(a) == str(b)) == (a == b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "feature:resid_post.3/1042",
+        "neuron:2/17",
+        "head:3.5",
+        "residual:resid_post.3/12",
+        "weight:2.down_proj/17",
+        "feature:embed/0",
+    ],
+)
+def test_documented_forms(text: str) -> None:
+    assert str(Ref.parse(text)) == text
+
+
+def test_parts() -> None:
+    ref = Ref.parse("feature:blocks.3.hook_resid_post/1042")
+    assert (ref.kind, ref.site, ref.layer, ref.unit) == ("feature", Site("resid_post", 3), 3, 1042)
+    assert Ref.parse("neuron:2/17").site == Site("neurons", 2)
+    assert Ref.parse("head:2.17").site == Site("heads", 2)
+    weight = Ref.parse("weight:2.mlp.c_fc/17")
+    assert (weight.site, weight.layer, weight.matrix, weight.unit) == (None, 2, "mlp.c_fc", 17)
+
+
+def test_sorts_in_the_order_of_computation_with_numbers_as_numbers() -> None:
+    texts = [
+        "feature:embed/3",
+        "head:1.2",
+        "head:1.10",
+        "neuron:1/2",
+        "feature:resid_post.1/9",
+        "feature:resid_post.1/10",
+        "neuron:10/0",
+    ]
+    assert [str(ref) for ref in sorted(map(Ref.parse, reversed(texts)))] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1042", "feature:resid_post.3/1042"),
+        ("", "head:3.5"),
+        ("feature", "feature:resid_post.3/1042"),
+        ("featur:resid_post.3/1", "'feature:resid_post.3/1042'"),
+        ("feature:resid_post.3", "feature:resid_post.3/1042"),
+        ("feature:resid_post.3/-1", "feature:resid_post.3/1042"),
+        ("feature:resid_post.3/1.5", "feature:resid_post.3/1042"),
+        ("feature:resid_pots.3/1", "resid_post"),
+        ("feature:resid_post/1", "resid_post.3"),
+        ("head:3/5", "head:3.5"),
+        ("head:3", "head:3.5"),
+        ("neuron:2.17", "neuron:2/17"),
+        ("neuron:two/17", "neuron:2/17"),
+        ("neuron:²/17", "neuron:2/17"),
+        ("weight:down_proj/17", "weight:2.down_proj/17"),
+    ],
+)
+def test_what_is_no_ref_says_what_to_write(text: str, says: str) -> None:
+    with pytest.raises(UnknownRef) as error:
+        Ref.parse(text)
+    assert says in str(error.value)
+
+
+def test_negative_units_and_unknown_kinds_are_refused() -> None:
+    with pytest.raises(UnknownRef, match="count from 0"):
+        Ref.neuron(2, -1)
+    with pytest.raises(UnknownRef, match="kind"):
+        Ref("layer", 2)
