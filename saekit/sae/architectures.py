@@ -42,10 +42,11 @@ class SAE(nn.Module):
     Encoder: `h = (x - b_dec) @ W_enc + b_enc` (b_dec is left out where `apply_b_dec_to_input` is False), then by activation
 
     - relu (standard, transcoder, skip_transcoder): `f = ReLU(h)` (arXiv 2309.08600; transcoders 2406.11944, skip 2501.18823).
-    - topk: `f = ReLU(TopK_k(h))`, eq. 5 of arXiv 2406.04093. abstopk: the k largest |h| with their signs (2510.00404).
-    - jumprelu: `f = ReLU(h) * 1[h > threshold]` (arXiv 2407.14435, eq. 3); also batchtopk (2412.06410, section 3: a threshold
-      replaces the selection over the batch) and matryoshka (2503.17547).
-    - gated: `f = 1[(x - b_dec) @ W_enc + b_gate > 0] * ReLU((x - b_dec) @ W_enc * exp(r_mag) + b_mag)`, eqs. 6-7 of 2404.16014.
+    - topk: `f = ReLU(TopK_k(h))` (arXiv 2406.04093). abstopk: the k largest |h| with their signs (2510.00404).
+    - jumprelu: `f = ReLU(h) * 1[h > threshold]` (arXiv 2407.14435); also batchtopk (2412.06410), whose selection over a batch
+      a threshold replaces at inference, and matryoshka (2503.17547).
+    - gated: `f = 1[(x - b_dec) @ W_enc + b_gate > 0] * ReLU((x - b_dec) @ W_enc * exp(r_mag) + b_mag)` (arXiv
+      2404.16014).
 
     Decoder: `x_hat = f @ W_dec + b_dec`, plus `x @ W_skip.T` in skip transcoders.
 
@@ -94,7 +95,8 @@ class SAE(nn.Module):
         if not self._selects:
             return self._activate(self._centre(x_ND)).reshape(*lead, self.cfg.n_latents)
         values_NK, indices_NK = self._select(self._centre(x_ND))
-        return SparseCode(values_NK.reshape(*lead, -1), indices_NK.reshape(*lead, -1))
+        K = values_NK.shape[1]
+        return SparseCode(values_NK.reshape(*lead, K), indices_NK.reshape(*lead, K))
 
     def encode_dense(self, x_BD: Tensor) -> Tensor:
         """Codes of x (..., D) as one (..., F) tensor, for every architecture."""
@@ -341,7 +343,7 @@ def _normalize(x_ND: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
     """A row's normalised form, and the shift and scale (N, 1) that bring a reconstruction back, all as sae-lens has them."""
     if how == "layer_norm":
         shift_N1 = x_ND.mean(-1, keepdim=True)
-        scale_N1 = (x_ND - shift_N1).std(-1, keepdim=True)
+        scale_N1 = (x_ND - shift_N1).norm(dim=-1, keepdim=True) / (x_ND.shape[-1] - 1) ** 0.5
         return (x_ND - shift_N1) / (scale_N1 + 1e-5), shift_N1, scale_N1
     # constant_norm_rescale: every row gets norm sqrt(D). The clamp keeps an all-zero row zero where sae-lens makes it NaN.
     norm_N1 = x_ND.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x_ND.dtype).tiny)

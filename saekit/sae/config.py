@@ -71,13 +71,14 @@ class SAEConfig:
         apply_b_dec_to_input: subtract b_dec before encoding. Always False for transcoders.
         normalize_activations: one of :data:`NORMALIZATIONS`, as sae-lens names them.
         reshape_activations: "hook_z" where sae-lens must flatten heads first; "auto" decides by the site.
-        site, site_out: where it reads, and (transcoders) where it writes; None where unknown.
+        site, site_out: where it reads, and (transcoders) where it writes; None where unknown. Their texts will do.
         model_name, context_size, prepend_bos: what it was trained on.
         dtype: of the weights: float32, float64, float16 or bfloat16.
         metadata: anything else, kept in the file as it is (JSON).
 
     Raises:
         ConfigError: a value is unknown or impossible.
+        UnknownSite: a site does not parse.
     """
 
     architecture: str
@@ -102,6 +103,8 @@ class SAEConfig:
         _one_of("reshape_activations", self.reshape_activations, ("auto", "none", "hook_z"))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         self.d_out = self.d_out or self.d_in
+        self.site = None if self.site is None else Site.parse(self.site)
+        self.site_out = None if self.site_out is None else Site.parse(self.site_out)
         for name in ("d_in", "n_latents", "d_out"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is no width.", "It must be a whole number from 1.")

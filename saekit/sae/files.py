@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 VERSION_KEYS = ("sae_lens_version", "sae_lens_training_version")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIELD_KEYS = ("model_name", "context_size", "prepend_bos")  # metadata that has a field of its own in SAEConfig
 
 
@@ -86,22 +87,22 @@ def save(sae: SAE, folder: str | Path, *, sparsity: Tensor | None = None) -> Non
         if tuple(sparsity.shape) != (sae.cfg.n_latents,) or not bool(((sparsity >= 0) & (sparsity <= 1)).all()):
             raise ConfigError(f"sparsity must be ({sae.cfg.n_latents},) fractions of tokens.", "Pass no logarithms.")
         files[SPARSITY] = {"sparsity": (sparsity + 1e-10).log10()}
-    beside = {name: folder / f".{name}.partial" for name in (*files, CONFIG)}
+    beside = {name: folder / f".{name}.partial" for name in (WEIGHTS, SPARSITY, CONFIG)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(tensors, beside[name])
         beside[CONFIG].write_text(cfg)
-        for path in beside.values():
-            _sync(path)
+        for name in (*files, CONFIG):
+            _sync(beside[name])
         # A configuration that does not fit the new weights goes first and the new one comes last: killed in between, the
         # folder holds no SAE rather than a wrong one.
         if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != cfg.encode():
             (folder / CONFIG).unlink()
-        if sparsity is None:
-            (folder / SPARSITY).unlink(missing_ok=True)
-        for name, path in beside.items():
-            path.replace(folder / name)
+        (folder / SPARSITY).unlink(missing_ok=True)
+        for name in (*files, CONFIG):
+            beside[name].replace(folder / name)
+        beside[SPARSITY].unlink(missing_ok=True)  # of a save that was killed
         _sync(folder)
     except (OSError, SafetensorError) as error:
         for path in beside.values():
@@ -212,7 +213,7 @@ def _load_folder(folder: Path, dtype: str | None) -> SAE:
         tensors = _read_tensors(folder / WEIGHTS)
     with _format_errors(folder):
         raw = _modernize(raw)
-        sae = assemble(raw if dtype is None else raw | {"dtype": dtype}, tensors, _checkpoint_scale(folder))
+        sae = assemble(raw if dtype is None else raw | {"dtype": dtype}, tensors, _checkpoint_scale(folder, raw))
     if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
         warnings.warn(
             f"{folder} expects normalised inputs ({sae.cfg.normalize_activations}), and the factor is not in the folder: "
@@ -224,15 +225,7 @@ def _load_folder(folder: Path, dtype: str | None) -> SAE:
 
 def _config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConfig:
     metadata = dict(raw.get("metadata") or {})
-    architecture = str(raw.get("architecture", "standard"))
-    trained_as = metadata.get("training_architecture")
-    for name, row in ARCHITECTURES.items():
-        # Files of training classes say what they train; files for inference keep it in the metadata.
-        if row.trained_as and (architecture == row.trained_as or (architecture, trained_as) == (row.stored_as, row.trained_as)):
-            architecture = name
-            break
-    if architecture not in ARCHITECTURES:
-        raise SAEFormatError(f"Architecture {architecture!r} is not supported.", f"Supported: {', '.join(ARCHITECTURES)}.")
+    architecture = _architecture(raw)
     row = ARCHITECTURES[architecture]
     if row.transcodes and raw.get("apply_b_dec_to_input"):
         raise SAEFormatError("A transcoder cannot subtract b_dec from its input: it lives in the output space.")
@@ -261,10 +254,23 @@ def _config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAECon
         raise SAEFormatError(error.what, error.hint) from error
 
 
+def _architecture(raw: dict[str, Any]) -> str:
+    """saekit's name for what the file holds. Training classes file it under that; the others name it in the metadata."""
+    stored = str(raw.get("architecture", "standard"))
+    trained_as = (raw.get("metadata") or {}).get("training_architecture")
+    for name, row in ARCHITECTURES.items():
+        if row.trained_as and (stored == row.trained_as or (stored, trained_as) == (row.stored_as, row.trained_as)):
+            return name
+    if stored not in ARCHITECTURES:
+        raise SAEFormatError(f"Architecture {stored!r} is not supported.", f"Supported: {', '.join(ARCHITECTURES)}.")
+    return stored
+
+
 def _modernize(raw: Any) -> dict[str, Any]:
     """The configuration in the layout of sae-lens 6."""
     if not isinstance(raw, dict):
         raise SAEFormatError(f"{CONFIG} is no JSON object.")
+    _architecture(raw)
     metadata = raw.get("metadata") or {}
     saved_by = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
     if int(saved_by.split(".")[0]) >= 6:
@@ -281,9 +287,10 @@ def _modernize(raw: Any) -> dict[str, Any]:
     return converted
 
 
-def _checkpoint_scale(folder: Path) -> float | None:
+def _checkpoint_scale(folder: Path, raw: dict[str, Any]) -> float | None:
     """The input scale that a sae-lens training checkpoint keeps beside its weights; finished SAEs have it folded in."""
-    if not (folder / SCALER).exists():
+    unfolded = raw.get("normalize_activations") in ("expected_average_only_in", "covariance_whitening")
+    if not unfolded or not (folder / SCALER).exists():
         return None
     scaler = json.loads((folder / SCALER).read_text())
     if scaler.get("has_whitening"):
@@ -354,8 +361,8 @@ def _where_else(folder: Path) -> str:
 
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return any(f"code: {code}," in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+        return error.errno in _FULL
+    return any(f"os error {code})" in str(error) for code in _FULL)  # all that safetensors passes on
 
 
 def _sync(path: Path) -> None:
