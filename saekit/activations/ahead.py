@@ -1,0 +1,49 @@
+"""Work done ahead of its use, in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterable
+from queue import SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
+    """Iterate over `items` in a thread that keeps at most `depth` of them ready or in the making.
+
+    The thread starts with the first `next` and ends when the iterator is exhausted or closed. Errors of `items` are raised
+    where they are consumed.
+    """
+    slots, results, stop = threading.Semaphore(depth), SimpleQueue[tuple[T | None, BaseException | None]](), threading.Event()
+
+    def work() -> None:
+        iterator = iter(items)
+        try:
+            while True:
+                slots.acquire()
+                if stop.is_set():
+                    return
+                results.put((next(iterator), None))
+        except BaseException as error:  # StopIteration included: it ends the consumer too
+            results.put((None, error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = threading.Thread(target=work, name="saekit-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = results.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            slots.release()
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        slots.release()
+        thread.join()

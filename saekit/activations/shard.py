@@ -1,0 +1,113 @@
+"""One shard: an HDF5 file with a row per token, put together in memory and read from disk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from saekit.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# What every shard has beside the sites. `special`: BOS, EOS and other tokens that stand for no text.
+TOKEN_COLUMNS = {"tokens": np.int32, "position": np.int32, "document": np.int64, "special": np.bool_}
+_CHUNK_BYTES = 2**20
+
+
+def storage_dtype(name: str) -> torch.dtype:
+    """The dtype called `name`.
+
+    Raises:
+        ConfigError: activations are not stored in that.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"Activations cannot be stored as {name!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def as_numpy(acts: Tensor) -> np.ndarray:
+    """A view of a CPU tensor; bfloat16, which neither numpy nor HDF5 has, as its bits in uint16."""
+    return acts.view(torch.int16).numpy().view(np.uint16) if acts.dtype == torch.bfloat16 else acts.numpy()
+
+
+def as_tensor(stored: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """What :func:`as_numpy` gave, as a tensor again."""
+    return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if dtype == torch.bfloat16 else torch.from_numpy(stored)
+
+
+class ShardBuilder:
+    """Rows appended column by column to an HDF5 file in memory.
+
+    In memory, so that HDF5 never meets a full disk, from which it does not recover, and the file is hashed and written in one go.
+    The same rows give the same bytes, however they were cut into batches.
+    """
+
+    def __init__(self, bfloat16: bool) -> None:
+        self.n_tokens = 0
+        self._bfloat16 = bfloat16
+        self._buffer = io.BytesIO()
+        self._file = h5py.File(self._buffer, "w")
+        self._columns: dict[str, _Column] = {}
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Add rows: `sites/<site>` (N, width) and the :data:`TOKEN_COLUMNS` (N,)."""
+        for name, rows in columns.items():
+            if name not in self._columns:
+                self._columns[name] = _Column(self._file, name, rows)
+            self._columns[name].append(rows)
+        self.n_tokens += len(columns["tokens"])
+
+    def finish(self) -> memoryview:
+        """The bytes of the file."""
+        for name, column in self._columns.items():
+            dataset = column.finish()
+            if name.startswith("sites/"):
+                dataset.attrs["dtype"] = "bfloat16" if self._bfloat16 else str(dataset.dtype)
+        self._file.close()
+        return self._buffer.getbuffer()
+
+
+class _Column:
+    """A dataset that grows by whole chunks, which go past HDF5's own cache and conversions."""
+
+    def __init__(self, file: h5py.File, name: str, like: np.ndarray) -> None:
+        row_bytes = like.itemsize * int(np.prod(like.shape[1:]))
+        # A power of two, so that chunks of all columns and the reader's pieces begin at the same rows.
+        self._rows = 2 ** int(np.log2(max(1, _CHUNK_BYTES // row_bytes)))
+        self._chunk = np.zeros((self._rows, *like.shape[1:]), like.dtype)
+        self._filled = self._written = 0
+        self._file, self._name = file, name
+        self._dataset: h5py.Dataset | None = None
+
+    def append(self, rows: np.ndarray) -> None:
+        while len(rows):
+            size = min(self._rows - self._filled, len(rows))
+            self._chunk[self._filled : self._filled + size] = rows[:size]
+            self._filled += size
+            rows = rows[size:]
+            if self._filled == self._rows:
+                self._write(self._rows)
+
+    def finish(self) -> h5py.Dataset:
+        if self._dataset is None:  # less than one chunk
+            data = self._chunk[: self._filled]
+            return self._file.create_dataset(self._name, data=data, chunks=data.shape, maxshape=(None, *data.shape[1:]))
+        if self._filled:
+            self._chunk[self._filled :] = 0
+            self._write(self._filled)
+        return self._dataset
+
+    def _write(self, valid: int) -> None:
+        shape = self._chunk.shape
+        if self._dataset is None:
+            self._dataset = self._file.create_dataset(
+                self._name, (0, *shape[1:]), self._chunk.dtype, chunks=shape, maxshape=(None, *shape[1:])
+            )
+        self._dataset.resize(self._written + valid, axis=0)
+        self._dataset.id.write_direct_chunk((self._written, *(0 for _ in shape[1:])), self._chunk)
+        self._written += valid
+        self._filled = 0
