@@ -88,25 +88,23 @@ def fit(
         dtype=dtype,
         store_dtype=store_dtype,
     )
-    sites = [workspace.lm.site(name) for name in workspace.study.sites]
+    configs = _configs(
+        workspace,
+        workspace.study.sites,
+        arch=arch,
+        n_latents=latents,
+        l0=l0,
+        tokens=train_tokens,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
     with workspace.writing():
         store = workspace.cache(batch_size=cache_batch)
-        _train(
-            workspace,
-            sites,
-            wandb,
-            True,
-            arch=arch,
-            n_latents=latents,
-            l0=l0,
-            tokens=train_tokens,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-        )
-        for each in sites:
+        for each, config in configs.items():
+            workspace.train(each, config, wandb=wandb)
             workspace.index(each)
-        quality = {str(each): workspace.evaluate(each) for each in sites}
+        quality = {str(each): workspace.evaluate(each) for each in configs}
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
