@@ -34,7 +34,7 @@ class Family:
     q: str
     k: str
     v: str
-    """The modules whose outputs are q, k and v before positions are rotated in: the projections, or the norms after them; all three
+    """The modules whose outputs are q, k, v before positions are rotated in: the projections, or the norms after them; all three
     the same path where one projection makes them."""
     mlp_in: str
     """The module whose input is `mlp_in`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +13,13 @@ from torch import Tensor, nn
 from saekit.errors import ConfigError
 from saekit.lm.edits import Positions, Window, check_positions, expand_edits, positions_from_mask
 from saekit.lm.hooks import Pass
+from saekit.lm.sampling import noise_seed, own_noise, sampling_processors
 
 if TYPE_CHECKING:
     from saekit.lm.model import LanguageModel
+
+# Arguments of transformers' generate that would change what comes back.
+_OURS = {"num_return_sequences": "n_samples", "max_length": "max_new_tokens", "return_dict_in_generate": "lm.run for more"}
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Generation:
 
 def generate(
     lm: LanguageModel,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tensor,
     *,
     interventions: Any = (),
     positions: Positions = "last+generated",
@@ -46,120 +49,131 @@ def generate(
     max_new_tokens: int = 64,
     n_samples: int = 1,
     do_sample: bool = False,
+    attention_mask: Tensor | None = None,
     **hf_kwargs: Any,
 ) -> Generation:
     """Continue prompts with transformers' own `generate`, interventions applied in prefill and decoding.
 
     Args:
-        prompts: texts, or rows of token ids (used as they are).
-        interventions: Edits, or anything with `.edits(lm)`.
-        positions: which tokens are touched, unless an edit says so itself; see :data:`saekit.lm.edits.Positions`.
-        seed: of the sampling. The text of a prompt depends on it, the prompt and the sample's number alone, not on what else is
-            in the batch. None draws one from torch's generator.
+        prompts: texts (BOS is put before them), or token ids as they are: rows, or a tensor (B, T) padded on either side.
+        interventions: Edits, or anything with `.edits(lm)`; the rows an edit is told of (`At.batch_N`) are prompts.
+        positions: which tokens are touched unless an edit says so itself; see :data:`saekit.lm.edits.Positions`.
+        seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
+            in the batch; with and without interventions the same noise is used. None draws a seed from torch's generator.
         max_new_tokens: at most.
         n_samples: continuations of each prompt, which differ only when sampling.
-        do_sample: sample (temperature, top_k, top_p, min_p in `hf_kwargs`) instead of taking the likeliest.
-        hf_kwargs: passed to transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...
+        do_sample: sample (temperature, top_k, top_p, ... in `hf_kwargs`, with transformers' defaults) instead of the likeliest.
+        attention_mask: (B, T), where `prompts` is a padded tensor.
+        hf_kwargs: for transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...
 
     Raises:
-        ContextTooLong: prompt and new tokens are more than the model has positions for.
-        ConfigError: no prompt, or positions that are none.
+        ContextTooLong: a prompt and the new tokens are more than the model has positions for.
+        ConfigError: no prompt, or settings that do not fit.
     """
     check_positions(positions)
-    rows, texts = _rows(lm, prompts)
-    longest = max(map(len, rows))
-    lm.check_context(longest + max_new_tokens)
-    samples = [(p, n) for p in range(len(rows)) for n in range(n_samples)]
-    repeated = [rows[p] for p, _ in samples]
-    settings = dict(hf_kwargs)
-    beams = settings.get("num_beams", 1)
-    if do_sample and beams == 1:
-        from saekit.lm.sampling import sampling_processors
+    if taken := _OURS.keys() & hf_kwargs.keys():
+        name = min(taken)
+        raise ConfigError(f"{name} cannot be passed on to transformers' generate.", f"Use {_OURS[name]}.")
+    if n_samples < 1 or max_new_tokens < 1:
+        raise ConfigError(f"n_samples={n_samples} and max_new_tokens={max_new_tokens} must be at least 1.")
+    rows, texts = _rows(lm, prompts, attention_mask)
+    lm.check_context(max(map(len, rows)) + max_new_tokens)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": lm.text.pad_token_id, **hf_kwargs}
+    which = [p for p in range(len(rows)) for _ in range(n_samples)]
+    wanted = [rows[p] for p in which]
 
+    def run(samples: Sequence[int], settings: dict[str, Any]) -> list[list[int]]:
+        ids = [wanted[s] for s in samples]
+        return _continue(lm, ids, [which[s] for s in samples], interventions, positions, settings)
+
+    if not do_sample:
+        found = run(range(len(wanted)), settings)
+    else:
         seed = int(torch.randint(2**31, ())) if seed is None else seed
-        keys = [_stream(seed, rows[p], n) for p, n in samples]
-        settings["logits_processor"] = sampling_processors(lm, settings, keys)
-    elif do_sample:
-        settings["do_sample"] = True
-    tokens_BT, mask_BT = lm.text.pad(repeated, "left")
-    tokens_BT, mask_BT = tokens_BT.to(lm.device), mask_BT.to(lm.device)
-    out = _generate(lm, tokens_BT, mask_BT, [p for p, _ in samples], interventions, positions, max_new_tokens, settings)
-    eos = _eos(lm, settings)
-    continuations = [_until(row[tokens_BT.shape[1] :].tolist(), eos) for row in out]
-    decoded = [lm.text.continuation(row, ids) if lm.tokenizer is not None else "" for row, ids in zip(repeated, continuations)]
-    return Generation([texts[p] for p, _ in samples], decoded, continuations, [list(row) for row in repeated])
+        seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
+        if settings.get("num_beams", 1) == 1:
+            found = run(range(len(wanted)), settings | {"logits_processor": sampling_processors(lm.model, settings, seeds)})
+        else:  # beams draw from torch's generator, all rows together
+            found = []
+            for s, own in enumerate(seeds):
+                with own_noise(own, lm.device):
+                    found += run([s], settings | {"do_sample": True})
+    decoded = (
+        [lm.text.continuation(row, ids) for row, ids in zip(wanted, found)] if lm.tokenizer is not None else [""] * len(found)
+    )
+    return Generation([texts[p] for p in which], decoded, found, [list(row) for row in wanted])
 
 
-def _generate(
+def _continue(
     lm: LanguageModel,
-    tokens_BT: Tensor,
-    mask_BT: Tensor,
+    rows: list[list[int]],
     prompt_of_row: list[int],
     interventions: Any,
     positions: Positions,
-    max_new_tokens: int,
     settings: dict[str, Any],
-) -> Tensor:
+) -> list[list[int]]:
+    """Continuations of `rows` as one batch."""
+    tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
     edits = expand_edits(lm, interventions)
     act = Pass(lm, edits=edits)
-    special = torch.tensor(sorted(lm.special_ids), dtype=torch.long, device=tokens_BT.device)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        cache = kwargs.get("past_key_values")
+        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         start = 0 if cache is None else int(cache.get_seq_length())
-        act.begin(ids.shape[0], ids.shape[1], _window(ids, start, mask_BT, prompt_of_row, special, positions))
+        act.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
 
-    settings.setdefault("pad_token_id", lm.text.pad_token_id)
-    settings.setdefault("do_sample", False)
+    if lm.model.training:
+        lm.model.eval()
     with ExitStack() as stack, torch.no_grad():
         if edits:
             stack.enter_context(act.hooked())
             stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
-            # A compiled decoding step would not see hooks.
-            settings.setdefault("disable_compile", True)
-        lm.model.eval()
-        return lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, max_new_tokens=max_new_tokens, **settings)
+            # A compiled decoding step would not see the hooks.
+            settings = settings | {"disable_compile": True}
+        out = lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, **settings)
+        if edits:
+            act.check()
+    eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
+    ends = set(eos) if isinstance(eos, list | tuple) else {eos}
+    return [_until(row[tokens_BT.shape[1] :].tolist(), ends) for row in out]
 
 
-def _window(ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], special: Tensor, positions: Positions) -> Window:
-    """The window of a forward pass over slots start.. of sequences whose prompts are masked by `mask_BT`."""
-    rows, T = ids.shape
-    beams = rows // mask_BT.shape[0]
-    end = start + T
-    grown = torch.ones((mask_BT.shape[0], max(0, end - mask_BT.shape[1])), dtype=mask_BT.dtype, device=mask_BT.device)
-    real_BT = torch.cat([mask_BT, grown], 1).bool().repeat_interleave(beams, 0)
-    position_BT = positions_from_mask(real_BT)[:, start:end]
-    row_B = torch.tensor(prompt_of_row, device=ids.device).repeat_interleave(beams)
-    return Window(ids, real_BT[:, start:end], position_BT, mask_BT.sum(1).repeat_interleave(beams), row_B, special, positions)
+def _window(
+    lm: LanguageModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions
+) -> Window:
+    """The window of a forward pass over slots start.. of sequences whose prompts lie where `mask_BT` is 1.
+
+    Slots are counted from what the cache holds, so chunks of a prompt and steps of decoding are told apart by their place alone.
+    """
+    beams, end = ids.shape[0] // mask_BT.shape[0], start + ids.shape[1]
+    grown_BT = torch.nn.functional.pad(mask_BT, (0, max(0, end - mask_BT.shape[1])), value=1)
+    real_BT = grown_BT.bool().repeat_interleave(beams, 0)
+    return Window(
+        tokens_BT=ids,
+        real_BT=real_BT[:, start:end],
+        position_BT=positions_from_mask(real_BT)[:, start:end],
+        prompt_B=mask_BT.sum(1).repeat_interleave(beams),
+        row_B=torch.tensor(prompt_of_row, device=ids.device).repeat_interleave(beams),
+        special=lm.special_tensor,
+        default=positions,
+    )
 
 
-def _rows(lm: LanguageModel, prompts: Any) -> tuple[list[list[int]], list[str]]:
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    prompts = list(prompts)
+def _rows(lm: LanguageModel, prompts: Any, attention_mask: Tensor | None) -> tuple[list[list[int]], list[str]]:
+    """Token ids and text of each prompt."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if prompts and all(isinstance(prompt, str) for prompt in prompts):
-        rows = lm.text.ids(prompts)
-        texts = prompts
+        rows, texts = lm.text.ids(prompts), prompts
     else:
         rows = [[int(index) for index in row] for row in prompts]
+        if attention_mask is not None:
+            rows = [[index for index, real in zip(row, mask) if real] for row, mask in zip(rows, attention_mask.tolist())]
         texts = [lm.decode(row) if lm.tokenizer is not None else "" for row in rows]
     if not rows or not all(rows):
         raise ConfigError("There is no prompt, or one without a token.", "Give at least one token for each.")
     return rows, texts
 
 
-def _eos(lm: LanguageModel, settings: dict[str, Any]) -> set[int]:
-    eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
-    return set(eos) if isinstance(eos, list | tuple) else set() if eos is None else {int(eos)}
-
-
-def _until(ids: list[int], eos: set[int]) -> list[int]:
-    end = next((n + 1 for n, index in enumerate(ids) if index in eos), len(ids))
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    end = next((n + 1 for n, index in enumerate(ids) if index in ends), len(ids))
     return ids[:end]
-
-
-def _stream(seed: int, prompt: Sequence[int], sample: int) -> int:
-    """The seed of one continuation's noise."""
-    text = f"{seed}/{sample}/{','.join(map(str, prompt))}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

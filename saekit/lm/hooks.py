@@ -135,6 +135,8 @@ class Pass:
             x = self._window.apply(edit, x)
         if site in self.read:
             if self.grad:
+                # A node of its own: what the module takes in may be used elsewhere too, and that is not this site's gradient.
+                x = x.view_as(x)
                 if x.requires_grad:
                     x.retain_grad()
                 else:

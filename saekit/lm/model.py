@@ -173,9 +173,8 @@ class LanguageModel(Anatomy):
 
         window = None
         if by_site:
-            special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=tokens_BT.device)
             lengths_B = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
-            window = Window.of(tokens_BT, mask_BT, special, lengths_B, positions)
+            window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions)
         if self.model.training:
             self.model.eval()
         act = Pass(self, sites | {end} if logits == "last" else sites, by_site, stop, grad)
@@ -268,6 +267,11 @@ class LanguageModel(Anatomy):
     def special_ids(self) -> frozenset[int]:
         """BOS, EOS, PAD and the like: never trained on or steered at."""
         return self.text.special_ids
+
+    @property
+    def special_tensor(self) -> Tensor:
+        """`special_ids` as a tensor beside the tokens."""
+        return torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells this model from another: {"model", "tokenizer"} as sha256, {"name", "revision"} as given.

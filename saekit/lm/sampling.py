@@ -2,49 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
+# transformers' samplers in the order in which it applies them: setting, class, and the values that do something.
+_SAMPLERS: list[tuple[str, str, Callable[[Any], bool]]] = [
+    ("temperature", "TemperatureLogitsWarper", lambda value: value != 1),
+    ("top_h", "TopHLogitsWarper", lambda value: True),
+    ("top_k", "TopKLogitsWarper", lambda value: value != 0),
+    ("top_p", "TopPLogitsWarper", lambda value: value < 1),
+    ("min_p", "MinPLogitsWarper", lambda value: True),
+    ("typical_p", "TypicalLogitsWarper", lambda value: value < 1),
+    ("epsilon_cutoff", "EpsilonLogitsWarper", lambda value: 0 < value < 1),
+    ("eta_cutoff", "EtaLogitsWarper", lambda value: 0 < value < 1),
+]
+# What transformers samples with where neither the call nor the checkpoint says.
+_DEFAULTS = {"top_k": 50}
+
+
+def sampling_processors(model: Any, settings: dict[str, Any], seeds: Sequence[int]) -> Any:
+    """Processors after which the likeliest token of each row is a sample: transformers' own samplers, then each row's noise."""
+    from transformers import LogitsProcessorList
+    from transformers.generation import logits_process
+
+    processors = list(settings.get("logits_processor") or [])
+    for name, sampler, matters in _SAMPLERS:
+        value = settings.get(name)
+        value = getattr(model.generation_config, name, None) if value is None else value
+        value = _DEFAULTS.get(name) if value is None else value
+        if value is not None and matters(value):
+            processors.append(getattr(logits_process, sampler)(value))
+    return LogitsProcessorList([*processors, GumbelNoise(seeds)])
 
 
 class GumbelNoise:
-    """Adds Gumbel noise to each row's scores from a generator of its own; the largest is then a sample of their softmax.
+    """Adds Gumbel noise to each row's scores, from a generator of its own; the largest is then a sample of their softmax.
 
-    Gumbel-max: argmax_i(s_i + g_i) ~ softmax(s) for independent g_i = -log(-log u_i) (Gumbel 1954; Maddison et al. 2014).
+    argmax_i(s_i + g_i) is distributed as softmax(s) for independent g_i = -log(-log u_i), u_i uniform (the Gumbel-max trick;
+    Maddison, Tarlow and Minka 2014, eq. 3).
     """
 
-    def __init__(self, keys: list[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(key) for key in keys]
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        V = scores.shape[-1]
-        # float64, so that no u is 0 or 1 and ties do not occur.
-        noise = torch.stack([torch.rand(V, generator=each, dtype=torch.float64) for each in self._generators])
-        return scores - torch.log(-torch.log(noise)).to(scores)
+        """`scores` (B, V) with noise."""
+        # In float64 neither 0 nor ties occur.
+        u_BV = torch.stack([torch.rand(scores.shape[1], generator=each, dtype=torch.float64) for each in self._generators])
+        return scores - torch.log(-torch.log(u_BV)).to(scores)
 
 
-def sampling_processors(lm: LanguageModel, settings: dict[str, Any], keys: list[int]) -> Any:
-    """Temperature, top-k, top-p and min-p as transformers has them, then noise; takes their settings out of `settings`."""
-    from transformers import LogitsProcessorList
-    from transformers.generation import logits_process as process
+def noise_seed(seed: int, prompt: Sequence[int], sample: int) -> int:
+    """The seed of the noise of one continuation."""
+    text = f"{seed}/{sample}/{','.join(map(str, prompt))}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
-    defaults = lm.model.generation_config
 
-    def setting(name: str) -> Any:
-        return settings.pop(name, None) or getattr(defaults, name, None)
-
-    processors = list(settings.pop("logits_processor", None) or [])
-    temperature, top_k, top_p, min_p = (setting(name) for name in ("temperature", "top_k", "top_p", "min_p"))
-    if temperature and temperature != 1:
-        processors.append(process.TemperatureLogitsWarper(float(temperature)))
-    if top_k:
-        processors.append(process.TopKLogitsWarper(int(top_k)))
-    if top_p and top_p < 1:
-        processors.append(process.TopPLogitsWarper(float(top_p)))
-    if min_p:
-        processors.append(process.MinPLogitsWarper(float(min_p)))
-    return LogitsProcessorList([*processors, GumbelNoise(keys)])
+@contextmanager
+def own_noise(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators start from `seed` within the block and are as they were after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
