@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from saekit.lm.sites import Site
     from saekit.objects import Ref
     from saekit.sae import SAE
+    from saekit.steer import Comparison, Intervention
     from trainers import TrainConfig
 
 
@@ -264,6 +267,100 @@ class Workspace:
             vectors=self.path / "vectors",
             progress=progress,
         )
+
+    def evaluate(self, site: str | Site, *, progress: bool = True) -> dict[str, float]:
+        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`)."""
+        from saekit.evaluate.quality import quality
+
+        site = self.site(str(site))
+        store = self.store()
+        store.check_model(self.lm)
+        metrics = quality(self.sae(site), self.lm, store, site, progress=progress)
+        reports = self.path / "reports"
+        reports.mkdir(exist_ok=True)
+        beside = reports / f"eval-{site}.json{PARTIAL}"
+        beside.write_text(json.dumps(metrics, indent=2))
+        beside.rename(reports / f"eval-{site}.json")
+        return metrics
+
+    def intervention(self, features: Iterable[str], *, op: str = "clamp") -> Intervention:
+        """An intervention on features by ID, its strengths turned into coefficients.
+
+        Args:
+            features: `1042`, `1042:2` (times its maximum), `1042:0.5norm`, `resid_post.3/1042:q.99`...
+            op: clamp, add, scale or ablate.
+
+        Raises:
+            UnknownRef: a feature does not exist.
+            InterventionError: a strength cannot be read.
+            WorkspaceError: the database is of other dictionaries than those in the workspace.
+        """
+        from saekit.steer import FeatureStats, combine, intervene, parse_feature
+
+        database = self.database()
+        changes = []
+        for text in features:
+            name, strength = parse_feature(text, op=op)
+            ref = self.ref(name)
+            database.stats(ref)
+            self._attach(ref.site, database)
+            changes.append(intervene(op, ref, strength))
+
+        def stats(ref: Ref) -> FeatureStats:
+            return FeatureStats(**dataclasses.asdict(database.stats(ref)))
+
+        return combine(changes).resolve(self.lm, stats=stats, norms=self.median_norm)
+
+    def median_norm(self, site: Site) -> float:
+        """Median length of the cached activations at `site`, special tokens left out."""
+        from saekit.activations import ActivationReader
+
+        sample = ActivationReader(self.store(), [site], split="all", batch_size=8192).sample(8192)
+        return float(sample[site].norm(dim=1).median())
+
+    def _attach(self, site: Site | None, database: FeatureDB) -> None:
+        if site is None or site in self.lm.dictionaries:
+            return
+        sae = self.sae(self.site(str(site)))
+        indexed = {each.site: each.fingerprint for each in database.saes()}
+        if indexed.get(str(site)) != sae.fingerprint():
+            raise WorkspaceError(
+                f"The features of {site} were indexed for another dictionary than it has now.", "Run `saekit index`."
+            )
+        self.lm.attach_sae(site, sae)
+
+    def steer(self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", **settings: Any) -> Comparison:
+        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.steer.compare`)."""
+        from saekit.steer import compare
+
+        return compare(self.lm, prompts, self.intervention(features, op=op), **settings)
+
+    def verify(self, *, progress: bool = True) -> dict[str, str]:
+        """Check every file; returns what was found of each part.
+
+        Raises:
+            StoreCorrupt, SAEFormatError, DatabaseError, StoreMismatch: what is damaged, and how to mend it.
+        """
+        found = {}
+        if (self.path / "activations").exists():
+            store = self.store()
+            store.verify(progress=progress)
+            found["activations"] = f"{store.n_tokens:,} tokens, every checksum right"
+        for site in self.trained():
+            sae = self.sae(site)
+            found[f"sae/{site}"] = f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"
+        if self.database_path.exists():
+            with self.database() as database:
+                database.verify()
+                for indexed in database.saes():
+                    folder = self.sae_folder(indexed.site)
+                    if not folder.exists() or self.sae(indexed.site).fingerprint() != indexed.fingerprint:
+                        raise StoreMismatch(
+                            f"The features of {indexed.site} in {self.database_path} are not those of {folder}.",
+                            "Run `saekit index`.",
+                        )
+                found["features.sqlite"] = ", ".join(f"{each.n_features:,} at {each.site}" for each in database.saes())
+        return found
 
 
 def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> Study:

@@ -27,7 +27,7 @@ def evaluate(workspace: options.WORKSPACE, site: options.SITE = None, as_json: o
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    metrics = ws.evaluate(ws.site(site), fresh=True)
+    metrics = ws.evaluate(ws.site(site))
     if as_json:
         emit(metrics)
     else:
