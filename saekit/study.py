@@ -7,7 +7,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saekit.errors import ConfigError, WorkspaceError, WorkspaceTooNew
 
@@ -42,7 +42,7 @@ class Study:
     """Tokens to cache at most; a smaller corpus is cached whole, never twice."""
     context: int | None = None
     """Tokens in a context; None: what the model has, at most 256."""
-    packing: str = "pack"
+    packing: Literal["pack", "document"] = "pack"
     """`pack`: documents follow each other in every context. `document`: one document a context."""
     store_dtype: str = "float32"
     """Numbers in the store: float32, float16 or bfloat16."""

@@ -162,11 +162,11 @@ def cache(
     )
     with workspace.writing():
         store = workspace.cache(batch_size=cache_batch)
-    facts = {"workspace": str(workspace.path), "tokens": store.n_tokens, "sites": [str(site) for site in store.sites]}
+    names = [str(site) for site in store.sites]
     if as_json:
-        emit(facts)
+        emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "sites": names})
     else:
-        console().print(f"{store.n_tokens:,} tokens at {', '.join(facts['sites'])} in {workspace.path}")
+        console().print(f"{store.n_tokens:,} tokens at {', '.join(names)} in {workspace.path}")
 
 
 @app.command()
