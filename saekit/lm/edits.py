@@ -59,19 +59,24 @@ class Edit:
 
 
 def expand_edits(lm: LanguageModel, edits: Any) -> dict[Site, list[Edit]]:
-    """Edits by site, in the order they run; anything with `.edits(lm)` is asked for its own.
+    """Edits by site, in the order they run; anything with `.edits(lm)` is asked for its own, several that add up for those of
+    their sum.
 
     Raises:
         ConfigError: one is neither an Edit nor has `.edits(lm)`.
     """
-    flat: list[Edit] = []
+    items: list[Any] = []
+    summed: dict[type, int] = {}
     for item in edits if isinstance(edits, Iterable) else [edits]:
-        if isinstance(item, Edit):
-            flat.append(item)
-        elif hasattr(item, "edits"):
-            flat.extend(item.edits(lm))
-        else:
+        if not isinstance(item, Edit) and not hasattr(item, "edits"):
             raise ConfigError(f"{item!r} is no intervention.", "Give an Edit, or an object with .edits(lm).")
+        if hasattr(item, "__add__") and summed.setdefault(type(item), len(items)) < len(items):
+            items[summed[type(item)]] += item
+        else:
+            items.append(item)
+    flat: list[Edit] = []
+    for item in items:
+        flat.extend([item] if isinstance(item, Edit) else item.edits(lm))
     by_site: dict[Site, list[Edit]] = {}
     for edit in sorted(flat, key=lambda edit: edit.order):
         check_positions(edit.positions)

@@ -122,9 +122,9 @@ class Change:
         """JSON values; vectors go to `tensors` under names that begin with `name`, where it is given."""
 
         def pack(tensor: Tensor, part: str) -> Any:
-            if tensors is None:
+            if tensors is None or tensor.numel() == 1:
                 return tensor.tolist()
-            tensors[f"{name}.{part}"] = tensor.contiguous()
+            tensors[f"{name}.{part}"] = tensor.clone()  # two changes may share one vector, which safetensors refuses
             return {"tensor": f"{name}.{part}"}
 
         target, value, positions = self.target, self.strength.value, self.positions

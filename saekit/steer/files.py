@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from saekit.activations.files import write_whole
 from saekit.errors import InterventionError
 
 _SUFFIX = ".safetensors"
@@ -17,7 +17,11 @@ _KEY = "saekit"
 
 
 def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: Path) -> None:
-    """Write beside, sync, rename. `to_dict(tensors)` gives the JSON values, and fills `tensors` where it is not None."""
+    """Write a file whole or not at all. `to_dict(tensors)` gives the JSON values, and fills `tensors` where it is not None.
+
+    Raises:
+        StorageFull: there is no room for it.
+    """
     if path.suffix == _SUFFIX:
         from safetensors.torch import save
 
@@ -26,12 +30,7 @@ def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: P
         content = save(tensors, {_KEY: header})
     else:
         content = (json.dumps(to_dict(None), indent=1) + "\n").encode()
-    beside = path.with_name(f"{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    write_whole(path, content)
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:

@@ -30,8 +30,8 @@ VERSION = 1
 class Intervention:
     """Changes to apply together; `a + b` has the changes of both, and does what `b + a` does.
 
-    Give it to `lm.generate(interventions=...)` or `lm.run(edits=...)`. Changes to one space are computed from one reading of
-    it, in the order ablate, clamp, scale, add: clamping two features sets each as if alone, whatever they share.
+    Give it, or several, to `lm.generate(interventions=...)` or `lm.run(edits=...)`. Changes to one space are computed from one
+    reading of it, in the order ablate, clamp, scale, add: clamping two features sets each as if alone, whatever they share.
     """
 
     changes: tuple[Change, ...] = ()

@@ -173,7 +173,7 @@ def test_identity_dictionary_is_the_raw_space(make_sae: Make) -> None:
     sae = make_sae("abstopk", 8, 8, k=8)
     sae.W_enc.data.copy_(torch.eye(8))
     sae.W_dec.data.copy_(torch.eye(8))
-    sae.b_enc.data.zero_()  # type: ignore[union-attr,operator]
+    sae.get_parameter("b_enc").data.zero_()
     sae.b_dec.data.zero_()
     features, raw = Features(sae, RESID), Coordinates(RESID, (8,))
     h, values = random(5, 8), random(5, 2, seed=1)
