@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saekit.errors import ConfigError
 from saekit.lm.edits import Positions, Window, check_positions, expand_edits, positions_from_mask
 from saekit.lm.hooks import Pass
-from saekit.lm.sampling import noise_seed, own_noise, sampling_processors
+from saekit.lm.sampling import noise_seed, own_noise, sampled
 
 if TYPE_CHECKING:
     from saekit.lm.model import LanguageModel
@@ -92,7 +92,7 @@ def generate(
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
         if settings.get("num_beams", 1) == 1:
-            found = run(range(len(wanted)), settings | {"logits_processor": sampling_processors(lm.model, settings, seeds)})
+            found = run(range(len(wanted)), sampled(lm.model, settings, seeds))
         else:  # beams draw from torch's generator, all rows together
             found = []
             for s, own in enumerate(seeds):

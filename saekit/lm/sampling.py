@@ -25,19 +25,21 @@ _SAMPLERS: list[tuple[str, str, Callable[[Any], bool]]] = [
 _DEFAULTS = {"top_k": 50}
 
 
-def sampling_processors(model: Any, settings: dict[str, Any], seeds: Sequence[int]) -> Any:
-    """Processors after which the likeliest token of each row is a sample: transformers' own samplers, then each row's noise."""
+def sampled(model: Any, settings: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """`settings` for transformers' generate under which the likeliest token of each row is a sample: its own samplers run as
+    processors, and after them each row's noise."""
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process
 
-    processors = list(settings.get("logits_processor") or [])
+    settings = dict(settings)
+    processors = list(settings.pop("logits_processor", None) or [])
     for name, sampler, matters in _SAMPLERS:
-        value = settings.get(name)
+        value = settings.pop(name, None)
         value = getattr(model.generation_config, name, None) if value is None else value
         value = _DEFAULTS.get(name) if value is None else value
         if value is not None and matters(value):
             processors.append(getattr(logits_process, sampler)(value))
-    return LogitsProcessorList([*processors, GumbelNoise(seeds)])
+    return settings | {"logits_processor": LogitsProcessorList([*processors, GumbelNoise(seeds)])}
 
 
 class GumbelNoise:
