@@ -26,6 +26,7 @@ def load_pretrained(
     Raises:
         ModelNotFound: no such folder, no configuration or tokenizer in it, no such hub name, or no way to the hub.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"revision": revision} if revision else {}
@@ -40,9 +41,17 @@ def load_pretrained(
     try:
         config = AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=_dtype(dtype), device_map=device_map, **source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelNotFound(f"{name} holds no causal language model with a tokenizer: {_first_line(error)}") from error
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=_dtype(dtype), device_map=device_map, output_loading_info=True, **source
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelNotFound(
+            f"No causal language model with a tokenizer can be loaded from {name}: {_first_line(error)}"
+        ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers fills these with random numbers
+        raise ModelNotFound(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
     model.requires_grad_(False)
     if device_map is None:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

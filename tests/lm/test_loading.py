@@ -1,0 +1,159 @@
+"""Loading from a folder or the hub, what identifies a model, and what goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from saekit.errors import ConfigError, ModelNotFound
+from saekit.lm import LanguageModel
+
+Named = Callable[[str], LanguageModel]
+
+
+def test_a_local_folder(stories_lm: LanguageModel) -> None:
+    assert (stories_lm.n_layers, stories_lm.d_model, stories_lm.n_heads, stories_lm.n_kv_heads) == (5, 64, 8, 4)
+    assert (stories_lm.d_head, stories_lm.d_ffn, stories_lm.vocab_size, stories_lm.max_context) == (8, 172, 512, 512)
+    assert stories_lm.family.name == "llama"
+    assert stories_lm.dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in stories_lm.model.parameters())
+    assert "stories260k" in repr(stories_lm)
+
+
+def test_the_type_asked_for(stories_path: Path) -> None:
+    for dtype in ("bfloat16", torch.bfloat16):
+        lm = LanguageModel.load(stories_path, dtype=dtype, device="cpu")
+        assert lm.dtype == torch.bfloat16
+        assert lm.run([[1, 403]], logits="last").logits.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="float99"):
+        LanguageModel.load(stories_path, dtype="float99")
+
+
+def test_a_device_map(stories_path: Path, stories_lm: LanguageModel) -> None:
+    """With some layers kept on disk, the answers and the fingerprint are the same."""
+    names = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", *(f"model.layers.{n}" for n in range(5))]
+    places = {name: "disk" if name in ("model.layers.2", "model.layers.3") else "cpu" for name in names}
+    lm = LanguageModel.load(stories_path, device_map=places)
+    assert next(lm.blocks[2].parameters()).device.type == "meta"
+    tokens = [[1, 403, 407, 261]]
+    read = ["resid_mid.2", "heads.3", "q.2", "pattern.2"]
+    ours, theirs = lm.run(tokens, read=read), stories_lm.run(tokens, read=read)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert all(torch.equal(ours[site], theirs[site]) for site in read)
+    again = lm.run(start_at=(lm.record(tokens), 2, None)).logits
+    torch.testing.assert_close(again, theirs.logits)
+    assert lm.fingerprint()["model"] == stories_lm.fingerprint()["model"]
+
+
+def test_what_identifies_a_model(stories_path: Path, stories_lm: LanguageModel, tmp_path: Path) -> None:
+    mark = stories_lm.fingerprint()
+    assert mark["name"] == str(stories_path) and mark["revision"] == ""
+    assert all(len(mark[key]) == 64 for key in ("model", "tokenizer"))
+    copy = shutil.copytree(stories_path, tmp_path / "elsewhere")
+    for dtype in ("float32", "bfloat16", "float16", "float64"):
+        moved = LanguageModel.load(copy, dtype=dtype)
+        assert {key: moved.fingerprint()[key] for key in ("model", "tokenizer")} == {
+            key: mark[key] for key in ("model", "tokenizer")
+        }
+    in_memory = LanguageModel.attach(stories_lm.model, stories_lm.tokenizer)
+    assert in_memory.fingerprint()["model"] == mark["model"]
+
+
+def test_what_tells_models_apart(stories_path: Path, stories_lm: LanguageModel) -> None:
+    mark = stories_lm.fingerprint()["model"]
+    trained = LanguageModel.load(stories_path)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.model.parameters():  # a change of one in a hundred, as slight training makes
+            parameter.add_(parameter.std() / 100 * torch.randn(parameter.shape, generator=generator))
+    assert trained.fingerprint()["model"] != mark
+    trained = LanguageModel.load(stories_path)
+    trained.model.config.rms_norm_eps = 1e-3
+    assert LanguageModel.attach(trained.model, trained.tokenizer).fingerprint()["model"] != mark
+
+
+def test_the_tokenizers_mark_outlives_padding(stories_path: Path, stories_lm: LanguageModel) -> None:
+    lm = LanguageModel.load(stories_path)
+    lm.tokenizer(["a", "long one"], padding=True, truncation=True, max_length=4)
+    assert lm.fingerprint()["tokenizer"] == stories_lm.fingerprint()["tokenizer"]
+    lm = LanguageModel.load(stories_path)
+    lm.tokenizer.add_tokens(["zebra"])
+    assert lm.fingerprint()["tokenizer"] != stories_lm.fingerprint()["tokenizer"]
+
+
+# What goes wrong
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    for name in (tmp_path / "nowhere", "./nowhere", "../no/where", "~/nowhere/at/all"):
+        with pytest.raises(ModelNotFound, match="no folder .*nowhere|no folder .*where"):
+            LanguageModel.load(name)
+
+
+def test_folders_without_a_model(stories_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"holds no config\.json"):
+        LanguageModel.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelNotFound, match=r"config\.json"):
+        LanguageModel.load(tmp_path)
+    with pytest.raises(ModelNotFound, match="is a file"):
+        LanguageModel.load(tmp_path / "config.json")
+
+    no_weights = shutil.copytree(stories_path, tmp_path / "no weights", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ModelNotFound, match=r"model\.safetensors"):
+        LanguageModel.load(no_weights)
+    no_tokenizer = shutil.copytree(stories_path, tmp_path / "no tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(ModelNotFound, match="tokenizer"):
+        LanguageModel.load(no_tokenizer)
+    from safetensors.torch import load_file, save_file
+
+    holes = shutil.copytree(stories_path, tmp_path / "holes")
+    weights = load_file(holes / "model.safetensors")
+    del weights["model.layers.3.mlp.down_proj.weight"]
+    save_file(weights, holes / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelNotFound, match=r"lacks weights: model\.layers\.3\.mlp\.down_proj\.weight\."):
+        LanguageModel.load(holes)
+    cut = shutil.copytree(stories_path, tmp_path / "cut")
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelNotFound):
+        LanguageModel.load(cut)
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ModelNotFound):
+        LanguageModel.load(encoder)
+
+
+def test_a_hub_name_in_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFound, match="offline mode is on.*cache does not hold it"):
+        LanguageModel.load("nobody/nothing-of-the-kind")
+    with pytest.raises(ModelNotFound, match="neither a folder nor a hub name"):
+        LanguageModel.load("two words")
+
+
+def test_a_hub_that_refuses_or_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from saekit.lm import loading
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(loading, "_HUB_SECONDS", 1.0)
+    with socket.socket() as silent:  # takes connections, says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for port in (silent.getsockname()[1], 9):
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+            start = time.monotonic()
+            with pytest.raises(ModelNotFound, match="hub cannot be reached"):
+                LanguageModel.load("nobody/nothing-of-the-kind")
+            assert time.monotonic() - start < 20
