@@ -1,0 +1,169 @@
+"""What the database says of a feature, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saekit.objects import Ref
+
+
+@dataclass(frozen=True)
+class _Feature:
+    """A feature by its site and number. `ref` is made when asked for: refs load torch, searching does not."""
+
+    site: str
+    feature: int
+
+    @property
+    def ref(self) -> Ref:
+        """Its name."""
+        from saekit.objects import Ref
+
+        return Ref.feature(self.site, self.feature)
+
+    @property
+    def ref_text(self) -> str:
+        """Its name as text."""
+        return f"feature:{self.site}/{self.feature}"
+
+
+@dataclass(frozen=True)
+class Hit(_Feature):
+    """A feature that a search found."""
+
+    score: float
+    """0 to 1."""
+    label: str
+    density: float
+    why: str
+    """What of it matched."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: ref, feature, score, label, density, why."""
+        return {
+            "ref": self.ref_text,
+            "feature": self.feature,
+            "score": self.score,
+            "label": self.label,
+            "density": self.density,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True)
+class TokenEffect:
+    """A token that a feature promotes or suppresses."""
+
+    token: str
+    token_id: int
+    value: float
+    """Change of its logit, see :func:`feature_db.projection.promoted`."""
+
+
+@dataclass(frozen=True)
+class Firing:
+    """A word or token that a feature fires on (or before)."""
+
+    text: str
+    share: float
+    """Of the feature's activation."""
+    rate: float
+    """Share of its occurrences on which the feature fires."""
+    peak: float
+    """Largest activation on it."""
+    count: int
+    """Tokens on which the feature fires."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Text on which a feature fires."""
+
+    tokens: list[str]
+    token_ids: list[int]
+    values: list[float]
+    """Activation at each token."""
+    document: int
+    """Row of the corpus."""
+    position: int
+    """Of the peak in its context."""
+    peak: int
+    """Index of the peak in `tokens`."""
+    bucket: str
+    """"top", or "decile 10" (strongest tenth of the feature's activations) to "decile 1"."""
+
+
+@dataclass(frozen=True)
+class FeatureLabel:
+    """A label as stored, with its scores."""
+
+    text: str
+    method: str
+    scores: dict[str, float]
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often each activation occurs: `counts[i]` of them lie between `edges[i]` and `edges[i + 1]`."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """What strengths of a steer are multiples of."""
+
+    max: float
+    """Largest activation."""
+    mean: float
+    """Over all tokens, zeros included."""
+    quantiles: tuple[tuple[float, float], ...]
+    """(quantile, activation) of its positive activations, ascending."""
+
+
+@dataclass(frozen=True)
+class FeatureRecord(_Feature):
+    """Everything that the database knows of one feature."""
+
+    label: str
+    labels: list[FeatureLabel]
+    kind: str
+    count: int
+    """Tokens on which it fires."""
+    n_tokens: int
+    """Tokens counted."""
+    density: float
+    density_interval: tuple[float, float]
+    """Wilson 95 %."""
+    mean: float
+    """Over the tokens on which it fires."""
+    std: float
+    """Over the tokens on which it fires."""
+    max: float
+    quantiles: tuple[tuple[float, float], ...]
+    histogram: Histogram
+    promoted: list[TokenEffect]
+    suppressed: list[TokenEffect]
+    words: list[Firing]
+    tokens: list[Firing]
+    before: list[Firing]
+    context: list[tuple[str, float]]
+    """Words around its strongest peaks, each with the share of the examples that hold it."""
+    examples: list[Example]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `ref` is text."""
+        facts: dict[str, Any] = {"ref": self.ref_text}
+        for name, value in vars(self).items():
+            facts[name] = _plain(value)
+        return facts
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in vars(value).items()} if hasattr(value, "__dataclass_fields__") else value

@@ -1,0 +1,110 @@
+-- One database holds the features of many dictionaries of one or more models. Tables by role.
+
+-- A text as one tokenizer cuts it, counted once and shared by every dictionary indexed on it.
+CREATE TABLE corpus (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,           -- hash of the store's provenance, the split and the tokenizer
+    provenance TEXT NOT NULL,           -- JSON
+    n_tokens INTEGER NOT NULL,          -- ordinary tokens counted (no BOS, EOS, pads)
+    n_documents INTEGER NOT NULL
+);
+
+-- Every token of the vocabulary, and the words that some feature fires on, fires before or has around it.
+CREATE TABLE term (
+    id INTEGER PRIMARY KEY,
+    corpus INTEGER NOT NULL REFERENCES corpus(id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('token', 'word')),
+    text TEXT NOT NULL,                 -- as displayed; words are case-folded
+    token INTEGER,                      -- token id, for kind 'token'
+    count INTEGER NOT NULL,             -- occurrences in the corpus
+    pieces TEXT                         -- words: JSON [[token id, share of that token's occurrences that lie in this word], ...]
+);
+CREATE UNIQUE INDEX term_token ON term(corpus, token) WHERE kind = 'token';
+CREATE UNIQUE INDEX term_word ON term(corpus, text) WHERE kind = 'word';
+CREATE VIRTUAL TABLE term_fts USING fts5(text, content='term', content_rowid='id', tokenize='porter unicode61');
+
+CREATE TABLE sae (
+    id INTEGER PRIMARY KEY,
+    site TEXT NOT NULL UNIQUE,
+    site_out TEXT NOT NULL,
+    corpus INTEGER NOT NULL REFERENCES corpus(id),
+    key TEXT NOT NULL,                  -- hash of everything the rows follow from; the same key is not built twice
+    fingerprint TEXT NOT NULL,
+    model TEXT NOT NULL,                -- JSON: the model's fingerprint
+    architecture TEXT NOT NULL,
+    n_features INTEGER NOT NULL,
+    d_out INTEGER NOT NULL,
+    vectors TEXT NOT NULL               -- file of decoder directions (n_features, d_out), relative to this database
+);
+
+CREATE TABLE feature (
+    id INTEGER PRIMARY KEY,             -- sae * 2^24 + number
+    sae INTEGER NOT NULL REFERENCES sae(id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    count INTEGER NOT NULL,             -- tokens it fires on
+    density REAL NOT NULL,              -- count / corpus.n_tokens, exact
+    density_low REAL NOT NULL,          -- Wilson 95 % interval
+    density_high REAL NOT NULL,
+    mean REAL NOT NULL,                 -- over the tokens it fires on
+    second_moment REAL NOT NULL,        -- mean square over the tokens it fires on
+    max REAL NOT NULL,
+    histogram BLOB NOT NULL,            -- see records.py
+    kind TEXT NOT NULL,                 -- dead, word, piece, class, context, output, dense
+    UNIQUE (sae, number)
+);
+
+-- What a feature does with a token or word. `value` in the role's own unit, `score` 0 to 1 and comparable between features.
+CREATE TABLE role (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+INSERT INTO role (id, name) VALUES
+    (0, 'fires_word'), (1, 'fires_token'), (2, 'peaks'), (3, 'before'), (4, 'context'), (5, 'promotes'), (6, 'suppresses');
+CREATE TABLE token_stat (
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    role INTEGER NOT NULL REFERENCES role(id),
+    rank INTEGER NOT NULL,
+    term INTEGER NOT NULL REFERENCES term(id),
+    value REAL NOT NULL,                -- fires_*, before: share of the feature's activation; peaks, context: share of top examples; promotes: logit
+    rate REAL,                          -- fires_*, before: share of the term's occurrences on which it fires
+    peak REAL,                          -- fires_*: largest activation there
+    hits INTEGER,                       -- fires_*, before: firing tokens
+    score REAL NOT NULL,
+    PRIMARY KEY (feature, role, rank)
+) WITHOUT ROWID;
+CREATE INDEX token_stat_term ON token_stat(term, role);
+
+CREATE TABLE example (
+    feature INTEGER PRIMARY KEY REFERENCES feature(id) ON DELETE CASCADE,
+    windows BLOB NOT NULL               -- see examples.py
+);
+
+CREATE TABLE label (
+    id INTEGER PRIMARY KEY,
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    method TEXT NOT NULL,               -- human, words, pieces, class, context, before, promotes; later: llm, ...
+    text TEXT NOT NULL,
+    keywords TEXT NOT NULL,             -- what full-text search sees of it (a template's fixed words are left out)
+    rank REAL NOT NULL,                 -- the highest is shown
+    model TEXT,
+    prompt TEXT                         -- hash of the prompt
+);
+CREATE INDEX label_feature ON label(feature, rank DESC, id);
+
+CREATE TABLE label_score (
+    label INTEGER NOT NULL REFERENCES label(id) ON DELETE CASCADE,
+    metric TEXT NOT NULL,               -- precision, recall, f1, ...
+    value REAL NOT NULL,
+    n INTEGER,
+    low REAL,
+    high REAL,
+    PRIMARY KEY (label, metric)
+) WITHOUT ROWID;
+
+-- Named collections of features.
+CREATE TABLE list (
+    name TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    note TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (name, position)
+) WITHOUT ROWID;
+
+CREATE VIRTUAL TABLE feature_fts USING fts5(label, context, tokenize='porter unicode61');
