@@ -36,7 +36,7 @@ def check_identities(lm: LanguageModel) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UnsupportedModel(f"{_who(lm)}: its sites cannot be read: {error}", PATHS_HINT) from error
+        raise UnsupportedModel(f"{_who(lm)}: its sites cannot be read: {str(error).rstrip('.')}.", PATHS_HINT) from error
 
 
 def _check(lm: LanguageModel) -> None:

@@ -9,7 +9,7 @@ from functools import total_ordering
 
 from saekit.errors import UnknownSite
 
-# saekit's kind -> the TransformerLens / sae-lens hook name. `mlp_in` is what the MLP module is given, after the norm and its gain.
+# saekit's kind -> the TransformerLens / sae-lens hook name. `mlp_in` is what the MLP module is given, after the norm and gain.
 HOOK_NAMES = {
     "embed": "hook_embed",
     "resid_pre": "blocks.{layer}.hook_resid_pre",

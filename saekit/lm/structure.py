@@ -51,7 +51,9 @@ def guess_family(model: Any, paths: Mapping[str, Any]) -> Family:
         raise UnsupportedModel(f"The structure of {model.config.model_type!r} shows no {missing} in {layers}.0.", PATHS_HINT)
 
     norms = [name for name, _ in block.named_children() if _NORM.fullmatch(name)]
-    seen = _watch(model, block, [path for path in {attn, o, mlp_in, mlp, down, q, *norms} if path])
+    parts = {path: block.get_submodule(path) for path in {"", attn, o, mlp_in, mlp, down, q, *norms}}
+    around = _around(model, layers)
+    seen = _watch(model, parts | around | {layers: model.get_submodule(layers)[-1]})
     sums = _sums(seen, [attn, o, *norms], [mlp, down, *norms])
     attn_out, mlp_out = sums or (attn, mlp or down)
     if down and mlp and mlp_out != down and not _close(seen[down].put, seen[mlp].put):
@@ -60,7 +62,7 @@ def guess_family(model: Any, paths: Mapping[str, Any]) -> Family:
     return Family(
         name=f"{model.config.model_type} by structure",
         layers=layers,
-        final=_final(model, layers),
+        final=_chain(seen, layers, list(around)),
         attn=attn,
         o=o,
         q=q,
@@ -82,14 +84,6 @@ def _layers(model: Any, n: int) -> str:
     if not lists:
         raise UnsupportedModel(f"{type(model).__name__} has no list of {n} blocks.", PATHS_HINT)
     return max(lists, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
-
-
-def _final(model: Any, layers: str) -> tuple[str, ...]:
-    """Norms beside the list of blocks, after it in the model."""
-    parent, _, own = layers.rpartition(".")
-    names = [name for name, _ in model.get_submodule(parent).named_children()]
-    after = names[names.index(own) + 1 :]
-    return tuple(f"{parent}.{name}" if parent else name for name in after if _NORM.fullmatch(name))
 
 
 def _first(block: nn.Module, pattern: re.Pattern[str], entry: str, model: Any, default: str | None = None) -> str:
@@ -147,13 +141,23 @@ def _layout(qkv: Tensor, z: Tensor, n_heads: int) -> Literal["concat", "interlea
     )
 
 
-def _watch(model: Any, block: nn.Module, paths: list[str]) -> dict[str, _Seen]:
-    """One short forward pass; what the modules of one block, and the block itself as "", took in and put out."""
+def _around(model: Any, layers: str) -> dict[str, nn.Module]:
+    """The modules beside the list of blocks."""
+    parent = layers.rpartition(".")[0]
+    children = model.get_submodule(parent).named_children()
+    paths = {f"{parent}.{name}" if parent else name: module for name, module in children}
+    return {path: module for path, module in paths.items() if path != layers}
+
+
+def _watch(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, _Seen]:
+    """One short forward pass; what each of `modules` that was called took in and put out."""
     seen: dict[str, _Seen] = {}
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen[path] = _Seen(find_input(args, kwargs)[1].clone(), find_output(output).clone())
+            given = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
+            if given and isinstance(output, Tensor | tuple):
+                seen[path] = _Seen(find_input(args, kwargs)[1].clone(), find_output(output).clone())
 
         return hook
 
@@ -161,11 +165,20 @@ def _watch(model: Any, block: nn.Module, paths: list[str]) -> dict[str, _Seen]:
     tokens_BT = torch.arange(3, 13).view(2, 5).to(model.get_input_embeddings().weight.device)
     model.eval()
     with ExitStack() as stack, torch.no_grad():
-        for path in ["", *paths]:
-            module = block.get_submodule(path)
+        for path, module in modules.items():
             stack.callback(module.register_forward_hook(keep(path), with_kwargs=True).remove)
         model(input_ids=tokens_BT, use_cache=False)
     return seen
+
+
+def _chain(seen: Mapping[str, _Seen], layers: str, candidates: list[str]) -> tuple[str, ...]:
+    """The modules that what comes out of the last block goes through, one after the other."""
+    chain: list[str] = []
+    x = seen[layers].put
+    while found := [path for path in candidates if path in seen and path not in chain and _close(seen[path].taken, x)]:
+        chain.append(found[0])
+        x = seen[found[0]].put
+    return tuple(chain)
 
 
 def _sums(seen: Mapping[str, _Seen], attention: list[str], mlp: list[str]) -> tuple[str, str] | None:

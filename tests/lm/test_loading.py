@@ -92,7 +92,7 @@ def test_the_tokenizers_mark_outlives_padding(stories_path: Path, stories_lm: La
 
 def test_no_such_folder(tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "./nowhere", "../no/where", "~/nowhere/at/all"):
-        with pytest.raises(ModelNotFound, match="no folder .*nowhere|no folder .*where"):
+        with pytest.raises(ModelNotFound, match=r"no folder .*nowhere|no folder .*where"):
             LanguageModel.load(name)
 
 
@@ -135,7 +135,7 @@ def test_a_hub_name_in_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFound, match="offline mode is on.*cache does not hold it"):
+    with pytest.raises(ModelNotFound, match=r"offline mode is on.*cache does not hold it"):
         LanguageModel.load("nobody/nothing-of-the-kind")
     with pytest.raises(ModelNotFound, match="neither a folder nor a hub name"):
         LanguageModel.load("two words")

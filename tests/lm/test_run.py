@@ -304,9 +304,9 @@ def test_sites_that_do_not_exist(tiny_named: Named, tokens: Tensor) -> None:
 
 
 def test_a_context_longer_than_the_model_allows(stories_lm: LanguageModel) -> None:
-    with pytest.raises(ContextTooLong, match="513 tokens .* 512"):
+    with pytest.raises(ContextTooLong, match=r"513 tokens .* 512"):
         stories_lm.run(torch.full((1, 513), 5))
-    with pytest.raises(ContextTooLong, match="513 tokens .* 512"):
+    with pytest.raises(ContextTooLong, match=r"513 tokens .* 512"):
         stories_lm.record(torch.full((1, 513), 5))
     with pytest.raises(ContextTooLong):
         stories_lm.check_context(513)
@@ -335,7 +335,7 @@ def test_a_site_the_model_never_comes_by(tiny_named: Named, tokens: Tensor) -> N
     lm = tiny_named("gpt2")
     unused = LanguageModel(lm.model, None, lm.family, "gpt2")
     unused._taps[Site("attn_out", 1)] = unused.tap(Site("attn_out", 1))._replace(module=nn.Linear(2, 2))
-    with pytest.raises(UnsupportedModel, match="attn_out.1 was never reached"):
+    with pytest.raises(UnsupportedModel, match=r"attn_out.1 was never reached"):
         unused.run(tokens, read=["attn_out.1"])
 
 
