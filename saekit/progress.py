@@ -36,23 +36,22 @@ def track(what: str, total: int | None, *, unit: str = "tokens", enabled: bool =
         yield Bar(None, None)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             total = "?" if task.total is None else f"{int(task.total):,}"
             speed = f" {task.speed:,.0f}/s" if task.speed else ""
-            return Text(f"{int(task.completed):,}/{total} {unit}{speed}", style="cyan")
+            return Text(f"{int(task.completed):,}/{total} {unit}{speed}", style="cyan", no_wrap=True)
 
     columns = (
         TextColumn("[bold]{task.description:<9}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[note]}", table_column=Column(overflow="ellipsis", no_wrap=True)),
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
         task = progress.add_task(what, total=total, note="")

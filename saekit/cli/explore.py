@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import app, options
-from saekit.cli.output import console, emit, highlighted, number, quiet_libraries, table
+from saekit.cli.output import console, emit, highlighted, number, print_quality, quiet_libraries
 
 if TYPE_CHECKING:
     from feature_db import FeatureRecord
@@ -31,7 +31,7 @@ def evaluate(workspace: options.WORKSPACE, site: options.SITE = None, as_json: o
     if as_json:
         emit(metrics)
     else:
-        table([{"metric": name, "value": number(value)} for name, value in metrics.items() if isinstance(value, (int, float))])
+        print_quality(str(ws.site(site)), metrics)
 
 
 @app.command()
@@ -49,6 +49,9 @@ def search(
 
     Example: `saekit search pythia "happy"`
     """
+    from rich.padding import Padding
+    from rich.text import Text
+
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
@@ -63,18 +66,17 @@ def search(
     if as_json:
         emit(rows)
         return
-    table(
-        [
-            {
-                "feature": row["ref"].removeprefix("feature:"),
-                "score": row["score"],
-                "label": row["label"],
-                "density": f"{row['density']:.3%}",
-                "why": row["why"],
-            }
-            for row in rows
-        ]
-    )
+    out = console()
+    if not rows:
+        out.print(f"nothing found for {query!r}")
+    for row in rows:
+        name = row["ref"].removeprefix("feature:")
+        out.print(
+            f"[cyan]{row['score']:.2f}[/cyan]  [bold]{name}[/bold]  ",
+            Text(row["label"], "green"),
+            f"  [dim]{row['density']:.2%} of tokens[/dim]",
+        )
+        out.print(Padding(Text(row["why"], "dim"), (0, 0, 0, 6)))
 
 
 @app.command()
@@ -111,11 +113,8 @@ def _print_record(record: FeatureRecord, n_examples: int) -> None:
         tokens = "  ".join(repr(item["token"]) for item in facts[name][:10])
         out.print(Text.assemble((f"{name:<11}", "bold"), tokens))
     for example in facts["examples"][:n_examples]:
-        out.print(
-            Text.assemble(
-                (f"{max(example['values']):8.3g}  ", "dim"), highlighted(example["tokens"], example["values"], facts["max"])
-            )
-        )
+        line = highlighted(example["tokens"], example["values"], facts["max"], out.width - 10)
+        out.print(Text.assemble((f"{max(example['values']):8.3g}  ", "dim"), line))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.cli import app, options
-from saekit.cli.output import console, emit, quiet_libraries, table
+from saekit.cli.output import console, emit, print_quality, quiet_libraries, table
 
 if TYPE_CHECKING:
     from saekit.lm.sites import Site
@@ -109,7 +109,9 @@ def fit(
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
         return
-    table([{"site": name, **row} for name, row in quality.items()], title=f"{workspace.path}, {seconds:.0f} s")
+    console().print(f"\n[bold]{workspace.path}[/bold]  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
+    for name, metrics in quality.items():
+        print_quality(name, metrics)
     _next(workspace, next(iter(configs)))
 
 

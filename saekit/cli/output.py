@@ -69,6 +69,21 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
     console().print(grid)
 
 
+def print_quality(site: str, metrics: dict[str, float]) -> None:
+    """Print the quality of a dictionary as a person would report it."""
+    recovered = f"{metrics['ce']:.3f} as it is, {metrics['ce_spliced']:.3f} spliced in, {metrics['ce_zero']:.3f} at zero"
+    lines = [
+        ("variance unexplained (FVU)", f"{metrics['fvu']:.4f}", f"on {metrics['heldout_tokens']:,} held-out tokens"),
+        ("features active (L0)", number(metrics["l0"]), "per token"),
+        ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
+        ("cross-entropy recovered", f"{metrics['ce_recovered']:.2%}", recovered),
+        ("KL when spliced in", f"{metrics['kl']:.4f}", "nats a token"),
+    ]
+    console().print(f"dictionary at [bold]{site}[/bold]")
+    for name, value, note in lines:
+        console().print(f"  {name:<27} {value:>8}  [dim]{note}[/dim]")
+
+
 def number(value: float) -> str:
     """A number as a person would write it."""
     if isinstance(value, int):
@@ -76,17 +91,28 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def highlighted(tokens: list[str], values: list[float], peak: float) -> Text:
-    """A window of text in which the background of every token is as strong as the feature fires on it."""
+def highlighted(tokens: list[str], values: list[float], peak: float, width: int) -> Text:
+    """One line of text around the strongest token; the background of a token is as strong as the feature fires on it."""
     from rich.text import Text
 
-    text = Text()
-    for token, value in zip(tokens, values, strict=True):
-        shown = token.replace("\n", "↵")
-        if value <= 0:
-            text.append(shown)
-            continue
-        share = min(1.0, value / peak) if peak > 0 else 1.0
+    shown = [token.replace("\n", "↵") for token in tokens]
+    start = stop = max(range(len(values)), key=values.__getitem__)
+    room = width - len(shown[start])
+    # Grow to both sides by turns, while there is room.
+    while True:
+        before = start > 0 and len(shown[start - 1]) <= room
+        if before:
+            start -= 1
+            room -= len(shown[start])
+        after = stop + 1 < len(shown) and len(shown[stop + 1]) <= room
+        if after:
+            stop += 1
+            room -= len(shown[stop])
+        if not (before or after):
+            break
+    text = Text(no_wrap=True)
+    for token, value in zip(shown[start : stop + 1], values[start : stop + 1]):
+        share = min(1.0, value / peak) if peak > 0 else 0.0
         shade = int(235 - 150 * share)
-        text.append(shown, style=f"{'bold ' if share > 0.5 else ''}black on rgb({shade},235,{shade})")
+        text.append(token, style=f"{'bold ' if share > 0.5 else ''}black on rgb({shade},235,{shade})" if value > 0 else "")
     return text
