@@ -182,6 +182,6 @@ def _out_features(projection: nn.Module) -> int:
 
 def _like(x: Tensor, module: nn.Module) -> Tensor:
     weight = next(module.parameters(), None)
-    if weight is None or weight.device.type == "meta":
+    if weight is None or weight.device.type == "meta" or not weight.is_floating_point():
         return x
     return x.to(device=weight.device, dtype=weight.dtype)

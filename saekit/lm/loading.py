@@ -55,8 +55,7 @@ def load_pretrained(
     model.requires_grad_(False)
     if device_map is None:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    commit = getattr(config, "_commit_hash", None)
-    return model, tokenizer, commit or revision or ""
+    return model, tokenizer, "" if folder.exists() else _commit(name, revision)
 
 
 def _check_folder(folder: Path) -> None:
@@ -101,6 +100,14 @@ def _offline(name: str, revision: str | None) -> bool:
             "Give a local folder, or go online once.",
         ) from problem
     return True
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that the cache holds; its folder there is named after it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else revision or ""
 
 
 def _ask_hub(name: str, revision: str | None) -> BaseException | None:

@@ -212,10 +212,15 @@ class LanguageModel(Anatomy):
         """Tokens (B, T) on the device, and the mask as booleans, or None where everything is real."""
         if start_at is not None:
             return start_at[0].expanded(start_at[2])
-        tokens_BT = torch.as_tensor(tokens, dtype=torch.long, device=self.device)
+        tokens_BT = torch.as_tensor([] if tokens is None else tokens, dtype=torch.long)
         if tokens_BT.ndim != 2 or not tokens_BT.numel():
             raise ConfigError(f"Tokens of shape {tuple(tokens_BT.shape)} cannot be run.", "Give (batch, tokens), at least one.")
         self.check_context(tokens_BT.shape[1])
+        known = int(self.embedding.num_embeddings)  # type: ignore[arg-type]
+        # Elsewhere than on a CPU, to look costs more than it helps.
+        if tokens_BT.device.type == "cpu" and not 0 <= int(tokens_BT.min()) <= int(tokens_BT.max()) < known:
+            raise ConfigError(f"Token ids must be from 0 to {known - 1}.", "Were they made by another tokenizer?")
+        tokens_BT = tokens_BT.to(self.device)
         if attention_mask is None:
             return tokens_BT, None
         mask_BT = torch.as_tensor(attention_mask, device=self.device).bool()

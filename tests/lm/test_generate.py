@@ -58,6 +58,17 @@ def recompute(lm: LanguageModel, prompt: list[int], chosen: Callable[[int], list
     return ids[len(prompt) :]
 
 
+@contextmanager
+def counting_tokens(lm: LanguageModel) -> Iterator[list[int]]:
+    """How many tokens each forward pass is fed."""
+    fed: list[int] = []
+    handle = lm.embedding.register_forward_pre_hook(lambda module, args: fed.append(args[0].shape[1]))
+    try:
+        yield fed
+    finally:
+        handle.remove()
+
+
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50, 51], [60, 61, 62, 63]]
 POLICY = {
     "last+generated": lambda n: lambda length: list(range(n - 1, length)),
@@ -72,19 +83,27 @@ def without_special(chosen: Callable[[int], list[int]], prompt: list[int]) -> Ca
     return lambda length: [p for p in chosen(length) if p >= len(prompt) or prompt[p] != 1]
 
 
-@pytest.mark.parametrize("policy", POLICY)
-def test_equals_recomputation_without_a_cache(tiny: LanguageModel, policy: str) -> None:
+def test_equals_recomputation_without_a_cache(tiny: LanguageModel) -> None:
     """Prompts of three lengths in one batch, and each alone."""
-    edit = adding(tiny)
-    batch = tiny.generate(PROMPTS, interventions=[edit], positions=policy, **ON).tokens
-    plain = tiny.generate(PROMPTS, **ON).tokens
+    check_against_recomputation(tiny, "last+generated")
+
+
+@pytest.mark.parametrize("policy", ["generated", "prompt", "last", "all"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma3"])
+def test_every_policy_equals_recomputation_without_a_cache(tiny_named: Named, name: str, policy: str) -> None:
+    check_against_recomputation(tiny_named(name), policy)
+
+
+def check_against_recomputation(lm: LanguageModel, policy: str) -> None:
+    edit = adding(lm)
+    batch = lm.generate(PROMPTS, interventions=[edit], positions=policy, **ON).tokens
+    plain = lm.generate(PROMPTS, **ON).tokens
     assert batch != plain
     for prompt, steered, unsteered in zip(PROMPTS, batch, plain):
         chosen = without_special(POLICY[policy](len(prompt)), prompt)
-        assert steered == recompute(tiny, prompt, chosen)
-        assert unsteered == recompute(tiny, prompt, lambda length: [])
-        alone = tiny.generate([prompt], interventions=[edit], positions=policy, **ON)
-        assert alone.tokens == [steered]
+        assert steered == recompute(lm, prompt, chosen)
+        assert unsteered == recompute(lm, prompt, lambda length: [])
+        assert lm.generate([prompt], interventions=[edit], positions=policy, **ON).tokens == [steered]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -131,10 +150,16 @@ def test_beams_equal_those_of_recomputation(tiny_named: Named, name: str) -> Non
 )
 def test_however_the_cache_is_filled(tiny_named: Named, name: str, how: dict[str, Any]) -> None:
     lm = tiny_named(name)
-    for policy in ("last+generated", "prompt", "generated"):
-        settings: dict[str, Any] = {"positions": policy, **ON}
-        usual = lm.generate(PROMPTS, interventions=[adding(lm)], **settings)
-        assert lm.generate(PROMPTS, interventions=[adding(lm)], **settings, **how) == usual
+    weaker = Edit(Site("pattern", 1), lambda pattern, at: pattern * torch.linspace(0.2, 1, lm.n_heads)[:, None, None])
+    for policy in ("last+generated", "prompt"):
+        settings: dict[str, Any] = {"positions": policy, "interventions": [adding(lm), weaker], **ON}
+        usual = lm.generate(PROMPTS, **settings)
+        with counting_tokens(lm) as fed:
+            assert lm.generate(PROMPTS, **settings, **how) == usual
+        longest = max(map(len, PROMPTS))
+        steps = {"use_cache": [longest + n for n in range(NEW)], "prefill_chunk_size": [3] * (longest // 3) + [longest % 3]}
+        first = steps.get(next(iter(how)), [longest])
+        assert fed[: len(first)] == first
 
 
 def test_every_site_in_generation_equals_a_run_of_the_whole_text(tiny: LanguageModel) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +41,7 @@ def test_the_type_asked_for(stories_path: Path) -> None:
 
 def test_a_device_map(stories_path: Path, stories_lm: LanguageModel) -> None:
     """With some layers kept on disk, the answers and the fingerprint are the same."""
+    pytest.importorskip("accelerate")
     names = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", *(f"model.layers.{n}" for n in range(5))]
     places = {name: "disk" if name in ("model.layers.2", "model.layers.3") else "cpu" for name in names}
     lm = LanguageModel.load(stories_path, device_map=places)
@@ -85,6 +90,21 @@ def test_the_tokenizers_mark_outlives_padding(stories_path: Path, stories_lm: La
     lm = LanguageModel.load(stories_path)
     lm.tokenizer.add_tokens(["zebra"])
     assert lm.fingerprint()["tokenizer"] != stories_lm.fingerprint()["tokenizer"]
+
+
+def test_a_hub_name_in_the_cache_needs_no_hub(stories_path: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--someone--stories"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(stories_path, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = "from saekit.lm import LanguageModel; print(LanguageModel.load('someone/stories').fingerprint())"
+    settings = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    mark = ast.literal_eval(done.stdout)
+    assert (mark["name"], mark["revision"]) == ("someone/stories", commit)
+    assert mark["model"] == LanguageModel.load(stories_path).fingerprint()["model"]
 
 
 # What goes wrong

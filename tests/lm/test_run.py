@@ -86,6 +86,18 @@ def test_starting_at_a_layer_is_bit_exact(tiny: LanguageModel, tokens: Tensor, o
     replayed = tiny.run(tokens, start_at=(recording, 1, other["resid_pre.1"]))
     assert torch.equal(replayed.logits, tiny.run(tokens, edits=[edit]).logits)
     assert torch.equal(tiny.run(start_at=(recording, 0, None)).logits, whole.logits)
+    pattern = tiny.run(start_at=(recording, 1, None), read=["pattern.1"])["pattern.1"]
+    torch.testing.assert_close(pattern, tiny.run(tokens, read=["pattern.1"])["pattern.1"], atol=1e-6, rtol=1e-5)
+
+
+def test_many_rows_from_a_single_one(tiny: LanguageModel, tokens: Tensor) -> None:
+    recording = tiny.record(tokens[:1])
+    noise = 0.3 * torch.randn(5, *recording.resid_pre(0).shape[1:], generator=torch.Generator().manual_seed(8))
+    resid = recording.resid_pre(0) + noise
+    logits = tiny.run(start_at=(recording, 0, resid)).logits
+    for k in range(5):
+        edit = Edit(Site("resid_pre", 0), lambda rows, at, k=k: resid[k, at.position_N])
+        torch.testing.assert_close(logits[k : k + 1], tiny.run(tokens[:1], edits=[edit]).logits, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -318,6 +330,9 @@ def test_a_context_longer_than_the_model_allows(stories_lm: LanguageModel) -> No
     [
         ({"tokens_BT": [[]]}, "cannot be run"),
         ({"tokens_BT": [1, 2]}, "cannot be run"),
+        ({"tokens_BT": None}, "cannot be run"),
+        ({"tokens_BT": [[1, 512]]}, "from 0 to 511"),
+        ({"tokens_BT": [[1, -1]]}, "from 0 to 511"),
         ({"attention_mask": torch.ones(1, 3)}, "mask"),
         ({"positions": "everywhere"}, "everywhere"),
         ({"positions": [0.5]}, "positions"),
@@ -337,6 +352,14 @@ def test_a_site_the_model_never_comes_by(tiny_named: Named, tokens: Tensor) -> N
     unused._taps[Site("attn_out", 1)] = unused.tap(Site("attn_out", 1))._replace(module=nn.Linear(2, 2))
     with pytest.raises(UnsupportedModel, match=r"attn_out.1 was never reached"):
         unused.run(tokens, read=["attn_out.1"])
+
+
+def test_attention_that_cannot_be_chosen(tiny_named: Named, tokens: Tensor) -> None:
+    lm = tiny_named("gptj")
+    without = LanguageModel.attach(lm.model, None, paths={"pattern": ""})
+    with pytest.raises(UnsupportedModel, match="computes its attention itself"):
+        without.run(tokens, read=["pattern.0"])
+    assert torch.equal(without.run(tokens).logits, lm.run(tokens).logits)
 
 
 def test_half_precision_edits_are_computed_in_float32(tiny_named: Named, tokens: Tensor) -> None:
