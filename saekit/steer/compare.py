@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from saekit.evaluate.side_effects import distinct_n, kl, ngram_entropy, perplexity
 from saekit.steer.control import RandomControl
@@ -57,7 +57,7 @@ def compare(
     max_new_tokens: int = 64,
     n_samples: int = 1,
     do_sample: bool = False,
-    control: bool = True,
+    control: bool | Literal["direction", "feature"] = True,
     positions: Positions = "last+generated",
     **hf_kwargs: Any,
 ) -> Comparison:
@@ -68,7 +68,7 @@ def compare(
         prompts: one or more texts.
         intervention: resolved, or of raw strengths; several are applied together.
         seed: of the sampling and of the control's direction.
-        control: whether to make the control.
+        control: whether to make the control, and along what: a random direction (also True), or that of a random feature.
         positions: tokens steered where the intervention does not say.
         hf_kwargs: as for `lm.generate`.
 
@@ -79,7 +79,7 @@ def compare(
     intervention = combine(intervention)
     arms: dict[str, Any] = {"baseline": None, "steered": intervention}
     if control:
-        arms["random"] = RandomControl(intervention, seed)
+        arms["random"] = RandomControl(intervention, seed, control if isinstance(control, str) else "direction")
     made: dict[str, Generation] = {
         name: lm.generate(
             prompts,

@@ -74,7 +74,10 @@ class Strength:
         return ",".join(f"q{v:g}" if self.unit == "quantile" else f"{v:g}{self.unit}" for v in self.values)
 
 
-DEFAULT = Strength(2.0, "max")
+# What clamp and add do where no strength is given. Half the typical norm is where steering works best before fluency goes
+# (reports on larger models say so; on a five-layer model of children's stories it raises the promoted tokens of as many
+# features as 1.5 times their maximum, at half the perplexity). It does not depend on how rare a feature is.
+DEFAULT = Strength(0.5, "norm")
 
 
 def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None]:

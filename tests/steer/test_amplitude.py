@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, InterventionError, UnknownRef
 from saekit.lm import LanguageModel, Site
-from saekit.steer import FeatureStats, Vector, ablate, add, clamp, intervene, measure, patch, scale
+from saekit.steer import DEFAULT, FeatureStats, Vector, ablate, add, clamp, intervene, measure, patch, scale
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily saw a red ball. She was very happy!", "The cat ran to the tree."]
 
@@ -292,6 +292,19 @@ def test_no_strength_is_assumed_where_its_measure_is_missing(lm: LanguageModel, 
         made.edits(lm)
     with pytest.raises(InterventionError, match="needs the"):
         made.resolve(lm, stats={}, norms={})
+
+
+def test_the_default_strength_is_a_visible_one_not_a_number_in_the_dark(lm: LanguageModel) -> None:
+    for op in ("clamp", "add"):
+        made = intervene(op, "feature:resid_post.2/7")
+        assert made.changes[0].strength == DEFAULT
+        assert made.changes[0].needs == "norm"
+        assert (
+            intervene(op, "feature:resid_post.2/7", "2max").to_dict()
+            == {"clamp": clamp, "add": add}[op]("feature:resid_post.2/7", "2max").to_dict()
+        )
+    assert intervene("ablate", "neuron:2/17").to_dict() == ablate("neuron:2/17").to_dict()
+    assert intervene("scale", "neuron:2/17", 2.0).to_dict() == scale("neuron:2/17", 2.0).to_dict()
 
 
 def test_a_feature_that_never_fires_has_no_multiples_of_its_maximum(lm: LanguageModel) -> None:

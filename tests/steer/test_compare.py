@@ -104,6 +104,14 @@ def test_comparison_as_json(lm: LanguageModel) -> None:
     assert alone["perplexity"].keys() == {"baseline", "steered"}
 
 
+def test_the_control_of_a_comparison_is_the_one_asked_for(lm: LanguageModel) -> None:
+    made, settings = clamp(FEATURE, 20.0), {"max_new_tokens": 10, "seed": 4}
+    for control, along in ((True, "direction"), ("direction", "direction"), ("feature", "feature")):
+        found = compare(lm, "The dog", made, control=control, **settings)  # type: ignore[arg-type]
+        arm = RandomControl(made, 4, along)  # type: ignore[arg-type]
+        assert found.random == lm.generate("The dog", interventions=[arm], **settings).texts
+
+
 def test_a_change_of_nothing_costs_nothing(lm: LanguageModel) -> None:
     found = compare(lm, "The dog", scale(FEATURE, 1.0), max_new_tokens=10)
     assert found.steered == found.baseline == found.random
