@@ -1,0 +1,7 @@
+"""Training of dictionaries: one file per architecture's objective, one loop for all."""
+
+from trainers.config import TrainConfig
+from trainers.loop import Source, train
+from trainers.objectives import OBJECTIVES
+
+__all__ = ["OBJECTIVES", "Source", "TrainConfig", "train"]

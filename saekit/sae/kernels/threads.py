@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
 _pool: ThreadPoolExecutor | None = None
 _pool_key: tuple[int, int] | None = None
 _lock = threading.Lock()
-_inside = threading.local()
+_here = threading.local()
 
 
 def run_blocks(work: Callable[[int, int], None], n: int, block: int) -> None:
@@ -25,30 +26,49 @@ def run_blocks(work: Callable[[int, int], None], n: int, block: int) -> None:
     `work` must release the GIL where it computes and write only to its own items. The first exception is raised again here.
     """
     blocks = [(start, min(n, start + block)) for start in range(0, n, block)]
-    if len(blocks) < 2 or torch.get_num_threads() < 2 or getattr(_inside, "worker", False):
+    n_threads = getattr(_here, "n_threads", None) or torch.get_num_threads()
+    if len(blocks) < 2 or n_threads < 2:
         for start, stop in blocks:
             work(start, stop)
         return
-    futures = [_threads(torch.get_num_threads()).submit(work, start, stop) for start, stop in blocks]
+    threads = _threads(n_threads)
+    futures = [threads.submit(work, start, stop) for start, stop in blocks]
     for future in futures:
         future.result()
+
+
+@contextmanager
+def only_blocks() -> Iterator[None]:
+    """Within, torch's own operations take one thread and :func:`run_blocks` as many as torch had.
+
+    For a loop whose every large computation is in blocks: on a busy machine, torch's threads wait longer for one another than
+    its small operations take.
+    """
+    outside, n_threads = getattr(_here, "n_threads", None), torch.get_num_threads()
+    _here.n_threads = outside or n_threads
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _here.n_threads = outside
+        torch.set_num_threads(n_threads)
 
 
 def _threads(n_threads: int) -> ThreadPoolExecutor:
     global _pool, _pool_key
     with _lock:
         if _pool is None or _pool_key != (os.getpid(), n_threads):  # a forked child has the object but not its threads
-            ready = threading.Barrier(n_threads + 1)
+            before, ready = torch.get_num_threads(), threading.Barrier(n_threads + 1)
             _pool, _pool_key = ThreadPoolExecutor(n_threads, "saekit", _one_torch_thread, (ready,)), (os.getpid(), n_threads)
             for _ in range(n_threads):
                 _pool.submit(lambda: None)
             ready.wait()
-            torch.set_num_threads(n_threads)  # a worker's setting also became the default of threads to come
+            torch.set_num_threads(before)  # a worker's setting also became the default of threads to come
         return _pool
 
 
 def _one_torch_thread(ready: threading.Barrier) -> None:
     torch.get_num_threads()  # makes torch set up this thread, which would undo the next line later
     torch.set_num_threads(1)
-    _inside.worker = True
+    _here.n_threads = 1
     ready.wait()

@@ -1,0 +1,192 @@
+"""Settings of a training run, and the rules that fill those left open."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from saekit.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_ALIASES = {"k": "l0"}
+# How a run is carried out, not what comes out of it: these may change when it goes on.
+_FREE = ("checkpoint_tokens", "keep", "log_tokens", "eval_tokens", "device", "backend", "screen")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train and how. `None` leaves a value to the rule in its description; :meth:`resolve` applies the rules."""
+
+    n_latents: int
+    """Latents F of the dictionary."""
+    arch: str = "topk"
+    """Architecture: a key of `trainers.OBJECTIVES`."""
+    l0: int = 32
+    """Latents active per token: k of TopK."""
+    tokens: int | None = None
+    """Tokens to train on, repeats counted. None: 4096 per latent, at least 4M and at most 64M, and at most 16 passes over a
+    store (but at least 4M)."""
+    batch_size: int | None = None
+    """Tokens in a step. None: a power of two from 512 to 4096 that makes about 4000 steps or more."""
+    lr: float | None = None
+    """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14), the rule of arXiv 2406.04093, times sqrt(768 / D) at sites narrower
+    than the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are."""
+    warmup: float = 0.02
+    """Share of the run in which the learning rate rises linearly from 0."""
+    decay: float = 0.2
+    """Share of the run, at its end, in which the learning rate falls linearly to 0."""
+    beta1: float = 0.9
+    """Adam's decay of the mean."""
+    beta2: float = 0.999
+    """Adam's decay of the mean square."""
+    adam_eps: float = 6.25e-10
+    """Adam's epsilon, as arXiv 2406.04093 has it."""
+    aux_coefficient: float = 1 / 32
+    """Weight of the AuxK loss, which revives dead latents; 0 turns it off."""
+    aux_k: int | None = None
+    """Dead latents that take part in the AuxK loss of a token. None: half the width of the site."""
+    dead_tokens: int | None = None
+    """A latent is dead when it has not fired for so many tokens. None: 10M, in shorter runs a twentieth of the run."""
+    b_dec: Literal["geometric_median", "mean"] = "geometric_median"
+    """What of the data b_dec starts from."""
+    sample_tokens: int = 16384
+    """Tokens from which the input scale, the variance and b_dec are estimated before the first step."""
+    seed: int = 0
+    """Seed of the initial weights, and of the order of the data where the trainer reads a store."""
+    heldout: float = 0.05
+    """Share of a store's documents that is kept for evaluation and never trained on."""
+    checkpoint_tokens: int | None = None
+    """Tokens between checkpoints. None: a tenth of the run, at most 10M."""
+    keep: int = 2
+    """Checkpoints kept while training; they go when the run is finished."""
+    log_tokens: int | None = None
+    """Tokens between rows of metrics. None: a fiftieth of the run."""
+    eval_tokens: int = 16384
+    """Held-out tokens looked at with each checkpoint."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and computation."""
+    device: str | None = None
+    """Where to train. None: a GPU if there is one, else the CPU."""
+    backend: Literal["auto", "numba", "torch"] = "auto"
+    """The sparse CPU step or the torch step. auto: the former for float32 on a CPU."""
+    screen: bool | None = None
+    """Look for the top latents in bfloat16 and compute those again in float32, with equal results. None: where it is faster."""
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(TrainConfig)
+        for name, declared in types.items():
+            _check_type(name, getattr(self, name), declared)
+        positive = ("n_latents", "l0", "tokens", "batch_size", "lr", "aux_k", "dead_tokens", "sample_tokens", "keep")
+        for name in (*positive, "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"):
+            _at_least(name, getattr(self, name), 1 if int in (types[name], *get_args(types[name])) else None)
+        for name in ("warmup", "decay", "beta1", "beta2", "heldout"):
+            value = getattr(self, name)
+            if not 0 <= value < 1 and not (name in ("warmup", "decay") and value == 1):
+                raise ConfigError(
+                    f"{name}={value} is impossible.", f"It is a share: {'0' if value < 0 else '0.99'} is the nearest."
+                )
+        if self.warmup + self.decay > 1:
+            raise ConfigError(
+                f"warmup={self.warmup} and decay={self.decay} are together longer than the run.",
+                f"With this warmup, decay is at most {1 - self.warmup:g}.",
+            )
+        if self.aux_coefficient < 0:
+            raise ConfigError(f"aux_coefficient={self.aux_coefficient} is impossible.", "0 turns AuxK off.")
+        if self.l0 > self.n_latents:
+            raise ConfigError(f"l0={self.l0} is more than n_latents={self.n_latents}.", f"At most l0={self.n_latents} can fire.")
+        from trainers.objectives import OBJECTIVES
+
+        _one_of("arch", self.arch, tuple(OBJECTIVES))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """From keys and values, as a file or a command line has them.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value impossible; names it and the nearest valid one.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        renamed: dict[str, Any] = {}
+        for key, value in values.items():
+            name = _ALIASES.get(key, key)
+            if name not in known:
+                near = difflib.get_close_matches(str(key), [*known, *_ALIASES], n=1, cutoff=0.4)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+                raise ConfigError(f"There is no training setting {key!r}.", hint)
+            if name in renamed:
+                raise ConfigError(f"{name!r} is given twice.", f"{key!r} is another name for it.")
+            renamed[name] = value
+        if "n_latents" not in renamed:
+            raise ConfigError("'n_latents' is missing.", "Say how many latents the dictionary has.")
+        return cls(**renamed)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """From a `train.json`."""
+        return cls.from_dict(json.loads(path.read_text())["config"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def resolve(self, width: int, available: int | None = None) -> TrainConfig:
+        """The same with every open value filled.
+
+        Args:
+            width: numbers per token at the site.
+            available: tokens in one pass over the data, None where it does not end.
+        """
+        tokens = self.tokens
+        if tokens is None:
+            tokens = min(max(4096 * self.n_latents, 4_000_000), 64_000_000)
+            if available is not None:
+                tokens = min(tokens, max(16 * available, 4_000_000))
+        batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
+        return dataclasses.replace(
+            self,
+            tokens=tokens,
+            batch_size=batch_size,
+            lr=self.lr or 2e-4 / math.sqrt(self.n_latents / 2**14) * max(1.0, math.sqrt(768 / width)),
+            aux_k=self.aux_k or max(1, width // 2),
+            dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // 20)),
+            checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
+            log_tokens=self.log_tokens or -(-tokens // 50),
+            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Names of the settings that make another dictionary in `other`."""
+        names = (field.name for field in dataclasses.fields(self) if field.name not in _FREE)
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def _check_type(name: str, value: Any, declared: Any) -> None:
+    if get_origin(declared) is Literal:
+        return _one_of(name, value, get_args(declared))
+    kinds = get_args(declared) or (declared,)
+    if isinstance(value, bool) and bool not in kinds:
+        fits = False
+    else:
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name}={value!r} is impossible.", f"It is {wanted}.")
+    return None
+
+
+def _at_least(name: str, value: float | None, least: int | None) -> None:
+    if value is not None and (value <= 0 if least is None else value < least):
+        raise ConfigError(f"{name}={value} is impossible.", f"It must be {'above 0' if least is None else f'at least {least}'}.")
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.3)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"There is no {name} {value!r}.", f"{hint}Known: {', '.join(known)}.")

@@ -1,0 +1,40 @@
+"""Which latents are dead: they have not fired for a number of tokens (not of steps)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REFRESH = 8  # steps between looks at the list of dead latents; on a GPU each look waits for the device
+
+
+@dataclass
+class DeadCounter:
+    """Counts, for every latent, the tokens since it last fired.
+
+    Attributes:
+        limit: tokens after which a latent is dead.
+        since_F: (F,) int64.
+        dead: int64 indices of the latents that were dead at the last look.
+    """
+
+    limit: int
+    since_F: Tensor
+    dead: Tensor
+
+    @classmethod
+    def start(cls, n_latents: int, limit: int, device: str) -> DeadCounter:
+        zeros = torch.zeros(n_latents, dtype=torch.int64, device=device)
+        return cls(limit, zeros, zeros[:0])
+
+    def count(self, values_BK: Tensor, indices_BK: Tensor, step: int) -> None:
+        """Take note of one batch's code, the `step`-th."""
+        self.since_F += len(values_BK)
+        # Padding may repeat the latent of a real value: what counts is the largest value of a latent, not the last.
+        fired_F = torch.zeros_like(self.since_F, dtype=values_BK.dtype)
+        fired_F.scatter_reduce_(0, indices_BK.flatten(), values_BK.detach().flatten(), "amax")
+        self.since_F.masked_fill_(fired_F > 0, 0)
+        if step % REFRESH == 0:
+            self.dead = (self.since_F > self.limit).nonzero()[:, 0]

@@ -1,0 +1,48 @@
+"""Where metrics go: `metrics.jsonl` always, Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import IO, Any
+
+
+class Log:
+    """Rows of metrics. The file holds no times, so that a resumed run ends with the same bytes.
+
+    Args:
+        path: the file.
+        position: bytes of it to keep; what a killed run wrote after its last checkpoint is dropped.
+        wandb: project, or None.
+        config: what Weights & Biases shows beside the curves.
+    """
+
+    def __init__(self, path: Path, position: int, wandb: str | None, config: dict[str, Any]) -> None:
+        self._file: IO[bytes] = path.open("ab")
+        self._file.truncate(position)
+        self._run: Any = None
+        if wandb is not None:
+            import wandb as client
+
+            # The same folder and settings are the same run, so that a resumed one goes on there.
+            identity = hashlib.sha256(f"{path.resolve()} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]
+            self._run = client.init(
+                project=wandb, id=identity, resume="allow", config=config, dir=path.parent, name=path.parent.name
+            )
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        if self._run is not None:
+            self._run.log(row, step=row["step"])
+
+    @property
+    def position(self) -> int:
+        """Bytes so far."""
+        return self._file.seek(0, 2)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._run is not None:
+            self._run.finish()

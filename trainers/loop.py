@@ -1,0 +1,268 @@
+"""The loop that trains a dictionary: data in, steps, metrics, checkpoints, and an SAE folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from saekit.activations import ActivationReader, ActivationStore
+from saekit.activations.files import write_whole
+from saekit.errors import CheckpointError, ConfigError, StoreMismatch
+from saekit.lm.sites import Site
+from saekit.progress import track
+from saekit.sae import SAE, SAEConfig
+from saekit.sae.kernels.threads import only_blocks
+from trainers import checkpoints
+from trainers.config import TrainConfig
+from trainers.log import Log
+from trainers.metrics import reconstruction
+from trainers.state import Training
+from trainers.statistics import Statistics
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+_FINAL_TOKENS = 1 << 18  # of the last look at held-out data
+Batch = Mapping[Site, Tensor]
+
+
+class Source(Protocol):
+    """What can be trained on. Iterating gives shuffled batches {site: (B, D) float32} from the current place on."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in one pass over the data."""
+
+    def width(self, site: Site, /) -> int:
+        """D, numbers per token at `site`."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state(self) -> dict[str, Any]:
+        """The place after the last batch given, fit for JSON."""
+
+    def load_state(self, state: dict[str, Any], /) -> None:
+        """Go on from such a place: the batches that follow are the same, bit for bit."""
+
+
+def train(
+    source: Source | ActivationStore,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    site: Site | str,
+    site_out: Site | str | None = None,
+    lm: LanguageModel | None = None,
+    heldout: Iterable[Batch] | None = None,
+    progress: bool = True,
+    wandb: str | None = None,
+) -> SAE:
+    """Train a dictionary and write it to the folder `out`, with `train.json` (settings) and `metrics.jsonl`.
+
+    Interrupted and called again with the same arguments, it goes on from its last checkpoint; on a CPU the result is the same,
+    bit for bit, as without the interruption. A finished run is returned as it is.
+
+    Args:
+        source: where batches come from. Of a store, held-out documents are never trained on and are evaluated on.
+        site: what to reconstruct.
+        site_out: what to predict from it; None, or `site`, for SAEs.
+        lm: the model, recorded as the SAE's.
+        heldout: batches to evaluate on, iterated more than once; of a store they are taken by themselves.
+        wandb: a Weights & Biases project to log to.
+
+    Raises:
+        ConfigError: a setting is impossible.
+        StoreMismatch: `out` holds an SAE or a run with other settings or data.
+        CheckpointError: the last checkpoint cannot be resumed.
+        NonFiniteActivations: NaN or infinity in a batch or in the loss; says which batch. The last checkpoint is kept.
+    """
+    site, out = Site.parse(site), Path(out)
+    if site_out is not None and Site.parse(site_out) != site:
+        raise ConfigError(f"{config.arch} reconstructs the site it reads, {site}; it cannot predict {site_out}.")
+    config = config.resolve(source.width(site), source.n_tokens if config.tokens is None else None)
+    settings = {"config": config.to_dict(), "data": _identity(source, site)}
+    if _finished(out, config, settings["data"]):
+        checkpoints.clear(out / "checkpoints")
+        return SAE.load(out)
+    sae_config = _sae_config(config, site, source, lm)
+    if isinstance(source, ActivationStore):
+        heldout = _heldout(source, site, config) if heldout is None else heldout
+        source = _reader(source, site, config, "train")
+    out.mkdir(parents=True, exist_ok=True)
+    training, log_position = _resume(out / "checkpoints", config, source)
+    if training is None:
+        training = Training(config, _statistics(source, site, config))
+    write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
+    with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
+        run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout)
+        run.train(progress)
+        sae = run.sae()
+        run.evaluate(sae, _FINAL_TOKENS)
+    sae.save(out, sparsity=training.frequency())
+    checkpoints.clear(out / "checkpoints")
+    return sae
+
+
+class _Run:
+    """A training with its surroundings."""
+
+    def __init__(
+        self,
+        training: Training,
+        source: Source,
+        site: Site,
+        sae_config: SAEConfig,
+        checkpoints: Path,
+        log: Log,
+        heldout: Iterable[Batch] | None,
+    ) -> None:
+        self.training, self.source, self.site, self.sae_config = training, source, site, sae_config
+        self.checkpoints, self.log, self.heldout = checkpoints, log, heldout
+        self._heldout_start = heldout.state() if hasattr(heldout, "state") else None
+
+    def train(self, progress: bool) -> None:
+        """Steps until all tokens are trained on."""
+        training, config = self.training, self.training.config
+        assert config.tokens is not None and config.log_tokens is not None and config.checkpoint_tokens is not None
+        note = ""
+        with only_blocks() if training.sparse else nullcontext(), track("training", config.tokens, enabled=progress) as bar:
+            batches = iter(self.source)
+            while training.tokens < config.tokens:
+                batch = next(batches, None)
+                if batch is None:
+                    warnings.warn(f"The data ended after {training.tokens} of {config.tokens} tokens.", stacklevel=3)
+                    break
+                before = training.tokens
+                training.step(batch[self.site][: config.tokens - before])
+                if _crossed(config.log_tokens, before, training.tokens) or training.tokens == config.tokens:
+                    row = training.row()
+                    self.log.write(row)
+                    note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
+                bar.update(training.tokens, note)
+                if _crossed(config.checkpoint_tokens, before, training.tokens) and training.tokens < config.tokens:
+                    self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Evaluate, and write down everything that going on needs."""
+        training, config = self.training, self.training.config
+        training.check()
+        sae = self.sae()
+        self.evaluate(sae, config.eval_tokens)
+        facts = training.facts() | {"source": self.source.state(), "log": self.log.position}
+        checkpoints.save(self.checkpoints, training.steps, sae, training.tensors(), facts, config.keep)
+
+    def evaluate(self, sae: SAE, n_tokens: int) -> None:
+        """Write a row of metrics on held-out data, if there is any."""
+        if self.heldout is None:
+            return
+        if self._heldout_start is not None:  # readers go on from where they were left
+            self.heldout.load_state(self._heldout_start)  # type: ignore[attr-defined]
+        metrics = reconstruction(sae, _first(self.heldout, self.site, n_tokens))
+        row = {f"heldout/{name}": value for name, value in metrics.items()}
+        self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row})
+
+    def sae(self) -> SAE:
+        """The dictionary as it is now, in the units of the data."""
+        return self.training.p.to_sae(self.sae_config, self.training.data.scale)
+
+
+def _resume(folder: Path, config: TrainConfig, source: Source) -> tuple[Training | None, int]:
+    """The training in the last checkpoint, with `source` at its place, and how much of the log it had written."""
+    found = checkpoints.load(folder)
+    if found is None:
+        return None, 0
+    tensors, facts = found
+    try:
+        training = Training.restore(config, tensors, facts)
+        source.load_state(facts["source"])
+        return training, int(facts["log"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The last checkpoint in {folder} does not fit: {error}.", "Delete it to start anew.") from error
+
+
+def _finished(out: Path, config: TrainConfig, data: Mapping[str, Any]) -> bool:
+    """Whether `out` holds the SAE that these settings make. Raises where it holds something else."""
+    finished = (out / "cfg.json").exists()
+    if not finished and not any((out / "checkpoints").glob("step-*")):
+        return False
+    if not (out / "train.json").exists():
+        raise StoreMismatch(f"{out} holds an SAE that was not trained here.", "Choose another folder.")
+    before = json.loads((out / "train.json").read_text())
+    changed = {
+        name: (before["config"].get(name), getattr(config, name))
+        for name in TrainConfig.from_dict(before["config"]).differences(config)
+    }
+    changed |= {name: (before["data"].get(name), value) for name, value in data.items() if before["data"].get(name) != value}
+    if changed:
+        facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
+        raise StoreMismatch(
+            f"{out} holds another {'dictionary' if finished else 'run'}: {facts}.", "Remove it, or choose another folder."
+        )
+    return finished
+
+
+def _identity(source: Source | ActivationStore, site: Site) -> dict[str, Any]:
+    """What makes other data. Sources other than a store check their own settings when a checkpoint's place is loaded."""
+    identity: dict[str, Any] = {"site": str(site), "width": source.width(site)}
+    if isinstance(source, ActivationStore):
+        shards = " ".join(shard.sha256 for shard in source.manifest.shards)
+        identity["store"] = hashlib.sha256(shards.encode()).hexdigest()
+    return identity
+
+
+def _sae_config(config: TrainConfig, site: Site, source: Source | ActivationStore, lm: LanguageModel | None) -> SAEConfig:
+    return SAEConfig(
+        architecture=config.arch,
+        d_in=source.width(site),
+        n_latents=config.n_latents,
+        k=config.l0,
+        site=site,
+        model_name=lm.name if lm else None,
+        context_size=getattr(source, "context", None),
+        prepend_bos=lm.bos_token_id is not None if lm else None,
+        dtype=config.dtype,
+    )
+
+
+def _reader(store: ActivationStore, site: Site, config: TrainConfig, split: Literal["train", "heldout"]) -> ActivationReader:
+    assert config.batch_size is not None
+    epochs = 1 if split == "heldout" else None
+    return ActivationReader(
+        store, [site], batch_size=config.batch_size, seed=config.seed, split=split, heldout=config.heldout, epochs=epochs
+    )
+
+
+def _heldout(store: ActivationStore, site: Site, config: TrainConfig) -> ActivationReader | None:
+    try:
+        return _reader(store, site, config, "heldout") if config.heldout else None
+    except ConfigError:  # so few documents that chance held none out
+        return None
+
+
+def _statistics(source: Source, site: Site, config: TrainConfig) -> Statistics:
+    """From the first tokens of `source`, which is then back where it was."""
+    place = source.state()
+    sample_ND = torch.cat(list(_first(source, site, config.sample_tokens)))
+    source.load_state(place)
+    return Statistics.of(sample_ND, config.b_dec)
+
+
+def _first(batches: Iterable[Batch], site: Site, n_tokens: int) -> Iterator[Tensor]:
+    """The first `n_tokens` activations at `site`, in batches."""
+    for batch in batches:
+        yield batch[site][:n_tokens]
+        n_tokens -= len(batch[site])
+        if n_tokens <= 0:
+            return
+
+
+def _crossed(every: int, before: int, after: int) -> bool:
+    return before // every < after // every

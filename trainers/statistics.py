@@ -1,0 +1,61 @@
+"""What is estimated from a sample of the data before training: its scale, its centre, its variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saekit.errors import NonFiniteActivations
+
+
+@dataclass
+class Statistics:
+    """Facts about the data.
+
+    Attributes:
+        scale: factor on the activations that makes E||x|| = sqrt(D).
+        centre_D: (D,) float32, geometric median or mean of the scaled activations; b_dec starts there.
+        variance: E||x - E x||^2 of the scaled activations; a reconstruction error in units of it is an FVU.
+    """
+
+    scale: float
+    centre_D: Tensor
+    variance: float
+
+    @classmethod
+    def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"]) -> Statistics:
+        """Estimate from a sample of activations (N, D).
+
+        Raises:
+            NonFiniteActivations: the sample holds NaN or infinity.
+        """
+        x_ND = sample_ND.double()
+        bad = (~x_ND.isfinite()).any(1).nonzero()
+        if len(bad):
+            raise NonFiniteActivations(
+                f"{len(bad)} of the first {len(x_ND)} activation vectors hold NaN or infinity, the first at row {int(bad[0])}.",
+                "Look at the model's dtype: float16 overflows where bfloat16 does not.",
+            )
+        norm = x_ND.norm(dim=1).mean().item()
+        scale = x_ND.shape[1] ** 0.5 / norm if norm > 0 else 1.0
+        x_ND *= scale
+        mean_D = x_ND.mean(0)
+        variance = (x_ND - mean_D).square().sum(1).mean().item()
+        centre_D = geometric_median(x_ND) if centre == "geometric_median" else mean_D
+        return cls(scale, centre_D.float(), max(variance, torch.finfo(torch.float32).tiny))
+
+
+def geometric_median(x_ND: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point (D,) with the least summed distance to the rows, by Weiszfeld's algorithm."""
+    guess_D = x_ND.mean(0)
+    for _ in range(steps):
+        distance_N = (x_ND - guess_D).norm(dim=1).clamp_min(1e-12)
+        weight_N = 1 / distance_N
+        new_D = (weight_N @ x_ND) / weight_N.sum()
+        if (new_D - guess_D).norm() <= tolerance * guess_D.norm():
+            return new_D
+        guess_D = new_D
+    return guess_D

@@ -1,0 +1,150 @@
+"""Numba kernels of the sparse training step on the CPU. Serial, without the GIL, each on a block of rows or latents of its own.
+
+Gradients never exist as (F, D) matrices: a latent's two gradient rows are summed in the first-level cache, from the tokens on
+which it fired, and spent at once by its Adam update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from saekit.sae.kernels.rows import FAST, add_rows, dot_rows
+
+Array = np.ndarray[Any, Any]
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def decode_gradient(
+    values: Array, indices: Array, W_dec: Array, b_dec: Array, target: Array, scale: float, error: Array, grads: Array
+) -> float:
+    """Decode rows, and the gradient of `scale / 2 * sum (x_hat - target)^2`.
+
+    Writes error = scale * (x_hat - target), the gradient at the reconstruction, and that at the pre-activations, grads[r, j] =
+    W_dec[indices[r, j]] . error[r], 0 where the ReLU is off. Returns sum (x_hat - target)^2 of these rows.
+    """
+    n_rows, n_kept = values.shape
+    total = 0.0
+    for r in range(n_rows):
+        row = error[r]
+        row[:] = b_dec
+        add_rows(row, W_dec, indices[r], values[r], n_kept)
+        squares = np.float32(0)
+        for q in range(row.shape[0]):
+            row[q] -= target[r, q]
+            squares += row[q] * row[q]
+            row[q] *= scale
+        total += float(squares)
+        dot_rows(row, W_dec, indices[r], grads[r], n_kept)
+        for j in range(n_kept):
+            if values[r, j] <= 0:
+                grads[r, j] = 0
+    return total
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def count_latents(values: Array, indices: Array, counts: Array) -> None:
+    """counts[latent] += how often it fires."""
+    for r in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            counts[indices[r, j]] += values[r, j] > 0
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def place_entries(
+    values: Array,
+    indices: Array,
+    grads: Array,
+    first_error_row: int,
+    position: Array,
+    token: Array,
+    error_row: Array,
+    value: Array,
+    grad: Array,
+) -> None:
+    """Put every firing behind the others of its latent (a counting sort, stable); position[latent] is where its next one goes."""
+    for r in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            if values[r, j] > 0:
+                p = position[indices[r, j]]
+                position[indices[r, j]] = p + 1
+                token[p], error_row[p] = r, first_error_row + r
+                value[p], grad[p] = values[r, j], grads[r, j]
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def adam_row(weights: Array, gradient: Array, mean: Array, square: Array, adam: Array) -> None:
+    """One Adam step of a row; adam = (beta1, beta2, lr / bias correction 1, 1 / sqrt(bias correction 2), eps)."""
+    beta1, beta2, step, correction, eps = adam[0], adam[1], adam[2], adam[3], adam[4]
+    one = np.float32(1)
+    for q in range(weights.shape[0]):
+        g = gradient[q]
+        mean[q] = beta1 * mean[q] + (one - beta1) * g
+        square[q] = beta2 * square[q] + (one - beta2) * (g * g)
+        weights[q] -= step * mean[q] / (np.sqrt(square[q]) * correction + eps)
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def _dot(a: Array, b: Array) -> np.float32:
+    total = np.float32(0)
+    for q in range(a.shape[0]):
+        total += a[q] * b[q]
+    return total
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def _add_scaled(out: Array, row: Array, factor: float) -> None:
+    for q in range(out.shape[0]):
+        out[q] += factor * row[q]
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def update_latents(
+    x: Array,
+    error: Array,
+    start: Array,
+    token: Array,
+    error_row: Array,
+    value: Array,
+    grad: Array,
+    W_enc: Array,
+    b_enc: Array,
+    W_dec: Array,
+    enc_mean: Array,
+    b_mean: Array,
+    dec_mean: Array,
+    enc_square: Array,
+    b_square: Array,
+    dec_square: Array,
+    adam: Array,
+    unit_rows: bool,
+    b_dec_grad: Array,
+) -> None:
+    """Gradients of a block of latents from their entries `start[l] : start[l + 1]`, spent on Adam steps of all their weights.
+
+    Adds -sum_l (dL / d b_enc[l]) * W_enc[l], with the old W_enc, to `b_dec_grad`: what b_dec gets through the encoder's input.
+    """
+    enc_grad, dec_grad = np.empty(W_enc.shape[1], np.float32), np.empty(W_dec.shape[1], np.float32)
+    b_grad = np.empty(1, np.float32)
+    for latent in range(W_enc.shape[0]):
+        a, b = start[latent], start[latent + 1]
+        enc_grad[:] = 0
+        dec_grad[:] = 0
+        b_grad[0] = 0
+        add_rows(enc_grad, x, token[a:b], grad[a:b], b - a)
+        add_rows(dec_grad, error, error_row[a:b], value[a:b], b - a)
+        for p in range(a, b):
+            b_grad[0] += grad[p]
+        _add_scaled(b_dec_grad, W_enc[latent], -b_grad[0])
+        row = W_dec[latent]
+        if unit_rows:
+            _add_scaled(dec_grad, row, -_dot(dec_grad, row))
+        adam_row(row, dec_grad, dec_mean[latent], dec_square[latent], adam)
+        if unit_rows:
+            norm = np.sqrt(_dot(row, row))
+            for q in range(row.shape[0]):
+                row[q] /= norm
+        adam_row(W_enc[latent], enc_grad, enc_mean[latent], enc_square[latent], adam)
+        adam_row(b_enc[latent : latent + 1], b_grad, b_mean[latent : latent + 1], b_square[latent : latent + 1], adam)
