@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, InterventionError, UnknownRef
 from saekit.lm import LanguageModel, Site
+from saekit.sae import SAE
 from saekit.steer import DEFAULT, FeatureStats, Vector, ablate, add, clamp, intervene, measure, patch, scale
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily saw a red ball. She was very happy!", "The cat ran to the tree."]
@@ -205,6 +207,21 @@ def test_patching_features_takes_their_values_position_by_position(lm: LanguageM
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     with pytest.raises(InterventionError, match="positions"):
         lm.run(tokens_of(lm), edits=[patch(lm, "neuron:1/3", "The").at("all")])
+
+
+def test_half_precision_is_steered_in_float32_and_rounded_once(stories_path: Path, make_sae: Callable[..., SAE]) -> None:
+    half = LanguageModel.load(stories_path, dtype="bfloat16")
+    sae = make_sae("standard", 64, 200)
+    half.attach_sae("resid_post.2", sae)
+    tokens = tokens_of(half)
+    x = half.run(tokens, read=["resid_post.2"])["resid_post.2"]
+    found = half.run(tokens, read=["resid_post.2"], edits=[clamp("feature:resid_post.2/7", 3.3)])["resid_post.2"]
+    assert found.dtype == torch.bfloat16
+    wide = x.float()
+    expected = wide + (3.3 - sae.encode_dense(wide)[..., [7]]) * sae.W_dec[7]
+    # Equal but where float32 rounding of the two orders of summation falls on either side of a bfloat16 step.
+    assert (found == expected.bfloat16()).float().mean() > 0.99
+    torch.testing.assert_close(found, expected.bfloat16())
 
 
 # Units of strength
