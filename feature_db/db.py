@@ -287,6 +287,7 @@ class FeatureDB:
                 tokens=[texts.get(token, "") for token in window.token_ids.tolist()],
                 token_ids=window.token_ids.tolist(),
                 values=window.values.tolist(),
+                row=window.row,
                 document=window.document,
                 position=window.position,
                 peak=window.peak,

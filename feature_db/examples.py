@@ -25,6 +25,8 @@ class Window:
     """Tokens around a peak, as stored: ids and the feature's activation at each."""
 
     bucket: int
+    row: int
+    """Of the peak in the store."""
     document: int
     position: int
     """Of the peak in its context."""
@@ -66,6 +68,7 @@ def _window(windows: Windows, f: int, s: int, bucket: int) -> Window:
     n = int(windows.length[f, s])
     return Window(
         bucket,
+        int(windows.row[f, s]),
         int(windows.document[f, s]),
         int(windows.position[f, s]),
         int(windows.offset[f, s]),
@@ -80,6 +83,7 @@ def pack(windows: list[Window]) -> bytes:
     width = 2 if not len(tokens) or tokens.max() < 1 << 16 else 4
     firing = [np.flatnonzero(w.values) for w in windows]
     columns = [
+        np.array([w.row for w in windows], "<i8"),
         np.array([w.document for w in windows], "<i8"),
         np.array([w.position for w in windows], "<i4"),
         np.array([w.bucket for w in windows], "<u1"),
@@ -110,7 +114,7 @@ def unpack(blob: bytes) -> list[Window]:
             at += values.nbytes
             return values
 
-        documents, positions, buckets = column("<i8", n), column("<i4", n), column("<u1", n)
+        rows, documents, positions, buckets = column("<i8", n), column("<i8", n), column("<i4", n), column("<u1", n)
         peaks, lengths, firing = column("<u2", n), column("<u2", n), column("<u2", n)
         tokens = column(f"<u{width}", int(lengths.sum())).astype(np.int64)
         offsets, values = column("<u2", int(firing.sum())), column("<f4", int(firing.sum()))
@@ -121,7 +125,8 @@ def unpack(blob: bytes) -> list[Window]:
             span = slice(int(value_ends[i] - firing[i]), int(value_ends[i]))
             dense[offsets[span]] = values[span]
             ids = tokens[int(token_ends[i] - lengths[i]) : int(token_ends[i])]
-            windows.append(Window(int(buckets[i]), int(documents[i]), int(positions[i]), int(peaks[i]), ids, dense))
+            pointer = (int(buckets[i]), int(rows[i]), int(documents[i]), int(positions[i]), int(peaks[i]))
+            windows.append(Window(*pointer, ids, dense))
         return windows
     except (zlib.error, struct.error, ValueError, IndexError) as error:
         raise damaged("the examples of a feature", error) from error

@@ -128,9 +128,9 @@ def token_class(evidence: Evidence) -> Iterable[Label]:
 
 def context(evidence: Evidence) -> Iterable[Label]:
     """Words that most of its strongest examples have around the peak."""
-    rows = [row for row in evidence.stats.get("context", []) if row.score >= 0.25][:3]
-    if rows:
-        texts = [evidence.text("context", row.item) for row in rows]
+    rows = [row for row in evidence.stats.get("context", []) if row.score >= 0.25]
+    texts = [text for row in rows if (text := evidence.text("context", row.item))[0].isalnum()][:3]
+    if texts:
         yield Label("context", f"in text with {quoted(texts)}", 0.2 * rows[0].score, "", {"example_share": rows[0].value})
 
 

@@ -85,8 +85,10 @@ class Example:
     token_ids: list[int]
     values: list[float]
     """Activation at each token."""
+    row: int
+    """Of the peak in the activation store."""
     document: int
-    """Row of the corpus."""
+    """Of the corpus."""
     position: int
     """Of the peak in its context."""
     peak: int

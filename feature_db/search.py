@@ -81,9 +81,14 @@ Found = dict[int, dict[str, Evidence]]
 
 
 def query_words(query: str) -> list[str]:
-    """The words of a query, case-folded, each once, without stop words unless it has no other."""
-    words = list(dict.fromkeys(match[0].casefold() for match in _WORD.finditer(query)))
-    return [word for word in words if word not in STOP_WORDS] or words
+    """The words of a query, case-folded, each once, without stop words unless it has no other.
+
+    A query without any word ('"', "?!") is one word by itself.
+    """
+    words = [match[0].casefold() for match in _WORD.finditer(query)]
+    words = list(dict.fromkeys(word[:-2] if word[-2:] in ("'s", "’s") else word for word in words))
+    bare = query.strip().casefold()
+    return [word for word in words if word not in STOP_WORDS] or words or ([bare] if bare else [])
 
 
 def search(
@@ -126,7 +131,8 @@ def _hit(db: sqlite3.Connection, feature: int, score: float, reasons: list[tuple
         (feature,),
     ).fetchone()
     label = db.execute("SELECT text FROM label WHERE feature = ? ORDER BY rank DESC, id LIMIT 1", (feature,)).fetchone()
-    ordered = list(dict.fromkeys(why for _, why in sorted(reasons, key=lambda reason: (-reason[0], reason[1]))))
+    reasons = sorted(reasons, key=lambda reason: (-reason[0], reason[1]))
+    ordered = list(dict.fromkeys(why for value, why in reasons if value >= 0.2 * reasons[0][0]))
     return Hit(row[0], row[1], round(min(score, 1.0), 6), label[0] if label else "", row[2], ", ".join(ordered[:3]))
 
 
@@ -167,11 +173,12 @@ def _said(role: str, rows: list[tuple[float, float, str]]) -> str:
 
 def _terms(db: sqlite3.Connection, corpora: Sequence[int], word: str) -> list[tuple[int, str, str, str | None, float]]:
     """Tokens and words with the stem of `word`: (id, kind, text, pieces, weight)."""
-    rows = db.execute(
-        f"SELECT term.id, term.kind, term.text, term.pieces FROM term_fts CROSS JOIN term ON term.id = term_fts.rowid "
-        f"WHERE term_fts MATCH ? AND term.corpus IN ({_marks(corpora)}) ORDER BY term.id",
-        (_quoted(word), *corpora),
-    )
+    columns, where = "term.id, term.kind, term.text, term.pieces", f"term.corpus IN ({_marks(corpora)}) ORDER BY term.id"
+    if _WORD.fullmatch(word):
+        source = f"SELECT {columns} FROM term_fts CROSS JOIN term ON term.id = term_fts.rowid WHERE term_fts MATCH ? AND {where}"
+        rows = db.execute(source, (_quoted(word), *corpora))
+    else:
+        rows = db.execute(f"SELECT {columns} FROM term WHERE term.text = ? AND term.kind = 'word' AND {where}", (word, *corpora))
     return [(i, kind, text, pieces, 1.0 if text.strip().casefold() == word else STEM) for i, kind, text, pieces in rows]
 
 
@@ -212,6 +219,8 @@ def _stats(db: sqlite3.Connection, chosen: Filter, role: str, terms: Iterable[in
 
 def _full_text(db: sqlite3.Connection, chosen: Filter, column: str, word: str) -> list[tuple[int, float]]:
     """Features whose label or example text has the word's stem: (feature, strength relative to the best)."""
+    if not _WORD.fullmatch(word):
+        return []
     condition, parameters = chosen.sql()
     rows = db.execute(
         f"SELECT feature.id, -bm25(feature_fts) FROM feature_fts CROSS JOIN feature ON feature.id = feature_fts.rowid "

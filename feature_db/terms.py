@@ -132,7 +132,9 @@ def in_examples(top: Windows, words: Words, lexicon: Lexicon, chunk: int = 256) 
             share = examples / filled[pairs[:, 0]]
             frequency = (lexicon.word_tokens if role == "peaks" else lexicon.word_count)[pairs[:, 1]] / max(lexicon.n_tokens, 1)
             expected = 1 - np.exp(-frequency * tokens_seen[pairs[:, 0]])
-            score = (share - expected) / (1 - expected)
+            score = share - expected
+            if role == "context":
+                score[share < 2 * expected] = 0
             keep = np.flatnonzero((examples >= 2) & (score >= LEAST_SCORE[role]))
             counts = [0] * len(filled)
             for i in keep[np.lexsort((pairs[keep, 1], -score[keep]))].tolist():

@@ -1,0 +1,68 @@
+"""Promoted and suppressed tokens against the final norm and head written out in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from feature_db.projection import promoted, to_residual
+from saekit.lm import LanguageModel, Site
+
+from .planted import F
+
+
+def _check(lm: LanguageModel, logits_NV: np.ndarray, vectors_ND: torch.Tensor, top: int) -> None:
+    special = [t for t in lm.special_ids if t < logits_NV.shape[1]]
+    for row, logits in zip(promoted(lm, vectors_ND, top=top, chunk=3), logits_NV):
+        allowed = np.array([t for t in range(len(logits)) if t not in special])
+        order = allowed[np.argsort(-logits[allowed], kind="stable")]
+        for role, expected in (("promotes", order[:top]), ("suppresses", order[::-1][:top])):
+            got = [stat for stat in row if stat.role == role]
+            np.testing.assert_allclose([stat.value for stat in got], logits[expected], rtol=1e-3, atol=1e-4)
+            assert len({stat.item for stat in got} & set(expected.tolist())) >= top - 1  # a tie may fall either way
+            z = (logits[expected] - logits.mean()) / logits.std(ddof=1) * (1 if role == "promotes" else -1)
+            limit = 2 * np.sqrt(2 * np.log(len(logits)))
+            np.testing.assert_allclose([stat.score for stat in got], np.clip(z / limit, 0, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_rms_norm(tiny_lm: LanguageModel) -> None:
+    vectors = torch.randn(7, F, generator=torch.Generator().manual_seed(0))
+    model: Any = tiny_lm.model
+    x = vectors.double()
+    normed = x / (x.square().mean(1, keepdim=True) + model.config.rms_norm_eps).sqrt() * model.model.norm.weight.double()
+    _check(tiny_lm, (normed @ model.lm_head.weight.double().T).detach().numpy(), vectors, top=50)
+
+
+def test_layer_norm_and_head_biases_drop_out() -> None:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    torch.manual_seed(0)
+    model: Any = GPTJForCausalLM(GPTJConfig(vocab_size=97, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=16)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    lm = LanguageModel.attach(model, None, name="gptj")
+    assert model.lm_head.bias.abs().max() > 0.1 and model.transformer.ln_f.bias.abs().max() > 0.1
+    vectors = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    x = vectors.double()
+    x = x - x.mean(1, keepdim=True)
+    normed = x / (x.square().mean(1, keepdim=True) + model.transformer.ln_f.eps).sqrt() * model.transformer.ln_f.weight.double()
+    _check(lm, (normed @ model.lm_head.weight.double().T).detach().numpy(), vectors, top=10)
+
+
+@pytest.mark.parametrize("kind", ["resid_post", "mlp_out", "neurons", "heads"])
+def test_directions_reach_the_residual_stream(tiny_lm: LanguageModel, kind: str) -> None:
+    site = Site(kind, 0)
+    width = tiny_lm.width(site)
+    vectors = torch.randn(3, width, generator=torch.Generator().manual_seed(2))
+    block: Any = tiny_lm.model.model.layers[0]  # type: ignore[attr-defined]
+    weight = {"neurons": block.mlp.down_proj.weight, "heads": block.self_attn.o_proj.weight}.get(kind, torch.eye(F))
+    got = to_residual(tiny_lm, site, vectors)
+    assert got is not None
+    torch.testing.assert_close(got, (vectors @ weight.T).detach())
+
+
+def test_sites_that_write_nothing(tiny_lm: LanguageModel) -> None:
+    assert to_residual(tiny_lm, Site("mlp_in", 0), torch.zeros(1, F)) is None
