@@ -208,8 +208,7 @@ class ActivationStore:
         try:
             with self._lock:  # readers may share a store between threads; h5py would take turns anyway
                 if shard not in self._files:
-                    # Shards never change, and many network file systems refuse HDF5's locks.
-                    self._files[shard] = h5py.File(path, "r", locking=False)
+                    self._files[shard] = h5py.File(path, "r")
                     while len(self._files) > _OPEN_FILES:
                         self._files.popitem(last=False)[1].close()
                 self._files.move_to_end(shard)

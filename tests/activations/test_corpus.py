@@ -1,0 +1,203 @@
+"""Corpora: the same texts out of every format, and errors that say what to do."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from saekit.activations import Corpus, check_corpus
+from saekit.activations.corpus import _Hub
+from saekit.errors import CorpusError
+
+TEXTS = ["One day.", "", 'Zwei\nZeilen, „Anführung“ und "Kommas", ja', "  spaces  ", "日本語 🙂", "last"]
+
+
+def _write_jsonl(path: Path, texts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"n": n, "text": text}, ensure_ascii=n % 2 == 0) + "\n" for n, text in enumerate(texts)))
+
+
+def _write_json(path: Path, texts: list[str]) -> None:
+    path.write_text(json.dumps([{"text": text} for text in texts], indent=2))
+
+
+def _write_separated(path: Path, texts: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if ".tsv" in path.name else ",")
+        writer.writerow(["n", "text"])
+        writer.writerows([n, text] for n, text in enumerate(texts))
+
+
+def _write_parquet(path: Path, texts: list[str]) -> None:
+    pq.write_table(pa.table({"n": list(range(len(texts))), "text": pa.array(texts, pa.string())}), path, row_group_size=2)
+
+
+def _compressed(
+    write: Callable[[Path, list[str]], None], compress: Callable[[bytes], bytes]
+) -> Callable[[Path, list[str]], None]:
+    def write_compressed(path: Path, texts: list[str]) -> None:
+        write(path, texts)
+        path.write_bytes(compress(path.read_bytes()))
+
+    return write_compressed
+
+
+def _zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+WRITERS: dict[str, Callable[[Path, list[str]], None]] = {
+    "x.jsonl": _write_jsonl,
+    "x.ndjson": _write_jsonl,
+    "x.json": _write_json,
+    "lines.json": _write_jsonl,
+    "x.csv": _write_separated,
+    "x.tsv": _write_separated,
+    "x.parquet": _write_parquet,
+    "x.jsonl.gz": _compressed(_write_jsonl, gzip.compress),
+    "x.jsonl.bz2": _compressed(_write_jsonl, bz2.compress),
+    "x.csv.zst": _compressed(_write_separated, _zstd),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), min_size=1, max_size=8))
+def test_texts_come_back_from_every_format(name: str, texts: list[str], tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name, texts)
+    corpus = Corpus.open(tmp_path / name)
+    assert list(corpus.documents()) == texts
+    assert list(corpus.documents(2)) == texts[2:]
+
+
+def test_lines_and_marked_documents_of_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("a b\r\n\n c \nd")
+    assert list(Corpus.open(tmp_path / "lines.txt").documents()) == ["a b", "", "c", "d"]
+    (tmp_path / "stories.txt").write_text("One.\nTwo.\n<|endoftext|>\nThree.\n\nFour.<|endoftext|>Five.<|endoftext|>")
+    assert list(Corpus.open(tmp_path / "stories.txt").documents()) == ["One.\nTwo.", "Three.\n\nFour.", "Five.", ""]
+
+
+def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
+    _write_jsonl(tmp_path / "b.jsonl", ["2", "3"])
+    (tmp_path / "a").mkdir()
+    _write_parquet(tmp_path / "a" / "z.parquet", ["0", "1"])
+    (tmp_path / "notes.md").write_text("not text of the corpus")
+    (tmp_path / ".hidden.jsonl").write_text("broken")
+    assert list(Corpus.open(tmp_path).documents()) == ["0", "1", "2", "3"]
+
+
+def test_a_folder_saved_by_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    splits = {
+        name: datasets.Dataset.from_dict({"text": [f"{name} {n}" for n in range(7)], "n": list(range(7))})
+        for name in ("train", "test")
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"), num_shards={"train": 2, "test": 1})
+    assert list(Corpus.open(tmp_path / "saved", split="test").documents()) == splits["test"]["text"]
+    assert list(Corpus.open(tmp_path / "saved" / "train").documents(3)) == splits["train"]["text"][3:]
+    with pytest.raises(CorpusError, match=r"no split 'valid'; it has test, train"):
+        Corpus.open(tmp_path / "saved", split="valid")
+
+
+def test_rows_in_memory() -> None:
+    records = [{"body": text, "text": None} for text in TEXTS]
+    assert list(Corpus.open(records, text_field="body").documents(1)) == TEXTS[1:]
+    assert list(Corpus.open(records).documents()) == [""] * len(TEXTS)
+    generated = Corpus.open(text for text in TEXTS)
+    assert list(generated.documents()) == list(generated.documents()) == TEXTS
+    # Half of a surrogate pair, as some JSON has it, is no text.
+    assert list(Corpus.open([json.loads('"a\\ud83d"')]).documents()) == ["a?"]
+
+
+def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
+    _write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    _write_jsonl(tmp_path / "b.jsonl", TEXTS)
+    _write_jsonl(tmp_path / "c.jsonl", [*TEXTS[:-1], "other"])
+    prints = [Corpus.open(tmp_path / name).fingerprint() for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    assert prints[0] == prints[1] != prints[2]
+    assert Corpus.open(tmp_path / "a.jsonl", text_field="n").fingerprint() != prints[0]
+    assert Corpus.open(["ab", "c"]).fingerprint() == Corpus.open(iter(["ab", "c"])).fingerprint()
+    assert Corpus.open(["ab", "c"]).fingerprint() != Corpus.open(["a", "bc"]).fingerprint()
+    folder = Corpus.open(tmp_path).fingerprint()
+    (tmp_path / "c.jsonl").rename(tmp_path / "0.jsonl")  # another order of documents
+    assert Corpus.open(tmp_path).fingerprint() != folder
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hub_data_sets_through_load_dataset(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # load_dataset takes a folder laid out like a repository of the hub; all but the download is the real way.
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "owner" / "data"
+    (data / "small").mkdir(parents=True)
+    _write_parquet(data / "small" / "train.parquet", TEXTS)
+    _write_parquet(data / "small" / "test.parquet", ["held"])
+    (data / "README.md").write_text(
+        "---\nconfigs:\n- config_name: small\n  data_files:\n  - split: train\n    path: small/train.parquet\n"
+        "  - split: test\n    path: small/test.parquet\n- config_name: other\n  data_files: small/test.parquet\n---\n"
+    )
+    corpus = _Hub(str(data), "text", "train", "small", None, streaming)
+    assert list(corpus.documents()) == TEXTS
+    assert list(corpus.documents(4)) == TEXTS[4:]
+    assert list(_Hub(str(data), "text", "test", "small", None, streaming).documents()) == ["held"]
+    assert corpus.fingerprint() == {"hub": str(data), "config": "small", "split": "train", "text_field": "text"}
+    with pytest.raises(CorpusError, match=r"row 0 has no field 'body'; it has 'n', 'text'"):
+        check_corpus(_Hub(str(data), "body", "train", "small", None, streaming))
+    with pytest.raises(CorpusError, match="nosuch"):
+        check_corpus(_Hub(str(data), "text", "train", "nosuch", None, streaming))
+    with pytest.raises(CorpusError, match="nosuch"):
+        check_corpus(_Hub(str(data), "text", "nosuch", "small", None, streaming))
+
+
+def test_the_hub_out_of_reach() -> None:
+    # tests/conftest.py sets HF_HUB_OFFLINE.
+    with pytest.raises(CorpusError, match="hub cannot be reached"):
+        check_corpus(Corpus.open("owner/no-such-data-set"))
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.bin").write_bytes(b"\0")
+    for source, message in [
+        ("./nowhere", "no file or folder './nowhere'"),
+        ("nowhere.jsonl", "no file or folder 'nowhere.jsonl'"),
+        (tmp_path / "nowhere", "no file or folder"),
+        (tmp_path / "empty", "holds no file of a known format"),
+        (tmp_path / "x.bin", "is not a file of a known format"),
+        ({"text": ["a"]}, "A dict is no corpus"),
+        (b"text", "A bytes is no corpus"),
+    ]:
+        with pytest.raises(CorpusError, match=message):
+            Corpus.open(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"line 2 is not valid JSON"),
+        ("x.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"row 1 has no field 'text'; it has 'body'"),
+        ("x.jsonl", b'{"text": ["a", "b"]}\n', r"row 0 holds a list, not text"),
+        ("x.json", b'[{"text": "a"', "not valid JSON"),
+        ("x.txt", b"caf\xe9\n", "not UTF-8"),
+        ("x.parquet", b"no parquet", "cannot be read"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 10_000)[:-40], "cannot be read"),
+        ("x.txt", b"", "holds no text"),
+        ("x.txt", b"\n \n", "holds no text"),
+        ("x.json", b"[]", "holds no text"),
+        ("x.csv", b"body\na\n", "no field 'text'; it has 'body'"),
+    ],
+)
+def test_bad_files(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        check_corpus(Corpus.open(tmp_path / name))
+        list(Corpus.open(tmp_path / name).documents())

@@ -1,0 +1,166 @@
+"""Interrupted caches: killed, out of disk, NaN, damaged. What was complete is kept, and the end is always the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saekit.activations import ActivationStore, Corpus, token_batches, write_store
+from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, WorkspaceError
+from saekit.lm import LanguageModel
+
+from .conftest import files_of
+from .tiny import SPECIAL, WORDS, make_documents, make_lm
+
+SETTINGS: dict[str, Any] = {"context": 16, "batch_size": 4, "shard_tokens": 300, "progress": False}
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    return Corpus.open(make_documents(120))
+
+
+@pytest.mark.parametrize(("packing", "when", "least"), [("pack", "moments", 10), ("document", "steps", 25)])
+def test_killed_at_any_moment(packing: str, when: str, least: int, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("crash.py")
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), packing, when],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= least
+    whole = files_of(tmp_path / "whole")
+    assert len(whole) >= 5
+    others = [folder for folder in tmp_path.iterdir() if folder.name != "whole"]
+    assert others
+    for folder in others:
+        assert files_of(folder) == whole, folder.name
+
+
+def test_a_finished_store_is_left_alone(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    write_store(tmp_path / "a", tiny_lm, ["embed"], corpus, **SETTINGS)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
+    broken = make_lm()
+    broken.model.forward = None  # it must not even be run
+    store = write_store(tmp_path / "a", broken, ["embed"], corpus, **{**SETTINGS, "batch_size": 2, "shard_tokens": 77})
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()} == before
+    assert store.complete
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "emptied", "longer"])
+def test_damaged_shards_are_made_again(damage: str, tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    write_store(path, tiny_lm, ["resid_post.1"], corpus, **SETTINGS)
+    whole = files_of(path)
+    for shard in (sorted(path.glob("*.h5"))[i] for i in (0, 3, -1)):
+        if damage == "missing":
+            shard.unlink()
+        else:
+            data = shard.read_bytes()
+            shard.write_bytes({"cut short": data[:-1], "emptied": b"", "longer": data + b"\0"}[damage])
+    with pytest.raises(
+        StoreCorrupt, match=rf"shard-00000.h5 {'is missing' if damage == 'missing' else 'has [0-9]+ bytes of'}.*Remove that file"
+    ):
+        ActivationStore.open(path)
+    write_store(path, tiny_lm, ["resid_post.1"], corpus, **SETTINGS).verify(progress=False)
+    assert files_of(path) == whole
+
+
+def test_one_writer_at_a_time(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(WorkspaceError, match="Another process is writing"):
+        write_store(tmp_path, tiny_lm, ["embed"], corpus, **SETTINGS)
+    os.close(folder)
+    write_store(tmp_path, tiny_lm, ["embed"], corpus, **SETTINGS)
+
+
+def _poison(lm: LanguageModel, word: str, value: float) -> None:
+    with torch.no_grad():
+        lm.embedding.weight[WORDS.index(word) + len(SPECIAL), 3] = value  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_found_where_they_are(value: float, tmp_path: Path) -> None:
+    lm = make_lm()
+    _poison(lm, "w7", value)
+    documents = ["w1 w2 w3", *["w4 w5"] * 300, "w1 w7 w2"]
+    corpus = Corpus.open(documents)
+    (position,) = (
+        int(b.position_BT[b.tokens_BT == 10]) for b in token_batches(lm, corpus, context=16) if (b.tokens_BT == 10).any()
+    )
+    kind = "NaN" if value != value else "infinite"
+    with pytest.raises(NonFiniteActivations, match=rf"embed at document 301, position {position} \(token 10\) is {kind}"):
+        write_store(tmp_path / "a", lm, ["embed", "resid_post.1"], corpus, **SETTINGS)
+    # The shards before it are whole; nothing else is there.
+    store = ActivationStore.open(tmp_path / "a", partial=True)
+    assert 300 <= store.n_tokens < 4 * 304
+    assert {path.name for path in store.path.iterdir()} == {"manifest.json", *(entry.file for entry in store.manifest.shards)}
+    with pytest.raises(StoreCorrupt, match="unfinished"):
+        ActivationStore.open(tmp_path / "a")
+    # Where not even one shard was whole, nothing is left at all.
+    with pytest.raises(NonFiniteActivations):
+        write_store(tmp_path / "b" / "c", lm, ["embed"], Corpus.open(documents[-1:]), **SETTINGS)
+    assert not (tmp_path / "b" / "c").exists()
+
+
+def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
+    lm = make_lm()
+    _poison(lm, "w7", -70_000.0)
+    corpus = Corpus.open(["w1 w7"])
+    with pytest.raises(
+        NonFiniteActivations, match=r"document 0, position 2 .* beyond 65,504, the most that float16 holds. Store it as bfloat16"
+    ):
+        write_store(tmp_path / "a", lm, ["embed"], corpus, dtype="float16", **SETTINGS)
+    assert not (tmp_path / "a").exists()
+    assert write_store(tmp_path / "a", lm, ["embed"], corpus, dtype="bfloat16", **SETTINGS).n_tokens == 3
+    # Just above the limit, but rounded to it: held.
+    _poison(lm, "w7", 65_510.0)
+    store = write_store(tmp_path / "b", lm, ["embed"], corpus, dtype="float16", **SETTINGS)
+    assert next(iter(store.stream(["embed"]))).acts[store.sites[0]].max() == 65_504
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_complete(small_disk: Path, tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    whole = write_store(tmp_path / "whole", tiny_lm, ["resid_post.0", "resid_post.1"], corpus, **SETTINGS)
+    size = sum(entry.bytes for entry in whole.manifest.shards)
+    assert size > 280_000
+    path = small_disk / "store"
+    with pytest.raises(StorageFull, match=r"No room for shard-\d+.h5 .* run the same command again") as caught:
+        write_store(path, tiny_lm, whole.sites, corpus, **SETTINGS)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    store = ActivationStore.open(path, partial=True)
+    store.verify(progress=False)
+    assert 1 <= len(store.manifest.shards) < len(whole.manifest.shards)
+    assert {file.name for file in path.iterdir()} == {"manifest.json", *(entry.file for entry in store.manifest.shards)}
+    # Every later try fails the same way until there is room.
+    with pytest.raises(StorageFull):
+        write_store(path, tiny_lm, whole.sites, corpus, **SETTINGS)
+    assert ActivationStore.open(path, partial=True).n_tokens == store.n_tokens
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    write_store(path, tiny_lm, whole.sites, corpus, **SETTINGS)
+    assert files_of(path) == files_of(whole.path)
