@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ class Outcome:
 
 
 Saekit = Callable[..., Outcome]
+WIDTH = "200"  # of a terminal that cuts no table
 
 
 def command(*args: object) -> list[str]:
@@ -36,16 +39,36 @@ def command(*args: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """A terminal wide enough that no table is cut."""
-    return {**os.environ, "COLUMNS": "200"}
+    """This one, with a wide terminal."""
+    return {**os.environ, "COLUMNS": WIDTH}
 
 
 @pytest.fixture(scope="session")
 def saekit() -> Saekit:
+    """Run a command in this process, which has loaded the libraries already."""
+
+    def run(*args: object) -> Outcome:
+        from saekit.cli import main
+
+        stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+            patch.setattr(sys, "argv", ["saekit", *map(str, args)])
+            patch.setenv("COLUMNS", WIDTH)
+            try:
+                main()
+            except SystemExit as exit:
+                status = int(exit.code or 0)
+        return Outcome(status, stdout.getvalue(), stderr.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def new_process() -> Saekit:
     """Run a command as a user would."""
 
     def run(*args: object) -> Outcome:
-        done = subprocess.run(command(*args), capture_output=True, text=True, env=environment(), timeout=240)
+        done = subprocess.run(command(*args), capture_output=True, text=True, env=environment(), timeout=600)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -61,10 +84,10 @@ def fit_arguments(stories_path: Path, tinystories_path: Path) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def workspace(saekit: Saekit, fit_arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(new_process: Saekit, fit_arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished workspace. Tests must leave it as they found it."""
     folder = tmp_path_factory.mktemp("study") / "ws"
-    outcome = saekit(*fit_arguments, "--out", folder, "--json")
+    outcome = new_process(*fit_arguments, "--out", folder, "--json")
     assert outcome.status == 0, outcome.stderr
     assert outcome.json["sites"]["resid_post.2"]["fvu"] < 0.2
     return folder
