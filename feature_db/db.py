@@ -93,26 +93,10 @@ class FeatureDB:
     def saes(self) -> list[IndexedSAE]:
         """The dictionaries, by site name."""
         rows = self._all(
-            "SELECT sae.id, site, site_out, architecture, n_features, fingerprint, model, n_tokens, n_documents, vectors, "
-            "(SELECT COUNT(*) FROM feature WHERE feature.sae = sae.id AND feature.count > 0) "
+            "SELECT sae.id, site, site_out, architecture, n_features, n_live, fingerprint, model, n_tokens, n_documents, vectors "
             "FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site"
         )
-        return [
-            IndexedSAE(
-                id=row[0],
-                site=row[1],
-                site_out=row[2],
-                architecture=row[3],
-                n_features=row[4],
-                live=row[10],
-                fingerprint=row[5],
-                model=json.loads(row[6]),
-                n_tokens=row[7],
-                n_documents=row[8],
-                vectors=self.path.parent / row[9],
-            )
-            for row in rows
-        ]
+        return [IndexedSAE(*row[:7], json.loads(row[7]), *row[8:10], self.path.parent / row[10]) for row in rows]
 
     def holds(self, site: str | Site, key: str) -> bool:
         """Whether the features of `site` are of the build with this key."""

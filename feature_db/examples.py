@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 TOP = 0
 """Bucket of the strongest examples; buckets 1 to 10 are the tenths of a feature's activations, weakest first."""
-_HEADER = struct.Struct("<BHB")  # version, examples, bytes a token
+_VERSION = 1
+_HEADER = struct.Struct("<BHBf")  # version, examples, bytes a token, largest activation
+_STEPS = 65535
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,12 @@ def _window(windows: Windows, f: int, s: int, bucket: int) -> Window:
 
 
 def pack(windows: list[Window]) -> bytes:
-    """One blob: columns of pointers, then all token ids, then the activations as (offset, value) pairs; deflated."""
+    """One blob: columns of pointers, all token ids, a bit for each that fires, and its activation in 65535ths of the largest."""
     tokens = np.concatenate([np.zeros(0, np.int64), *(w.token_ids for w in windows)])
+    values = np.concatenate([np.zeros(0, np.float64), *(w.values for w in windows)])
     width = 2 if not len(tokens) or tokens.max() < 1 << 16 else 4
-    firing = [np.flatnonzero(w.values) for w in windows]
+    scale = float(values.max(initial=0.0))
+    fires = values > 0
     columns = [
         np.array([w.row for w in windows], "<i8"),
         np.array([w.document for w in windows], "<i8"),
@@ -89,12 +93,11 @@ def pack(windows: list[Window]) -> bytes:
         np.array([w.bucket for w in windows], "<u1"),
         np.array([w.peak for w in windows], "<u2"),
         np.array([len(w.token_ids) for w in windows], "<u2"),
-        np.array([len(offsets) for offsets in firing], "<u2"),
         tokens.astype(f"<u{width}"),
-        np.concatenate([np.zeros(0, np.int64), *firing]).astype("<u2"),
-        np.concatenate([np.zeros(0, np.float32), *(w.values[o] for w, o in zip(windows, firing))]).astype("<f4"),
+        np.packbits(fires),
+        np.maximum(np.rint(values[fires] / (scale or 1) * _STEPS), 1).astype("<u2"),
     ]
-    return zlib.compress(_HEADER.pack(1, len(windows), width) + b"".join(c.tobytes() for c in columns), 6)
+    return zlib.compress(_HEADER.pack(_VERSION, len(windows), width, scale) + b"".join(c.tobytes() for c in columns), 6)
 
 
 def unpack(blob: bytes) -> list[Window]:
@@ -105,8 +108,10 @@ def unpack(blob: bytes) -> list[Window]:
     """
     try:
         data = zlib.decompress(blob)
-        _, n, width = _HEADER.unpack_from(data)
+        version, n, width, scale = _HEADER.unpack_from(data)
         at = _HEADER.size
+        if version != _VERSION:
+            raise ValueError(f"unknown format {version}")
 
         def column(dtype: str, count: int) -> NDArray[Any]:
             nonlocal at
@@ -114,19 +119,17 @@ def unpack(blob: bytes) -> list[Window]:
             at += values.nbytes
             return values
 
-        rows, documents, positions, buckets = column("<i8", n), column("<i8", n), column("<i4", n), column("<u1", n)
-        peaks, lengths, firing = column("<u2", n), column("<u2", n), column("<u2", n)
-        tokens = column(f"<u{width}", int(lengths.sum())).astype(np.int64)
-        offsets, values = column("<u2", int(firing.sum())), column("<f4", int(firing.sum()))
-        windows = []
-        token_ends, value_ends = np.cumsum(lengths), np.cumsum(firing)
-        for i in range(n):
-            dense = np.zeros(int(lengths[i]), np.float32)
-            span = slice(int(value_ends[i] - firing[i]), int(value_ends[i]))
-            dense[offsets[span]] = values[span]
-            ids = tokens[int(token_ends[i] - lengths[i]) : int(token_ends[i])]
-            pointer = (int(buckets[i]), int(rows[i]), int(documents[i]), int(positions[i]), int(peaks[i]))
-            windows.append(Window(*pointer, ids, dense))
-        return windows
+        pointers = [column("<i8", n), column("<i8", n), column("<i4", n), column("<u1", n), column("<u2", n)]
+        lengths = column("<u2", n)
+        total = int(lengths.sum())
+        tokens = column(f"<u{width}", total).astype(np.int64)
+        fires = np.unpackbits(column("<u1", (total + 7) // 8))[:total].astype(bool)
+        values = np.zeros(total, np.float32)
+        values[fires] = column("<u2", int(fires.sum())) * (scale / _STEPS)
+        ends = np.cumsum(lengths).tolist()
+        return [
+            Window(bucket, row, document, position, peak, tokens[start:end], values[start:end])
+            for row, document, position, bucket, peak, start, end in zip(*(p.tolist() for p in pointers), [0, *ends], ends)
+        ]
     except (zlib.error, struct.error, ValueError, IndexError) as error:
         raise damaged("the examples of a feature", error) from error

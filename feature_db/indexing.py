@@ -81,7 +81,7 @@ def build(
         heldout: share of documents that are held out.
         config: what is kept of every feature.
         replace: put another dictionary in the place of one whose features people have labelled.
-        checkpoint_seconds: how much work an interruption may cost.
+        checkpoint_seconds: how much work an interruption may cost; 0 saves after every block.
         progress: show a progress bar.
 
     Raises:
@@ -246,8 +246,8 @@ class _Checkpoint:
         return int(state["row"])
 
     def save(self, row: int, words: Words, accumulators: Accumulators) -> None:
-        """Save if it is time: at most every twentieth second of work is spent on it."""
-        if time.monotonic() - self._last < max(self._seconds, 20 * self._cost):
+        """Save if it is time, and not so often that it takes more than a twentieth of the work."""
+        if self._seconds and time.monotonic() - self._last < max(self._seconds, 20 * self._cost):
             return
         begun = time.monotonic()
         state = {f"words/{name}": array for name, array in words.state().items()}

@@ -14,6 +14,7 @@ from saekit.errors import DatabaseError
 VERSION = 1
 APPLICATION = 0x5AE817DB
 FEATURES_PER_SAE = 1 << 24
+_NOT_OURS = "Give the features.sqlite of a workspace."
 ROLES = {name: i for i, name in enumerate(("fires_word", "fires_token", "peaks", "before", "context", "promotes", "suppresses"))}
 """Ids of the `role` table."""
 
@@ -42,13 +43,16 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     if not path.is_file():
         raise DatabaseError(f"There is no feature database at {path}.", "`saekit index` or `saekit fit` makes one.")
+    with path.open("rb") as file:
+        if file.read(16) != b"SQLite format 3\0":  # SQLite itself would take an empty file for an empty database
+            raise DatabaseError(f"{path} is not a feature database.", _NOT_OURS)
     with typed(path):
         connection = _connect(path, "rw")
         try:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if application != APPLICATION:
-                raise DatabaseError(f"{path} is not a feature database.", "Give the features.sqlite of a workspace.")
+                raise DatabaseError(f"{path} is not a feature database.", _NOT_OURS)
             if version > VERSION:
                 raise DatabaseError(
                     f"{path} was written in format {version}; this saekit reads up to {VERSION}.",

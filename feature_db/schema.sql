@@ -33,6 +33,7 @@ CREATE TABLE sae (
     model TEXT NOT NULL,                -- JSON: the model's fingerprint
     architecture TEXT NOT NULL,
     n_features INTEGER NOT NULL,
+    n_live INTEGER NOT NULL,            -- features that fired
     d_out INTEGER NOT NULL,
     vectors TEXT NOT NULL               -- file of decoder directions (n_features, d_out), relative to this database
 );

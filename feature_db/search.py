@@ -36,6 +36,7 @@ WEIGHTS = {
 }
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
+FULL_TEXT_LIMIT = 1000
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _STOP_WORDS = """
     a about after all also am an and any are as at be because been before being both but by can could did do does doing for from
@@ -153,9 +154,11 @@ def _evidence(db: sqlite3.Connection, corpora: Sequence[int], chosen: Filter, wo
         weight, text = tokens[term]
         if score * weight > found[feature].get("promotes", Evidence(0, "")).value:
             found[feature]["promotes"] = Evidence(score * weight, f"promotes '{text}'")
-    for column, name, why in (("label", "label", "its label says so"), ("context", "text", f"'{word}' is near its peaks")):
-        for feature, value in _full_text(db, chosen, column, word):
-            found[feature][name] = Evidence(value, why)
+    for feature, _, text in _full_text(db, chosen, "label", word):
+        # A short label is about each of its words, a long one less so.
+        found[feature]["label"] = Evidence(max(1.1 - 0.1 * len(text.split()), 0.5), f"its label says '{word}'")
+    for feature, bm25, _ in _full_text(db, chosen, "context", word):
+        found[feature]["text"] = Evidence(max(bm25, 0.0) / (1 + max(bm25, 0.0)), f"'{word}' is near its peaks")
     return {feature: signals for feature, signals in found.items() if signals}
 
 
@@ -217,17 +220,17 @@ def _stats(db: sqlite3.Connection, chosen: Filter, role: str, terms: Iterable[in
     ).fetchall()
 
 
-def _full_text(db: sqlite3.Connection, chosen: Filter, column: str, word: str) -> list[tuple[int, float]]:
-    """Features whose label or example text has the word's stem: (feature, strength relative to the best)."""
+def _full_text(db: sqlite3.Connection, chosen: Filter, column: str, word: str) -> list[tuple[int, float, str]]:
+    """Features whose labels or example texts have the word's stem: (feature, BM25, that text)."""
     if not _WORD.fullmatch(word):
         return []
     condition, parameters = chosen.sql()
-    rows = db.execute(
-        f"SELECT feature.id, -bm25(feature_fts) FROM feature_fts CROSS JOIN feature ON feature.id = feature_fts.rowid "
-        f"WHERE feature_fts MATCH ? AND {condition} ORDER BY 2 DESC, 1 LIMIT 1000",
+    return db.execute(
+        f"SELECT feature.id, -bm25(feature_fts) AS weight, feature_fts.{column} "
+        f"FROM feature_fts CROSS JOIN feature ON feature.id = feature_fts.rowid "
+        f"WHERE feature_fts MATCH ? AND {condition} ORDER BY weight DESC, feature.id LIMIT {FULL_TEXT_LIMIT}",
         (f"{column}: {_quoted(word)}", *parameters),
     ).fetchall()
-    return [(feature, value / rows[0][1] if rows[0][1] > 0 else 1.0) for feature, value in rows]
 
 
 def _rarity(db: sqlite3.Connection, corpora: Sequence[int], word: str) -> float:

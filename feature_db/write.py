@@ -75,7 +75,8 @@ def write(path: Path, entry: Entry, rows: Rows, *, replace: bool = False) -> Non
 def _write(db: sqlite3.Connection, entry: Entry, rows: Rows, replace: bool) -> None:
     corpus = _corpus(db, entry, rows)
     terms = _terms(db, corpus, rows)
-    sae, kept = _sae(db, entry, corpus, replace)
+    live = int((rows.accumulators.moments.firing > 0).sum())
+    sae, kept = _sae(db, entry, corpus, live, replace)
     _features(db, sae, rows, terms)
     _restore(db, kept)
     orphans = "corpus NOT IN (SELECT corpus FROM sae)"
@@ -130,7 +131,7 @@ class _Kept:
     lists: list[tuple[Any, ...]]
 
 
-def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, replace: bool) -> tuple[int, _Kept]:
+def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int, replace: bool) -> tuple[int, _Kept]:
     """Insert the dictionary, in place of the one that its site had."""
     kept = _Kept([], [], [])
     old = db.execute("SELECT id, fingerprint FROM sae WHERE site = ?", (entry.site,)).fetchone()
@@ -161,7 +162,7 @@ def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, replace: bool) -> tu
         db.execute("DELETE FROM sae WHERE id = ?", (sae,))
     values = (
         sae, entry.site, entry.site_out, corpus, entry.key, entry.fingerprint, json.dumps(entry.model, sort_keys=True),
-        entry.architecture, entry.n_features, entry.d_out, entry.vectors,
+        entry.architecture, entry.n_features, live, entry.d_out, entry.vectors,
     )  # fmt: skip
     db.execute(f"INSERT INTO sae VALUES ({', '.join('?' * len(values))})", values)
     return sae, kept

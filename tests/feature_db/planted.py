@@ -16,7 +16,9 @@ from saekit.sae import SAE, SAEConfig
 
 SITE = Site("resid_post", 0)
 F = 32
-WORDS = "the a dog cat happy happily sad Lily Tom runs running ran to park in 12 7 said Yes don't and café naïve 犬 BIG ball".split()
+WORDS = (
+    "the a dog cat happy happily sad Lily Tom runs running ran to park in 12 7 said Yes don't and café naïve 犬 BIG ball".split()
+)
 ENDINGS = [". ", ", ", "! ", '." ', ".\n\n", " ", " ", " ", " "]
 
 
@@ -89,15 +91,20 @@ class PlantedStore:
             row = stop
 
 
-def make_store(lm: LanguageModel, *, documents: int = 40, context: int = 24, packing: Any = "pack", seed: int = 0) -> PlantedStore:
+def make_store(
+    lm: LanguageModel, *, documents: int = 40, context: int = 24, packing: Any = "pack", seed: int = 0
+) -> PlantedStore:
     """Codes of 32 features: 0 never fires, 1 nearly always, 2 on the tokens of "happy" alone, the others at random."""
     random = np.random.default_rng(seed)
     batches = list(
-        token_batches(lm, Corpus.open(make_documents(documents, seed=seed)), context=context, n_tokens=None, batch_size=4, packing=packing)
+        token_batches(
+            lm, Corpus.open(make_documents(documents, seed=seed)), context=context, n_tokens=None, batch_size=4, packing=packing
+        )
     )
     keep = [batch.mask_BT.bool() for batch in batches]
     tokens, position, document = (
-        torch.cat([getattr(batch, name)[k] for batch, k in zip(batches, keep)]).numpy() for name in ("tokens_BT", "position_BT", "document_BT")
+        torch.cat([getattr(batch, name)[k] for batch, k in zip(batches, keep)]).numpy()
+        for name in ("tokens_BT", "position_BT", "document_BT")
     )
     n = len(tokens)
     density = np.geomspace(0.005, 0.5, F)

@@ -121,9 +121,7 @@ def test_word_hits_equal_brute_force(tiny_lm: LanguageModel, planted: PlantedSto
             fired = [planted.acts[rows, f] for other, rows in occurrences if other == word]
             values = np.concatenate(fired)
             if (values > 0).any():
-                check_slot(
-                    accumulators.words, f, numbers[word], values[values > 0], hits=sum(bool((v > 0).any()) for v in fired)
-                )
+                check_slot(accumulators.words, f, numbers[word], values[values > 0], hits=sum(bool((v > 0).any()) for v in fired))
     assert {words.texts[i] for i in accumulators.words.item[2] if i >= 0} == {"happy"}
 
 
@@ -136,7 +134,9 @@ def check_slot(hitters: Hitters, f: int, item: int, values: Any, hits: int) -> N
     np.testing.assert_allclose(hitters.mass[f, slot], values.astype(np.float64).sum(), rtol=1e-12)
 
 
-def test_following_words_are_those_that_begin_next(tiny_lm: LanguageModel, planted: PlantedStore, done: tuple[Accumulators, Words]) -> None:
+def test_following_words_are_those_that_begin_next(
+    tiny_lm: LanguageModel, planted: PlantedStore, done: tuple[Accumulators, Words]
+) -> None:
     accumulators, words = done
     begins = {rows[0]: word for word, rows in words_of(tiny_lm, planted)}
     inside = {i: piece[-1] for piece in pieces(planted) for i in piece}
@@ -159,7 +159,9 @@ def test_top_examples_equal_brute_force(tiny_lm: LanguageModel, planted: Planted
             peak = piece[int(np.argmax(acts[piece, f]))]
             if acts[peak, f] > 0:
                 around = [i for i in piece if abs(i - peak) <= EXACT.duplicate_radius]
-                same = tuple(re.sub(r"\d", "0", texts[planted.tokens[i]].strip().casefold()) or texts[planted.tokens[i]] for i in around)
+                same = tuple(
+                    re.sub(r"\d", "0", texts[planted.tokens[i]].strip().casefold()) or texts[planted.tokens[i]] for i in around
+                )
                 key = (peak - around[0], same)
                 if key not in best or acts[peak, f] > best[key][0]:
                     best[key] = (float(acts[peak, f]), peak, piece)

@@ -42,7 +42,9 @@ def test_quantiles_lie_within_a_bin(values: list[float], q: list[float]) -> None
     # Between the neighbouring order statistics, give or take one rank and the width of a bin.
     below = np.quantile(array.astype(np.float64), np.maximum(np.array(q) - 1 / len(values), 0), method="lower")
     above = np.quantile(array.astype(np.float64), np.minimum(np.array(q) + 1 / len(values), 1), method="higher")
-    assert np.all(got >= np.minimum(low, below) / 1.125 * (1 - 1e-9)) and np.all(got <= np.maximum(high, above) * 1.125 * (1 + 1e-9))
+    assert np.all(got >= np.minimum(low, below) / 1.125 * (1 - 1e-9)) and np.all(
+        got <= np.maximum(high, above) * 1.125 * (1 + 1e-9)
+    )
     assert quantiles(histogram, array.max(keepdims=True), [1.0])[0, 0] == array.max()
 
 

@@ -43,7 +43,16 @@ def test_torn_characters_stay_in_their_word(tiny_lm: LanguageModel) -> None:
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [(" Happy", "happy"), ("don't", "don't"), ("'tis'", "tis"), (' "', '"'), ("\n", "\n"), ("...", "..."), ("", "?"), ("ÉTÉ", "été")],
+    [
+        (" Happy", "happy"),
+        ("don't", "don't"),
+        ("'tis'", "tis"),
+        (' "', '"'),
+        ("\n", "\n"),
+        ("...", "..."),
+        ("", "?"),
+        ("ÉTÉ", "été"),
+    ],
 )
 def test_word_text(text: str, word: str) -> None:
     assert word_text(text) == word
