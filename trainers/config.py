@@ -36,8 +36,8 @@ class TrainConfig:
     batch_size: int | None = None
     """Tokens in a step. None: a power of two from 512 to 4096 that makes about 4000 steps or more."""
     lr: float | None = None
-    """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14), the rule of arXiv 2406.04093, times sqrt(768 / D) at sites narrower
-    than the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are."""
+    """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14), the rule of arXiv 2406.04093, times sqrt(768 / D) at sites
+    narrower than those of the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from 0."""
     decay: float = 0.2

@@ -126,7 +126,7 @@ class _Run:
     ) -> None:
         self.training, self.source, self.site, self.sae_config = training, source, site, sae_config
         self.checkpoints, self.log, self.heldout = checkpoints, log, heldout
-        self._heldout_start = heldout.state() if hasattr(heldout, "state") else None
+        self._heldout_start = heldout.state() if heldout is not None and hasattr(heldout, "state") else None
 
     def train(self, progress: bool) -> None:
         """Steps until all tokens are trained on."""

@@ -86,7 +86,7 @@ class Training:
         self._count(outcome, len(x_BD))
 
     def _check(self, loss: Tensor | float, x_BD: Tensor) -> None:
-        if math.isfinite(float(loss)):
+        if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):
             return
         where = f"batch {self.steps} (tokens {self.tokens} to {self.tokens + len(x_BD)})"
         bad = (~x_BD.isfinite()).any(1).nonzero()

@@ -158,14 +158,14 @@ def _candidates(
     n_hits = 0
     for g in range(n_groups):
         hits[n_hits] = g
-        n_hits += np.int64(group_max[g] >= bound)
+        n_hits += group_max[g] >= bound
     n = 0
     for h in range(n_hits):
         for column in range(hits[h], n_columns, n_groups):
             value = _bf16_to_float(row[column]) + bias[column]
             values[n] = value
             indices[n] = column
-            n += np.int64(value >= bound)
+            n += value >= bound
     return n
 
 

@@ -1,0 +1,90 @@
+"""Settings: every mistake is named with the nearest valid value, and open values are filled by their rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saekit.errors import ConfigError
+from trainers import TrainConfig
+from trainers.schedule import learning_rate
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_latent": 8}, "'n_latent'.*'n_latents'"),
+        ({"n_latents": 8, "batchsize": 3}, "'batchsize'.*'batch_size'"),
+        ({"n_latents": 8, "zzzzzz": 3}, "'zzzzzz'.*Known: n_latents"),
+        ({}, "'n_latents' is missing"),
+        ({"n_latents": 0}, "n_latents=0.*at least 1"),
+        ({"n_latents": 8.0}, "n_latents=8.0"),
+        ({"n_latents": True}, "n_latents=True"),
+        ({"n_latents": 8, "l0": 9}, "l0=9.*l0=8"),
+        ({"n_latents": 8, "l0": 4, "k": 4}, "'l0' is given twice"),
+        ({"n_latents": 64, "arch": "topkk"}, "'topkk'.*'topk'"),
+        ({"n_latents": 64, "lr": -1.0}, "lr=-1.0.*above 0"),
+        ({"n_latents": 64, "lr": float("nan")}, "lr=nan"),
+        ({"n_latents": 64, "lr": "fast"}, "lr='fast'.*float"),
+        ({"n_latents": 64, "warmup": 0.6, "decay": 0.6}, "warmup=0.6.*0.4"),
+        ({"n_latents": 64, "beta2": 1.0}, "beta2=1.0"),
+        ({"n_latents": 64, "heldout": -0.1}, "heldout=-0.1.*0 is the nearest"),
+        ({"n_latents": 64, "b_dec": "geometric"}, "'geometric'.*'geometric_median'"),
+        ({"n_latents": 64, "backend": "nunba"}, "'nunba'.*'numba'"),
+        ({"n_latents": 64, "screen": 1}, "screen=1.*bool"),
+        ({"n_latents": 64, "tokens": 0}, "tokens=0"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_dict(values)
+
+
+def test_k_is_another_name_of_l0() -> None:
+    assert TrainConfig.from_dict({"n_latents": 8, "k": 3}) == TrainConfig(n_latents=8, l0=3)
+
+
+def test_a_config_survives_its_file(tmp_path: Path) -> None:
+    config = TrainConfig(n_latents=100, l0=7, lr=1e-3, b_dec="mean", screen=False).resolve(48, 10_000)
+    (tmp_path / "train.json").write_text(json.dumps({"config": config.to_dict()}))
+    assert TrainConfig.load(tmp_path / "train.json") == config
+    assert config.resolve(48, 10_000) == config
+
+
+def test_every_field_is_described() -> None:
+    source = Path(str(TrainConfig.__init__.__globals__["__file__"])).read_text().split("def __post_init__")[0]
+    for field in dataclasses.fields(TrainConfig):
+        after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
+        assert after.strip().startswith('"""'), field.name
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(1, 10**9))
+def test_rules_give_possible_settings(n_latents: int, width: int, available: int) -> None:
+    config = TrainConfig(n_latents=n_latents, l0=1).resolve(width, available)
+    assert all(value is not None for name, value in config.to_dict().items() if name != "screen")
+    assert config.tokens is not None and config.batch_size is not None and config.dead_tokens is not None
+    assert 4_000_000 <= config.tokens <= 64_000_000
+    assert config.tokens <= max(16 * available, 4_000_000)
+    assert 512 <= config.batch_size <= 4096
+    assert config.dead_tokens <= min(10_000_000, config.tokens // 20)
+
+
+def test_paper_rules() -> None:
+    assert TrainConfig(n_latents=2**14).resolve(768).lr == pytest.approx(2e-4)
+    assert TrainConfig(n_latents=2**16).resolve(4096).lr == pytest.approx(1e-4)
+    assert TrainConfig(n_latents=2**14).resolve(768).aux_k == 384
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    config = TrainConfig(n_latents=64, tokens=10_000, batch_size=100, lr=1.0, warmup=0.1, decay=0.2).resolve(8)
+    rates = [learning_rate(config, tokens) for tokens in range(100, 10_001, 100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10:80] == [1.0] * 70
+    assert rates[80:] == pytest.approx([0.05 * i for i in range(20, 0, -1)])
+    assert learning_rate(dataclasses.replace(config, warmup=0.0, decay=0.0), 100) == 1.0

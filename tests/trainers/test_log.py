@@ -1,0 +1,70 @@
+"""Where metrics go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memory import SITE, Memory
+
+from trainers import TrainConfig, train
+from trainers.log import Log
+
+
+def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = Log(path, 0, None, {})
+    log.write({"step": 1})
+    position = log.position
+    log.write({"step": 2})
+    log.close()
+    log = Log(path, position, None, {})
+    log.write({"step": 3})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def _wandb_records(path: Path) -> Iterator[Any]:
+    """Records of an offline run: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the end of one
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(n_latents=16, l0=2, tokens=2_000, batch_size=200, log_tokens=500)
+    out = tmp_path / "sae"
+    train(Memory(x, 200), config, out, site=SITE, progress=False, wandb="saekit-tests")
+    (record,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+
+    fvu, settings = [], {}
+    for entry in _wandb_records(record):
+        values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
+        if "fvu" in values:
+            fvu.append(values["fvu"])
+        settings |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert fvu == [row["fvu"] for row in rows if "fvu" in row]
+    assert settings["config"] == dataclasses.asdict(config.resolve(8))

@@ -1,0 +1,159 @@
+"""TopK and AuxK: losses and gradients of the torch step and of the sparse CPU step against dense float64 autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import dense
+import pytest
+import torch
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainers import TrainConfig
+from trainers.adam import Adam
+from trainers.parameters import Parameters
+from trainers.topk import TopK
+
+PATHS = ("torch", "sparse", "sparse, screened")
+
+
+def _data(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _config(F: int, D: int, k: int, **settings: object) -> TrainConfig:
+    return TrainConfig(n_latents=F, l0=k, **settings).resolve(D)  # type: ignore[arg-type]
+
+
+def _both(
+    path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor, variance: float = 3.0
+) -> tuple[float, Parameters]:
+    """Loss and full gradient on one of our paths."""
+    if path == "torch":
+        leaves = p.map(lambda tensor: tensor.detach().requires_grad_())
+        outcome = TopK(config, variance).loss(leaves, x, dead)
+        grads = torch.autograd.grad(outcome.loss, list(leaves.named().values()))
+        assert isinstance(outcome.loss, Tensor)
+        return outcome.loss.item(), Parameters(**dict(zip(leaves.named(), grads)))
+    config = dataclasses.replace(config, screen="screened" in path)
+    outcome, gradient = TopK(config, variance).gradient(p, x, dead)
+    return float(outcome.loss), gradient.dense(p)
+
+
+def _check(path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Parameters:
+    assert config.aux_k is not None
+    x = dense.clear_rows(p, x, config.l0, dead, config.aux_k)
+    if len(x) < 2:  # AuxK needs a variance
+        reject()
+    loss, ours = _both(path, config, p, x, dead)
+    expected_loss, expected = dense.gradient(p, x, config.l0, 3.0, dead, config.aux_k, config.aux_coefficient)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for name, tensor in expected.named().items():
+        scale = tensor.abs().max().item() + 1e-12
+        torch.testing.assert_close(ours.named()[name].double(), tensor, atol=2e-5 * scale, rtol=1e-4, msg=name)
+    return expected
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_gradients_are_those_of_dense_float64(path: str, data: st.DataObject) -> None:
+    B, D, F = data.draw(st.integers(2, 70)), data.draw(st.integers(2, 40)), data.draw(st.integers(2, 150))
+    k, seed = data.draw(st.integers(1, F)), data.draw(st.integers(0, 10**6))
+    n_dead = data.draw(st.integers(0, F))
+    dead = torch.randperm(F, generator=torch.Generator().manual_seed(seed))[:n_dead].sort().values
+    config = _config(F, D, k, aux_k=data.draw(st.integers(1, F)), aux_coefficient=data.draw(st.sampled_from([0.0, 1 / 32, 2.0])))
+    _check(path, config, dense.random_parameters(F, D, seed), _data(seed + 1, B, D), dead)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("n_dead", [3, 200])  # fewer and more than aux_k
+def test_auxk_reaches_encoder_and_decoder_of_dead_latents(path: str, n_dead: int) -> None:
+    F, D = 400, 48
+    p = dense.random_parameters(F, D)
+    dead = torch.arange(50, 50 + n_dead)
+    p.b_enc_F[dead] = -3.0  # not among the largest of any token, but positive without the bias's company now and then
+    x = 2 * _data(1, 300, D)
+    with_aux, without = (_config(F, D, 8, aux_coefficient=c) for c in (1 / 32, 0.0))
+    _check(path, with_aux, p, x, dead)
+    added = [
+        a - b
+        for a, b in zip(
+            _both(path, with_aux, p, x, dead)[1].named().values(), _both(path, without, p, x, dead)[1].named().values()
+        )
+    ]
+    W_enc, b_enc, W_dec, b_dec = added
+    alive = torch.ones(F, dtype=torch.bool)
+    alive[dead] = False
+    for gradient in (W_enc, b_enc[:, None], W_dec):
+        assert gradient[dead].abs().max() > 1e-6
+        assert gradient[alive].abs().max() == 0
+    assert b_dec.abs().max() > 0  # through the encoder's input only: e_hat has no bias
+    torch.testing.assert_close(b_dec, -(b_enc @ p.W_enc_FD), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_with_fewer_positive_latents_than_k(path: str) -> None:
+    F, D, k = 60, 20, 30
+    p = dense.random_parameters(F, D, 3)
+    p.b_enc_F -= 1.0
+    x = _data(2, 101, D)
+    x[7] = p.b_dec_D  # nothing is positive there
+    assert ((torch.relu((x - p.b_dec_D) @ p.W_enc_FD.T + p.b_enc_F) > 0).sum(1) < k).any()
+    _check(path, _config(F, D, k), p, x, torch.arange(5))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None:
+    F, D = 30, 10
+    p = dense.random_parameters(F, D, 4)
+    x = p.b_dec_D.repeat(16, 1)
+    p.b_enc_F.zero_()
+    loss, gradient = _both(path, _config(F, D, 3), p, x, torch.arange(12))
+    assert loss == 0
+    assert all(tensor.isfinite().all() for tensor in gradient.named().values())
+
+
+@pytest.mark.parametrize("centres", [True, False])
+@pytest.mark.parametrize("unit_rows", [True, False])
+def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> None:
+    F, D, k = 333, 40, 7
+    config = _config(F, D, k, aux_coefficient=1.0)
+    ours = dense.random_parameters(F, D, 5)
+    theirs = ours.map(lambda tensor: tensor.double())
+    optimizer = torch.optim.Adam(list(theirs.named().values()), lr=1e-2, betas=(0.9, 0.999), eps=6.25e-10)
+    adam, dead = Adam.start(ours, config), torch.arange(100)
+    for step in range(5):
+        x = _data(step, 257, D)
+        _, gradient = TopK(config, 3.0).gradient(ours, x, dead)
+        gradient.centres = centres
+        full = gradient.dense(ours).map(lambda tensor: tensor.double())
+        if unit_rows:
+            full.W_dec_FD -= (full.W_dec_FD * theirs.W_dec_FD).sum(1, keepdim=True) * theirs.W_dec_FD
+        for tensor, grad in zip(theirs.named().values(), full.named().values()):
+            tensor.grad = grad
+        optimizer.step()
+        if unit_rows:
+            theirs.W_dec_FD /= theirs.W_dec_FD.norm(dim=1, keepdim=True)
+        gradient.apply(ours, adam, 1e-2, unit_rows=unit_rows)
+        for name, tensor in theirs.named().items():
+            close = (ours.named()[name] - tensor).abs() < 1e-4
+            assert close.double().mean() > 0.999, (name, step)  # where a gradient is all rounding, Adam's sign is chance
+            ours.named()[name].copy_(tensor)
+
+
+def test_both_adams_agree_and_rows_stay_unit() -> None:
+    F, D = 200, 32
+    config = _config(F, D, 5)
+    one, two = dense.random_parameters(F, D, 6), dense.random_parameters(F, D, 6)
+    adam_one, adam_two = Adam.start(one, config), Adam.start(two, config)
+    for step in range(20):
+        _, gradient = TopK(config, 3.0).gradient(one, _data(step, 100, D), torch.arange(0))
+        adam_two.apply(two, gradient.dense(one), 1e-3, unit_rows=True)
+        gradient.apply(one, adam_one, 1e-3, unit_rows=True)
+        for name, tensor in one.named().items():
+            torch.testing.assert_close(two.named()[name], tensor, atol=2e-6, rtol=1e-4, msg=name)
+            two.named()[name].copy_(tensor)
+    torch.testing.assert_close(one.W_dec_FD.norm(dim=1), torch.ones(F), atol=1e-6, rtol=0)
