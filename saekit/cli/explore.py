@@ -122,7 +122,7 @@ def steer(
     workspace: options.WORKSPACE,
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     feature: Annotated[
-        list[str], typer.Option("--feature", "-f", help="ID[:strength], e.g. 1042, 1042:2, 1042:0.5norm; may be repeated.")
+        list[str], typer.Option("--feature", "-f", help="ID[:strength], e.g. 1042, 1042:0.8norm, 1042:2; may be repeated.")
     ],
     op: Annotated[str, typer.Option(help="clamp, add, scale or ablate.")] = "clamp",
     max_new_tokens: Annotated[int, typer.Option(help="Length of a continuation in tokens.", min=1)] = 48,
@@ -137,10 +137,11 @@ def steer(
 ) -> None:
     """Generate with and without a feature turned on, side by side on the same seed.
 
-    Strength is in multiples of the feature's own maximum: 1042:2 clamps it to twice that;
-    1042:0.5norm is half the typical norm of the site.
+    1042 clamps the feature to half the typical norm of its site, 1042:0.8norm to .8 of that norm, 1042:2 to twice the feature's
+    own maximum, 1042:q.99 to that quantile of its activations. Features that promote a concept's tokens push towards it;
+    features that only fire on them may not.
 
-    Example: `saekit steer pythia --feature 1042:2 "Once upon a time"`
+    Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
     """
     quiet_libraries()
     from saekit.workspace import Workspace
