@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db import schema
+from feature_db import read, schema
 from feature_db.errors import damaged, typed
-from feature_db.examples import TOP, unpack
+from feature_db.examples import unpack
 from feature_db.labels import HUMAN, HUMAN_RANK, Label
-from feature_db.records import ActivationStats, Example, FeatureLabel, FeatureRecord, Firing, Histogram, Hit, TokenEffect
+from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
 from feature_db.search import Filter, fired_by_query, search
-from feature_db.statistics import bin_edges, quantiles, unpack_histogram
 from feature_db.tables import add_labels, next_id, refresh_fts
 from saekit.errors import UnknownRef, UnknownSite
 
@@ -29,27 +26,6 @@ if TYPE_CHECKING:
     from saekit.lm.sites import Site
     from saekit.objects import Ref
     from saekit.sae import SAE
-
-_QUANTILES = np.arange(101) / 100
-
-
-@dataclass(frozen=True)
-class IndexedSAE:
-    """A dictionary in the database."""
-
-    id: int
-    site: str
-    site_out: str
-    architecture: str
-    n_features: int
-    live: int
-    """Features that fired."""
-    fingerprint: str
-    model: dict[str, str]
-    n_tokens: int
-    n_documents: int
-    vectors: Path
-    """(n_features, d_out) float32 .npy of decoder directions."""
 
 
 class FeatureDB:
@@ -92,11 +68,8 @@ class FeatureDB:
 
     def saes(self) -> list[IndexedSAE]:
         """The dictionaries, by site name."""
-        rows = self._all(
-            "SELECT sae.id, site, site_out, architecture, n_features, n_live, fingerprint, model, n_tokens, n_documents, vectors "
-            "FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site"
-        )
-        return [IndexedSAE(*row[:7], json.loads(row[7]), *row[8:10], self.path.parent / row[10]) for row in rows]
+        with typed(self.path):
+            return read.saes(self._db, self.path.parent)
 
     def holds(self, site: str | Site, key: str) -> bool:
         """Whether the features of `site` are of the build with this key."""
@@ -151,40 +124,8 @@ class FeatureDB:
             DatabaseError: its rows are damaged.
         """
         sae, number = self._locate(ref, number)
-        identity = schema.feature_id(sae.id, number)
-        rows = self._all(
-            "SELECT count, density, density_low, density_high, mean, second_moment, max, histogram, kind "
-            "FROM feature WHERE id = ?",
-            identity,
-        )
-        if not rows:
-            raise damaged(f"feature {number} of {sae.site}", "its row is missing")
-        count, density, low, high, mean, second, largest, packed, kind = rows[0]
-        histogram = unpack_histogram(packed)
-        labels = self._labels(identity)
-        return FeatureRecord(
-            site=sae.site,
-            feature=number,
-            label=labels[0].text if labels else "",
-            labels=labels,
-            kind=kind,
-            count=count,
-            n_tokens=sae.n_tokens,
-            density=density,
-            density_interval=(low, high),
-            mean=mean,
-            std=math.sqrt(max(second - mean * mean, 0.0)),
-            max=largest,
-            quantiles=_grid(histogram, largest),
-            histogram=_shown(histogram),
-            promoted=self._effects(identity, "promotes"),
-            suppressed=self._effects(identity, "suppresses"),
-            words=self._firing(identity, "fires_word"),
-            tokens=self._firing(identity, "fires_token"),
-            before=self._firing(identity, "before"),
-            context=[(row[0], row[1]) for row in self._stats(identity, "context", "term.text, s.value")],
-            examples=self._examples(sae, identity),
-        )
+        with typed(self.path):
+            return read.record(self._db, sae, number)
 
     def stats(self, ref: Ref | str | tuple[str | Site, int], number: int | None = None) -> ActivationStats:
         """Maximum, mean over all tokens and quantiles of a feature: what strengths of a steer are multiples of.
@@ -193,8 +134,8 @@ class FeatureDB:
             UnknownRef: there is no such feature.
         """
         sae, number = self._locate(ref, number)
-        row = self._all("SELECT max, mean * density, histogram FROM feature WHERE id = ?", schema.feature_id(sae.id, number))[0]
-        return ActivationStats(row[0], row[1], _grid(unpack_histogram(row[2]), row[0]))
+        with typed(self.path):
+            return read.stats(self._db, sae, number)
 
     def _locate(self, ref: Ref | str | tuple[str | Site, int], number: int | None) -> tuple[IndexedSAE, int]:
         from saekit.lm.sites import Site
@@ -231,54 +172,6 @@ class FeatureDB:
             there = ", ".join(sae.site for sae in saes) or "none"
             raise UnknownSite(f"{self.path.name} has no features of {site}.", f"It has those of {there}.")
         return found[0]
-
-    def _stats(self, feature: int, role: str, columns: str) -> list[tuple[Any, ...]]:
-        return self._all(
-            f"SELECT {columns} FROM token_stat s JOIN term ON term.id = s.term "
-            "WHERE s.feature = ? AND s.role = ? ORDER BY s.rank",
-            feature,
-            schema.ROLES[role],
-        )
-
-    def _effects(self, feature: int, role: str) -> list[TokenEffect]:
-        return [TokenEffect(*row) for row in self._stats(feature, role, "term.text, term.token, s.value")]
-
-    def _firing(self, feature: int, role: str) -> list[Firing]:
-        return [Firing(*row) for row in self._stats(feature, role, "term.text, s.value, s.rate, s.peak, s.hits")]
-
-    def _labels(self, feature: int) -> list[FeatureLabel]:
-        rows = self._all("SELECT id, text, method, model FROM label WHERE feature = ? ORDER BY rank DESC, id", feature)
-        return [
-            FeatureLabel(
-                text, method, dict(self._all("SELECT metric, value FROM label_score WHERE label = ? ORDER BY metric", i)), model
-            )
-            for i, text, method, model in rows
-        ]
-
-    def _examples(self, sae: IndexedSAE, feature: int) -> list[Example]:
-        windows = unpack(self._all("SELECT windows FROM example WHERE feature = ?", feature)[0][0])
-        ids = sorted({int(token) for window in windows for token in window.token_ids})
-        texts = dict(
-            self._all(
-                f"SELECT token, text FROM term WHERE corpus = (SELECT corpus FROM sae WHERE id = ?) AND kind = 'token' "
-                f"AND token IN ({', '.join('?' * len(ids))})",
-                sae.id,
-                *ids,
-            )
-        )
-        return [
-            Example(
-                tokens=[texts.get(token, "") for token in window.token_ids.tolist()],
-                token_ids=window.token_ids.tolist(),
-                values=window.values.tolist(),
-                row=window.row,
-                document=window.document,
-                position=window.position,
-                peak=window.peak,
-                bucket="top" if window.bucket == TOP else f"decile {window.bucket}",
-            )
-            for window in windows
-        ]
 
     # Search
 
@@ -411,18 +304,3 @@ class FeatureDB:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-
-
-def _grid(histogram: NDArray[np.uint32], largest: float) -> tuple[tuple[float, float], ...]:
-    if not histogram.any():
-        return ()
-    values = quantiles(histogram[None], np.array([largest], np.float64), _QUANTILES)[0]
-    return tuple(zip(_QUANTILES.tolist(), values.tolist()))
-
-
-def _shown(histogram: NDArray[np.uint32]) -> Histogram:
-    filled = np.flatnonzero(histogram)
-    if not len(filled):
-        return Histogram([], [])
-    first, last = int(filled[0]), int(filled[-1])
-    return Histogram(bin_edges()[first : last + 2].tolist(), histogram[first : last + 1].tolist())

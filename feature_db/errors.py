@@ -18,7 +18,7 @@ def damaged(what: str, cause: object) -> DatabaseError:
 
 @contextmanager
 def typed(path: object) -> Iterator[None]:
-    """Turn what sqlite3 raises about the file at `path` into errors that say what to do."""
+    """Turn what goes wrong with the file at `path` into errors that say what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -30,3 +30,5 @@ def typed(path: object) -> Iterator[None]:
         if "readonly" in text or "unable to open" in text:
             raise DatabaseError(f"{path} cannot be opened: {text}.", "Check its permissions and those of its folder.") from error
         raise damaged(str(path), text) from error
+    except (ValueError, TypeError, IndexError, KeyError) as error:  # a row is missing, or a column holds what it cannot hold
+        raise damaged(str(path), error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +51,27 @@ class Hit(_Feature):
             "density": self.density,
             "why": self.why,
         }
+
+
+@dataclass(frozen=True)
+class IndexedSAE:
+    """A dictionary in the database."""
+
+    id: int
+    site: str
+    site_out: str
+    architecture: str
+    n_features: int
+    live: int
+    """Features that fired."""
+    fingerprint: str
+    model: dict[str, str]
+    """The language model's fingerprint."""
+    n_tokens: int
+    """Ordinary tokens counted."""
+    n_documents: int
+    vectors: Path
+    """(n_features, d_out) float32 .npy of decoder directions."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,8 @@ class FeatureRecord(_Feature):
     words: list[Firing]
     tokens: list[Firing]
     before: list[Firing]
+    peaks: list[tuple[str, float]]
+    """Words at its strongest peaks, each with the share of the strongest examples."""
     context: list[tuple[str, float]]
     """Words around its strongest peaks, each with the share of the examples that hold it."""
     examples: list[Example]

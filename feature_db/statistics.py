@@ -32,7 +32,7 @@ def bin_edges() -> NDArray[np.float64]:
     return np.ldexp(1 + eighth / 8, octave + LOWEST)
 
 
-def quantiles(histogram: NDArray[np.uint32], largest: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
+def quantiles(histogram: NDArray[np.uint32], largest: NDArray[np.floating], q: ArrayLike) -> NDArray[np.float64]:
     """Quantiles of the positive activations of every feature.
 
     Interpolated inside a bin, so off by less than a bin's width: 12.5 % of the value. The 1-quantile is the exact maximum.

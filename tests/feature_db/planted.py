@@ -16,9 +16,8 @@ from saekit.sae import SAE, SAEConfig
 
 SITE = Site("resid_post", 0)
 F = 32
-WORDS = (
-    "the a dog cat happy happily sad Lily Tom runs running ran to park in 12 7 said Yes don't and café naïve 犬 BIG ball".split()
-)
+_WORDS = "the a dog cat happy happily sad Lily Tom runs running ran to park in 12 7 said Yes don't and café naïve 犬 BIG ball"
+WORDS = _WORDS.split()
 ENDINGS = [". ", ", ", "! ", '." ', ".\n\n", " ", " ", " ", " "]
 
 

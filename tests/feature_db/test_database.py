@@ -23,7 +23,7 @@ Index = Callable[..., FeatureDB]
 def test_references_out_of_range(db: FeatureDB) -> None:
     with pytest.raises(UnknownRef, match=f"no feature:{SITE}/{F}.*{F} features.*0 to {F - 1}"):
         db.feature(SITE, F)
-    with pytest.raises(UnknownRef, match=f"no features of resid_post.1.*{SITE} \\(0 to {F - 1}\\)"):
+    with pytest.raises(UnknownRef, match=rf"no features of resid_post.1.*{SITE} \(0 to {F - 1}\)"):
         db.feature("feature:resid_post.1/3")
     with pytest.raises(UnknownRef, match="no feature"):
         db.feature("neuron:0/3")
@@ -80,7 +80,7 @@ def test_a_newer_database(db: FeatureDB, index: Index) -> None:
     connection.close()
     before = db.path.read_bytes()
     for act in (FeatureDB.open, index):
-        with pytest.raises(DatabaseError, match="format 99.*Upgrade"):
+        with pytest.raises(DatabaseError, match=r"format 99.*Upgrade"):
             act(db.path)
     assert db.path.read_bytes() == before
 

@@ -20,10 +20,13 @@ from saekit.activations import ActivationStore, Corpus, write_store
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
 
-from .planted import SITE, F, PlantedStore, make_sae, make_store
+from .planted import SITE, PlantedStore, make_sae, make_store
 
 Index = Callable[..., FeatureDB]
-CONCEPTS = "happy sad dog cat park ball mom dad tree sun car bird fish play eat run friend toy scared smiled water big red girl boy".split()
+_CONCEPTS = (
+    "happy sad dog cat park ball mom dad tree sun car bird fish play eat run friend toy scared smiled water big red girl boy"
+)
+CONCEPTS = _CONCEPTS.split()
 STORIES_SITE = Site("resid_post", 2)
 NOISE = 40
 
