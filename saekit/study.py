@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from saekit.errors import ConfigError, WorkspaceError, WorkspaceTooNew
 
 FORMAT = 1
 FILE = "saekit.toml"
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,20 @@ class Study:
     """Numbers in the store: float32, float16 or bfloat16."""
 
     def save(self, folder: Path) -> None:
-        """Write `saekit.toml` into `folder`, whole or not at all."""
+        """Write `saekit.toml` into `folder`, whole or not at all.
+
+        Raises:
+            StorageFull: the disk is full.
+        """
         import tomli_w
+
+        from saekit.activations.files import write_whole
 
         fields = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         fields["sites"] = list(self.sites)
         text = tomli_w.dumps({"format": FORMAT, "study": fields})
-        beside = folder / f"{FILE}{PARTIAL}"
-        with beside.open("w") as file:
-            file.write("# One study of saekit. Commands read it; a changed model or corpus wants a new folder.\n" + text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(folder / FILE)
+        comment = "# One study of saekit. Commands read it; a changed model or corpus wants a new folder.\n"
+        write_whole(folder / FILE, (comment + text).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Study:

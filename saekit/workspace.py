@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError
-from saekit.study import FILE, PARTIAL, Study, portable
+from saekit.study import FILE, Study, portable
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
@@ -76,8 +76,10 @@ class Workspace:
                     f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
                 )
             return workspace
+        from saekit.activations.files import PARTIAL
+
         # A killed `begin` leaves at most its unfinished file.
-        if path.exists() and (not path.is_dir() or any(not item.name.endswith(PARTIAL) for item in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(PARTIAL not in item.name for item in path.iterdir())):
             raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
         workspace = cls(path, study)
         workspace._check()
@@ -270,6 +272,7 @@ class Workspace:
 
     def evaluate(self, site: str | Site, *, progress: bool = True) -> dict[str, float]:
         """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`)."""
+        from saekit.activations.files import write_whole
         from saekit.evaluate.quality import quality
 
         site = self.site(str(site))
@@ -278,9 +281,7 @@ class Workspace:
         metrics = quality(self.sae(site), self.lm, store, site, progress=progress)
         reports = self.path / "reports"
         reports.mkdir(exist_ok=True)
-        beside = reports / f"eval-{site}.json{PARTIAL}"
-        beside.write_text(json.dumps(metrics, indent=2))
-        beside.rename(reports / f"eval-{site}.json")
+        write_whole(reports / f"eval-{site}.json", json.dumps(metrics, indent=2).encode())
         return metrics
 
     def intervention(self, features: Iterable[str], *, op: str = "clamp") -> Intervention:
