@@ -17,7 +17,6 @@ from torch import Tensor
 from saekit.sae.kernels import rows
 from saekit.sae.kernels.threads import run_blocks
 
-_LATENT_BLOCK = 256
 _scratch = threading.local()
 
 
@@ -92,25 +91,21 @@ class _Screened:
         self.W, self.bias, self.k = W_FD.contiguous().numpy(), b_F.numpy(), k
         self.shape, self.n_groups = (block, n_latents), _n_groups(n_latents, k)
         self.W_bf16_FD = torch.empty(n_latents, width, dtype=torch.bfloat16)
-        bits = self.W_bf16_FD.view(torch.uint16).numpy()
-        largest = np.zeros((n_latents // _LATENT_BLOCK + 1, 3), np.float32)
-
-        def round_block(a: int, b: int) -> None:
-            rows.round_rows(self.W[a:b], self.bias[a:b], bits[a:b], largest[a // _LATENT_BLOCK])
-
-        run_blocks(round_block, n_latents, _LATENT_BLOCK)
-        norm, lost, bias_size = (float(value) for value in largest.max(axis=0))
-        sums = (width + 8) * 2.0**-23 * norm
-        bias_rounding = 1.001 * rows.BF16_UNIT * bias_size  # the screen's rounding is relative to the product, without bias
-        self.bounds = tuple(np.float32(bound) for bound in (norm + lost, lost + sums, bias_rounding))
+        bits, norms, lost = self.W_bf16_FD.view(torch.uint16).numpy(), *np.empty((2, n_latents), np.float32)
+        run_blocks(lambda a, b: rows.round_rows(self.W[a:b], bits[a:b], norms[a:b], lost[a:b]), n_latents, 256)
+        self.norms = norms + lost  # at least |bf16(w)|
+        share_lost = float((lost / np.maximum(self.norms, np.finfo(np.float32).tiny)).max())
+        self.per_size = np.float32(share_lost + (width + 8) * 2.0**-23)
 
     def __call__(self, x_RD: Tensor, values: rows.Array, indices: rows.Array) -> None:
         x, screen_RF = x_RD.numpy(), _buffer(self.shape, torch.bfloat16)[: len(x_RD)]
-        x_bf16_RD, errors = torch.empty_like(x_RD, dtype=torch.bfloat16), np.empty(len(x_RD), np.float32)
-        rows.round_inputs(x, *self.bounds, x_bf16_RD.view(torch.uint16).numpy(), errors)
+        x_bf16_RD = torch.empty_like(x_RD, dtype=torch.bfloat16)
+        sizes, lost = np.empty((2, len(x_RD)), np.float32)
+        rows.round_rows(x, x_bf16_RD.view(torch.uint16).numpy(), sizes, lost)
+        errors = lost + self.per_size * sizes
         torch.mm(x_bf16_RD, self.W_bf16_FD.t(), out=screen_RF)
         screen = screen_RF.view(torch.uint16).numpy()
-        rows.screened_rows(screen, errors, x, self.W, self.bias, self.k, self.n_groups, values, indices)
+        rows.screened_rows(screen, errors, self.norms, x, self.W, self.bias, self.k, self.n_groups, values, indices)
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -113,19 +113,32 @@ def _kth_largest(numbers: Array, n: int, k: int) -> float:
 
 
 @njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
-def _raise_to(largest: Array, row: Array, bias: Array) -> None:
-    """largest = max(largest, row + bias). A function of its own because slices, unlike offsets, vectorise."""
+def _raise_to(largest: Array, row: Array, bias: Array, norms: Array, error: float) -> None:
+    """largest = max(largest, row + bias - error * norms). A function of its own because slices, unlike offsets, vectorise."""
     for c in range(row.shape[0]):
-        value = _bf16_to_float(row[c]) + bias[c]
+        value = _bf16_to_float(row[c]) + bias[c] - error * norms[c]
         largest[c] = value if value > largest[c] else largest[c]
 
 
 @njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
 def _candidates(
-    row: Array, bias: Array, k: int, error: float, relative: float, group_max: Array, hits: Array, values: Array, indices: Array
+    row: Array,
+    low_bias: Array,
+    high_bias: Array,
+    norms: Array,
+    k: int,
+    error: float,
+    reach: float,
+    relative: float,
+    group_max: Array,
+    hits: Array,
+    values: Array,
+    indices: Array,
 ) -> int:
-    """Collect every column whose exact value can be among the k largest, given that row + bias is off by at most
-    `error + relative * |row|`; returns how many.
+    """Collect every column whose exact value can be among the k largest; returns how many.
+
+    The exact value of column c lies between `row[c] + low_bias[c] - error * norms[c]` and `row[c] + high_bias[c] + error *
+    norms[c]`, give or take `relative * |row[c] + bias[c]|`; `reach` is the largest half-width of these intervals.
 
     Column c belongs to group c % G. The k-th largest group maximum bounds the k-th largest entry from below (k groups have an
     entry at least that large), so only the few groups that reach the bound are looked at again.
@@ -133,8 +146,9 @@ def _candidates(
     n_columns = row.shape[0]
     n_groups = group_max.shape[0]
     group_max[:] = -np.inf
-    for start in range(0, n_columns, n_groups):
-        _raise_to(group_max, row[start : start + n_groups], bias[start : start + n_groups])
+    for a in range(0, n_columns, n_groups):
+        b = a + n_groups
+        _raise_to(group_max, row[a:b], low_bias[a:b], norms[a:b], error)
 
     low, high = group_max[0], group_max[0]
     for g in range(n_groups):
@@ -152,17 +166,19 @@ def _candidates(
         else:
             high = middle
 
+    # With r the half-width of a column's interval, k columns are exactly at least low - relative * (|low| + r), and what cannot
+    # reach bound is exactly below bound + relative * (|bound| + r), which is no more.
     bound = low
-    if error > 0:  # k entries are exactly at least low - slack / 2, and what is below low - slack is exactly below that
-        bound -= np.float32(2) * (error + relative * abs(low)) * (np.float32(1) + np.float32(2) * relative)
+    if relative > 0:
+        bound -= np.float32(2) * relative * (abs(low) + reach) * (np.float32(1) + np.float32(2) * relative)
     n_hits = 0
     for g in range(n_groups):
         hits[n_hits] = g
-        n_hits += group_max[g] >= bound
+        n_hits += group_max[g] + np.float32(2) * reach >= bound
     n = 0
     for h in range(n_hits):
         for column in range(hits[h], n_columns, n_groups):
-            value = _bf16_to_float(row[column]) + bias[column]
+            value = _bf16_to_float(row[column]) + high_bias[column] + error * norms[column]
             values[n] = value
             indices[n] = column
             n += value >= bound
@@ -199,29 +215,44 @@ def topk_rows(pre: Array, bias: Array, k: int, n_groups: int, values: Array, ind
     hits = np.empty(n_groups + 1, np.int64)
     found, scratch = np.empty(n_columns + 1, np.float32), np.empty(n_columns + 1, np.float32)
     columns = np.empty(n_columns + 1, np.int64)
+    no_norms = np.zeros(n_columns, np.float32)
+    zero = np.float32(0)
     for r in range(pre.shape[0]):
-        zero = np.float32(0)
-        n = _candidates(pre[r], bias, k, zero, zero, group_max, hits, found, columns)
+        n = _candidates(pre[r], bias, bias, no_norms, k, zero, zero, zero, group_max, hits, found, columns)
         _keep_largest(found, columns, n, k, scratch, values[r], indices[r])
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def screened_rows(
-    screen: Array, errors: Array, x: Array, W: Array, bias: Array, k: int, n_groups: int, values: Array, indices: Array
+    screen: Array,
+    errors: Array,
+    norms: Array,
+    x: Array,
+    W: Array,
+    bias: Array,
+    k: int,
+    n_groups: int,
+    values: Array,
+    indices: Array,
 ) -> int:
     """Exact top-k of every row of `x @ W.T + bias` in float32, given `screen`, the bfloat16 bits of a rounded product.
 
-    `errors[r]` bounds |bf16(x) . bf16(w) - x . w| over all latents. Every column that the bounds do not rule out is computed
-    again in float32, so the selection and the values do not depend on the rounding of the screen. Returns how many were.
+    `errors[r] * norms[c]` bounds |bf16(x) . bf16(w) - x . w|. Every column that the bounds do not rule out is computed again in
+    float32, so that selection and values do not depend on the rounding of the screen. Returns how many were.
     """
     n_columns = screen.shape[1]
     group_max = np.empty(n_groups, np.float32)
     hits = np.empty(n_groups + 1, np.int64)
     found, scratch = np.empty(n_columns + 1, np.float32), np.empty(n_columns + 1, np.float32)
     columns = np.empty(n_columns + 1, np.int64)
+    # The product is rounded before the bias is added, by at most unit * |row| <= unit * (|row + bias| + |bias|).
+    unit = np.float32(1.001 * BF16_UNIT)
+    low_bias, high_bias = bias - unit * np.abs(bias), bias + unit * np.abs(bias)
+    widest_norm, widest_bias = norms.max(), unit * np.abs(bias).max()
     rescored = 0
     for r in range(screen.shape[0]):
-        n = _candidates(screen[r], bias, k, errors[r], np.float32(BF16_UNIT), group_max, hits, found, columns)
+        error, reach = errors[r], errors[r] * widest_norm + widest_bias
+        n = _candidates(screen[r], low_bias, high_bias, norms, k, error, reach, unit, group_max, hits, found, columns)
         dot_rows(x[r], W, columns, found, n)
         for i in range(n):
             found[i] += bias[columns[i]]
@@ -251,18 +282,9 @@ def _round_row(row: Array, bits: Array) -> tuple[np.float32, np.float32]:
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def round_rows(W: Array, bias: Array, bits: Array, largest: Array) -> None:
-    """bits = bf16(W); largest = max |w|, max |w - bf16(w)|, max |bias|, each rounded up."""
-    for r in range(W.shape[0]):
-        size, lost = _round_row(W[r], bits[r])
-        largest[0] = max(largest[0], np.sqrt(size) * np.float32(1.0001))
-        largest[1] = max(largest[1], np.sqrt(lost) * np.float32(1.0001))
-        largest[2] = max(largest[2], abs(bias[r]))
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def round_inputs(x: Array, per_lost: float, per_size: float, constant: float, bits: Array, errors: Array) -> None:
-    """bits = bf16(x); errors[r] = per_lost * |x - bf16(x)| + per_size * |x| + constant."""
-    for r in range(x.shape[0]):
-        size, lost = _round_row(x[r], bits[r])
-        errors[r] = np.float32(1.0001) * (per_lost * np.sqrt(lost) + per_size * np.sqrt(size)) + constant
+def round_rows(table: Array, bits: Array, norms: Array, lost: Array) -> None:
+    """bits = bf16(table); norms = |row| and lost = |row - bf16(row)|, both rounded up."""
+    up = np.float32(1.0001)
+    for r in range(table.shape[0]):
+        size, difference = _round_row(table[r], bits[r])
+        norms[r], lost[r] = up * np.sqrt(size), up * np.sqrt(difference)
