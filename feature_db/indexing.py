@@ -8,7 +8,7 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,7 +118,7 @@ def build(
         _Checkpoint(state, entry.key, checkpoint_seconds),
         progress,
     )
-    rows = Rows(accumulators, words, _projected(lm, sae, site, accumulators.moments.firing > 0))
+    rows = Rows(accumulators, words, _projector(lm, sae, site))
     old = _write_vectors(path.parent / entry.vectors, sae)
     write(path, entry, rows, replace=replace)
     for file in [state, *old]:
@@ -204,16 +204,15 @@ def _pass(
             checkpoint.save(row, words, accumulators)
 
 
-def _projected(lm: LanguageModel, sae: SAE, site: Site, alive: NDArray[np.bool_]) -> list[list[TermStat]]:
-    """Promoted and suppressed tokens of the features that are alive."""
-    rows: list[list[TermStat]] = [[] for _ in alive]
-    numbers = np.flatnonzero(alive).tolist()
+def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], list[list[TermStat]]]:
+    """Promoted and suppressed tokens of features, by number; none where the site does not write to the residual stream."""
     out = Site.parse(sae.cfg.site_out) if sae.cfg.site_out else site
-    resid = to_residual(lm, out, sae.feature_vectors(numbers)) if numbers else None
-    if resid is not None:
-        for number, found in zip(numbers, promoted(lm, resid)):
-            rows[number] = found
-    return rows
+
+    def project(numbers: Sequence[int]) -> list[list[TermStat]]:
+        resid = to_residual(lm, out, sae.feature_vectors(list(numbers)).detach()) if numbers else None
+        return [[] for _ in numbers] if resid is None else promoted(lm, resid)
+
+    return project
 
 
 def _write_vectors(path: Path, sae: SAE) -> list[Path]:

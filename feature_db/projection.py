@@ -31,7 +31,7 @@ def to_residual(lm: LanguageModel, site: Site, vectors_ND: Tensor) -> Tensor | N
 
 
 @torch.no_grad()
-def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 256) -> list[list[TermStat]]:
+def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 128) -> list[list[TermStat]]:
     """The `top` tokens that each direction promotes most and those that it suppresses most.
 
     The logits are `unembed(ln_final(direction))` (VocabProj, as in arXiv 2501.08319), less what is the same for every

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ from feature_db.words import Words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_CHUNK = 256
 _CONTEXT_RADIUS = 8
 _CONTEXT_EXAMPLES = 10
-_OF_TOKENS = ("promotes", "suppresses", "fires_token")
+OF_TOKENS = ("promotes", "suppresses", "fires_token")
+"""Roles whose items are tokens; those of the others are words."""
 
 
 @dataclass
@@ -46,36 +48,26 @@ class FeatureRow:
 
 
 class Rows:
-    """All features of a dictionary as rows.
+    """All features of a dictionary as rows, made in chunks as they are asked for.
 
     Args:
         accumulators, words: what the pass gathered.
-        projected: the promoted and suppressed tokens of every feature, empty lists where it has none.
+        project: the promoted and suppressed tokens of some features that are alive, by number.
     """
 
-    def __init__(self, accumulators: Accumulators, words: Words, projected: Sequence[list[TermStat]]) -> None:
-        self.accumulators, self.words, self.projected = accumulators, words, projected
+    def __init__(
+        self, accumulators: Accumulators, words: Words, project: Callable[[Sequence[int]], Sequence[list[TermStat]]]
+    ) -> None:
+        self.accumulators, self.words, self._project = accumulators, words, project
         self.lexicon = Lexicon.of(accumulators, words)
-        lexicon, a = self.lexicon, accumulators
-        ones, tokens = np.ones(len(words.texts), np.int64), lexicon.token_count
-        self._stats = [
-            fired(a.words, "fires_word", a, lexicon.word_count, lexicon.word_tokens),
-            fired(a.tokens, "fires_token", a, tokens, tokens),
-            fired(a.next_words, "before", a, lexicon.word_count, lexicon.word_count * ones),
-            in_examples(a.top, words, lexicon),
-        ]
 
     def text(self, role: str, item: int) -> str:
         """Text of a row's token or word."""
-        return self.words.vocabulary.texts[item] if role in _OF_TOKENS else self.words.texts[item]
+        return self.words.vocabulary.texts[item] if role in OF_TOKENS else self.words.texts[item]
 
     def occurrences(self, role: str, item: int) -> int:
         """How often a row's token or word occurs in the corpus."""
-        return int((self.lexicon.token_count if role in _OF_TOKENS else self.lexicon.word_count)[item])
-
-    def listed_words(self) -> list[int]:
-        """Words that some feature's row names, in ascending order."""
-        return sorted({row.item for stats in self._stats for rows in stats for row in rows if row.role not in _OF_TOKENS})
+        return int((self.lexicon.token_count if role in OF_TOKENS else self.lexicon.word_count)[item])
 
     def pieces(self) -> dict[int, str]:
         """For every word, JSON of the tokens of its commonest form, each with the share of its occurrences that lie in the word.
@@ -99,31 +91,37 @@ class Rows:
         }
 
     def __iter__(self) -> Iterator[FeatureRow]:
-        a = self.accumulators
-        m, n = a.moments, a.n_tokens
-        low, high = wilson(m.firing, n)
-        deciles = quantiles(m.histogram, m.largest, np.arange(1, 10) / 10)
-        class_base = a.class_count / max(n, 1)
-        for f in range(len(m.firing)):
+        n_features = len(self.accumulators.moments.firing)
+        for start in range(0, n_features, _CHUNK):
+            yield from self._rows(slice(start, min(start + _CHUNK, n_features)))
+
+    def _rows(self, block: slice) -> Iterator[FeatureRow]:
+        a, lexicon = self.accumulators, self.lexicon
+        m, n, config = a.moments, a.n_tokens, a.config
+        alive = [f for f in range(block.start, block.stop) if m.firing[f]]
+        projected = dict(zip(alive, self._project(alive)))
+        by_role = [
+            fired(a.words, "fires_word", a, block, lexicon.word_count, lexicon.word_tokens),
+            fired(a.tokens, "fires_token", a, block, lexicon.token_count, lexicon.token_count),
+            fired(a.next_words, "before", a, block, lexicon.word_count, lexicon.word_count),
+            in_examples(a.top, self.words, lexicon, block),
+        ]
+        low, high = wilson(m.firing[block], n)
+        deciles = quantiles(m.histogram[block], m.largest[block], np.arange(1, 10) / 10)
+        for i, f in enumerate(range(block.start, block.stop)):
             count = int(m.firing[f])
-            alive = max(count, 1)
-            stats = [row for role in self._stats for row in role[f]] + (self.projected[f] if count else [])
-            by_role: dict[str, list[TermStat]] = {}
-            for row in stats:
-                by_role.setdefault(row.role, []).append(row)
-            recall = m.classes[f] / np.maximum(a.class_count, 1)
-            evidence = Evidence(by_role, self.text, self.occurrences, count, m.classes[f] / alive, recall, class_base)
-            labels = automatic(evidence) if count else []
-            windows = choose(a.top, a.sample, f, deciles[f], a.config.per_decile)
+            stats = [stat for role in by_role for stat in role[i]] + projected.get(f, [])
+            labels = automatic(self._evidence(f, stats)) if count else []
+            windows = choose(a.top, a.sample, f, deciles[i], config.per_decile)
             density = count / max(n, 1)
             yield FeatureRow(
                 number=f,
                 count=count,
                 density=density,
-                density_low=float(low[f]),
-                density_high=float(high[f]),
-                mean=float(m.total[f] / alive),
-                second_moment=float(m.square[f] / alive),
+                density_low=float(low[i]),
+                density_high=float(high[i]),
+                mean=float(m.total[f] / max(count, 1)),
+                second_moment=float(m.square[f] / max(count, 1)),
                 max=float(m.largest[f]),
                 histogram=pack_histogram(m.histogram[f]),
                 kind=kind(labels, count, density),
@@ -132,6 +130,15 @@ class Rows:
                 windows=pack(windows),
                 context=self._context(windows),
             )
+
+    def _evidence(self, f: int, stats: list[TermStat]) -> Evidence:
+        a = self.accumulators
+        by_role: dict[str, list[TermStat]] = {}
+        for stat in stats:
+            by_role.setdefault(stat.role, []).append(stat)
+        classes, count = a.moments.classes[f], int(a.moments.firing[f])
+        recall, base = classes / np.maximum(a.class_count, 1), a.class_count / max(a.n_tokens, 1)
+        return Evidence(by_role, self.text, self.occurrences, count, classes / count, recall, base)
 
     def _context(self, windows: list[Window]) -> str:
         texts = self.words.vocabulary.texts

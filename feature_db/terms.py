@@ -61,88 +61,74 @@ def strength(
 
 
 def fired(
-    hitters: Hitters, role: str, accumulators: Accumulators, occurrences: NDArray[np.int64], tokens: NDArray[np.int64]
+    hitters: Hitters,
+    role: str,
+    accumulators: Accumulators,
+    block: slice,
+    occurrences: NDArray[np.int64],
+    tokens: NDArray[np.int64],
 ) -> list[list[TermStat]]:
-    """Ranked terms of every feature from a sketch of where its activation lies.
+    """Ranked terms of a block of features from a sketch of where their activation lies.
 
     Args:
         hitters: the sketch.
         role: `fires_word`, `fires_token` or `before`.
         accumulators: what else the pass gathered.
+        block: the features.
         occurrences: how often each item occurs in the corpus.
         tokens: how many tokens those occurrences hold (for `before`: how many precede them).
     """
-    m, n = accumulators.moments, max(accumulators.n_tokens, 1)
-    item = np.maximum(hitters.item, 0)
-    present = (hitters.item >= 0) & (hitters.mass > 0)
-    occurs = np.maximum(occurrences[item], 1) if len(occurrences) else np.ones(item.shape, np.int64)
-    spelled = tokens[item] if len(tokens) else np.ones(item.shape, np.int64)
-    share = hitters.mass / np.maximum(m.total, 1e-300)[:, None]
-    rate = hitters.hits / occurs
-    missed = np.log1p(-np.minimum(m.firing / n, 1 - 1e-9))[:, None]
-    score = strength(share, rate, spelled / n, 1 - np.exp(missed * spelled / occurs))
+    n = max(accumulators.n_tokens, 1)
+    items, mass, total = hitters.item[block], hitters.mass[block], accumulators.moments.total[block, None]
+    present = (items >= 0) & (mass > 0)
+    item = np.where(present, items, 0)
+    occurs = np.where(present, np.append(occurrences, 0)[item], 1)
+    spelled = np.where(present, np.append(tokens, 0)[item], 1)
+    share = mass / np.where(total > 0, total, 1)
+    rate = hitters.hits[block] / occurs
+    silent = np.log1p(-np.minimum(accumulators.moments.firing[block, None] / n, 1 - 1e-9))
+    score = strength(share, rate, spelled / n, 1 - np.exp(silent * spelled / occurs))
     score[~present | (share < LEAST_SHARE) | (score < LEAST_SCORE.get(role, 0.0))] = -1
     best = np.lexsort((item, -score))[:, : KEEP[role]]
-    return [
-        [
-            TermStat(
-                role,
-                int(hitters.item[f, s]),
-                float(share[f, s]),
-                float(rate[f, s]),
-                float(hitters.peak[f, s]),
-                int(hitters.tokens[f, s]),
-                float(score[f, s]),
-            )
-            for s in best[f].tolist()
-            if score[f, s] >= 0
-        ]
-        for f in range(len(item))
-    ]
+    columns = (items, share, rate, hitters.peak[block], hitters.tokens[block], score)
+    ranked = zip(*(np.take_along_axis(column, best, 1).tolist() for column in columns))
+    return [[TermStat(role, *row) for row in zip(*feature) if row[-1] >= 0] for feature in ranked]
 
 
-def in_examples(top: Windows, words: Words, lexicon: Lexicon, chunk: int = 256) -> list[list[TermStat]]:
-    """What the strongest examples of every feature show: words at their peaks (`peaks`), and words around (`context`).
+def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> list[list[TermStat]]:
+    """What the strongest examples of a block of features show: words at their peaks (`peaks`), and words around (`context`).
 
     `value` is the share of examples that show the word there, `score` what of it is beyond chance, for windows of that length
     anywhere in the text. Words cut by a window's edge do not count.
     """
-    n_features, slots, length = top.tokens.shape
-    rows: list[list[TermStat]] = []
-    for start in range(0, n_features, chunk):
-        block = slice(start, min(start + chunk, n_features))
-        filled = np.maximum(top.filled[block], 1)
-        lengths = np.where(np.arange(slots) < top.filled[block, None], top.length[block], 0)
-        feature, window, place = np.nonzero(np.arange(length) < lengths[..., None])
-        tokens = top.tokens[block][feature, window, place].astype(np.int32)
-        word, begins = words.look_up(tokens, place == 0)
-        # The span that holds each window's peak.
-        peaks = np.flatnonzero(place == top.offset[block][feature, window])
-        at_peak = np.zeros(len(word), bool)
-        at_peak[np.searchsorted(begins, peaks, side="right") - 1] = True
-        found: list[list[TermStat]] = [[] for _ in filled]
-        for role, tokens_seen, chosen in (
-            ("peaks", np.ones(len(filled)), at_peak),
-            ("context", lengths.sum(1) / filled, ~at_peak),
-        ):
-            chosen = chosen & (word >= 0)
-            shown = np.stack([feature[begins[chosen]], window[begins[chosen]], word[chosen]], 1)
-            once = np.unique(shown, axis=0)[:, [0, 2]]
-            pairs, examples = np.unique(once, axis=0, return_counts=True)
-            share = examples / filled[pairs[:, 0]]
-            frequency = (lexicon.word_tokens if role == "peaks" else lexicon.word_count)[pairs[:, 1]] / max(lexicon.n_tokens, 1)
-            expected = 1 - np.exp(-frequency * tokens_seen[pairs[:, 0]])
-            score = share - expected
-            if role == "context":
-                score[share < 2 * expected] = 0
-            keep = np.flatnonzero((examples >= 2) & (score >= LEAST_SCORE[role]))
-            counts = [0] * len(filled)
-            for i in keep[np.lexsort((pairs[keep, 1], -score[keep]))].tolist():
-                f = int(pairs[i, 0])
-                if counts[f] < KEEP[role]:
-                    found[f].append(
-                        TermStat(role, int(pairs[i, 1]), float(share[i]), None, None, int(examples[i]), float(score[i]))
-                    )
-                    counts[f] += 1
-        rows += found
-    return rows
+    slots, length = top.tokens.shape[1:]
+    filled = np.maximum(top.filled[block], 1)
+    lengths = np.where(np.arange(slots) < top.filled[block, None], top.length[block], 0)
+    feature, window, place = np.nonzero(np.arange(length) < lengths[..., None])
+    tokens = top.tokens[block][feature, window, place].astype(np.int32)
+    word, begins = words.look_up(tokens, place == 0)
+    # The span that holds each window's peak.
+    peaks = np.flatnonzero(place == top.offset[block][feature, window])
+    at_peak = np.zeros(len(word), bool)
+    at_peak[np.searchsorted(begins, peaks, side="right") - 1] = True
+    found: list[list[TermStat]] = [[] for _ in filled]
+    for role, chances, in_corpus, there in (
+        ("peaks", np.ones(len(filled)), lexicon.word_tokens, at_peak),
+        ("context", lengths.sum(1) / filled, lexicon.word_count, ~at_peak),
+    ):
+        shown = begins[there & (word >= 0)]
+        triples = np.unique(np.stack([feature[shown], window[shown], word[there & (word >= 0)]], 1), axis=0)
+        pairs, examples = np.unique(triples[:, [0, 2]], axis=0, return_counts=True)
+        share = examples / filled[pairs[:, 0]]
+        expected = 1 - np.exp(-in_corpus[pairs[:, 1]] / max(lexicon.n_tokens, 1) * chances[pairs[:, 0]])
+        score = share - expected
+        if role == "context":
+            score[share < 2 * expected] = 0
+        keep = np.flatnonzero((examples >= 2) & (score >= LEAST_SCORE[role]))
+        kept = [0] * len(filled)
+        for i in keep[np.lexsort((pairs[keep, 1], -score[keep]))].tolist():
+            f = int(pairs[i, 0])
+            if kept[f] < KEEP[role]:
+                found[f].append(TermStat(role, int(pairs[i, 1]), float(share[i]), None, None, int(examples[i]), float(score[i])))
+                kept[f] += 1
+    return found

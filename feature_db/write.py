@@ -10,7 +10,7 @@ from typing import Any
 
 from feature_db import files, labels, schema
 from feature_db.errors import typed
-from feature_db.rows import FeatureRow, Rows
+from feature_db.rows import OF_TOKENS, FeatureRow, Rows
 from feature_db.tables import add_labels, next_id, refresh_fts
 from saekit.errors import StoreMismatch
 
@@ -74,10 +74,11 @@ def write(path: Path, entry: Entry, rows: Rows, *, replace: bool = False) -> Non
 
 def _write(db: sqlite3.Connection, entry: Entry, rows: Rows, replace: bool) -> None:
     corpus = _corpus(db, entry, rows)
-    terms = _terms(db, corpus, rows)
     live = int((rows.accumulators.moments.firing > 0).sum())
     sae, kept = _sae(db, entry, corpus, live, replace)
+    terms = _Terms(db, corpus, rows)
     _features(db, sae, rows, terms)
+    terms.index()
     _restore(db, kept)
     orphans = "corpus NOT IN (SELECT corpus FROM sae)"
     db.execute(f"INSERT INTO term_fts(term_fts, rowid, text) SELECT 'delete', id, text FROM term WHERE {orphans}")
@@ -95,31 +96,42 @@ def _corpus(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
     return corpus
 
 
-def _terms(db: sqlite3.Connection, corpus: int, rows: Rows) -> dict[tuple[str, int], int]:
-    """Ids of all tokens and of the words that are named by some row, by (kind, item); new ones are inserted."""
-    first = new_id = next_id(db, "term")
-    vocabulary, counts = rows.words.vocabulary, rows.lexicon
-    token_ids = dict(db.execute("SELECT token, id FROM term WHERE corpus = ? AND kind = 'token'", (corpus,)).fetchall())
-    word_ids = dict(db.execute("SELECT text, id FROM term WHERE corpus = ? AND kind = 'word'", (corpus,)).fetchall())
-    new: list[tuple[Any, ...]] = []
-    if not token_ids:
-        token_ids = {t: new_id + t for t in range(len(vocabulary))}
-        new += [
-            (new_id + t, corpus, "token", text, t, int(n), None)
-            for t, (text, n) in enumerate(zip(vocabulary.texts, counts.token_count))
-        ]
-        new_id += len(vocabulary)
-    pieces = rows.pieces()
-    listed = rows.listed_words()
-    for word in listed:
-        text = rows.words.texts[word]
-        if text not in word_ids:
-            word_ids[text] = new_id
-            new.append((new_id, corpus, "word", text, None, int(counts.word_count[word]), pieces[word]))
-            new_id += 1
-    db.executemany("INSERT INTO term VALUES (?, ?, ?, ?, ?, ?, ?)", new)
-    db.execute("INSERT INTO term_fts(rowid, text) SELECT id, text FROM term WHERE id >= ?", (first,))
-    return {("token", t): i for t, i in token_ids.items()} | {("word", word): word_ids[rows.words.texts[word]] for word in listed}
+class _Terms:
+    """Ids of the tokens and words of a corpus: all tokens, and those words that some row names, inserted when first asked for."""
+
+    def __init__(self, db: sqlite3.Connection, corpus: int, rows: Rows) -> None:
+        self._db, self._corpus, self._rows = db, corpus, rows
+        self._first = self._next = next_id(db, "term")
+        self._pieces = rows.pieces()
+        self._tokens: dict[int, int] = dict(
+            db.execute("SELECT token, id FROM term WHERE corpus = ? AND kind = 'token'", (corpus,)).fetchall()
+        )
+        self._words: dict[str, int] = dict(
+            db.execute("SELECT text, id FROM term WHERE corpus = ? AND kind = 'word'", (corpus,)).fetchall()
+        )
+        if not self._tokens:
+            for token, (text, count) in enumerate(zip(rows.words.vocabulary.texts, rows.lexicon.token_count.tolist())):
+                self._tokens[token] = self._insert("token", text, token, count, None)
+
+    def id(self, role: str, item: int) -> int:
+        """The term that a row of `role` means by its item."""
+        if role in OF_TOKENS:
+            return self._tokens[item]
+        text = self._rows.words.texts[item]
+        if text not in self._words:
+            count = int(self._rows.lexicon.word_count[item])
+            self._words[text] = self._insert("word", text, None, count, self._pieces[item])
+        return self._words[text]
+
+    def _insert(self, kind: str, text: str, token: int | None, count: int, pieces: str | None) -> int:
+        row = (self._next, self._corpus, kind, text, token, count, pieces)
+        self._db.execute("INSERT INTO term VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self._next += 1
+        return row[0]
+
+    def index(self) -> None:
+        """Let full-text search see the new ones."""
+        self._db.execute("INSERT INTO term_fts(rowid, text) SELECT id, text FROM term WHERE id >= ?", (self._first,))
 
 
 @dataclass
@@ -168,7 +180,7 @@ def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int, replace: 
     return sae, kept
 
 
-def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: dict[tuple[str, int], int]) -> None:
+def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> None:
     label_id = next_id(db, "label")
     batch: list[FeatureRow] = []
 
@@ -200,8 +212,7 @@ def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: dict[tuple[st
             ranks: dict[str, int] = {}
             for s in row.stats:
                 ranks[s.role] = rank = ranks.get(s.role, -1) + 1
-                kind = "token" if s.role in ("promotes", "suppresses", "fires_token") else "word"
-                stats.append((i, schema.ROLES[s.role], rank, terms[kind, s.item], s.value, s.rate, s.peak, s.hits, s.score))
+                stats.append((i, schema.ROLES[s.role], rank, terms.id(s.role, s.item), s.value, s.rate, s.peak, s.hits, s.score))
         db.executemany("INSERT INTO token_stat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", stats)
         db.executemany("INSERT INTO example VALUES (?, ?)", [(i, row.windows) for i, row in numbered])
         for i, row in numbered:

@@ -5,9 +5,10 @@ Children are forked from a process that has everything imported and compiled, so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import random
+import shutil
 import signal
 import sys
 import time
@@ -17,32 +18,21 @@ from typing import Any
 
 import torch
 
-from feature_db import BuildConfig, build, write
+from feature_db import BuildConfig, build
 from saekit.lm import Site
 from tests.feature_db.planted import SITE, PlantedStore, make_lm, make_sae, make_store
 
-KILLS = 8
-
-
-class SlowStore(PlantedStore):
-    """Takes its time over every block, so that a kill can hit the pass anywhere."""
-
-    def stream(self, *args: Any, **settings: Any) -> Any:
-        for block in super().stream(*args, **settings):
-            time.sleep(0.002)
-            yield block
-
 
 def index(path: Path, lm: Any, store: PlantedStore, site: Site = SITE, seed: int = 0) -> None:
-    config = BuildConfig(batch_tokens=300)
+    config = BuildConfig(batch_tokens=200)
     build(
         path, store=store, sae=make_sae(seed), lm=lm, site=site, vectors=path.parent / "vectors",
         config=config, checkpoint_seconds=0, progress=False,
     ).close()  # fmt: skip
 
 
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> bool:
-    """Whether `work` got to its end in a child, which is killed after so many seconds."""
+def killed(work: Callable[[], None], now: Callable[[], bool]) -> bool:
+    """Run `work` in a child and kill it as soon as `now` is true; whether that was before its end."""
     child = os.fork()
     if child == 0:
         try:
@@ -51,47 +41,57 @@ def in_child(work: Callable[[], None], kill_after: float | None = None) -> bool:
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the build failed"
-    return not os.WIFSIGNALED(status)
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the build failed"
+            return os.WIFSIGNALED(status)
+        if now():
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.0005)
+
+
+def checkpoints(state: Path, n: int) -> Callable[[], bool]:
+    """True once `state` was written n times."""
+    seen: set[int] = {state.stat().st_mtime_ns} if state.exists() else set()
+    n += len(seen)
+
+    def now() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            seen.add(state.stat().st_mtime_ns)
+        return len(seen) >= n
+
+    return now
+
+
+def writing(database: Path, size: int) -> Callable[[], bool]:
+    """True once the transaction's log, of a new database or of the old one, is `size` bytes long."""
+    logs = [database.with_name(database.name + end) for end in ("-wal", ".partial-wal")]
+    return lambda: any(log.exists() and log.stat().st_size >= size for log in logs)
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    lm, rng = make_lm(), random.Random(0)
-    store = SlowStore(**vars(make_store(lm)))
-    begun = time.monotonic()
-    index(folder / "straight" / "f.sqlite", lm, store)
-    index(folder / "straight" / "f.sqlite", lm, store, Site("mlp_out", 0), seed=1)
-    took = time.monotonic() - begun
+    lm = make_lm()
+    store = make_store(lm)
+    builds = [(SITE, 0), (Site("mlp_out", 0), 1)]
+    for site, seed in builds:
+        index(folder / "straight" / "f.sqlite", lm, store, site, seed)
 
     path = folder / "killed" / "f.sqlite"
-    kills, resumed, visible = 0, 0, 0
-    for site, seed in ((SITE, 0), (Site("mlp_out", 0), 1)):
+    kills, resumed = 0, 0
+    for site, seed in builds:
         state = path.with_name(f"{path.name}.{site}.state.npz")
-        for attempt in range(100):
+        moments = [checkpoints(state, n) for n in (1, 4)] + [writing(path, size) for size in (1, 100_000, 300_000)]
+        for now in [*moments, lambda: False]:
             resumed += state.exists()
-            # The longest a child may live grows, so that some die in the pass and some in the transaction.
-            done = in_child(lambda s=site, n=seed: index(path, lm, store, s, n), rng.uniform(0, took * (1 + attempt) / KILLS))  # type: ignore[misc]
-            visible += path.exists()
-            kills += not done
-            if done:
-                break
+            kills += killed(lambda s=site, n=seed: index(path, lm, store, s, n), now)  # type: ignore[misc]
 
-    # In the middle of the transaction that replaces a dictionary: the old one must be all there afterwards.
-    def die(*_: Any) -> int:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return 0
-
-    def replace() -> None:
-        write.add_labels = die
-        index(path, lm, store, seed=5)
-
-    assert not in_child(replace)
-    print(json.dumps({"kills": kills, "resumed": resumed, "left": sorted(p.name for p in path.parent.iterdir())}))
+    # While a dictionary replaces another: afterwards the old one or the new one must be all there.
+    shutil.copytree(folder / "straight", folder / "replaced")
+    index(folder / "replaced" / "f.sqlite", lm, store, seed=5)
+    kills += killed(lambda: index(path, lm, store, seed=5), writing(path, 200_000))
+    print(json.dumps({"kills": kills, "resumed": resumed}))
 
 
 if __name__ == "__main__":
