@@ -17,9 +17,9 @@ from feature_db.errors import damaged, typed
 from feature_db.examples import unpack
 from feature_db.labels import HUMAN, HUMAN_RANK, Label
 from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
-from feature_db.search import Filter, fired_by_query, search
+from feature_db.search import SIGNALS, WEIGHTS, Filter, fired_by_query, search
 from feature_db.tables import add_labels, next_id, refresh_fts
-from saekit.errors import UnknownRef, UnknownSite
+from saekit.errors import ConfigError, UnknownRef, UnknownSite
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -184,6 +184,7 @@ class FeatureDB:
         kinds: str | Sequence[str] | None = None,
         density: tuple[float, float] = (0.0, 1.0),
         live: bool = True,
+        by: str | Sequence[str] = SIGNALS,
         lm: LanguageModel | None = None,
         sae: SAE | None = None,
     ) -> list[Hit]:
@@ -196,12 +197,18 @@ class FeatureDB:
             kinds: only these kinds: word, piece, class, context, output, dense (dead with `live=False`).
             density: only features that fire on a share of tokens within this range.
             live: leave out features that never fired.
+            by: only these signals: fires_word, peaks, before, context, promotes, label, text, deep; and, only when named,
+                suppresses.
             lm, sae: also run the query through the model and the dictionary at `site`; features that fire there count too.
 
         Raises:
             UnknownSite: there are no features of `site`.
+            ConfigError: there is no such signal.
             DatabaseError: the file is damaged.
         """
+        signals = [by] if isinstance(by, str) else by
+        if unknown := [signal for signal in signals if signal not in WEIGHTS]:
+            raise ConfigError(f"There is no signal {unknown[0]!r} to search by.", f"Choose from {', '.join(WEIGHTS)}.")
         place = site if site is not None else sae.cfg.site if sae is not None else None
         chosen = [self._sae(place)] if place is not None else self.saes()
         if not chosen or k < 1:
@@ -211,6 +218,7 @@ class FeatureDB:
             kinds=[kinds] if isinstance(kinds, str) else kinds,
             density=density,
             live=live,
+            signals=signals,
         )
         deep = self._deep(lm, sae, chosen[0], query) if lm is not None and sae is not None else ()
         with typed(self.path):

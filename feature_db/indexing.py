@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feature_db import files, schema
+from feature_db import schema
 from feature_db.accumulators import Accumulators, Block, BuildConfig
 from feature_db.db import FeatureDB
 from feature_db.projection import promoted, to_residual
@@ -24,6 +24,7 @@ from feature_db.rows import Rows
 from feature_db.terms import TermStat
 from feature_db.words import Vocabulary, Words
 from feature_db.write import Entry, write
+from saekit import files
 from saekit.activations.source import HELDOUT, Split, check_split, in_split
 from saekit.errors import NonFiniteActivations, StoreMismatch
 from saekit.lm.sites import Site
@@ -179,7 +180,11 @@ def _pass(
             return
         for read in store.stream([site], batch_tokens=accumulators.config.batch_tokens, start=row):
             tokens = read.tokens_N.numpy().astype(np.int32)
-            code = sae.encode_sparse(read.acts[site])
+            acts = read.acts[site]
+            if not bool(acts.isfinite().all()):
+                row = int((~acts.isfinite().all(1)).nonzero()[0, 0])
+                raise _not_finite(read, row, f"an activation at {site}")
+            code = sae.encode_sparse(acts.to(sae.W_dec.device))
             document = read.document_N.numpy()
             counted = ~read.special_N.numpy() & wanted(document)
             block = Block(
@@ -194,14 +199,18 @@ def _pass(
             )
             wrong = accumulators.add(block, words.read(block.tokens, block.position, block.document, counted))
             if wrong >= 0:
-                raise NonFiniteActivations(
-                    f"Row {read.start + wrong} of the store (document {document[wrong]}, position {block.position[wrong]}) "
-                    f"gives a feature of {site} that is not finite.",
-                    "Check the store with `saekit verify`, and the dictionary's weights.",
-                )
+                raise _not_finite(read, wrong, f"a feature of {site}")
             row = read.start + len(block.tokens)
             bar.update(row)
             checkpoint.save(row, words, accumulators)
+
+
+def _not_finite(block: Any, row: int, what: str) -> NonFiniteActivations:
+    place = f"document {int(block.document_N[row])}, position {int(block.position_N[row])}"
+    return NonFiniteActivations(
+        f"Row {block.start + row} of the store ({place}) has {what} that is not finite.",
+        "Check the store with `saekit verify`, and the dictionary's weights.",
+    )
 
 
 def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], list[list[TermStat]]]:

@@ -30,10 +30,13 @@ WEIGHTS = {
     "peaks": 0.8,
     "deep": 0.6,
     "promotes": 0.45,
+    "suppresses": 0.45,
     "before": 0.35,
     "context": 0.3,
     "text": 0.1,
 }
+SIGNALS = tuple(signal for signal in WEIGHTS if signal != "suppresses")
+"""What a search listens to unless it is told: a feature that suppresses a word is not about it."""
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
 FULL_TEXT_LIMIT = 1000
@@ -55,6 +58,7 @@ class Filter:
     kinds: Sequence[str] | None = None
     density: tuple[float, float] = (0.0, 1.0)
     live: bool = True
+    signals: Sequence[str] = SIGNALS
 
     def sql(self) -> tuple[str, list[object]]:
         """A condition on `feature`, and its parameters."""
@@ -117,6 +121,7 @@ def search(
         for feature, signals in found.items():
             score[feature] += rarity / total * _union(WEIGHTS[name] * evidence.value for name, evidence in signals.items())
             reasons[feature] += [(rarity * WEIGHTS[name] * e.value, e.why) for name, e in signals.items()]
+    deep = deep if "deep" in chosen.signals else ()
     allowed = _allowed(db, chosen, [feature for feature, _, _ in deep])
     for feature, strength, share in deep:
         if feature in allowed:
@@ -143,21 +148,22 @@ def _evidence(db: sqlite3.Connection, corpora: Sequence[int], chosen: Filter, wo
     terms = _terms(db, corpora, word)
     words = {i: weight for i, kind, text, _, weight in terms if kind == "word"}
     texts = {i: text for i, _, text, _, _ in terms}
-    for role in ("fires_word", "peaks", "before", "context"):
+    for role in (role for role in ("fires_word", "peaks", "before", "context") if role in chosen.signals):
         shares: dict[int, list[tuple[float, float, str]]] = defaultdict(list)
         for feature, term, value, score in _stats(db, chosen, role, words):
             shares[feature].append((score * words[term], value, texts[term]))
         for feature, rows in shares.items():
             found[feature][role] = Evidence(min(sum(row[0] for row in rows), 1.0), _said(role, rows))
     tokens = _promoting(db, corpora, word, terms)
-    for feature, term, _, score in _stats(db, chosen, "promotes", tokens):
-        weight, text = tokens[term]
-        if score * weight > found[feature].get("promotes", Evidence(0, "")).value:
-            found[feature]["promotes"] = Evidence(score * weight, f"promotes '{text}'")
-    for feature, _, text in _full_text(db, chosen, "label", word):
+    for role in (role for role in ("promotes", "suppresses") if role in chosen.signals):
+        for feature, term, _, score in _stats(db, chosen, role, tokens):
+            weight, text = tokens[term]
+            if score * weight > found[feature].get(role, Evidence(0, "")).value:
+                found[feature][role] = Evidence(score * weight, f"{role} '{text}'")
+    for feature, _, text in _full_text(db, chosen, "label", word) if "label" in chosen.signals else ():
         # A short label is about each of its words, a long one less so.
         found[feature]["label"] = Evidence(max(1.1 - 0.1 * len(text.split()), 0.5), f"its label says '{word}'")
-    for feature, bm25, _ in _full_text(db, chosen, "context", word):
+    for feature, bm25, _ in _full_text(db, chosen, "context", word) if "text" in chosen.signals else ():
         found[feature]["text"] = Evidence(max(bm25, 0.0) / (1 + max(bm25, 0.0)), f"'{word}' is near its peaks")
     return {feature: signals for feature, signals in found.items() if signals}
 

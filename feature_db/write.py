@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_db import files, labels, schema
+from feature_db import labels, schema
 from feature_db.errors import typed
 from feature_db.rows import OF_TOKENS, FeatureRow, Rows
 from feature_db.tables import add_labels, next_id, refresh_fts
+from saekit import files
 from saekit.errors import StoreMismatch
 
 

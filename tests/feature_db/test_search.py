@@ -17,6 +17,7 @@ from feature_db import FeatureDB, Label, build
 from feature_db.search import STOP_WORDS, query_words
 from feature_db.words import Vocabulary, Words
 from saekit.activations import ActivationStore, Corpus, write_store
+from saekit.errors import ConfigError
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
 
@@ -79,6 +80,18 @@ def test_promoted_tokens_are_a_signal(index: Index, tiny_lm: LanguageModel, stor
     planted = {hit.feature: hit for hit in index(sae=sae).search("happy", 99)}
     assert "promotes ' happ'" in planted[17].why
     assert planted[17].score > plain.get(17, 0) + 0.1
+
+
+def test_signals_can_be_chosen(searched: FeatureDB) -> None:
+    assert {hit.feature for hit in searched.search("happy", 99, site=SITE, by="fires_word")} >= {2}
+    suppressed = searched.search("happy", 99, site=SITE, by="suppresses")
+    assert suppressed
+    for hit in suppressed:
+        tokens = {effect.token for effect in searched.feature(hit.ref).suppressed}
+        assert hit.why in {f"suppresses '{token}'" for token in tokens}
+    assert not any("suppresses" in hit.why for hit in searched.search("happy", 99))
+    with pytest.raises(ConfigError, match=r"no signal 'fires'.*fires_word"):
+        searched.search("happy", by=["fires"])
 
 
 def test_filters_come_before_the_top(searched: FeatureDB) -> None:
