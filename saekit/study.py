@@ -53,7 +53,7 @@ class Study:
         """
         import tomli_w
 
-        from saekit.activations.files import write_whole
+        from saekit.files import write_whole
 
         fields = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         fields["sites"] = list(self.sites)

@@ -76,7 +76,7 @@ class Workspace:
                     f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
                 )
             return workspace
-        from saekit.activations.files import PARTIAL
+        from saekit.files import PARTIAL
 
         # A killed `begin` leaves at most its unfinished file.
         if path.exists() and (not path.is_dir() or any(PARTIAL not in item.name for item in path.iterdir())):
@@ -272,8 +272,8 @@ class Workspace:
 
     def evaluate(self, site: str | Site, *, progress: bool = True) -> dict[str, float]:
         """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`)."""
-        from saekit.activations.files import write_whole
         from saekit.evaluate.quality import quality
+        from saekit.files import write_whole
 
         site = self.site(str(site))
         store = self.store()

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "saekit.errors": 0,
+    "saekit.files": 0,
     "saekit.progress": 0,
     "saekit.lm": 1,
     "saekit.sae": 1,

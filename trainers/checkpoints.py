@@ -7,9 +7,7 @@ checkpoints/step-000012000/
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,37 +15,30 @@ from typing import Any
 
 from torch import Tensor
 
-from saekit.errors import CheckpointError, StorageFull
+from saekit.errors import CheckpointError
+from saekit.files import PARTIAL, replace, sync
 from saekit.sae import SAE
 
 _STATE = "state"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save(folder: Path, step: int, sae: SAE, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> None:
-    """Write the checkpoint of `step` into `folder`, then drop all but the last `keep`.
-
-    Raises:
-        StorageFull: no room; the checkpoints before are kept.
-    """
-    from safetensors import SafetensorError
+    """Write the checkpoint of `step` into `folder`, then drop all but the last `keep`. If that fails, those before are kept."""
     from safetensors.torch import save_file
 
-    final, beside = folder / f"step-{step:09d}", folder / f".step-{step:09d}.partial"
+    final = folder / f"step-{step:09d}"
+    beside = folder / f".{final.name}{PARTIAL}"
     try:
         shutil.rmtree(beside, ignore_errors=True)
         sae.save(beside)
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / f"{_STATE}.safetensors")
         (beside / f"{_STATE}.json").write_text(json.dumps(facts))
         for name in (f"{_STATE}.safetensors", f"{_STATE}.json", "."):
-            _sync(beside / name)
+            sync(beside / name)
         shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        _sync(folder)
-    except (OSError, SafetensorError, StorageFull) as error:
+        replace(beside, final)
+    except Exception:
         shutil.rmtree(beside, ignore_errors=True)
-        if getattr(error, "errno", None) in _FULL or (isinstance(error, SafetensorError) and "os error 28" in str(error)):
-            raise StorageFull(f"No room for a checkpoint in {folder}.", "Make room and run the same command again.") from error
         raise
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
@@ -78,11 +69,3 @@ def clear(folder: Path) -> None:
 
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -37,7 +37,7 @@ class LiveActivations(ActivationSource):
         seed, split, heldout, buffer_tokens, epochs, drop_special: as in :class:`ActivationReader`.
         n_tokens: rows of the corpus in an epoch, before the split and BOS are taken out; None: all of it.
         context, packing: as in :func:`saekit.activations.write_store`.
-        contexts: contexts in a forward pass; None: about 4096 tokens, 32768 on a GPU.
+        contexts: contexts in a forward pass; None: about 2048 tokens, 32768 on a GPU.
 
     Batches are on the device that the model computes the site on.
 

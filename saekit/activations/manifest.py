@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saekit.activations.files import write_whole
 from saekit.activations.tokens import Cursor
 from saekit.errors import StoreCorrupt, StoreMismatch
+from saekit.files import write_whole
 
 FILE = "manifest.json"
 FORMAT, VERSION = "saekit-activations", 1

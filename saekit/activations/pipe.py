@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saekit.activations.files import write_whole
 from saekit.activations.manifest import ShardEntry
 from saekit.activations.rows import RowSource, check_finite, choose_rows
 from saekit.activations.shard import ShardBuilder, as_numpy
 from saekit.activations.tokens import TokenBatch
+from saekit.files import write_whole
 from saekit.lm.sites import Site
 
 _WAITING_BYTES = 2**28

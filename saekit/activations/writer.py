@@ -15,13 +15,13 @@ import torch
 from saekit import __version__
 from saekit.activations.ahead import ahead
 from saekit.activations.corpus import Corpus, check_corpus
-from saekit.activations.files import PARTIAL
 from saekit.activations.manifest import FILE, Manifest, ShardEntry
 from saekit.activations.pipe import ShardPipe
 from saekit.activations.shard import storage_dtype
 from saekit.activations.store import ActivationStore, damaged, model_facts
 from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, token_batches
 from saekit.errors import ConfigError, WorkspaceError
+from saekit.files import PARTIAL
 from saekit.lm.sites import Site
 from saekit.progress import Bar, track
 
@@ -56,7 +56,7 @@ def write_store(
         n_tokens: rows in all, BOS included; a corpus with fewer is stored whole, once. None: the whole corpus.
         context: tokens in a context; None: what the model has positions for, at most 256.
         dtype: of the stored numbers: float32, float16 or bfloat16.
-        batch_size: contexts in a forward pass; None: about 4096 tokens, 32768 on a GPU. Like `shard_tokens` it may differ
+        batch_size: contexts in a forward pass; None: about 2048 tokens, 32768 on a GPU. Like `shard_tokens` it may differ
             between an interruption and the next call, but then numbers equal an uninterrupted run's up to rounding only.
         shard_tokens: rows in a shard, rounded up to whole batches; None: 65536, or as many as make 512 MiB.
         packing: see :func:`saekit.activations.token_batches`.
@@ -136,8 +136,8 @@ def default_context(lm: LanguageModel) -> int:
 
 
 def default_batch_size(lm: LanguageModel, context: int) -> int:
-    """Contexts in a forward pass that keep the device busy."""
-    return max(1, (2**12 if lm.device.type == "cpu" else 2**15) // context)
+    """Contexts in a forward pass: few enough for a CPU's caches and allocator, enough to keep a GPU busy."""
+    return max(1, (2**11 if lm.device.type == "cpu" else 2**15) // context)
 
 
 @dataclass

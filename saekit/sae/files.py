@@ -5,9 +5,7 @@ No pickle is ever read or written. What sae-lens has no field for is kept in `me
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saekit.errors import ConfigError, SAEFormatError, SAENotFound, StorageFull, UnknownSite
+from saekit.errors import ConfigError, SAEFormatError, SAENotFound, UnknownSite
+from saekit.files import PARTIAL, is_full, no_room, sync
 from saekit.lm.sites import Site
 from saekit.sae.config import ARCHITECTURES, DTYPES, SAEConfig
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 VERSION_KEYS = ("sae_lens_version", "sae_lens_training_version")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIELD_KEYS = ("model_name", "context_size", "prepend_bos")  # metadata that has a field of its own in SAEConfig
 
 
@@ -87,14 +85,14 @@ def save(sae: SAE, folder: str | Path, *, sparsity: Tensor | None = None) -> Non
         if tuple(sparsity.shape) != (sae.cfg.n_latents,) or not bool(((sparsity >= 0) & (sparsity <= 1)).all()):
             raise ConfigError(f"sparsity must be ({sae.cfg.n_latents},) fractions of tokens.", "Pass no logarithms.")
         files[SPARSITY] = {"sparsity": (sparsity + 1e-10).log10()}
-    beside = {name: folder / f".{name}.partial" for name in (WEIGHTS, SPARSITY, CONFIG)}
+    beside = {name: folder / f".{name}{PARTIAL}" for name in (WEIGHTS, SPARSITY, CONFIG)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(tensors, beside[name])
         beside[CONFIG].write_text(cfg)
         for name in (*files, CONFIG):
-            _sync(beside[name])
+            sync(beside[name])
         # A configuration that does not fit the new weights goes first and the new one comes last: killed in between, the
         # folder holds no SAE rather than a wrong one.
         if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != cfg.encode():
@@ -103,13 +101,13 @@ def save(sae: SAE, folder: str | Path, *, sparsity: Tensor | None = None) -> Non
         for name in (*files, CONFIG):
             beside[name].replace(folder / name)
         beside[SPARSITY].unlink(missing_ok=True)  # of a save that was killed
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         for path in beside.values():
             if folder.is_dir():
                 path.unlink(missing_ok=True)
-        if _is_full(error):
-            raise StorageFull(f"There is no room for {sae.name} in {folder}.", "Free some space and save again.") from error
+        if is_full(error):
+            raise no_room(folder) from error
         raise
 
 
@@ -357,17 +355,3 @@ def _where_else(folder: Path) -> str:
     if (folder / "sae.safetensors").exists():
         return "It looks like sparsify's layout: convert it with sae_lens first."
     return f"An SAE is a folder with {CONFIG} and {WEIGHTS}."
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    return any(f"os error {code})" in str(error) for code in _FULL)  # all that safetensors passes on
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from saekit.activations.files import write_whole
 from saekit.errors import InterventionError
+from saekit.files import write_whole
 
 _SUFFIX = ".safetensors"
 _KEY = "saekit"

@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_what_was_there(folder: Path, random_sae: Any) -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel refuses longer files, as a full disk would
     try:
-        with pytest.raises(StorageFull, match="no room for gated-40"):
+        with pytest.raises(StorageFull, match="No room for sae"):
             other.save(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
