@@ -160,6 +160,18 @@ class TrainConfig:
             device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
 
+    @property
+    def sparse_step(self) -> bool:
+        """Whether a resolved configuration trains with the sparse CPU step.
+
+        Raises:
+            ConfigError: it was asked for where it cannot run.
+        """
+        possible = torch.device(self.device or "cpu").type == "cpu" and self.dtype == "float32"
+        if self.backend == "numba" and not possible:
+            raise ConfigError(f"backend='numba' cannot train {self.dtype} on {self.device}.", "It is for float32 on the CPU.")
+        return possible and self.backend != "torch"
+
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the settings that make another dictionary in `other`."""
         names = (field.name for field in dataclasses.fields(self) if field.name not in _FREE)

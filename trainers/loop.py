@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from saekit.activations import ActivationReader, ActivationStore
-from saekit.activations.files import write_whole
 from saekit.errors import CheckpointError, ConfigError, StoreMismatch
+from saekit.files import is_full, no_room, write_whole
 from saekit.lm.sites import Site
 from saekit.progress import track
 from saekit.sae import SAE, SAEConfig
@@ -83,6 +83,7 @@ def train(
         StoreMismatch: `out` holds an SAE or a run with other settings or data.
         CheckpointError: the last checkpoint cannot be resumed.
         NonFiniteActivations: NaN or infinity in a batch or in the loss; says which batch. The last checkpoint is kept.
+        StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
     """
     site, out = Site.parse(site), Path(out)
     if site_out is not None and Site.parse(site_out) != site:
@@ -97,17 +98,18 @@ def train(
         heldout = _heldout(source, site, config) if heldout is None else heldout
         source = _reader(source, site, config, "train")
     out.mkdir(parents=True, exist_ok=True)
-    training, log_position = _resume(out / "checkpoints", config, source)
-    if training is None:
-        training = Training(config, _statistics(source, site, config))
-    write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
-    with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
-        run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout)
-        run.train(progress)
-        sae = run.sae()
-        run.evaluate(sae, _FINAL_TOKENS)
-    sae.save(out, sparsity=training.frequency())
-    checkpoints.clear(out / "checkpoints")
+    with only_blocks() if config.sparse_step else nullcontext(), _storage_errors(out):
+        training, log_position = _resume(out / "checkpoints", config, source)
+        if training is None:
+            training = Training(config, _statistics(source, site, config))
+        write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
+        with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
+            run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout)
+            run.train(progress)
+            sae = run.sae()
+            run.evaluate(sae, _FINAL_TOKENS)
+        sae.save(out, sparsity=training.frequency())
+        checkpoints.clear(out / "checkpoints")
     return sae
 
 
@@ -133,7 +135,7 @@ class _Run:
         training, config = self.training, self.training.config
         assert config.tokens is not None and config.log_tokens is not None and config.checkpoint_tokens is not None
         note = ""
-        with only_blocks() if training.sparse else nullcontext(), track("training", config.tokens, enabled=progress) as bar:
+        with track("training", config.tokens, enabled=progress) as bar:
             batches = iter(self.source)
             while training.tokens < config.tokens:
                 batch = next(batches, None)
@@ -172,6 +174,18 @@ class _Run:
     def sae(self) -> SAE:
         """The dictionary as it is now, in the units of the data."""
         return self.training.p.to_sae(self.sae_config, self.training.data.scale)
+
+
+@contextmanager
+def _storage_errors(out: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if is_full(error):
+            raise no_room(out) from error
+        raise
 
 
 def _resume(folder: Path, config: TrainConfig, source: Source) -> tuple[Training | None, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.errors import ConfigError, NonFiniteActivations
+from saekit.errors import NonFiniteActivations
 from trainers.adam import Adam
 from trainers.config import DTYPES, TrainConfig
 from trainers.dead import DeadCounter
@@ -47,9 +47,7 @@ class Training:
         device, dtype = config.device, DTYPES[config.dtype]
         self.config, self.data = config, data
         self.on_cpu = torch.device(device).type == "cpu"
-        self.sparse = config.backend != "torch" and self.on_cpu and dtype == torch.float32
-        if config.backend == "numba" and not self.sparse:
-            raise ConfigError(f"backend='numba' cannot train {config.dtype} on {device}.", "It is for float32 on the CPU.")
+        self.sparse = config.sparse_step
         self.objective = objective(config, data.variance)
         self.p = Parameters.start(config.n_latents, data, config.seed, dtype, device)
         self.adam = Adam.start(self.p, config)

@@ -59,7 +59,8 @@ def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     train(Memory(x, 200), config, out, site=SITE, progress=False, wandb="saekit-tests")
     (record,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
 
-    fvu, settings = [], {}
+    fvu: list[float] = []
+    settings: dict[str, Any] = {}
     for entry in _wandb_records(record):
         values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
         if "fvu" in values:

@@ -165,6 +165,59 @@ def test_float64_takes_the_torch_step_and_agrees(tmp_path: Path) -> None:
         _train(tmp_path / "no", dataclasses.replace(config, dtype="float64", backend="numba"))
 
 
+def test_the_number_of_threads_does_not_matter(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, tokens=10_000, n_latents=700)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            _train(tmp_path / str(threads), config)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.get_num_threads() == before
+    assert _files(tmp_path / "1") == _files(tmp_path / "2") == _files(tmp_path / "3")
+
+
+FULL_DISK = """
+import resource, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_loop import CONFIG, _train
+import dataclasses
+from saekit.errors import StorageFull
+config = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=2_000)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    _train(Path(sys.argv[1]), config)
+except StorageFull as error:
+    print("StorageFull:", error)
+"""
+
+
+@pytest.mark.parametrize("limit", [30_000, 1_000])  # too small for a state, too small for the metrics
+def test_a_full_disk_is_a_typed_error_and_leaves_nothing_half_written(tmp_path: Path, limit: int) -> None:
+    code = FULL_DISK.format(here=str(Path(__file__).parent), limit=limit)
+    command = [sys.executable, "-c", code, str(tmp_path / "sae")]
+    result = subprocess.run(command, env={**os.environ, "NUMBA_DISABLE_JIT": "0"}, capture_output=True, text=True)
+    assert result.stdout.startswith("StorageFull: No room"), result.stderr
+    assert not list((tmp_path / "sae").rglob("*.partial"))
+    assert not (tmp_path / "sae" / "cfg.json").exists()
+
+
+def test_auxk_revives_dead_latents() -> None:
+    x = _sparse_data(20_000)
+    dead_at_the_end = {}
+    for coefficient in (0.0, 1 / 32):
+        config = dataclasses.replace(CONFIG, tokens=100_000, dead_tokens=1_000, aux_coefficient=coefficient, lr=3e-3).resolve(D)
+        training = Training(config, Statistics.of(x, "mean"))
+        training.p.W_enc_FD[: F // 2] *= 0.05  # so small that they are never among the largest
+        for batch in torch.cat([x] * 5).split(256):
+            training.step(batch)
+        dead_at_the_end[coefficient] = len(training.dead.dead)
+    assert dead_at_the_end[0.0] >= F // 2
+    assert dead_at_the_end[1 / 32] < F // 10
+
+
 CHILD = """
 import sys
 sys.path.insert(0, {here!r})

@@ -34,8 +34,8 @@ def _both(
     if path == "torch":
         leaves = p.map(lambda tensor: tensor.detach().requires_grad_())
         outcome = TopK(config, variance).loss(leaves, x, dead)
-        grads = torch.autograd.grad(outcome.loss, list(leaves.named().values()))
         assert isinstance(outcome.loss, Tensor)
+        grads = torch.autograd.grad(outcome.loss, list(leaves.named().values()))
         return outcome.loss.item(), Parameters(**dict(zip(leaves.named(), grads)))
     config = dataclasses.replace(config, screen="screened" in path)
     outcome, gradient = TopK(config, variance).gradient(p, x, dead)
