@@ -211,6 +211,14 @@ def test_blocks_do_not_matter(tiny_lm: LanguageModel, batch_tokens: int, seed: i
         np.testing.assert_array_equal(array, cut[name], err_msg=name)
 
 
+def test_memory_does_not_grow_with_tokens(tiny_lm: LanguageModel) -> None:
+    sizes = []
+    for documents in (5, 80):
+        accumulators, _ = run(tiny_lm, make_store(tiny_lm, documents=documents), BuildConfig(slots=8))
+        sizes.append({name: array.nbytes for name, array in accumulators.state().items()})
+    assert sizes[0] == sizes[1]
+
+
 @pytest.mark.parametrize("slots", [4, 16, 48])
 def test_small_sketches_miss_nothing_heavy(tiny_lm: LanguageModel, store: PlantedStore, slots: int) -> None:
     sketch = run(tiny_lm, store, BuildConfig(slots=slots))[0].tokens
