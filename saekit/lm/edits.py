@@ -129,8 +129,9 @@ class Window:
         special: Tensor,
         prompt_B: Tensor | None = None,
         default: Positions | None = None,
+        row_B: Tensor | None = None,
     ) -> Window:
-        """The window of whole sequences; without `prompt_B` they are all prompt."""
+        """The window of whole sequences; without `prompt_B` they are all prompt, without `row_B` each is its own."""
         B, T = tokens_BT.shape
         device = tokens_BT.device
         if mask_BT is None:
@@ -141,7 +142,8 @@ class Window:
             position_BT = positions_from_mask(real_BT)
             lengths_B = real_BT.sum(1)
         prompt_B = lengths_B if prompt_B is None else prompt_B.to(device)
-        return cls(tokens_BT, real_BT, position_BT, prompt_B, torch.arange(B, device=device), special, default)
+        row_B = torch.arange(B, device=device) if row_B is None else row_B.to(device)
+        return cls(tokens_BT, real_BT, position_BT, prompt_B, row_B, special, default)
 
     def apply(self, edit: Edit, x: Tensor) -> Tensor:
         """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself where it touches none."""

@@ -126,6 +126,7 @@ class LanguageModel(Anatomy):
         edits: Any = (),
         positions: Positions | None = None,
         prompt_lengths: Tensor | Sequence[int] | None = None,
+        prompt_of_row: Tensor | Sequence[int] | None = None,
         stop_after: str | Site | None = None,
         start_at: tuple[Recording, int, Tensor | None] | None = None,
         grad: bool = False,
@@ -142,6 +143,7 @@ class LanguageModel(Anatomy):
             edits: Edits, or anything with `.edits(lm)`.
             positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too.
             prompt_lengths: (B,) how many real tokens are prompt, for positions that tell prompt from generated; None is all.
+            prompt_of_row: (B,) which prompt each row is of, told to edits as `At.batch_N`; None: each row is its own.
             stop_after: end once this site and what is read have been seen: no later layer and no unembedding is computed.
             start_at: (recording, layer, resid_pre): run only blocks layer.. on resid_pre (K * B, T, d_model), row r in the place
                 of row r % B of what :meth:`record` recorded; bit-exact. None for resid_pre is the recorded one.
@@ -173,8 +175,9 @@ class LanguageModel(Anatomy):
 
         window = None
         if by_site:
-            lengths_B = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
-            window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions)
+            lengths_B = _per_row("prompt_lengths", prompt_lengths, tokens_BT)
+            row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
+            window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
         if self.model.training:
             self.model.eval()
         act = Pass(self, sites | {end} if logits == "last" else sites, by_site, stop, grad)
@@ -300,6 +303,17 @@ class LanguageModel(Anatomy):
         from saekit.objects import space_at
 
         return space_at(self, self.site(site))
+
+
+def _per_row(name: str, values: Tensor | Sequence[int] | None, tokens_BT: Tensor) -> Tensor | None:
+    if values is None:
+        return None
+    values_B = torch.as_tensor(values, device=tokens_BT.device)
+    if values_B.shape != tokens_BT.shape[:1] or values_B.is_floating_point():
+        raise ConfigError(
+            f"{name} of shape {tuple(values_B.shape)} does not fit {len(tokens_BT)} rows.", "Give one integer for each row."
+        )
+    return values_B
 
 
 def _last_real(resid_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -212,6 +212,20 @@ def test_positions_mean_what_they_say(
     assert sorted(seen) == sorted(wanted)
 
 
+def test_rows_of_one_prompt(tiny: LanguageModel, tokens: Tensor) -> None:
+    """What an edit does to a row follows from the prompt that the row is said to be of."""
+    shifts = torch.randn(2, tiny.d_model, generator=torch.Generator().manual_seed(4))
+    edit = Edit(Site("resid_pre", 1), lambda rows, at: rows + shifts[at.batch_N])
+    rows = torch.cat([tokens, tokens])
+    logits = tiny.run(rows, edits=[edit], prompt_of_row=[1, 0, 0, 1]).logits
+    for b, prompt in enumerate([1, 0, 0, 1]):
+        own = Edit(Site("resid_pre", 1), lambda rows, at, prompt=prompt: rows + shifts[prompt])
+        torch.testing.assert_close(logits[b : b + 1], tiny.run(rows[b : b + 1], edits=[own]).logits, atol=2e-5, rtol=1e-4)
+    for wrong in ([0, 1], [[0, 1, 0, 1]], [0.5, 1.0, 0.0, 1.0]):
+        with pytest.raises(ConfigError, match="prompt_of_row"):
+            tiny.run(rows, edits=[edit], prompt_of_row=wrong)  # type: ignore[arg-type]
+
+
 def test_an_edit_touches_its_positions_and_nothing_else(tiny: LanguageModel, tokens: Tensor) -> None:
     base = tiny.run(tokens, read=tiny.sites())
     for site in tiny.sites():
