@@ -62,9 +62,13 @@ def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
 
 
 def features_at(lm: LanguageModel, site: Site) -> Features:
-    """The features of the SAE attached at `site`."""
+    """The features of the SAE attached at `site`.
+
+    Raises:
+        StoreMismatch: its widths are not those of the model, or it is a transcoder that writes nobody knows where.
+    """
     sae = lm.dictionaries[site]
-    out = lm.site(sae.cfg.site_out) if sae.cfg.transcodes and sae.cfg.site_out else site
+    out = lm.site(sae.writes_at(site))
     return Features(
         sae,
         site,

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from saekit.sae.architectures import SAE, SparseCode
 from saekit.sae.config import ARCHITECTURES, SAEConfig
+from saekit.sae.files import load_sparsity
 
-__all__ = ["ARCHITECTURES", "SAE", "SAEConfig", "SparseCode"]
+__all__ = ["ARCHITECTURES", "SAE", "SAEConfig", "SparseCode", "load_sparsity"]

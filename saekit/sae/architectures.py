@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
+from saekit.lm.sites import Site
 from saekit.sae import kernels
 from saekit.sae.config import ARCHITECTURES, DTYPES, SAEConfig
 
@@ -54,8 +55,8 @@ class SAE(nn.Module):
     and `b_enc`, `threshold`, `b_gate`, `b_mag`, `r_mag` (F,), `W_skip` (d_out, D) where the architecture has them. They are
     parameters that ask for no gradient; everything here is differentiable in its input and, after `requires_grad_()`, in them.
 
-    Inputs are (..., D), or (..., heads, d_head) with heads * d_head = D; they are cast to the dtype of the weights, in which
-    results come back.
+    Inputs are (..., D), or (..., heads, d_head) with heads * d_head = D; they are brought to the device and dtype of the
+    weights, in which results come back.
     """
 
     W_enc: nn.Parameter
@@ -72,6 +73,7 @@ class SAE(nn.Module):
         """
         super().__init__()
         self.cfg = replace(cfg)
+        self._known_fingerprint: tuple[Any, str] | None = None
         dtype = DTYPES[cfg.dtype]
         shapes = cfg.shapes()
         if tensors is None:
@@ -157,12 +159,12 @@ class SAE(nn.Module):
         """
         if isinstance(code, Tensor):
             lead = code.shape[:-1]
-            out_NO = code.reshape(-1, self.cfg.n_latents).to(self.dtype) @ self.W_dec + self.b_dec
+            out_NO = code.reshape(-1, self.cfg.n_latents).to(self.device, self.dtype) @ self.W_dec + self.b_dec
         else:
-            values, indices = code
-            lead = values.shape[:-1]
-            K = values.shape[-1]
-            out_NO = kernels.gather_decode(values.reshape(-1, K).to(self.dtype), indices.reshape(-1, K), self.W_dec, self.b_dec)
+            lead, K = code.values.shape[:-1], code.values.shape[-1]
+            values_NK = code.values.reshape(-1, K).to(self.device, self.dtype)
+            indices_NK = code.indices.reshape(-1, K).to(self.device)
+            out_NO = kernels.gather_decode(values_NK, indices_NK, self.W_dec, self.b_dec)
         if x_BD is None:
             if self.cfg.normalizes and not self.cfg.transcodes:
                 raise ConfigError(
@@ -215,16 +217,26 @@ class SAE(nn.Module):
         files.save(self, folder, sparsity=sparsity)
 
     def fingerprint(self) -> str:
-        """sha256 of configuration and weights. The same after saving and loading, in any folder and on any device."""
+        """sha256 of configuration and weights. The same after saving and loading, in any folder and on any device.
+
+        Kept until torch counts a change of a weight; it counts none made through `.data` or numpy.
+        """
         from saekit.sae import files
 
         facts = files.config_to_dict(self.cfg)
         facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in files.VERSION_KEYS}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        config = json.dumps(facts, sort_keys=True).encode()
+        tensors = sorted(self.state_dict(keep_vars=True).items())
+        counted = not any(tensor.is_inference() for _, tensor in tensors)
+        state = config, *((tensor.data_ptr(), tensor._version) for _, tensor in tensors if counted)
+        if counted and self._known_fingerprint is not None and self._known_fingerprint[0] == state:
+            return self._known_fingerprint[1]
+        digest = hashlib.sha256(config)
+        for name, tensor in tensors:
             digest.update(name.encode())
-            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        self._known_fingerprint = state, digest.hexdigest()
+        return self._known_fingerprint[1]
 
     @property
     def name(self) -> str:
@@ -248,6 +260,18 @@ class SAE(nn.Module):
             "dtype": cfg.dtype,
             "fingerprint": self.fingerprint(),
         }
+
+    def writes_at(self, site: Site) -> Site:
+        """Where it writes when it reads at `site`: there, unless it is a transcoder.
+
+        Raises:
+            StoreMismatch: it is a transcoder, and its configuration does not say.
+        """
+        if not self.cfg.transcodes:
+            return site
+        if self.cfg.site_out is None:
+            raise StoreMismatch(f"{self.name} is a transcoder, and where it writes is unknown.", "Set its cfg.site_out.")
+        return Site.parse(self.cfg.site_out)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -279,6 +303,7 @@ class SAE(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SAE:
         super()._apply(fn, recurse)
+        self._known_fingerprint = None  # torch swaps the data without counting it as a change
         self.cfg.dtype = str(self.dtype).removeprefix("torch.")
         return self
 
@@ -289,7 +314,7 @@ class SAE(nn.Module):
         return self.cfg.activation in ("topk", "abstopk")
 
     def _rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:
-        """x as (N, D) rows in the dtype of the weights, and the shape in front that was flattened away."""
+        """x as (N, D) rows on the device and in the dtype of the weights, and the shape in front that was flattened away."""
         lead, D = x.shape[:-1], self.cfg.d_in
         if x.shape[-1] != D and math.prod(x.shape[-2:]) == D:
             lead = x.shape[:-2]
@@ -298,7 +323,7 @@ class SAE(nn.Module):
                 f"{self.name} reads {D} numbers per token, but the activations have shape {tuple(x.shape)}.",
                 "It was made for another model or site.",
             )
-        return x.reshape(-1, D).to(self.dtype), lead
+        return x.reshape(-1, D).to(self.device, self.dtype), lead
 
     def _centre(self, x_ND: Tensor) -> Tensor:
         if self.cfg.normalizes:

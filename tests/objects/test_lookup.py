@@ -98,10 +98,10 @@ def test_all_units_of_a_site_from_another_run(lm: LanguageModel, kind: str) -> N
     """Where everything later depends on the site alone, the logits are those of the other run; elsewhere the site is."""
     site = Site(kind) if kind == "embed" else Site(kind, 1)
     space = space_at(lm, site)
-    other = lm.run(OTHER, read=[site])
+    other = lm.run(OTHER, read=[site], logits="all")
     target = space.read(other[site]).flatten(0, 1)
     edit = Edit(site, lambda rows, at: space.write(rows, range(space.n_units), target))
-    patched = lm.run(TOKENS, read=[site], edits=[edit])
+    patched = lm.run(TOKENS, read=[site], edits=[edit], logits="all")
     assert torch.equal(patched[site], other[site])
     if kind in ("embed", "resid_pre", "resid_mid", "resid_post"):
         assert patched.logits is not None and other.logits is not None
@@ -148,3 +148,14 @@ def test_reading_through_the_model_is_encoding(attached: LanguageModel) -> None:
     sae = attached.dictionaries[Site("resid_post", 2)]
     x: Tensor = attached.run(TOKENS, read=["resid_post.2"])["resid_post.2"]
     assert torch.equal(attached.space("resid_post.2").read(x), sae.encode_dense(x))
+
+
+def test_a_transcoder_that_writes_nobody_knows_where_has_no_space(
+    stories_lm: LanguageModel, make_sae: Callable[..., SAE]
+) -> None:
+    stories_lm.attach_sae("mlp_in.3", make_sae("transcoder", 64, 300, d_out=64))
+    try:
+        with pytest.raises(StoreMismatch, match="where it writes is unknown"):
+            stories_lm.space("mlp_in.3")
+    finally:
+        stories_lm.dictionaries.clear()

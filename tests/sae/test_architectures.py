@@ -251,6 +251,67 @@ def test_fingerprint_names_configuration_and_weights(random_sae: Any) -> None:
     assert random_sae("topk", 8, 24).fingerprint() in prints
 
 
+def test_fingerprint_follows_every_change_of_a_weight(random_sae: Any) -> None:
+    sae = random_sae("topk", 8, 24)
+    tensors = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    found = [sae.fingerprint()]
+    sae.W_dec[3, 2] += 1
+    found.append(sae.fingerprint())
+    sae.state_dict()["b_enc"].mul_(2)
+    found.append(sae.fingerprint())
+    sae.fold_scale(0.5)
+    found.append(sae.fingerprint())
+    sae.b_dec = torch.nn.Parameter(sae.b_dec + 1, requires_grad=False)
+    found.append(sae.fingerprint())
+    sae.bfloat16().float()
+    found.append(sae.fingerprint())
+    sae.cfg.site = Site.parse("resid_post.1")
+    found.append(sae.fingerprint())
+    assert len(set(found)) == len(found)
+    assert found[-1] == SAE(sae.cfg, sae.state_dict()).fingerprint() == sae.fingerprint()
+    sae.cfg.site = None
+    sae.load_state_dict(tensors)
+    assert sae.fingerprint() == found[0]
+
+
+def test_fingerprint_of_unchanged_weights_reads_them_once(random_sae: Any) -> None:
+    class Reads(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += "view" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    sae = random_sae("topk", 8, 24)
+    with Reads() as first:
+        found = sae.fingerprint()
+    with Reads() as second:
+        assert sae.fingerprint() == found
+    assert first.seen > 0 and second.seen == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_inputs_are_brought_to_the_weights(architecture: str, random_sae: Any) -> None:
+    sae, x = random_sae(architecture, 8, 24), _x(5, 8)
+    code, dense = sae.encode(x), sae.encode_dense(x)
+    elsewhere = sae.to("meta")
+    for found in (
+        elsewhere._rows(x)[0],
+        elsewhere.scale(x),
+        elsewhere.decode(dense, x),
+        *(() if isinstance(code, SparseCode) else (elsewhere(x), elsewhere.encode(x), elsewhere.encode_dense(x))),
+    ):
+        assert found.device.type == "meta" and len(found) == 5
+
+
+def test_where_it_writes(random_sae: Any) -> None:
+    site, out = Site.parse("mlp_in.1"), Site.parse("mlp_out.1")
+    assert random_sae("topk", 8, 24).writes_at(site) == site
+    assert random_sae("transcoder", 8, 24, site=site, site_out=out).writes_at(site) == out
+    with pytest.raises(StoreMismatch, match=r"where it writes is unknown.*site_out"):
+        random_sae("transcoder", 8, 24, site=site).writes_at(site)
+
+
 def test_name_and_identity(random_sae: Any) -> None:
     sae = random_sae("topk", 8, 24, site=Site.parse("resid_post.1"))
     assert sae.name == "topk-24@resid_post.1"

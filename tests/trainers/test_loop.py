@@ -19,8 +19,7 @@ from torch import Tensor
 
 from saekit.errors import CheckpointError, ConfigError, NonFiniteActivations, StoreMismatch
 from saekit.lm.sites import Site
-from saekit.sae import SAE, SparseCode
-from saekit.sae.files import load_sparsity
+from saekit.sae import SAE, SparseCode, load_sparsity
 from trainers import TrainConfig, train
 from trainers.metrics import reconstruction
 from trainers.state import Training
