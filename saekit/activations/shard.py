@@ -86,11 +86,15 @@ class _Column:
     def append(self, rows: np.ndarray) -> None:
         while len(rows):
             size = min(self._rows - self._filled, len(rows))
-            self._chunk[self._filled : self._filled + size] = rows[:size]
-            self._filled += size
+            if size == self._rows:  # a whole chunk at once needs no copy
+                self._write(np.ascontiguousarray(rows[:size]), size)
+            else:
+                self._chunk[self._filled : self._filled + size] = rows[:size]
+                self._filled += size
+                if self._filled == self._rows:
+                    self._write(self._chunk, self._rows)
+                    self._filled = 0
             rows = rows[size:]
-            if self._filled == self._rows:
-                self._write(self._rows)
 
     def finish(self) -> h5py.Dataset:
         if self._dataset is None:  # less than one chunk
@@ -98,16 +102,15 @@ class _Column:
             return self._file.create_dataset(self._name, data=data, chunks=data.shape, maxshape=(None, *data.shape[1:]))
         if self._filled:
             self._chunk[self._filled :] = 0
-            self._write(self._filled)
+            self._write(self._chunk, self._filled)
         return self._dataset
 
-    def _write(self, valid: int) -> None:
-        shape = self._chunk.shape
+    def _write(self, chunk: np.ndarray, valid: int) -> None:
+        shape = chunk.shape
         if self._dataset is None:
             self._dataset = self._file.create_dataset(
-                self._name, (0, *shape[1:]), self._chunk.dtype, chunks=shape, maxshape=(None, *shape[1:])
+                self._name, (0, *shape[1:]), chunk.dtype, chunks=shape, maxshape=(None, *shape[1:])
             )
         self._dataset.resize(self._written + valid, axis=0)
-        self._dataset.id.write_direct_chunk((self._written, *(0 for _ in shape[1:])), self._chunk)
+        self._dataset.id.write_direct_chunk((self._written, *(0 for _ in shape[1:])), chunk)
         self._written += valid
-        self._filled = 0

@@ -62,7 +62,7 @@ def die_at(step: int) -> Callable[[], None]:
         return call
 
     def patch() -> None:
-        for name in ("fsync", "rename", "unlink", "mkdir", "rmdir"):
+        for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
 
     return patch
