@@ -16,8 +16,6 @@ from saekit.sae import SAE, SparseCode
 if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
 
-_LOGIT_NUMBERS = 1 << 24  # handled at once when distributions are compared
-
 
 @torch.no_grad()
 def reconstruction(sae: SAE, batches: Iterable[Mapping[Site, Tensor] | Tensor]) -> dict[str, float]:
@@ -86,11 +84,13 @@ def ce_recovered(
 
     Raises:
         CorpusError: there is no token to predict.
+        StoreMismatch: a transcoder does not say where it writes.
     """
     from saekit.lm import Edit
+    from saekit.lm.predictions import last_residuals, logits_of
 
     site = lm.site(site)
-    target = lm.site(sae.cfg.site_out) if sae.cfg.transcodes and sae.cfg.site_out else site
+    target = lm.site(sae.writes_at(site))
     batches = [_tokens(lm, batch) for batch in token_batches]
     mean = _mean(lm, target, batches) if baseline == "mean" else None
 
@@ -101,26 +101,27 @@ def ce_recovered(
         return x
 
     def splice(y: Tensor, at: At) -> Tensor:
-        return sae(read["x"].flatten(1)).reshape(y.shape).to(y.dtype)
+        return sae(read["x"].flatten(1)).reshape(y.shape).to(y.device, y.dtype)
 
     def ablate(y: Tensor, at: At) -> Tensor:
-        return torch.zeros_like(y) if mean is None else mean.to(y.dtype).expand_as(y)
+        return torch.zeros_like(y) if mean is None else mean.to(y.device, y.dtype).expand_as(y)
 
     spliced: list[Edit] = [Edit(site, keep, positions="all"), Edit(target, splice, order=1, positions="all")]
     ablated = [Edit(target, ablate, positions="all")]
     sums = torch.zeros(4, dtype=torch.float64)
     n = 0
     for tokens_BT, mask_BT, predicted_BT in batches:
-        runs = [lm.run(tokens_BT, attention_mask=mask_BT, edits=edits).logits for edits in ((), spliced, ablated)]
-        where = predicted_BT.nonzero()
-        for at in where.split(max(1, _LOGIT_NUMBERS // lm.vocab_size)):
-            row, position = at.unbind(1)
-            own, other, base = (logits[row, position - 1].float() for logits in runs if logits is not None)
-            next_N = tokens_BT[row, position]
+        row_N, position_N = predicted_BT.nonzero(as_tuple=True)
+        runs = [
+            last_residuals(lm, tokens_BT, (row_N, position_N - 1), attention_mask=mask_BT, edits=edits)
+            for edits in ((), spliced, ablated)
+        ]
+        for some, (own, other, base) in logits_of(lm, *runs):
+            next_N = tokens_BT[row_N[some], position_N[some]].to(own.device)
             divergence = kl_div(other.log_softmax(-1), own.log_softmax(-1), reduction="sum", log_target=True)
             losses = [cross_entropy(logits, next_N, reduction="sum") for logits in (own, other, base)]
             sums += torch.stack([*losses, divergence]).double().cpu()
-        n += len(where)
+        n += len(row_N)
     if n == 0:
         raise CorpusError("There is no token to predict.", "Give longer texts.")
     ce, ce_spliced, ce_baseline, kl = (sums / n).tolist()
@@ -142,7 +143,7 @@ def _sides(sae: SAE, batch: Mapping[Site, Tensor] | Tensor) -> tuple[Tensor, Ten
     else:
         assert sae.cfg.site is not None
         x = batch[sae.cfg.site]
-        y = batch[sae.cfg.site_out] if sae.cfg.transcodes and sae.cfg.site_out else x
+        y = batch[sae.writes_at(sae.cfg.site)]
     return x.to(sae.device).flatten(1), y.to(sae.device).flatten(1)
 
 
@@ -168,7 +169,7 @@ def _mean(lm: LanguageModel, site: Site, batches: list[tuple[Tensor, Tensor | No
     """Mean activation at `site` of the tokens that an SAE is spliced in at."""
     from saekit.lm import Edit
 
-    total, n = torch.zeros((), device=lm.device), 0
+    total, n = torch.zeros(()), 0
 
     def add(x: Tensor, at: At) -> Tensor:
         nonlocal total, n

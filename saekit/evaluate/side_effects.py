@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 
 from saekit.errors import CorpusError
 from saekit.evaluate.texts import ordinary, text_rows
+from saekit.lm.predictions import last_residuals, logits_of
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
@@ -29,6 +30,7 @@ def kl(
     *,
     continuations: Sequence[Sequence[int]] | None = None,
     positions: Positions | None = None,
+    prompt_of_text: Sequence[int] | None = None,
     batch_size: int = 8,
 ) -> float:
     """Mean of KL(base || steered) between next-token distributions, in nats a token.
@@ -40,6 +42,8 @@ def kl(
         continuations: token ids that follow each text. The mean is then over the tokens of the continuations (the distributions
             from which they were chosen); without them it is over all tokens of the texts but pads, BOS and other special ones.
         positions: tokens steered where the intervention does not say; "all", or with continuations "last+generated".
+        prompt_of_text: which prompt each text is of, where the intervention has a strength for each prompt; None: each is one.
+        batch_size: texts run at a time; it makes no difference to the result.
 
     Raises:
         CorpusError: no token to compare at.
@@ -47,15 +51,22 @@ def kl(
     total, count = 0.0, 0
     positions = positions or ("all" if continuations is None else "last+generated")
     for batch in _batches(lm, texts, continuations, batch_size):
-        base, steered = (
-            lm.run(
-                batch.tokens_BT, attention_mask=batch.mask_BT, edits=edits, positions=positions, prompt_lengths=batch.prompt_B
-            ).logits
+        number_B = batch.number_B if prompt_of_text is None else torch.tensor(prompt_of_text)[batch.number_B]
+        runs = [
+            last_residuals(
+                lm,
+                batch.tokens_BT,
+                batch.chosen,
+                attention_mask=batch.mask_BT,
+                edits=edits,
+                positions=positions,
+                prompt_lengths=batch.prompt_B,
+                prompt_of_row=number_B,
+            )
             for edits in ((), [intervention])
-        )
-        assert base is not None and steered is not None
-        for at in _row_chunks(batch.chosen_BT):
-            p, q = (logits[at].float().log_softmax(-1) for logits in (base, steered))
+        ]
+        for _, logits in logits_of(lm, *runs):
+            p, q = (one.log_softmax(-1) for one in logits)
             total += float(kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp_min(0).double().sum())
             count += len(p)
     if not count:
@@ -88,13 +99,12 @@ def perplexity(
     """
     sums: list[tuple[float, int]] = []
     for batch in _batches(lm, texts, continuations, batch_size, targets=True):
-        logits = lm.run(batch.tokens_BT, attention_mask=batch.mask_BT).logits
-        assert logits is not None
+        b, t = batch.chosen
         losses_BT = torch.zeros(batch.tokens_BT.shape, dtype=torch.double)
-        next_BT = batch.tokens_BT.roll(-1, 1).to(logits.device)
-        for b, t in _row_chunks(batch.chosen_BT):
-            log_p = logits[b, t].float().log_softmax(-1).gather(-1, next_BT[b, t][:, None])[:, 0]
-            losses_BT[b, t] = -log_p.double().cpu()
+        next_N = batch.tokens_BT[b, t + 1]
+        for some, (logits,) in logits_of(lm, last_residuals(lm, batch.tokens_BT, (b, t), attention_mask=batch.mask_BT)):
+            loss_N = cross_entropy(logits, next_N[some].to(logits.device), reduction="none")
+            losses_BT[b[some], t[some]] = loss_N.double().cpu()
         sums += zip(losses_BT.sum(1).tolist(), batch.chosen_BT.sum(1).tolist())
     loss, count = sum(s for s, _ in sums), sum(n for _, n in sums)
     if not count:
@@ -132,8 +142,15 @@ class _Batch:
     tokens_BT: Tensor
     mask_BT: Tensor
     prompt_B: Tensor
+    number_B: Tensor
+    """Which of all texts each is."""
     chosen_BT: Tensor
     """True at the tokens whose next-token distributions count."""
+
+    @property
+    def chosen(self) -> tuple[Tensor, ...]:
+        """Rows and columns of the chosen tokens."""
+        return self.chosen_BT.nonzero(as_tuple=True)
 
 
 def _batches(
@@ -153,11 +170,5 @@ def _batches(
             chosen_BT = followed_BT & (place_BT >= prompt_B[:, None] - 1)
         else:
             chosen_BT = followed_BT if targets else ordinary(lm, tokens_BT, mask_BT)
-        batches.append(_Batch(tokens_BT, mask_BT, prompt_B, chosen_BT))
+        batches.append(_Batch(tokens_BT, mask_BT, prompt_B, start + torch.arange(len(some)), chosen_BT))
     return batches
-
-
-def _row_chunks(chosen_BT: Tensor, rows: int = 256) -> list[tuple[Tensor, ...]]:
-    """Indices of the chosen tokens, few at a time: a vocabulary wide in float32 each."""
-    b, t = chosen_BT.nonzero(as_tuple=True)
-    return list(zip(b.split(rows), t.split(rows)))

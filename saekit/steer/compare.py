@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, Any, Literal
 
 from saekit.evaluate.side_effects import distinct_n, kl, ngram_entropy, perplexity
@@ -29,11 +30,11 @@ class Comparison:
     perplexity: dict[str, float]
     """Of the continuations under the unsteered model: baseline, steered, and random where there is a control."""
     repetition: dict[str, dict[str, float]]
-    """For each, distinct_2 (1: no bigram twice) and ngram_entropy (bits)."""
+    """For each, distinct_2 (1: no bigram twice) and ngram_entropy (bits); NaN where every continuation is too short."""
     intervention: Intervention
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; what belongs to the control is left out where there is none."""
+        """JSON values: null for a measure that is NaN; what belongs to the control is left out where there is none."""
         data = {
             "prompts": self.prompts,
             "baseline": self.baseline,
@@ -42,7 +43,10 @@ class Comparison:
             "kl": self.kl,
             "random_kl": self.random_kl,
             "perplexity": self.perplexity,
-            "repetition": self.repetition,
+            "repetition": {
+                name: {key: None if isnan(value) else value for key, value in found.items()}
+                for name, found in self.repetition.items()
+            },
             "intervention": self.intervention.to_dict(),
         }
         return {key: value for key, value in data.items() if value is not None}
@@ -94,8 +98,9 @@ def compare(
         for name, arm in arms.items()
     }
     base = made["baseline"]
+    prompt_of = [n // n_samples for n in range(len(base.prompts))]
     kls = {
-        name: kl(lm, arm, base.prompt_tokens, continuations=base.tokens, positions=positions)
+        name: kl(lm, arm, base.prompt_tokens, continuations=base.tokens, positions=positions, prompt_of_text=prompt_of)
         for name, arm in arms.items()
         if arm is not None
     }

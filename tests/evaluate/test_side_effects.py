@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import CorpusError
 from saekit.evaluate import distinct_n, kl, ngram_entropy, perplexity
-from saekit.lm import LanguageModel
+from saekit.lm import LanguageModel, predictions
 from saekit.steer import Intervention, clamp
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily.", "The cat ran to the tree. It was very happy and"]
@@ -46,6 +48,40 @@ def test_kl_over_continuations_is_over_their_tokens_only(stories_lm: LanguageMod
     assert len(values) == 4
     found = kl(stories_lm, MADE, prompts, continuations=continuations)
     assert found == pytest.approx(sum(values) / len(values), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 16])
+def test_every_text_gets_the_strength_of_its_own_prompt(stories_lm: LanguageModel, batch_size: int) -> None:
+    texts = [f"{TEXTS[n % 3]} And {n}" for n in range(10)]
+    made = clamp("neuron:3/17", [0.0] * 8 + [3.0, 6.0])
+    values = []
+    for row, strength in zip(stories_lm.text.ids(texts), [0.0] * 8 + [3.0, 6.0]):
+        p, q = (log_probabilities(stories_lm, row, edits) for edits in ([], [clamp("neuron:3/17", strength)]))
+        values += (p.exp() * (p - q)).sum(-1)[1:].tolist()
+    assert kl(stories_lm, made, texts, batch_size=batch_size) == pytest.approx(sum(values) / len(values), rel=1e-4)
+    again = kl(stories_lm, clamp("neuron:3/17", [0.0, 3.0, 6.0]), texts, prompt_of_text=[0] * 8 + [1, 2], batch_size=batch_size)
+    assert again == pytest.approx(sum(values) / len(values), rel=1e-4)
+
+
+def test_only_so_many_logits_are_at_hand(stories_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Widest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            is_logits = isinstance(found, torch.Tensor) and found.shape[-1:] == (stories_lm.vocab_size,)
+            if is_logits and "aten.t." not in str(func):  # the weight, transposed
+                self.rows = max(self.rows, found.numel() // stories_lm.vocab_size)
+            return found
+
+    def measured() -> list[float]:
+        return [kl(stories_lm, MADE, TEXTS), perplexity(stories_lm, TEXTS).overall]
+
+    expected = measured()
+    monkeypatch.setattr(predictions, "_NUMBERS", 5 * stories_lm.vocab_size)
+    with Widest() as widest:
+        assert measured() == pytest.approx(expected, rel=1e-5)
+    assert widest.rows == 5
 
 
 def test_kl_of_nothing_is_nothing(stories_lm: LanguageModel) -> None:

@@ -93,6 +93,25 @@ def test_comparison_is_of_the_models_own_generations(lm: LanguageModel, do_sampl
         assert found.perplexity[name] == pytest.approx(math.exp(nll[name] / tokens[name]), rel=1e-3)
 
 
+def test_each_prompt_has_its_own_strength_whatever_the_number_of_samples(lm: LanguageModel) -> None:
+    prompts = ["Once upon a time", "The dog", "Lily"]
+    settings = {"seed": 5, "max_new_tokens": 8, "n_samples": 2, "do_sample": True}
+    found = compare(lm, prompts, clamp(FEATURE, [2.0, 8.0, 0.5]), **settings)  # type: ignore[arg-type]
+    alone = [compare(lm, p, clamp(FEATURE, c), **settings) for p, c in zip(prompts, (2.0, 8.0, 0.5))]  # type: ignore[arg-type]
+    assert found.steered == [text for one in alone for text in one.steered]
+    counts = [sum(map(len, lm.generate(prompt, **settings).tokens)) for prompt in prompts]
+    kls = [one.kl for one in alone]
+    assert found.kl == pytest.approx(sum(n * kl for n, kl in zip(counts, kls)) / sum(counts), rel=1e-4)
+    assert len({round(kl, 3) for kl in kls}) == 3
+
+
+def test_too_short_to_repeat_is_null_in_json(lm: LanguageModel) -> None:
+    found = compare(lm, "The dog", clamp(FEATURE, 8.0), max_new_tokens=1)
+    assert math.isnan(found.repetition["baseline"]["distinct_2"])
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert data["repetition"]["baseline"] == {"distinct_2": None, "ngram_entropy": None}
+
+
 def test_comparison_as_json(lm: LanguageModel) -> None:
     data = compare(lm, "The dog", [clamp(FEATURE, 8.0), add("neuron:2/3", 1.0)], max_new_tokens=6).to_dict()
     assert json.loads(json.dumps(data)) == data

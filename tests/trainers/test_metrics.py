@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saekit.errors import CorpusError
-from saekit.lm import LanguageModel
+from saekit.errors import CorpusError, StoreMismatch
+from saekit.lm import LanguageModel, predictions
 from saekit.lm.sites import Site
 from saekit.sae import SAE, SAEConfig
 from trainers.metrics import ce_recovered, reconstruction
@@ -126,6 +126,23 @@ def test_splicing_a_transcoder_writes_where_it_predicts(stories_lm: LanguageMode
     found = ce_recovered(lm, SAE(cfg), site, [_batch(lm)])  # all zeros: the same as ablating mlp_out
     assert found["ce_recovered"] == pytest.approx(0, abs=1e-6)
     assert found["ce_spliced"] != pytest.approx(found["ce"], abs=1e-3)
+
+
+def test_a_transcoder_that_writes_nobody_knows_where_is_not_measured(stories_lm: LanguageModel) -> None:
+    lm, site = stories_lm, Site("mlp_in", 1)
+    sae = SAE(SAEConfig("transcoder", d_in=lm.d_model, d_out=lm.d_model, n_latents=8, site=site))
+    with pytest.raises(StoreMismatch, match="where it writes is unknown"):
+        ce_recovered(lm, sae, site, [_batch(lm)])
+    with pytest.raises(StoreMismatch, match="where it writes is unknown"):
+        reconstruction(sae, [{site: _data(0, 5, lm.d_model)}])
+
+
+def test_few_logits_at_a_time_give_the_same(stories_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site("resid_post", 2)
+    sae = _sae("topk", D=stories_lm.d_model, F=256, site=site)
+    expected = ce_recovered(stories_lm, sae, site, [_batch(stories_lm)])
+    monkeypatch.setattr(predictions, "_NUMBERS", 3 * stories_lm.vocab_size)
+    assert ce_recovered(stories_lm, sae, site, [_batch(stories_lm)]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_token_to_predict_is_an_error(stories_lm: LanguageModel) -> None:
