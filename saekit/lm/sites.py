@@ -27,8 +27,9 @@ HOOK_NAMES = {
 }
 # Kinds in the order in which a block computes them.
 KINDS = tuple(HOOK_NAMES)
-# Other names under which published SAEs file the same place; read, never written.
-_HOOK_ALIASES = {"blocks.{layer}.ln2.hook_normalized": "mlp_in", "blocks.{layer}.mlp.hook_out": "mlp_out"}
+# Other names under which published SAEs file the same place; read, never written. `ln2.hook_normalized` is none of them: there
+# TransformerLens has not yet multiplied by the norm's gain.
+_HOOK_ALIASES = {"blocks.{layer}.mlp.hook_out": "mlp_out"}
 
 _SITE = re.compile(r"(?P<kind>[a-z_]+)(?:\.(?P<layer>\d+))?")
 _HOOK = {
@@ -73,7 +74,7 @@ class Site:
                 return cls(kind, None if kind == "embed" else int(match["layer"]))
         match = _SITE.fullmatch(text)
         if match is None:
-            raise UnknownSite(f"{text!r} is not a site.", "Write a kind and a layer, like 'resid_post.3'.")
+            raise UnknownSite(f"{text!r} is not a site.", _hint(text))
         return cls(match["kind"], None if match["layer"] is None else int(match["layer"]))
 
     @property
@@ -91,3 +92,9 @@ class Site:
 
     def _order(self) -> tuple[int, int]:
         return (-1 if self.layer is None else self.layer, KINDS.index(self.kind))
+
+
+def _hint(text: str) -> str:
+    if text.endswith("hook_normalized"):
+        return "It lies before the norm's gain and bias, 'mlp_in.3' after them: fold them into what is to be used there."
+    return "Write a kind and a layer, like 'resid_post.3'."

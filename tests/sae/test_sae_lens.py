@@ -224,6 +224,7 @@ OLD: dict[str, dict[str, Any]] = {
     "jumprelu": {"hook_name": "blocks.2.hook_resid_pre", "architecture": "jumprelu", "apply_b_dec_to_input": False},
     "gated": {"hook_name": "blocks.2.hook_resid_pre", "architecture": "gated", "activation_fn": "relu"},
     "one head": {"hook_name": "blocks.2.attn.hook_q", "hook_head_index": 3, "sae_lens_version": "5.10.1"},
+    "before a gain": {"hook_name": "blocks.2.ln2.hook_normalized"},
 }
 
 
@@ -243,9 +244,11 @@ def test_folders_from_before_version_6(kind: str, lens: Any, random_sae: Any, tm
     ours, theirs = SAE.load(tmp_path), lens.SAE.load_from_disk(tmp_path)
     _assert_equal(ours, theirs, _x(9, 3, 4) if kind == "of heads" else _x(9, 12))
     assert ours.cfg.model_name == "gpt2" and ours.cfg.context_size == 128 and ours.cfg.prepend_bos is True
-    sites = {"of heads": Site.parse("heads.2"), "one head": None}
+    sites = {"of heads": Site.parse("heads.2"), "one head": None, "before a gain": None}
     assert ours.cfg.site == sites.get(kind, Site.parse("resid_pre.2"))
     ours.save(tmp_path / "new")
+    if kind == "before a gain":
+        assert lens.SAE.load_from_disk(tmp_path / "new").cfg.metadata.hook_name == OLD[kind]["hook_name"]
     _assert_equal(ours, lens.SAE.load_from_disk(tmp_path / "new"), _x(9, 3, 4) if kind == "of heads" else _x(9, 12))
 
 
