@@ -45,7 +45,7 @@ def _check(lm: LanguageModel) -> None:
     kinds = ["resid_pre", "v", "heads", "attn_out", "mlp_out", "resid_post"]
     kinds += ["resid_mid"] if lm.family.mid else []
     kinds += ["neurons"] if lm.family.down else []
-    run = lm.run(tokens_BT, read=[Site(kind, layer) for layer in range(lm.n_layers) for kind in kinds])
+    run = lm.run(tokens_BT, read=[Site(kind, layer) for layer in range(lm.n_layers) for kind in kinds], logits="all")
     for layer in range(lm.n_layers):
         at = {kind: run[Site(kind, layer)] for kind in kinds}
         _check_block(lm, layer, at)
@@ -97,7 +97,7 @@ def _check_heads_apart(lm: LanguageModel, site: Site, tokens_BT: Tensor, before:
     def zero_first(rows: Tensor, at: At) -> Tensor:
         return torch.cat([torch.zeros_like(rows[:, :1]), rows[:, 1:]], 1)
 
-    after = lm.run(tokens_BT, read=["heads.0"], edits=[Edit(site, zero_first)], logits=None)["heads.0"]
+    after = lm.run(tokens_BT, read=["heads.0"], edits=[Edit(site, zero_first)])["heads.0"]
     users = 1 if site.kind == "q" else lm.n_heads // lm.n_kv_heads
     _same(lm, f"{site} of one head reaches no other", after[:, :, users:], before[:, :, users:])
     # At the first position there is no choice for q and k to make.
@@ -108,7 +108,7 @@ def _check_heads_apart(lm: LanguageModel, site: Site, tokens_BT: Tensor, before:
 def _check_mid_is_skipped_over(lm: LanguageModel, tokens_BT: Tensor) -> None:
     delta = torch.linspace(-1, 1, lm.d_model, device=lm.device)
     post = [
-        lm.run(tokens_BT, read=["resid_post.0"], edits=[Edit(Site(kind, 0), lambda rows, at: rows + delta.to(rows))], logits=None)
+        lm.run(tokens_BT, read=["resid_post.0"], edits=[Edit(Site(kind, 0), lambda rows, at: rows + delta.to(rows))])
         for kind in ("attn_out", "resid_mid")
     ]
     _same(

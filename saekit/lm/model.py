@@ -130,7 +130,7 @@ class LanguageModel(Anatomy):
         stop_after: str | Site | None = None,
         start_at: tuple[Recording, int, Tensor | None] | None = None,
         grad: bool = False,
-        logits: Literal["all", "last"] | None = "all",
+        logits: Literal["all", "last", "auto"] | None = "auto",
     ) -> Run:
         """One forward pass with hooks, which are gone afterwards whatever happens.
 
@@ -149,7 +149,7 @@ class LanguageModel(Anatomy):
                 of row r % B of what :meth:`record` recorded; bit-exact. None for resid_pre is the recorded one.
             grad: keep the graph: gradients reach what was read (and are kept in its `.grad`) and what edits brought in.
             logits: "all" (B, T, V), "last" (B, V) at each row's last real token, None for none: then the pass ends with the last
-                site read.
+                site read. "auto" is None where anything is read, "all" where nothing is.
 
         Raises:
             UnknownSite: a site does not exist here.
@@ -162,6 +162,10 @@ class LanguageModel(Anatomy):
         sites, by_site = {self.site(site) for site in read}, expand_edits(self, edits)
         if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
             raise ConfigError(f"A site before layer {start_at[1]}, where the pass starts, is never seen.", "Start earlier.")
+        if logits == "auto":
+            logits = None if sites else "all"
+        if logits not in ("all", "last", None):
+            raise ConfigError(f"logits={logits!r} is none of 'all', 'last', 'auto' and None.")
         end = Site("resid_post", self.n_layers - 1)
         stop = set(sites)
         if stop_after is not None:

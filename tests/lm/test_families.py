@@ -84,7 +84,7 @@ def test_unknown_families_by_structure(kind: str) -> None:
     lm = LanguageModel.attach(random_model(kind, UNKNOWN[kind]), None)
     assert lm.family.name == f"{kind} by structure"
     tokens, other = (torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    source = lm.run(other, read=[site for site in lm.sites() if site.kind != "pattern"])
+    source = lm.run(other, read=[site for site in lm.sites() if site.kind != "pattern"], logits="all")
     for kinds in (("attn_out", "mlp_out"), ("q", "k", "v", "mlp_in"), ("resid_mid",), ("resid_pre",)):
         sites = [site for site in lm.sites() if site.kind in kinds]
         if kinds == ("resid_mid",):

@@ -19,20 +19,20 @@ def patch(site: Site, source: Run) -> Edit:
 
 
 def everything(lm: LanguageModel, tokens: Tensor) -> Run:
-    return lm.run(tokens, read=lm.sites())
+    return lm.run(tokens, read=lm.sites(), logits="all")
 
 
 def test_reading_changes_nothing(tiny: LanguageModel, tokens: Tensor) -> None:
     with torch.no_grad():
         plain = tiny.model(input_ids=tokens, use_cache=False).logits
     sites = [site for site in tiny.sites() if site.kind != "pattern"]
-    assert torch.equal(tiny.run(tokens, read=sites).logits, plain)
+    assert torch.equal(tiny.run(tokens, read=sites, logits="all").logits, plain)
     # A pattern needs eager attention, whose rounding differs from the fused one's.
     torch.testing.assert_close(everything(tiny, tokens).logits, plain, atol=2e-5, rtol=1e-4)
 
 
 def test_patching_a_site_with_its_own_value_changes_nothing(tiny: LanguageModel, tokens: Tensor) -> None:
-    eager, plain = everything(tiny, tokens), tiny.run(tokens, read=[s for s in tiny.sites() if s.kind != "pattern"])
+    eager, plain = everything(tiny, tokens), tiny.run(tokens, read=[s for s in tiny.sites() if s.kind != "pattern"], logits="all")
     for site in tiny.sites():
         base = eager if site.kind == "pattern" else plain
         patched = tiny.run(tokens, edits=[patch(site, base)])
@@ -41,7 +41,7 @@ def test_patching_a_site_with_its_own_value_changes_nothing(tiny: LanguageModel,
 
 def test_patching_all_of_a_residual_site_gives_the_other_run(tiny: LanguageModel, tokens: Tensor, other_tokens: Tensor) -> None:
     sites = [site for site in tiny.sites() if site.kind in ("embed", "resid_pre", "resid_mid", "resid_post")]
-    source = tiny.run(other_tokens, read=sites)
+    source = tiny.run(other_tokens, read=sites, logits="all")
     assert not torch.allclose(tiny.run(tokens).logits, source.logits, atol=1e-2)
     for site in sites:
         assert torch.equal(tiny.run(tokens, edits=[patch(site, source)]).logits, source.logits), site
@@ -63,7 +63,7 @@ def test_patching_all_that_is_written_gives_the_other_run(
     if "neurons" in kinds and not tiny.family.down:
         kinds = ("pattern", "v", "mlp_out")
     sites = [Site("embed"), *(site for site in tiny.sites() if site.kind in kinds)]
-    source = tiny.run(other_tokens, read=sites)
+    source = tiny.run(other_tokens, read=sites, logits="all")
     patched = tiny.run(tokens, edits=[patch(site, source) for site in sites])
     torch.testing.assert_close(patched.logits, source.logits, atol=1e-5, rtol=1e-5)
 
@@ -76,7 +76,7 @@ def test_reads_see_the_site_after_its_edits_and_all_that_follows(tiny: LanguageM
             edit = Edit(site, lambda rows, at, noise=noise: rows + noise)
         else:
             edit = Edit(site, lambda rows, at, noise=noise: rows + noise[at.batch_N, at.position_N])
-        moved = tiny.run(tokens, read=[site, "pattern.1"], edits=[edit])
+        moved = tiny.run(tokens, read=[site, "pattern.1"], edits=[edit], logits="all")
         torch.testing.assert_close(moved[site], base[site] + noise)
         assert not torch.allclose(moved.logits, base.logits, atol=1e-3), site
 
@@ -171,7 +171,9 @@ def test_an_edit_of_resid_mid_reaches_the_mlp_and_what_skips_it(tiny: LanguageMo
         return
     delta = torch.linspace(-1, 1, tiny.d_model)
     runs = [
-        tiny.run(tokens, edits=[Edit(Site(kind, 0), lambda rows, at: rows + delta)], read=["resid_post.0", "mlp_in.0"])
+        tiny.run(
+            tokens, edits=[Edit(Site(kind, 0), lambda rows, at: rows + delta)], read=["resid_post.0", "mlp_in.0"], logits="all"
+        )
         for kind in ("resid_mid", "attn_out")
     ]
     for site in ("resid_post.0", "mlp_in.0"):

@@ -48,7 +48,7 @@ def test_a_device_map(stories_path: Path, stories_lm: LanguageModel) -> None:
     assert next(lm.blocks[2].parameters()).device.type == "meta"
     tokens = [[1, 403, 407, 261]]
     read = ["resid_mid.2", "heads.3", "q.2", "pattern.2"]
-    ours, theirs = lm.run(tokens, read=read), stories_lm.run(tokens, read=read)
+    ours, theirs = lm.run(tokens, read=read, logits="all"), stories_lm.run(tokens, read=read, logits="all")
     assert torch.equal(ours.logits, theirs.logits)
     assert all(torch.equal(ours[site], theirs[site]) for site in read)
     again = lm.run(start_at=(lm.record(tokens), 2, None)).logits

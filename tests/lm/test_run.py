@@ -50,8 +50,9 @@ def add(site: str, amount: float = 1.0, **settings: object) -> Edit:
 def test_stops_right_after_the_last_site_wanted(tiny: LanguageModel, tokens: Tensor) -> None:
     first, second = tiny.blocks
     with counting(tiny.head, *tiny._final, second) as called:
-        run = tiny.run(tokens, read=["resid_post.0", "resid_pre.0"], logits=None)
-        assert run.logits is None
+        for settings in ({}, {"logits": None}, {"grad": True}):
+            run = tiny.run(tokens, read=["resid_post.0", "resid_pre.0"], **settings)
+            assert run.logits is None
         assert called == []
         run = tiny.run(tokens, stop_after="attn_out.0", read=["embed"])
         assert called == [] and list(run.acts) == [Site("embed")] and run.logits is None
@@ -61,6 +62,7 @@ def test_stops_right_after_the_last_site_wanted(tiny: LanguageModel, tokens: Ten
     with counting(tiny.embedding) as called:
         assert tiny.run(tokens, logits=None).acts == {}
         assert called == []
+    assert tiny.run(tokens).logits is not None
 
 
 def test_logits_of_the_last_token_alone(tiny: LanguageModel, tokens: Tensor) -> None:
@@ -72,11 +74,11 @@ def test_logits_of_the_last_token_alone(tiny: LanguageModel, tokens: Tensor) -> 
 
 
 def test_starting_at_a_layer_is_bit_exact(tiny: LanguageModel, tokens: Tensor, other_tokens: Tensor) -> None:
-    whole = tiny.run(tokens, read=["resid_pre.1", "neurons.1"] if tiny.family.down else ["resid_pre.1"])
+    whole = tiny.run(tokens, read=["resid_pre.1", "neurons.1"] if tiny.family.down else ["resid_pre.1"], logits="all")
     recording = tiny.record(tokens)
     assert torch.equal(recording.resid_pre(1), whole["resid_pre.1"])
     with counting(tiny.blocks[0], tiny.embedding) as called:
-        again = tiny.run(start_at=(recording, 1, None), read=[*whole.acts])
+        again = tiny.run(start_at=(recording, 1, None), read=[*whole.acts], logits="all")
     assert called == []
     assert torch.equal(again.logits, whole.logits)
     assert all(torch.equal(again[site], value) for site, value in whole.acts.items())
@@ -141,10 +143,10 @@ def test_a_padded_batch_gives_the_answers_of_single_sequences(tiny: LanguageMode
     tokens_BT, mask_BT = tiny.text.pad(rows, side)
     sites = [site for site in tiny.sites() if site.kind != "pattern"]
     edits = [add("attn_out.0"), add("heads.1" if tiny.name != "mixtral" else "mlp_in.1")]
-    batch = tiny.run(tokens_BT, attention_mask=mask_BT, read=sites, edits=edits)
+    batch = tiny.run(tokens_BT, attention_mask=mask_BT, read=sites, edits=edits, logits="all")
     last = tiny.run(tokens_BT, attention_mask=mask_BT, edits=edits, logits="last").logits
     for b, row in enumerate(rows):
-        alone = tiny.run([row], read=sites, edits=edits)
+        alone = tiny.run([row], read=sites, edits=edits, logits="all")
         real = mask_BT[b].bool()
         torch.testing.assert_close(batch.logits[b, real], alone.logits[0], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(last[b], alone.logits[0, -1], atol=2e-5, rtol=1e-4)
@@ -258,7 +260,7 @@ def test_edits_of_one_site_run_by_order_then_as_listed(stories_lm: LanguageModel
 
 
 def test_gradients_leave_the_weights_alone(stories_lm: LanguageModel) -> None:
-    run = stories_lm.run([[1, 403, 407]], read=["resid_mid.1"], grad=True)
+    run = stories_lm.run([[1, 403, 407]], read=["resid_mid.1"], grad=True, logits="all")
     run.logits[0, -1, 5].backward()
     assert run["resid_mid.1"].grad is not None
     assert all(parameter.grad is None for parameter in stories_lm.model.parameters())
@@ -267,7 +269,7 @@ def test_gradients_leave_the_weights_alone(stories_lm: LanguageModel) -> None:
 
 def test_gradients_through_a_late_start(stories_lm: LanguageModel) -> None:
     tokens = [[1, 403, 407, 261]]
-    whole = stories_lm.run(tokens, read=["resid_pre.3"], grad=True)
+    whole = stories_lm.run(tokens, read=["resid_pre.3"], grad=True, logits="all")
     whole.logits[0, -1, 5].backward()
     resid = whole["resid_pre.3"].detach().clone().requires_grad_()
     late = stories_lm.run(start_at=(stories_lm.record(tokens), 3, resid), grad=True)
@@ -287,7 +289,7 @@ def test_hooks_and_attention_come_off_whatever_happens(tiny: LanguageModel, toke
     plain = tiny.run(tokens).logits
     for site in tiny.sites():
         with pytest.raises(ZeroDivisionError):
-            tiny.run(tokens, read=["pattern.0"], edits=[Edit(site, fail)])
+            tiny.run(tokens, read=["pattern.0"], edits=[Edit(site, fail)], logits="all")
         assert hooks_on(tiny) == hooks
         for module in tiny.model.modules():
             if hasattr(getattr(module, "config", None), "_attn_implementation"):
@@ -339,6 +341,12 @@ def test_a_context_longer_than_the_model_allows(stories_lm: LanguageModel) -> No
     stories_lm.check_context(512)
 
 
+def test_a_hook_before_the_gain_of_a_norm_is_no_site() -> None:
+    assert Site.parse("blocks.3.mlp.hook_in") == Site("mlp_in", 3)
+    with pytest.raises(UnknownSite, match=r"before the norm's gain.*mlp_in"):
+        Site.parse("blocks.3.ln2.hook_normalized")
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -350,6 +358,7 @@ def test_a_context_longer_than_the_model_allows(stories_lm: LanguageModel) -> No
         ({"attention_mask": torch.ones(1, 3)}, "mask"),
         ({"positions": "everywhere"}, "everywhere"),
         ({"positions": [0.5]}, "positions"),
+        ({"logits": "some"}, "logits='some'"),
         ({"edits": ["resid_post.1"]}, "no intervention"),
         ({"edits": [Edit(Site("resid_post", 1), lambda rows, at: rows[:, :3])]}, "resid_post.1 returned"),
         ({"edits": [Edit(Site("resid_post", 1), lambda rows, at: rows, positions="nowhere")]}, "nowhere"),
@@ -386,9 +395,12 @@ def test_half_precision_edits_are_computed_in_float32(tiny_named: Named, tokens:
         seen.append(rows.dtype)
         return rows
 
-    base = half.run(tokens, read=["resid_post.0"])
+    base = half.run(tokens, read=["resid_post.0"], logits="all")
     again = half.run(
-        tokens, read=["resid_post.0"], edits=[Edit(Site(kind, 0), look) for kind in ("resid_mid", "q", "resid_post")]
+        tokens,
+        read=["resid_post.0"],
+        logits="all",
+        edits=[Edit(Site(kind, 0), look) for kind in ("resid_mid", "q", "resid_post")],
     )
     assert set(seen) == {torch.float32}
     assert again["resid_post.0"].dtype == torch.bfloat16
