@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ContextTooLong, UnknownSite
 from saekit.lm.families import Family, require, submodule
+from saekit.lm.offload import device_of, present
 from saekit.lm.sites import KINDS, Site
 from saekit.lm.taps import Tap, View
 
@@ -48,7 +49,7 @@ class Anatomy:
     @property
     def device(self) -> torch.device:
         """Where tokens go."""
-        return _weight(self.embedding).device
+        return device_of(self.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,7 +120,7 @@ class Anatomy:
     @property
     def W_U(self) -> Tensor:
         """(d_model, V) what each vocabulary entry reads from the normed residual stream; a view, never to be changed."""
-        return _weight(self.head).T
+        return present(self.head).T
 
     def _kinds(self) -> list[str]:
         return [kind for kind in KINDS if not self._absent(kind)]

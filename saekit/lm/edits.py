@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -88,14 +89,33 @@ def check_positions(positions: Positions | None) -> None:
     """Raise ConfigError unless `positions` is one of the policies, integers or None."""
     if positions is None or (isinstance(positions, str) and positions in POLICIES):
         return
-    if isinstance(positions, str) or not all(isinstance(position, int) for position in positions):
-        raise ConfigError(f"{positions!r} are no positions.", f"Give one of {', '.join(POLICIES)}, or a list of integers.")
+    try:
+        if not isinstance(positions, str):
+            _listed(positions)
+            return
+    except TypeError:
+        pass
+    raise ConfigError(f"{positions!r} are no positions.", f"Give one of {', '.join(POLICIES)}, or a list of integers.")
+
+
+def _listed(positions: Sequence[int]) -> tuple[int, ...]:
+    return tuple(operator.index(position) for position in positions)
 
 
 class _Rows(NamedTuple):
     chosen_BT: Tensor | None  # None: every token
     place: tuple[Tensor, Tensor]
     at: At
+    everywhere: At  # (B,) and (B, T), for patterns
+
+    def to(self, device: torch.device) -> _Rows:
+        b, t = self.place
+        return _Rows(
+            None if self.chosen_BT is None else self.chosen_BT.to(device),
+            (b.to(device), t.to(device)),
+            At(*(each.to(device) for each in self.at)),
+            At(*(each.to(device) for each in self.everywhere)),
+        )
 
 
 @dataclass
@@ -119,7 +139,7 @@ class Window:
     row_B: Tensor
     special: Tensor
     default: Positions | None = None
-    _cache: dict[Any, _Rows] = field(default_factory=dict)
+    _cache: dict[tuple[Any, torch.device], _Rows] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -147,9 +167,9 @@ class Window:
 
     def apply(self, edit: Edit, x: Tensor) -> Tensor:
         """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself where it touches none."""
-        rows = self._rows(self.default if edit.positions is None else edit.positions)
+        rows = self._rows(self.default if edit.positions is None else edit.positions, x.device)
         if edit.site.kind == "pattern":
-            new = _call(edit, x, At(self.row_B, self.position_BT))
+            new = _call(edit, x, rows.everywhere)
             return new if rows.chosen_BT is None else torch.where(rows.chosen_BT[:, None, :, None], new, x)
         if rows.chosen_BT is None:
             return _call(edit, x.flatten(0, 1), rows.at).reshape(x.shape)
@@ -157,35 +177,40 @@ class Window:
             return x
         return x.index_put(rows.place, _call(edit, x[rows.place], rows.at))
 
-    def _rows(self, positions: Positions | None) -> _Rows:
-        key = positions if positions is None or isinstance(positions, str) else tuple(positions)
-        if key not in self._cache:
-            chosen_BT = self._chosen(positions)
-            if chosen_BT is None:
-                b, t = torch.ones_like(self.tokens_BT, dtype=torch.bool).nonzero(as_tuple=True)
-            else:
-                b, t = chosen_BT.nonzero(as_tuple=True)
-            self._cache[key] = _Rows(chosen_BT, (b, t), At(self.row_B[b], self.position_BT[b, t]))
-        return self._cache[key]
+    def _rows(self, positions: Positions | None, device: torch.device) -> _Rows:
+        """The rows of `positions`, beside activations: with a model over several devices these lie elsewhere than the tokens."""
+        which = positions if positions is None or isinstance(positions, str) else _listed(positions)
+        if (which, device) not in self._cache:
+            chosen_BT = self._chosen(which)
+            every_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
+            b, t = every_BT.nonzero(as_tuple=True)
+            at, everywhere = At(self.row_B[b], self.position_BT[b, t]), At(self.row_B, self.position_BT)
+            self._cache[which, device] = _Rows(chosen_BT, (b, t), at, everywhere).to(device)
+        return self._cache[which, device]
 
-    def _chosen(self, positions: Positions | None) -> Tensor | None:
+    def _chosen(self, positions: str | tuple[int, ...] | None) -> Tensor | None:
         if positions is None:
             return self.real_BT
         position_BT, last_B1 = self.position_BT, self.prompt_B[:, None] - 1
-        if not isinstance(positions, str):
-            chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
-            for p in positions:
-                chosen_BT |= position_BT == (p if p >= 0 else last_B1 + 1 + p)
-            return chosen_BT if self.real_BT is None else chosen_BT & self.real_BT
-        inside_BT = {
-            "all": position_BT >= 0,
-            "prompt": position_BT <= last_B1,
-            "last": position_BT == last_B1,
-            "generated": position_BT > last_B1,
-            "last+generated": position_BT >= last_B1,
-        }[positions]
-        inside_BT = inside_BT & ~torch.isin(self.tokens_BT, self.special)
-        return inside_BT if self.real_BT is None else inside_BT & self.real_BT
+        match positions:
+            case "all":
+                chosen_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool)
+            case "prompt":
+                chosen_BT = position_BT <= last_B1
+            case "last":
+                chosen_BT = position_BT == last_B1
+            case "generated":
+                chosen_BT = position_BT > last_B1
+            case "last+generated":
+                chosen_BT = position_BT >= last_B1
+            case _:
+                chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
+                for p in positions:
+                    assert isinstance(p, int)
+                    chosen_BT |= position_BT == (p if p >= 0 else last_B1 + 1 + p)
+        if isinstance(positions, str):
+            chosen_BT = chosen_BT & ~torch.isin(self.tokens_BT, self.special)
+        return chosen_BT if self.real_BT is None else chosen_BT & self.real_BT
 
 
 def positions_from_mask(real_BT: Tensor) -> Tensor:

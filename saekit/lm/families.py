@@ -160,7 +160,7 @@ def family_of(model: PreTrainedModel, paths: Family | Mapping[str, Any] | None =
 
     Raises:
         ConfigError: `paths` has an entry that a table has not.
-        UnsupportedModel: the family is unknown and its structure too.
+        UnsupportedModel: the family is unknown and its structure too, or the model has no residual stream that adds up.
     """
     if isinstance(paths, Family):
         return paths
@@ -189,6 +189,11 @@ def _known(model: PreTrainedModel) -> Family | None:
     first = submodule(model, f"{family.layers}.0")
     if first is None:
         return None
+    if family.name == "opt" and not config.do_layer_norm_before:
+        raise UnsupportedModel(
+            "This OPT normalises the residual stream itself after attention and after the MLP, so that nothing adds up along it.",
+            "opt-350m alone is built so; the other OPT models are supported.",
+        )
     if family.name == "gpt_neox" and not config.use_parallel_residual:
         family = replace(family, mid="post_attention_layernorm")
     if family.name == "phi" and config.qk_layernorm:

@@ -7,7 +7,9 @@ import json
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from saekit.lm.offload import present
 
 if TYPE_CHECKING:
     from saekit.lm.model import LanguageModel
@@ -39,7 +41,7 @@ def model_sha256(lm: LanguageModel) -> str:
         own = list(module.named_parameters(recurse=False))
         for name, parameter in own:
             digest.update(f"{prefix}.{name} {tuple(parameter.shape)}".encode())
-            digest.update(_signs(_present(module, name, parameter)))
+            digest.update(_signs(present(module, name)))
     return digest.hexdigest()
 
 
@@ -47,10 +49,3 @@ def _signs(weight: Tensor) -> bytes:
     flat = weight.detach().reshape(-1)
     index = torch.linspace(0, flat.numel() - 1, min(_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
     return bytes((flat[index.to(flat.device)] > 0).to("cpu", torch.uint8).tolist())
-
-
-def _present(module: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    # With device_map, weights that fit on no device are kept by accelerate's hook.
-    if parameter.device.type != "meta":
-        return parameter
-    return module._hf_hook.weights_map[name]  # type: ignore[union-attr,index]

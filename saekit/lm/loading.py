@@ -25,7 +25,9 @@ def load_pretrained(
 
     Raises:
         ModelNotFound: no such folder, no configuration or tokenizer in it, no such hub name, or no way to the hub.
+        ConfigError: no such dtype or device.
     """
+    place = _device(device)
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -54,7 +56,7 @@ def load_pretrained(
         raise ModelNotFound(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
     model.requires_grad_(False)
     if device_map is None:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(place)
     return model, tokenizer, "" if folder.exists() else _commit(name, revision)
 
 
@@ -136,6 +138,19 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"dtype={dtype!r} is no floating-point type.", "Give float32, bfloat16 or float16.")
     return found
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"There is no device {str(device)!r} here: {_first_line(error)}", "Give cpu, cuda or cuda:1."
+        ) from error
+    return place
 
 
 def _first_line(error: BaseException) -> str:

@@ -149,3 +149,9 @@ def test_what_is_no_sum_of_attention_and_mlp_is_refused() -> None:
         LanguageModel.attach(random_model("opt", post_norm), None)
     with pytest.raises(UnsupportedModel, match=r"deepseek_v3.* shows no q, k and v"):
         LanguageModel.attach(random_model("deepseek_v3", {**GATED, "num_key_value_heads": 4, "n_routed_experts": 8}), None)
+
+
+def test_an_opt_whose_residual_stream_is_normalised() -> None:
+    settings = {**PLAIN, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": False}
+    with pytest.raises(UnsupportedModel, match="OPT normalises the residual stream"):
+        LanguageModel.attach(random_model("opt", settings), None)

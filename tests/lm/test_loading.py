@@ -37,6 +37,9 @@ def test_the_type_asked_for(stories_path: Path) -> None:
         assert lm.run([[1, 403]], logits="last").logits.dtype == torch.bfloat16
     with pytest.raises(ConfigError, match="float99"):
         LanguageModel.load(stories_path, dtype="float99")
+    for device in ("cud", "cuda:99"):
+        with pytest.raises(ConfigError, match=device):
+            LanguageModel.load(stories_path, device=device)
 
 
 def test_a_device_map(stories_path: Path, stories_lm: LanguageModel) -> None:
@@ -53,6 +56,21 @@ def test_a_device_map(stories_path: Path, stories_lm: LanguageModel) -> None:
     assert all(torch.equal(ours[site], theirs[site]) for site in read)
     again = lm.run(start_at=(lm.record(tokens), 2, None)).logits
     torch.testing.assert_close(again, theirs.logits)
+    assert lm.fingerprint()["model"] == stories_lm.fingerprint()["model"]
+
+
+def test_an_embedding_and_a_head_kept_on_disk(stories_path: Path, stories_lm: LanguageModel) -> None:
+    pytest.importorskip("accelerate")
+    names = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", *(f"model.layers.{n}" for n in range(5))]
+    places = {name: "disk" if name in ("model.embed_tokens", "lm_head") else "cpu" for name in names}
+    lm = LanguageModel.load(stories_path, device_map=places)
+    assert lm.embedding.weight.device.type == "meta"
+    assert lm.device == torch.device("cpu")
+    assert torch.equal(lm.W_U, stories_lm.W_U)
+    tokens = [[1, 403, 407, 261]]
+    assert torch.equal(lm.run(tokens).logits, stories_lm.run(tokens).logits)
+    settings = {"max_new_tokens": 4, "positions": "all"}
+    assert lm.generate("Once", **settings).tokens == stories_lm.generate("Once", **settings).tokens
     assert lm.fingerprint()["model"] == stories_lm.fingerprint()["model"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, ContextTooLong, UnknownSite, UnsupportedModel
 from saekit.lm import At, Edit, LanguageModel, Site
-from saekit.lm.edits import POLICIES
+from saekit.lm.edits import POLICIES, Window
 
 Named = Callable[[str], LanguageModel]
 
@@ -223,6 +224,9 @@ def test_rows_of_one_prompt(tiny: LanguageModel, tokens: Tensor) -> None:
     for b, prompt in enumerate([1, 0, 0, 1]):
         own = Edit(Site("resid_pre", 1), lambda rows, at, prompt=prompt: rows + shifts[prompt])
         torch.testing.assert_close(logits[b : b + 1], tiny.run(rows[b : b + 1], edits=[own]).logits, atol=2e-5, rtol=1e-4)
+    for listed in (np.array([1, 3]), (np.int64(1), -4)):
+        same = tiny.run(tokens, edits=[edit], positions=listed).logits
+        assert torch.equal(same, tiny.run(tokens, edits=[edit], positions=[int(p) for p in listed]).logits)
     for wrong in ([0, 1], [[0, 1, 0, 1]], [0.5, 1.0, 0.0, 1.0]):
         with pytest.raises(ConfigError, match="prompt_of_row"):
             tiny.run(rows, edits=[edit], prompt_of_row=wrong)  # type: ignore[arg-type]
@@ -235,6 +239,21 @@ def test_an_edit_touches_its_positions_and_nothing_else(tiny: LanguageModel, tok
         tokens_first = (moved - base[site]).abs().movedim(2, 1) if site.kind == "pattern" else (moved - base[site]).abs()
         changed = tokens_first.flatten(2).sum(-1) > 1e-6
         assert changed.tolist() == [[False, True, False, False, True, False, False]] * 2, site
+
+
+@pytest.mark.parametrize("positions", [*POLICIES, (1, -1), None])
+def test_what_an_edit_is_told_lies_beside_its_activations(positions: object) -> None:
+    """As with a model over several devices, where tokens are on the first."""
+    tokens_BT = torch.tensor([[1, 5, 6, 7], [1, 5, 0, 0]])
+    window = Window.of(tokens_BT, tokens_BT > 0, torch.tensor([1]), torch.tensor([3, 1]), positions)
+
+    def look(rows: Tensor, at: At) -> Tensor:
+        assert rows.device == at.batch_N.device == at.position_N.device == torch.device("meta")
+        return rows + 1
+
+    for site, shape in (("resid_post.1", (2, 4, 8)), ("pattern.1", (2, 3, 4, 4))):
+        out = window.apply(Edit(Site.parse(site), look), torch.zeros(shape, device="meta"))
+        assert out.device.type == "meta" and out.shape == shape
 
 
 def test_edits_of_one_site_run_by_order_then_as_listed(stories_lm: LanguageModel) -> None:
@@ -358,6 +377,7 @@ def test_a_hook_before_the_gain_of_a_norm_is_no_site() -> None:
         ({"attention_mask": torch.ones(1, 3)}, "mask"),
         ({"positions": "everywhere"}, "everywhere"),
         ({"positions": [0.5]}, "positions"),
+        ({"positions": 3}, "positions"),
         ({"logits": "some"}, "logits='some'"),
         ({"edits": ["resid_post.1"]}, "no intervention"),
         ({"edits": [Edit(Site("resid_post", 1), lambda rows, at: rows[:, :3])]}, "resid_post.1 returned"),

@@ -1,0 +1,32 @@
+"""Weights that accelerate keeps on the host or on disk, because with `device_map` they fit on no device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def present(module: nn.Module, name: str = "weight") -> Tensor:
+    """The module's own parameter `name`, loaded where it is kept elsewhere."""
+    parameter = getattr(module, name)
+    if parameter.device.type != "meta":
+        return parameter
+    return next(hook.weights_map[name] for hook in _hooks(module) if getattr(hook, "weights_map", None) is not None)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module computes: where its weight is, or is brought to."""
+    assert isinstance(module.weight, Tensor)
+    if module.weight.device.type != "meta":
+        return module.weight.device
+    places = (getattr(hook, "execution_device", None) for hook in _hooks(module))
+    return next((torch.device(place) for place in places if place is not None), module.weight.device)
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        yield from getattr(hook, "hooks", [hook])
