@@ -5,7 +5,7 @@ patching a := a of another run. On features only the unit's own contribution mov
 x + (a' - a) W_dec[j].
 
 Targets are refs (or their text), vectors, or lists of either; strengths are numbers (raw), text ('0.5norm', '2max', 'q.99'), or
-one number for each prompt of a batch.
+a list of either with one for each prompt of a batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
 
 Targets = Target | str | Iterable[Target | str]
-AnyStrength = Strength | float | str | Sequence[float]
+AnyStrength = Strength | float | str | Tensor | Sequence[float | str]
 
 
 def clamp(

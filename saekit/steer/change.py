@@ -87,7 +87,10 @@ class Change:
         if kind == "norm":
             # So long that what the unit writes is `values` times as long as a typical activation.
             norm = float(look_up(norms, space.site_out, "the median norm"))
-            return values * norm / float(space.lengths([unit], norm))
+            length = float(space.lengths([unit], norm))
+            if not length > 0:
+                raise InterventionError(f"{self.target} writes nothing: its direction is zero.", "Choose a live one.")
+            return values * norm / length
         found: FeatureStats = look_up(stats, self.target, f"the {kind}")
         if kind == "quantile":
             return torch.tensor([found.quantile(q) for q in self.strength.values], dtype=torch.double)
@@ -112,6 +115,8 @@ class Change:
             return values * self.along
         if kind == "quantile":
             raise InterventionError(f"{self.target} has no quantiles.", "Use the unit norm, max or raw.")
+        if not self.along.any():
+            raise InterventionError(f"`along` of {self.target} is zero: it has no direction.", "Give one with a length.")
         if kind == "norm":
             length = float(look_up(norms, space.site_out, "the median norm"))
         else:

@@ -49,13 +49,27 @@ class Strength:
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
     @classmethod
-    def of(cls, strength: Strength | float | str | Sequence[float]) -> Strength:
-        """A strength from a number or a list of them (raw), from text such as '0.5norm', or from itself."""
+    def of(cls, strength: Strength | float | str | Tensor | Sequence[float | str]) -> Strength:
+        """A strength from a number (raw), from text such as '0.5norm', from a list or tensor of these, or from itself.
+
+        Raises:
+            InterventionError: it is none of these, or the texts of a list differ in their unit.
+        """
         if isinstance(strength, Strength):
             return strength
         if isinstance(strength, str):
             return cls.parse(strength, default="raw")
-        return cls(tuple(map(float, strength)) if isinstance(strength, Sequence) else float(strength))
+        given = strength.tolist() if hasattr(strength, "tolist") else strength  # tensors and numpy's numbers
+        try:
+            if not isinstance(given, Sequence):
+                return cls(float(given))
+            each = [cls.parse(one, default="raw") if isinstance(one, str) else cls(float(one)) for one in given]
+        except (TypeError, ValueError) as error:
+            raise InterventionError(f"{strength!r} is no strength.", "Give a number, a text like 0.5norm, or a list.") from error
+        units = sorted({one.unit for one in each}) or ["raw"]
+        if len(units) > 1:
+            raise InterventionError(f"The strengths {given} are in different units: {', '.join(units)}.", "Give all in one.")
+        return cls(tuple(value for one in each for value in one.values), units[0])
 
     @classmethod
     def parse(cls, text: str, *, default: str = "max") -> Strength:

@@ -255,3 +255,21 @@ def test_a_save_that_fails_leaves_the_old_file(lm: LanguageModel, tmp_path: Path
         Intervention(clamp(FEATURE, 3.0).changes, notes={"not": object()}).save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_direction_of_no_length_has_no_norm(lm: LanguageModel, make_sae: Callable[..., SAE]) -> None:
+    dead = make_sae("standard", 64, 200)
+    dead.W_dec[7] = 0
+    lm.attach_sae("resid_post.2", dead)
+    with pytest.raises(InterventionError, match=r"feature:resid_post.2/7 writes nothing"):
+        clamp("feature:resid_post.2/7", "0.5norm").resolve(lm, texts=[TEXT])
+    with pytest.raises(InterventionError, match="no direction"):
+        clamp("head:2.3", "0.5norm", along=torch.zeros(8)).resolve(lm, texts=[TEXT])
+
+
+def test_each_prompt_may_have_a_strength_in_text(lm: LanguageModel) -> None:
+    target = "feature:resid_post.2/7"
+    both = clamp(target, ["0.5norm", "1norm"]).resolve(lm, texts=[TEXT]).changes[0].amounts
+    each = [clamp(target, strength).resolve(lm, texts=[TEXT]).changes[0].amounts for strength in ("0.5norm", "1norm")]
+    assert both is not None and all(one is not None for one in each)
+    assert both.tolist() == [float(one) for one in each if one is not None]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,28 @@ def test_the_maximum_of_a_head_is_its_longest_output() -> None:
     stats = FeatureStats.measured(z)
     assert stats.max == 5.0
     assert torch.equal(torch.as_tensor(stats.mean), torch.tensor([2.0, 2.0], dtype=torch.double))
+
+
+@pytest.mark.parametrize(
+    ("given", "strength"),
+    [
+        (["0.5norm", "1norm"], Strength((0.5, 1.0), "norm")),
+        (["q.9", "0.5q"], Strength((0.9, 0.5), "quantile")),
+        (["2", 3], Strength((2.0, 3.0))),
+        ((2, 3.0), Strength((2.0, 3.0))),
+        (torch.tensor([2.0, 3.0]), Strength((2.0, 3.0))),
+        (torch.tensor(2), Strength(2.0)),
+        (np.array([2.0, 3.0]), Strength((2.0, 3.0))),
+        (np.float32(0.5), Strength(0.5)),
+    ],
+)
+def test_strengths_of_several_prompts(given: Any, strength: Strength) -> None:
+    assert Strength.of(given) == strength
+
+
+@pytest.mark.parametrize(
+    "wrong", [["1norm", "1max"], ["1norm", 2.0], [], ["strong"], torch.ones(2, 2), torch.tensor([1.0, torch.nan]), None, [None]]
+)
+def test_what_is_no_list_of_strengths(wrong: Any) -> None:
+    with pytest.raises(InterventionError):
+        Strength.of(wrong)
