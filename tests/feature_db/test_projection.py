@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ import torch
 from feature_db.projection import promoted, to_residual
 from saekit.lm import LanguageModel, Site
 
-from .planted import F
+from .planted import F, make_lm
 
 
 def _check(lm: LanguageModel, logits_NV: np.ndarray, vectors_ND: torch.Tensor, top: int) -> None:
-    special = [t for t in lm.special_ids if t < logits_NV.shape[1]]
+    n_tokens = logits_NV.shape[1] if lm.tokenizer is None else len(lm.tokenizer)
     for row, logits in zip(promoted(lm, vectors_ND, top=top, chunk=3), logits_NV):
-        allowed = np.array([t for t in range(len(logits)) if t not in special])
+        allowed = np.array([t for t in range(n_tokens) if t not in lm.special_ids])
         order = allowed[np.argsort(-logits[allowed], kind="stable")]
         for role, expected in (("promotes", order[:top]), ("suppresses", order[::-1][:top])):
             got = [stat for stat in row if stat.role == role]
@@ -66,3 +66,24 @@ def test_directions_reach_the_residual_stream(tiny_lm: LanguageModel, kind: str)
 
 def test_sites_that_write_nothing(tiny_lm: LanguageModel) -> None:
     assert to_residual(tiny_lm, Site("mlp_in", 0), torch.zeros(1, F)) is None
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_numbers_that_are_no_token_are_never_named(further: bool) -> None:
+    """Vocabularies are often padded beyond the tokenizer."""
+    lm = make_lm()
+    tokenizer, weight = cast(Any, lm.tokenizer), cast(Any, lm.model).lm_head.weight.data
+    n_tokens = len(tokenizer)
+    padding = set(range(n_tokens, len(weight)))
+    assert len(padding) == 10
+    weight[n_tokens:] *= 1000
+    vectors = torch.randn(4, F, generator=torch.Generator().manual_seed(3))
+    assert set(lm.unembed(vectors).topk(3).indices.flatten().tolist()) <= padding
+    if further:
+        tokenizer.add_tokens(["further"])
+        padding.remove(n_tokens)
+    for row in promoted(lm, vectors, top=30):
+        named = {stat.item for stat in row}
+        assert len(row) == 60 and not named & padding
+        assert (n_tokens in named) == further
+        assert all(tokenizer.convert_ids_to_tokens(item) for item in named)
