@@ -145,7 +145,7 @@ def _entry(
     file = folder.absolute() / f"{site}-{fingerprint[:16]}.npy"
     return Entry(
         site=str(site),
-        site_out=str(sae.cfg.site_out or site),
+        site_out=str(sae.writes_at(site)),
         key=_digest(identity),
         fingerprint=fingerprint,
         model=model,
@@ -215,7 +215,7 @@ def _not_finite(block: Any, row: int, what: str) -> NonFiniteActivations:
 
 def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], list[list[TermStat]]]:
     """Promoted and suppressed tokens of features, by number; none where the site does not write to the residual stream."""
-    out = Site.parse(sae.cfg.site_out) if sae.cfg.site_out else site
+    out = sae.writes_at(site)
 
     def project(numbers: Sequence[int]) -> list[list[TermStat]]:
         resid = to_residual(lm, out, sae.feature_vectors(list(numbers)).detach()) if numbers else None
