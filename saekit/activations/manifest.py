@@ -12,6 +12,7 @@ from typing import Any
 from saekit.activations.tokens import Cursor
 from saekit.errors import StoreCorrupt, StoreMismatch
 from saekit.files import write_whole
+from saekit.lm.fingerprint import same_weights
 
 FILE = "manifest.json"
 FORMAT, VERSION = "saekit-activations", 1
@@ -93,9 +94,15 @@ class Manifest:
         keys = (here.keys() | asked.keys()) - _INFORMATIVE
         if "corpus.revision" not in asked:  # the hub does not say which is the newest
             keys.discard("corpus.revision")
+        weights = [str(facts.get("model.weights", "")) for facts in (here, asked)]
+        if not all(weights) or same_weights(*weights):
+            keys.discard("model.weights")
         differing = sorted(key for key in keys if here.get(key) != asked.get(key))
         if differing:
-            facts = "; ".join(f"{key} is {here.get(key)!r}, asked was {asked.get(key)!r}" for key in differing)
+            facts = "; ".join(
+                f"{key} differ" if key == "model.weights" else f"{key} is {here.get(key)!r}, asked was {asked.get(key)!r}"
+                for key in differing
+            )
             raise StoreMismatch(f"{folder} holds other activations: {facts}.", "Choose another folder, or remove this one.")
 
 

@@ -21,6 +21,7 @@ from saekit.activations.ahead import ahead
 from saekit.activations.manifest import Manifest, ShardEntry
 from saekit.activations.shard import TOKEN_COLUMNS, as_tensor, storage_dtype
 from saekit.errors import StoreCorrupt, StoreMismatch, UnknownSite
+from saekit.lm.fingerprint import differs
 from saekit.lm.sites import Site
 from saekit.progress import track
 
@@ -145,13 +146,14 @@ class ActivationStore:
             StoreMismatch: names what differs.
         """
         here, now = self.provenance["model"], model_facts(lm)
-        for what in ("sha256", "tokenizer"):
-            if here[what] != now[what]:
-                raise StoreMismatch(
-                    f"{self.path} holds activations of {here['name']} ({what} {here[what][:12]}), "
-                    f"not of {now['name']} ({now[what][:12]}).",
-                    "Give the model it was made with, or cache this one to another folder.",
-                )
+        what = differs(*({**facts, "model": facts["sha256"]} for facts in (here, now)))
+        if what is not None:
+            mark = "sha256" if what == "model" else what
+            marks = ("its weights", "other weights") if what == "weights" else (f"{mark} {here[mark][:12]}", now[mark][:12])
+            raise StoreMismatch(
+                f"{self.path} holds activations of {here['name']} ({marks[0]}), not of {now['name']} ({marks[1]}).",
+                "Give the model it was made with, or cache this one to another folder.",
+            )
 
     def verify(self, progress: bool = True) -> None:
         """Read everything: checksums, shapes, dtypes, counts.
@@ -267,5 +269,6 @@ def model_facts(lm: LanguageModel) -> dict[str, str]:
         "revision": facts["revision"],
         "sha256": facts["model"],
         "tokenizer": facts["tokenizer"],
+        "weights": facts["weights"],
         "dtype": str(lm.dtype).removeprefix("torch."),
     }

@@ -60,6 +60,7 @@ class LanguageModel(Anatomy):
         self.tokenizer, self.revision = tokenizer, revision
         self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)])
         self.dictionaries: dict[Site, SAE] = {}
+        self._mark: dict[str, str] | None = None
         model.eval()
 
     @classmethod
@@ -286,17 +287,16 @@ class LanguageModel(Anatomy):
         return torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
 
     def fingerprint(self) -> dict[str, str]:
-        """What tells this model from another: {"model", "tokenizer"} as sha256, {"name", "revision"} as given.
+        """What tells this model from another, for :func:`saekit.lm.fingerprint.differs`.
 
-        The first two depend neither on where the model lies nor on its dtype or device.
+        {"model", "tokenizer"} as sha256, {"weights"} as numbers to compare up to rounding, {"name", "revision"} as given. None of
+        the first three depends on where the model lies or on its device, the first two not on its dtype.
         """
-        return {"model": self._sha256, "tokenizer": self.text.sha256, "name": self.name, "revision": self.revision}
+        from saekit.lm.fingerprint import model_sha256, weights_text
 
-    @cached_property
-    def _sha256(self) -> str:
-        from saekit.lm.fingerprint import model_sha256
-
-        return model_sha256(self)
+        if self._mark is None:
+            self._mark = {"model": model_sha256(self), "tokenizer": self.text.sha256, "weights": weights_text(self)}
+        return {**self._mark, "name": self.name, "revision": self.revision}
 
     def attach_sae(self, site: str | Site, sae: SAE) -> None:
         """Let `space(site)` give the SAE's features."""

@@ -170,6 +170,11 @@ def test_check_model(tiny_lm: LanguageModel, tiny_store: ActivationStore) -> Non
         tiny_store.check_model(make_lm(seed=1))
     with pytest.raises(StoreMismatch, match="tokenizer"):
         tiny_store.check_model(make_lm(bos=False))
+    louder = make_lm()
+    with torch.no_grad():
+        louder.blocks[1].mlp.down_proj.weight.mul_(1.05)  # type: ignore[union-attr,operator]
+    with pytest.raises(StoreMismatch, match="other weights"):
+        tiny_store.check_model(louder)
 
 
 @pytest.mark.parametrize(

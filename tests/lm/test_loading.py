@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import torch
 
 from saekit.errors import ConfigError, ModelNotFound
 from saekit.lm import LanguageModel
+from saekit.lm.fingerprint import _sampled, differs, same_weights, weights_text
 
 Named = Callable[[str], LanguageModel]
 
@@ -84,21 +87,64 @@ def test_what_identifies_a_model(stories_path: Path, stories_lm: LanguageModel, 
         assert {key: moved.fingerprint()[key] for key in ("model", "tokenizer")} == {
             key: mark[key] for key in ("model", "tokenizer")
         }
+        assert differs(mark, moved.fingerprint()) is None
     in_memory = LanguageModel.attach(stories_lm.model, stories_lm.tokenizer)
     assert in_memory.fingerprint()["model"] == mark["model"]
 
 
 def test_what_tells_models_apart(stories_path: Path, stories_lm: LanguageModel) -> None:
-    mark = stories_lm.fingerprint()["model"]
-    trained = LanguageModel.load(stories_path)
+    mark = stories_lm.fingerprint()
+    changed = LanguageModel.load(stories_path)
+    changed.model.config.rms_norm_eps = 1e-3
+    assert differs(mark, LanguageModel.attach(changed.model, changed.tokenizer).fingerprint()) == "model"
+    changed = LanguageModel.load(stories_path)
+    changed.model.config.rope_parameters = {**changed.model.config.rope_parameters, "rope_theta": 5e5}
+    assert differs(mark, LanguageModel.attach(changed.model, changed.tokenizer).fingerprint()) == "model"
+    assert differs(mark, {**mark, "tokenizer": "other"}) == "tokenizer"
+    assert differs({key: mark[key] for key in ("model", "tokenizer")}, mark) is None
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral", "opt", "stories"])
+def test_weights_are_told_apart_but_not_by_their_rounding(tiny_named: Named, stories_lm: LanguageModel, name: str) -> None:
+    lm = stories_lm if name == "stories" else tiny_named(name)
+    mark = weights_text(lm)
+
+    def changed(change: Callable[[str, torch.Tensor], torch.Tensor]) -> str:
+        other = copy.copy(lm)
+        other.model = copy.deepcopy(lm.model)
+        with torch.no_grad():
+            for each, parameter in other.model.named_parameters():
+                parameter.copy_(change(each, parameter))
+        return weights_text(other)
+
+    for dtype in (torch.bfloat16, torch.float16):
+        assert same_weights(mark, changed(lambda each, w, dtype=dtype: w.to(dtype).float()))
+    assert same_weights(changed(lambda each, w: w.bfloat16().float()), changed(lambda each, w: w.half().float()))
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trained.model.parameters():  # a change of one in a hundred, as slight training makes
-            parameter.add_(parameter.std() / 100 * torch.randn(parameter.shape, generator=generator))
-    assert trained.fingerprint()["model"] != mark
-    trained = LanguageModel.load(stories_path)
-    trained.model.config.rms_norm_eps = 1e-3
-    assert LanguageModel.attach(trained.model, trained.tokenizer).fingerprint()["model"] != mark
+    random = partial(torch.randn, generator=generator)
+    assert not same_weights(mark, changed(lambda each, w: w + 0.05 * w.norm() / w.numel() ** 0.5 * random(w.shape)))
+    assert not same_weights(mark, changed(lambda each, w: w * 1.01))
+
+    def rank_one(target: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        def change(each: str, w: torch.Tensor) -> torch.Tensor:
+            if each != target:
+                return w
+            delta = random(w.shape[0], 1) @ random(1, w.shape[1])
+            return w + 0.05 * w.norm() / delta.norm() * delta
+
+        return change
+
+    matrices = [each for each, w in lm.model.named_parameters() if w.ndim == 2]
+    assert len(matrices) > 5
+    for each in matrices:
+        assert not same_weights(mark, changed(rank_one(each))), each
+
+
+def test_a_fingerprint_looks_at_a_part_of_the_weights() -> None:
+    """So that it takes no longer for large matrices: nothing between the samples counts, and there are at most 4096."""
+    weight = torch.zeros(10**6)
+    assert len(_sampled(weight, 4096)) == 4096
+    assert torch.equal(_sampled(torch.arange(10.0), 4096), torch.arange(10.0))
 
 
 def test_the_tokenizers_mark_outlives_padding(stories_path: Path, stories_lm: LanguageModel) -> None:
