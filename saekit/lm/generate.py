@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from saekit.lm.sampling import noise_seed, own_noise, sampled
 if TYPE_CHECKING:
     from saekit.lm.model import LanguageModel
 
+_PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
 # Arguments of transformers' generate that would change what comes back.
 _OURS = {"num_return_sequences": "n_samples", "max_length": "max_new_tokens", "return_dict_in_generate": "lm.run for more"}
 
@@ -49,13 +51,14 @@ def generate(
     max_new_tokens: int = 64,
     n_samples: int = 1,
     do_sample: bool = False,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
     **hf_kwargs: Any,
 ) -> Generation:
     """Continue prompts with transformers' own `generate`, interventions applied in prefill and decoding.
 
     Args:
-        prompts: texts (BOS is put before them), or token ids as they are: rows, or a tensor (B, T) padded on either side.
+        prompts: texts (BOS is put before them), or token ids as they are: one row, several, or a tensor (B, T) padded on either
+            side.
         interventions: Edits, or anything with `.edits(lm)`; the rows an edit is told of (`At.batch_N`) are prompts.
         positions: which tokens are touched unless an edit says so itself; see :data:`saekit.lm.edits.Positions`.
         seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
@@ -64,13 +67,18 @@ def generate(
         n_samples: continuations of each prompt, which differ only when sampling.
         do_sample: sample (temperature, top_k, top_p, ... in `hf_kwargs`, with transformers' defaults) instead of the likeliest.
         attention_mask: (B, T), where `prompts` is a padded tensor.
-        hf_kwargs: for transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...
+        hf_kwargs: for transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...; of a
+            generation_config what it sets, max_length and max_new_tokens aside.
 
     Raises:
         ContextTooLong: a prompt and the new tokens are more than the model has positions for.
         ConfigError: no prompt, or settings that do not fit.
     """
     check_positions(positions)
+    if (config := hf_kwargs.pop("generation_config", None)) is not None:
+        hf_kwargs = {**_set_in(config), **hf_kwargs}
+    if hf_kwargs.get("stop_strings"):
+        hf_kwargs.setdefault("tokenizer", lm.text.tokenizer)
     if taken := _OURS.keys() & hf_kwargs.keys():
         name = min(taken)
         raise ConfigError(f"{name} cannot be passed on to transformers' generate.", f"Use {_OURS[name]}.")
@@ -135,7 +143,10 @@ def _continue(
             act.check()
     eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
     ends = set(eos) if isinstance(eos, list | tuple) else {eos}
-    return [_until(row[tokens_BT.shape[1] :].tolist(), ends) for row in out]
+    found = [_until(row[tokens_BT.shape[1] :].tolist(), ends) for row in out]
+    if settings.get("stop_strings"):
+        found = [_until_string(row, ids, settings) for row, ids in zip(rows, found)]
+    return found
 
 
 def _window(
@@ -159,21 +170,55 @@ def _window(
     )
 
 
-def _rows(lm: LanguageModel, prompts: Any, attention_mask: Tensor | None) -> tuple[list[list[int]], list[str]]:
+def _rows(lm: LanguageModel, prompts: Any, attention_mask: Any) -> tuple[list[list[int]], list[str]]:
     """Token ids and text of each prompt."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if prompts and all(isinstance(prompt, str) for prompt in prompts):
-        rows, texts = lm.text.ids(prompts), prompts
-    else:
-        rows = [[int(index) for index in row] for row in prompts]
-        if attention_mask is not None:
-            rows = [[index for index, real in zip(row, mask) if real] for row, mask in zip(rows, attention_mask.tolist())]
-        texts = [lm.decode(row) if lm.tokenizer is not None else "" for row in rows]
+    if isinstance(prompts, Tensor):
+        prompts = prompts.tolist()
+    try:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if prompts and all(isinstance(prompt, str) for prompt in prompts):
+            if attention_mask is not None:
+                raise ConfigError("A mask was given for texts.", "Leave it out, or give token ids.")
+            return _not_empty(lm.text.ids(prompts)), prompts
+        if prompts and all(hasattr(prompt, "__index__") and not getattr(prompt, "ndim", 0) for prompt in prompts):
+            prompts = [prompts]
+        rows = [[operator.index(index) for index in row] for row in prompts]
+    except TypeError as error:
+        raise ConfigError(f"Prompts cannot be read: {error}.", _PROMPTS_HINT) from error
+    if attention_mask is not None:
+        mask = attention_mask.tolist() if isinstance(attention_mask, Tensor) else [list(row) for row in attention_mask]
+        if [len(row) for row in mask] != [len(row) for row in rows]:
+            raise ConfigError("The mask does not fit the prompts.", "Give a 0 or 1 for each token.")
+        rows = [[index for index, real in zip(row, each) if real] for row, each in zip(rows, mask)]
+    known = int(lm.embedding.num_embeddings)  # type: ignore[arg-type]
+    if any(not 0 <= index < known for row in rows for index in row):
+        raise ConfigError(f"Token ids must be from 0 to {known - 1}.", "Were they made by another tokenizer?")
+    return _not_empty(rows), [lm.decode(row) if lm.tokenizer is not None else "" for row in rows]
+
+
+def _not_empty(rows: list[list[int]]) -> list[list[int]]:
     if not rows or not all(rows):
         raise ConfigError("There is no prompt, or one without a token.", "Give at least one token for each.")
-    return rows, texts
+    return rows
+
+
+def _set_in(config: Any) -> dict[str, Any]:
+    """What a GenerationConfig says that nothing else decides."""
+    ours = {"transformers_version", "max_length", "max_new_tokens", "do_sample"}
+    return {key: value for key, value in config.to_diff_dict().items() if key not in ours and not key.startswith("_")}
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:
     end = next((n + 1 for n, index in enumerate(ids) if index in ends), len(ids))
+    return ids[:end]
+
+
+def _until_string(prompt: list[int], ids: list[int], settings: dict[str, Any]) -> list[int]:
+    """`ids` up to the token that completes a stop string; rows that stop before others are filled up or go on."""
+    from transformers import StopStringCriteria
+
+    stop = StopStringCriteria(settings["tokenizer"], settings["stop_strings"])
+    whole = torch.tensor([[*prompt, *ids]])
+    lengths = range(1, len(ids) + 1)
+    end = next((n for n in lengths if bool(stop(whole[:, : len(prompt) + n], None)[0])), len(ids))
     return ids[:end]

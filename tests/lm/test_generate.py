@@ -292,6 +292,30 @@ def test_stops_at_the_end_of_a_text(stories_lm: LanguageModel) -> None:
     assert out.tokens[1] == stories_lm.generate("The", max_new_tokens=12, eos_token_id=free[4]).tokens[0]
 
 
+def test_what_comes_after_a_stop_is_cut(stories_lm: LanguageModel) -> None:
+    prompts = ["Once upon a time", "The"]
+    free = stories_lm.generate(prompts, max_new_tokens=16)
+    for eos in ({}, {"eos_token_id": None}):
+        out = stories_lm.generate(prompts, max_new_tokens=16, stop_strings=["there"], **eos)
+        end = next(n for n in range(16) if "there" in stories_lm.decode(free.tokens[0][:n]))
+        assert out.tokens[0] == free.tokens[0][:end] and out.texts[0].endswith("there")
+        assert "there" in free.texts[1] or out.tokens[1] == free.tokens[1]
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(eos_token_id=free.tokens[0][4], max_length=3)
+    out = stories_lm.generate(prompts, max_new_tokens=16, generation_config=config)
+    assert out == stories_lm.generate(prompts, max_new_tokens=16, eos_token_id=free.tokens[0][4])
+    assert out.tokens[0] == free.tokens[0][:5]
+
+
+def test_prompts_as_one_row(stories_lm: LanguageModel) -> None:
+    wanted = stories_lm.generate([[1, 403, 407]], max_new_tokens=3)
+    for prompt in ([1, 403, 407], torch.tensor([1, 403, 407]), (torch.tensor([1, 403, 407]),)):
+        assert stories_lm.generate(prompt, max_new_tokens=3) == wanted
+    masked = stories_lm.generate([[9, 1, 403, 407]], attention_mask=[[0, 1, 1, 1]], max_new_tokens=3)
+    assert masked == wanted
+
+
 # Bad input, and nothing left behind
 
 
@@ -313,6 +337,13 @@ def test_hooks_come_off_whatever_happens(tiny: LanguageModel) -> None:
     [
         ({"prompts": []}, ConfigError, "no prompt"),
         ({"prompts": [[]]}, ConfigError, "no prompt"),
+        ({"prompts": ["Once", [1, 2]]}, ConfigError, "cannot be read"),
+        ({"prompts": [[1, 2], 3]}, ConfigError, "cannot be read"),
+        ({"prompts": [[1, 0.5]]}, ConfigError, "cannot be read"),
+        ({"prompts": 7}, ConfigError, "cannot be read"),
+        ({"prompts": [[1, 512]]}, ConfigError, "from 0 to 511"),
+        ({"prompts": [[1, 2]], "attention_mask": [[1]]}, ConfigError, "mask"),
+        ({"attention_mask": [[1]]}, ConfigError, "mask"),
         ({"positions": "first"}, ConfigError, "first"),
         ({"num_return_sequences": 2}, ConfigError, "n_samples"),
         ({"max_new_tokens": 0}, ConfigError, "at least 1"),
