@@ -115,7 +115,9 @@ class LiveActivations(ActivationSource):
     def _wanted(self, batch: TokenBatch) -> Tensor:
         """(B, T) bool: which tokens to give out."""
         tokens_N, document_N = batch.tokens_BT.numpy().ravel(), batch.document_BT.numpy().ravel()
-        wanted_N = in_split(document_N, self._split, self._heldout) & ~(np.isin(tokens_N, self._special) & self._drop_special)
+        # Attention gathers at the first token even where it is no BOS.
+        special_N = np.isin(tokens_N, self._special) | (batch.position_BT.numpy().ravel() == 0)
+        wanted_N = in_split(document_N, self._split, self._heldout) & ~(special_N & self._drop_special)
         return torch.from_numpy(wanted_N).view_as(batch.mask_BT) & batch.mask_BT
 
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:

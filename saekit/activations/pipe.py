@@ -44,7 +44,8 @@ class ShardPipe:
         first: number of the first shard.
         shard_tokens: rows after which a shard ends.
         dtype: of the stored numbers.
-        special_ids: tokens to mark as special.
+        special_ids: tokens to mark as special. The first of each context is marked whatever it is: attention gathers there, and
+            its activations are huge even where a tokenizer has no BOS (Xiao et al. 2023).
         enter: called in the thread with the number and the entry of each shard once it is safely on disk.
     """
 
@@ -131,7 +132,7 @@ class ShardPipe:
             "tokens": source.tokens_N.numpy().astype(np.int32),
             "position": source.position_N.numpy().astype(np.int32),
             "document": source.document_N.numpy(),
-            "special": np.isin(source.tokens_N.numpy(), self._special),
+            "special": np.isin(source.tokens_N.numpy(), self._special) | (source.position_N.numpy() == 0),
         }
         for site, (acts_ND, bounds, arrived) in rows.items():
             if arrived is not None:

@@ -45,7 +45,7 @@ class Block:
     document_N: Tensor
     """int64 row of the corpus."""
     special_N: Tensor
-    """bool: BOS, EOS and other tokens that stand for no text."""
+    """bool: BOS, EOS and other tokens that stand for no text, and the first of each context: attention gathers there."""
     acts: dict[Site, Tensor]
     """(N, width) float32 by site."""
 

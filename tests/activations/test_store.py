@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saekit.activations import ActivationStore, Corpus, token_batches, write_store
+from saekit.activations import ActivationReader, ActivationStore, Corpus, LiveActivations, token_batches, write_store
 from saekit.errors import ConfigError, ContextTooLong, CorpusError, StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.lm import LanguageModel, Site
 
@@ -161,6 +161,21 @@ def test_a_store_of_something_else_is_refused(what: str, tiny_lm: LanguageModel,
     with pytest.raises(StoreMismatch, match=message):
         write_store(tmp_path / "a", **{**asked, **change()}, progress=False)
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_the_first_token_of_a_context_is_special_even_without_bos(tmp_path: Path) -> None:
+    lm, corpus = make_lm(bos=False), Corpus.open(make_documents(60))
+    store = write_store(tmp_path / "a", lm, ["resid_post.0"], corpus, context=16, progress=False)
+    blocks = list(store.stream([]))
+    tokens, position, special = (
+        torch.cat([getattr(block, name) for block in blocks]) for name in ("tokens_N", "position_N", "special_N")
+    )
+    assert torch.equal(special, (position == 0) | torch.isin(tokens, torch.tensor(sorted(lm.special_ids))))
+    assert 0 not in tokens and int((position == 0).sum()) > 10
+    settings = {"batch_size": 32, "split": "all"}
+    live = LiveActivations(lm, ["resid_post.0"], corpus, context=16, **settings)
+    reader = ActivationReader(store, ["resid_post.0"], **settings)
+    assert live.n_tokens == reader.n_tokens == int((~special).sum())
 
 
 def test_check_model(tiny_lm: LanguageModel, tiny_store: ActivationStore) -> None:
