@@ -102,6 +102,9 @@ class Study:
 
 
 def portable(source: str) -> str:
-    """`source` as an absolute path where it exists on this disk, unchanged (a hub name) where not."""
+    """`source` as an absolute path where it exists on this disk, unchanged (a hub name) where not.
+
+    A workspace is no source: a folder that `--out gpt2` made does not hide the model of that name.
+    """
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(path.resolve()) if path.exists() and not (path / FILE).exists() else source

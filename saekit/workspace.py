@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from saekit.steer import Comparison, Intervention
     from trainers import TrainConfig
 
+_NORM_TOKENS = 8192  # to measure a median on
+
 
 class Workspace:
     """One study on disk.
@@ -44,6 +46,8 @@ class Workspace:
 
     def __init__(self, path: Path, study: Study) -> None:
         self.path, self.study = path, study
+        self._model: LanguageModel | None = None
+        self._norms: dict[Site, float] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Workspace:
@@ -57,10 +61,13 @@ class Workspace:
         return cls(path, Study.load(path))
 
     @classmethod
-    def plan(cls, path: str | Path, study: Study) -> Workspace:
+    def plan(cls, path: str | Path, study: Study, lm: LanguageModel | None = None) -> Workspace:
         """The workspace of a study: the existing one if it studies exactly the same, or a new one that :meth:`begin` will write.
 
         The model and the data are looked up here, so that a mistyped name leaves no folder behind.
+
+        Args:
+            lm: the study's model, where it is loaded already.
 
         Raises:
             StoreMismatch: the folder studies something else; the message names what differs.
@@ -82,6 +89,7 @@ class Workspace:
         if path.exists() and (not path.is_dir() or any(PARTIAL not in item.name for item in path.iterdir())):
             raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
         workspace = cls(path, study)
+        workspace._model = lm
         workspace._check()
         return workspace
 
@@ -121,12 +129,14 @@ class Workspace:
 
     # What it is made of
 
-    @cached_property
+    @property
     def lm(self) -> LanguageModel:
-        """The language model, with every trained dictionary attached to its site."""
-        from saekit.lm import LanguageModel
+        """The language model, loaded when first asked for; :meth:`attach` gives it the dictionaries."""
+        if self._model is None:
+            from saekit.lm import LanguageModel
 
-        return LanguageModel.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+            self._model = LanguageModel.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+        return self._model
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -148,10 +158,11 @@ class Workspace:
         return self.path / "features.sqlite"
 
     def store(self) -> ActivationStore:
-        """The cached activations, checked against the model once that is loaded.
+        """The cached activations.
 
         Raises:
             WorkspaceError: nothing is cached yet.
+            StoreCorrupt: a shard is missing or cut short.
         """
         from saekit.activations import ActivationStore
 
@@ -183,7 +194,8 @@ class Workspace:
             raise WorkspaceError(f"{self.path} has no dictionary yet.", "Run `saekit train` or `saekit fit` first.")
         if text is None:
             if len(trained) > 1:
-                raise WorkspaceError(f"{self.path} has dictionaries at {names}.", "Say which with --site.")
+                hint = f"Say which: --site {trained[0]}, or {trained[0]}/7 for a feature."
+                raise WorkspaceError(f"{self.path} has dictionaries at {names}.", hint)
             return trained[0]
         site = Site.parse(text)
         if site not in trained:
@@ -191,10 +203,10 @@ class Workspace:
         return site
 
     def sae(self, site: str | Site) -> SAE:
-        """The dictionary trained at `site`."""
+        """The dictionary trained at `site`, where the model is if that is loaded."""
         from saekit.sae import SAE
 
-        return SAE.load(self.sae_folder(site))
+        return SAE.load(self.sae_folder(site), device="cpu" if self._model is None else str(self._model.device))
 
     def database(self) -> FeatureDB:
         """The feature database.
@@ -274,11 +286,13 @@ class Workspace:
         """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`)."""
         from saekit.evaluate.quality import quality
         from saekit.files import write_whole
+        from trainers import TrainConfig
 
         site = self.site(str(site))
         store = self.store()
         store.check_model(self.lm)
-        metrics = quality(self.sae(site), self.lm, store, site, progress=progress)
+        settings = TrainConfig.load(self.sae_folder(site) / "train.json")
+        metrics = quality(self.sae(site), self.lm, store, site, heldout=settings.heldout, progress=progress)
         reports = self.path / "reports"
         reports.mkdir(exist_ok=True)
         write_whole(reports / f"eval-{site}.json", json.dumps(metrics, indent=2).encode())
@@ -304,7 +318,7 @@ class Workspace:
             name, strength = parse_feature(text, op=op)
             ref = self.ref(name)
             database.stats(ref)
-            self._attach(ref.site, database)
+            self.attach(ref.site)
             changes.append(intervene(op, ref, strength))
 
         def stats(ref: Ref) -> FeatureStats:
@@ -314,20 +328,33 @@ class Workspace:
 
     def median_norm(self, site: Site) -> float:
         """Median length of the cached activations at `site`, special tokens left out."""
-        from saekit.activations import ActivationReader
+        if site not in self._norms:
+            from saekit.activations import ActivationReader
 
-        sample = ActivationReader(self.store(), [site], split="all", batch_size=8192).sample(8192)
-        return float(sample[site].norm(dim=1).median())
+            reader = ActivationReader(self.store(), [site], split="all", batch_size=_NORM_TOKENS, buffer_tokens=_NORM_TOKENS)
+            self._norms[site] = float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())
+        return self._norms[site]
 
-    def _attach(self, site: Site | None, database: FeatureDB) -> None:
-        if site is None or site in self.lm.dictionaries:
+    def attach(self, site: str | Site | None) -> None:
+        """Let `lm.space(site)` give the features of the dictionary there.
+
+        Raises:
+            WorkspaceError: there is none, or the database is of another dictionary or another model.
+        """
+        from saekit.lm.fingerprint import differs
+
+        site = self.site(None if site is None else str(site))
+        if site in self.lm.dictionaries:
             return
-        sae = self.sae(self.site(str(site)))
-        indexed = {each.site: each.fingerprint for each in database.saes()}
-        if indexed.get(str(site)) != sae.fingerprint():
-            raise WorkspaceError(
-                f"The features of {site} were indexed for another dictionary than it has now.", "Run `saekit index`."
-            )
+        sae = self.sae(site)
+        for indexed in self.database().saes() if self.database_path.exists() else ():
+            if indexed.site == str(site) and indexed.fingerprint != sae.fingerprint():
+                raise WorkspaceError(f"{self.path} has features of {site} that are of another dictionary.", "Run `saekit index`.")
+            if indexed.site == str(site) and (what := differs(indexed.model, self.lm.fingerprint())):
+                raise StoreMismatch(
+                    f"{self.study.model} is another model than {self.path} was made with: its {what} differs.",
+                    "Put the old one back, or start a new workspace.",
+                )
         self.lm.attach_sae(site, sae)
 
     def steer(self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", **settings: Any) -> Comparison:

@@ -26,10 +26,17 @@ def loss(p: Parameters, x_BD: Tensor, residual_BD: Tensor, dead: Tensor, k: int,
 
 
 def add_gradient(
-    gradient: SparseGradient, p: Parameters, x_BD: Tensor, residual_BD: Tensor, dead: Tensor, k: int, coefficient: float
+    gradient: SparseGradient,
+    p: Parameters,
+    x_BD: Tensor,
+    residual_BD: Tensor,
+    dead: Tensor,
+    k: int,
+    coefficient: float,
+    screen: bool | None = None,
 ) -> float:
     """Add the same loss's gradient to `gradient`, by hand, on the CPU; returns the loss."""
-    values_BK, local_BK = encode_topk(x_BD, p.W_enc_FD[dead], p.b_enc_F[dead], min(k, len(dead)))
+    values_BK, local_BK = encode_topk(x_BD, p.W_enc_FD[dead], p.b_enc_F[dead], min(k, len(dead)), screen=screen)
     indices_BK = dead[local_BK]
     weight = float(_weight(residual_BD, coefficient))
     error_BD, grads_BK, squares = decode_gradient(values_BK, indices_BK, p.W_dec_FD, None, residual_BD, 2 * weight)

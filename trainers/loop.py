@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -98,14 +98,16 @@ def train(
         heldout = _heldout(source, site, config) if heldout is None else heldout
         source = _reader(source, site, config, "train")
     out.mkdir(parents=True, exist_ok=True)
-    with only_blocks() if config.sparse_step else nullcontext(), _storage_errors(out):
+    with _storage_errors(out):
         training, log_position = _resume(out / "checkpoints", config, source)
         if training is None:
-            training = Training(config, _statistics(source, site, config))
+            with _threads(config):
+                training = Training(config, _statistics(source, site, config))
         write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
         with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
             run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout)
             run.train(progress)
+            training.check()
             sae = run.sae()
             run.evaluate(sae, _FINAL_TOKENS)
         sae.save(out, sparsity=training.frequency())
@@ -143,7 +145,8 @@ class _Run:
                     warnings.warn(f"The data ended after {training.tokens} of {config.tokens} tokens.", stacklevel=3)
                     break
                 before = training.tokens
-                training.step(batch[self.site][: config.tokens - before])
+                with _threads(config):
+                    training.step(batch[self.site][: config.tokens - before])
                 if _crossed(config.log_tokens, before, training.tokens) or training.tokens == config.tokens:
                     row = training.row()
                     self.log.write(row)
@@ -276,6 +279,11 @@ def _first(batches: Iterable[Batch], site: Site, n_tokens: int) -> Iterator[Tens
         n_tokens -= len(batch[site])
         if n_tokens <= 0:
             return
+
+
+def _threads(config: TrainConfig) -> AbstractContextManager[None]:
+    """How a step uses the cores. Only a step: what makes live activations wants all of torch's threads."""
+    return only_blocks() if config.sparse_step else nullcontext()
 
 
 def _crossed(every: int, before: int, after: int) -> bool:

@@ -116,11 +116,12 @@ class Training:
     # What it says of itself
 
     def check(self) -> None:
-        """Raise NonFiniteActivations if a loss since the last row of metrics was not finite, which on a GPU no step looked at."""
-        if not math.isfinite(float(self.window.squares)):
+        """Raise NonFiniteActivations if a weight or a loss since the last row of metrics is not finite: no step on a GPU looks."""
+        sound = all(bool(tensor.isfinite().all()) for tensor in self.p.named().values())
+        if not (sound and math.isfinite(float(self.window.squares))):
             raise NonFiniteActivations(
-                f"The loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: the activations hold NaN "
-                "or the run diverged.",
+                f"A weight or the loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: "
+                "the activations hold NaN or the run diverged.",
                 "Its last checkpoint is kept.",
             )
 
@@ -142,9 +143,9 @@ class Training:
             "lr": learning_rate(self.config, self.tokens),
         }
 
-    def frequency(self) -> Tensor:
-        """(F,) fraction of the last tokens on which each latent fired."""
-        return self.fired_F.cpu().float() / max(1, self.fired_tokens)
+    def frequency(self) -> Tensor | None:
+        """(F,) fraction of the last tokens on which each latent fired; None where the data ended before they were counted."""
+        return self.fired_F.cpu().float() / self.fired_tokens if self.fired_tokens else None
 
     # Checkpoints. There is no random state: chance decides only the initial weights and, in the source, the order of the data.
 

@@ -46,5 +46,6 @@ class TopK(Objective):
         gradient.add(values_BK, indices_BK, grads_BK, error_BD)
         if self.aux_coefficient and len(dead):
             residual_BD = error_BD / -scale
-            loss += auxk.add_gradient(gradient, p, centred_BD, residual_BD, dead, self.aux_k, self.aux_coefficient)
+            aux = (residual_BD, dead, self.aux_k, self.aux_coefficient, self.screen)
+            loss += auxk.add_gradient(gradient, p, centred_BD, *aux)
         return Outcome(loss, squares, values_BK, indices_BK), gradient

@@ -28,6 +28,7 @@ def main() -> None:
         app()
     except SaekitError as error:
         sys.exit(fail(error, as_json="--json" in sys.argv))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from saekit.cli import app, options
-from saekit.cli.output import console, emit, highlighted, number, print_quality, quiet_libraries
-
-if TYPE_CHECKING:
-    from feature_db import FeatureRecord
+from saekit.cli.output import console, emit, highlighted, number, print_quality, quiet_libraries, say
 
 _FEATURE = Annotated[
     str, typer.Argument(help="A feature: 1042, or feature:resid_post.3/1042 where there are several dictionaries.")
@@ -40,12 +37,18 @@ def search(
     query: Annotated[str, typer.Argument(help="A concept, in plain words.")],
     k: Annotated[int, typer.Option("-n", "--top", help="How many features.", min=1)] = 10,
     site: options.SITE = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", help="Only by this: promotes, fires_word, label, ...; may be repeated.", show_default=False),
+    ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Also run the words through the model and its dictionary (loads them).")
     ] = False,
     as_json: options.JSON = False,
 ) -> None:
     """Find features by concept: over labels, the words they fire on, their examples, and the tokens they promote.
+
+    To steer towards a concept, look for features that promote it: `--by promotes`.
 
     Example: `saekit search pythia "happy"`
     """
@@ -55,35 +58,31 @@ def search(
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"by": by} if by else {}
     if deep:
         quiet_libraries()
         chosen = ws.site(site)
-        extra = {"lm": ws.lm, "sae": ws.sae(chosen)}
+        extra |= {"lm": ws.lm, "sae": ws.sae(chosen)}
         site = str(chosen)
     hits = ws.database().search(query, k=k, site=site, **extra)
     rows = [hit.to_dict() for hit in hits]
     if as_json:
         emit(rows)
         return
-    out = console()
     if not rows:
-        out.print(f"nothing found for {query!r}")
+        say(f"nothing found for {query!r}")
     for row in rows:
         name = row["ref"].removeprefix("feature:")
-        out.print(
-            f"[cyan]{row['score']:.2f}[/cyan]  [bold]{name}[/bold]  ",
-            Text(row["label"], "green"),
-            f"  [dim]{row['density']:.2%} of tokens[/dim]",
-        )
-        out.print(Padding(Text(row["why"], "dim"), (0, 0, 0, 6)))
+        density = f"  {row['density']:.2%} of tokens"
+        say((f"{row['score']:.2f}  ", "cyan"), (name, "bold"), "  ", (row["label"], "green"), (density, "dim"))
+        console().print(Padding(Text(row["why"], "dim"), (0, 0, 0, 6)))
 
 
 @app.command()
 def show(
     workspace: options.WORKSPACE,
     feature: _FEATURE,
-    examples: Annotated[int, typer.Option("-n", "--examples", help="How many examples.", min=0)] = 8,
+    examples: Annotated[int, typer.Option("-n", "--examples", help="How many examples, the strongest first.", min=0)] = 12,
     as_json: options.JSON = False,
 ) -> None:
     """Show a feature: statistics, promoted and suppressed tokens, the words and texts it fires on.
@@ -93,17 +92,17 @@ def show(
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    record = ws.database().feature(ws.ref(feature))
+    facts = ws.database().feature(ws.ref(feature)).to_dict()
+    facts["examples"] = facts["examples"][:examples]
     if as_json:
-        emit(record.to_dict())
+        emit(facts)
     else:
-        _print_record(record, examples)
+        _print_record(facts)
 
 
-def _print_record(record: FeatureRecord, n_examples: int) -> None:
+def _print_record(facts: dict[str, Any]) -> None:
     from rich.text import Text
 
-    facts = record.to_dict()
     out = console()
     out.print(Text.assemble((facts["ref"], "bold"), "  ", (facts["label"] or "no label", "green")))
     out.print(
@@ -112,7 +111,7 @@ def _print_record(record: FeatureRecord, n_examples: int) -> None:
     for name in ("promoted", "suppressed"):
         tokens = "  ".join(repr(item["token"]) for item in facts[name][:10])
         out.print(Text.assemble((f"{name:<11}", "bold"), tokens))
-    for example in facts["examples"][:n_examples]:
+    for example in facts["examples"]:
         line = highlighted(example["tokens"], example["values"], facts["max"], out.width - 10)
         out.print(Text.assemble((f"{max(example['values']):8.3g}  ", "dim"), line))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.cli import app, options
-from saekit.cli.output import console, emit, print_quality, quiet_libraries, table
+from saekit.cli.output import emit, print_quality, quiet_libraries, say, table
 
 if TYPE_CHECKING:
     from saekit.lm.sites import Site
@@ -20,16 +20,17 @@ _DATA = "NeelNanda/pile-10k"
 
 def _plan(model: str, sites: list[str] | None, data: str, out: Path | None, **settings: Any) -> Workspace:
     quiet_libraries()
+    from saekit.lm import LanguageModel
     from saekit.lm.sites import Site
     from saekit.workspace import Workspace, study_of
 
+    lm = None
     if not sites:
-        from saekit.lm import LanguageModel
-
-        sites = [f"resid_post.{LanguageModel.load(model, revision=settings.get('revision')).n_layers // 2}"]
+        lm = LanguageModel.load(model, dtype=settings.get("dtype"), revision=settings.get("revision"))
+        sites = [f"resid_post.{lm.n_layers // 2}"]
     names = tuple(str(site) for site in sorted({Site.parse(site) for site in sites}))
     out = out or Path(f"{Path(model).name}-{'-'.join(names)}")
-    return Workspace.plan(out, study_of(model, names, data, **settings))
+    return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 
 
 def _configs(workspace: Workspace, sites: Iterable[str], **settings: Any) -> dict[Site, TrainConfig]:
@@ -109,7 +110,7 @@ def fit(
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
         return
-    console().print(f"\n[bold]{workspace.path}[/bold]  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
+    say("\n", (str(workspace.path), "bold"), f"  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
     for name, metrics in quality.items():
         print_quality(name, metrics)
     _next(workspace, next(iter(configs)))
@@ -118,11 +119,8 @@ def fit(
 def _next(workspace: Workspace, site: Site) -> None:
     ws = workspace.path
     feature = f"feature:{site}/7" if len(workspace.trained()) > 1 else "7"
-    console().print(
-        f'[dim]next:[/dim]  saekit search {ws} "happy"\n'
-        f"       saekit show {ws} {feature}\n"
-        f'       saekit steer {ws} --feature {feature} "Once upon a time"'
-    )
+    lines = (f'search {ws} "happy"', f"show {ws} {feature}", f'steer {ws} --feature {feature} "Once upon a time"')
+    say(("next:", "dim"), *(f"\n  saekit {line}" for line in lines))
 
 
 @app.command()
@@ -168,7 +166,7 @@ def cache(
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "sites": names})
     else:
-        console().print(f"{store.n_tokens:,} tokens at {', '.join(names)} in {workspace.path}")
+        say(f"{store.n_tokens:,} tokens at {', '.join(names)} in {workspace.path}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,27 @@ def console() -> Console:
     """The console for results."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
+
+
+def say(*parts: str | tuple[str, str]) -> None:
+    """Print one line of plain and (text, style) parts; brackets in them mean nothing."""
+    from rich.text import Text
+
+    console().print(Text.assemble(*parts))
 
 
 def emit(data: Any) -> None:
-    """Print `data` as one JSON document."""
-    print(json.dumps(data, ensure_ascii=False, indent=2))
+    """Print `data` as one JSON document, in which a number that does not exist is null."""
+    print(json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def fail(error: SaekitError, *, as_json: bool) -> int:
@@ -59,7 +75,7 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
     from rich.table import Table
 
     if not rows:
-        console().print("[dim]nothing found[/dim]")
+        say(("nothing found", "dim"))
         return
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in rows[0].items():
@@ -72,16 +88,18 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
 def print_quality(site: str, metrics: dict[str, float]) -> None:
     """Print the quality of a dictionary as a person would report it."""
     recovered = f"{metrics['ce']:.3f} as it is, {metrics['ce_spliced']:.3f} spliced in, {metrics['ce_zero']:.3f} at zero"
+    held = int(metrics["heldout_tokens"])
+    where = f"on {held:,} held-out tokens" if held else "on the training documents: too few to hold any out"
     lines = [
-        ("variance unexplained (FVU)", f"{metrics['fvu']:.4f}", f"on {metrics['heldout_tokens']:,} held-out tokens"),
+        ("variance unexplained (FVU)", f"{metrics['fvu']:.4f}", where),
         ("features active (L0)", number(metrics["l0"]), "per token"),
         ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
         ("cross-entropy recovered", f"{metrics['ce_recovered']:.2%}", recovered),
         ("KL when spliced in", f"{metrics['kl']:.4f}", "nats a token"),
     ]
-    console().print(f"dictionary at [bold]{site}[/bold]")
+    say("dictionary at ", (site, "bold"))
     for name, value, note in lines:
-        console().print(f"  {name:<27} {value:>8}  [dim]{note}[/dim]")
+        say(f"  {name:<27} {value:>8}  ", (note, "dim"))
 
 
 def number(value: float) -> str:

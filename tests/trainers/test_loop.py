@@ -351,7 +351,9 @@ def test_firing_frequency_and_dead_fraction_are_those_of_a_recount(tmp_path: Pat
         sae = training.p.to_sae(_sae_config(), training.data.scale)
         codes.append(sae.encode_dense(batch) > 0)
     fired = torch.cat(codes)
-    torch.testing.assert_close(training.frequency(), fired[-1_024:].float().mean(0), atol=1e-4, rtol=1e-3)
+    frequency = training.frequency()
+    assert frequency is not None
+    torch.testing.assert_close(frequency, fired[-1_024:].float().mean(0), atol=1e-4, rtol=1e-3)
     dead = (~fired[-1_280:].any(0)).sum()  # not for more than 1024 tokens, looked at every few steps
     assert len(training.dead.dead) <= int((~fired[-1_024:].any(0)).sum())
     assert len(training.dead.dead) >= int(dead) - 2
