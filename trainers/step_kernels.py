@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from saekit.sae.kernels.rows import FAST, add_rows, dot_rows
+from saekit.sae.kernels.rows import add_rows, add_scaled, dot, dot_rows, total
 
 Array = np.ndarray[Any, Any]
 
 
-@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def decode_gradient(
     values: Array, indices: Array, W_dec: Array, b_dec: Array, target: Array, scale: float, error: Array, grads: Array
 ) -> float:
@@ -26,22 +26,20 @@ def decode_gradient(
     W_dec[indices[r, j]] . error[r], 0 where the ReLU is off. Returns sum (x_hat - target)^2 of these rows.
     """
     n_rows, n_kept = values.shape
-    total = 0.0
+    squares = 0.0
     for r in range(n_rows):
         row = error[r]
-        row[:] = b_dec
-        add_rows(row, W_dec, indices[r], values[r], n_kept)
-        squares = np.float32(0)
         for q in range(row.shape[0]):
-            row[q] -= target[r, q]
-            squares += row[q] * row[q]
+            row[q] = b_dec[q] - target[r, q]
+        add_rows(row, W_dec, indices[r], values[r], n_kept)
+        squares += float(dot(row, row))
+        for q in range(row.shape[0]):
             row[q] *= scale
-        total += float(squares)
         dot_rows(row, W_dec, indices[r], grads[r], n_kept)
         for j in range(n_kept):
             if values[r, j] <= 0:
                 grads[r, j] = 0
-    return total
+    return squares
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -74,7 +72,7 @@ def place_entries(
                 value[p], grad[p] = values[r, j], grads[r, j]
 
 
-@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def adam_row(weights: Array, gradient: Array, mean: Array, square: Array, adam: Array) -> None:
     """One Adam step of a row; adam = (beta1, beta2, lr / bias correction 1, 1 / sqrt(bias correction 2), eps)."""
     beta1, beta2, step, correction, eps = adam[0], adam[1], adam[2], adam[3], adam[4]
@@ -86,21 +84,7 @@ def adam_row(weights: Array, gradient: Array, mean: Array, square: Array, adam: 
         weights[q] -= step * mean[q] / (np.sqrt(square[q]) * correction + eps)
 
 
-@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
-def _dot(a: Array, b: Array) -> np.float32:
-    total = np.float32(0)
-    for q in range(a.shape[0]):
-        total += a[q] * b[q]
-    return total
-
-
-@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
-def _add_scaled(out: Array, row: Array, factor: float) -> None:
-    for q in range(out.shape[0]):
-        out[q] += factor * row[q]
-
-
-@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def update_latents(
     x: Array,
     error: Array,
@@ -132,18 +116,16 @@ def update_latents(
         a, b = start[latent], start[latent + 1]
         enc_grad[:] = 0
         dec_grad[:] = 0
-        b_grad[0] = 0
         add_rows(enc_grad, x, token[a:b], grad[a:b], b - a)
         add_rows(dec_grad, error, error_row[a:b], value[a:b], b - a)
-        for p in range(a, b):
-            b_grad[0] += grad[p]
-        _add_scaled(b_dec_grad, W_enc[latent], -b_grad[0])
+        b_grad[0] = total(grad[a:b])
+        add_scaled(b_dec_grad, W_enc[latent], -b_grad[0])
         row = W_dec[latent]
         if unit_rows:
-            _add_scaled(dec_grad, row, -_dot(dec_grad, row))
+            add_scaled(dec_grad, row, -dot(dec_grad, row))
         adam_row(row, dec_grad, dec_mean[latent], dec_square[latent], adam)
         if unit_rows:
-            norm = np.sqrt(_dot(row, row))
+            norm = np.sqrt(dot(row, row))
             for q in range(row.shape[0]):
                 row[q] /= norm
         adam_row(W_enc[latent], enc_grad, enc_mean[latent], enc_square[latent], adam)

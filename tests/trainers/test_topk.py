@@ -116,6 +116,38 @@ def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None
     assert all(tensor.isfinite().all() for tensor in gradient.named().values())
 
 
+@pytest.mark.parametrize("D", [5, 24, 77])
+def test_bits_do_not_depend_on_where_arrays_lie(D: int) -> None:
+    """Compilers pick another loop for arrays that lie close together; none may round differently."""
+    B, F, k = 40, 30, 7
+    p, x, config = dense.random_parameters(F, D, 7), _data(8, B, D), _config(F, D, k)
+    generator = torch.Generator().manual_seed(9)
+    results = []
+    for _ in range(60):
+        arena, end = torch.empty(200_000), 0
+
+        def place(tensor: Tensor, arena: Tensor = arena) -> Tensor:
+            nonlocal end
+            start = end + int(torch.randint(40, (1,), generator=generator))
+            end = start + tensor.numel()
+            return arena[start:end].view_as(tensor).copy_(tensor)
+
+        names = list(torch.randperm(4, generator=generator))
+        mine = p.map(torch.clone)
+        adam = Adam.start(mine, config)
+        groups = [mine, adam.mean, adam.square]
+        placed = {int(i): groups[int(i)].map(place) for i in names if i < 3}
+        mine, adam.mean, adam.square = (placed[i] for i in range(3))
+        _, gradient = TopK(config, 3.0).gradient(mine, place(x), torch.arange(10))
+        gradient._errors = [place(error) for error in gradient._errors]
+        gradient.x_BD = place(gradient.x_BD)
+        gradient.apply(mine, adam, 1e-3, unit_rows=True)
+        results.append(
+            torch.cat([tensor.flatten() for group in (mine, adam.mean, adam.square) for tensor in group.named().values()])
+        )
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 @pytest.mark.parametrize("centres", [True, False])
 @pytest.mark.parametrize("unit_rows", [True, False])
 def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> None:

@@ -1,6 +1,8 @@
 """Numba kernels over rows. Serial and without the GIL: :mod:`saekit.sae.kernels.threads` spreads blocks of rows over cores.
 
-Sums may be reassociated so that they vectorise, but NaN and infinity keep their meaning (no `nnan`, `ninf`).
+Results are the same bits every time. Two rules see to that. Sums may be reassociated (FAST) so that they vectorise, but only in
+loops that write nothing: where a loop writes, the compiler checks at run time whether arrays lie close together in memory, and
+takes another loop, with another order of summation, if they do. Everything else keeps to the order written.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 Array = np.ndarray[Any, Any]
-FAST = {"reassoc", "contract", "nsz"}
+FAST = {"reassoc", "contract", "nsz"}  # not nnan or ninf: NaN and infinity keep their meaning
 BF16_UNIT = 2.0**-8  # largest relative error of rounding to bfloat16
 
 
@@ -46,6 +48,31 @@ def _float_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def dot(a: Array, b: Array) -> np.float32:
+    """Sum of a * b."""
+    result = np.float32(0)
+    for q in range(a.shape[0]):
+        result += a[q] * b[q]
+    return result
+
+
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def total(a: Array) -> np.float32:
+    """Sum of a."""
+    result = np.float32(0)
+    for q in range(a.shape[0]):
+        result += a[q]
+    return result
+
+
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+def add_scaled(out: Array, row: Array, factor: float) -> None:
+    """out += factor * row."""
+    for q in range(out.shape[0]):
+        out[q] += factor * row[q]
+
+
+@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def add_rows(out: Array, table: Array, rows: Array, weights: Array, n: int) -> None:
     """out += sum_i weights[i] * table[rows[i]] over the first n; four rows at a time keep four cache misses in flight."""
     width = out.shape[0]
