@@ -116,7 +116,7 @@ class Training:
     # What it says of itself
 
     def check(self) -> None:
-        """Raise NonFiniteActivations if a weight or a loss since the last row of metrics is not finite: no step on a GPU looks."""
+        """Raise NonFiniteActivations if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
         sound = all(bool(tensor.isfinite().all()) for tensor in self.p.named().values())
         if not (sound and math.isfinite(float(self.window.squares))):
             raise NonFiniteActivations(
