@@ -21,6 +21,11 @@ class Bar:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
 
+    def end(self, done: int) -> None:
+        """There were only `done` units after all."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=done)
+
 
 @contextmanager
 def track(what: str, total: int | None, *, unit: str = "tokens", enabled: bool = True) -> Iterator[Bar]:

@@ -177,6 +177,7 @@ class _Job:
                 self._fill(len(manifest.shards), left, shard_tokens=self.shard_tokens, bar=bar, done=manifest.n_tokens)
             manifest.complete = True
             manifest.save(self.path)
+            bar.end(manifest.n_tokens)
 
     def _fill(self, first: int, count: int | None, *, shard_tokens: int, bar: Bar, done: int) -> None:
         """Write `count` rows from where shard `first` begins."""
