@@ -97,6 +97,11 @@ class LiveActivations(ActivationSource):
         """Rows of one epoch in this split; the first time, the corpus is tokenised to count them."""
         return sum(int(self._wanted(batch).sum()) for batch in self._tokens(BEGINNING, self._limit))
 
+    @property
+    def context(self) -> int:
+        """Tokens in a context, at most."""
+        return self._context
+
     def width(self, site: str | Site) -> int:
         """Numbers per token at `site`."""
         return self._widths[Site.parse(site)]
@@ -155,4 +160,5 @@ class LiveActivations(ActivationSource):
         return rows
 
     def _group(self, place: Place, parts: list[dict[Site, Tensor]], after: Place) -> Group:
-        return Group(place, {site: torch.cat([part[site] for part in parts]) for site in self.sites}, after)
+        acts = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+        return Group(place, acts, torch.arange(len(acts[self.sites[0]])), after)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from saekit.activations.shard import storage_dtype
+from saekit.activations.shard import as_numpy, as_tensor, storage_dtype
 from saekit.activations.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
 from saekit.activations.store import ActivationStore
 from saekit.errors import ConfigError
@@ -22,14 +22,16 @@ class _Piece(NamedTuple):
     shard: int
     start: int
     stop: int
+    first: int
+    """Wanted rows in the pieces before it."""
     rows: int
-    """How many of them are wanted."""
+    """Wanted rows in it."""
 
 
 class ActivationReader(ActivationSource):
     """Shuffled batches out of a store: pieces of 1024 rows in random order fill a buffer, rows leave it in random order.
 
-    The next buffer is read in a thread while one is in use, so two are in memory, in the stored dtype.
+    The next buffer is read in a thread while one is in use, so two are in memory, in the stored dtype; or all rows, if they fit.
 
     Args:
         store: what to read.
@@ -41,7 +43,7 @@ class ActivationReader(ActivationSource):
         buffer_tokens: rows in the mixing buffer.
         epochs: passes over the split; None never ends.
         drop_special: leave out BOS, EOS and other tokens that stand for no text: their activations are of another size.
-        memory: bytes that the rows may take to be kept after the first epoch reads them. Does not change the order.
+        memory: up to so many bytes, all rows are kept as they are read, and later epochs need no disk. Does not change the order.
 
     Raises:
         ConfigError: a setting is impossible, or not one row is in the split.
@@ -79,6 +81,7 @@ class ActivationReader(ActivationSource):
         self._buffer_tokens = buffer_tokens
         self._pieces: list[_Piece] = []
         self._wanted: list[np.ndarray] = []  # by shard, a bit a row
+        self._n_tokens = 0
         for shard, entry in enumerate(store.manifest.shards):
             document_N, special_N = store.columns(shard, ["document", "special"])
             wanted_N = in_split(document_N, split, heldout) & ~(special_N & drop_special)
@@ -86,14 +89,13 @@ class ActivationReader(ActivationSource):
             starts = np.arange(0, entry.tokens, _PIECE)
             for start, rows in zip(starts.tolist(), np.add.reduceat(wanted_N, starts, dtype=np.int64).tolist()):
                 if rows:
-                    self._pieces.append(_Piece(shard, start, min(start + _PIECE, entry.tokens), rows))
-        self._n_tokens = sum(piece.rows for piece in self._pieces)
+                    self._pieces.append(_Piece(shard, start, min(start + _PIECE, entry.tokens), self._n_tokens, rows))
+                    self._n_tokens += rows
         if not self._n_tokens:
-            raise ConfigError(
-                f"No document of {store.path} is in the split {split!r}.", "Cache more documents, or change heldout."
-            )
+            raise ConfigError(f"No document of {store.path} is in the split {split!r}.", "Cache more, or change heldout.")
         row_bytes = sum(store.width(site) for site in self.sites) * storage_dtype(store.dtype).itemsize
-        self._kept: dict[int, dict[Site, Tensor]] | None = {} if self._n_tokens * row_bytes <= memory else None
+        self._kept = self._room(self._n_tokens) if self._n_tokens * row_bytes <= memory else None
+        self._read_already = np.zeros(len(self._pieces), bool)
 
     @property
     def n_tokens(self) -> int:
@@ -104,15 +106,24 @@ class ActivationReader(ActivationSource):
         """Numbers per token at `site`."""
         return self.store.width(site)
 
+    @property
+    def context(self) -> int:
+        """Tokens in a context, at most."""
+        return self.store.context
+
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
         epoch, first = place.epoch, place.group
+        size = min(self._n_tokens, self._buffer_tokens + _PIECE)
+        # Two take turns: when the second next group is asked for, nobody reads this one any more.
+        buffers = itertools.cycle([self._room(size), self._room(size)] if self._kept is None else [self._kept])
         while epochs is None or epoch < epochs:
             plan = self._plan(epoch)
             for group in range(first, len(plan)):
-                parts = [self._read(index) for index in plan[group]]
-                acts = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+                buffer = next(buffers)
+                rows = self._keep(plan[group]) if self._kept is not None else self._fill(buffer, plan[group])
+                acts = {site: as_tensor(x, self._dtype) for site, x in buffer.items()}
                 after = Place(epoch, group + 1) if group + 1 < len(plan) else Place(epoch + 1)
-                yield Group(Place(epoch, group), acts, after)
+                yield Group(Place(epoch, group), acts, torch.from_numpy(rows), after)
             epoch, first = epoch + 1, 0
 
     def _plan(self, epoch: int) -> list[list[int]]:
@@ -128,15 +139,36 @@ class ActivationReader(ActivationSource):
             rows += self._pieces[index].rows
         return plan
 
-    def _read(self, index: int) -> dict[Site, Tensor]:
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        shard, start, stop, rows = self._pieces[index]
-        acts = {site: self.store.acts(shard, site, start, stop) for site in self.sites}
-        if rows < stop - start:
-            bits = self._wanted[shard][start // 8 : -(-stop // 8)]
-            wanted = torch.from_numpy(np.unpackbits(bits, count=stop - start).astype(bool))
-            acts = {site: x[wanted] for site, x in acts.items()}
-        if self._kept is not None:
-            self._kept[index] = acts
-        return acts
+    def _fill(self, buffer: dict[Site, np.ndarray], pieces: list[int]) -> np.ndarray:
+        """Put the pieces into `buffer`, one after the other; returns where they are."""
+        at = 0
+        for index in pieces:
+            self._read(index, buffer, at)
+            at += self._pieces[index].rows
+        return np.arange(at)
+
+    def _keep(self, pieces: list[int]) -> np.ndarray:
+        """Put the pieces into their own places among all, unless they are there; returns where they are."""
+        assert self._kept is not None
+        for index in pieces:
+            if not self._read_already[index]:
+                self._read(index, self._kept, self._pieces[index].first)
+                self._read_already[index] = True
+        chosen = [self._pieces[index] for index in pieces]
+        return np.concatenate([np.arange(piece.first, piece.first + piece.rows) for piece in chosen])
+
+    def _read(self, index: int, into: dict[Site, np.ndarray], at: int) -> None:
+        shard, start, stop, _, rows = self._pieces[index]
+        wanted = np.unpackbits(self._wanted[shard][start // 8 : -(-stop // 8)], count=stop - start).nonzero()[0]
+        for site in self.sites:
+            # numpy, because torch would use threads of its own in this one.
+            stored = self.store.columns(shard, [f"sites/{site}"], start, stop)[0]
+            np.take(stored, wanted, axis=0, out=into[site][at : at + rows], mode="clip")
+
+    def _room(self, rows: int) -> dict[Site, np.ndarray]:
+        dtype = as_numpy(torch.empty(0, dtype=self._dtype)).dtype
+        return {site: np.empty((rows, self.store.width(site)), dtype) for site in self.sites}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return storage_dtype(self.store.dtype)

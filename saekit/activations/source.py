@@ -42,6 +42,9 @@ class Group(NamedTuple):
 
     place: Place
     acts: dict[Site, Tensor]
+    """Valid until the next group is asked for."""
+    rows: Tensor
+    """Which rows of `acts` they are."""
     after: Place
 
 
@@ -78,6 +81,11 @@ class ActivationSource(ABC):
     def n_tokens(self) -> int:
         """Rows of one epoch."""
 
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Tokens in a context, at most."""
+
     @abstractmethod
     def width(self, site: str | Site) -> int:
         """Numbers per token at `site`."""
@@ -97,10 +105,10 @@ class ActivationSource(ABC):
         row, parts, missing = place.row, list[dict[Site, Tensor]](), self.batch_size
         after = place
         for group in ahead(groups) if self._in_thread else groups:
-            n = len(group.acts[self.sites[0]])
+            n = len(group.rows)
             order = np.random.default_rng([self.seed, group.place.epoch, 1 + group.place.group]).permutation(n)
             while row < n:
-                chosen = torch.from_numpy(order[row : row + missing])
+                chosen = group.rows[torch.from_numpy(order[row : row + missing])]
                 parts.append({site: acts[chosen.to(acts.device)].float() for site, acts in group.acts.items()})
                 row += len(chosen)
                 missing -= len(chosen)
