@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from saekit.activations import ActivationReader, ActivationStore
+from saekit.activations import ActivationReader, ActivationStore, LiveActivations
 from saekit.errors import CheckpointError, ConfigError, StoreMismatch
 from saekit.files import is_full, no_room, write_whole
 from saekit.lm.sites import Site
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _FINAL_TOKENS = 1 << 18  # of the last look at held-out data
 Batch = Mapping[Site, Tensor]
+Around = Callable[[], AbstractContextManager[None]]
 
 
 class Source(Protocol):
@@ -98,14 +99,14 @@ def train(
         heldout = _heldout(source, site, config) if heldout is None else heldout
         source = _reader(source, site, config, "train")
     out.mkdir(parents=True, exist_ok=True)
-    with _storage_errors(out):
+    around_run, around_step = _threads(config, source)
+    with _storage_errors(out), around_run():
         training, log_position = _resume(out / "checkpoints", config, source)
         if training is None:
-            with _threads(config):
-                training = Training(config, _statistics(source, site, config))
+            training = Training(config, _statistics(source, site, config))
         write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
         with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
-            run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout)
+            run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout, around_step)
             run.train(progress)
             training.check()
             sae = run.sae()
@@ -127,9 +128,10 @@ class _Run:
         checkpoints: Path,
         log: Log,
         heldout: Iterable[Batch] | None,
+        around_step: Around,
     ) -> None:
         self.training, self.source, self.site, self.sae_config = training, source, site, sae_config
-        self.checkpoints, self.log, self.heldout = checkpoints, log, heldout
+        self.checkpoints, self.log, self.heldout, self.around_step = checkpoints, log, heldout, around_step
         self._heldout_start = heldout.state() if heldout is not None and hasattr(heldout, "state") else None
 
     def train(self, progress: bool) -> None:
@@ -145,7 +147,7 @@ class _Run:
                     warnings.warn(f"The data ended after {training.tokens} of {config.tokens} tokens.", stacklevel=3)
                     break
                 before = training.tokens
-                with _threads(config):
+                with self.around_step():
                     training.step(batch[self.site][: config.tokens - before])
                 if _crossed(config.log_tokens, before, training.tokens) or training.tokens == config.tokens:
                     row = training.row()
@@ -281,9 +283,15 @@ def _first(batches: Iterable[Batch], site: Site, n_tokens: int) -> Iterator[Tens
             return
 
 
-def _threads(config: TrainConfig) -> AbstractContextManager[None]:
-    """How a step uses the cores. Only a step: what makes live activations wants all of torch's threads."""
-    return only_blocks() if config.sparse_step else nullcontext()
+def _threads(config: TrainConfig, source: Source) -> tuple[Around, Around]:
+    """How the cores are used, around the run and around each step.
+
+    The sparse step has threads of its own. Torch's would spin beside them, at twice the cost in all, for the sake of small
+    operations; only a model that makes the batches between the steps is worth them.
+    """
+    if not config.sparse_step:
+        return nullcontext, nullcontext
+    return (nullcontext, only_blocks) if isinstance(source, LiveActivations) else (only_blocks, nullcontext)
 
 
 def _crossed(every: int, before: int, after: int) -> bool:
