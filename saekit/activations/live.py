@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saekit.activations.ahead import ahead
 from saekit.activations.corpus import Corpus
-from saekit.activations.rows import RowSource, check_finite, choose_rows
+from saekit.activations.rows import RowSource, check_finite, choose_rows, is_special
 from saekit.activations.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
 from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, token_batches
 from saekit.activations.writer import default_batch_size, default_context
@@ -71,7 +70,6 @@ class LiveActivations(ActivationSource):
         self._limit, self._context, self._packing = n_tokens, context, packing
         self._contexts = default_batch_size(lm, context) if contexts is None else contexts
         self._buffer_tokens, self._split, self._heldout, self._drop_special = buffer_tokens, split, heldout, drop_special
-        self._special = np.array(sorted(lm.special_ids), np.int64)
         # On a CPU forward passes beside training steps only take turns.
         self._in_thread = lm.device.type != "cpu"
         super().__init__(
@@ -119,11 +117,10 @@ class LiveActivations(ActivationSource):
 
     def _wanted(self, batch: TokenBatch) -> Tensor:
         """(B, T) bool: which tokens to give out."""
-        tokens_N, document_N = batch.tokens_BT.numpy().ravel(), batch.document_BT.numpy().ravel()
-        # Attention gathers at the first token even where it is no BOS.
-        special_N = np.isin(tokens_N, self._special) | (batch.position_BT.numpy().ravel() == 0)
-        wanted_N = in_split(document_N, self._split, self._heldout) & ~(special_N & self._drop_special)
-        return torch.from_numpy(wanted_N).view_as(batch.mask_BT) & batch.mask_BT
+        wanted_BT = torch.from_numpy(in_split(batch.document_BT, self._split, self._heldout)) & batch.mask_BT
+        if self._drop_special:
+            wanted_BT &= ~is_special(batch.tokens_BT, batch.position_BT, self.lm.special_ids)
+        return wanted_BT
 
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
         while epochs is None or place.epoch < epochs:

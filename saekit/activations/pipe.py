@@ -15,13 +15,18 @@ import torch
 from torch import Tensor
 
 from saekit.activations.manifest import ShardEntry
-from saekit.activations.rows import RowSource, check_finite, choose_rows
+from saekit.activations.rows import RowSource, check_finite, choose_rows, is_special
 from saekit.activations.shard import ShardBuilder, as_numpy
 from saekit.activations.tokens import TokenBatch
 from saekit.files import write_whole
 from saekit.lm.sites import Site
 
 _WAITING_BYTES = 2**28
+
+
+def shard_name(index: int) -> str:
+    """File of a shard."""
+    return f"shard-{index:05d}.h5"
 
 
 class _Rows(NamedTuple):
@@ -44,8 +49,7 @@ class ShardPipe:
         first: number of the first shard.
         shard_tokens: rows after which a shard ends.
         dtype: of the stored numbers.
-        special_ids: tokens to mark as special. The first of each context is marked whatever it is: attention gathers there, and
-            its activations are huge even where a tokenizer has no BOS (Xiao et al. 2023).
+        special_ids: tokens to mark; see :func:`saekit.activations.rows.is_special`.
         enter: called in the thread with the number and the entry of each shard once it is safely on disk.
     """
 
@@ -59,7 +63,7 @@ class ShardPipe:
         enter: Callable[[int, ShardEntry], None],
     ) -> None:
         self._folder, self._index, self._shard_tokens, self._dtype, self._enter = folder, first, shard_tokens, dtype, enter
-        self._special = np.array(sorted(special_ids), np.int64)
+        self._special_ids = special_ids
         self._queue: Queue[tuple[TokenBatch, dict[Site, _Rows]] | None] | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="saekit-shards", daemon=True)
@@ -132,7 +136,7 @@ class ShardPipe:
             "tokens": source.tokens_N.numpy().astype(np.int32),
             "position": source.position_N.numpy().astype(np.int32),
             "document": source.document_N.numpy(),
-            "special": np.isin(source.tokens_N.numpy(), self._special) | (source.position_N.numpy() == 0),
+            "special": is_special(source.tokens_N, source.position_N, self._special_ids).numpy(),
         }
         for site, (acts_ND, bounds, arrived) in rows.items():
             if arrived is not None:
@@ -143,7 +147,7 @@ class ShardPipe:
 
     def _write(self, builder: ShardBuilder, batch: TokenBatch) -> None:
         data = builder.finish()
-        file = f"shard-{self._index:05d}.h5"
+        file = shard_name(self._index)
         digest = hashlib.sha256(data).hexdigest()
         write_whole(self._folder / file, data)
         try:

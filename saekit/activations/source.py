@@ -197,7 +197,7 @@ def is_heldout(document_N: Tensor | np.ndarray, heldout: float = HELDOUT) -> np.
 def in_split(document_N: Tensor | np.ndarray, split: Split, heldout: float = HELDOUT) -> np.ndarray:
     """(N,) bool: which rows belong to `split`."""
     if split == "all":
-        return np.ones(len(document_N), bool)
+        return np.ones(document_N.shape, bool)
     return is_heldout(document_N, heldout) ^ (split == "train")
 
 

@@ -78,7 +78,15 @@ def token_batches(
         ConfigError: a count is not positive, or there is no such packing.
         CorpusError: see :meth:`Corpus.documents`; or the corpus has not a single token.
     """
-    for setting, value, least in (("context", context, 2), ("n_tokens", n_tokens, 1), ("batch_size", batch_size, 1)):
+    check_packing(lm, context, n_tokens, packing)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+    return _batches(_PACKINGS[packing](lm, corpus, context, start), n_tokens, batch_size, corpus, start)
+
+
+def check_packing(lm: LanguageModel, context: int, n_tokens: int | None, packing: Packing) -> None:
+    """Raise where :func:`token_batches` cannot make contexts so."""
+    for setting, value, least in (("context", context, 2), ("n_tokens", n_tokens, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{setting} is {value}; it must be at least {least}.")
     if packing not in _PACKINGS:
@@ -87,7 +95,6 @@ def token_batches(
         raise ContextTooLong(
             f"A context of {context} tokens is more than the {lm.max_context} positions of {lm.name}.", "Ask for less."
         )
-    return _batches(_PACKINGS[packing](lm, corpus, context, start), n_tokens, batch_size, corpus, start)
 
 
 class _Context(NamedTuple):
@@ -169,10 +176,7 @@ def _one_each(lm: LanguageModel, corpus: Corpus, context: int, start: Cursor) ->
         yield _Context(tokens_T, np.full(len(tokens_T), document, np.int64), Cursor(document + 1))
 
 
-_PACKINGS = {
-    "pack": _packed,
-    "document": _one_each,
-}
+_PACKINGS = {"pack": _packed, "document": _one_each}
 
 
 def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from saekit import __version__
 from saekit.activations.ahead import ahead
 from saekit.activations.corpus import Corpus, check_corpus
 from saekit.activations.manifest import FILE, Manifest, ShardEntry
-from saekit.activations.pipe import ShardPipe
+from saekit.activations.pipe import ShardPipe, shard_name
 from saekit.activations.shard import storage_dtype
 from saekit.activations.store import ActivationStore, damaged, model_facts
-from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, token_batches
-from saekit.errors import ConfigError, WorkspaceError
+from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, check_packing, token_batches
+from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
 from saekit.files import PARTIAL
 from saekit.lm.sites import Site
 from saekit.progress import Bar, track
@@ -69,8 +69,8 @@ def write_store(
         StorageFull: the disk is full. Shards that were whole are kept.
         WorkspaceError: another process is writing to `path`.
     """
-    check_settings(lm, sites := list(sites), corpus, context=context, dtype=dtype, packing=packing, n_tokens=n_tokens)
     wanted = sorted({lm.site(site) for site in sites})
+    _check_sizes(lm, wanted, n_tokens, context, dtype, packing)
     widths = {site: lm.width(site) for site in wanted}
     row_bytes = sum(widths.values()) * storage_dtype(dtype).itemsize
     context = default_context(lm) if context is None else context
@@ -86,7 +86,6 @@ def write_store(
         batch_size=default_batch_size(lm, context) if batch_size is None else batch_size,
         shard_tokens=max(1, min(_SHARD_TOKENS, _SHARD_BYTES // row_bytes)) if shard_tokens is None else shard_tokens,
     )
-    job.check()
     provenance = {
         "saekit": __version__,
         "model": model_facts(lm),
@@ -97,12 +96,16 @@ def write_store(
         "n_tokens": n_tokens,
         "dtype": dtype,
     }
-    with _writing(job.path):
-        job.manifest = _begin(job.path, provenance)
-        job.run(progress)
-    if n_tokens is not None and job.manifest.n_tokens < n_tokens:
+    manifest = job.begin(provenance)
+    if not job.finished(manifest):
+        check_corpus(corpus)
+        with _writing(job.path):
+            manifest = job.begin(provenance)  # another process may have written meanwhile
+            job.clear(manifest)
+            job.run(manifest, progress)
+    if n_tokens is not None and manifest.n_tokens < n_tokens:
         _log.warning(
-            "%s has only %d of the %d tokens asked for; each is stored once.", corpus.source, job.manifest.n_tokens, n_tokens
+            "%s has only %d of the %d tokens asked for; each is stored once.", corpus.source, manifest.n_tokens, n_tokens
         )
     return ActivationStore.open(job.path)
 
@@ -122,12 +125,19 @@ def check_settings(
     Raises:
         UnknownSite, ContextTooLong, ConfigError, CorpusError: what is asked for cannot be done.
     """
-    widths = [lm.width(site) for site in sites]
-    if not widths:
-        raise ConfigError("No site was given.", "Name at least one, like 'resid_post.3'.")
-    storage_dtype(dtype)
-    token_batches(lm, corpus, context=default_context(lm) if context is None else context, n_tokens=n_tokens, packing=packing)
+    _check_sizes(lm, [lm.site(site) for site in sites], n_tokens, context, dtype, packing)
     check_corpus(corpus)
+
+
+def _check_sizes(
+    lm: LanguageModel, sites: list[Site], n_tokens: int | None, context: int | None, dtype: str, packing: Packing
+) -> None:
+    if not sites:
+        raise ConfigError("No site was given.", "Name at least one, like 'resid_post.3'.")
+    for site in sites:
+        lm.width(site)
+    storage_dtype(dtype)
+    check_packing(lm, default_context(lm) if context is None else context, n_tokens, packing)
 
 
 def default_context(lm: LanguageModel) -> int:
@@ -152,37 +162,73 @@ class _Job:
     dtype: torch.dtype
     batch_size: int
     shard_tokens: int
-    manifest: Manifest = field(init=False)
 
-    def check(self) -> None:
-        """Raise where the sizes that :func:`check_settings` is not given are impossible."""
-        if self.shard_tokens < 1:
-            raise ConfigError(f"shard_tokens is {self.shard_tokens}; it must be at least 1.")
-        self._batches(BEGINNING, self.n_tokens)
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("shard_tokens", self.shard_tokens)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
 
-    def run(self, progress: bool) -> None:
+    def begin(self, provenance: dict[str, Any]) -> Manifest:
+        """The manifest of the store, or a new one.
+
+        Raises:
+            StoreMismatch: the folder holds other activations, or something else.
+        """
+        if (self.path / FILE).exists():
+            manifest = Manifest.load(self.path)
+            manifest.require(provenance, self.path)
+            return manifest
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreMismatch(f"{self.path} is a file.", "Choose a folder.")
+        # What a process may leave that is killed before its first shard is entered.
+        ours = {shard_name(0), shard_name(0) + PARTIAL, FILE + PARTIAL}
+        if self.path.exists() and (others := sorted({file.name for file in self.path.iterdir()} - ours)):
+            raise StoreMismatch(
+                f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder, or empty this one."
+            )
+        return Manifest(provenance)
+
+    def finished(self, manifest: Manifest) -> bool:
+        """Whether nothing is left to do."""
+        return manifest.complete and not any(damaged(self.path, entry) for entry in manifest.shards)
+
+    def clear(self, manifest: Manifest) -> None:
+        """Remove what a killed process left in flight."""
+        entered = {entry.file for entry in manifest.shards}
+        for file in [*self.path.glob(f"*{PARTIAL}"), *self.path.glob("shard-*.h5")]:
+            if file.name not in entered:
+                file.unlink()
+
+    def run(self, manifest: Manifest, progress: bool) -> None:
         """Make the shards that are missing, then those still to come."""
-        manifest = self.manifest
         lost = [index for index, entry in enumerate(manifest.shards) if damaged(self.path, entry)]
-        if manifest.complete and not lost:
-            return
         with track("caching", total=self.n_tokens, unit="tokens", enabled=progress) as bar:
             for index in lost:
-                count = manifest.shards[index].tokens
-                self._fill(index, count, shard_tokens=count, bar=bar, done=0)
-            if manifest.complete:
-                return
-            left = None if self.n_tokens is None else self.n_tokens - manifest.n_tokens
-            if left != 0:
-                self._fill(len(manifest.shards), left, shard_tokens=self.shard_tokens, bar=bar, done=manifest.n_tokens)
-            manifest.complete = True
-            manifest.save(self.path)
+                self._fill(manifest, index, manifest.shards[index].tokens, bar)
+            if not manifest.complete:
+                left = None if self.n_tokens is None else self.n_tokens - manifest.n_tokens
+                if left != 0:
+                    self._fill(manifest, len(manifest.shards), left, bar)
+                manifest.complete = True
+                manifest.save(self.path)
             bar.end(manifest.n_tokens)
 
-    def _fill(self, first: int, count: int | None, *, shard_tokens: int, bar: Bar, done: int) -> None:
-        """Write `count` rows from where shard `first` begins."""
-        start = self.manifest.shards[first - 1].after if first else BEGINNING
-        pipe = ShardPipe(self.path, first, shard_tokens, self.dtype, self.lm.special_ids, self._enter)
+    def _fill(self, manifest: Manifest, first: int, count: int | None, bar: Bar) -> None:
+        """Write `count` rows from where shard `first` begins: that shard if it is a lost one, else it and those after it."""
+        start = manifest.shards[first - 1].after if first else BEGINNING
+        done = sum(entry.tokens for entry in manifest.shards[:first])
+        shard_tokens = self.shard_tokens if first == len(manifest.shards) else manifest.shards[first].tokens
+
+        def enter(index: int, entry: ShardEntry) -> None:
+            before = list(manifest.shards)
+            manifest.shards[index : index + 1] = [entry]
+            try:
+                manifest.save(self.path)
+            except BaseException:
+                manifest.shards = before
+                raise
+
+        pipe = ShardPipe(self.path, first, shard_tokens, self.dtype, self.lm.special_ids, enter)
         with pipe, contextlib.closing(ahead(self._batches(start, count), depth=4)) as batches:
             for batch in batches:
                 # Pads are on the right, after every real token, so that causal attention needs no mask for them.
@@ -200,26 +246,6 @@ class _Job:
             packing=self.packing,
             start=start,
         )
-
-    def _enter(self, index: int, entry: ShardEntry) -> None:
-        """Enter a shard that is whole in the manifest, in place of a damaged one or after the last."""
-        before = list(self.manifest.shards)
-        self.manifest.shards[index : index + 1] = [entry]
-        try:
-            self.manifest.save(self.path)
-        except BaseException:
-            self.manifest.shards = before
-            raise
-
-
-def _begin(path: Path, provenance: dict[str, Any]) -> Manifest:
-    """The manifest in `path`, or a new one; files that a killed process left in flight are removed."""
-    manifest = Manifest.load(path) if (path / FILE).exists() else Manifest(provenance)
-    manifest.require(provenance, path)
-    entered = {entry.file for entry in manifest.shards}
-    for file in [*path.glob(f"*{PARTIAL}"), *(file for file in path.glob("shard-*.h5") if file.name not in entered)]:
-        file.unlink()
-    return manifest
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from saekit.activations import ActivationStore, Corpus, token_batches, write_store
-from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, WorkspaceError
+from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, StoreMismatch, WorkspaceError
 from saekit.lm import LanguageModel
 
 from .conftest import files_of
@@ -57,6 +57,32 @@ def test_a_finished_store_is_left_alone(tiny_lm: LanguageModel, corpus: Corpus, 
     store = write_store(tmp_path / "a", broken, ["embed"], corpus, **{**SETTINGS, "batch_size": 2, "shard_tokens": 77})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()} == before
     assert store.complete
+
+
+def test_a_finished_store_needs_its_corpus_no_more(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    class Vanishing(list):
+        def __iter__(self) -> Iterator[str]:
+            read.append(1)
+            return super().__iter__()
+
+    read: list[int] = []
+    corpus = Corpus.open(Vanishing(make_documents(20)))
+    write_store(tmp_path / "a", tiny_lm, ["embed"], corpus, **SETTINGS)
+    read.clear()
+    write_store(tmp_path / "a", tiny_lm, ["embed"], corpus, **SETTINGS)
+    assert not read
+
+
+def test_folders_of_others_are_left_alone(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    for name in ("shard-00000.h5.txt", "shard-00001.h5", "thesis.partial"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("precious")
+        with pytest.raises(StoreMismatch, match=f"holds '{name}', and no activations"):
+            write_store(folder, tiny_lm, ["embed"], corpus, **SETTINGS)
+        assert files_of(folder) == {name: b"precious"}
+    with pytest.raises(StoreMismatch, match="is a file"):
+        write_store(folder / name, tiny_lm, ["embed"], corpus, **SETTINGS)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "emptied", "longer"])
