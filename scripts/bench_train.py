@@ -80,9 +80,10 @@ def saekit(task: Task, data: Tensor, dead: float = 0.0, **settings: object) -> S
         if dead:
             training.dead.dead = torch.arange(int(dead * task.latents))
             training.p.b_enc_F[training.dead.dead] = -1.0  # rarely among the largest, yet positive on some tokens
+        before = training.window.squares
         with only_blocks():
             training.step(x)
-        return training.row()["fvu"]
+        return float(training.window.squares - before) / (len(x) * training.data.variance)
 
     return step
 

@@ -110,7 +110,7 @@ def train(
             run.train(progress)
             training.check()
             sae = run.sae()
-            run.evaluate(sae, _FINAL_TOKENS)
+            run.evaluate(sae, run.heldout_tokens(_FINAL_TOKENS))
         sae.save(out, sparsity=training.frequency())
         checkpoints.clear(out / "checkpoints")
     return sae
@@ -133,6 +133,7 @@ class _Run:
         self.training, self.source, self.site, self.sae_config = training, source, site, sae_config
         self.checkpoints, self.log, self.heldout, self.around_step = checkpoints, log, heldout, around_step
         self._heldout_start = heldout.state() if heldout is not None and hasattr(heldout, "state") else None
+        self._sample: list[Tensor] = []
 
     def train(self, progress: bool) -> None:
         """Steps until all tokens are trained on."""
@@ -162,19 +163,23 @@ class _Run:
         training, config = self.training, self.training.config
         training.check()
         sae = self.sae()
-        self.evaluate(sae, config.eval_tokens)
+        self._sample = self._sample or list(self.heldout_tokens(config.eval_tokens))  # live ones take a model to make
+        self.evaluate(sae, self._sample)
         facts = training.facts() | {"source": self.source.state(), "log": self.log.position}
         checkpoints.save(self.checkpoints, training.steps, sae, training.tensors(), facts, config.keep)
 
-    def evaluate(self, sae: SAE, n_tokens: int) -> None:
+    def evaluate(self, sae: SAE, batches: Iterable[Tensor]) -> None:
         """Write a row of metrics on held-out data, if there is any."""
         if self.heldout is None:
             return
-        if self._heldout_start is not None:  # readers go on from where they were left
-            self.heldout.load_state(self._heldout_start)  # type: ignore[attr-defined]
-        metrics = reconstruction(sae, _first(self.heldout, self.site, n_tokens))
-        row = {f"heldout/{name}": value for name, value in metrics.items()}
+        row = {f"heldout/{name}": value for name, value in reconstruction(sae, batches).items()}
         self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row})
+
+    def heldout_tokens(self, n_tokens: int) -> Iterator[Tensor]:
+        """The first held-out activations, in batches."""
+        if self._heldout_start is not None:  # readers go on from where they were left
+            self.heldout.load_state(self._heldout_start)  # type: ignore[union-attr]
+        return _first(self.heldout or (), self.site, n_tokens)
 
     def sae(self) -> SAE:
         """The dictionary as it is now, in the units of the data."""
