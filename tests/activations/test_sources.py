@@ -148,6 +148,23 @@ def test_resuming_a_reader_anywhere(
     assert _equal(list(itertools.islice(resumed, 20)), following)
 
 
+def test_resuming_where_a_buffer_ends(tiny_store: ActivationStore) -> None:
+    def make_reader() -> ActivationReader:
+        return ActivationReader(tiny_store, [RESID], batch_size=1, buffer_tokens=1, epochs=1)
+
+    reader = make_reader()
+    batches, states = [], [reader.state()]
+    for batch in reader:
+        batches.append(batch)
+        states.append(reader.state())
+    ends = [k for k in range(1, len(batches)) if states[k]["group"] != states[k - 1]["group"]]
+    assert len(ends) >= 5
+    for k in (k + shift for k in ends for shift in (-2, -1, 0, 1)):
+        resumed = make_reader()
+        resumed.load_state(states[k])
+        assert _equal(list(itertools.islice(resumed, 3)), batches[k : k + 3])
+
+
 @pytest.mark.parametrize("k", [0, 1, 4, 9, 17, 22, 23, 24, 45])
 def test_resuming_live_activations(make: Make, k: int) -> None:
     source = make(RESID, NEURONS, epochs=2)

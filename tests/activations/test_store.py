@@ -324,6 +324,21 @@ def test_no_store_at_all(tmp_path: Path) -> None:
         ActivationStore.open(tmp_path)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    corpus, asked = Corpus.open(make_documents(200)), {"context": 20, "batch_size": 5, "progress": False}
+    lm = make_lm()
+    lm.model.to("cuda")
+    for packing in ("pack", "document"):
+        there, here = (
+            write_store(tmp_path / f"{name} {packing}", which, SITES, corpus, shard_tokens=300, packing=packing, **asked)
+            for name, which in (("there", lm), ("here", tiny_lm))
+        )
+        there.verify(progress=False)
+        for site in SITES:
+            assert torch.allclose(_stored(there, site), _stored(here, site), rtol=1e-3, atol=1e-4)
+
+
 def test_a_pretrained_model(stories_lm: LanguageModel, tinystories_path: Path, tmp_path: Path) -> None:
     corpus = Corpus.open(tinystories_path)
     store = write_store(tmp_path / "a", stories_lm, ["resid_post.2"], corpus, n_tokens=5000, dtype="bfloat16", progress=False)
