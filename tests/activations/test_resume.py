@@ -7,16 +7,21 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from saekit.activations import ActivationStore, Corpus, token_batches, write_store
+from saekit.activations import ActivationStore, Corpus, TokenBatch, token_batches, write_store
+from saekit.activations.manifest import ShardEntry
+from saekit.activations.pipe import ShardPipe
 from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, StoreMismatch, WorkspaceError
-from saekit.lm import LanguageModel
+from saekit.lm import LanguageModel, Site
 
 from .conftest import files_of
 from .tiny import SPECIAL, WORDS, make_documents, make_lm
@@ -83,6 +88,16 @@ def test_folders_of_others_are_left_alone(tiny_lm: LanguageModel, corpus: Corpus
         assert files_of(folder) == {name: b"precious"}
     with pytest.raises(StoreMismatch, match="is a file"):
         write_store(folder / name, tiny_lm, ["embed"], corpus, **SETTINGS)
+
+
+def test_what_a_killed_process_left_is_removed(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    whole = files_of(write_store(path, tiny_lm, ["embed"], corpus, **SETTINGS).path)
+    (path / "shard-00002.h5").unlink()
+    for name in ("shard-00002.h5.partial", "shard-00099.h5", "manifest.json.partial"):
+        (path / name).write_bytes(b"cut")
+    write_store(path, tiny_lm, ["embed"], corpus, **SETTINGS)
+    assert files_of(path) == whole
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "emptied", "longer"])
@@ -156,6 +171,49 @@ def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
     _poison(lm, "w7", 65_510.0)
     store = write_store(tmp_path / "b", lm, ["embed"], corpus, dtype="float16", **SETTINGS)
     assert next(iter(store.stream(["embed"]))).acts[store.sites[0]].max() == 65_504
+
+
+def _batches(lm: LanguageModel, corpus: Corpus, spoilt: int) -> list[tuple[TokenBatch, dict[Site, Tensor]]]:
+    """Batches and their activations, those of batch `spoilt` with a NaN."""
+    pairs = []
+    for n, batch in enumerate(token_batches(lm, corpus, context=16, batch_size=4)):
+        acts = lm.run(batch.tokens_BT, read=["embed"], logits=None).acts
+        if n == spoilt:
+            acts[Site("embed")][2, 5, 3] = float("nan")
+        pairs.append((batch, acts))
+    return pairs
+
+
+def test_nothing_is_written_after_an_error(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    pairs = _batches(tiny_lm, corpus, spoilt=1)[:6]
+    waiting, entered = threading.Event(), []
+
+    def enter(index: int, entry: ShardEntry) -> None:
+        waiting.wait()  # until every batch is in the queue
+        entered.append(index)
+
+    pipe = ShardPipe(tmp_path, 0, 1, torch.float32, tiny_lm.special_ids, enter)
+    with pytest.raises(NonFiniteActivations), pipe:
+        for batch, acts in pairs:
+            pipe.put(batch, acts)
+        waiting.set()
+    assert entered == [0]
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
+
+
+def test_errors_surface_at_once(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    pairs = _batches(tiny_lm, corpus, spoilt=0)
+    raised_at = None
+    with pytest.raises(NonFiniteActivations), ShardPipe(tmp_path, 0, 1, torch.float32, (), lambda *_: None) as pipe:
+        for n, (batch, acts) in enumerate(pairs):
+            try:
+                pipe.put(batch, acts)
+            except NonFiniteActivations:
+                raised_at = n
+                raise
+            time.sleep(0.2)
+    assert raised_at is not None
+    assert raised_at <= 5
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.activations import ActivationReader, ActivationStore, Corpus, LiveActivations, token_batches, write_store
+from saekit.activations.shard import ShardBuilder
 from saekit.errors import ConfigError, ContextTooLong, CorpusError, StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.lm import LanguageModel, Site
 
@@ -82,6 +84,29 @@ def test_layout_on_disk(tiny_store: ActivationStore) -> None:
             assert file["sites/neurons.1"].attrs["dtype"] == "float32"
             assert file["tokens"].shape == file["position"].shape == file["document"].shape == (shard["tokens"],)
             assert file["position"][0] == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(1, 499), max_size=6, unique=True).map(sorted), n=st.sampled_from([500, 512, 3]))
+def test_a_shard_does_not_depend_on_how_its_rows_came(cuts: list[int], n: int) -> None:
+    width = 2**11  # 128 rows to a chunk
+    columns = {
+        "tokens": np.arange(n, dtype=np.int32),
+        "position": np.arange(n, dtype=np.int32),
+        "document": np.arange(n, dtype=np.int64) // 7,
+        "special": np.arange(n) % 16 == 0,
+        "sites/embed": np.arange(n * width, dtype=np.float32).reshape(n, width),
+    }
+    images = []
+    for ends in ([n], [*(cut for cut in cuts if cut < n), n]):
+        builder = ShardBuilder(bfloat16=False)
+        for start, stop in zip([0, *ends[:-1]], ends):
+            builder.append({name: column[start:stop] for name, column in columns.items()})
+        images.append(bytes(builder.finish()))
+    assert images[0] == images[1]
+    with h5py.File(io.BytesIO(images[0])) as file:
+        assert all(np.array_equal(file[name], column) for name, column in columns.items())
+        assert file["sites/embed"].chunks == (min(n, 128), width)
 
 
 def test_chunks_of_a_mebibyte_and_bfloat16_bits(tmp_path: Path) -> None:
