@@ -14,6 +14,7 @@ FLOORS = {
     "saekit.errors": 0,
     "saekit.files": 0,
     "saekit.progress": 0,
+    "saekit.lab": 0,
     "saekit.lm": 1,
     "saekit.sae": 1,
     "saekit.activations": 1,

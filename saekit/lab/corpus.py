@@ -1,0 +1,45 @@
+"""The corpus: documents by genre, split and seed. Document i of a genre depends on nothing but (seed, genre, split, i)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, count, islice
+from random import Random
+
+from saekit.errors import ConfigError
+from saekit.lab.registry import GENRES
+from saekit.lab.splits import Split
+from saekit.lab.text import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, its spans and where it came from."""
+
+    text: str
+    spans: tuple[Span, ...]
+    genre: str
+    split: Split
+
+
+def documents(genre: str | None = None, split: Split = "train", seed: int = 0, n: int | None = None) -> Iterator[Document]:
+    """Labelled documents, endless or `n` of them: of one `genre`, or of all in the proportions of training.
+
+    The same arguments give the same bytes. Raises `ConfigError` for a genre or split there is not.
+    """
+    if split not in ("train", "heldout"):
+        raise ConfigError(f"no split {split!r}", "the splits are train and heldout")
+    if genre is not None and genre not in GENRES:
+        raise ConfigError(f"no genre {genre!r}", f"the genres are {', '.join(sorted(GENRES))}")
+    return islice(_endless(genre, split, seed), n)
+
+
+def _endless(genre: str | None, split: Split, seed: int) -> Iterator[Document]:
+    names = [genre] if genre else sorted(GENRES)
+    bounds = list(accumulate(GENRES[name].weight for name in names))
+    for i in count():
+        rng = Random(f"{seed}/{genre or 'all'}/{split}/{i}")
+        name = rng.choices(names, cum_weights=bounds)[0]
+        text = GENRES[name].write(rng, split)
+        yield Document(text.text, text.spans, name, split)
