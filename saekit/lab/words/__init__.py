@@ -1,0 +1,1 @@
+"""The lexicons: what the genres draw their words from."""
