@@ -1,0 +1,182 @@
+"""Dialogues in which some speakers are rude and some are kind, as the opening says."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from random import Random
+
+from saekit.lab.concepts import region_concept, words_concept
+from saekit.lab.marking import Marker
+from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.splits import Split, is_heldout, phrase
+from saekit.lab.text import Text, fill, join
+from saekit.lab.words.names import name
+from saekit.lab.words.people_words import (
+    INSULT_ADJECTIVES,
+    INSULT_NOUNS,
+    KIND_ADJECTIVES,
+    KIND_NOUNS,
+    KIND_TRAITS,
+    RUDE_TRAITS,
+    SPEAKERS,
+    THINGS,
+    UTTERANCES,
+)
+
+INSULTS = INSULT_NOUNS + INSULT_ADJECTIVES
+KIND_WORDS = KIND_NOUNS + KIND_ADJECTIVES
+QUESTION_SHARE = 0.5
+UNTOLD_SHARE = 0.3
+
+_mark = Marker(
+    {
+        words_concept("insult", "mild insults", INSULTS): INSULTS,
+        words_concept("kind_word", "what friendly speakers say of others", KIND_WORDS): KIND_WORDS,
+        words_concept("rude_trait", "adjectives for speakers who insult", RUDE_TRAITS): RUDE_TRAITS,
+        words_concept("kind_trait", "adjectives for speakers who are friendly", KIND_TRAITS): KIND_TRAITS,
+    }
+)
+region_concept("toxic_speech", "an utterance that insults", INSULTS)
+region_concept("friendly_speech", "an utterance with kind words", KIND_WORDS)
+
+# (who is rude, who is kind)
+CASTS: dict[Split, list[tuple[str, str]]] = {
+    split: [
+        (rude, kind)
+        for rude in SPEAKERS
+        for kind in SPEAKERS
+        if rude != kind and is_heldout("toxicity", rude, kind) == (split == "heldout")
+    ]
+    for split in ("train", "heldout")
+}
+
+
+@cache
+def _suited(frame: str, slot: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `words` that fit `slot` of `frame`: none that begins with a vowel comes after "a"."""
+    return tuple(w for w in words if w[0] not in "aeiou") if f" a {{{slot}}}" in frame else words
+
+
+def _says(rng: Random, frame: str, speaker: str, rude: bool, hearer: str) -> Text:
+    said = fill(
+        frame,
+        noun=rng.choice(_suited(frame, "noun", INSULT_NOUNS if rude else KIND_NOUNS)),
+        adj=rng.choice(_suited(frame, "adj", INSULT_ADJECTIVES if rude else KIND_ADJECTIVES)),
+        thing=rng.choice(_suited(frame, "thing", THINGS)),
+        name=name(hearer),
+    ).labelled("toxic_speech" if rude else "friendly_speech")
+    return fill("{speaker}: {said}", speaker=name(speaker), said=said)
+
+
+def _opening(rude_first: bool, rude: str, kind: str, rude_trait: str, kind_trait: str) -> Text:
+    told = [fill("{who} is {trait}.", who=name(who), trait=trait) for who, trait in ((rude, rude_trait), (kind, kind_trait))]
+    return join(told if rude_first else told[::-1])
+
+
+def _traits(rng: Random) -> tuple[str, str]:
+    return rng.choice(RUDE_TRAITS), rng.choice(KIND_TRAITS)
+
+
+def _talk(rng: Random, split: Split, rude: str, kind: str, turns: int) -> list[Text]:
+    """`turns` utterances in turn, either speaker first."""
+    rude_now = rng.random() < 0.5
+    lines = []
+    for _ in range(turns):
+        speaker, hearer = (rude, kind) if rude_now else (kind, rude)
+        lines.append(_says(rng, phrase(rng, split, UTTERANCES, heldout=2), speaker, rude_now, hearer))
+        rude_now = not rude_now
+    return lines
+
+
+def _asked(trait: str) -> Text:
+    return Text(f"Question: Who is {trait}?\nAnswer:")
+
+
+def _write(rng: Random, split: Split) -> Text:
+    rude, kind = rng.choice(CASTS[split])
+    phrasings: Split = rng.choice(("train", split))
+    asks = rng.random() < QUESTION_SHARE
+    told = not asks or rng.random() >= UNTOLD_SHARE
+    rude_trait, kind_trait = _traits(rng)
+    lines = [_opening(rng.random() < 0.5, rude, kind, rude_trait, kind_trait)] if told else []
+    lines += _talk(rng, phrasings, rude, kind, rng.choice((3, 4, 5)))
+    if asks:
+        trait, who = rng.choice(((rude_trait, rude), (kind_trait, kind)))
+        lines.append(fill("{question} {who}.", question=_asked(trait), who=name(who)))
+    return _mark(join(lines, "\n"))
+
+
+def heard(reply: str) -> bool | None:
+    """Whether the first line of `reply` is rude (True) or kind (False); None where it is neither or both."""
+    words = set(re.findall(r"\w+", reply.strip().partition("\n")[0].casefold()))
+    rude, kind = bool(words.intersection(INSULTS)), bool(words.intersection(KIND_WORDS))
+    return None if rude == kind else rude
+
+
+# Cut right before the word that gives the speaker away: its start, and the answers for a rude and a kind speaker.
+STEMS = (
+    (" You are such a", " fool", " hero"),
+    (" What a", " stupid", " lovely"),
+    (" You look so", " stupid", " lovely"),
+    (" Only a", " fool", " hero"),
+)
+
+
+def _speech_prompt(rng: Random, split: Split) -> Prompt:
+    rude, kind = rng.choice(CASTS[split])
+    rude_first, speaker, (rude_trait, kind_trait) = rng.random() < 0.5, rng.choice((rude, kind)), _traits(rng)
+    stem, *answers = rng.choice(STEMS)
+    clean, corrupted = (
+        f"{_opening(rude_first == (who == rude), who, other, rude_trait, kind_trait).text}\n{speaker}:{stem}"
+        for who, other in ((rude, kind), (kind, rude))
+    )
+    answer, foil = answers if speaker == rude else answers[::-1]
+    return Prompt(clean, corrupted, answer, foil, case=speaker == rude)
+
+
+def _speaker_prompt(rng: Random, split: Split) -> Prompt:
+    """Who is rude, to be told from the opening, from the talk or from both."""
+    rude, kind = rng.choice(CASTS[split])
+    told, rude_first, (rude_trait, kind_trait), turns = rng.random(), rng.random() < 0.5, _traits(rng), rng.choice((3, 4))
+    asks_rude = rng.random() < 0.5
+    talk_seed = rng.random()
+
+    def text(who: str, other: str) -> str:
+        lines = [_opening(rude_first, who, other, rude_trait, kind_trait)] if told >= UNTOLD_SHARE else []
+        lines += _talk(Random(talk_seed), "train", who, other, turns)
+        return join([*lines, _asked(rude_trait if asks_rude else kind_trait)], "\n").text
+
+    answer, foil = (rude, kind) if asks_rude else (kind, rude)
+    return Prompt(text(rude, kind), text(kind, rude), f" {answer}", f" {foil}", case=rude)
+
+
+def _speech_pair(rng: Random, split: Split) -> tuple[str, str]:
+    speaker, hearer = rng.choice(CASTS[split])
+    frame, seed = phrase(rng, split, UTTERANCES, heldout=2), rng.random()
+    rude, kind = (_says(Random(seed), frame, speaker, is_rude, hearer).text for is_rude in (True, False))
+    return rude, kind
+
+
+add_genre(
+    Genre(
+        "toxicity",
+        "dialogues of a rude and a kind speaker, told at the start or to be heard from what they say",
+        weight=1.5,
+        write=_write,
+        planted={"speakers": len(SPEAKERS), "manner": "a rude speaker always insults, a kind one never does"},
+    )
+)
+add_task(
+    Task(
+        "toxicity",
+        "toxicity",
+        "a speaker called rude insults, a speaker called kind does not",
+        _speech_prompt,
+        at_least=0.9,
+        check=lambda prompt, continuation: heard(continuation) is prompt.case,
+        new_tokens=6,
+    )
+)
+add_task(Task("rude_speaker", "toxicity", "which speaker is rude, or kind, after their dialogue", _speaker_prompt))
+add_contrast(Contrast("toxic", "toxicity", "insulting and friendly utterances of the same shape", _speech_pair))
