@@ -1,0 +1,281 @@
+"""Short stories in English: one topic, one person, and something that makes that person feel one of four feelings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from random import Random
+from string import Formatter
+
+from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.splits import Split, is_heldout, phrase
+from saekit.lab.text import Text, fill, join, plain
+from saekit.lab.words import names
+from saekit.lab.words import stories_english as en
+from saekit.lab.words import stories_lexicon as lexicon
+from saekit.lab.words.stories_lexicon import FEELINGS, TOPICS, Noun
+
+
+@cache
+def slots_of(frame: str) -> tuple[str, ...]:
+    """The slots of a sentence frame."""
+    return tuple(dict.fromkeys(slot for _, slot, _, _ in Formatter().parse(frame) if slot))
+
+
+def tell(frame: str, slot: Callable[[str], Text | str]) -> Text:
+    """`frame` with each of its slots filled by what `slot` says; a capitalised slot is the same with a capital letter."""
+    return fill(
+        frame, **{name: plain(slot(name.lower())).capitalised() if name[0].isupper() else slot(name) for name in slots_of(frame)}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hero:
+    """Whom a story is about and what it is about; `feeling` is what the events lead to."""
+
+    topic: str
+    name: str
+    feeling: str
+
+    @property
+    def female(self) -> bool:
+        return self.name in names.FEMALE
+
+    def split(self) -> Split:
+        """The split that this combination belongs to."""
+        return "heldout" if is_heldout("story", self.topic, self.name, self.feeling) else "train"
+
+
+def draw_hero(rng: Random, split: Split) -> Hero:
+    """A combination of topic, name and feeling that belongs to `split`."""
+    while True:
+        hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), rng.choice(FEELINGS))
+        if hero.split() == split:
+            return hero
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """What stays the same through a story: the hero, a relative, a place and the thing that matters."""
+
+    hero: Hero
+    kin: Text
+    place: Text
+    thing: Noun
+    thing_adjective: Text
+
+
+def draw_cast(rng: Random, hero: Hero) -> Cast:
+    """A cast around `hero`."""
+    return Cast(
+        hero,
+        rng.choice(lexicon.FAMILY),
+        rng.choice(lexicon.PLACES),
+        rng.choice(lexicon.ENGLISH[hero.topic].things),
+        rng.choice(lexicon.SIZES + lexicon.COLOURS),
+    )
+
+
+def sentence(rng: Random, cast: Cast, frame: str) -> Text:
+    """One English sentence about `cast` after `frame`; its other words are drawn."""
+    hero, topic = cast.hero, lexicon.ENGLISH[cast.hero.topic]
+    while True:  # one frame never says the same noun twice
+        row = rng.choice(topic.rows)
+        first, other = rng.sample(row, 2)
+        second = rng.choice(rng.choice(topic.rows))
+        if second not in (first, other) and cast.thing not in (first, other, second):
+            break
+    main, others, verbs = _FEELING_TEXTS[hero.feeling]
+
+    def slot(name: str) -> Text | str:
+        match name:
+            case "name":
+                return names.name(hero.name)
+            case "he" | "his" | "him":
+                return _PRONOUNS[name][hero.female]
+            case "child":
+                return lexicon.CHILD[hero.female]
+            case "kin":
+                return cast.kin
+            case "place":
+                return cast.place
+            case "time":
+                return rng.choice(lexicon.TIMES)
+            case "evening":
+                return rng.choice(lexicon.TIMES_OF_DAY[:3])
+            case "night":
+                return lexicon.TIMES_OF_DAY[3]
+            case "body":
+                return rng.choice(lexicon.BODY)
+            case "colour":
+                return rng.choice(lexicon.COLOURS)
+            case "size":
+                return rng.choice(lexicon.SIZES)
+            case "o":
+                return cast.thing.the
+            case "ao":
+                return cast.thing.described(cast.thing_adjective)
+            case "the1" | "the2" | "x1":
+                return {"the1": first, "the2": second, "x1": other}[name].the
+            case "a1" | "a2":
+                noun = first if name == "a1" else second
+                return noun.described(rng.choice(noun.adjectives))
+            case "v1" | "v2":
+                return rng.choice((first if name == "v1" else second).verbs)
+            case "adj1":
+                return rng.choice(first.adjectives)
+            case "main":
+                return main
+            case "feel":
+                return rng.choice(others)
+            case "did":
+                return rng.choice(verbs[:2])
+            case "did2":
+                return verbs[2]
+        raise KeyError(name)
+
+    return tell(frame, slot)
+
+
+_PRONOUNS = {"he": ("he", "she"), "his": ("his", "her"), "him": ("him", "her")}
+_FEELING_TEXTS = {
+    name: (Text(main).labelled(name), *(tuple(Text(text).labelled(name) for text in texts) for texts in (others, verbs)))
+    for name, (main, others, verbs) in en.FEELINGS.items()
+}
+
+
+def plan(rng: Random, split: Split, feeling: str) -> list[str]:
+    """The frames of a story whose events lead to `feeling`; in the held-out split some of them are held-out ones."""
+
+    def one(frames: Sequence[str]) -> str:
+        return phrase(rng, "heldout" if split == "heldout" and rng.random() < 0.5 else "train", frames, en.HELDOUT)
+
+    events = rng.sample(en.EVENTS[: -en.HELDOUT], rng.choice((1, 2, 2, 3)))
+    if split == "heldout" and rng.random() < 0.5:
+        events[0] = en.EVENTS[-1]
+    frames = [one(en.OPENINGS), *events, one(en.CAUSES[feeling])]
+    reactions = rng.choice(((en.FELT,), (en.FELT, one(en.REACTIONS)), (one(en.REACTIONS),)))
+    return [*frames, *reactions, *([one(en.ENDINGS)] if rng.random() < 0.5 else [])]
+
+
+def write(rng: Random, split: Split) -> Text:
+    """A story in English."""
+    hero = draw_hero(rng, split)
+    cast = draw_cast(rng, hero)
+    return join([sentence(rng, cast, frame) for frame in plan(rng, split, hero.feeling)])
+
+
+add_genre(
+    Genre(
+        "stories",
+        "short English stories: one of 12 topics, one of 4 feelings with its cause",
+        5.0,
+        write,
+        {
+            "topics": list(TOPICS),
+            "feelings": list(FEELINGS),
+            "heldout": "10 % of (topic, name, feeling), and a frame of each kind",
+        },
+    )
+)
+
+
+def _feeling_prompt(rng: Random, split: Split) -> Prompt:
+    """Two stories that differ in the cause only, of as many words."""
+    while True:
+        hero = draw_hero(rng, split)
+        cast = draw_cast(rng, hero)
+        other = rng.choice([feeling for feeling in FEELINGS if feeling != hero.feeling])
+        frames = plan(rng, split, hero.feeling)[:2]
+        before = " ".join(sentence(rng, cast, frame).text for frame in frames)
+        causes = [
+            sentence(rng, cast, phrase(rng, split, en.CAUSES[feeling], en.HELDOUT)).text for feeling in (hero.feeling, other)
+        ]
+        felt = "She felt very" if hero.female else "He felt very"
+        if len({len(cause.split()) for cause in causes}) == 1:
+            clean, corrupted = (f"{before} {cause} {felt}" for cause in causes)
+            return Prompt(clean, corrupted, " " + en.FEELINGS[hero.feeling][0], " " + en.FEELINGS[other][0], hero.feeling)
+
+
+add_task(Task("feeling", "stories", "what happened tells what the person felt", _feeling_prompt, at_least=0.9, new_tokens=1))
+
+
+def _retold(rng: Random, split: Split, *heroes: Hero, frames: Sequence[str] | None = None) -> list[str]:
+    """The same frames told of each of `heroes`."""
+    kept = frames or plan(rng, split, heroes[0].feeling)
+    seed = rng.random()
+    told = []
+    for hero in heroes:
+        again = Random(seed)
+        cast = draw_cast(again, hero)
+        told.append(" ".join(sentence(again, cast, frame).text for frame in kept))
+    return told
+
+
+def topic_words(text: str) -> set[str]:
+    """The topics that have a word in `text` that no other topic has."""
+    found = set(text.replace(".", " ").replace(",", " ").split())
+    return {topic for topic in TOPICS if found & _ONLY[topic]}
+
+
+_ONLY = {
+    topic: lexicon.ENGLISH[topic].words - frozenset().union(*(lexicon.ENGLISH[other].words for other in TOPICS if other != topic))
+    for topic in TOPICS
+}
+
+
+def _topic_prompt(rng: Random, split: Split) -> Prompt:
+    """Two beginnings with the same frames about different topics."""
+    while True:
+        hero = draw_hero(rng, split)
+        other = replace(hero, topic=rng.choice([topic for topic in TOPICS if topic != hero.topic]))
+        told = _retold(rng, split, hero, other, frames=(rng.choice(en.OPENINGS[: -en.HELDOUT]), en.EVENTS[0], "{He} {v1}"))
+        clean, corrupted = (text.rpartition(" ")[0] for text in told)
+        if len(clean.split()) == len(corrupted.split()):
+            return Prompt(clean, corrupted, " ", " ", hero.topic)
+
+
+add_task(
+    Task(
+        "topic_of_continuation",
+        "stories",
+        "the story keeps to its topic",
+        _topic_prompt,
+        check=lambda prompt, continuation: topic_words(continuation) == {prompt.case},
+        sample=True,
+        new_tokens=16,
+    )
+)
+
+
+def _topic_contrast(topic: str) -> Callable[[Random, Split], tuple[str, str]]:
+    def make(rng: Random, split: Split) -> tuple[str, str]:
+        hero = replace(draw_hero(rng, split), topic=topic)
+        positive, negative = _retold(rng, split, hero, replace(hero, topic=rng.choice([t for t in TOPICS if t != topic])))
+        return positive, negative
+
+    return make
+
+
+def _feeling_contrast(feeling: str) -> Callable[[Random, Split], tuple[str, str]]:
+    def make(rng: Random, split: Split) -> tuple[str, str]:
+        hero = replace(draw_hero(rng, split), feeling=feeling)
+        cast = draw_cast(rng, hero)
+        start = [sentence(rng, cast, frame).text for frame in plan(rng, split, feeling)[:2]]
+        other = rng.choice([name for name in FEELINGS if name != feeling])
+        reaction = rng.choice(en.REACTIONS[: -en.HELDOUT])
+        ends = []
+        for name in (feeling, other):
+            felt = replace(cast, hero=replace(hero, feeling=name))
+            frames = (rng.choice(en.CAUSES[name][: -en.HELDOUT]), en.FELT, reaction)
+            ends.append(" ".join([*start, *(sentence(rng, felt, frame).text for frame in frames)]))
+        return ends[0], ends[1]
+
+    return make
+
+
+for _topic in TOPICS:
+    add_contrast(Contrast(f"topic_{_topic}", "stories", f"{_topic} against another topic", _topic_contrast(_topic)))
+for _feeling in FEELINGS:
+    add_contrast(Contrast(f"feeling_{_feeling}", "stories", f"{_feeling} against another feeling", _feeling_contrast(_feeling)))

@@ -1,0 +1,78 @@
+"""Short sentences in English and another language, line by line."""
+
+from __future__ import annotations
+
+from random import Random
+
+from saekit.lab.genres.foreign_stories import sentence
+from saekit.lab.genres.stories import Hero
+from saekit.lab.registry import Genre, Prompt, Task, add_genre, add_task
+from saekit.lab.splits import Split, is_heldout
+from saekit.lab.text import Text, fill, join
+from saekit.lab.words import names
+from saekit.lab.words.stories_foreign import ALIGNED, LANGUAGES
+from saekit.lab.words.stories_lexicon import FEELINGS, TOPICS
+from saekit.lab.words.stories_lexicon import LANGUAGES as LEXICON
+
+EVERY = ("english", *LANGUAGES)  # the columns of the aligned sentences
+
+
+def draw_sentence(rng: Random, split: Split, language: str) -> tuple[Text, Text]:
+    """The same sentence in English and in `language`; (frame, name, topic, language) says which split it belongs to."""
+    while True:
+        frame = rng.randrange(len(ALIGNED))
+        hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), rng.choice(FEELINGS))
+        novel = frame == len(ALIGNED) - 1 or is_heldout("translation", frame, hero.name, hero.topic, language)
+        if novel == (split == "heldout"):
+            break
+    return _both(rng, frame, hero, language)
+
+
+def _both(rng: Random, frame: int, hero: Hero, language: str) -> tuple[Text, Text]:
+    """Equal generators over tables of equal lengths draw the same in both languages."""
+    seed = rng.getrandbits(32)
+    kin = LEXICON["english"].family[0]
+    english, other = (
+        sentence(Random(seed), name, hero, kin, ALIGNED[frame][EVERY.index(name)]) for name in ("english", language)
+    )
+    return english, other
+
+
+def write(rng: Random, split: Split) -> Text:
+    """Three sentences with their translations, all in one direction."""
+    language = rng.choice(LANGUAGES)
+    back = rng.random() < 0.5
+    lines = []
+    for _ in range(3):
+        english, other = draw_sentence(rng, split, language)
+        pair = [fill("English: {text}", text=english), fill(language.capitalize() + ": {text}", text=other)]
+        lines += pair[::-1] if back else pair
+    return join(lines, "\n")
+
+
+add_genre(
+    Genre(
+        "translations",
+        "sentences in English and another language, line by line",
+        1.5,
+        write,
+        {"heldout": "10 % of (frame, name, topic, language), and one frame"},
+    )
+)
+
+
+def _noun_prompt(rng: Random, split: Split) -> Prompt:
+    """One sentence that ends with a noun, and the same one with another noun of its topic and gender."""
+    while True:
+        language, frame = rng.choice(LANGUAGES), rng.randrange(4)
+        hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), FEELINGS[0])
+        if is_heldout("translation", frame, hero.name, hero.topic, language) != (split == "heldout"):
+            continue
+        told = [_both(rng, frame, hero, language) for _ in range(2)]
+        clean, corrupted = (f"English: {english.text}\n{language.capitalize()}: {other.text}" for english, other in told)
+        (clean, _, answer), (corrupted, _, foil) = (text[:-1].rpartition(" ") for text in (clean, corrupted))
+        if answer != foil and clean.split()[-1] == corrupted.split()[-1]:
+            return Prompt(clean, corrupted, " " + answer, " " + foil, language)
+
+
+add_task(Task("translation", "translations", "the noun that the English sentence says", _noun_prompt, new_tokens=3))
