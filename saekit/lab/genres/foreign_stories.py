@@ -8,7 +8,7 @@ from functools import cache
 from random import Random
 
 from saekit.lab.genres import stories
-from saekit.lab.genres.stories import Hero, draw_hero, tell
+from saekit.lab.genres.stories import Hero, draw_hero, pick, pick_two, tell
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, Writer, add_contrast, add_genre, add_task
 from saekit.lab.splits import Split, phrase
 from saekit.lab.text import Text, join
@@ -39,10 +39,9 @@ def relative(language: str, hero: Hero, kin: tuple[Text, str], *, dative: bool =
 def sentence(rng: Random, language: str, hero: Hero, kin: tuple[Text, str], frame: str) -> Text:
     """One sentence of `language` after `frame`, labelled with its language."""
     words = LEXICON[language]
-    nouns: list[ForeignNoun] = rng.sample(words.nouns[hero.topic], 2)
-    adjectives: list[Pair] = rng.sample(words.adjectives[hero.topic], 2)
-    place = rng.choice(words.places)
-    verbs = rng.sample(words.verbs[hero.topic], 2) if words.verbs else []
+    nouns: tuple[ForeignNoun, ForeignNoun] = pick_two(rng, words.nouns[hero.topic])
+    adjectives: tuple[Pair, Pair] = pick_two(rng, words.adjectives[hero.topic])
+    turned = rng.random() < 0.5  # which of the two verbs comes first
     main, other, did = words.feelings[hero.feeling]
     subjects = _subjects(frame)
 
@@ -57,16 +56,16 @@ def sentence(rng: Random, language: str, hero: Hero, kin: tuple[Text, str], fram
             case "with_kin":
                 return relative(language, hero, kin, dative=True)
             case "place":
-                return place
+                return pick(rng, words.places)
             case "time":
-                return rng.choice(words.times)
+                return pick(rng, words.times)
             case "the1" | "the2":
                 noun = nouns[name == "the2"]
                 return noun.subject if name in subjects else noun.object
             case "nom2":
                 return nouns[1].subject
             case "v1" | "v2":
-                return verbs[name == "v2"]
+                return words.verbs[hero.topic][turned != (name == "v2")]
             case "adj1" | "adj2":
                 index = name == "adj2"
                 return agreeing(adjectives[index], nouns[index].gender)
@@ -105,7 +104,7 @@ def plan(rng: Random, split: Split, language: str, feeling: str) -> list[str]:
 
 def story(rng: Random, split: Split, language: str, hero: Hero) -> Text:
     """A story in `language` about `hero`."""
-    kin = rng.choice(LEXICON[language].family)
+    kin = pick(rng, LEXICON[language].family)
     return join([sentence(rng, language, hero, kin, frame) for frame in plan(rng, split, language, hero.feeling)])
 
 

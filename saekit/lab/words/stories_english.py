@@ -29,38 +29,35 @@ TOPICS: dict[str, tuple[str, tuple[Row, ...]]] = {
     "music": (
         "loud quiet lively tuneful",
         (
-            ("string_instruments", "violin guitar harp cello piano", "played practiced heard tuned", "t"),
+            ("string_instruments", "violin guitar harp cello", "played practiced heard tuned", "t"),
             ("wind_instruments", "flute trumpet clarinet horn", "played practiced heard", "t"),
-            ("percussion", "drum bell", "played practiced heard", "t"),
-            ("pieces_of_music", "song melody waltz concert", "sang heard practiced", "", "loud quiet lively tuneful"),
+            ("keys_and_drums", "piano drum bell", "played practiced heard", "t"),
+            ("pieces_of_music", "song melody waltz", "sang heard practiced", "", "loud quiet lively tuneful"),
         ),
     ),
     "sport": (
-        "fast sporty athletic champion",
+        "fast sporty",
         (
-            ("sports_gear", "ball racket helmet bat glove", "caught threw kicked", "t", "sporty bouncy"),
-            ("contests", "match race game tournament", "joined cheered", "", "fast exciting"),
-            ("trophies", "medal trophy", "earned lifted", "t", "shiny"),
-            ("athletes", "coach player runner goalkeeper", "cheered joined", "", "fast sporty athletic"),
+            ("sports_gear", "ball racket helmet glove medal trophy", "caught threw lifted", "t", "sporty shiny"),
+            ("contests", "match race game", "joined cheered", "", "fast exciting"),
+            ("athletes", "coach player runner", "cheered joined", "", "fast sporty"),
         ),
     ),
     "weather": (
         "wet icy stormy freezing",
         (
-            ("rain", "rain shower drizzle", "faced expected braved", "", "wet heavy freezing"),
-            ("snow_and_ice", "snow ice frost hail", "faced expected braved", "m", "wet heavy freezing"),
-            ("winds", "wind breeze storm gale", "faced expected braved", "", "wet icy freezing"),
-            ("skies", "cloud fog rainbow sunshine", "expected", "", "stormy misty"),
+            ("rain_and_fog", "rain shower drizzle cloud fog", "faced expected", "", "wet heavy freezing"),
+            ("snow_and_ice", "snow ice frost hail", "faced expected", "m", "wet heavy freezing"),
+            ("winds", "wind breeze storm gale", "faced expected", "", "wet icy freezing"),
             ("rainwear", "umbrella coat scarf", "wore dried", "t", "wet"),
         ),
     ),
     "sea": (
         "salty slippery floating",
         (
-            ("ships", "ship boat ferry yacht canoe", "sailed steered boarded", "t", "floating sunken"),
-            ("sea_animals", "shark salmon herring whale cod", "fished hunted", "", "salty slippery"),
-            ("coasts", "harbor island beach reef", "reached explored", "", "salty sandy"),
-            ("waves", "wave tide current", "crossed", "", "salty"),
+            ("ships", "ship boat ferry yacht", "sailed steered boarded", "t", "floating sunken"),
+            ("sea_animals", "shark salmon whale cod", "hunted fished", "", "salty slippery"),
+            ("coasts", "harbor island beach reef wave", "reached crossed", "", "salty sandy"),
         ),
     ),
     "kitchen": (
@@ -68,7 +65,7 @@ TOPICS: dict[str, tuple[str, tuple[Row, ...]]] = {
         (
             ("tableware", "plate bowl cup bottle", "washed rinsed filled", "t"),
             ("cutlery", "fork spoon knife ladle", "washed rinsed wiped", "t", "clean dirty greasy"),
-            ("cookware", "pot pan oven kettle stove", "wiped heated filled", "t"),
+            ("cookware", "pot pan oven kettle", "wiped heated filled", "t"),
         ),
     ),
     "space": (
@@ -96,24 +93,23 @@ TOPICS: dict[str, tuple[str, tuple[Row, ...]]] = {
         ),
     ),
     "school": (
-        "difficult boring clever strict",
+        "difficult boring useful",
         (
             ("stationery", "pencil pen ruler notebook eraser book", "borrowed packed labeled", "t", "useful"),
             ("school_subjects", "math history science grammar", "studied learned explained", "b", "difficult boring"),
             ("lessons", "lesson exam essay quiz", "studied explained", "", "difficult boring"),
-            ("school_people", "teacher pupil classmate tutor", "greeted questioned", "", "clever strict"),
         ),
     ),
     "money": (
         "costly cheap valuable secret",
         (
             ("cash", "coin dollar penny wallet purse", "counted saved spent", "t", "valuable cheap"),
-            ("payments", "bill loan salary cheque fee", "paid received owed", "", "costly secret"),
+            ("payments", "bill loan salary cheque", "paid received owed", "", "costly secret"),
             ("banking", "bank account vault safe", "opened managed", "", "secret costly"),
         ),
     ),
 }
-MASS = frozenset(["rain", "snow", "ice", "frost", "hail", "fog", "sunshine", "drizzle", "milk", "juice", "tea", "lemonade"])
+MASS = frozenset(["rain", "snow", "ice", "frost", "hail", "fog", "drizzle", "milk", "juice", "tea", "lemonade"])
 
 COLOURS = ["red", "blue", "green", "yellow", "white", "black", "brown", "gray"]
 SIZES = ["big", "small", "tiny", "huge", "little", "large"]

@@ -85,7 +85,7 @@ def _register() -> None:
     for feeling, (main, others, verbs) in en.FEELINGS.items():
         words = [main, *others, *verbs] + [form for cells in _table(foreign.FEELINGS[feeling]) for form in _all_forms(cells)]
         words_concept(feeling, f"words of {feeling}, in four languages", dict.fromkeys(words))
-    for name, english, rows in (
+    for name, english, cells_of in (
         ("any_color", [], foreign.COLOURS),
         ("size", en.SIZES, foreign.SIZES),
         ("family", en.FAMILY, foreign.FAMILY),
@@ -94,7 +94,7 @@ def _register() -> None:
         words = [
             *english,
             *(en.COLOURS if name == "any_color" else ()),
-            *(f for cells in _table(rows) for f in _all_forms(cells)),
+            *(f for cells in _table(cells_of) for f in _all_forms(cells)),
         ]
         words_concept(name, f"a word of {name.replace('_', ' ')}, in four languages", dict.fromkeys(words))
     times = [phrase.split()[-1] for phrases in foreign.TIMES.values() for phrase in phrases]
@@ -130,7 +130,7 @@ def _english_topic(topic: str) -> Topic:
             )
             for text in _labelled(row[1], topic, row[0])
         )
-        made.append(nouns)
+        made += [nouns] if "t" in row[3] else [nouns] * 2  # stories come back to their thing: other nouns catch up here
         held += nouns if "t" in row[3] else ()
     return Topic(tuple(made), tuple(held), frozenset(CONCEPTS[topic].words))
 
