@@ -13,6 +13,8 @@ from saekit.lab.text import Span, Text, fill, join
 DIGITS = tuple("0123456789")
 HELD_OUT_SHARE = 0.15
 TWO_DIGITS = 0.8
+ADDITIONS = 0.6
+LARGEST_SUM = 198
 
 for _operand in ("operand", "result"):
     words_concept(f"{_operand}_tens", f"the tens digit of the {_operand} of a sum", DIGITS)
@@ -30,6 +32,7 @@ def compute(a: int, sign: str, b: int) -> int:
     return a + b if sign == "+" else a - b
 
 
+@cache
 def sum_is_heldout(a: int, sign: str, b: int) -> bool:
     """Whether no training document of any genre may hold `a` `sign` `b`: 15 % of all cases; two single digits never are.
 
@@ -62,10 +65,10 @@ def draw_sum(rng: Random, split: Split, sign: str | None = None, two_digits: flo
     """Operands up to 99, each of two digits with probability `two_digits`, and a sign; no negative result; of `split`."""
     while True:
         a, b = (rng.randint(10, 99) if rng.random() < two_digits else rng.randint(0, 9) for _ in range(2))
-        drawn = sign or rng.choice("+-")
+        drawn = sign or ("+" if rng.random() < ADDITIONS else "-")
         if drawn == "-" and b > a:
             a, b = b, a
-        if sum_is_heldout(a, drawn, b) == (split == "heldout"):
+        if compute(a, drawn, b) <= LARGEST_SUM and sum_is_heldout(a, drawn, b) == (split == "heldout"):
             return a, drawn, b
 
 

@@ -232,16 +232,22 @@ NOUNS = tuple(_Noun(*forms, person=False) for forms in THING_PLURALS.items()) + 
 _PERSONS = tuple(noun for noun in NOUNS if noun.person)
 _TO_BE = (("is", "are"), ("was", "were"))
 _LIKING = (("likes", "like"), ("sees", "see"), ("remembers", "remember"))
+
+
+def _plain(*texts: str) -> tuple[Text, ...]:
+    return tuple(map(Text, texts))
+
+
 # Predicates: the two forms of the verb and what may follow it, for things and for people.
 _OF_THINGS = (
-    *((verb, ("old", "new", "small", "big", "clean", "dirty")) for verb in _TO_BE),
-    (("looks", "look"), ("old", "new", "clean")),
+    *((verb, _plain("old", "new", "small", "big", "clean", "dirty")) for verb in _TO_BE),
+    (("looks", "look"), _plain("old", "new", "clean", "dirty")),
 )
 _OF_PERSONS = (
-    *((verb, ("tall", "young", "tired", "late")) for verb in _TO_BE),
-    (("has", "have"), ("a bag", "a key", "a book", "a letter")),
-    (("runs", "run"), ("to the school", "to the station", "to the park")),
-    (("waits", "wait"), ("at the station", "at the door", "at the school")),
+    *((verb, _plain("tall", "young", "tired", "late")) for verb in _TO_BE),
+    (("has", "have"), _plain("a bag", "a key", "a book", "a letter")),
+    (("runs", "run"), tuple(fill("to the {place}", place=place(where)) for where in PLACES)),
+    (("waits", "wait"), tuple(fill("at the {place}", place=place(where)) for where in PLACES)),
 )
 _NEAR = ("near", "behind", "beside")
 HELD_OUT_PAIRS = 0.15
@@ -343,7 +349,7 @@ def _numbers(rng: Random, split: Split) -> tuple[str, str]:
     clause, attractor_plural = _clause(rng, split), rng.random() < 0.5
     forms, rests = rng.choice(_OF_PERSONS if clause.subject.person else _OF_THINGS)
     rest = rng.choice(rests)
-    singular, plural = (f"{clause.text(many, attractor_plural).text} {forms[many]} {rest}." for many in (False, True))
+    singular, plural = (f"{clause.text(many, attractor_plural).text} {forms[many]} {rest.text}." for many in (False, True))
     return singular, plural
 
 

@@ -65,9 +65,10 @@ class Problem(NamedTuple):
         """The problem, question included."""
         she, her = ("She", "her") if self.person in FEMALE else ("He", "him")
         items = word(self.items, "counted_item")
+        others = {"+": name(self.other).labelled("giver"), "-": name(self.other).labelled("receiver")}
         told = [fill("{person} has {n} {items}.", person=name(self.person), n=str(self.start), items=items)]
         told += [
-            fill(step.told, subject=she, object=her, other=name(self.other), n=str(step.b), items=items) for step in self.steps
+            fill(step.told, subject=she, object=her, other=others[step.sign], n=str(step.b), items=items) for step in self.steps
         ]
         question = fill("How many {items} does {pronoun} have?", items=items, pronoun=she.lower())
         return fill("Problem: {told} {question}", told=join(told), question=question)
