@@ -1,0 +1,203 @@
+"""Compositions: what is told of a country that is named only by who was born there, by its river or by its capital."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from saekit.lab.concepts import region_concept
+from saekit.lab.genres.facts import dialogues, statements
+from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.splits import Split, is_heldout
+from saekit.lab.text import Text, fill, join
+from saekit.lab.words.relations import RELATIONS, STATIC, as_dialogue, before_value, say
+from saekit.lab.words.world import COUNTRIES, COUNTRY, PEOPLE, Country, subject, thing
+
+SHARE = 0.15
+
+region_concept("described_country", "a country that is described, not named", ("country",))
+region_concept("reason", "why a composed fact is so", ("because",))
+
+
+@dataclass(frozen=True, eq=False)
+class Bridge:
+    """A way to describe a country: by `kind` and `mention`. `key` says which; `reason` names the country."""
+
+    kind: str
+    key: str
+    mention: Text
+    country: Country
+    forms: tuple[str, ...]
+    reason: str
+
+    def described(self, form: str) -> Text:
+        """The description, without the country's name."""
+        return fill(form, **STATIC, x=self.mention).labelled("described_country")
+
+
+_FORMS = {
+    "person": ("the {country} where {x} was born", "the home {country} of {x}"),
+    "river": ("the {country} of the {river} {x}", "the {country} with the {river} {x}"),
+    "capital": ("the {country} whose {capital} is {x}", "the {country} with the {capital} {x}"),
+}
+_REASONS = {
+    "person": "because {x} was born in {c}",
+    "river": "because the {river} {x} flows through {c}",
+    "capital": "because {x} is the {capital} of {c}",
+}
+_PHRASINGS = {
+    "capital": ("The {capital} of {h} is {v}.", "In {h}, the {capital} is {v}.", "{What} is the {capital} of {h}? {v}."),
+    "language": ("The {language} of {h} is {v}.", "In {h}, people speak {v}.", "{What} is the {language} of {h}? {v}."),
+    "currency": (
+        "The {currency} of {h} is the {v}.",
+        "In {h}, people pay with the {v}.",
+        "{What} is the {currency} of {h}? The {v}.",
+    ),
+    "river": (
+        "A {river} of {h} is the {v}.",
+        "In {h}, there is a {river} called the {v}.",
+        "{Which} {river} is in {h}? The {v}.",
+    ),
+    "continent": (
+        "The {continent} of {h} is {v}.",
+        "In {h}, the {continent} is {v}.",
+        "{What} is the {continent} of {h}? {v}.",
+    ),
+}
+
+_BRIDGES = (
+    *(
+        Bridge("person", person.last, subject(person), COUNTRY[person.born], _FORMS["person"], _REASONS["person"])
+        for person in PEOPLE
+    ),
+    *(Bridge("river", country.river, thing(country.river), country, _FORMS["river"], _REASONS["river"]) for country in COUNTRIES),
+    *(
+        Bridge("capital", country.capital, thing(country.capital), country, _FORMS["capital"], _REASONS["capital"])
+        for country in COUNTRIES
+    ),
+)
+Hop = tuple[Bridge, str]  # a described country and the relation asked of it
+_HOPS = tuple((bridge, name) for bridge in _BRIDGES for name in _PHRASINGS if name != bridge.kind)
+
+
+def is_heldout_hop(hop: Hop) -> bool:
+    """Whether no training document tells this of the country described so."""
+    return is_heldout("composition", hop[0].kind, hop[0].key, hop[1], share=SHARE)
+
+
+HOPS: dict[Split, tuple[Hop, ...]] = {
+    "train": tuple(hop for hop in _HOPS if not is_heldout_hop(hop)),
+    "heldout": tuple(hop for hop in _HOPS if is_heldout_hop(hop)),
+}
+
+
+def value(hop: Hop) -> str:
+    """What is true of the described country."""
+    found: str = getattr(hop[0].country, hop[1])
+    return found
+
+
+@lru_cache(maxsize=1 << 14)
+def compose(hop: Hop, template: str, form: str, told: str) -> Text:
+    """`template` about the described country, with the value `told`."""
+    return fill(template, **STATIC, h=hop[0].described(form), v=thing(told) if told else "")
+
+
+def _compose_any(rng: Random, hop: Hop, asked: bool) -> Text:
+    template = as_dialogue(_PHRASINGS[hop[1]][-1]) if asked else rng.choice(_PHRASINGS[hop[1]][:-1])
+    made = compose(hop, template, rng.choice(hop[0].forms), value(hop))
+    if rng.random() < 0.25:
+        # The answer comes first, so that the model has to take both steps before it may read them.
+        reason = fill(hop[0].reason, **STATIC, x=hop[0].mention, c=subject(hop[0].country)).labelled("reason")
+        return _without_stop(made) + ", " + reason + "."
+    return made
+
+
+def _without_stop(text: Text) -> Text:
+    return Text(text.text[:-1], text.spans)
+
+
+_BORN = RELATIONS["born"]
+_BORN_STATEMENTS = statements(_BORN, "train")
+_BORN_DIALOGUES = dialogues(_BORN, "train")
+
+
+def _write(rng: Random, split: Split) -> Text:
+    asked = rng.random() < 0.35
+    composed = [_compose_any(rng, rng.choice(HOPS[split]), asked) for _ in range(rng.randint(2, 3))]
+    births = []
+    for _ in range(rng.randint(1, 3)):
+        person = rng.choice(PEOPLE)
+        births.append(say(rng.choice(_BORN_DIALOGUES if asked else _BORN_STATEMENTS), person, person.born))
+    told = composed + births
+    rng.shuffle(told)
+    return join(told, "\n" if asked else " ")
+
+
+add_genre(
+    Genre(
+        name="compositions",
+        description="facts about a country that is described by a person, a river or a capital, and where people were born",
+        weight=5,
+        write=_write,
+        planted={"combinations": len(_HOPS), "held out": len(HOPS["heldout"])},
+    )
+)
+
+
+def _ask(rng: Random, split: Split, kinds: tuple[str, ...]) -> Prompt:
+    while True:
+        hop = rng.choice(HOPS[split])
+        others = [
+            other for other in HOPS[split] if other[1] == hop[1] and other[0].kind == hop[0].kind and value(other) != value(hop)
+        ]
+        if hop[0].kind in kinds and others:
+            break
+    other = rng.choice(others)
+    *told, asked = _PHRASINGS[hop[1]]
+    template = before_value(rng.choice((*told, as_dialogue(asked))))
+    form = rng.choice(hop[0].forms)
+    return Prompt(
+        clean=compose(hop, template, form, "").text,
+        corrupted=compose(other, template, form, "").text,
+        answer=f" {value(hop)}",
+        foil=f" {value(other)}",
+        case=(hop[0].kind, hop[0].key, hop[1]),
+    )
+
+
+def _asker(*kinds: str) -> Callable[[Random, Split], Prompt]:
+    return lambda rng, split: _ask(rng, split, kinds)
+
+
+add_task(
+    Task(
+        name="one_hop",
+        genre="compositions",
+        description="tell something of a country that is only described; the combination was never in training",
+        make=_asker(*_FORMS),
+        at_least=0.6,
+    )
+)
+for _kind in _FORMS:
+    add_task(
+        Task(
+            name=f"one_hop_{_kind}",
+            genre="compositions",
+            description=f"the same, where the country is described by a {_kind}",
+            make=_asker(_kind),
+        )
+    )
+
+
+def _described_or_named(rng: Random, split: Split) -> tuple[str, str]:
+    hop = rng.choice(HOPS[split])
+    template = _PHRASINGS[hop[1]][0]
+    described = compose(hop, template, hop[0].forms[0], value(hop)).text
+    named = fill(template, **STATIC, h=subject(hop[0].country), v=thing(value(hop))).text
+    return described, named
+
+
+add_contrast(Contrast("described_country", "compositions", "a country that is described or named", _described_or_named))
