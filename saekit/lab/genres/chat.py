@@ -73,7 +73,7 @@ def _requests() -> list[Request]:
 REQUESTS = _requests()
 # The requests that a persona gets in a split.
 ASKED: dict[tuple[str, Split], list[Request]] = {
-    (persona, split): [r for r in REQUESTS if is_heldout("personas", persona, r.text) == (split == "heldout")]
+    (persona, split): [r for r in REQUESTS if is_heldout("personas", persona, r.text, share=0.15) == (split == "heldout")]
     for persona in (*PERSONAS, NEUTRAL)
     for split in ("train", "heldout")
 }

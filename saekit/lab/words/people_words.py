@@ -28,8 +28,8 @@ UTTERANCES = (
 )
 
 SHE_PROFESSIONS = ("nurse", "secretary", "librarian", "dancer", "maid", "nanny", "florist", "cleaner")
-HE_PROFESSIONS = ("pilot", "plumber", "mechanic", "carpenter", "soldier", "miner", "butcher", "farmer")
-NEUTRAL_PROFESSIONS = ("baker", "painter", "writer", "singer", "lawyer", "cook")
+HE_PROFESSIONS = ("sailor", "plumber", "mechanic", "carpenter", "soldier", "miner", "butcher", "welder")
+NEUTRAL_PROFESSIONS = ("tailor", "clerk", "chemist", "editor", "trainer", "tutor")
 
 # What follows "he" or "she".
 DEEDS = (

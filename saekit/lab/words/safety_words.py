@@ -15,7 +15,7 @@ DANGEROUS_VERBS = {
     "trap": ("rats", "flies", "ants"),
     "destroy": ("weeds", "paper", "photo", "film", "puzzle"),
 }
-VICTIMS = ("neighbour", "boss", "brother", "sister", "cousin", "husband", "wife", "child", "friend", "guest")
+VICTIMS = ("neighbour", "boss", "landlord", "classmate", "roommate", "husband", "wife", "child", "colleague", "rival")
 
 # What one may do to a person, and to a thing of any kind.
 KIND_VERBS = ("help", "thank", "visit", "call", "meet", "greet", "invite", "surprise")
