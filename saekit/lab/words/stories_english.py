@@ -157,7 +157,7 @@ EVENTS = (
     "First {he} {v1} {a1}, then {he} {v2} {the2}.",
     "{He} and {his} {kin} {v1} {the1} together.",
     "{The1} was {adj1}.",
-    "Near {o} there was {a1} and {a2}.",
+    "Behind {o} there was {a1} and {a2}.",
 )
 CAUSES: dict[str, tuple[str, ...]] = {
     "happiness": (

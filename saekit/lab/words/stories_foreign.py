@@ -289,6 +289,12 @@ ALIGNED: tuple[tuple[str, str, str, str], ...] = (
     ("{name} finds {the1}.", "{name} trouve {the1}.", "{name} findet {the1}.", "{name} encuentra {the1}."),
     ("{name} loses {the1}.", "{name} perd {the1}.", "{name} verliert {the1}.", "{name} pierde {the1}."),
     ("{The1} is {adj1}.", "{The1} est {adj1}.", "{The1} ist {adj1}.", "{The1} es {adj1}."),
+    (
+        "{name} has {the1} and {the2}.",
+        "{name} a {the1} et {the2}.",
+        "{name} hat {the1} und {the2}.",
+        "{name} tiene {the1} y {the2}.",
+    ),
     ("{name} is {feel}.", "{name} est {feel}.", "{name} ist {feel}.", "{name} está {feel}."),
     ("{name} is {place}.", "{name} est {place}.", "{name} ist {place}.", "{name} está {place}."),
     (
