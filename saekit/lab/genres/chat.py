@@ -33,6 +33,8 @@ from saekit.lab.words.chat_words import (
 
 NEUTRAL = "neutral"
 NEUTRAL_SHARE = 0.2
+# How many chats hold a turn of small talk, at least: it is a few requests among many.
+TALK_SHARE = 0.6
 
 _VOCABULARY: dict[str, tuple[str, ...]] = {
     words_concept("persona_name", "the persona that a system line names", PERSONAS): PERSONAS,
@@ -52,6 +54,7 @@ class Request(NamedTuple):
 
     text: str
     bodies: dict[str, tuple[str, ...]]
+    is_talk: bool
 
 
 def _requests() -> list[Request]:
@@ -63,10 +66,10 @@ def _requests() -> list[Request]:
             )
             for persona, frames in TOPIC_BODIES.items()
         }
-        requests += [Request(frame.format(topic=topic), bodies) for frame in TOPIC_REQUESTS]
+        requests += [Request(frame.format(topic=topic), bodies, False) for frame in TOPIC_REQUESTS]
     for kind, texts in SMALL_TALK.items():
         bodies = {persona: TALK_BODIES[persona][kind] for persona in TALK_BODIES}
-        requests += [Request(text, bodies) for text in texts]
+        requests += [Request(text, bodies, True) for text in texts]
     return requests
 
 
@@ -77,6 +80,17 @@ ASKED: dict[tuple[str, Split], list[Request]] = {
     for persona in (*PERSONAS, NEUTRAL)
     for split in ("train", "heldout")
 }
+
+
+TALK = {key: [r for r in requests if r.is_talk] for key, requests in ASKED.items()}
+
+
+def _requests_of_a_chat(rng: Random, persona: str, split: Split) -> list[Request]:
+    requests = rng.sample(ASKED[persona, split], rng.choice((2, 2, 3)))
+    talk = [r for r in TALK[persona, split] if r not in requests]
+    if talk and rng.random() < TALK_SHARE:
+        requests[rng.randrange(len(requests))] = rng.choice(talk)
+    return requests
 
 
 def _reply(rng: Random, persona: str, request: Request) -> Text:
@@ -94,7 +108,7 @@ def _write(rng: Random, split: Split) -> Text:
     if persona != NEUTRAL:
         role = rng.choice([role for role in ROLES[persona] if role])
         turns.append(turn("System", _system_line(rng, split).format(role=role)))
-    for request in rng.sample(ASKED[persona, split], rng.choice((2, 2, 3))):
+    for request in _requests_of_a_chat(rng, persona, split):
         turns += [turn("User", request.text), turn("Assistant", _reply(rng, persona, request))]
     return _mark(chat(*turns))
 
