@@ -266,3 +266,20 @@ def test_documents_are_short_and_clean(genre: str) -> None:
             assert not re.search(r" [.,]|  |\{|\}", document.text)
             starts = re.findall(r"(?:^|[.:\n] )(\w)", document.text)
             assert all(start.isupper() for start in starts)
+
+
+@pytest.mark.parametrize("genre", [*STORIES, "translations"])
+def test_every_occurrence_of_a_word_is_labelled(genre: str) -> None:
+    """A word of a concept that this genre uses never stands without its label."""
+    found = some(genre)
+    used = {span.concept for document in found for span in document.spans}
+    by_word: dict[str, set[str]] = {}
+    for concept in used:
+        for word in CONCEPTS[concept].words if CONCEPTS[concept].kind == "word" else ():
+            by_word.setdefault(word.casefold(), set()).add(concept)
+    for document in found:
+        labels: dict[tuple[int, int], set[str]] = {}
+        for start, end, concept in document.spans:
+            labels.setdefault((start, end), set()).add(concept)
+        for word in re.finditer(r"\w+", document.text):
+            assert by_word.get(word[0].casefold(), set()) <= labels.get(word.span(), set()), (word[0], document.text)

@@ -191,7 +191,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "A thief stole {o} and lied again.",
     ),
     "fear": (
-        "{He} heard a strange noise behind {o}.",
+        "There was a strange noise behind {o}.",
         "A dark shadow moved near {o}.",
         "Then the lights went out.",
         "A dark shadow followed {him} home.",

@@ -94,7 +94,7 @@ VERBS: dict[str, str] = {
     "space": "photographie, fotografiert, fotografía; observe, beobachtet, observa",
     "garden": "plante, pflanzt, planta; arrose, gießt, riega",
     "machines": "répare, repariert, repara; vérifie, prüft, revisa",
-    "school": "oublie, vergisst, olvida; apporte, bringt, trae",
+    "school": "oublie, vergisst, olvida; apporte, holt, trae",
     "money": "reçoit, erhält, recibe; demande, verlangt, pide",
 }
 # topic -> adjectives that say something of its nouns
@@ -238,10 +238,10 @@ CAUSES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "anger": ("{Kin} lügt wieder.", "Ein Dieb nimmt {the1}.", "Dann lügt {kin}.", "Dann lügt ein Dieb wieder."),
         "fear": (
-            "{He} hört ein seltsames Geräusch.",
+            "Ein seltsames Geräusch kommt.",
             "Ein Schatten folgt {name}.",
             "Dann kommt ein Monster.",
-            "Dann hört {he} ein Monster.",
+            "Dann folgt ein Monster {name}.",
         ),
     },
     "spanish": {

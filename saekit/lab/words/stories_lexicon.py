@@ -161,14 +161,21 @@ def _last_word(phrase: str, *concepts: str) -> Text:
     return Text(before + " " if before else "") + word(last, *concepts)
 
 
-def _noun(cell: str, topic: str, english: bool) -> ForeignNoun:
-    if english:
+def _noun(cell: str, topic: str, english: str) -> ForeignNoun:
+    if cell == english:
         return ForeignNoun(*2 * (Text("the ") + _english_noun(topic, cell),), "m")
+    row = next(row for row in en.TOPICS[topic][1] if english in row[1].split())
+
+    def labelled(phrase: str) -> Text:
+        """A word that looks the same in English (German "Hammer") is of the narrow concept as well."""
+        shared = phrase.split()[-1].casefold() in row[1].split()
+        return _last_word(phrase, topic, *([row[0]] if shared else []))
+
     article, both = cell.split()
     subject, _, other = both.partition("/")
     accusative = "den" if article == "der" else article
     gender = {"le": "m", "el": "m", "der": "m", "das": "n"}.get(article, "f")
-    return ForeignNoun(_last_word(f"{article} {subject}", topic), _last_word(f"{accusative} {other or subject}", topic), gender)
+    return ForeignNoun(labelled(f"{article} {subject}"), labelled(f"{accusative} {other or subject}"), gender)
 
 
 def _english_noun(topic: str, text: str) -> Text:
@@ -194,7 +201,7 @@ def _language(index: int) -> Language:
     colours = tuple(_pair(cell, "any_color", *(["color"] if cell in things.COLORS else [])) for cell in column(foreign.COLOURS))
     sizes = tuple(_pair(cell, "size") for cell in column(foreign.SIZES))
     return Language(
-        {topic: tuple(_noun(cell, topic, index == 0) for cell in column(foreign.NOUNS[topic])) for topic in TOPICS},
+        {topic: tuple(_noun(row[index], topic, row[0]) for row in _table(foreign.NOUNS[topic])) for topic in TOPICS},
         _verbs(index),
         {
             topic: (
@@ -206,7 +213,7 @@ def _language(index: int) -> Language:
         tuple(_family(cell) for cell in column(foreign.FAMILY)),
         {name: feeling(name) for name in FEELINGS},
         tuple(
-            _last_word(cell, "place", *(["public_place"] if cell.split()[-1] in things.PLACES else []))
+            _last_word(cell, "place", *(["public_place"] if cell.split()[-1].casefold() in things.PLACES else []))
             for cell in column(foreign.PLACES)
         ),
         tuple(_last_word(cell, "time_of_day") for cell in foreign.TIMES[foreign.LANGUAGES[index - 1]]) if index else (),
