@@ -13,8 +13,8 @@ from saekit.lab.text import Span, Text, fill, join
 DIGITS = tuple("0123456789")
 HELD_OUT_SHARE = 0.15
 TWO_DIGITS = 0.8
-ADDITIONS = 0.6
-LARGEST_SUM = 198
+ADDITIONS = 0.65
+LARGEST_SUM = 198  # 99 leaves out the results of three digits, half of all additions
 
 for _operand in ("operand", "result"):
     words_concept(f"{_operand}_tens", f"the tens digit of the {_operand} of a sum", DIGITS)
