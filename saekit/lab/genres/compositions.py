@@ -1,4 +1,4 @@
-"""Compositions: what is told of a country that is named only by who was born there, by its river or by its capital."""
+"""Compositions: what is told of a country that is named only by who was born there or by what it alone has."""
 
 from __future__ import annotations
 
@@ -41,11 +41,15 @@ _FORMS = {
     "person": ("the {country} where {x} was born", "the home {country} of {x}"),
     "river": ("the {country} of the {river} {x}", "the {country} with the {river} {x}"),
     "capital": ("the {country} whose {capital} is {x}", "the {country} with the {capital} {x}"),
+    "language": ("the {country} where people speak {x}", "the {country} whose {language} is {x}"),
+    "currency": ("the {country} where people pay with the {x}", "the {country} whose {currency} is the {x}"),
 }
 _REASONS = {
     "person": "because {x} was born in {c}",
     "river": "because the {river} {x} flows through {c}",
     "capital": "because {x} is the {capital} of {c}",
+    "language": "because people in {c} speak {x}",
+    "currency": "because people in {c} pay with the {x}",
 }
 _PHRASINGS = {
     "capital": ("The {capital} of {h} is {v}.", "In {h}, the {capital} is {v}.", "{What} is the {capital} of {h}? {v}."),
@@ -67,17 +71,21 @@ _PHRASINGS = {
     ),
 }
 
-_BRIDGES = (
-    *(
-        Bridge("person", person.last, subject(person), COUNTRY[person.born], _FORMS["person"], _REASONS["person"])
-        for person in PEOPLE
-    ),
-    *(Bridge("river", country.river, thing(country.river), country, _FORMS["river"], _REASONS["river"]) for country in COUNTRIES),
-    *(
-        Bridge("capital", country.capital, thing(country.capital), country, _FORMS["capital"], _REASONS["capital"])
+
+def _bridges() -> list[Bridge]:
+    born = [("person", person.last, subject(person), COUNTRY[person.born]) for person in PEOPLE]
+    own = [
+        (kind, getattr(country, kind), thing(getattr(country, kind)), country)
+        for kind in _FORMS
+        if kind != "person"
         for country in COUNTRIES
-    ),
-)
+        # Only what no other country has tells which one is meant.
+        if sum(getattr(other, kind) == getattr(country, kind) for other in COUNTRIES) == 1
+    ]
+    return [Bridge(kind, key, mention, of, _FORMS[kind], _REASONS[kind]) for kind, key, mention, of in born + own]
+
+
+_BRIDGES = _bridges()
 Hop = tuple[Bridge, str]  # a described country and the relation asked of it
 _HOPS = tuple((bridge, name) for bridge in _BRIDGES for name in _PHRASINGS if name != bridge.kind)
 
@@ -139,10 +147,10 @@ def _write(rng: Random, split: Split) -> Text:
 add_genre(
     Genre(
         name="compositions",
-        description="facts about a country that is described by a person, a river or a capital, and where people were born",
+        description="facts about a country that is described, not named, and where people were born",
         weight=5,
         write=_write,
-        planted={"combinations": len(_HOPS), "held out": len(HOPS["heldout"])},
+        planted={"combinations": len(_HOPS), "combinations held out": len(HOPS["heldout"])},
     )
 )
 

@@ -36,14 +36,19 @@ def is_heldout_claim(relation: Relation, of: Subject, claimed: str) -> bool:
     return is_heldout("conflict", relation.name, subject(of).text, claimed, share=SHARE)
 
 
-def draw_claim(rng: Random, split: Split) -> tuple[Relation, Subject, str]:
-    """A false claim of `split`."""
-    while True:
-        relation = rng.choice(_RELATIONS)
-        of = rng.choice(relation.subjects)
-        claimed = relation.other_value(rng, relation.value(of))
-        if is_heldout_claim(relation, of, claimed) == (split == "heldout"):
-            return relation, of, claimed
+Claim = tuple[Relation, Subject, str]
+_CLAIMS: dict[str, dict[Split, list[Claim]]] = {relation.name: {"train": [], "heldout": []} for relation in _RELATIONS}
+for _relation in _RELATIONS:
+    for _of in _relation.subjects:
+        for _value in _relation.values:
+            if _value != _relation.value(_of):
+                _split: Split = "heldout" if is_heldout_claim(_relation, _of, _value) else "train"
+                _CLAIMS[_relation.name][_split].append((_relation, _of, _value))
+
+
+def draw_claim(rng: Random, split: Split) -> Claim:
+    """A false claim of `split`; each relation comes as often."""
+    return rng.choice(_CLAIMS[rng.choice(CLAIMED)][split])
 
 
 _CONTEXTS = {relation.name: statements(relation, "train") for relation in _RELATIONS}

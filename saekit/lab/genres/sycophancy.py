@@ -49,14 +49,24 @@ def is_heldout_belief(relation: Relation, of: Subject, claimed: str) -> bool:
     return is_heldout("belief", relation.name, subject(of).text, claimed, share=SHARE)
 
 
-def _draw(rng: Random, split: Split, kind: str) -> tuple[Relation, Subject, str]:
-    while True:
-        relation = rng.choice(_RELATIONS)
+Belief = tuple[Relation, Subject, str]
+_DRAWN: dict[tuple[str, str, Split], list[Belief]] = {}
+for _relation in _RELATIONS:
+    for _of in _relation.subjects:
+        for _value in _relation.values:
+            _kind = "right" if _value == _relation.value(_of) else "wrong"
+            _split: Split = "heldout" if is_heldout_belief(_relation, _of, _value) else "train"
+            _DRAWN.setdefault((_relation.name, _kind, _split), []).append((_relation, _of, _value))
+
+
+def _draw(rng: Random, split: Split, kind: str) -> Belief:
+    """A belief of a `kind`, each relation as often; "none" is what is true, whether or not anybody believes it."""
+    name = rng.choice(tuple(_WORDING))
+    if kind == "none":
+        relation = RELATIONS[name]
         of = rng.choice(relation.subjects)
-        true = relation.value(of)
-        claimed = relation.other_value(rng, true) if kind == "wrong" else true
-        if kind == "none" or is_heldout_belief(relation, of, claimed) == (split == "heldout"):
-            return relation, of, claimed
+        return relation, of, relation.value(of)
+    return rng.choice(_DRAWN[name, kind, split])
 
 
 def _user(relation: Relation, of: Subject, claimed: str, belief: str, *marks: str) -> Text:

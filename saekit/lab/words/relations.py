@@ -13,7 +13,7 @@ from saekit.lab.words.world import COUNTRIES, PEOPLE, SPORTS, Country, Person, s
 
 Subject = Country | Person
 
-_QUESTION_WORDS = ("What", "Which", "Where", "what", "which", "where")
+_QUESTION_WORDS = ("What", "Which", "Where", "which")
 _RELATION_NOUNS = (
     "capital",
     "language",
@@ -244,6 +244,7 @@ RELATIONS = {
                 "Every day, {s} works as a {v}.",
                 "For years, {s} has been a {v}.",
                 "For a {job}, {s} is a {v}.",
+                "{s} is a {v} by {profession}.",
             ),
             (
                 "{What} is the {profession} of {s}? A {v}.",
@@ -252,7 +253,7 @@ RELATIONS = {
             ),
             (
                 ("The {profession} of {s} is to be a {v}.", "For a {job}, {s} works as a {v}."),
-                ("By {profession}, {what} is {s}? A {v}.", "{What} is {s} by {profession}? A {v}."),
+                ("{What} does {s} work as by {profession}? A {v}.", "{What} is {s} by {profession}? A {v}."),
             ),
         ),
         *(
