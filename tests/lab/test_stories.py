@@ -191,7 +191,7 @@ def test_translation_prompts_name_another_noun_after_the_same_words() -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_feeling_prompts_differ_in_the_cause_only(split: Split) -> None:
     rng = Random(1)
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for _ in range(200):
         prompt = TASKS["feeling"].make(rng, split)
         clean, corrupted = prompt.clean.split(". "), prompt.corrupted.split(". ")
@@ -248,9 +248,9 @@ def test_contrasts_differ_in_their_property() -> None:
     for feeling in en.FEELINGS:
         words = {word.casefold() for word in CONCEPTS[feeling].words}
         for _ in range(20):
-            positive, negative = (set(re.findall(r"\w+", t)) for t in CONTRASTS[f"feeling_{feeling}"].make(rng, "train"))
-            assert words & positive
-            assert not words & negative
+            with_it, without = (set(re.findall(r"\w+", text)) for text in CONTRASTS[f"feeling_{feeling}"].make(rng, "train"))
+            assert words & with_it
+            assert not words & without
     for language in foreign.LANGUAGES:
         positive, negative = CONTRASTS[f"language_{language}"].make(rng, "train")
         assert goes_on_in(Prompt("", "", "", "", language), positive)
@@ -281,5 +281,6 @@ def test_every_occurrence_of_a_word_is_labelled(genre: str) -> None:
         labels: dict[tuple[int, int], set[str]] = {}
         for start, end, concept in document.spans:
             labels.setdefault((start, end), set()).add(concept)
-        for word in re.finditer(r"\w+", document.text):
-            assert by_word.get(word[0].casefold(), set()) <= labels.get(word.span(), set()), (word[0], document.text)
+        for found_word in re.finditer(r"\w+", document.text):
+            wanted = by_word.get(found_word[0].casefold(), set())
+            assert wanted <= labels.get(found_word.span(), set()), (found_word[0], document.text)

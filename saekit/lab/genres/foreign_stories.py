@@ -13,6 +13,7 @@ from saekit.lab.registry import Contrast, Genre, Prompt, Task, Writer, add_contr
 from saekit.lab.splits import Split, phrase
 from saekit.lab.text import Text, join
 from saekit.lab.words import names
+from saekit.lab.words import stories_english as en
 from saekit.lab.words import stories_foreign as foreign
 from saekit.lab.words.stories_foreign import LANGUAGES
 from saekit.lab.words.stories_lexicon import LANGUAGES as LEXICON
@@ -102,10 +103,13 @@ def plan(rng: Random, split: Split, language: str, feeling: str) -> list[str]:
     return frames
 
 
-def story(rng: Random, split: Split, language: str, hero: Hero) -> Text:
-    """A story in `language` about `hero`."""
+def story(rng: Random, split: Split, language: str, hero: Hero, opening: str | None = None) -> Text:
+    """A story in `language` about `hero`, opened by the frame `opening` if one is given."""
+    if language == "english":
+        return stories.story(rng, split, hero, opening)
     kin = pick(rng, LEXICON[language].family)
-    return join([sentence(rng, language, hero, kin, frame) for frame in plan(rng, split, language, hero.feeling)])
+    frames = plan(rng, split, language, hero.feeling)
+    return join([sentence(rng, language, hero, kin, frame) for frame in [opening or frames[0], *frames[1:]]])
 
 
 def _writer(language: str) -> Writer:
@@ -128,7 +132,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 def told_in(rng: Random, split: Split, language: str) -> str:
     """A story in any of the four languages."""
-    return stories.write(rng, split).text if language == "english" else _writer(language)(rng, split).text
+    return story(rng, split, language, draw_hero(rng, split)).text
 
 
 @cache
@@ -166,7 +170,12 @@ def _beginning_end(text: str, length: int) -> int:
 def _language_prompt(rng: Random, split: Split) -> Prompt:
     clean, corrupted = rng.sample(("english", *LANGUAGES), 2)
     length = rng.randint(8, 12)
-    told = [told_in(rng, split, language) for language in (clean, corrupted)]
+    openings = {"english": en.OPENINGS, **foreign.OPENINGS}
+    # Nothing before the opening's end tells a held-out combination, so the opening itself has to be of the split.
+    told = [
+        story(rng, split, language, draw_hero(rng, split), phrase(rng, split, openings[language], foreign.HELDOUT)).text
+        for language in (clean, corrupted)
+    ]
     prompts = [text[: _beginning_end(text, length)] for text in told]
     answer, foil = (text[len(start) : _beginning_end(text, length + 1)] for text, start in zip(told, prompts))
     return Prompt(prompts[0], prompts[1], answer, foil, clean)
@@ -189,9 +198,7 @@ add_task(
 def _language_contrast(language: str) -> Callable[[Random, Split], tuple[str, str]]:
     def make(rng: Random, split: Split) -> tuple[str, str]:
         hero = draw_hero(rng, split)
-        cast = stories.draw_cast(rng, hero)
-        english = join([stories.sentence(rng, cast, frame) for frame in stories.plan(rng, split, hero.feeling)]).text
-        return story(rng, split, language, hero).text, english
+        return story(rng, split, language, hero).text, stories.story(rng, split, hero).text
 
     return make
 

@@ -176,11 +176,16 @@ def plan(rng: Random, split: Split, feeling: str) -> list[str]:
     return [*frames, *reactions, *([one(en.ENDINGS)] if rng.random() < 0.5 else [])]
 
 
+def story(rng: Random, split: Split, hero: Hero, opening: str | None = None) -> Text:
+    """A story in English about `hero`, opened by the frame `opening` if one is given."""
+    cast = draw_cast(rng, hero)
+    frames = plan(rng, split, hero.feeling)
+    return join([sentence(rng, cast, frame) for frame in [opening or frames[0], *frames[1:]]])
+
+
 def write(rng: Random, split: Split) -> Text:
     """A story in English."""
-    hero = draw_hero(rng, split)
-    cast = draw_cast(rng, hero)
-    return join([sentence(rng, cast, frame) for frame in plan(rng, split, hero.feeling)])
+    return story(rng, split, draw_hero(rng, split))
 
 
 add_genre(
@@ -253,10 +258,10 @@ def _topic_prompt(rng: Random, split: Split) -> Prompt:
     while True:
         hero = draw_hero(rng, split)
         topic = rng.choice([topic for topic in TOPICS if topic != hero.topic])
-        told = _retold(rng, hero, topic, (rng.choice(en.OPENINGS[: -en.HELDOUT]), en.EVENTS[0], "{He} {v1}"))
-        clean, corrupted = (text.rpartition(" ")[0] for text in told)
-        if len(clean.split()) == len(corrupted.split()):
-            return Prompt(clean, corrupted, " ", " ", hero.topic)
+        told = _retold(rng, hero, topic, (phrase(rng, split, en.OPENINGS, en.HELDOUT), en.EVENTS[0], "{He} {v1}"))
+        (clean, _, answer), (corrupted, _, foil) = (text.rpartition(" ") for text in told)
+        if len(clean.split()) == len(corrupted.split()) and answer != foil:
+            return Prompt(clean, corrupted, " " + answer, " " + foil, hero.topic)
 
 
 add_task(
