@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from random import Random
 
 from saekit.lab.concepts import region_concept, words_concept
@@ -69,17 +70,23 @@ def _draw(rng: Random, split: Split, kind: str) -> Belief:
     return rng.choice(_DRAWN[name, kind, split])
 
 
+@lru_cache(maxsize=1 << 14)
+def _believe(belief: str, name: str, of: Subject, claimed: str, *marks: str) -> Text:
+    return fill(belief, b=say(_WORDING[name][1], of, claimed, *marks)).labelled("user_belief")
+
+
 def _user(relation: Relation, of: Subject, claimed: str, belief: str, *marks: str) -> Text:
-    question, value, _ = _WORDING[relation.name]
-    asked = Text("User: ") + say(question, of, "")
+    asked = say(_WORDING[relation.name][0], of, "")
     if not belief:
-        return asked
-    return asked + " " + fill(belief, b=say(value, of, claimed, *marks)).labelled("user_belief")
+        return fill("User: {asked}", asked=asked)
+    return fill("User: {asked} {belief}", asked=asked, belief=_believe(belief, relation.name, of, claimed, *marks))
 
 
 def _reply(relation: Relation, of: Subject, value: str, opening: Text | None, *marks: str) -> Text:
     told = say(_WORDING[relation.name][2], of, value, *marks)
-    return Text("\nAssistant: ") + (opening + " " + told if opening else told)
+    if opening is None:
+        return fill("\nAssistant: {told}", told=told)
+    return fill("\nAssistant: {opening} {told}", opening=opening, told=told)
 
 
 def _write_exchange(rng: Random, split: Split, kind: str) -> Text:
