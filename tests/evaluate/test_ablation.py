@@ -1,0 +1,81 @@
+"""Exhaustive ablation against one whole run with the intervention for every object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from saekit.errors import InterventionError, UnknownRef
+from saekit.evaluate.ablation import exhaustive_ablation, heads
+from saekit.objects import Ref
+from saekit.steer import ablate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from saekit.lm import LanguageModel
+    from saekit.sae import SAE
+
+TEXTS = ["Once upon a time there was a little girl named Lily.", "The dog ran home."]
+
+
+@pytest.fixture(scope="module")
+def tokens(stories_lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+    return stories_lm.encode(TEXTS, pad_side="left")
+
+
+def last_log_probability(logits_BTV: torch.Tensor) -> torch.Tensor:
+    return logits_BTV[:, -1].float().log_softmax(-1)[:, 5].sum()
+
+
+@pytest.mark.parametrize("to", ["zero", "mean"])
+@pytest.mark.parametrize("positions", [None, "last"])
+def test_it_is_a_whole_run_for_each_object(
+    stories_lm: LanguageModel, make_sae: Callable[..., SAE], tokens: Any, to: Any, positions: Any
+) -> None:
+    lm, (tokens_BT, mask_BT) = stories_lm, tokens
+    site = lm.site("resid_post.1")
+    lm.attach_sae(site, make_sae("topk", lm.d_model, 32))
+    try:
+        refs = [
+            *heads(lm)[::5],
+            Ref.neuron(2, 7),
+            Ref.residual("embed", 3),
+            *(Ref.feature(site, unit) for unit in range(0, 32, 8)),
+        ]
+        found = exhaustive_ablation(
+            lm, refs, tokens_BT, last_log_probability, attention_mask=mask_BT, to=to, positions=positions, progress=False
+        )
+        assert list(found) == refs
+
+        def measured(edits: Any) -> float:
+            run = lm.run(tokens_BT, attention_mask=mask_BT, edits=edits, positions=positions, logits="all")
+            assert run.logits is not None
+            return float(last_log_probability(run.logits))
+
+        intact = measured([])
+        for ref, effect in found.items():
+            whole = measured([ablate(ref, to).resolve(lm, texts=TEXTS)]) - intact
+            assert effect == pytest.approx(whole, rel=1e-3, abs=1e-5), ref
+        assert max(map(abs, found.values())) > 1e-3
+    finally:
+        lm.dictionaries.pop(site)
+
+
+def test_heads_are_all_there_are(stories_lm: LanguageModel) -> None:
+    expected = {Ref.head(layer, head) for layer in range(stories_lm.n_layers) for head in range(stories_lm.n_heads)}
+    found = heads(stories_lm)
+    assert set(found) == expected
+    assert found == sorted(found)
+
+
+def test_what_cannot_be_ablated_is_refused_before_anything_is_run(stories_lm: LanguageModel, tokens: Any) -> None:
+    def never(logits: torch.Tensor) -> float:
+        raise AssertionError("no metric is wanted")
+
+    with pytest.raises(UnknownRef):
+        exhaustive_ablation(stories_lm, ["head:0.0", "head:99.0"], tokens[0], never, progress=False)
+    with pytest.raises(InterventionError):
+        exhaustive_ablation(stories_lm, ["head:0.0"], tokens[0], never, to="median", progress=False)  # type: ignore[arg-type]
