@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from saekit.builtin import is_lab
 from saekit.errors import ConfigError, WorkspaceError, WorkspaceTooNew
 
 FORMAT = 1
@@ -19,11 +20,11 @@ class Study:
     """The settings that every step of a workspace shares. They never change once the workspace exists."""
 
     model: str
-    """Hub name or local folder of the language model."""
+    """Hub name or local folder of the language model, or `lab` for the built-in one."""
     sites: tuple[str, ...]
     """Sites whose activations are cached, all in one pass."""
     data: str
-    """Hub name of a data set, or a local txt / jsonl / parquet file, or a folder of them."""
+    """Hub name of a data set, a local txt / jsonl / parquet file or a folder of them, or `lab` or `lab:GENRE`."""
     revision: str | None = None
     """Revision of the model on the hub."""
     dtype: str | None = None
@@ -31,7 +32,7 @@ class Study:
     data_config: str | None = None
     """Configuration of a hub data set (`wikitext-103-v1`)."""
     data_split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set or of the laboratory."""
     data_revision: str | None = None
     """Revision of a hub data set."""
     text_field: str = "text"
@@ -104,7 +105,10 @@ class Study:
 def portable(source: str) -> str:
     """`source` as an absolute path where it exists on this disk, unchanged (a hub name) where not.
 
-    A workspace is no source: a folder that `--out gpt2` made does not hide the model of that name.
+    A workspace is no source: a folder that `--out gpt2` made does not hide the model of that name. Nor does any folder hide the
+    built-in laboratory.
     """
     path = Path(source).expanduser()
+    if is_lab(source):
+        return source
     return str(path.resolve()) if path.exists() and not (path / FILE).exists() else source

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
+    "saekit.builtin": 0,
     "saekit.errors": 0,
     "saekit.files": 0,
     "saekit.progress": 0,
@@ -25,6 +26,8 @@ FLOORS = {
     "saekit.evaluate": 3,
     "saekit.study": 4,
     "saekit.workspace": 4,
+    "saekit.report": 4,
+    "saekit.demo": 4,
     "saekit.cli": 5,
     "saekit.__main__": 6,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.activations.formats import COMPRESSIONS, FORMATS, Row, file_format, read_rows
+from saekit.builtin import is_lab
 from saekit.errors import CorpusError
 
 
@@ -40,9 +41,11 @@ class Corpus(ABC):
         Args:
             source: a file (:func:`saekit.activations.formats.read_rows` has the formats), a folder of them (every one below it,
                 in the order of their names) or one that `datasets` saved; the name of a data set on the hub; or an iterable of
-                texts or of records. An iterator, which can be read only once, is read into memory.
+                texts or of records. An iterator, which can be read only once, is read into memory. "lab", "lab:GENRE" and
+                "lab:GENRE@SEED" are the built-in laboratory's own documents, whatever files lie here; ./lab is a folder.
             text_field: field of a record that holds its text.
-            split: split of a data set on the hub, or of a folder that `datasets` saved with several.
+            split: split of a data set on the hub, of a folder that `datasets` saved with several, or of the laboratory (train,
+                heldout).
             name: configuration of a data set on the hub ("wikitext-103-v1").
             revision: its branch, tag or commit.
             streaming: read it over the network as needed; False downloads it first.
@@ -52,6 +55,10 @@ class Corpus(ABC):
         """
         if not isinstance(source, str | Path):
             return _Rows(source, text_field)
+        if isinstance(source, str) and is_lab(source):
+            from saekit.activations.laboratory import LabCorpus
+
+            return LabCorpus(source, split)
         path = Path(source).expanduser()
         if path.exists():
             return _Files(path, text_field, split)

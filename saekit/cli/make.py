@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saekit.builtin import NAME, is_lab
 from saekit.cli import app, options
 from saekit.cli.output import emit, print_quality, quiet_libraries, say, table
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _DATA = "NeelNanda/pile-10k"
 
 
-def _plan(model: str, sites: list[str] | None, data: str, out: Path | None, **settings: Any) -> Workspace:
+def _plan(model: str, sites: list[str] | None, data: str | None, out: Path | None, **settings: Any) -> Workspace:
     quiet_libraries()
     from saekit.lm import LanguageModel
     from saekit.lm.sites import Site
@@ -29,7 +30,8 @@ def _plan(model: str, sites: list[str] | None, data: str, out: Path | None, **se
         lm = LanguageModel.load(model, dtype=settings.get("dtype"), revision=settings.get("revision"))
         sites = [f"resid_post.{lm.n_layers // 2}"]
     names = tuple(str(site) for site in sorted({Site.parse(site) for site in sites}))
-    out = out or Path(f"{Path(model).name}-{'-'.join(names)}")
+    out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
+    data = data or (NAME if is_lab(model) else _DATA)
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 
 
@@ -45,7 +47,7 @@ def _configs(workspace: Workspace, sites: Iterable[str], **settings: Any) -> dic
 def fit(
     model: options.MODEL,
     site: options.SITES = None,
-    data: options.DATA = _DATA,
+    data: options.DATA = None,
     arch: options.ARCH = "topk",
     latents: options.LATENTS = None,
     l0: options.L0 = 32,
@@ -127,7 +129,7 @@ def _next(workspace: Workspace, site: Site) -> None:
 def cache(
     model: options.MODEL,
     site: options.SITES = None,
-    data: options.DATA = _DATA,
+    data: options.DATA = None,
     out: options.OUT = None,
     tokens: options.TOKENS = 2_000_000,
     context: options.CONTEXT = None,

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-MODEL = Annotated[str, typer.Argument(help="Hub name or local folder of a causal language model.", show_default=False)]
+MODEL = Annotated[
+    str,
+    typer.Argument(help="Hub name or local folder of a causal language model, or lab: the built-in one.", show_default=False),
+]
 WORKSPACE = Annotated[Path, typer.Argument(help="Folder that `saekit fit` or `saekit cache` made.", show_default=False)]
 SITES = Annotated[
     list[str] | None,
@@ -20,13 +23,21 @@ SITES = Annotated[
 SITE = Annotated[
     str | None, typer.Option("--site", help="Site of the dictionary; needed where the workspace has several.", show_default=False)
 ]
-DATA = Annotated[str, typer.Option("--data", help="Hub data set, or a local txt / jsonl / parquet file, or a folder of them.")]
+DATA = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Hub data set, local txt / jsonl / parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus. "
+        "[default: lab for the model lab, NeelNanda/pile-10k for others]",
+        show_default=False,
+    ),
+]
 OUT = Annotated[
     Path | None, typer.Option("--out", help="Workspace folder. [default: MODEL-SITE in this folder]", show_default=False)
 ]
 TEXT_FIELD = Annotated[str, typer.Option(help="Field of a record that holds the text.")]
 DATA_CONFIG = Annotated[str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)]
-DATA_SPLIT = Annotated[str, typer.Option(help="Split of a hub data set.")]
+DATA_SPLIT = Annotated[str, typer.Option(help="Split of a hub data set, or of the built-in corpus (train, heldout).")]
 REVISION = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
 DTYPE = Annotated[
     str | None,

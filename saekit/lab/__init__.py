@@ -1,10 +1,22 @@
-"""The laboratory: a small language model and its corpus, in which every concept, every fact and every bias is known."""
+"""The laboratory: a small language model and its corpus, in which every concept, every fact and every bias is known.
+
+::
+
+    from saekit import LanguageModel, lab
+
+    lm = LanguageModel.load("lab")
+    task = lab.task("capital", n=200)                    # clean and corrupted prompts of equal length, answers, foils, token ids
+    pairs = lab.contrast("french", n=100)                # texts that differ in one thing
+    labelled = lab.label(lab.documents(n=1000))          # the concepts of every token
+"""
 
 from __future__ import annotations
 
 import saekit.lab.genres  # noqa: F401  registers every genre, task, contrast and concept
+from saekit.lab.bench import BoundTask, concepts, contrast, task
 from saekit.lab.concepts import CONCEPTS, Concept
 from saekit.lab.corpus import Document, documents
+from saekit.lab.labels import Labelled, label
 from saekit.lab.registry import CONTRASTS, GENRES, TASKS, Contrast, Genre, Prompt, Task
 from saekit.lab.text import Span, Text
 
@@ -13,13 +25,19 @@ __all__ = [
     "CONTRASTS",
     "GENRES",
     "TASKS",
+    "BoundTask",
     "Concept",
     "Contrast",
     "Document",
     "Genre",
+    "Labelled",
     "Prompt",
     "Span",
     "Task",
     "Text",
+    "concepts",
+    "contrast",
     "documents",
+    "label",
+    "task",
 ]

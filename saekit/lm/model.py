@@ -77,7 +77,8 @@ class LanguageModel(Anatomy):
         """A model from a local folder or the Hugging Face hub, its weights frozen.
 
         Args:
-            name_or_path: a folder in Hugging Face's layout, or a hub name.
+            name_or_path: a folder in Hugging Face's layout, or a hub name; "lab" is the built-in laboratory's model, whatever
+                lies here under that name, and ./lab a folder.
             dtype: of the weights; None as the checkpoint says.
             device: where to put it; None is a GPU where there is one.
             revision: of the hub repository.
@@ -88,9 +89,11 @@ class LanguageModel(Anatomy):
             ModelNotFound: no such folder or hub name, or the hub cannot be reached.
             UnsupportedModel: an identity between its sites failed.
         """
+        from saekit.builtin import is_lab, model_folder
         from saekit.lm.loading import load_pretrained
 
-        model, tokenizer, commit = load_pretrained(str(name_or_path), dtype, device, revision, device_map)
+        folder = model_folder(str(name_or_path)) if is_lab(name_or_path) else name_or_path
+        model, tokenizer, commit = load_pretrained(str(folder), dtype, device, revision, device_map)
         return cls.attach(model, tokenizer, name=str(name_or_path), paths=paths, revision=commit)
 
     @classmethod

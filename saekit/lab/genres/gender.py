@@ -51,7 +51,8 @@ PRONOUNS = {
 
 
 def _is_heldout(job: str, frame: str) -> bool:
-    return frame in HELDOUT_FRAMES or is_heldout("gender", job, frame)
+    stem = frame.partition(" {he}")[0]  # frames may share one, and a prompt ends with it
+    return frame in HELDOUT_FRAMES or is_heldout("gender", job, stem)
 
 
 FRAMES: dict[tuple[str, Split], list[str]] = {
