@@ -91,6 +91,15 @@ class FeatureDB:
             raise damaged(f"the decoder directions of {site}", f"{len(array)} rows for {sae.n_features} features")
         return array
 
+    def densities(self, site: str | Site) -> NDArray[np.float64]:
+        """Share of tokens that each feature of a dictionary fires on, (n_features,); 0 for dead ones.
+
+        Raises:
+            UnknownSite: there is none at `site`.
+        """
+        rows = self._all("SELECT density FROM feature WHERE sae = ? ORDER BY number", self._sae(site).id)
+        return np.array([density for (density,) in rows], np.float64)
+
     def verify(self) -> None:
         """Check everything: pages, indices, references, row counts, examples, decoder directions.
 

@@ -46,3 +46,9 @@ class Log:
         self._file.close()
         if self._run is not None:
             self._run.finish()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, in order; a last line that a killed run left unfinished is no row."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,66 @@
+"""The charts of a report."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from markupsafe import Markup
+
+from saekit.report.charts import Axis, Line, histogram, line_chart, percent, times
+from saekit.report.content import Content, Steered
+from saekit.steer.sweep import Arm, Sweep
+
+COST = 1.5
+"""A perplexity ratio beyond which text is no longer the model's."""
+
+
+def curve(content: Content, name: str) -> Markup | None:
+    """A metric against the tokens trained on, in training and on held-out documents; None where it was not logged."""
+    log, show = name == "fvu", percent if name == "dead_fraction" else None
+    lines = []
+    for key, title, style in ((name, "training", "a"), (f"heldout/{name}", "held out", "b dots")):
+        rows = [row for row in content.curve if key in row]
+        if rows and not (name == "dead_fraction" and key != name):  # of so few held-out tokens it says nothing
+            lines.append(Line(title, [row["tokens"] for row in rows], [row[key] for row in rows], style))
+    if not lines:
+        return None
+    x = Axis("tokens trained on", 0.0, float(max(max(line.xs) for line in lines)) or 1.0)
+    return line_chart(lines, x, Axis.around(name, [y for line in lines for y in line.ys], log=log, zero=not log, show=show))
+
+
+def densities(content: Content) -> Markup | None:
+    """How many features fire how often; None where none does."""
+    logs = np.log10(content.density_F[content.density_F > 0])
+    if not len(logs):
+        return None
+    edges = np.arange(math.floor(4 * logs.min()), math.floor(4 * logs.max()) + 2) / 4
+    counts, _ = np.histogram(logs, edges)
+    return histogram(edges.tolist(), counts.tolist(), "log10 of the share of tokens", "features")
+
+
+def rate_by_strength(steered: Steered) -> Markup:
+    """The concept's rate at every strength of the scan, for the feature and the random push."""
+    scan = steered.scan
+    values = [[scan.baseline.rate.value, *(arm.rate.value for arm in arms)] for arms in _arms(scan)]
+    return _by_strength(scan, values, Axis.around("mentions a word", [y for ys in values for y in ys], zero=True, show=percent))
+
+
+def cost_by_strength(steered: Steered) -> Markup:
+    """The perplexity ratio at every strength of the scan, for the feature and the random push."""
+    scan = steered.scan
+    values = [[1.0, *(scan.cost(arm) for arm in arms)] for arms in _arms(scan)]
+    axis = Axis.around("perplexity over the baseline's", [2.0, *(y for ys in values for y in ys)], log=True, show=times)
+    return _by_strength(scan, values, axis, limit=COST)
+
+
+def _arms(scan: Sweep) -> list[list[Arm]]:
+    return [[point.steered for point in scan.points], [point.random for point in scan.points]]
+
+
+def _by_strength(scan: Sweep, values: list[list[float]], y: Axis, limit: float | None = None) -> Markup:
+    strengths = [0.0, *(point.strength.values[0] for point in scan.points)]
+    x = Axis(f"strength ({scan.points[0].strength.unit})", 0.0, max(strengths))
+    names = (("feature", "a dots"), ("random push of the same norm", "c dots dashed"))
+    lines = [Line(name, strengths, ys, style) for (name, style), ys in zip(names, values, strict=True)]
+    return line_chart(lines, x, y, limit=limit)

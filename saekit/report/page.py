@@ -1,0 +1,163 @@
+"""The page: one file without a script that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from saekit.evaluate.mentions import Mentions
+from saekit.files import write_whole
+from saekit.report import figures
+from saekit.report.charts import percent, short, times
+from saekit.report.content import Content, Section, Steered
+
+if TYPE_CHECKING:
+    from feature_db.records import Example, FeatureRecord
+
+_HERE = Path(__file__).parent
+_EXAMPLES = 7
+_SHOWN = 4
+"""Steered texts of a concept."""
+
+
+def write(content: Content, path: str | Path) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        StorageFull: there is no room.
+    """
+    path = Path(path)
+    write_whole(path, render(content).encode("utf-8", "replace"))
+    return path
+
+
+def render(content: Content) -> str:
+    """The page as HTML. Everything that is text of a model or a corpus is escaped."""
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            content=content,
+            style=Markup((_HERE / "style.css").read_text()),
+            figures=figures,
+            quality=_quality(content.quality),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible}
+    environment.globals |= {
+        "examples": _examples,
+        "pieces": _pieces,
+        "marked": _marked,
+        "side_by_side": _side_by_side,
+        "outcome": _outcome,
+    }
+    return environment
+
+
+def _quality(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+    """(name, value, note)."""
+    held = int(metrics["heldout_tokens"])
+    where = f"on {held:,} held-out tokens" if held else "on the training documents"
+    return [
+        ("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", where),
+        ("features active (L0)", f"{metrics['l0']:.3g}", "per token"),
+        ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
+        ("cross-entropy recovered", f"{metrics['ce_recovered']:.1%}", f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats"),
+        ("KL when spliced in", f"{metrics['kl']:.3f}", "nats a token"),
+    ]
+
+
+class Piece(NamedTuple):
+    """Neighbouring tokens that look alike."""
+
+    text: str
+    value: float
+    """Activation; 0 for plain text."""
+    share: float
+    """Of the feature's maximum."""
+
+
+def _pieces(example: Example, largest: float) -> list[Piece]:
+    """Tokens with their activations; runs of silent ones are one piece."""
+    found: list[Piece] = []
+    for token, value in zip(example.tokens, example.values, strict=True):
+        if value > 0:
+            found.append(Piece(_visible(token), value, min(value / largest, 1.0) if largest > 0 else 0.0))
+        elif found and not found[-1].value:
+            found[-1] = Piece(found[-1].text + _visible(token), 0.0, 0.0)
+        else:
+            found.append(Piece(_visible(token), 0.0, 0.0))
+    return found
+
+
+def _visible(token: str) -> str:
+    """A token in running text: line breaks become signs."""
+    return token.replace("\r", "").replace("\n", "↵")
+
+
+def _examples(record: FeatureRecord) -> Sequence[Example]:
+    """The strongest ones, each document once, and one from the middle of its range."""
+    top: list[Example] = []
+    seen: set[int] = set()
+    for example in record.examples:
+        if example.bucket == "top" and example.document not in seen and len(top) < _EXAMPLES - 1:
+            seen.add(example.document)
+            top.append(example)
+    middle = [example for example in record.examples if example.bucket == "decile 5"][:1]
+    return top + middle
+
+
+def _marked(text: str, mentions: Mentions | None) -> list[tuple[str, bool]]:
+    """The text in pieces: (text, whether it names the concept)."""
+    found, end = [], 0
+    for start, stop in mentions.spans(text) if mentions else ():
+        found += [(text[end:start], False), (text[start:stop], True)]
+        end = stop
+    return [(piece, named) for piece, named in [*found, (text[end:], False)] if piece]
+
+
+class Row(NamedTuple):
+    """One prompt, and how each arm went on."""
+
+    prompt: str
+    arms: list[tuple[str, str]]
+
+
+def _side_by_side(steered: Steered) -> Iterable[Row]:
+    """The first sample of the first prompts: none is chosen for its looks."""
+    result = steered.result
+    (point,) = result.points
+    arms = {"baseline": result.baseline, "steered": point.steered, "random": point.random}
+    for i, prompt in list(enumerate(result.prompts))[:_SHOWN]:
+        yield Row(prompt, [(name, arm.texts[i * result.n_samples]) for name, arm in arms.items()])
+
+
+def _outcome(section: Section) -> list[dict[str, Any]]:
+    """What the measured strength did, an arm a row."""
+    assert section.steered is not None
+    result = section.steered.result
+    (point,) = result.points
+    arms = {"baseline": result.baseline, "steered": point.steered, "random": point.random}
+    return [
+        {
+            "name": name,
+            "rate": arm.rate.value,
+            "mentions": arm.rate.hits,
+            "words": arm.rate.words,
+            "lift": result.lift_text(arm),
+            "cost": result.cost(arm),
+        }
+        for name, arm in arms.items()
+    ]

@@ -1,0 +1,62 @@
+"""A page as a browser would take it apart."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+SVG_EMPTY = {"line", "polyline", "circle", "rect", "path"}
+LOADING = ("src", "href", "xlink:href", "srcset", "data", "action", "poster", "background", "formaction")
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed, in order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG_EMPTY, f"<{tag}/> is not closed in HTML"
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open[-1] == tag, f"</{tag}> closes {self._open[-3:]}"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text.append(data)
+
+    @property
+    def all_text(self) -> str:
+        """What is shown, run together."""
+        return "".join(self.text)
+
+    def of_class(self, name: str) -> list[dict[str, str]]:
+        """Attributes of the elements with a class."""
+        return [attributes for _, attributes in self.tags if name in attributes.get("class", "").split()]
+
+
+def check(source: str) -> Page:
+    """The page, which is well formed, runs nothing and loads nothing."""
+    page = Page(source)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name in LOADING or name.startswith("on")], (tag, attributes)
+    (style,) = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
+    assert "url(" not in style and "@import" not in style
+    assert "Content-Security-Policy" in source
+    return page

@@ -1,0 +1,147 @@
+"""The page of made-up features with hostile text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_db.records import Example, FeatureRecord, Histogram, Hit, TokenEffect
+from saekit.evaluate.mentions import Mentions, Rate
+from saekit.report import Content, Found, Section, Steered, render, write
+from saekit.steer.strength import Strength
+from saekit.steer.sweep import Arm, Point, Sweep
+from tests.report.html import check
+
+EVIL = "<script>alert('x')</script>"
+QUALITY = {
+    "fvu": 0.05,
+    "l0": 16.0,
+    "dead_fraction": 0.01,
+    "ce": 1.5,
+    "ce_spliced": 1.6,
+    "ce_zero": 9.0,
+    "ce_recovered": 0.98,
+    "kl": 0.1,
+    "heldout_tokens": 1000.0,
+}
+
+
+def record(text: str = EVIL, tokens: tuple[str, ...] = ("A ", EVIL, "\n", " cat"), number: int = 3) -> FeatureRecord:
+    values = [0.0, 4.0, 0.0, 1.0][: len(tokens)] + [0.0] * (len(tokens) - 4)
+    effect = TokenEffect(text, 1, 0.5)
+    example = Example(list(tokens), list(range(len(tokens))), values, 0, 0, 1, 1, "top")
+    return FeatureRecord(
+        site="resid_post.1",
+        feature=number,
+        label=f"fires on {text}",
+        labels=[],
+        kind="word",
+        count=10,
+        n_tokens=1000,
+        density=0.01,
+        density_interval=(0.005, 0.02),
+        mean=1.0,
+        std=0.5,
+        max=4.0,
+        quantiles=(),
+        histogram=Histogram([], []),
+        promoted=[effect],
+        suppressed=[effect],
+        words=[],
+        tokens=[],
+        before=[],
+        peaks=[],
+        context=[],
+        examples=[example],
+    )
+
+
+def arm(text: str, hits: int, cost: float, samples: int = 2) -> Arm:
+    return Arm([text] * samples, Rate(hits, 20), cost)
+
+
+def content(text: str = EVIL, auc: float | None = 0.97) -> Content:
+    points = [Point(Strength(s, "norm"), arm(text, 5, 2 + s), arm(text, 1, 3)) for s in (0.2, 0.5)]
+    scan = Sweep([text], 1, arm(text, 0, 2), points)
+    result = Sweep([text], 2, arm(text, 1, 2), [Point(Strength(0.5, "norm"), arm(f"{text} a Cat", 6, 2.4), arm("none", 1, 2.2))])
+    hit = Hit("resid_post.1", 3, 0.9, f"fires on {text}", 0.01, f"fires on {text}")
+    section = Section(text, [Found(hit, record(text), auc)], "", Mentions(["cat"]), Steered(record(text), scan, result))
+    return Content(
+        title=f"About {text}",
+        settings={"model": text, "site": "resid_post.1", "features": "4", text: text},
+        quality=QUALITY,
+        curve=[
+            {"tokens": 100, "fvu": 0.5, "l0": 16.0, "dead_fraction": 0.5},
+            {"tokens": 100, "heldout/fvu": 0.6, "heldout/l0": 16.0, "heldout/dead_fraction": 0.9},
+            {"tokens": 200, "fvu": 0.1, "l0": 16.0, "dead_fraction": 0.1},
+        ],
+        density_F=np.array([0.01, 0.0, 0.2, 1e-5]),
+        densest=[record(text)],
+        rarest=[record(text)],
+        sections=[section, Section("nothing like it", [])],
+        next_steps=[f'saekit search ws "{text}"'],
+    )
+
+
+def test_text_of_models_is_shown_and_never_run() -> None:
+    source = render(content())
+    page = check(source)
+    assert "<script" not in source
+    shown = page.all_text
+    for place in (
+        f"About {EVIL}",
+        f"A {EVIL}↵ cat",
+        f"fires on {EVIL}",
+        f'saekit search ws "{EVIL}"',
+        f"{EVIL}{EVIL} a Cat",
+        "Nothing found",
+    ):
+        assert place in shown, place
+
+
+@settings(max_examples=30)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip))
+def test_any_text_is_shown_as_it_is(text: str) -> None:
+    page = check(render(content(text)))
+    assert f"fires on {text}" in page.all_text
+    assert any(attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg")
+
+
+def test_colour_and_number_of_a_token_are_its_activation() -> None:
+    page = check(render(content()))
+    tokens = page.of_class("t")
+    assert [(each["style"], each["data-v"]) for each in tokens[:2]] == [("--a:1.00", "4"), ("--a:0.25", "1")]
+
+
+def test_words_of_the_concept_are_marked_in_continuations() -> None:
+    assert "<mark>Cat</mark>" in render(content())
+
+
+def test_charts_have_their_points() -> None:
+    page = check(render(content()))
+    charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+    assert len(charts) == 6
+    assert any("fvu" in label for label in charts)
+    for tag, attributes in page.tags:
+        if tag == "polyline":
+            for pair in attributes["points"].split():
+                x, y = map(float, pair.split(","))
+                assert 0 <= x <= 360 and 0 <= y <= 220
+
+
+@pytest.mark.parametrize(("auc", "shown"), [(0.97, "AUC 0.970"), (None, None)])
+def test_auc_is_shown_where_it_is_known(auc: float | None, shown: str | None) -> None:
+    page = check(render(content(auc=auc)))
+    assert (shown in page.all_text) if shown else ("AUC" not in page.all_text)
+
+
+def test_half_a_character_does_not_spoil_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = write(content("half \ud800"), tmp_path / "page.html")
+    check(path.read_text("utf-8"))
+
+
+def test_a_dictionary_that_is_dead(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    empty = Content("t", content().settings, QUALITY | {"heldout_tokens": 0.0}, [], np.zeros(4), [], [])
+    check(render(empty))

@@ -1,0 +1,86 @@
+"""A sweep against one generation at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from saekit.errors import ConfigError
+from saekit.evaluate.mentions import Mentions, Rate
+from saekit.evaluate.side_effects import perplexity
+from saekit.lm import LanguageModel
+from saekit.objects import Ref
+from saekit.steer import RandomControl, Strength, add
+from saekit.steer.intervention import Intervention
+from saekit.steer.sweep import Arm, Point, Sweep, sweep
+
+PROMPTS = ["Once upon a time", "One day, a girl"]
+FEATURE = Ref.parse("feature:resid_post.2/7")
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12, "n_samples": 2, "seed": 5}
+SETTINGS = {"n_samples": 2, "max_new_tokens": 12, "seed": 5}
+
+
+def change(lm: LanguageModel):  # type: ignore[no-untyped-def]
+    return lambda strength: add(FEATURE, strength).resolve(lm, norms={FEATURE.site: 8.0})
+
+
+def one(lm: LanguageModel, strength: float) -> Intervention:
+    return change(lm)(Strength(strength, "norm"))
+
+
+def test_every_strength_is_as_if_alone(lm: LanguageModel) -> None:
+    mentions = Mentions(["she", "the"])
+    found = sweep(lm, PROMPTS, change(lm), [0.2, 0.7], mentions, controls=2, **SETTINGS)
+    assert found.prompts == PROMPTS
+    plain = lm.generate(PROMPTS, **SAMPLING)
+    assert found.baseline.texts == plain.texts
+    assert found.baseline.rate == mentions.rate(plain.texts)
+    assert found.baseline.perplexity == pytest.approx(perplexity(lm, plain.prompt_tokens, continuations=plain.tokens).overall)
+    for point, strength in zip(found.points, [0.2, 0.7], strict=True):
+        assert point.strength == Strength(strength, "norm")
+        alone = lm.generate(PROMPTS, interventions=[one(lm, strength)], **SAMPLING)
+        assert point.steered.texts == alone.texts
+        assert point.steered.perplexity == pytest.approx(
+            perplexity(lm, alone.prompt_tokens, continuations=alone.tokens).overall, rel=1e-4
+        )
+        randoms = [lm.generate(PROMPTS, interventions=[RandomControl(one(lm, strength), 5 + i)], **SAMPLING) for i in range(2)]
+        assert point.random.texts == [text for each in randoms for text in each.texts]
+        assert point.random.rate == mentions.rate(point.random.texts)
+    assert found.points[0].steered.texts != found.points[1].steered.texts != found.baseline.texts
+
+
+def test_no_push_is_the_baseline(lm: LanguageModel) -> None:
+    found = sweep(lm, PROMPTS, change(lm), [0.0], Mentions(["the"]), **SETTINGS)
+    (point,) = found.points
+    assert point.steered.texts == point.random.texts == found.baseline.texts
+    assert found.cost(point.steered) == pytest.approx(1)
+    assert found.lift(point.steered) == pytest.approx(1) or not found.baseline.rate.hits
+
+
+def _arm(hits: int, words: int, cost: float) -> Arm:
+    return Arm([], Rate(hits, words), cost)
+
+
+def _sweep(baseline: Arm, *steered: Arm) -> Sweep:
+    return Sweep([], 1, baseline, [Point(Strength(i), arm, arm) for i, arm in enumerate(steered)])
+
+
+def test_the_best_is_the_highest_rate_that_is_affordable() -> None:
+    found = _sweep(_arm(1, 100, 2.0), _arm(3, 100, 2.2), _arm(20, 100, 2.5), _arm(90, 100, 9.0))
+    assert found.best(1.3) is found.points[1]
+    assert found.best(1.2) is found.points[0]
+    assert found.best(10) is found.points[2]
+    assert found.best(1.0) is found.points[0]  # none is affordable: the cheapest
+
+
+def test_lift_without_a_mention_is_a_bound() -> None:
+    seen, unseen = _sweep(_arm(2, 100, 1), _arm(10, 100, 1)), _sweep(_arm(0, 100, 1), _arm(10, 200, 1))
+    assert seen.lift(seen.points[0].steered) == pytest.approx(5)
+    assert seen.lift_text(seen.points[0].steered) == "5×"
+    assert unseen.lift(unseen.points[0].steered) == pytest.approx(5)
+    assert unseen.lift_text(unseen.points[0].steered) == "≥ 5×"
+
+
+@pytest.mark.parametrize(("prompts", "strengths"), [([], [1.0]), (PROMPTS, [])])
+def test_nothing_to_sweep(lm: LanguageModel, prompts: list[str], strengths: list[float]) -> None:
+    with pytest.raises(ConfigError):
+        sweep(lm, prompts, change(lm), strengths, Mentions(["the"]))
