@@ -1,0 +1,291 @@
+"""The whole of saekit on one small study: train a dictionary, find concepts in it, steer by them, and measure all of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saekit.builtin import is_lab
+from saekit.errors import ConfigError, CorpusError
+from saekit.progress import track
+from saekit.workspace import Workspace, study_of
+
+if TYPE_CHECKING:
+    from feature_db import FeatureRecord
+    from saekit.evaluate.mentions import Mentions
+    from saekit.lm.sites import Site
+    from saekit.report import Section
+    from saekit.steer.sweep import Sweep
+    from trainers import TrainConfig
+
+LAB_QUERIES = ("birds", "ships", "fear")
+STRENGTHS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+"""Of the scan, in median norms of the site."""
+AFFORDABLE = 1.3
+"""The perplexity ratio that a strength is chosen under: some way below 1.5, because it is measured again."""
+_CANDIDATES = 3
+_PROMPTS = 8
+_OPENING = 5
+"""Words of a document that are a prompt."""
+_DOCUMENTS = 1500
+"""Labelled ones on which hits are checked."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A concept to look for."""
+
+    query: str
+    words: tuple[str, ...]
+    """That stand for it in a text."""
+    concept: str | None = None
+    """Its name in the laboratory, where labels say which tokens are its."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demonstration found."""
+
+    workspace: Workspace
+    site: Site
+    quality: dict[str, float]
+    sections: list[Section]
+    report: Path
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "workspace": str(self.workspace.path),
+            "site": str(self.site),
+            "report": str(self.report),
+            "seconds": round(self.seconds, 1),
+            "quality": self.quality,
+            "concepts": [_plain(section) for section in self.sections],
+        }
+
+
+def run(
+    folder: str | Path,
+    model: str = "lab",
+    data: str | None = None,
+    queries: Sequence[str] = (),
+    *,
+    site: str | None = None,
+    tokens: int = 250_000,
+    train_tokens: int = 2_000_000,
+    latents: int = 2048,
+    l0: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> Demo:
+    """Cache, train, index, search, steer, report; what is there already is used.
+
+    Args:
+        folder: of the workspace.
+        data: None is the laboratory's corpus for the laboratory's model.
+        queries: concepts in plain words; of the laboratory's, their names. None are three of the laboratory's.
+        site: None is the residual stream at mid depth.
+
+    Raises:
+        ConfigError: no data or no query, and the model is not the laboratory's.
+        CorpusError: too few documents to steer on.
+        SaekitError: as the steps of :class:`Workspace` do.
+    """
+    from saekit import report
+    from trainers import TrainConfig
+
+    started = time.monotonic()
+    if data is None:
+        if not is_lab(model):
+            raise ConfigError(f"What text is {model} to read?", "Give --data: a hub data set or a local file.")
+        data = model
+    topics = [topic(query, laboratory=is_lab(data)) for query in queries or (LAB_QUERIES if is_lab(data) else ())]
+    if not topics:
+        raise ConfigError("What is to be searched for?", 'Give one or more --query "WORDS".')
+    ws, site_ = _plan(folder, model, data, site, tokens)
+    config = TrainConfig(n_latents=latents, l0=l0, tokens=train_tokens, seed=seed)
+    with ws.writing():
+        ws.cache(progress=progress)
+        ws.train(site_, config, progress=progress)
+        ws.index(site_, progress=progress)
+        quality = ws.evaluate(site_, progress=progress)
+        sections = _check([_search(ws, site_, each) for each in topics], topics, ws, site_, progress)
+        with track("steering", len(topics), unit="concepts", enabled=progress) as bar:
+            for i, each in enumerate(topics):
+                sections[i] = _steer(ws, site_, sections[i], each, config, seed)
+                bar.update(i + 1, each.concept or each.query)
+        steps = next_steps(ws, site_, sections)
+        page = report.gather(ws, site_, sections, title="saekit demo", quality=quality, next_steps=steps)
+        path = report.write(page, ws.path / "reports" / "demo.html")
+    return Demo(ws, site_, quality, sections, path, time.monotonic() - started)
+
+
+def topic(query: str, *, laboratory: bool) -> Topic:
+    """What to look for: one of the laboratory's concepts by its name, or plain words.
+
+    Raises:
+        ConfigError: there is no word in it.
+    """
+    if laboratory:
+        from saekit.lab import CONCEPTS
+
+        if (concept := CONCEPTS.get(query)) is not None and concept.words:
+            return Topic(" ".join(concept.words[:6]), concept.words, query)
+    if not query.strip():
+        raise ConfigError("A query holds no word.", 'Give one or more --query "WORDS".')
+    return Topic(query, tuple(query.split()))
+
+
+def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[str]:
+    """Commands to try: on this workspace, and on a model of one's own."""
+    lines = [f'saekit search {ws.path} "{section.query}"' for section in sections[:1]]
+    for section in sections:
+        if section.steered is not None:
+            result, number = section.steered.result, section.steered.record.feature
+            feature = f"{number}:{result.points[0].strength}"
+            lines.append(f"saekit show {ws.path} {number}")
+            lines.append(f'saekit steer {ws.path} --feature {feature} --sample "{result.prompts[0]}"')
+            break
+    return [
+        *lines,
+        "saekit fit EleutherAI/pythia-70m-deduped --data NeelNanda/pile-10k --site resid_post.3 --out pythia",
+        'saekit report pythia --query "happy"',
+    ]
+
+
+def _plan(folder: str | Path, model: str, data: str, site: str | None, tokens: int) -> tuple[Workspace, Site]:
+    from saekit.lm import LanguageModel
+
+    lm = LanguageModel.load(model)
+    chosen = lm.site(site or f"resid_post.{lm.n_layers // 2}")
+    return Workspace.plan(folder, study_of(model, (str(chosen),), data, tokens=tokens), lm), chosen
+
+
+def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
+    from saekit import report
+    from saekit.evaluate.mentions import Mentions
+
+    found = report.search(ws, site, topic.query)
+    return replace(found, name=topic.concept or "", mentions=Mentions(topic.words))
+
+
+def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site: Site, progress: bool) -> list[Section]:
+    """The sections with every hit's AUC on labelled documents, where the concept is one of the laboratory's."""
+    names = [each.concept for each in topics if each.concept is not None]
+    if not names:
+        return sections
+    from saekit.evaluate.concepts import concept_aucs
+    from saekit.lab import documents
+
+    labelled = list(documents(split="heldout", seed=1, n=_DOCUMENTS))
+    auc_FC = concept_aucs(ws.lm, ws.sae(site), site, labelled, names, progress=progress)
+    checked = []
+    for section in sections:
+        if section.name in names:
+            auc_F = auc_FC[:, names.index(section.name)]
+            section = replace(section, found=[replace(each, auc=float(auc_F[each.hit.feature])) for each in section.found])
+        checked.append(section)
+    return checked
+
+
+def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig, seed: int) -> Section:
+    """The section with what its most effective feature does: chosen on some prompts, measured on others."""
+    from saekit.report import Steered
+
+    assert section.mentions is not None
+    candidates = _candidates(ws, site, section, topic)
+    if not candidates:
+        return section
+    prompts = list(islice(_openings(_heldout(ws, config), section.mentions), 2 * _PROMPTS))
+    if len(prompts) < 2:
+        raise CorpusError(f"{ws.study.data} has too few held-out documents to steer on.", "Cache more tokens.")
+    half = len(prompts) // 2
+    scans = [(each, _sweep(ws, each, prompts[:half], STRENGTHS, section.mentions, seed + 1)) for each in candidates]
+    record, scan = max(scans, key=lambda pair: pair[1].best(AFFORDABLE).steered.rate.value)
+    (strength,) = scan.best(AFFORDABLE).strength.values
+    result = _sweep(ws, record, prompts[half:], [strength], section.mentions, seed + 2, n_samples=8, controls=3)
+    return replace(section, steered=Steered(record, scan, result))
+
+
+def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
+    """Features that promote the concept, and those that the search found."""
+    with ws.database() as database:
+        promoting = [database.feature(hit.ref) for hit in database.search(topic.query, k=2, site=site, by="promotes")]
+    both = {record.feature: record for record in [*(found.record for found in section.found[:2]), *promoting]}
+    return list(both.values())[:_CANDIDATES]
+
+
+def _sweep(
+    ws: Workspace,
+    record: FeatureRecord,
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    mentions: Mentions,
+    seed: int,
+    *,
+    n_samples: int = 4,
+    controls: int = 1,
+) -> Sweep:
+    from saekit.steer import clamp
+    from saekit.steer.sweep import sweep
+
+    ws.attach(record.site)
+    return sweep(
+        ws.lm,
+        prompts,
+        lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm),
+        strengths,
+        mentions,
+        n_samples=n_samples,
+        controls=controls,
+        seed=seed,
+    )
+
+
+def _heldout(ws: Workspace, config: TrainConfig) -> Iterator[str]:
+    """Documents that the dictionary was not trained on; of the laboratory, stories that its model was not trained on."""
+    import torch
+
+    from saekit.activations import Corpus
+    from saekit.activations.source import in_split
+
+    if is_lab(ws.study.data):
+        yield from Corpus.open("lab:stories", split="heldout").documents()
+    for i, text in enumerate(ws.corpus.documents()):
+        if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
+            yield text
+
+
+def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
+    """How documents begin, each beginning once; those that name the concept are left out."""
+    seen = set()
+    for text in documents:
+        words = text.split()
+        opening = " ".join(words[:_OPENING])
+        if len(words) > _OPENING and opening not in seen and not without.spans(opening):
+            seen.add(opening)
+            yield opening
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "query": section.query,
+        "concept": section.name or None,
+        "words": list(section.mentions.words) if section.mentions else [],
+        "hits": [found.hit.to_dict() | {"auc": found.auc, "max": found.record.max} for found in section.found],
+        "steering": None,
+    }
+    if (steered := section.steered) is not None:
+        facts["steering"] = {
+            "ref": steered.record.ref_text,
+            "feature": steered.record.feature,
+            "label": steered.record.label,
+            "scan": steered.scan.to_dict(),
+            "result": steered.result.to_dict(),
+        }
+    return facts

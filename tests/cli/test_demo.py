@@ -1,0 +1,122 @@
+"""`saekit demo` and `saekit report` from end to end, on a real model and text with something nasty in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saekit.evaluate.mentions import Mentions
+from tests.cli.conftest import Outcome, Saekit
+from tests.report.html import check
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def arguments(stories_path: Path, tinystories_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """A demo that takes seconds."""
+    data = tmp_path_factory.mktemp("data") / "stories.jsonl"
+    texts = [json.loads(line)["text"] for line in tinystories_path.read_text().splitlines()[:250]]
+    data.write_text("".join(json.dumps({"text": f"{text} {EVIL}"}) + "\n" for text in texts))
+    sizes = ("--tokens", 60_000, "--train-tokens", 120_000, "--latents", 256, "--k", 8)
+    return ["demo", "--model", stories_path, "--data", data, "--query", "mom", "--query", "script alert", *sizes]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "ws"
+
+
+@pytest.fixture(scope="module")
+def shown(saekit: Saekit, arguments: list[object], folder: Path) -> Outcome:
+    """The demo as people see it."""
+    outcome = saekit(*arguments, folder)
+    assert outcome.status == 0, outcome.stderr
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def again(saekit: Saekit, arguments: list[object], folder: Path, shown: Outcome) -> Outcome:
+    """The same demo once more, as data."""
+    weights = (folder / "sae" / "resid_post.2" / "sae_weights.safetensors").stat()
+    outcome = saekit(*arguments, folder, "--json")
+    assert outcome.status == 0, outcome.stderr
+    assert (folder / "sae" / "resid_post.2" / "sae_weights.safetensors").stat() == weights  # what is there is used
+    return outcome
+
+
+def test_it_says_what_it_found_and_what_to_do_next(shown: Outcome, folder: Path) -> None:
+    for part in ("variance unexplained", "mom", "script alert", "baseline", "steered", "random", "demo.html", "saekit fit"):
+        assert part in shown.stdout, part
+    assert "training" in shown.stderr and "steering" in shown.stderr
+
+
+def test_as_data(again: Outcome, folder: Path) -> None:
+    result = again.json
+    assert result["report"] == str(folder / "reports" / "demo.html")
+    assert 0 < result["quality"]["fvu"] < 1
+    assert [each["query"] for each in result["concepts"]] == ["mom", "script alert"]
+    for concept in result["concepts"]:
+        assert 1 <= len(concept["hits"]) <= 3
+        assert all(hit["auc"] is None for hit in concept["hits"])  # nobody labelled these texts
+        scan, found = concept["steering"]["scan"], concept["steering"]["result"]
+        (point,) = found["points"]
+        assert point["strength"] in [each["strength"] for each in scan["points"]]
+        assert not set(scan["prompts"]) & set(found["prompts"])
+        for arm, texts in ((found["baseline"], 1), (point["steered"], 1), (point["random"], 3)):
+            assert len(arm["texts"]) == texts * found["n_samples"] * len(found["prompts"])
+            assert arm["mentions"] == Mentions(concept["words"]).rate(arm["texts"]).hits
+        assert not any(word in prompt.lower().split() for prompt in found["prompts"] for word in concept["words"])
+
+
+def test_the_page(again: Outcome, folder: Path) -> None:
+    source = (folder / "reports" / "demo.html").read_text()
+    page = check(source)
+    assert len(source) < 5_000_000
+    assert EVIL not in source
+    assert EVIL in page.all_text  # in an example
+    hit = again.json["concepts"][0]["hits"][0]
+    for part in ("saekit demo", "variance unexplained", hit["label"], hit["ref"].removeprefix("feature:"), "KL when spliced in"):
+        assert part in page.all_text, part
+    steering = again.json["concepts"][0]["steering"]["result"]
+    assert steering["prompts"][0] + steering["points"][0]["steered"]["texts"][0] in page.all_text
+    assert page.of_class("t")
+    assert len([tag for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]) == 8
+
+
+def test_a_report_on_any_workspace(saekit: Saekit, shown: Outcome, folder: Path, tmp_path: Path) -> None:
+    outcome = saekit("report", folder, "--query", "mom", "--out", tmp_path / "page.html", "--json")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["found"]["mom"] >= 1
+    page = check((tmp_path / "page.html").read_text())
+    assert "mom" in page.all_text and "Steering by" not in page.all_text
+    assert saekit("report", folder).status == 0
+    check((folder / "reports" / "resid_post.2.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("demo", "{out}", "--model", "{model}"), "ConfigError"),
+        (("demo", "{out}", "--model", "{model}", "--data", "{data}"), "ConfigError"),
+        (("demo", "{out}", "--model", "{model}", "--data", "{data}", "--query", "a", "--site", "resid_post.9"), "UnknownSite"),
+        (("demo", "{out}", "--model", "{model}", "--data", "./nothing.txt", "--query", "a"), "CorpusError"),
+        (("demo", "{out}", "--model", "{model}", "--data", "{data}", "--query", " "), "ConfigError"),
+        (("report", "{out}"), "WorkspaceError"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    saekit: Saekit, stories_path: Path, tinystories_path: Path, tmp_path: Path, arguments: tuple[str, ...], error: str
+) -> None:
+    names = {"out": tmp_path / "ws", "model": stories_path, "data": tinystories_path}
+    outcome = saekit(*(argument.format(**names) for argument in arguments), "--json")
+    assert (outcome.status, outcome.json["error"]) == (2, error), outcome.stderr
+    assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize("name", ["demo", "report"])
+def test_help_has_an_example(saekit: Saekit, name: str) -> None:
+    outcome = saekit(name, "--help")
+    assert outcome.status == 0 and "Example" in outcome.stdout and "--json" in outcome.stdout
