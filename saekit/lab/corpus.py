@@ -23,8 +23,10 @@ class Document:
     split: Split
 
 
-def documents(genre: str | None = None, split: Split = "train", seed: int = 0, n: int | None = None) -> Iterator[Document]:
-    """Labelled documents, endless or `n` of them: of one `genre`, or of all in the proportions of training.
+def documents(
+    genre: str | None = None, split: Split = "train", seed: int = 0, n: int | None = None, start: int = 0
+) -> Iterator[Document]:
+    """Labelled documents from number `start`, endless or `n` of them: of one `genre`, or of all in the proportions of training.
 
     The same arguments give the same bytes. Raises `ConfigError` for a genre or split there is not.
     """
@@ -32,13 +34,13 @@ def documents(genre: str | None = None, split: Split = "train", seed: int = 0, n
         raise ConfigError(f"no split {split!r}", "the splits are train and heldout")
     if genre is not None and genre not in GENRES:
         raise ConfigError(f"no genre {genre!r}", f"the genres are {', '.join(sorted(GENRES))}")
-    return islice(_endless(genre, split, seed), n)
+    return islice(_endless(genre, split, seed, start), n)
 
 
-def _endless(genre: str | None, split: Split, seed: int) -> Iterator[Document]:
+def _endless(genre: str | None, split: Split, seed: int, start: int) -> Iterator[Document]:
     names = [genre] if genre else sorted(GENRES)
     bounds = list(accumulate(GENRES[name].weight for name in names))
-    for i in count():
+    for i in count(start):
         rng = Random(f"{seed}/{genre or 'all'}/{split}/{i}")
         name = rng.choices(names, cum_weights=bounds)[0]
         text = GENRES[name].write(rng, split)

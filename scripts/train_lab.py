@@ -1,0 +1,340 @@
+"""Train the laboratory's language model from scratch on the corpus that saekit generates.
+
+The result is a Hugging Face folder with bfloat16 weights, a tokenizer of its own and `training.json`, the record of how it came
+to be. Equal arguments on equal machines give equal models. A run that was stopped goes on where it was when the same command is
+given again. The defaults make the model that saekit ships, in about an hour on two cores; a GPU is used where there is one.
+
+Examples:
+    python scripts/train_lab.py --out lab-0
+    python scripts/train_lab.py --out lab-1 --seed 1                                       # the same skills from another seed
+    python scripts/train_lab.py --out dynamics --tokens 8_000_000 --checkpoints 24         # a short run to study its course
+    python scripts/train_lab.py --out large --layers 12 --width 512 --tokens 200_000_000   # a larger laboratory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saekit import lab
+from saekit.errors import ConfigError
+from saekit.files import replace, sync, write_whole
+from saekit.progress import track
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+TOKENIZER_DOCUMENTS = 60_000
+POOL_DOCUMENTS = 8_192
+IGNORED = -100
+BETWEEN_CHECKPOINTS_S = 120
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the outcome of a run."""
+
+    seed: int
+    tokens: int
+    layers: int
+    width: int
+    vocabulary: int
+    context: int
+    batch_tokens: int
+    micro_tokens: int
+    lr: float
+    muon_lr: float
+
+
+def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with single digits, learnt on the training split."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=plan.vocabulary,
+        min_frequency=2,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (document.text for document in lab.documents(seed=plan.seed, n=TOKENIZER_DOCUMENTS))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=plan.context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with tied embeddings, initialised from the seed."""
+    torch.manual_seed(plan.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=plan.width,
+            intermediate_size=plan.width * 8 // 3 // 64 * 64,
+            num_hidden_layers=plan.layers,
+            num_attention_heads=plan.width // 32,
+            num_key_value_heads=plan.width // 32,
+            max_position_embeddings=plan.context,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="eager",  # on a CPU at these lengths twice as fast backwards as the fused kernel
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded documents of about one length, and the genre of each row."""
+
+    tokens_BT: Tensor
+    lengths_B: Tensor
+    genre_B: Tensor
+
+
+class Batches:
+    """Training batches without end. `pool` and `taken` are its position: batch `taken` of the documents of pool `pool`."""
+
+    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, pool: int = 0, taken: int = 0) -> None:
+        self._plan, self._tokenizer = plan, tokenizer
+        self.pool, self.taken = pool, taken
+
+    def __iter__(self) -> Iterator[Batch]:
+        source = lab.documents(seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS)
+        while True:
+            batches = self._batches(list(islice(source, POOL_DOCUMENTS)))
+            while self.taken < len(batches):
+                self.taken += 1
+                yield self._padded(*batches[self.taken - 1])
+            self.pool, self.taken = self.pool + 1, 0
+
+    def _batches(self, documents: list[lab.Document]) -> list[tuple[list[list[int]], list[int]]]:
+        """Documents of about one length together, in random order."""
+        end = self._tokenizer.eos_token_id
+        encoded = self._tokenizer([document.text for document in documents])["input_ids"]
+        genres = {name: index for index, name in enumerate(sorted(lab.GENRES))}
+        rows = sorted(
+            ((ids + [end])[: self._plan.context], genres[document.genre])
+            for ids, document in zip(encoded, documents, strict=True)
+        )
+        rows.sort(key=lambda row: len(row[0]))
+        batches: list[tuple[list[list[int]], list[int]]] = []
+        start = 0
+        for stop in range(1, len(rows) + 1):
+            if stop == len(rows) or (stop - start + 1) * len(rows[stop][0]) > self._plan.micro_tokens:
+                batches.append(([ids for ids, _ in rows[start:stop]], [genre for _, genre in rows[start:stop]]))
+                start = stop
+        Random(f"{self._plan.seed}/order/{self.pool}").shuffle(batches)
+        return batches
+
+    def _padded(self, rows: list[list[int]], genres: list[int]) -> Batch:
+        longest = max(map(len, rows))
+        padded = [ids + [self._tokenizer.pad_token_id] * (longest - len(ids)) for ids in rows]
+        return Batch(torch.tensor(padded), torch.tensor([len(ids) for ids in rows]), torch.tensor(genres))
+
+
+def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between the embeddings, AdamW for the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=plan.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def pace(done: float) -> float:
+    """The learning rate's factor when a share `done` of the run is over: a short rise, a plateau, a long straight fall."""
+    return min(1.0, done / 0.02 + 0.02, (1 - done) / 0.6)
+
+
+class Run:
+    """A training run and its state."""
+
+    def __init__(self, plan: Plan, folder: Path, device: torch.device) -> None:
+        self.plan, self.folder, self.device = plan, folder, device
+        self.step = self.seen = 0
+        self.losses: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        if (folder / "tokenizer" / "tokenizer.json").is_file():
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+        else:
+            self.tokenizer = train_tokenizer(plan)
+            self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.model = new_model(plan, self.tokenizer).to(device)
+        self.optimizers = optimizers(self.model, plan)
+        self.batches = Batches(plan, self.tokenizer)
+        self.low_precision = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._load()
+
+    def train(self, checkpoints: int, progress: bool) -> None:
+        """Trains to the end of the plan and writes the model."""
+        first = self.plan.batch_tokens / self.plan.tokens
+        shots = [int(self.plan.tokens * first ** (1 - i / checkpoints)) for i in range(checkpoints)]
+        shots = [shot for shot in shots if shot >= self.seen]
+        saved = started = time.monotonic()
+        before = self.seconds
+        stream = iter(self.batches)
+        with track("training", total=self.plan.tokens, enabled=progress) as bar:
+            while self.seen < self.plan.tokens:
+                while shots and self.seen >= shots[0]:
+                    self.export(self.folder / "checkpoints" / f"tokens-{self.seen:010d}")
+                    shots.pop(0)
+                loss = self._step(stream)
+                if not math.isfinite(loss):
+                    raise ConfigError(f"the loss is {loss} at step {self.step}", "Lower --lr and --muon-lr and start anew.")
+                self.seconds = before + time.monotonic() - started
+                bar.update(self.seen, f"loss {loss:.3f}")
+                if self.step % 50 == 0:
+                    self.history.append({"step": self.step, "tokens": self.seen, "loss": loss, "genres": dict(self.losses)})
+                if time.monotonic() - saved > BETWEEN_CHECKPOINTS_S:
+                    self._save()
+                    saved = time.monotonic()
+        self.export(self.folder)
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+
+    def _step(self, stream: Iterator[Batch]) -> float:
+        micro = [next(stream) for _ in range(self.plan.batch_tokens // self.plan.micro_tokens)]
+        targets = sum(int(batch.lengths_B.sum()) - len(batch.lengths_B) for batch in micro)
+        total = 0.0
+        for batch in micro:
+            losses_BT = self._losses(batch)
+            (losses_BT.sum() / targets).backward()
+            total += losses_BT.detach().sum().item() / targets
+            self._note(batch, losses_BT.detach().cpu())
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, peak in zip(self.optimizers, (self.plan.muon_lr, self.plan.lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * pace(self.seen / self.plan.tokens)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        self.seen += sum(int(batch.lengths_B.sum()) for batch in micro)
+        return total
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of every next token, 0 where a document has ended: (B, T - 1), in nats."""
+        tokens_BT = batch.tokens_BT.to(self.device)
+        ended_BT = torch.arange(tokens_BT.shape[1]) >= batch.lengths_B[:, None]
+        targets_BT = tokens_BT.masked_fill(ended_BT.to(self.device), IGNORED)[:, 1:]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+            logits_BTV = self.model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+        flat = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
+        return flat.view_as(targets_BT)
+
+    def _note(self, batch: Batch, losses_BT: Tensor) -> None:
+        """Keeps a moving mean of each genre's loss."""
+        names = sorted(lab.GENRES)
+        for genre in batch.genre_B.unique().tolist():
+            rows = batch.genre_B == genre
+            mean = losses_BT[rows].sum().item() / int((batch.lengths_B[rows] - 1).sum())
+            self.losses[names[genre]] = (
+                mean if names[genre] not in self.losses else 0.98 * self.losses[names[genre]] + 0.02 * mean
+            )
+
+    def export(self, folder: Path) -> None:
+        """Writes model, tokenizer and record as a Hugging Face folder."""
+        model = new_model(self.plan, self.tokenizer)
+        model.load_state_dict(self.model.state_dict())
+        model.to(torch.bfloat16).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        record = {"plan": asdict(self.plan), "parameters": parameters, "steps": self.step, "tokens": self.seen}
+        record |= {"seconds": round(self.seconds), "genres": self.losses, "history": self.history}
+        write_whole(folder / "training.json", json.dumps(record, indent=1).encode())
+
+    def _save(self) -> None:
+        beside = self.folder / ".state"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items() if name != "lm_head.weight"}
+        for which, optimizer in enumerate(self.optimizers):
+            for index, entries in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{which}/{index}/{name}": value for name, value in entries.items()}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / "state.safetensors")
+        facts = {"plan": asdict(self.plan), "step": self.step, "seen": self.seen, "seconds": self.seconds, "losses": self.losses}
+        facts |= {"pool": self.batches.pool, "taken": self.batches.taken, "history": self.history}
+        (beside / "state.json").write_text(json.dumps(facts))
+        for name in ("state.safetensors", "state.json", "."):
+            sync(beside / name)
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        replace(beside, self.folder / "state")
+
+    def _load(self) -> None:
+        if not (self.folder / "state" / "state.json").is_file():
+            return
+        facts = json.loads((self.folder / "state" / "state.json").read_text())
+        if facts["plan"] != asdict(self.plan):
+            changed = [key for key, value in asdict(self.plan).items() if facts["plan"].get(key) != value]
+            raise ConfigError(
+                f"{self.folder} holds a run with another {', '.join(changed)}", "Give its settings again or another --out."
+            )
+        tensors = load_file(self.folder / "state" / "state.safetensors")
+        weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        self.model.load_state_dict(weights, strict=False)
+        for which, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer/{which}/"):
+                    _, _, index, entry = name.split("/")
+                    state.setdefault(int(index), {})[entry] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.step, self.seen, self.seconds = facts["step"], facts["seen"], facts["seconds"]
+        self.losses, self.history = facts["losses"], facts["history"]
+        self.batches = Batches(self.plan, self.tokenizer, facts["pool"], facts["taken"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=int, default=24_000_000, help="tokens to train on")
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--width", type=int, default=192, help="d_model; heads are 32 wide")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="the most tokens the tokenizer may have")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens in an optimizer step")
+    parser.add_argument("--micro-tokens", type=int, default=1536, help="tokens in one pass")
+    parser.add_argument("--lr", type=float, default=4e-3, help="AdamW, for embeddings and gains")
+    parser.add_argument("--muon-lr", type=float, default=4e-3, help="Muon, for the matrices")
+    parser.add_argument("--checkpoints", type=int, default=0, help="models to keep on the way, at growing distances")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = vars(parser.parse_args())
+    out, checkpoints, device, quiet = (options.pop(name) for name in ("out", "checkpoints", "device", "quiet"))
+    out.mkdir(parents=True, exist_ok=True)
+    run = Run(Plan(**options), out, torch.device(device))
+    run.train(checkpoints, progress=not quiet)
+    print(f"{out}: {run.seen:,} tokens in {run.seconds / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()
