@@ -18,16 +18,17 @@ def is_heldout(*case: object, share: float = 0.1) -> bool:
 
 
 def draw(
-    rng: Random, split: Split, make: Callable[[Random], T], *, case: Callable[[T], object] = lambda made: made, share: float = 0.1
+    rng: Random, split: Split, make: Callable[[Random], T], *, case: Callable[[T], tuple[object, ...]], share: float = 0.1
 ) -> T:
-    """Draws with `make` until the `case` of what it made belongs to `split`."""
+    """Draws with `make` until the `case` of what it made (as `is_heldout(*case)` sees it) belongs to `split`."""
     while True:
         made = make(rng)
-        if is_heldout(case(made), share=share) == (split == "heldout"):
+        if is_heldout(*case(made), share=share) == (split == "heldout"):
             return made
 
 
 def phrase(rng: Random, split: Split, phrasings: Sequence[T], heldout: int) -> T:
     """One of `phrasings`; the last `heldout` of them are the ones that training never sees."""
-    kept = phrasings[-heldout:] if split == "heldout" else phrasings[:-heldout]
+    border = len(phrasings) - heldout
+    kept = phrasings[border:] if split == "heldout" else phrasings[:border]
     return rng.choice(kept)
