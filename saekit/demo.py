@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from saekit.builtin import is_lab
@@ -143,13 +144,14 @@ def topic(query: str, *, laboratory: bool) -> Topic:
 
 def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[str]:
     """Commands to try: on this workspace, and on a model of one's own."""
-    lines = [f'saekit search {ws.path} "{section.query}"' for section in sections[:1]]
+    here = quote(str(ws.path))
+    lines = [f"saekit search {here} {quote(section.query)}" for section in sections[:1]]
     for section in sections:
         if section.steered is not None:
             result, number = section.steered.result, section.steered.record.feature
             feature = f"{number}:{result.points[0].strength}"
-            lines.append(f"saekit show {ws.path} {number}")
-            lines.append(f'saekit steer {ws.path} --feature {feature} --sample "{result.prompts[0]}"')
+            lines.append(f"saekit show {here} {number}")
+            lines.append(f"saekit steer {here} --feature {feature} --sample {quote(result.prompts[0])}")
             break
     return [
         *lines,
