@@ -9,6 +9,7 @@ import pytest
 
 from saekit import builtin, lab
 from saekit.lab import tokens
+from tests.cli.conftest import saekit  # noqa: F401
 
 
 @pytest.fixture(scope="session")

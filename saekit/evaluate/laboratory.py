@@ -1,0 +1,177 @@
+"""How well a model does what the laboratory taught it: every task, measured then and there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from saekit import lab
+from saekit.errors import ModelNotFound
+from saekit.lab.bench import BoundTask, bind
+from saekit.lab.splits import Split
+from saekit.progress import track
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+_SAMPLES = 5
+_TOLERANCE = 0.05
+"""How far a strength may be from what was planted."""
+_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One task on one model.
+
+    `value` is the task's metric over `n` prompts, `low` to `high` its 95 % interval, `goal` what was wanted and `met` whether
+    `value` is so. `failures` are a few of the prompts that failed, with what the model said.
+    """
+
+    task: str
+    genre: str
+    description: str
+    metric: str
+    n: int
+    value: float
+    low: float
+    high: float
+    goal: str
+    met: bool | None
+    failures: tuple[tuple[str, str], ...]
+
+
+def measure(
+    lm: LanguageModel,
+    tasks: Sequence[str] | None = None,
+    *,
+    n: int = 200,
+    split: Split = "heldout",
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Measurement]:
+    """Every task (or some), in the order of their genres.
+
+    Args:
+        n: prompts of each, or all where a task has fewer.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    names = sorted(lab.TASKS, key=lambda name: (lab.TASKS[name].genre, name)) if tasks is None else tasks
+    found = []
+    with track("measuring", total=len(names), unit="tasks", enabled=progress) as bar:
+        for done, name in enumerate(names):
+            bar.update(done, note=name)
+            found.append(measure_task(lm, bind(name, n, 1, split, seed, lm.text.tokenizer), seed=seed))
+        bar.update(len(names))
+    return found
+
+
+def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measurement:
+    """One task: its accuracy from generated continuations, or its strength from next-token probabilities."""
+    task, n = bound.task, len(bound)
+    failures: list[tuple[str, str]] = []
+    if task.metric == "strength":
+        share_B = preference(lm, bound)
+        value = float(share_B.mean())
+        margin = 1.96 * float(share_B.std()) / sqrt(n) if n > 1 else 1.0
+        low, high = max(0.0, value - margin), min(1.0, value + margin)
+    else:
+        said = continuations(lm, bound, seed=seed)
+        right = [task.check(prompt, text) for prompt, text in zip(bound.prompts, said)]
+        # Of a habit that is not wanted the prompts that show it are the failures.
+        unwanted = task.at_most is not None
+        failures = [(p.clean, text) for p, text, ok in zip(bound.prompts, said, right) if ok == unwanted][:_SAMPLES]
+        value = sum(right) / n
+        low, high = wilson(sum(right), n)
+    goal, met = _goal(task, value)
+    return Measurement(task.name, task.genre, task.description, task.metric, n, value, low, high, goal, met, tuple(failures))
+
+
+def continuations(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> list[str]:
+    """What the model says to each clean prompt, as the task wants it drawn."""
+    task = bound.task
+    texts = [""] * len(bound)
+    settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "seed": seed} if task.sample else {}
+    for rows in _batches(bound):
+        said = lm.generate([bound.prompts[b].clean for b in rows], max_new_tokens=task.new_tokens, **settings)
+        for b, text in zip(rows, said.texts):
+            texts[b] = text
+    return texts
+
+
+@torch.no_grad()
+def preference(lm: LanguageModel, bound: BoundTask) -> torch.Tensor:
+    """(B,) P(answer) / (P(answer) + P(foil)) of their first tokens after each clean prompt."""
+    share_B = torch.zeros(len(bound), dtype=torch.float64)
+    for rows in _batches(bound):
+        run = lm.run(bound.clean_BT[rows], attention_mask=bound.mask_BT[rows], logits="last")
+        assert run.logits is not None
+        logits_BV = run.logits.double().cpu()
+        pair_B2 = torch.stack([bound.answer_B[rows], bound.foil_B[rows]], dim=1)
+        share_B[rows] = logits_BV.gather(1, pair_B2).softmax(1)[:, 0]
+    return share_B
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    margin = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - margin), min(1.0, middle + margin)
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """Sizes of the model in `folder`, and how it was trained where `training.json` says so; no weights are loaded.
+
+    Raises:
+        ModelNotFound: the folder holds no configuration or no weights.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        with (folder / "model.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelNotFound(f"{folder} holds no model: {error}.", "Give a folder that scripts/train_lab.py made.") from error
+    header.pop("__metadata__", None)
+    facts = {
+        "architecture": config["model_type"],
+        "parameters": sum(prod(tensor["shape"]) for tensor in header.values()),
+        "layers": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "context": config["max_position_embeddings"],
+        "vocabulary": config["vocab_size"],
+    }
+    record = folder / "training.json"
+    if record.exists():
+        training = json.loads(record.read_text())
+        training.pop("history", None)
+        facts["training"] = training
+    return facts
+
+
+def _goal(task: lab.Task, value: float) -> tuple[str, bool | None]:
+    if task.planted is not None:
+        return f"{task.planted:.0%} ± {_TOLERANCE:.0%}", abs(value - task.planted) <= _TOLERANCE
+    if task.at_least is not None:
+        return f"≥ {task.at_least:.0%}", value >= task.at_least
+    if task.at_most is not None:
+        return f"≤ {task.at_most:.0%}", value <= task.at_most
+    return "", None
+
+
+def _batches(bound: BoundTask) -> Iterator[list[int]]:
+    """Prompts of about one length together, so many that memory stays small."""
+    order = sorted(range(len(bound)), key=lambda b: len(bound.clean[b]))
+    longest = max(len(row) for row in bound.clean) + bound.task.new_tokens
+    step = max(1, _BATCH_TOKENS // longest)
+    for start in range(0, len(order), step):
+        yield order[start : start + step]
