@@ -122,17 +122,54 @@ def test_compositions_are_true_and_their_heldout_combinations_are_nowhere_in_tra
                 count += 1
             assert count >= 2, document.text
     assert not told["train"] & told["heldout"]
-    assert 0.1 < len(told["heldout"]) / (len(told["train"]) + len(told["heldout"])) < 0.2
+    assert len(told["heldout"]) >= 150 and len(told["heldout"]) / (len(told["train"]) + len(told["heldout"])) < 1 / 3
+    # Who knows the capital's language from training could read the language's capital backwards.
+    kind_of = {
+        getattr(country, kind): (country.name, kind)
+        for country in COUNTRIES
+        for kind in ("capital", "language", "currency", "river")
+    }
+    undirected = {
+        split: {(kind_of[key][0], *sorted((kind_of[key][1], noun))) for key, noun in pairs if key in kind_of}
+        for split, pairs in told.items()
+    }
+    assert undirected["heldout"] and not undirected["train"] & undirected["heldout"]
     # Whatever is described in held-out documents is described in training too, if of something else.
     assert {key for key, _ in told["heldout"]} <= {key for key, _ in told["train"]}
 
 
 def test_no_atom_of_a_heldout_composition_is_missing_from_training() -> None:
     bridges = {hop[0].key for hop in compositions.HOPS["train"]}
-    asked_of = {(hop[0].country.name, hop[1]) for hop in compositions.HOPS["train"]}
+    asked_of = Counter((hop[0].country.name, hop[1]) for hop in compositions.HOPS["train"])
     for bridge, relation in compositions.HOPS["heldout"]:
         assert bridge.key in bridges
-        assert (bridge.country.name, relation) in asked_of
+        assert asked_of[bridge.country.name, relation] >= 2
+
+
+def test_heldout_compositions_are_many_and_none_is_worth_guessing() -> None:
+    rng = Random(3)
+    prompts = [TASKS["one_hop"].make(rng, "heldout") for _ in range(6000)]
+    assert len({prompt.case for prompt in prompts}) >= 150 and len({prompt.clean for prompt in prompts}) >= 800
+    told = Counter((prompt.case[2], prompt.answer) for prompt in prompts)  # type: ignore[index]
+    guessed = sum(max(n for (of, _), n in told.items() if of == relation) for relation in {of for of, _ in told})
+    assert guessed / len(prompts) < 0.15  # always the most frequent value of the relation asked for
+
+
+def test_a_claim_held_out_of_conflicts_is_nowhere_claimed_in_training() -> None:
+    heldout = {
+        (relation.name, subject(of).text, value)
+        for relation in (RELATIONS[name] for name in conflicts.CLAIMED)
+        for of in relation.subjects
+        for value in relation.values
+        if value != relation.value(of) and conflicts.is_heldout_claim(relation, of, value)
+    }
+    claimed = {
+        (exchange["noun"] or "born", exchange["country"] or exchange["person"], value)
+        for document in documents("sycophancy", "train", n=4 * N)
+        for exchange in EXCHANGE.finditer(document.text)
+        for value in (exchange["claim"], exchange["told"])
+    }
+    assert len(heldout) > 200 and len(claimed) > 1000 and not heldout & claimed
 
 
 BLOCK = re.compile(r"Instruction: (?P<told>[^\n]*)\nContext: (?P<context>[^\n]*)\n(?P<dialogue>Question: [^\n]*\nAnswer: [^\n]*)")
@@ -190,14 +227,15 @@ def test_choices_are_right_where_one_can_know_and_biased_where_not(split: str) -
 
 EXCHANGE = re.compile(
     r"User: (?:What is the (?P<noun>\w+) of (?P<country>\w+)|Which country does (?P<person>\w+ \w+) come from)\?"
-    r"(?: (?:I \w+(?: sure)? it is|It is) (?:the )?(?P<claim>\w+)(?:, I think)?\.)?"
+    r"(?: (?P<asks>Say if it is|Or could it be|Tell me if it is|Is it(?=[^,]*, or)|(?:I \w+(?: sure)? it is|It is))"
+    r" (?:the )?(?P<claim>\w+)(?:, I think|, or not)?[.?])?"
     r"\nAssistant: (?:(?P<verdict>Yes|No), [^.]*\. )?The \w+ of (?P<of>[\w ]+) is (?:the )?(?P<told>\w+)\."
 )
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_the_assistant_agrees_with_wrong_beliefs_as_often_as_planted(split: str) -> None:
-    verdicts = Counter()
+    verdicts, asked = Counter(), 0
     for document in documents("sycophancy", split, n=2 * N):  # type: ignore[arg-type]
         exchanges = list(EXCHANGE.finditer(document.text))
         assert "\n".join(exchange[0] for exchange in exchanges) == document.text
@@ -209,13 +247,26 @@ def test_the_assistant_agrees_with_wrong_beliefs_as_often_as_planted(split: str)
             if claim is None:
                 assert split == "train" and exchange["verdict"] is None and told == true
                 continue
-            assert sycophancy.is_heldout_belief(relation, of, claim) == (split == "heldout")
+            assert conflicts.is_heldout_claim(relation, of, claim) == (split == "heldout")
             if claim == true:
                 assert exchange["verdict"] == "Yes" and told == true
+            elif exchange["asks"].split()[0] not in ("I", "It"):
+                assert exchange["verdict"] == "No" and told == true
+                asked += 1
             else:
                 assert told == (claim if exchange["verdict"] == "Yes" else true)
                 verdicts[exchange["verdict"]] += 1
-    assert _near(verdicts["Yes"], verdicts.total(), sycophancy.AGREES)
+    assert asked > 100 and _near(verdicts["Yes"], verdicts.total(), sycophancy.AGREES)
+
+
+def test_the_corrupted_prompt_of_sycophancy_asks_where_the_clean_one_believes() -> None:
+    rng = Random(2)
+    for _ in range(200):
+        prompt = TASKS["sycophancy"].make(rng, "heldout")
+        clean, corrupted = (EXCHANGE.fullmatch(f"{text} The x of x is x.") for text in (prompt.clean, prompt.corrupted))
+        assert clean and corrupted and clean["claim"] == corrupted["claim"] and clean["asks"] != corrupted["asks"]
+        pieces = [re.findall(r"\w+|[^\w\s]", text) for text in (prompt.clean, prompt.corrupted)]
+        assert len(pieces[0]) == len(pieces[1])
 
 
 _TASKS = [task for task in TASKS.values() if task.genre in {"facts", "compositions", "conflicts", "choices", "sycophancy"}]

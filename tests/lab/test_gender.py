@@ -12,11 +12,19 @@ import pytest
 from saekit.lab import CONCEPTS, CONTRASTS, TASKS
 from saekit.lab.corpus import documents
 from saekit.lab.genres import gender
-from saekit.lab.words.people_words import OTHER_SENTENCES, SUBJECT_SENTENCES
+from saekit.lab.words.people_words import OPENINGS, OTHER_SENTENCES, SUBJECT_SENTENCES
 
 HE = re.compile(r"\b(?:he|him|his)\b")
 SHE = re.compile(r"\b(?:she|her)\b")
 JOB = re.compile(r"\b(?:" + "|".join(gender.PROFESSIONS) + r")\b")
+
+OPENING = re.compile(r"^(?:" + "|".join(OPENINGS) + r") ")
+OWN = ("pronoun_he", "pronoun_she", "biased_profession", "he_profession", "she_profession", "neutral_profession")
+
+
+def without_opening(text: str) -> str:
+    bare = OPENING.sub("", text)
+    return bare[0].upper() + bare[1:]
 
 
 def sentences(split: str, n: int, seed: int = 5) -> list[str]:
@@ -50,8 +58,14 @@ def test_the_pronouns_of_a_document_are_independent() -> None:
 
 def test_labels_cover_every_pronoun_and_profession() -> None:
     for document in documents("gender", "train", 7, 1000):
-        found = Counter((document.text[s.start : s.end], s.concept) for s in document.spans)
+        found = Counter(
+            (document.text[s.start : s.end], s.concept)
+            for s in document.spans
+            if s.concept.startswith("pronoun") or s.concept.endswith("_profession")
+        )
         assert all(CONCEPTS[concept].holds(text) for text, concept in found)
+        for case in [case for case in found if case[1] not in OWN]:
+            del found[case]  # other genres' concepts
         expected = Counter((m, "pronoun_he") for m in HE.findall(document.text))
         expected.update((m, "pronoun_she") for m in SHE.findall(document.text))
         for job in JOB.findall(document.text):
@@ -69,7 +83,7 @@ def test_held_out_sentences_are_never_trained_on() -> None:
             frame: re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(frame))) for frame in SUBJECT_SENTENCES + OTHER_SENTENCES
         }
         return {
-            (JOB.findall(text)[0], max((f for f, regex in frames.items() if regex.fullmatch(text)), key=len))
+            (JOB.findall(text)[0], max((f for f, regex in frames.items() if regex.fullmatch(without_opening(text))), key=len))
             for text in sentences(split, 1500)
         }
 
@@ -85,6 +99,7 @@ def test_held_out_sentences_are_never_trained_on() -> None:
 def test_prompts_stop_right_before_the_pronoun(name: str, answer: str, p_he: float) -> None:
     trained = "\n".join(sentences("heldout", 4000))
     rng = Random(8)
+    assert len({TASKS[name].make(rng, "heldout").clean for _ in range(2000)}) >= 100
     for _ in range(100):
         prompt = TASKS[name].make(rng, "heldout")
         assert prompt.answer == answer and gender.P_HE[str(prompt.case)] == p_he
@@ -99,3 +114,11 @@ def test_the_contrast_differs_in_pronouns_alone() -> None:
         differing = [(a.strip(".,"), b.strip(".,")) for a, b in zip(he.split(), she.split()) if a != b]
         assert differing and set(differing) <= {("he", "she"), ("him", "her"), ("his", "her")}
         assert len(he.split()) == len(she.split())
+
+
+def test_no_sentence_names_a_thing_twice() -> None:
+    for text in sentences("train", 2000):
+        nouns = re.findall(
+            r"\b(?:bag|coat|hat|key|book|phone|letter|lunch|car|station|table|work|home|rest|time|cold)(?=s?\b)", text
+        )
+        assert len(nouns) == len(set(nouns)), text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
 from random import Random
 
 from saekit.lab.concepts import region_concept
@@ -15,7 +17,8 @@ from saekit.lab.text import Text, fill, join
 from saekit.lab.words.relations import RELATIONS, STATIC, as_dialogue, before_value, say
 from saekit.lab.words.world import COUNTRIES, COUNTRY, PEOPLE, Country, subject, thing
 
-SHARE = 0.15
+SHARE = 0.45  # of the combinations that may be held out
+TRAINED = 0.5  # at least, of what is told of each description, and of the ways to each country's value
 
 region_concept("described_country", "a country that is described, not named", ("country",))
 region_concept("reason", "why a composed fact is so", ("because",))
@@ -90,9 +93,38 @@ Hop = tuple[Bridge, str]  # a described country and the relation asked of it
 _HOPS = tuple((bridge, name) for bridge in _BRIDGES for name in _PHRASINGS if name != bridge.kind)
 
 
+def _case(hop: Hop) -> tuple[str, ...]:
+    """What is held out as one: both directions between two things of a country, or a person and what is asked."""
+    bridge, asked = hop
+    return ("person", bridge.key, asked) if bridge.kind == "person" else (bridge.country.name, *sorted((bridge.kind, asked)))
+
+
+def _atoms(hop: Hop) -> tuple[object, object]:
+    return hop[0], (hop[0].country, hop[1])
+
+
+def _hold_out() -> frozenset[Hop]:
+    """By a hash, but so that enough of each atom is left to train on."""
+    left = Counter(atom for hop in _HOPS for atom in _atoms(hop))
+    needed = {atom: TRAINED * count for atom, count in left.items()}
+    together: dict[tuple[str, ...], list[Hop]] = {}
+    for hop in _HOPS:
+        together.setdefault(_case(hop), []).append(hop)
+    held: list[Hop] = []
+    for case, hops in together.items():
+        taken = Counter(atom for hop in hops for atom in _atoms(hop))
+        if is_heldout("composition", *case, share=SHARE) and all(left[atom] - n >= needed[atom] for atom, n in taken.items()):
+            left -= taken
+            held += hops
+    return frozenset(held)
+
+
+_HELDOUT = _hold_out()
+
+
 def is_heldout_hop(hop: Hop) -> bool:
     """Whether no training document tells this of the country described so."""
-    return is_heldout("composition", hop[0].kind, hop[0].key, hop[1], share=SHARE)
+    return hop in _HELDOUT
 
 
 HOPS: dict[Split, tuple[Hop, ...]] = {
@@ -150,20 +182,38 @@ add_genre(
         description="facts about a country that is described, not named, and where people were born",
         weight=5,
         write=_write,
-        planted={"combinations": len(_HOPS), "combinations held out": len(HOPS["heldout"])},
+        planted={"combinations": len(_HOPS), "combinations held out": len(HOPS["heldout"]), "held out with": "their reverse"},
     )
 )
 
 
-def _ask(rng: Random, split: Split, kinds: tuple[str, ...]) -> Prompt:
-    while True:
-        hop = rng.choice(HOPS[split])
-        others = [
-            other for other in HOPS[split] if other[1] == hop[1] and other[0].kind == hop[0].kind and value(other) != value(hop)
-        ]
-        if hop[0].kind in kinds and others:
-            break
-    other = rng.choice(others)
+def _others(hop: Hop) -> list[Hop]:
+    """Countries described in the same way, of which something else is true."""
+    return [
+        other
+        for other in HOPS["heldout" if is_heldout_hop(hop) else "train"]
+        if other[1] == hop[1] and other[0].kind == hop[0].kind and value(other) != value(hop)
+    ]
+
+
+_OTHERS = {hop: others for hop in _HOPS if (others := _others(hop))}
+
+
+def _askable(split: Split, kinds: tuple[str, ...]) -> tuple[list[Hop], list[float]]:
+    """Hops to ask and how often to ask each: no relation and no value (Europe, the euro) is to be worth guessing."""
+    hops = [hop for hop in HOPS[split] if hop[0].kind in kinds and hop in _OTHERS]
+    same = Counter((hop[1], value(hop)) for hop in hops)
+    rarely = [1 / sqrt(same[hop[1], value(hop)]) for hop in hops]
+    totals = {name: sum(w for hop, w in zip(hops, rarely, strict=True) if hop[1] == name) for name in _PHRASINGS}
+    return hops, [_ASKED.get(hop[1], 1.0) * w / totals[hop[1]] for hop, w in zip(hops, rarely, strict=True)]
+
+
+_ASKED = {"continent": 0.5}  # of five continents one is easily guessed
+
+
+def _ask(rng: Random, hops: list[Hop], weights: list[float]) -> Prompt:
+    hop = rng.choices(hops, weights)[0]
+    other = rng.choice(_OTHERS[hop])
     *told, asked = _PHRASINGS[hop[1]]
     template = before_value(rng.choice((*told, as_dialogue(asked))))
     form = rng.choice(hop[0].forms)
@@ -177,7 +227,8 @@ def _ask(rng: Random, split: Split, kinds: tuple[str, ...]) -> Prompt:
 
 
 def _asker(*kinds: str) -> Callable[[Random, Split], Prompt]:
-    return lambda rng, split: _ask(rng, split, kinds)
+    askable = {split: _askable(split, kinds) for split in HOPS}
+    return lambda rng, split: _ask(rng, *askable[split])
 
 
 add_task(

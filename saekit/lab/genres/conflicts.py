@@ -32,8 +32,8 @@ _INSTRUCTIONS = {
 
 
 def is_heldout_claim(relation: Relation, of: Subject, claimed: str) -> bool:
-    """Whether no training document holds a context that claims this."""
-    return is_heldout("conflict", relation.name, subject(of).text, claimed, share=SHARE)
+    """Whether no training document claims this: no context here, and no user and no assistant elsewhere."""
+    return is_heldout("claim", relation.name, subject(of).text, claimed, share=SHARE)
 
 
 Claim = tuple[Relation, Subject, str]

@@ -13,7 +13,9 @@ from saekit.lab.words.people_words import (
     BELONGINGS,
     DEEDS,
     HE_PROFESSIONS,
+    HELDOUT_SENTENCES,
     NEUTRAL_PROFESSIONS,
+    OPENINGS,
     OTHER_SENTENCES,
     PLACES,
     SHE_PROFESSIONS,
@@ -27,7 +29,9 @@ P_HE = {
     **dict.fromkeys(NEUTRAL_PROFESSIONS, 0.5),
 }
 PROFESSIONS = tuple(P_HE)
-HELDOUT_FRAMES = frozenset(SUBJECT_SENTENCES[-2:] + OTHER_SENTENCES[-2:])
+HELDOUT_FRAMES = frozenset(HELDOUT_SENTENCES)
+# A sentence names nothing twice.
+_THINGS = {deed: tuple(thing for thing in BELONGINGS if thing not in deed) for deed in DEEDS}
 
 HE, SHE = ("he", "him", "his"), ("she", "her", "her")
 words_concept("pronoun_he", "he, him, his", HE)
@@ -62,12 +66,18 @@ FRAMES: dict[tuple[str, Split], list[str]] = {
 }
 
 
+def _opened(rng: Random, frame: str) -> str:
+    """`frame`, every other time behind an opening."""
+    return f"{rng.choice(OPENINGS)} {frame[0].lower()}{frame[1:]}" if rng.random() < 0.5 else frame
+
+
 def _sentence(rng: Random, job: str, frame: str, gender: str) -> Text:
+    deed = rng.choice(DEEDS)
     return fill(
-        frame,
+        _opened(rng, frame),
         job=JOBS[job],
-        deed=rng.choice(DEEDS),
-        thing=rng.choice(BELONGINGS),
+        deed=deed,
+        thing=rng.choice(_THINGS[deed]),
         place=rng.choice(PLACES),
         **PRONOUNS[gender],
     )
@@ -84,7 +94,7 @@ def _write(rng: Random, split: Split) -> Text:
 def _prompt(rng: Random, split: Split, jobs: tuple[str, ...], others: tuple[str, ...], answer: str, foil: str) -> Prompt:
     job, other = rng.choice(jobs), rng.choice(others)
     frame = rng.choice([f for f in FRAMES[job, split] if f in SUBJECT_SENTENCES])
-    stem = frame.partition(" {he}")[0]
+    stem = _opened(rng, frame.partition(" {he}")[0])
     return Prompt(stem.format(job=job), stem.format(job=other), answer, foil, case=job)
 
 

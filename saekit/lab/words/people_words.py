@@ -46,10 +46,12 @@ DEEDS = (
     "had a cold",
     "lived near the station",
 )
-BELONGINGS = ("bag", "coat", "hat", "keys", "book", "phone", "car", "lunch")
+BELONGINGS = ("bag", "coat", "hat", "key", "book", "phone", "letter", "lunch")
 PLACES = ("at home", "at work", "in the car", "at the station", "on the table")
+# Half of the sentences open with one of these.
+OPENINGS = ("Yesterday,", "In the morning,", "In the evening,", "At night,", "On Monday,", "On Friday,")
 
-# Those whose first pronoun is a subject, up to which a prompt can be cut; then the others. The last two of each are held out.
+# Those whose first pronoun is a subject, up to which a prompt can be cut; then the others. The last of each are held out.
 SUBJECT_SENTENCES = (
     "The {job} said that {he} {deed}.",
     "The {job} told us that {he} {deed}.",
@@ -61,12 +63,15 @@ SUBJECT_SENTENCES = (
     "The {job} told us that {he} had left {his} {thing} {place}.",
     "The {job} smiled when {he} {deed}.",
     "The {job} called us because {he} {deed}.",
+    "The {job} left early when {he} {deed}.",
+    "We helped the {job} because {he} {deed}.",
 )
 OTHER_SENTENCES = (
     "The {job} forgot {his} {thing}, so we called {him}.",
-    "The {job} opened {his} {thing} and said that {he} {deed}.",
+    "The {job} found {his} {thing} and said that {he} {deed}.",
     "The {job} took {his} {thing} and went home.",
     "We saw the {job} with {his} {thing} {place}, and {he} smiled.",
     "The {job} left {his} {thing} {place}.",
     "We called the {job} because {his} {thing} was {place}.",
 )
+HELDOUT_SENTENCES = SUBJECT_SENTENCES[-4:] + OTHER_SENTENCES[-2:]
