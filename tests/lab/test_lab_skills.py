@@ -100,7 +100,7 @@ def test_the_receiver_is_one_of_the_two_and_not_the_giver(split: Split) -> None:
             total += 1
             assert len({a, b, giver}) == 3 - (giver in (a, b))
             assert receiver in (a, b) and receiver != giver
-            assert is_heldout(("meeting", a, b, place)) == (split == "heldout")
+            assert is_heldout("meeting", a, b, place) == (split == "heldout")
             thirds += giver not in (a, b)
             orders += giver == a
     assert _close(thirds, total, DISTRACTORS)
@@ -127,7 +127,7 @@ def test_lists_repeat_word_for_word(split: Split) -> None:
             first, *others = (part.split() for part in text.strip(" .").split(". "))
             assert 5 <= len(first) <= 14 and len(set(first)) == len(first) and set(first) <= set(ITEMS)
             assert 1 <= len(others) <= 2 and all(other == first for other in others)
-            assert is_heldout(("list", *first)) == (split == "heldout")
+            assert is_heldout("list", *first) == (split == "heldout")
             labelled += [item for other in others for item in other]
         assert _spans(document, "repeated_item") == labelled and labelled
 
@@ -151,7 +151,7 @@ def test_things_end_later_in_their_century(split: Split) -> None:
         assert re.findall(r"\d+", document.text) == [year for pair in zip(starts, ends, strict=True) for year in pair]
         for event, start, end in zip(_spans(document, "event"), map(int, starts), map(int, ends), strict=True):
             assert start < end and start // 100 == end // 100 and 11 <= start // 100 <= 19
-            assert is_heldout(("beginning", event, start)) == (split == "heldout")
+            assert is_heldout("beginning", event, start) == (split == "heldout")
             positions.append((end - start - 0.5) / (99 - start % 100))
     assert abs(sum(positions) / len(positions) - 0.5) < 4 * sqrt(1 / 12 / len(positions))
 

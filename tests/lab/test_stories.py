@@ -88,7 +88,7 @@ def test_english_pronouns_and_articles_agree() -> None:
             assert not wrong & {word.casefold() for word in found}, document.text
             for article, after in pairwise(found):
                 if article.casefold() in ("a", "an"):
-                    assert (article.casefold() == "an") == (after[0] in "aeiou"), document.text
+                    assert (article.casefold() == "an") == (after[0] in "aeiou" and after != "useful"), document.text
 
 
 def test_a_sentence_never_says_the_same_noun_twice() -> None:

@@ -13,7 +13,7 @@ from saekit.lab.splits import Split
 from saekit.lab.text import Text, fill, join, word
 from saekit.lab.words.names import FEMALE, MALE, NAMES, name
 
-WRONG = 0.25
+WRONG = 0.4
 ITEMS = ("books", "letters", "keys", "lamps", "bottles", "cards", "stones", "balls", "tickets", "pens")
 
 _SUM = r"\d{1,2}[+-]\d{1,2}=\d{1,2}"
@@ -133,7 +133,7 @@ def _markers(rng: Random, problem: Problem) -> tuple[str, ...]:
 
 
 def write(rng: Random, split: Split) -> Text:
-    """A problem, its solution and the answer; every fourth solution holds a wrong step and its correction."""
+    """A problem, its solution and the answer; many solutions hold a wrong step and its correction."""
     problem = make_problem(rng, split)
     wrong = rng.randrange(len(problem.steps)) if rng.random() < WRONG else None
     slip = draw_slip(rng, problem.steps[wrong].result) if wrong is not None else 0
@@ -206,7 +206,7 @@ add_genre(
     Genre(
         "reasoning",
         "a person's items are counted step by step; the steps are sums",
-        2,
+        3,
         write,
         {"a wrong step, corrected": WRONG, "markers": "so or therefore, each half the time; Wait before a correction"},
     )

@@ -168,7 +168,7 @@ def plan(rng: Random, split: Split, feeling: str) -> list[str]:
     def one(frames: Sequence[str]) -> str:
         return phrase(rng, "heldout" if split == "heldout" and rng.random() < 0.5 else "train", frames, en.HELDOUT)
 
-    events = rng.sample(en.EVENTS[: -en.HELDOUT], rng.choice((2, 2, 3)))
+    events = rng.sample(en.EVENTS[: -en.HELDOUT], rng.choice((2, 3, 3)))
     if split == "heldout" and rng.random() < 0.5:
         events[0] = en.EVENTS[-1]
     frames = [one(en.OPENINGS), *events, one(en.CAUSES[feeling])]
@@ -192,7 +192,7 @@ add_genre(
     Genre(
         "stories",
         "short English stories: one of 12 topics, one of 4 feelings with its cause",
-        5.0,
+        6.0,
         write,
         {
             "topics": list(TOPICS),

@@ -27,7 +27,7 @@ _RELATION_NOUNS = (
     "instrument",
     "sport",
 )
-words_concept("question_word", "a word that opens a question", ("What", "Which", "Where"))
+words_concept("question_word", "a word that opens a question", ("What", "Which", "Where", "Who", "How"))
 words_concept("relation_noun", "the noun that says what is told of a subject", _RELATION_NOUNS)
 
 # What every template may name beside its own slots: words that carry a label wherever they stand.

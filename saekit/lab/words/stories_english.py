@@ -120,6 +120,24 @@ WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 SEASONS = ["spring", "summer", "autumn", "winter"]
 PLACES = ["park", "street", "town", "village", "house", "city"]
 
+# Words of these topics and concepts that only other genres say.
+ELSEWHERE = {
+    "food": "bread soup cheese fish",
+    "music": "music",
+    "school": "homework",
+    "pets": "cats dogs",
+    "birds": "parrot",
+    "drinks": "rum",
+    "vehicles": "bike wagon trains",
+    "flowers": "flowers",
+    "trees": "trees",
+    "stationery": "books pens",
+    "sports_gear": "balls",
+    "tableware": "bottles",
+    "rainwear": "coats",
+    "family": "brothers sisters",
+}
+
 # feeling -> (the word after "felt very", other adjectives, verbs)
 FEELINGS: dict[str, tuple[str, list[str], list[str]]] = {
     "happiness": ("happy", ["glad", "cheerful", "delighted", "joyful"], ["smiled", "laughed", "danced"]),

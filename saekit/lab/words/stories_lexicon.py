@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from saekit.lab.concepts import CONCEPTS, region_concept, words_concept
@@ -26,7 +27,8 @@ class Noun:
 
     def described(self, adjective: Text) -> Text:
         """An unknown one: "a furry cat", "some sweet milk", "distant Mars"."""
-        article = "" if self.kind == "b" else "some " if self.kind == "m" else "an " if adjective.text[0] in "aeiou" else "a "
+        vowel = re.match("[aeio]|u(?!se)", adjective.text)
+        article = "" if self.kind == "b" else "some " if self.kind == "m" else "an " if vowel else "a "
         return fill(article + "{adjective} {noun}", adjective=adjective, noun=self.bare)
 
 
@@ -75,10 +77,11 @@ def _all_forms(cells: list[str]) -> list[str]:
 
 def _register() -> None:
     for topic, (shared, rows) in en.TOPICS.items():
-        words = [*shared.split()]
+        words = [*shared.split(), *en.ELSEWHERE.get(topic, "").split()]
         for row in rows:
-            words += [*row[1].split(), *row[2].split(), *(row[4].split() if len(row) == 5 else ())]
-            words_concept(row[0], f"{row[0].replace('_', ' ')} (nouns of the topic {topic})", row[1].split())
+            nouns = [*row[1].split(), *en.ELSEWHERE.get(row[0], "").split()]
+            words += [*nouns, *row[2].split(), *(row[4].split() if len(row) == 5 else ())]
+            words_concept(row[0], f"{row[0].replace('_', ' ')} (nouns of the topic {topic})", nouns)
         for table in (foreign.NOUNS, foreign.VERBS, foreign.ADJECTIVES):
             words += [form for cells in _table(table[topic]) for form in _all_forms(cells)]
         words_concept(topic, f"words of the topic {topic}, in four languages", dict.fromkeys(words))
@@ -93,6 +96,7 @@ def _register() -> None:
     ):
         words = [
             *english,
+            *en.ELSEWHERE.get(name, "").split(),
             *(en.COLOURS if name == "any_color" else ()),
             *(f for cells in _table(cells_of) for f in _all_forms(cells)),
         ]
@@ -102,7 +106,7 @@ def _register() -> None:
     words_concept("body_part", "a part of the body", en.BODY)
     words_concept("weekday", "a day of the week", en.WEEKDAYS)
     words_concept("season", "a season", en.SEASONS)
-    words_concept("child", "a boy or a girl", ("boy", "girl"))
+    words_concept("child", "a boy or a girl", ("boy", "girl", "boys", "girls"))
     for language in foreign.LANGUAGES:
         region_concept(language, f"a sentence in {language.capitalize()}", foreign.MARKERS[language])
 
@@ -130,7 +134,8 @@ def _english_topic(topic: str) -> Topic:
             )
             for text in _labelled(row[1], topic, row[0])
         )
-        made += [nouns] if "t" in row[3] else [nouns] * 2  # stories come back to their thing: other nouns catch up here
+        # Stories come back to their thing, and translations have no names such as Mars: other nouns catch up here.
+        made += [nouns] * (1 if "t" in row[3] else 4 if "b" in row[3] else 3)
         held += nouns if "t" in row[3] else ()
     return Topic(tuple(made), tuple(held), frozenset(CONCEPTS[topic].words))
 
