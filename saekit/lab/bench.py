@@ -130,18 +130,20 @@ def bind(name: str, wanted: int, least: int, split: Split, seed: int, tokenizer:
     draws = _draws(found, split, seed)
     barren = 0
     while len(bound) < wanted and barren < _PATIENCE + 20 * len(bound):
-        prompts = list(islice(draws, min(wanted, 128)))
-        for prompt, rows in zip(prompts, _tokenised(prompts, begin, tokenizer)):
-            why = "seen before" if prompt.clean in bound else _unfit(prompt, rows)
-            barren = barren + 1 if why else 0
-            if why:
+        drawn = list(islice(draws, min(wanted, 128)))
+        fresh = {prompt.clean: prompt for prompt in drawn if prompt.clean not in bound}
+        dropped["seen before"] += len(drawn) - len(fresh)
+        before = len(bound)
+        for prompt, rows in zip(fresh.values(), _tokenised(list(fresh.values()), begin, tokenizer)):
+            if why := _unfit(prompt, rows):
                 dropped[why] += 1
             elif len(bound) < wanted:
                 bound[prompt.clean] = prompt, rows
+        barren = 0 if len(bound) > before else barren + len(drawn)
     if len(bound) < least:
         raise ConfigError(
             f"Task {name!r} has only {len(bound)} prompts in the split {split!r}; {wanted} were asked for.",
-            f"Of those drawn were {', '.join(f'{count} {why}' for why, count in dropped.items())}.",
+            f"Of those drawn were {', '.join(f'{count} {why}' for why, count in dropped.items() if count)}.",
         )
     columns = zip(*(rows for _, rows in bound.values()))
     return BoundTask(found, split, seed, tuple(prompt for prompt, _ in bound.values()), *columns)

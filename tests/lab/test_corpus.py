@@ -20,7 +20,7 @@ from saekit.lab.registry import starts_with_answer
 GENRES = sorted(lab.GENRES)
 SPLITS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
 seeds = st.integers(0, 2**32)
-few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _check(document: lab.Document) -> None:
@@ -53,7 +53,7 @@ def test_a_document_depends_on_its_number_alone(seed: int, start: int, n: int) -
 @pytest.fixture(scope="module")
 def train_texts() -> dict[str, list[str]]:
     """Many training documents of each genre, of several seeds."""
-    return {genre: [d.text for seed in range(3) for d in lab.documents(genre, seed=seed, n=400)] for genre in GENRES}
+    return {genre: [d.text for seed in range(2) for d in lab.documents(genre, seed=seed, n=400)] for genre in GENRES}
 
 
 @pytest.mark.parametrize("genre", GENRES)
