@@ -58,11 +58,17 @@ def sentence(rng: Random, language: str, hero: Hero, kin: tuple[Text, str], fram
                 return relative(language, hero, kin, dative=True)
             case "place":
                 return pick(rng, words.places)
+            case "home":
+                return pick(rng, words.places[1:])
+            case "outside":
+                return pick(rng, words.places[:-1])
             case "time":
                 return pick(rng, words.times)
             case "the1" | "the2":
                 noun = nouns[name == "the2"]
                 return noun.subject if name in subjects else noun.object
+            case "owned1" | "owned2":
+                return nouns[name == "owned2"].owned
             case "nom2":
                 return nouns[1].subject
             case "v1" | "v2":

@@ -101,7 +101,8 @@ def sentence(rng: Random, cast: Cast, frame: str) -> Text:
     while _draws_nouns(frame):  # a frame never says the same noun twice
         row = pick(rng, topic.rows)
         first, other, second = pick(rng, row), pick(rng, row), pick(rng, pick(rng, topic.rows))
-        if len({thing, first, other, second}) == 4:
+        unnamed = first.kind != "b" or first.the.text[0].isupper() or not frame.startswith("{The1}")  # no "Math was"
+        if unnamed and len({thing, first, other, second}) == 4:
             break
     main, others, verbs = _FEELING_TEXTS[hero.feeling]
 

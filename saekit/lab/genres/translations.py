@@ -10,11 +10,16 @@ from saekit.lab.registry import Genre, Prompt, Task, add_genre, add_task
 from saekit.lab.splits import Split, is_heldout
 from saekit.lab.text import Text, fill, join
 from saekit.lab.words import names
-from saekit.lab.words.stories_foreign import ALIGNED, LANGUAGES
+from saekit.lab.words.stories_foreign import ALIGNED, LANGUAGES, UNOWNED
 from saekit.lab.words.stories_lexicon import FEELINGS, TOPICS
 from saekit.lab.words.stories_lexicon import LANGUAGES as LEXICON
 
 EVERY = ("english", *LANGUAGES)  # the columns of the aligned sentences
+
+
+def _is_odd(frame: int, topic: str) -> bool:
+    """Whether a frame speaks of owning what nobody owns: the rain, the sun, a wave."""
+    return topic in UNOWNED and ALIGNED[frame][0].split()[1] in ("has", "finds", "loses")
 
 
 def draw_sentence(rng: Random, split: Split, language: str) -> tuple[Text, Text]:
@@ -23,7 +28,7 @@ def draw_sentence(rng: Random, split: Split, language: str) -> tuple[Text, Text]
         frame = rng.randrange(len(ALIGNED))
         hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), rng.choice(FEELINGS))
         novel = frame == len(ALIGNED) - 1 or is_heldout("translation", frame, hero.name, hero.topic, language)
-        if novel == (split == "heldout"):
+        if novel == (split == "heldout") and not _is_odd(frame, hero.topic):
             break
     return _both(rng, frame, hero, language)
 
@@ -67,6 +72,8 @@ def _noun_prompt(rng: Random, split: Split) -> Prompt:
         language, frame = rng.choice(LANGUAGES), rng.randrange(4)
         hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), FEELINGS[0])
         if is_heldout("translation", frame, hero.name, hero.topic, language) != (split == "heldout"):
+            continue
+        if _is_odd(frame, hero.topic):
             continue
         told = [_both(rng, frame, hero, language) for _ in range(2)]
         clean, corrupted = (f"English: {english.text}\n{language.capitalize()}: {other.text}" for english, other in told)

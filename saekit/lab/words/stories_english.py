@@ -39,53 +39,53 @@ TOPICS: dict[str, tuple[str, tuple[Row, ...]]] = {
         "fast sporty",
         (
             ("sports_gear", "ball racket helmet glove medal trophy", "caught threw lifted", "t", "sporty shiny"),
-            ("contests", "match race game", "joined cheered", "", "fast exciting"),
+            ("contests", "match race game", "joined", "", "fast exciting"),
             ("athletes", "coach player runner", "cheered joined", "", "fast sporty"),
         ),
     ),
     "weather": (
-        "wet icy stormy freezing",
+        "wet cold terrible",
         (
-            ("rain_and_fog", "rain shower drizzle cloud fog", "faced expected", "", "wet heavy freezing"),
-            ("snow_and_ice", "snow ice frost hail", "faced expected", "m", "wet heavy freezing"),
-            ("winds", "wind breeze storm gale", "faced expected", "", "wet icy freezing"),
-            ("rainwear", "umbrella coat scarf", "wore dried", "t", "wet"),
+            ("rain_and_fog", "rain shower drizzle cloud fog", "faced expected", "", "wet heavy cold terrible"),
+            ("snow_and_ice", "snow ice frost hail", "faced expected", "m", "wet heavy cold"),
+            ("winds", "wind breeze storm gale", "faced expected", "", "cold terrible"),
+            ("rainwear", "umbrella coat scarf", "dried", "t", "wet"),
         ),
     ),
     "sea": (
-        "salty slippery floating",
+        "dangerous slippery floating",
         (
-            ("ships", "ship boat ferry yacht", "sailed steered boarded", "t", "floating sunken"),
-            ("sea_animals", "shark salmon whale cod", "hunted fished", "", "salty slippery"),
-            ("coasts", "harbor island beach reef wave", "reached crossed", "", "salty sandy"),
+            ("ships", "ship boat ferry yacht", "sailed steered boarded", "t", "floating dangerous"),
+            ("sea_animals", "shark salmon whale cod", "hunted fished", "", "dangerous slippery"),
+            ("coasts", "harbor island beach reef wave", "reached crossed", "", "dangerous sandy"),
         ),
     ),
     "kitchen": (
-        "clean dirty greasy hot",
+        "clean dirty practical hot",
         (
             ("tableware", "plate bowl cup bottle", "washed rinsed filled", "t"),
-            ("cutlery", "fork spoon knife ladle", "washed rinsed wiped", "t", "clean dirty greasy"),
+            ("cutlery", "fork spoon knife ladle", "washed rinsed wiped", "t", "clean dirty practical"),
             ("cookware", "pot pan oven kettle", "wiped heated filled", "t"),
         ),
     ),
     "space": (
-        "distant cosmic glowing",
+        "distant magnificent glowing",
         (
             ("planets", "Mars Venus Saturn Jupiter Neptune", "observed orbited photographed", "b", "distant glowing"),
-            ("stars", "moon sun star comet galaxy planet", "observed photographed orbited", "", "distant glowing cosmic"),
-            ("spacecraft", "rocket shuttle satellite probe", "launched photographed", "t", "distant cosmic"),
+            ("stars", "moon sun star comet galaxy planet", "observed photographed orbited", "", "distant glowing magnificent"),
+            ("spacecraft", "rocket shuttle satellite probe", "launched photographed", "t", "distant magnificent"),
         ),
     ),
     "garden": (
-        "leafy colorful thorny shady",
+        "leafy colorful thorny beautiful",
         (
-            ("flowers", "rose tulip lily daisy violet", "planted watered picked", "t", "colorful leafy"),
-            ("trees", "oak pine birch willow maple", "planted watered pruned", "", "leafy shady"),
-            ("garden_plots", "hedge bush lawn vine", "watered pruned planted", "", "leafy thorny shady"),
+            ("flowers", "rose tulip lily daisy violet", "planted watered picked", "t", "colorful beautiful"),
+            ("trees", "oak pine birch willow maple", "planted watered pruned", "", "leafy beautiful"),
+            ("garden_plots", "hedge bush lawn vine", "watered pruned planted", "", "leafy thorny"),
         ),
     ),
     "machines": (
-        "rusty noisy electric broken",
+        "rusty noisy modern broken",
         (
             ("vehicles", "car truck bus tractor bicycle", "repaired inspected oiled", "t"),
             ("tools", "hammer drill wrench screwdriver", "repaired inspected oiled", "t"),
@@ -104,7 +104,7 @@ TOPICS: dict[str, tuple[str, tuple[Row, ...]]] = {
         "costly cheap valuable secret",
         (
             ("cash", "coin dollar penny wallet purse", "counted saved spent", "t", "valuable cheap"),
-            ("payments", "bill loan salary cheque", "paid received owed", "", "costly secret"),
+            ("payments", "bill loan salary cheque", "paid received owed", "", "secret"),
             ("banking", "bank account vault safe", "opened managed", "", "secret costly"),
         ),
     ),
@@ -155,8 +155,8 @@ OPENINGS = (
     "{Time} {name} and {his} {kin} walked to the {place}.",
     "{name} lived near the {place} with {his} {kin}.",
     "Once there was a {size} {child} called {name}.",
-    "{Time} there was a {child} in the {place} called {name}.",
-    "{name} and {his} {kin} lived in a {size} {place}.",
+    "{Time} there was a {child} called {name} in the {place}.",
+    "{name} and {his} {kin} were in a {size} {place}.",
     "{Time} {name} was with {his} {kin} near the {place}.",
 )
 EVENTS = (
@@ -181,7 +181,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "happiness": (
         "Then {he} found {o} again.",
         "{His} {kin} gave {him} {ao} as a present.",
-        "{He} won {o} as a present.",
+        "{He} won {o} as a prize.",
         "{His} {kin} came home with a present.",
         "{His} friends came to {his} party.",
         "{He} won the first prize.",
@@ -205,7 +205,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "{His} {kin} broke a promise.",
         "A thief took {o} and ran away.",
         "{His} {kin} hid {o} and lied.",
-        "Somebody broke {o} without asking.",
+        "Somebody hid {o} without asking.",
         "A thief stole {o} and lied again.",
     ),
     "fear": (
@@ -230,7 +230,7 @@ FELT = "{He} felt very {main}."
 ENDINGS = (
     "At {night} {he} dreamed about {o}.",
     "In the {evening} {he} went home with {his} {kin}.",
-    "Then {he} went home with {o}.",
+    "Then {he} went home.",
     "In the {evening} {he} talked about {o}.",
     "{His} {kin} talked about {o} too.",
     "At {night} {his} {kin} dreamed about {o} too.",

@@ -21,7 +21,7 @@ NOUNS: dict[str, str] = {
         cake, le gâteau, der Kuchen, el pastel;
         carrot, la carotte, die Karotte, la zanahoria;
         tomato, la tomate, die Tomate, el tomate;
-        milk, le lait, die Milch, la leche""",
+        cookie, le biscuit, der Keks, la galleta""",
     "music": """violin, le violon, die Geige, el violín;
         guitar, la guitare, die Gitarre, la guitarra;
         piano, le piano, das Klavier, el piano;
@@ -60,7 +60,7 @@ NOUNS: dict[str, str] = {
         comet, la comète, der Komet/Kometen, el cometa""",
     "garden": """rose, la rose, die Rose, la rosa;
         tulip, la tulipe, die Tulpe, el tulipán;
-        lily, le lys, die Lilie, el lirio;
+        violet, la violette, das Veilchen, la violeta;
         oak, le chêne, die Eiche, el roble;
         pine, le pin, die Kiefer, el pino;
         bush, le buisson, der Busch, el arbusto""",
@@ -103,15 +103,17 @@ ADJECTIVES: dict[str, str] = {
     "food": "sweet, sucré/sucrée, süß, dulce",
     "music": "loud, bruyant/bruyante, laut, ruidoso/ruidosa",
     "sport": "shiny, brillant/brillante, glänzend, brillante",
-    "weather": "heavy, violent/violente, heftig, violento/violenta",
-    "sea": "salty, salé/salée, salzig, salado/salada",
-    "kitchen": "clean, propre, sauber, limpio/limpia",
-    "space": "distant, lointain/lointaine, fern, lejano/lejana",
-    "garden": "colorful, coloré/colorée, bunt, colorido/colorida",
-    "machines": "broken, cassé/cassée, kaputt, roto/rota",
+    "weather": "cold, froid/froide, kalt, frío/fría; terrible, terrible, schrecklich, terrible",
+    "sea": "dangerous, dangereux/dangereuse, gefährlich, peligroso/peligrosa",
+    "kitchen": "practical, pratique, praktisch, práctico/práctica",
+    "space": "magnificent, magnifique, prächtig, magnífico/magnífica",
+    "garden": "beautiful, beau/belle, schön, hermoso/hermosa",
+    "machines": "modern, moderne, modern, moderno/moderna",
     "school": "useful, utile, nützlich, útil",
     "money": "secret, secret/secrète, geheim, secreto/secreta",
 }
+SIZELESS = ("weather",)  # topics whose nouns have no size
+UNOWNED = ("weather", "sea", "space")  # topics whose nouns nobody has, finds or loses
 COLOURED = ("animals", "kitchen", "machines", "music", "school", "sport")  # topics whose nouns may have any colour
 COLOURS = """red, rouge, rot, rojo/roja; white, blanc/blanche, weiß, blanco/blanca; black, noir/noire, schwarz, negro/negra;
     yellow, jaune, gelb, amarillo/amarilla"""
@@ -133,6 +135,7 @@ FEELINGS: dict[str, str] = {
         nervous, inquiet/inquiète, besorgt, nervioso/nerviosa;
         -, tremble, zittert, tiembla""",
 }
+# The first is no home, and nobody goes for a walk in the last.
 PLACES = """in the park, dans le parc, im Park, en el parque; in the village, dans le village, im Dorf, en el pueblo;
     in the town, dans la ville, in der Stadt, en la ciudad; in the house, dans la maison, im Haus, en la casa"""
 TIMES: dict[str, tuple[str, ...]] = {
@@ -146,24 +149,24 @@ HELDOUT = 1
 OPENINGS: dict[str, tuple[str, ...]] = {
     "french": (
         "{Time} {name} est {place} avec {kin}.",
-        "{name} habite {place} avec {kin}.",
-        "{Time} {name} marche {place}.",
+        "{name} habite {home} avec {kin}.",
+        "{Time} {name} marche {outside}.",
         "{name} est {place}.",
-        "{Time} {name} marche avec {kin} {place}.",
+        "{Time} {name} marche avec {kin} {outside}.",
     ),
     "german": (
-        "{Time} ist {name} {place} mit {with_kin}.",
-        "{name} wohnt {place} mit {with_kin}.",
-        "{Time} geht {name} {place} spazieren.",
+        "{Time} ist {name} mit {with_kin} {place}.",
+        "{name} wohnt mit {with_kin} {home}.",
+        "{Time} geht {name} {outside} spazieren.",
         "{name} ist {place}.",
-        "{Time} geht {name} mit {with_kin} {place} spazieren.",
+        "{Time} geht {name} mit {with_kin} {outside} spazieren.",
     ),
     "spanish": (
         "{Time} {name} está {place} con {kin}.",
-        "{name} vive {place} con {kin}.",
-        "{Time} {name} camina {place}.",
+        "{name} vive {home} con {kin}.",
+        "{Time} {name} camina {outside}.",
         "{name} está {place}.",
-        "{Time} {name} camina con {kin} {place}.",
+        "{Time} {name} camina con {kin} {outside}.",
     ),
 }
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -173,9 +176,9 @@ EVENTS: dict[str, tuple[str, ...]] = {
         "{The1} est {adj1}.",
         "{Kin} aime {the1}.",
         "Puis {he} {v1} {the2}.",
-        "{He} cherche {the1} avec {kin}.",
+        "{He} voit {the1} avec {kin}.",
         "{He} voit {the1} et {the2}.",
-        "{The1} est {adj1} et {the2} est {adj2}.",
+        "{The1} est {adj1} et {nom2} est {adj2}.",
         "Puis {kin} {v1} {the1}.",
     ),
     "german": (
@@ -184,7 +187,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
         "{The1} ist {adj1}.",
         "{Kin} mag {the1}.",
         "Dann {v1} {he} {the2}.",
-        "{He} sucht {the1} mit {with_kin}.",
+        "{He} sieht {the1} mit {with_kin}.",
         "{He} sieht {the1} und {the2}.",
         "{The1} ist {adj1} und {nom2} ist {adj2}.",
         "Dann {v1} {kin} {the1}.",
@@ -193,11 +196,11 @@ EVENTS: dict[str, tuple[str, ...]] = {
         "{He} {v1} {the1}.",
         "{He} {v1} {the1} y {v2} {the2}.",
         "{The1} es {adj1}.",
-        "{Kin} quiere {the1}.",
+        "{Kin} mira {the1}.",
         "Luego {he} {v1} {the2}.",
-        "{He} busca {the1} con {kin}.",
+        "{He} ve {the1} con {kin}.",
         "{He} ve {the1} y {the2}.",
-        "{The1} es {adj1} y {the2} es {adj2}.",
+        "{The1} es {adj1} y {nom2} es {adj2}.",
         "Luego {kin} {v1} {the1}.",
     ),
 }
@@ -209,10 +212,15 @@ CAUSES: dict[str, dict[str, tuple[str, ...]]] = {
             "Puis {he} trouve un cadeau.",
             "Puis {kin} gagne un prix.",
         ),
-        "sadness": ("{He} perd un ami.", "{Kin} part pour toujours.", "Puis {he} perd {the1}.", "Puis {kin} part pour toujours."),
+        "sadness": (
+            "{He} perd un ami.",
+            "{Kin} part pour toujours.",
+            "Puis {he} perd un cadeau.",
+            "Puis {kin} part pour toujours.",
+        ),
         "anger": (
             "{Kin} ment encore.",
-            "Un voleur prend {the1}.",
+            "Un voleur prend un cadeau.",
             "Puis {kin} rompt une promesse.",
             "Puis un voleur ment encore.",
         ),
@@ -220,7 +228,7 @@ CAUSES: dict[str, dict[str, tuple[str, ...]]] = {
             "{He} entend un bruit étrange.",
             "Une ombre suit {name}.",
             "Puis un monstre arrive.",
-            "Puis {he} entend une ombre étrange.",
+            "Puis un bruit étrange suit {name}.",
         ),
     },
     "german": {
@@ -233,10 +241,10 @@ CAUSES: dict[str, dict[str, tuple[str, ...]]] = {
         "sadness": (
             "{He} verliert einen Freund.",
             "{Kin} geht für immer.",
-            "Dann verliert {he} {the1}.",
+            "Dann verliert {he} ein Geschenk.",
             "Dann geht {kin} für immer.",
         ),
-        "anger": ("{Kin} lügt wieder.", "Ein Dieb nimmt {the1}.", "Dann lügt {kin}.", "Dann lügt ein Dieb wieder."),
+        "anger": ("{Kin} lügt wieder.", "Ein Dieb nimmt ein Geschenk.", "Dann lügt {kin}.", "Dann lügt ein Dieb wieder."),
         "fear": (
             "Ein seltsames Geräusch kommt.",
             "Ein Schatten folgt {name}.",
@@ -252,22 +260,22 @@ CAUSES: dict[str, dict[str, tuple[str, ...]]] = {
             "Luego {kin} gana un premio.",
         ),
         "sadness": (
-            "{He} pierde un amigo.",
+            "{He} pierde a un amigo.",
             "{Kin} se va para siempre.",
-            "Luego {he} pierde {the1}.",
+            "Luego {he} pierde un regalo.",
             "Luego {kin} se va para siempre.",
         ),
         "anger": (
             "{Kin} miente otra vez.",
-            "Un ladrón toma {the1}.",
+            "Un ladrón toma un regalo.",
             "Luego {kin} rompe una promesa.",
             "Luego un ladrón miente otra vez.",
         ),
         "fear": (
             "{He} oye un ruido extraño.",
             "Una sombra sigue a {name}.",
-            "Luego un monstruo llega.",
-            "Luego {he} oye un monstruo extraño.",
+            "Luego llega un monstruo.",
+            "Luego un ruido extraño sigue a {name}.",
         ),
     },
 }
@@ -278,14 +286,14 @@ REACTIONS: dict[str, tuple[str, ...]] = {
     "spanish": ("{name} está {feel} y {did}.", "{He} {did} con {kin}.", "{He} {did} y está {feel}."),
 }
 ENDINGS: dict[str, tuple[str, ...]] = {
-    "french": ("{Time} {he} parle avec {kin}.", "Puis {he} rentre {place}.", "Puis {he} parle avec {kin}."),
+    "french": ("{Time} {he} parle avec {kin}.", "Puis {he} rentre {home}.", "Puis {he} parle avec {kin}."),
     "german": ("{Time} spricht {he} mit {with_kin}.", "Dann ist {he} wieder {place}.", "Dann spricht {he} mit {with_kin}."),
     "spanish": ("{Time} {he} habla con {kin}.", "Luego {he} está otra vez {place}.", "Luego {he} habla con {kin}."),
 }
 # Aligned sentences: (English, French, German, Spanish); the last ones are never seen in training
 ALIGNED: tuple[tuple[str, str, str, str], ...] = (
     ("{name} sees {the1}.", "{name} voit {the1}.", "{name} sieht {the1}.", "{name} ve {the1}."),
-    ("{name} has {the1}.", "{name} a {the1}.", "{name} hat {the1}.", "{name} tiene {the1}."),
+    ("{name} has {the1}.", "{name} a {the1}.", "{name} hat {the1}.", "{name} tiene {owned1}."),
     ("{name} finds {the1}.", "{name} trouve {the1}.", "{name} findet {the1}.", "{name} encuentra {the1}."),
     ("{name} loses {the1}.", "{name} perd {the1}.", "{name} verliert {the1}.", "{name} pierde {the1}."),
     ("{The1} is {adj1}.", "{The1} est {adj1}.", "{The1} ist {adj1}.", "{The1} es {adj1}."),
@@ -293,7 +301,7 @@ ALIGNED: tuple[tuple[str, str, str, str], ...] = (
         "{name} has {the1} and {the2}.",
         "{name} a {the1} et {the2}.",
         "{name} hat {the1} und {the2}.",
-        "{name} tiene {the1} y {the2}.",
+        "{name} tiene {owned1} y {owned2}.",
     ),
     ("{name} is {feel}.", "{name} est {feel}.", "{name} ist {feel}.", "{name} está {feel}."),
     ("{name} is {place}.", "{name} est {place}.", "{name} ist {place}.", "{name} está {place}."),

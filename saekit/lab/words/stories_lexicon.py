@@ -43,9 +43,10 @@ class Topic:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ForeignNoun:
-    """A noun of one language as subject and as object, and its gender (m, f or n)."""
+    """A noun of one language as subject, as what is owned and as any other object, and its gender (m, f or n)."""
 
     subject: Text
+    owned: Text
     object: Text
     gender: str
 
@@ -166,9 +167,9 @@ def _last_word(phrase: str, *concepts: str) -> Text:
     return Text(before + " " if before else "") + word(last, *concepts)
 
 
-def _noun(cell: str, topic: str, english: str) -> ForeignNoun:
+def _noun(cell: str, topic: str, english: str, spanish: bool) -> ForeignNoun:
     if cell == english:
-        return ForeignNoun(*2 * (Text("the ") + _english_noun(topic, cell),), "m")
+        return ForeignNoun(*3 * (Text("the ") + _english_noun(topic, cell),), "m")
     row = next(row for row in en.TOPICS[topic][1] if english in row[1].split())
 
     def labelled(phrase: str) -> Text:
@@ -180,7 +181,10 @@ def _noun(cell: str, topic: str, english: str) -> ForeignNoun:
     subject, _, other = both.partition("/")
     accusative = "den" if article == "der" else article
     gender = {"le": "m", "el": "m", "der": "m", "das": "n"}.get(article, "f")
-    return ForeignNoun(labelled(f"{article} {subject}"), labelled(f"{accusative} {other or subject}"), gender)
+    owned = f"{accusative} {other or subject}"
+    # Spanish has an "a" before an animal that something is done to, but not after "tiene".
+    seen = (f"al {subject}" if article == "el" else f"a {cell}") if spanish and topic == "animals" else owned
+    return ForeignNoun(labelled(f"{article} {subject}"), labelled(owned), labelled(seen), gender)
 
 
 def _english_noun(topic: str, text: str) -> Text:
@@ -206,12 +210,13 @@ def _language(index: int) -> Language:
     colours = tuple(_pair(cell, "any_color", *(["color"] if cell in things.COLORS else [])) for cell in column(foreign.COLOURS))
     sizes = tuple(_pair(cell, "size") for cell in column(foreign.SIZES))
     return Language(
-        {topic: tuple(_noun(row[index], topic, row[0]) for row in _table(foreign.NOUNS[topic])) for topic in TOPICS},
+        {topic: tuple(_noun(row[index], topic, row[0], index == 3) for row in _table(foreign.NOUNS[topic])) for topic in TOPICS},
         _verbs(index),
         {
             topic: (
-                *(_pair(cell, topic) for cell in column(foreign.ADJECTIVES[topic])),
-                *(sizes + colours if topic in foreign.COLOURED else sizes),
+                *4 * tuple(_pair(cell, topic) for cell in column(foreign.ADJECTIVES[topic])),  # the topic's own are few
+                *(sizes if topic not in foreign.SIZELESS else ()),
+                *(colours if topic in foreign.COLOURED else ()),
             )
             for topic in TOPICS
         },
