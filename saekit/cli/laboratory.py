@@ -72,7 +72,21 @@ def info(
 
 
 def _planted(planted: dict[str, object]) -> str:
-    return "; ".join(f"{name}: {value}" for name, value in planted.items())
+    return "; ".join(f"{name}: {_shown(value)}" for name, value in planted.items())
+
+
+def _shown(value: object) -> str:
+    """Lists and tables without their brackets; names of one value are told together."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if not isinstance(value, dict):
+        return str(value)
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, each in value.items():
+        names[_shown(each)].append(str(name))
+    return ", ".join(
+        f"{' '.join(some)} {each}" if len(some) == 1 else f"({', '.join(some)}) {each}" for each, some in names.items()
+    )
 
 
 def _row(each: dict[str, Any]) -> dict[str, Any]:
