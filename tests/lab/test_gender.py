@@ -119,6 +119,6 @@ def test_the_contrast_differs_in_pronouns_alone() -> None:
 def test_no_sentence_names_a_thing_twice() -> None:
     for text in sentences("train", 2000):
         nouns = re.findall(
-            r"\b(?:bag|coat|hat|key|book|phone|letter|lunch|car|station|table|work|home|rest|time|cold)(?=s?\b)", text
+            r"\b(?:bag|coat|hat|key|book|phone|letter|lunch|car|station|table|work|home|rest|cold)(?=s?\b)", text
         )
         assert len(nouns) == len(set(nouns)), text
