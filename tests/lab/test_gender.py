@@ -118,7 +118,5 @@ def test_the_contrast_differs_in_pronouns_alone() -> None:
 
 def test_no_sentence_names_a_thing_twice() -> None:
     for text in sentences("train", 2000):
-        nouns = re.findall(
-            r"\b(?:bag|coat|hat|key|book|phone|letter|lunch|car|station|table|work|home|rest|cold)(?=s?\b)", text
-        )
+        nouns = re.findall(r"\b(?:bag|coat|hat|key|book|phone|letter|lunch|car|station|table|work|home|rest|cold)(?=s?\b)", text)
         assert len(nouns) == len(set(nouns)), text
