@@ -44,11 +44,11 @@ TOPICS: dict[str, tuple[str, tuple[Row, ...]]] = {
         ),
     ),
     "weather": (
-        "wet cold terrible",
+        "wet cold horrible",
         (
-            ("rain_and_fog", "rain shower drizzle cloud fog", "faced expected", "", "wet heavy cold terrible"),
+            ("rain_and_fog", "rain shower drizzle cloud fog", "faced expected", "", "wet heavy cold horrible"),
             ("snow_and_ice", "snow ice frost hail", "faced expected", "m", "wet heavy cold"),
-            ("winds", "wind breeze storm gale", "faced expected", "", "cold terrible"),
+            ("winds", "wind breeze storm gale", "faced expected", "", "cold horrible"),
             ("rainwear", "umbrella coat scarf", "dried", "t", "wet"),
         ),
     ),

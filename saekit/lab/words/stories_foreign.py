@@ -103,7 +103,7 @@ ADJECTIVES: dict[str, str] = {
     "food": "sweet, sucré/sucrée, süß, dulce",
     "music": "loud, bruyant/bruyante, laut, ruidoso/ruidosa",
     "sport": "shiny, brillant/brillante, glänzend, brillante",
-    "weather": "cold, froid/froide, kalt, frío/fría; terrible, terrible, schrecklich, terrible",
+    "weather": "cold, froid/froide, kalt, frío/fría; horrible, horrible, schrecklich, horrible",
     "sea": "dangerous, dangereux/dangereuse, gefährlich, peligroso/peligrosa",
     "kitchen": "practical, pratique, praktisch, práctico/práctica",
     "space": "magnificent, magnifique, prächtig, magnífico/magnífica",
@@ -335,5 +335,5 @@ MARKERS: dict[str, tuple[str, ...]] = {
         "ihre",
         "dann",
     ),
-    "spanish": ("el", "la", "un", "una", "es", "está", "y", "él", "ella", "con", "en", "su", "esta", "luego"),
+    "spanish": ("el", "la", "al", "un", "una", "es", "está", "y", "él", "ella", "con", "en", "su", "esta", "luego"),
 }
