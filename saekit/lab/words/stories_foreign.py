@@ -103,7 +103,7 @@ ADJECTIVES: dict[str, str] = {
     "food": "sweet, sucré/sucrée, süß, dulce",
     "music": "loud, bruyant/bruyante, laut, ruidoso/ruidosa",
     "sport": "shiny, brillant/brillante, glänzend, brillante",
-    "weather": "cold, froid/froide, kalt, frío/fría; horrible, horrible, schrecklich, horrible",
+    "weather": "cold, froid/froide, kalt, frío/fría; normal, normal/normale, normal, normal",
     "sea": "dangerous, dangereux/dangereuse, gefährlich, peligroso/peligrosa",
     "kitchen": "practical, pratique, praktisch, práctico/práctica",
     "space": "magnificent, magnifique, prächtig, magnífico/magnífica",
