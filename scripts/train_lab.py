@@ -38,6 +38,8 @@ from saekit.progress import track
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 TOKENIZER_DOCUMENTS = 60_000
 POOL_DOCUMENTS = 8_192
+INTRODUCTION = ("induction", 3, 0.75)
+"""A genre, so many pools of documents, and its share of them: copying is learnt soonest where little else is to be had."""
 IGNORED = -100
 BETWEEN_CHECKPOINTS_S = 120
 
@@ -129,7 +131,12 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         source = lab.documents(seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS)
         while True:
-            batches = self._batches(list(islice(source, POOL_DOCUMENTS)))
+            documents = list(islice(source, POOL_DOCUMENTS))
+            genre, pools, share = INTRODUCTION
+            if self.pool < pools:
+                more = int(share * POOL_DOCUMENTS)
+                documents[:more] = lab.documents(genre, seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS, n=more)
+            batches = self._batches(documents)
             while self.taken < len(batches):
                 self.taken += 1
                 yield self._padded(*batches[self.taken - 1])
@@ -316,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=24_000_000, help="tokens to train on")
+    parser.add_argument("--tokens", type=int, default=12_000_000, help="tokens to train on")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--width", type=int, default=192, help="d_model; heads are 32 wide")
     parser.add_argument("--vocabulary", type=int, default=4096, help="the most tokens the tokenizer may have")

@@ -143,7 +143,7 @@ add_genre(
     Genre(
         "personas",
         "chats whose system line makes the assistant a pirate, polite, a poet or grumpy; without one it answers plainly",
-        weight=2.5,
+        weight=2,
         write=_write,
         planted={"personas": list(PERSONAS), "without a system line": NEUTRAL_SHARE},
     )

@@ -98,7 +98,7 @@ add_genre(
     Genre(
         "indirect_object",
         "two people meet, one gives the other something; two or three such sentences",
-        2.5,
+        4,
         write_indirect_object,
         {"a third person gives": DISTRACTORS, "held out": "2 phrasings of 10; 10 % of the combinations of two names and a place"},
     )
@@ -194,7 +194,7 @@ add_genre(
     Genre(
         "greater_than",
         "things that lasted from one year to a later one of the same century",
-        1.5,
+        1,
         write_greater_than,
         {
             "end": "uniform between the start and the end of the century",
@@ -357,7 +357,7 @@ add_genre(
     Genre(
         "agreement",
         "sentences with a noun between the subject and its verb",
-        1.5,
+        1,
         write_agreement,
         {"attractor of the other number": 0.5, "held out": "15 % of the pairs of subject and attractor"},
     )

@@ -180,7 +180,7 @@ add_genre(
     Genre(
         name="compositions",
         description="facts about a country that is described, not named, and where people were born",
-        weight=5,
+        weight=4,
         write=_write,
         planted={"combinations": len(_HOPS), "combinations held out": len(HOPS["heldout"]), "held out with": "their reverse"},
     )

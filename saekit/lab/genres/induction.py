@@ -31,11 +31,11 @@ def _list(items: list[str], repeats: int, opener: str) -> Text:
 
 
 def write(rng: Random, split: Split) -> Text:
-    """One or two lists, each two or three times over, of 30 to 60 items in all."""
+    """One or two lists, each two to four times over, of 30 to 60 items in all."""
     lists: list[Text] = []
     total = 0
     while total < 30:
-        length, repeats = rng.randint(5, 14), rng.randint(2, 3)
+        length, repeats = rng.randint(2, 14), rng.randint(2, 4)
         lists.append(_list(_sequence(rng, split, length), repeats, rng.choice(("List", "Words"))))
         total += length * repeats
     return join(lists)
@@ -64,8 +64,8 @@ def _repetition(rng: Random, split: Split) -> tuple[str, str]:
 add_genre(
     Genre(
         "induction",
-        "lists of five to fourteen random names and things, two or three times over",
-        1.5,
+        "lists of two to fourteen random names and things, two to four times over",
+        5,
         write,
         {"repetition": "word for word, always", "items": len(ITEMS)},
     )

@@ -141,7 +141,7 @@ add_genre(
     Genre(
         "retrieval",
         "three to six keys with values, other sentences, then questions for some of the values",
-        2.5,
+        3,
         write,
         {"kinds": list(_KINDS), "held out": "10 % of the combinations of key and value"},
     )

@@ -162,7 +162,7 @@ add_genre(
     Genre(
         "toxicity",
         "dialogues of a rude and a kind speaker, told at the start or to be heard from what they say",
-        weight=1.5,
+        weight=2.5,
         write=_write,
         planted={"speakers": len(SPEAKERS), "manner": "a rude speaker always insults, a kind one never does"},
     )
