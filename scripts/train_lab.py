@@ -272,6 +272,10 @@ class Run:
         model = new_model(self.plan, self.tokenizer)
         model.load_state_dict(self.model.state_dict())
         model.to(torch.bfloat16).save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["dtype"] = "float32"  # stored rounded, loaded for exact arithmetic
+        write_whole(folder / "config.json", json.dumps(config, indent=2).encode())
+        (folder / "model.safetensors").chmod(0o644)
         self.tokenizer.save_pretrained(folder)
         parameters = sum(p.numel() for p in self.model.parameters())
         record = {"plan": asdict(self.plan), "parameters": parameters, "steps": self.step, "tokens": self.seen}
