@@ -131,12 +131,14 @@ def bind(name: str, wanted: int, least: int, split: Split, seed: int, tokenizer:
     barren = 0
     while len(bound) < wanted and barren < _PATIENCE + 20 * len(bound):
         drawn = list(islice(draws, min(wanted, 128)))
-        fresh = {prompt.clean: prompt for prompt in drawn if prompt.clean not in bound}
+        fresh = [prompt for prompt in drawn if prompt.clean not in bound]
         dropped["seen before"] += len(drawn) - len(fresh)
         before = len(bound)
-        for prompt, rows in zip(fresh.values(), _tokenised(list(fresh.values()), begin, tokenizer)):
+        for prompt, rows in zip(fresh, _tokenised(fresh, begin, tokenizer)):
             if why := _unfit(prompt, rows):
                 dropped[why] += 1
+            elif prompt.clean in bound:
+                dropped["seen before"] += 1
             elif len(bound) < wanted:
                 bound[prompt.clean] = prompt, rows
         barren = 0 if len(bound) > before else barren + len(drawn)

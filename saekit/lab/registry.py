@@ -39,8 +39,9 @@ class Prompt:
 
 
 def starts_with_answer(prompt: Prompt, continuation: str) -> bool:
-    """The default check: the continuation begins with the answer."""
-    return continuation.strip().startswith(prompt.answer.strip())
+    """The default check: the continuation begins with the answer, and its last word goes no further."""
+    said, answer = continuation.strip(), prompt.answer.strip()
+    return said.startswith(answer) and not said[len(answer) :][:1].isalnum()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from saekit import LanguageModel, lab
 from saekit.errors import ConfigError, ModelNotFound
-from saekit.lab.registry import Prompt, Task
+from saekit.lab.registry import Prompt, Task, starts_with_answer
 from saekit.lab.splits import Split
 
 
@@ -43,10 +43,13 @@ def test_ids_are_the_models_own(tiny_lab: Path) -> None:
     assert run.logits.shape[0] == 8
 
 
-def test_more_prompts_begin_with_the_same(tiny_lab: Path) -> None:
-    name = sorted(lab.TASKS)[0]
-    assert lab.task(name, 20).prompts[:7] == lab.task(name, 7).prompts
+@pytest.mark.parametrize("name", ["addition", "fact_capital", "one_hop_currency", "multiple_choice"])
+def test_more_prompts_begin_with_the_same(tiny_lab: Path, name: str) -> None:
+    assert lab.task(name, 50).prompts[:7] == lab.task(name, 7).prompts
     assert lab.task(name, 7, seed=1).prompts != lab.task(name, 7).prompts
+
+
+def test_more_pairs_begin_with_the_same() -> None:
     contrast = sorted(lab.CONTRASTS)[0]
     assert lab.contrast(contrast, 9)[:4] == lab.contrast(contrast, 4)
 
@@ -58,6 +61,14 @@ def test_what_answer_and_foil_share_is_part_of_the_prompt(tiny_lab: Path, monkey
     assert found.clean == (tuple(lm.text.ids(["1+1=1"])[0]),)
     assert found.corrupted == (tuple(lm.text.ids(["1+2=1"])[0]),)
     assert [lm.decode(found.answer_B), lm.decode(found.foil_B)] == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [(" A", True), ("A) red", True), ("\nA.", True), (" Africa", False), (" A1", False), (" B", False), ("", False)],
+)
+def test_an_answer_is_a_whole_word(said: str, right: bool) -> None:
+    assert starts_with_answer(Prompt("Answer:", "Answer:", " A", " B"), said) is right
 
 
 def test_open_ended_tasks_have_no_answer_token(tiny_lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,4 +82,4 @@ def _noun_prompt(rng: Random, split: Split) -> Prompt:
             return Prompt(clean, corrupted, " " + answer, " " + foil, language)
 
 
-add_task(Task("translation", "translations", "the noun that the English sentence says", _noun_prompt, new_tokens=3))
+add_task(Task("translation", "translations", "the noun that the English sentence says", _noun_prompt))
