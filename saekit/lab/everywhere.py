@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from random import Random
 
 from saekit.lab.concepts import CONCEPTS
@@ -52,6 +53,7 @@ _FOREIGN = {"french_stories", "german_stories", "spanish_stories"}
 _Table = dict[str, tuple[str, ...]]
 
 
+@cache
 def _concepts_by_word() -> _Table:
     found: _Table = {}
 

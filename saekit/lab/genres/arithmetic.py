@@ -14,7 +14,6 @@ DIGITS = tuple("0123456789")
 HELD_OUT_SHARE = 0.15
 TWO_DIGITS = 0.8
 ADDITIONS = 0.65
-LARGEST_SUM = 198  # 99 leaves out the results of three digits, half of all additions
 
 for _operand in ("operand", "result"):
     words_concept(f"{_operand}_tens", f"the tens digit of the {_operand} of a sum", DIGITS)
@@ -68,7 +67,7 @@ def draw_sum(rng: Random, split: Split, sign: str | None = None, two_digits: flo
         drawn = sign or ("+" if rng.random() < ADDITIONS else "-")
         if drawn == "-" and b > a:
             a, b = b, a
-        if compute(a, drawn, b) <= LARGEST_SUM and sum_is_heldout(a, drawn, b) == (split == "heldout"):
+        if sum_is_heldout(a, drawn, b) == (split == "heldout"):
             return a, drawn, b
 
 

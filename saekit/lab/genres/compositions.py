@@ -187,16 +187,16 @@ add_genre(
 )
 
 
-def _others(hop: Hop) -> list[Hop]:
-    """Countries described in the same way, of which something else is true."""
-    return [
-        other
-        for other in HOPS["heldout" if is_heldout_hop(hop) else "train"]
-        if other[1] == hop[1] and other[0].kind == hop[0].kind and value(other) != value(hop)
-    ]
+def _others() -> dict[Hop, list[Hop]]:
+    """For each hop, those of its split to countries described in the same way, of which something else is true."""
+    alike: dict[tuple[bool, str, str], list[tuple[Hop, str]]] = {}
+    for hop in _HOPS:
+        alike.setdefault((is_heldout_hop(hop), hop[0].kind, hop[1]), []).append((hop, value(hop)))
+    found = {hop: [other for other, told in same if told != true] for same in alike.values() for hop, true in same}
+    return {hop: others for hop, others in found.items() if others}
 
 
-_OTHERS = {hop: others for hop in _HOPS if (others := _others(hop))}
+_OTHERS = _others()
 
 
 def _askable(split: Split, kinds: tuple[str, ...]) -> tuple[list[Hop], list[float]]:
