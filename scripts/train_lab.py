@@ -41,6 +41,8 @@ POOL_DOCUMENTS = 8_192
 INTRODUCTION = ("induction", 3, 0.75)
 """A genre, so many pools of documents, and its share of them: copying is learnt soonest where little else is to be had."""
 IGNORED = -100
+HEAD = 32
+"""Width of a head."""
 BETWEEN_CHECKPOINTS_S = 120
 
 
@@ -58,6 +60,15 @@ class Plan:
     micro_tokens: int
     lr: float
     muon_lr: float
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or not 1 <= self.micro_tokens <= self.batch_tokens:
+            raise ConfigError(
+                f"{self.tokens} tokens in steps of {self.batch_tokens}, {self.micro_tokens} at a time: nothing to train on.",
+                "--tokens and --micro-tokens must be 1 or more, and --batch-tokens no less than --micro-tokens.",
+            )
+        if self.width < HEAD or self.width % HEAD:
+            raise ConfigError(f"The width is {self.width}.", f"--width must be a multiple of {HEAD}, which is that of a head.")
 
 
 def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
@@ -100,8 +111,8 @@ def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
             hidden_size=plan.width,
             intermediate_size=plan.width * 8 // 3 // 64 * 64,
             num_hidden_layers=plan.layers,
-            num_attention_heads=plan.width // 32,
-            num_key_value_heads=plan.width // 32,
+            num_attention_heads=plan.width // HEAD,
+            num_key_value_heads=plan.width // HEAD,
             max_position_embeddings=plan.context,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -191,9 +202,9 @@ class Run:
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
-        if (folder / "tokenizer" / "tokenizer.json").is_file():
+        if (folder / "state" / "state.json").is_file():
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-        else:
+        else:  # one that lies there may be of another plan, or half-written
             self.tokenizer = train_tokenizer(plan)
             self.tokenizer.save_pretrained(folder / "tokenizer")
         self.model = new_model(plan, self.tokenizer).to(device)

@@ -107,6 +107,17 @@ def test_other_settings_are_refused(script: ModuleType, tmp_path: Path) -> None:
         script.Run(plan(script, layers=1), tmp_path, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("changes", [{"batch_tokens": 500}, {"micro_tokens": 0}, {"tokens": 0}, {"width": 40}])
+def test_settings_that_cannot_be_trained_are_refused(script: ModuleType, changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        plan(script, **changes)
+
+
+def test_a_tokenizer_of_another_plan_is_not_used(script: ModuleType, tmp_path: Path) -> None:
+    sizes = [len(script.Run(plan(script, vocabulary=n), tmp_path, torch.device("cpu")).tokenizer) for n in (500, 400)]
+    assert sizes == [500, 400]
+
+
 def test_a_word_is_a_token_and_so_is_a_digit(whole: Path, script: ModuleType) -> None:
     tokenizer = script.PreTrainedTokenizerFast.from_pretrained(whole)
     text = "37+48=85. Äpfel, été? mañana!"
