@@ -24,6 +24,14 @@ _SAMPLES = 5
 _TOLERANCE = 0.05
 """How far a strength may be from what was planted."""
 _BATCH_TOKENS = 8192
+_FACTS = {
+    "architecture": "model_type",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "context": "max_position_embeddings",
+    "vocabulary": "vocab_size",
+}
 
 
 @dataclass(frozen=True)
@@ -141,15 +149,8 @@ def model_facts(folder: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelNotFound(f"{folder} holds no model: {error}.", "Give a folder that scripts/train_lab.py made.") from error
     header.pop("__metadata__", None)
-    facts = {
-        "architecture": config["model_type"],
-        "parameters": sum(prod(tensor["shape"]) for tensor in header.values()),
-        "layers": config["num_hidden_layers"],
-        "width": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "context": config["max_position_embeddings"],
-        "vocabulary": config["vocab_size"],
-    }
+    facts = {name: config[key] for name, key in _FACTS.items() if key in config}  # other architectures have other keys
+    facts["parameters"] = sum(prod(tensor["shape"]) for tensor in header.values())
     record = folder / "training.json"
     if record.exists():
         training = json.loads(record.read_text())
