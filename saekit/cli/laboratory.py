@@ -21,6 +21,12 @@ lab_app = typer.Typer(help="The built-in language model and corpus whose truth i
 app.add_typer(lab_app, name="lab")
 
 _SPLIT = Annotated[str, typer.Option(help="train, or heldout: cases and phrasings that training never saw.")]
+_HARD = {
+    "auc_same_words": "against other occurrences of their words",
+    "auc_in_context": "between occurrences of one and the same token",
+    "auc_hard": "by the lower of these two",
+}
+_DERIVED = ("recovered", "lexical", "contextual", "auc_hard", "outcome", "reason")
 _COLOURS = ("yellow", "cyan", "green", "magenta", "red", "blue", "bright_yellow", "bright_cyan", "bright_green", "bright_magenta")
 
 
@@ -164,6 +170,10 @@ def concepts(
     """Which of the known concepts the dictionaries of a workspace recover in a single feature.
 
     AUC: how surely the feature's activation tells the concept's tokens from all others, on documents that did not choose it.
+    Words: the same of the rule "is one of the concept's tokens", which knows no context. Same words: AUC of the best feature
+    against other occurrences of these tokens only. In context: AUC of the best feature between occurrences of one and the same
+    token, where knowing the token gives 0.5. A concept is recovered in context if both are high. A dash: the words are the
+    concept, or there is too little to compare.
 
     Example: `saekit lab concepts lab-resid_post.2`
     """
@@ -190,29 +200,62 @@ def _facts(each: Recoveries) -> dict[str, Any]:
         "median": each.median,
         "share_recovered": each.share,
         "quantiles": each.quantiles(),
-        "concepts": [{**asdict(one), "recovered": one.recovered} for one in each.found],
+        "outcomes": each.outcomes(),
+        "contextual": {name: _summary(each, name) for name in _HARD},
+        "concepts": [{**asdict(one)} | {name: getattr(one, name) for name in _DERIVED} for one in each.found],
         "missing": list(each.missing),
     }
 
 
+def _summary(each: Recoveries, criterion: str) -> dict[str, Any]:
+    return {
+        "concepts": len(each.aucs(criterion)),
+        "median": each.median_of(criterion),
+        "share_recovered": each.share_of(criterion),
+        "quantiles": each.quantiles(criterion),
+    }
+
+
 def _print_recoveries(each: Recoveries) -> None:
+    from saekit.evaluate.concepts import RECOVERED
+
     table(
         [
             {
                 "concept": one.concept,
-                "feature": str(one.feature),
                 "AUC": f"{one.auc:.3f}",
+                "feature": str(one.feature),
                 "recall": f"{one.recall:.0%}",
                 "precision": f"{one.precision:.0%}",
                 "tokens": one.tokens,
-                "": "" if one.recovered else "not recovered",
+                "words": f"{one.lexical_auc:.3f}",
+                "same words": _hard(one.auc_same_words, one.feature_same_words),
+                "in context": _hard(one.auc_in_context, one.feature_in_context),
+                "recovered": one.outcome,
+                "because": one.reason,
             }
             for one in each.found
         ],
         title=f"dictionary at {each.site}",
     )
-    distribution = ", ".join(f"{name} below {value:.3f}" for name, value in each.quantiles().items())
     say(f"{len(each.found)} concepts on {number(each.tokens)} tokens: median AUC {each.median:.3f}, {each.share:.0%} recovered")
-    say((distribution, "dim"))
+    say((_distribution(each, "auc"), "dim"))
+    say("recovered ", ", ".join(f"{name}: {count}" for name, count in each.outcomes().items()))
+    for criterion, what in _HARD.items():
+        if count := len(each.aucs(criterion)):
+            say(
+                f"{count} concepts {what}: median AUC {each.median_of(criterion):.3f}, "
+                f"{each.share_of(criterion):.0%} at {RECOVERED} or more"
+            )
+            say((_distribution(each, criterion), "dim"))
     if each.missing:
         say("too few tokens to judge: ", ", ".join(each.missing))
+
+
+def _distribution(each: Recoveries, criterion: str) -> str:
+    return ", ".join(f"{name} below {value:.3f}" for name, value in each.quantiles(criterion).items())
+
+
+def _hard(auc: float, feature: int | None) -> str:
+    """An AUC and whose it is."""
+    return "–" if feature is None else f"{auc:.3f} #{feature}"

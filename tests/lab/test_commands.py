@@ -79,6 +79,10 @@ def test_a_study_of_the_laboratory_by_name(
     assert len(aucs) > 20
     assert aucs == sorted(aucs, reverse=True)
     assert 0.5 < facts["median"] <= 1
+    assert facts["contextual"]["auc_in_context"]["concepts"] == sum(each["contextual"] for each in facts["concepts"])
+    assert all(each["auc_same_words"] is None for each in facts["concepts"] if each["lexical"])
+    assert sum(facts["outcomes"].values()) == len(facts["concepts"])
     shown = saekit("lab", "concepts", workspace, "--documents", 300).stdout
     assert "median AUC" in shown
+    assert "between occurrences of one and the same token" in shown
     assert shown.index(facts["concepts"][0]["concept"]) < shown.index(facts["concepts"][-1]["concept"])

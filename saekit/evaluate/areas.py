@@ -1,0 +1,99 @@
+"""Areas under ROC curves of many sparse features for many concepts at once, exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array, csr_array
+
+_NONZEROS = 1 << 23
+"""Activations that are ranked at once."""
+
+
+def auc(acts_NF: csc_array, labels_NC: csr_array, group_N: np.ndarray | None = None) -> np.ndarray:
+    """(F, C) area under the ROC curve of every feature for every concept: exact, ties counting half; NaN where no pair is to
+    be compared, as all tokens or none are the concept's.
+
+    With groups, only pairs of the same group are compared (van Elteren's stratified statistic): the area is the chance that a
+    token of the concept has the higher activation than a token of its group that is not of the concept.
+
+    The Mann-Whitney statistic: with R the sum over a concept's n tokens of their ranks by the feature's activation (ties share
+    their mean rank), AUC = (R - n (n + 1) / 2) / (n (N - n)). Activations of zero all share one rank r0, so R = n r0 + the sum of
+    (rank - r0) over nonzero ones: a product of two sparse matrices, and the ranks depend on no concept. In groups, numerators and
+    denominators are summed over the groups.
+
+    Args:
+        group_N: the group of each token, integers from 0; None is one group of all.
+    """
+    from scipy.sparse import csc_array, csr_array
+
+    acts_NF = csc_array(acts_NF)
+    acts_NF.eliminate_zeros()
+    N, F = acts_NF.shape
+    group_N = np.zeros(N, np.int64) if group_N is None else group_N
+    size_G = np.bincount(group_N, minlength=1)
+    weights_NC = labels_NC.astype(np.float64)
+    member_GN = csr_array((np.ones(N), (group_N, np.arange(N))), shape=(len(size_G), N))
+    n_GC = csr_array(member_GN @ weights_NC)
+    n_C = np.asarray(n_GC.sum(axis=0)).ravel()
+    squares_C = np.asarray((n_GC * n_GC).sum(axis=0)).ravel()
+    sizes_C = n_GC.T @ size_G
+    pairs_C = sizes_C - squares_C
+    # Of a feature that is zero everywhere: R - n (n + 1) / 2, summed over the groups.
+    silent_C = (sizes_C + n_C) / 2 - (squares_C + n_C) / 2
+    auc_FC = np.empty((F, len(n_C)))
+    for start, stop in _blocks(acts_NF.indptr):
+        block = acts_NF[:, start:stop]
+        ranks, shift_FG = _ranks(block, group_N, size_G)
+        ranked = csc_array((ranks, block.indices, block.indptr), shape=block.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            auc_FC[start:stop] = ((ranked.T @ weights_NC).toarray() + (shift_FG @ n_GC).toarray() + silent_C) / pairs_C
+    auc_FC[:, pairs_C == 0] = np.nan
+    return auc_FC
+
+
+def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of columns of about `_NONZEROS` together."""
+    start, F = 0, len(indptr) - 1
+    while start < F:
+        stop = max(start + 1, int(np.searchsorted(indptr, indptr[start] + _NONZEROS, side="right")) - 1)
+        yield start, stop
+        start = stop
+
+
+def _ranks(acts_NF: csc_array, group_N: np.ndarray, size_G: np.ndarray) -> tuple[np.ndarray, csr_array]:
+    """Of nonzero entries column by column: their mean ranks in their group less the rank of zeros there. And by how much the rank
+    of a group's zeros differs from their rank where all is zero, (F, G)."""
+    from scipy.sparse import csr_array
+
+    values, indptr = acts_NF.data, acts_NF.indptr
+    G, shape = len(size_G), (acts_NF.shape[1], len(size_G))
+    if not len(values):
+        return np.zeros(0), csr_array(shape)
+    group = group_N[acts_NF.indices]
+    order = np.concatenate([a + _order(values[a:b], group[a:b], G) for a, b in pairwise(indptr.tolist())])
+    ordered = values[order]
+    home = (np.repeat(np.arange(shape[0]), np.diff(indptr)) * G + group)[order]  # the group of a column: one run of entries
+    starts = np.ones(len(ordered), bool)
+    starts[1:] = home[1:] != home[:-1]
+    new = starts.copy()
+    new[1:] |= ordered[1:] != ordered[:-1]
+    first, start = new.nonzero()[0], starts.nonzero()[0]
+    size = np.diff(np.append(first, len(ordered)))
+    column, of = np.divmod(home[start], G)
+    zeros = size_G[of] - np.diff(np.append(start, len(ordered)))
+    zero = np.add.reduceat((ordered < 0).astype(np.int64), start) + (zeros + 1) / 2
+    run = (np.cumsum(starts) - 1)[first]
+    mean = first - start[run] + (size + 1) / 2 + np.where(ordered[first] > 0, zeros[run], 0)
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(mean - zero[run], size)
+    return ranks, csr_array((zero - (size_G[of] + 1) / 2, (column, of)), shape=shape)
+
+
+def _order(values: np.ndarray, group: np.ndarray, G: int) -> np.ndarray:
+    return np.argsort(values) if G == 1 else np.lexsort((values, group))
