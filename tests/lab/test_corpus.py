@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from saekit import lab
 from saekit.errors import ConfigError
+from saekit.lab.bench import bind
 from saekit.lab.registry import starts_with_answer
 
 GENRES = sorted(lab.GENRES)
@@ -56,6 +59,11 @@ def train_texts() -> dict[str, list[str]]:
     return {genre: [d.text for seed in range(2) for d in lab.documents(genre, seed=seed, n=400)] for genre in GENRES}
 
 
+@pytest.fixture(scope="module")
+def everything(train_texts: dict[str, list[str]]) -> str:
+    return "\0".join(text for texts in train_texts.values() for text in texts)
+
+
 @pytest.mark.parametrize("genre", GENRES)
 def test_no_document_is_in_both_splits(genre: str, train_texts: dict[str, list[str]]) -> None:
     train = {text for texts in train_texts.values() for text in texts}
@@ -64,13 +72,16 @@ def test_no_document_is_in_both_splits(genre: str, train_texts: dict[str, list[s
 
 
 @pytest.mark.parametrize("name", sorted(lab.TASKS))
-def test_no_training_document_holds_a_heldout_prompt_and_its_answer(name: str, train_texts: dict[str, list[str]]) -> None:
-    everything = "\0".join(text for texts in train_texts.values() for text in texts)
-    found = lab.task(name, split="heldout", tokenizer=_Words())
-    prompts = found.prompts[:60]
-    known = [p.clean + p.answer for p in prompts if p.clean + p.answer in everything]
+def test_no_training_document_holds_a_heldout_prompt_and_its_answer(name: str, everything: str) -> None:
+    found = bind(name, 60, 10, "heldout", 0, _Words())
+    known = [p.clean + p.answer for p in found.prompts if p.clean + p.answer in everything]
     # What is held out of an open-ended story may come later than its beginning.
-    assert len(known) <= (0.05 * len(prompts) if found.task.sample else 0), known
+    assert len(known) <= (0.05 * len(found) if found.task.sample else 0), known
+
+
+@cache
+def _number(token: str) -> int:
+    return int(hashlib.sha1(token.encode()).hexdigest()[:12], 16)
 
 
 class _Words:
@@ -79,10 +90,8 @@ class _Words:
     bos_token_id = None
 
     def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[object]]]:
-        import re
-
         found = [list(re.finditer(r" ?[^\W\d]+| ?\d| ?[^\w\s]|\s", text)) for text in texts]
-        ids = [[int(hashlib.sha1(m[0].encode()).hexdigest()[:12], 16) for m in row] for row in found]
+        ids = [[_number(match[0]) for match in row] for row in found]
         return {"input_ids": ids, "offset_mapping": [[m.span() for m in row] for row in found]}  # type: ignore[dict-item]
 
 
@@ -94,10 +103,10 @@ from saekit import lab
 digest = hashlib.sha256()
 for split in ("train", "heldout"):
     for genre in [None, *sorted(lab.GENRES)]:
-        for document in lab.documents(genre, split, seed=3, n=30):
+        for document in lab.documents(genre, split, seed=3, n=15):
             digest.update(repr(document).encode())
     for maker in [*lab.TASKS.values(), *lab.CONTRASTS.values()]:
-        for i in range(10):
+        for i in range(5):
             digest.update(repr(maker.make(Random(i), split)).encode())
 digest.update(repr([(c.name, c.words) for c in lab.concepts()]).encode())
 print(digest.hexdigest())
@@ -113,7 +122,7 @@ def test_the_same_seed_gives_the_same_bytes_in_every_process() -> None:
             check=True,
             env={"PYTHONHASHSEED": str(hash_seed), "PATH": "", "PYTHONPATH": str(Path(__file__).parents[2])},
         ).stdout
-        for hash_seed in (0, 1, 2)
+        for hash_seed in (0, 1)
     }
     assert len(found) == 1
 
@@ -158,8 +167,7 @@ def test_weights_and_descriptions() -> None:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", sorted(lab.TASKS))
 def test_a_task_accepts_its_own_answer(name: str, split: Literal["train", "heldout"]) -> None:
-    found = lab.task(name, split=split, tokenizer=_Words())
-    assert len(found) >= 10
+    found = bind(name, 100, 10, split, 0, _Words())
     for prompt in found.prompts:
         assert prompt.clean != prompt.corrupted
         assert prompt.clean == prompt.clean.rstrip()
