@@ -43,7 +43,7 @@ class LabCorpus(Corpus):
         try:
             self._documents(0)
         except ConfigError as error:
-            raise CorpusError(f"{source!r}: {error.what}.", error.hint) from error
+            raise CorpusError(f"{source!r}: {error.what}", error.hint) from error
         warn_if_shadowing(source)
 
     def _documents(self, start: int) -> Iterator[Document]:

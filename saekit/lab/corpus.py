@@ -8,6 +8,7 @@ from itertools import accumulate, count, islice
 from random import Random
 
 from saekit.errors import ConfigError
+from saekit.lab.bench import find
 from saekit.lab.registry import GENRES
 from saekit.lab.splits import Split
 from saekit.lab.text import Span
@@ -28,12 +29,15 @@ def documents(
 ) -> Iterator[Document]:
     """Labelled documents from number `start`, endless or `n` of them: of one `genre`, or of all in the proportions of training.
 
-    The same arguments give the same bytes. Raises `ConfigError` for a genre or split there is not.
+    The same arguments give the same bytes.
+
+    Raises:
+        ConfigError: there is no such genre (the message names the nearest) or split.
     """
     if split not in ("train", "heldout"):
-        raise ConfigError(f"no split {split!r}", "the splits are train and heldout")
-    if genre is not None and genre not in GENRES:
-        raise ConfigError(f"no genre {genre!r}", f"the genres are {', '.join(sorted(GENRES))}")
+        raise ConfigError(f"There is no split {split!r}.", "The splits are train and heldout.")
+    if genre is not None:
+        find(GENRES, genre, "genre")
     return islice(_endless(genre, split, seed, start), n)
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from saekit.lab.bench import find
 from saekit.lab.concepts import CONCEPTS
 from saekit.lab.corpus import Document
 from saekit.lab.text import Span
@@ -63,11 +64,14 @@ def label(documents: Iterable[Document], tokenizer: Any = None, concepts: Sequen
         concepts: which ones, in this order; None is all, by name.
 
     Raises:
-        ConfigError: the tokenizer does not tell which characters a token covers.
+        ConfigError: there is no such concept (the message names the nearest), or the tokenizer does not tell which characters a
+            token covers.
         ModelNotFound: no tokenizer is given, and this installation lacks the packaged model.
     """
     documents = list(documents)
     names = tuple(sorted(CONCEPTS) if concepts is None else concepts)
+    for name in names:
+        find(CONCEPTS, name, "concept")
     encoded = encode([document.text for document in documents], tokenizer)
     token_M, concept_M = align(
         [document.text for document in documents], [document.spans for document in documents], encoded.offsets, names

@@ -79,6 +79,8 @@ def test_some_concepts_in_a_given_order(tiny_lab: Path) -> None:
     assert np.array_equal(part.matrix(), whole.matrix()[:, columns])
     assert lab.label(documents, concepts=()).matrix().shape == (whole.n_tokens, 0)
     assert lab.label([]).n_tokens == 0
+    with pytest.raises(ConfigError, match="Did you mean 'birds'"):
+        lab.label(documents, concepts=["bird"])
 
 
 def test_a_tokenizer_that_cannot_tell_characters() -> None:

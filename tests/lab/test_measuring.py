@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -41,7 +42,7 @@ def _digits(answer: str) -> Task:
         last = str(n % 10)
         return Prompt(f"{n}", f"{n // 10}{(n + 1) % 10}", last if rng.random() < 0.75 else "x", answer)
 
-    return Task("digits", "digits", "says its last digit", make, at_least=0.9)
+    return Task("digits", "digits", "says its last digit", make, at_least=0.9, new_tokens=1)
 
 
 def test_accuracy_counts_the_right_ones(copying: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,7 @@ def test_accuracy_counts_the_right_ones(copying: LanguageModel, monkeypatch: pyt
 
 def test_goals_that_are_upper_bounds_fail_where_the_check_passes(copying: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     task = _digits("y")
-    monkeypatch.setitem(lab.TASKS, "digits", Task(task.name, task.genre, "", task.make, at_most=0.05))
+    monkeypatch.setitem(lab.TASKS, "digits", replace(task, at_least=None, at_most=0.05))
     found = measure_task(copying, lab.task("digits", 20))
     assert (found.goal, found.met) == ("≤ 5%", False)
     assert all(said.startswith(clean[-1]) for clean, said in found.failures)
