@@ -72,7 +72,11 @@ def test_imports_go_down_only() -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import saekit", "import saekit.cli, saekit.cli.make, saekit.cli.explore, saekit.workspace"],
+    [
+        "import saekit",
+        "import saekit.lab, saekit.builtin",
+        "import saekit.cli, saekit.cli.make, saekit.cli.explore, saekit.cli.demo, saekit.cli.laboratory, saekit.workspace",
+    ],
 )
 def test_nothing_heavy_is_imported_early(statement: str) -> None:
     code = f"import sys; {statement}; print([m for m in {HEAVY!r} if m in sys.modules])"
