@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from trainers import TrainConfig
 
 LAB_QUERIES = ("birds", "ships", "fear")
-STRENGTHS = (0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Of the scan, in median norms of the site."""
 AFFORDABLE = 1.3
 """The perplexity ratio that a strength is chosen under: some way below 1.5, because it is measured again."""
-_CANDIDATES = 3
 _PROMPTS = 8
 _OPENING = 5
 """Words of a document that are a prompt."""
@@ -215,11 +214,11 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
 
 
 def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
-    """Features that promote the concept, and those that the search found."""
+    """The two features that promote the concept most, and the one that a search finds first."""
     with ws.database() as database:
         promoting = [database.feature(hit.ref) for hit in database.search(topic.query, k=2, site=site, by="promotes")]
-    both = {record.feature: record for record in [*(found.record for found in section.found[:2]), *promoting]}
-    return list(both.values())[:_CANDIDATES]
+    both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:1])]}
+    return list(both.values())
 
 
 def _sweep(
