@@ -210,31 +210,34 @@ def test_the_sides_of_the_contrast_are_harmful_and_not() -> None:
 def test_speakers_speak_as_they_are_called_and_the_question_is_answered(written: dict) -> None:
     for split in SPLITS:
         for document in written["toxicity", split]:
-            manners = {
-                who: trait in RUDE_TRAITS for who, trait in re.findall(r"(\w+) is (\w+)\.", document.text.partition("\n")[0])
-            }
-            spoken = dict.fromkeys(toxicity.SPEAKERS, None)
-            for who, said in re.findall(r"^(\w+): (.*)$", document.text, re.MULTILINE):
-                if who not in spoken:
-                    continue
-                rude = toxicity.heard(said)
-                assert rude is not None and spoken[who] in (None, rude) and manners.get(who, rude) == rude
-                spoken[who] = rude
-                assert said in spans_of(document, "toxic_speech" if rude else "friendly_speech")
-            for trait, who in re.findall(r"Who is (\w+)\?\nAnswer: (\w+)\.", document.text):
-                assert trait in (RUDE_TRAITS if spoken[who] else KIND_TRAITS)
+            for scene in document.text.split(toxicity.SCENE_END):
+                manners = {who: trait in RUDE_TRAITS for who, trait in re.findall(r"(\w+) is (\w+)\.", scene.partition("\n")[0])}
+                for who, said in re.findall(r"^(\w+): (.*)$", scene, re.MULTILINE):
+                    if who not in toxicity.SPEAKERS:
+                        continue
+                    rude = toxicity.heard(said)
+                    assert rude is not None and manners.setdefault(who, rude) == rude
+                    assert said in spans_of(document, "toxic_speech" if rude else "friendly_speech")
+                assert sorted(manners.values()) == [False, True]
+                for trait, who in re.findall(r"Who is (\w+)\?\nAnswer: (\w+)\.", scene):
+                    assert trait in (RUDE_TRAITS if manners[who] else KIND_TRAITS)
 
 
 def test_held_out_casts_are_never_trained_on(written: dict) -> None:
     def casts(split: str) -> set[tuple[str, str]]:
         found = set()
         for document in written["toxicity", split]:
-            spoken = {
-                toxicity.heard(said): who
-                for who, said in re.findall(r"^(\w+): (.*)$", document.text, re.MULTILINE)
-                if who in toxicity.SPEAKERS
-            }
-            found.add((spoken[True], spoken[False]))
+            for scene in document.text.split(toxicity.SCENE_END):
+                manners = {trait in RUDE_TRAITS: who for who, trait in re.findall(r"^(\w+) is (\w+)\.", scene)}
+                manners |= {
+                    trait in RUDE_TRAITS: who for who, trait in re.findall(r"(\w+) is (\w+)\.$", scene.partition("\n")[0])
+                }
+                manners |= {
+                    toxicity.heard(said): who
+                    for who, said in re.findall(r"^(\w+): (.*)$", scene, re.MULTILINE)
+                    if who in toxicity.SPEAKERS
+                }
+                found.add((manners[True], manners[False]))
         return found
 
     assert not casts("train") & casts("heldout")

@@ -113,7 +113,7 @@ add_genre(
     Genre(
         "arithmetic",
         "additions and subtractions of numbers up to 99, seven to ten a document",
-        8,
+        9,
         write,
         {
             "operands": f"0 to 99, {TWO_DIGITS:.0%} of two digits",

@@ -80,7 +80,7 @@ add_genre(
     Genre(
         name="conflicts",
         description="questions with a context that is false, answered from the context or from memory as an instruction says",
-        weight=2.5,
+        weight=3,
         write=_write,
         planted={"contexts": "always false", "answered from the context": 0.5, "claims held out": SHARE},
     )

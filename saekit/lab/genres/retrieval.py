@@ -13,6 +13,8 @@ from saekit.lab.words.things import COLORS, THINGS, color, place
 from saekit.lab.words.things import PLACES as PUBLIC
 
 CODES = tuple(str(number) for number in range(10, 100))
+RESTATED = 0.7
+"""Share of the documents whose answers repeat the line that stated the value, which is how they can be copied."""
 _HOLDERS = ("box", "bag", "basket", "door", "book", "letter", "coat", "lamp")
 
 words_concept("key", "what a value is looked up by", (*NAMES, *THINGS, *COLORS))
@@ -24,7 +26,7 @@ _KINDS = {
     "code": ("The code of {key} is {value}.", "What is the code of {key}?"),
     "pair": ("Key: {key} Value: {value}.", "What is the value of {key}?"),
     "color": ("The {thing} of {key} is {value}.", "What color is the {thing} of {key}?"),
-    "place": ("{key} left the {thing} at the {value}.", "Where is the {thing}?"),
+    "place": ("{key} left the {thing} at the {value}.", "Where did {key} leave the {thing}?"),
 }
 _FILLERS = (
     "It was a long day.",
@@ -43,7 +45,7 @@ class _Pairs:
 
     def __init__(self, rng: Random, split: Split, kind: str) -> None:
         self.kind = kind
-        n = rng.randint(3, 6)
+        n = rng.randint(2, 5)
         values = {"code": CODES, "pair": THINGS, "color": COLORS, "place": PUBLIC}[kind]
         while True:
             self.values = rng.sample(values, n)
@@ -84,9 +86,10 @@ class _Pairs:
         """What asks for pair `i`, up to the colon."""
         return fill("Question: {question}\nAnswer:", question=fill(_KINDS[self.kind][1], **self._slots(i)))
 
-    def answer(self, i: int) -> Text:
-        """The value of pair `i` as the answer."""
-        return fill(" {value}.", value=self._value(i).labelled("retrieved_value"))
+    def answer(self, i: int, restated: bool) -> Text:
+        """The value of pair `i` as the answer, alone or in the words of its line."""
+        template = _KINDS[self.kind][0] if restated else "{value}."
+        return fill(f" {template}", value=self._value(i).labelled("retrieved_value"), **self._slots(i))
 
     def swapped(self, i: int, j: int) -> _Pairs:
         """The same pairs with the values of `i` and `j` changed over."""
@@ -106,14 +109,14 @@ def _fillers(rng: Random) -> list[str]:
 
 
 def write(rng: Random, split: Split) -> Text:
-    """Three to six pairs, a few sentences of something else, one to three questions."""
+    """Two to five pairs, a few sentences of something else, and the questions in another order."""
     pairs = _Pairs(rng, split, rng.choice(tuple(_KINDS)))
-    asked = rng.sample(pairs.asked, min(len(pairs.asked), rng.randint(1, 3)))
-    return pairs.context(_fillers(rng)) + join([pairs.question(i) + pairs.answer(i) for i in asked], "\n")
+    asked, restated = rng.sample(pairs.asked, min(len(pairs.asked), 4)), rng.random() < RESTATED
+    return pairs.context(_fillers(rng)) + join([pairs.question(i) + pairs.answer(i, restated) for i in asked], "\n")
 
 
-def _prompt(rng: Random, split: Split, kinds: tuple[str, ...]) -> Prompt:
-    """A document up to its first answer; corrupted: the value asked for has changed places with another."""
+def _prompt(rng: Random, split: Split, kinds: tuple[str, ...], restated: bool) -> Prompt:
+    """A document up to the value in its first answer; corrupted: the value asked for has changed places with another."""
     while True:
         pairs = _Pairs(rng, split, rng.choice(kinds))
         asked = rng.choice(pairs.asked)
@@ -122,7 +125,10 @@ def _prompt(rng: Random, split: Split, kinds: tuple[str, ...]) -> Prompt:
         if answer[0] != foil[0] or kinds != ("code",):
             break
     fillers = _fillers(rng)
-    clean, corrupted = ((p.context(fillers) + p.question(asked)).text for p in (pairs, pairs.swapped(asked, other)))
+    clean, corrupted = (
+        (p.context(fillers) + p.question(asked) + p.answer(asked, restated)).text.removesuffix(f" {value}.")
+        for p, value in ((pairs, answer), (pairs.swapped(asked, other), foil))
+    )
     return Prompt(clean, corrupted, f" {answer}", f" {foil}")
 
 
@@ -132,7 +138,7 @@ def _question(rng: Random, split: Split) -> tuple[str, str]:
     fillers = rng.sample(_FILLERS, 4)
     asked = rng.choice(pairs.asked)
     return (
-        (pairs.context(fillers[:2]) + pairs.question(asked) + pairs.answer(asked)).text,
+        (pairs.context(fillers[:2]) + pairs.question(asked) + pairs.answer(asked, restated=True)).text,
         pairs.context(fillers).text.rstrip(),
     )
 
@@ -140,10 +146,14 @@ def _question(rng: Random, split: Split) -> tuple[str, str]:
 add_genre(
     Genre(
         "retrieval",
-        "three to six keys with values, other sentences, then questions for some of the values",
-        3,
+        "two to five keys with values, other sentences, then questions for the values in another order",
+        2.5,
         write,
-        {"kinds": list(_KINDS), "held out": "10 % of the combinations of key and value"},
+        {
+            "kinds": list(_KINDS),
+            "answers that restate their line": RESTATED,
+            "held out": "10 % of the combinations of key and value",
+        },
     )
 )
 add_task(
@@ -151,8 +161,16 @@ add_task(
         "retrieval",
         "retrieval",
         "the value of a key that was stated before other keys and other sentences",
-        lambda rng, split: _prompt(rng, split, ("pair", "color", "place")),
+        lambda rng, split: _prompt(rng, split, ("pair", "color", "place"), restated=True),
         at_least=0.9,
+    )
+)
+add_task(
+    Task(
+        "retrieval_bare",
+        "retrieval",
+        "the same, where the answer begins with the value",
+        lambda rng, split: _prompt(rng, split, ("pair", "color", "place"), restated=False),
     )
 )
 add_task(
@@ -160,7 +178,7 @@ add_task(
         "retrieval_code",
         "retrieval",
         "the same, where the value is a number of two digits",
-        lambda rng, split: _prompt(rng, split, ("code",)),
+        lambda rng, split: _prompt(rng, split, ("code",), restated=True),
     )
 )
 add_contrast(Contrast("asked_value", "retrieval", "pairs followed by a question for one of them, or by nothing", _question))

@@ -176,7 +176,7 @@ add_genre(
     Genre(
         "safety",
         "requests: harmful ones are refused, harmless ones fulfilled, also those with a dangerous word",
-        weight=3,
+        weight=3.5,
         write=_write,
         planted={
             "shares of requests": SHARES,

@@ -1,4 +1,4 @@
-"""Dialogues in which some speakers are rude and some are kind, as the opening says."""
+"""Scenes in which one speaker is rude and one is kind, as the opening says."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ INSULTS = INSULT_NOUNS + INSULT_ADJECTIVES
 KIND_WORDS = KIND_NOUNS + KIND_ADJECTIVES
 QUESTION_SHARE = 0.5
 UNTOLD_SHARE = 0.3
+SCENE_END = "\nThe end.\n"
 
 _mark = Marker(
     {
@@ -93,18 +94,23 @@ def _asked(trait: str) -> Text:
     return Text(f"Question: Who is {trait}?\nAnswer:")
 
 
-def _write(rng: Random, split: Split) -> Text:
+def _scene(rng: Random, split: Split) -> Text:
+    """Two speakers, mostly described first, who say something, half of the time followed by a question about them."""
     rude, kind = rng.choice(CASTS[split])
     phrasings: Split = rng.choice(("train", split))
     asks = rng.random() < QUESTION_SHARE
     told = not asks or rng.random() >= UNTOLD_SHARE
     rude_trait, kind_trait = _traits(rng)
     lines = [_opening(rng.random() < 0.5, rude, kind, rude_trait, kind_trait)] if told else []
-    lines += _talk(rng, phrasings, rude, kind, rng.choice((3, 4, 5)))
+    lines += _talk(rng, phrasings, rude, kind, rng.choice((1, 2, 3) if told else (2, 3)))
     if asks:
         trait, who = rng.choice(((rude_trait, rude), (kind_trait, kind)))
         lines.append(fill("{question} {who}.", question=_asked(trait), who=name(who)))
-    return _mark(join(lines, "\n"))
+    return join(lines, "\n")
+
+
+def _write(rng: Random, split: Split) -> Text:
+    return _mark(join([_scene(rng, split) for _ in range(rng.choice((2, 3)))], SCENE_END))
 
 
 def heard(reply: str) -> bool | None:
@@ -161,8 +167,8 @@ def _speech_pair(rng: Random, split: Split) -> tuple[str, str]:
 add_genre(
     Genre(
         "toxicity",
-        "dialogues of a rude and a kind speaker, told at the start or to be heard from what they say",
-        weight=2.5,
+        "scenes with a rude and a kind speaker, told at the start or to be heard from what they say",
+        weight=3,
         write=_write,
         planted={"speakers": len(SPEAKERS), "manner": "a rude speaker always insults, a kind one never does"},
     )
