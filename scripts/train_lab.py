@@ -158,10 +158,10 @@ class Batches:
         end = self._tokenizer.eos_token_id
         encoded = self._tokenizer([document.text for document in documents])["input_ids"]
         genres = {name: index for index, name in enumerate(sorted(lab.GENRES))}
-        rows = sorted(
+        rows = [
             ((ids + [end])[: self._plan.context], genres[document.genre])
             for ids, document in zip(encoded, documents, strict=True)
-        )
+        ]
         rows.sort(key=lambda row: len(row[0]))
         batches: list[tuple[list[list[int]], list[int]]] = []
         start = 0
