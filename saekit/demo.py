@@ -18,6 +18,7 @@ from saekit.workspace import Workspace, study_of
 if TYPE_CHECKING:
     from feature_db import FeatureRecord
     from saekit.evaluate.mentions import Mentions
+    from saekit.lab import Document
     from saekit.lm.sites import Site
     from saekit.report import Section
     from saekit.steer.sweep import Sweep
@@ -31,8 +32,9 @@ AFFORDABLE = 1.3
 _PROMPTS = 8
 _OPENING = 5
 """Words of a document that are a prompt."""
-_DOCUMENTS = 1500
-"""Labelled ones on which hits are checked."""
+_DOCUMENTS = 1000
+"""Labelled ones on which hits are checked, of all genres; and of each concept so many more that hold it:"""
+_HOLDING = 60
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,8 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
     if not names:
         return sections
     from saekit.evaluate.concepts import concept_aucs
-    from saekit.lab import documents
 
-    labelled = list(documents(split="heldout", seed=1, n=_DOCUMENTS))
-    auc_FC = concept_aucs(ws.lm, ws.sae(site), site, labelled, names, progress=progress)
+    auc_FC = concept_aucs(ws.lm, ws.sae(site), site, labelled(names), names, progress=progress)
     checked = []
     for section in sections:
         if section.name in names:
@@ -192,6 +192,17 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
             section = replace(section, found=[replace(each, auc=float(auc_F[each.hit.feature])) for each in section.found])
         checked.append(section)
     return checked
+
+
+def labelled(concepts: Sequence[str]) -> list[Document]:
+    """Documents of the laboratory that its model was not trained on, with enough tokens of each concept to measure on."""
+    from saekit.lab import documents
+
+    found = list(documents(split="heldout", seed=1, n=_DOCUMENTS))
+    for concept in concepts:
+        more = documents(split="heldout", seed=2, n=20 * _DOCUMENTS)
+        found += islice((each for each in more if any(span.concept == concept for span in each.spans)), _HOLDING)
+    return found
 
 
 def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig, seed: int) -> Section:

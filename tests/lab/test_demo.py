@@ -1,0 +1,54 @@
+"""`saekit demo` on a laboratory in small: the truth of the labels is in what it reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from saekit import demo, lab
+from saekit.workspace import Workspace
+from tests.cli.conftest import Saekit
+from tests.report.html import check
+
+
+def test_hits_are_checked_against_the_labels(saekit: Saekit, tiny_lab: Path, tmp_path: Path) -> None:
+    sizes = ("--tokens", 20_000, "--train-tokens", 40_000, "--latents", 64, "--k", 4)
+    outcome = saekit("demo", tmp_path / "ws", "--query", "birds", "--query", "the river", *sizes, "--json")
+    assert outcome.status == 0, outcome.stderr
+    known, words = outcome.json["concepts"]
+    assert (known["concept"], words["concept"]) == ("birds", None)
+    assert known["words"] == list(lab.CONCEPTS["birds"].words)
+    assert words["words"] == ["the", "river"]
+    assert all(hit["auc"] is None for hit in words["hits"])
+    assert known["hits"]
+
+    # The AUC of each hit again, document by document and from dense activations.
+    ws = Workspace.open(tmp_path / "ws")
+    (site,) = ws.trained()
+    sae = ws.sae(site)
+    documents = demo.labelled(["birds"])
+    assert all(document.split == "heldout" for document in documents)
+    labels_N = lab.label(documents, ws.lm.tokenizer, ["birds"]).matrix()[:, 0]
+    acts: list[torch.Tensor] = []
+    for document in documents:
+        tokens, mask = ws.lm.encode([document.text])
+        tokens, mask = tokens[:, : ws.lm.max_context], mask[:, : ws.lm.max_context]
+        rows = ws.lm.run(tokens, attention_mask=mask, read=[site], logits=None)[site][0, 1:]
+        acts.append(sae.encode_dense(rows).detach())
+    acts_NF = torch.cat(acts).numpy()
+    assert len(acts_NF) == len(labels_N)
+    for hit in known["hits"]:
+        assert hit["auc"] == pytest.approx(roc_auc_score(labels_N, acts_NF[:, hit["feature"]]), abs=1e-3)
+    assert np.count_nonzero(labels_N) > 50
+
+    for concept in (known, words):  # prompts name no concept, and those of the choice are not those of the result
+        steering = concept["steering"]
+        prompts = [*steering["scan"]["prompts"], *steering["result"]["prompts"]]
+        assert len(set(prompts)) == len(prompts)
+        assert not any(word in prompt.lower().split() for prompt in prompts for word in concept["words"])
+    page = check((tmp_path / "ws" / "reports" / "demo.html").read_text())
+    assert f"AUC {known['hits'][0]['auc']:.3f}" in page.all_text
