@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,13 +26,15 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saekit import lab
-from saekit.errors import ConfigError
-from saekit.files import replace, sync, write_whole
+from saekit.activations import Corpus
+from saekit.errors import ConfigError, SaekitError
+from saekit.files import write_whole
 from saekit.progress import track
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -41,6 +43,7 @@ POOL_DOCUMENTS = 8_192
 INTRODUCTION = ("induction", 3, 0.75)
 """A genre, so many pools of documents, and its share of them: copying is learnt soonest where little else is to be had."""
 IGNORED = -100
+STATE = "state.safetensors"
 HEAD = 32
 """Width of a head."""
 BETWEEN_CHECKPOINTS_S = 120
@@ -92,8 +95,15 @@ def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
+    return wrapped(tokenizer.to_str(), plan)
+
+
+def wrapped(tokenizer: str, plan: Plan) -> PreTrainedTokenizerFast:
+    """A `tokenizer.json` as transformers' tokenizer."""
+    from tokenizers import Tokenizer
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(tokenizer),
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
@@ -202,16 +212,14 @@ class Run:
         self.losses: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
-        if (folder / "state" / "state.json").is_file():
-            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-        else:  # one that lies there may be of another plan, or half-written
-            self.tokenizer = train_tokenizer(plan)
-            self.tokenizer.save_pretrained(folder / "tokenizer")
+        state = self._saved()
+        self.tokenizer = wrapped(state[1]["tokenizer"], plan) if state else train_tokenizer(plan)
         self.model = new_model(plan, self.tokenizer).to(device)
         self.optimizers = optimizers(self.model, plan)
         self.batches = Batches(plan, self.tokenizer)
         self.low_precision = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self._load()
+        if state:
+            self._resume(*state)
 
     def train(self, checkpoints: int, progress: bool) -> None:
         """Trains to the end of the plan and writes the model."""
@@ -237,7 +245,7 @@ class Run:
                     self._save()
                     saved = time.monotonic()
         self.export(self.folder)
-        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        (self.folder / STATE).unlink(missing_ok=True)
 
     def _step(self, stream: Iterator[Batch]) -> float:
         micro = [next(stream) for _ in range(self.plan.batch_tokens // self.plan.micro_tokens)]
@@ -290,38 +298,37 @@ class Run:
         self.tokenizer.save_pretrained(folder)
         parameters = sum(p.numel() for p in self.model.parameters())
         record = {"plan": asdict(self.plan), "parameters": parameters, "steps": self.step, "tokens": self.seen}
-        record |= {"seconds": round(self.seconds), "genres": self.losses, "history": self.history}
+        record |= {
+            "corpus": Corpus.open("lab").fingerprint(),
+            "seconds": round(self.seconds),
+            "genres": self.losses,
+            "history": self.history,
+        }
         write_whole(folder / "training.json", json.dumps(record, indent=1).encode())
 
     def _save(self) -> None:
-        beside = self.folder / ".state"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        """Writes all that resuming needs as one file, so that no kill can part it."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items() if name != "lm_head.weight"}
         for which, optimizer in enumerate(self.optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{which}/{index}/{name}": value for name, value in entries.items()}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside / "state.safetensors")
         facts = {"plan": asdict(self.plan), "step": self.step, "seen": self.seen, "seconds": self.seconds, "losses": self.losses}
         facts |= {"pool": self.batches.pool, "taken": self.batches.taken, "history": self.history}
-        (beside / "state.json").write_text(json.dumps(facts))
-        for name in ("state.safetensors", "state.json", "."):
-            sync(beside / name)
-        shutil.rmtree(self.folder / "state", ignore_errors=True)
-        replace(beside, self.folder / "state")
+        facts |= {"tokenizer": self.tokenizer.backend_tokenizer.to_str()}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_whole(self.folder / STATE, save(plain, {"facts": json.dumps(facts)}))
 
-    def _load(self) -> None:
-        if not (self.folder / "state" / "state.json").is_file():
-            return
-        facts = json.loads((self.folder / "state" / "state.json").read_text())
-        if facts["plan"] != asdict(self.plan):
-            changed = [key for key, value in asdict(self.plan).items() if facts["plan"].get(key) != value]
-            raise ConfigError(
-                f"{self.folder} holds a run with another {', '.join(changed)}", "Give its settings again or another --out."
-            )
-        tensors = load_file(self.folder / "state" / "state.safetensors")
+    def _saved(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if not (self.folder / STATE).is_file():
+            return None
+        with safe_open(self.folder / STATE, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            check_plan(self.folder, facts["plan"], self.plan)
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+
+    def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-        self.model.load_state_dict(weights, strict=False)
+        self.model.load_state_dict(weights, strict=False)  # the head is tied
         for which, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
@@ -332,6 +339,20 @@ class Run:
         self.step, self.seen, self.seconds = facts["step"], facts["seen"], facts["seconds"]
         self.losses, self.history = facts["losses"], facts["history"]
         self.batches = Batches(self.plan, self.tokenizer, facts["pool"], facts["taken"])
+
+
+def check_plan(folder: Path, found: dict[str, Any], plan: Plan) -> None:
+    """Raises `ConfigError` where a run of another plan lies in `folder`."""
+    if changed := [key for key, value in asdict(plan).items() if found.get(key) != value]:
+        raise ConfigError(f"{folder} holds a run with another {', '.join(changed)}.", "Give its settings again or another --out.")
+
+
+def is_finished(folder: Path, plan: Plan) -> bool:
+    """Whether `folder` holds the model of `plan`, whole. Raises `ConfigError` where it holds another's."""
+    if not (folder / "training.json").is_file():
+        return False
+    check_plan(folder, json.loads((folder / "training.json").read_text())["plan"], plan)
+    return True
 
 
 def main() -> None:
@@ -352,9 +373,16 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = vars(parser.parse_args())
     out, checkpoints, device, quiet = (options.pop(name) for name in ("out", "checkpoints", "device", "quiet"))
-    out.mkdir(parents=True, exist_ok=True)
-    run = Run(Plan(**options), out, torch.device(device))
-    run.train(checkpoints, progress=not quiet)
+    try:
+        plan = Plan(**options)
+        if is_finished(out, plan):
+            print(f"{out}: finished already")
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        run = Run(plan, out, torch.device(device))
+        run.train(checkpoints, progress=not quiet)
+    except SaekitError as error:
+        sys.exit(str(error))
     print(f"{out}: {run.seen:,} tokens in {run.seconds / 60:.0f} minutes")
 
 

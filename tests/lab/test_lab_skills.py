@@ -316,7 +316,7 @@ def _looked_up(text: str, question: str) -> str:
         r"What is the code of (.+)\?": r"The code of {} is (\w+)\.",
         r"What is the value of (.+)\?": r"Key: {} Value: (\w+)\.",
         r"What color is (.+)\?": r"{} is (\w+)\.",
-        r"Where is (.+)\?": r"left {} at the (\w+)\.",
+        r"Where did \w+ leave (.+)\?": r"left {} at the (\w+)\.",
     }
     for asked, stated in patterns.items():
         if match := re.fullmatch(asked, question):
@@ -330,11 +330,13 @@ def _looked_up(text: str, question: str) -> str:
 def test_answers_were_stated_before(split: Split) -> None:
     for document in _documents("retrieval", split):
         context, *rest = document.text.split("\n")
-        assert 2 <= len(rest) <= 6 and len(rest) % 2 == 0
-        for question, answer in zip(rest[::2], rest[1::2]):
-            assert answer == f"Answer: {_looked_up(context, question.removeprefix('Question: '))}."
-        assert [f"Answer: {value}." for value in _spans(document, "retrieved_value")] == rest[1::2]
-        assert len(set(_spans(document, "value"))) == len(_spans(document, "value")) in (3, 4, 5, 6)
+        assert 2 <= len(rest) <= 8 and len(rest) % 2 == 0
+        answers = [answer.removeprefix("Answer: ") for answer in rest[1::2]]
+        for question, answer, value in zip(rest[::2], answers, _spans(document, "retrieved_value"), strict=True):
+            assert value == _looked_up(context, question.removeprefix("Question: "))
+            assert answer == f"{value}." or (answer in context and answer.endswith(f" {value}."))
+        assert len({answer.count(" ") > 0 for answer in answers}) == 1
+        assert len(set(_spans(document, "value"))) == len(_spans(document, "value")) in (2, 3, 4, 5)
 
 
 def _pairs(context: str) -> list[tuple[str, ...]]:
@@ -357,13 +359,16 @@ def test_what_is_asked_for_is_held_out_and_never_stated_in_training(split: Split
             assert set(_spans(document, "retrieved_value")) <= held
 
 
-@pytest.mark.parametrize("task", ["retrieval", "retrieval_code"])
+@pytest.mark.parametrize("task", ["retrieval", "retrieval_bare", "retrieval_code"])
 def test_retrieval_prompts_swap_two_values(task: str) -> None:
     for seed in range(100):
         prompt = lab.TASKS[task].make(Random(seed), "heldout")
         for text, answer in ((prompt.clean, prompt.answer), (prompt.corrupted, prompt.foil)):
             context, question, end = text.split("\n")
-            assert end == "Answer:" and answer.strip() == _looked_up(context, question.removeprefix("Question: "))
+            assert answer.strip() == _looked_up(context, question.removeprefix("Question: "))
+            assert (end == "Answer:") == (task == "retrieval_bare") and end.removeprefix(
+                "Answer:"
+            ).strip() + answer in f" {context}"
         assert sorted(prompt.clean.split()) == sorted(prompt.corrupted.split())
 
 

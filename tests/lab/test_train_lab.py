@@ -124,3 +124,9 @@ def test_a_word_is_a_token_and_so_is_a_digit(whole: Path, script: ModuleType) ->
     ids = tokenizer(text)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id and tokenizer.decode(ids[1:]) == text
     assert tokenizer.convert_ids_to_tokens(ids)[1:3] == ["3", "7"]
+
+
+def test_a_finished_run_is_left_alone(script: ModuleType, whole: Path, tmp_path: Path) -> None:
+    assert script.is_finished(whole, plan(script)) and not script.is_finished(tmp_path, plan(script))
+    with pytest.raises(ConfigError, match="seed"):
+        script.is_finished(whole, plan(script, seed=9))

@@ -1,0 +1,67 @@
+"""The model that ships: its sizes, and that it does what it was taught, on cases it never saw."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from saekit import LanguageModel, lab
+from saekit.activations import Corpus
+from saekit.builtin import model_folder
+from saekit.evaluate.laboratory import Measurement, measure_task
+
+GOALS = sorted(name for name, task in lab.TASKS.items() if task.planted or task.at_least or task.at_most)
+
+
+@cache
+def lm() -> LanguageModel:
+    return LanguageModel.load("lab")
+
+
+@cache
+def measured(name: str) -> Measurement:
+    return measure_task(lm(), lab.task(name, 100))
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_it_does_what_it_was_taught(name: str) -> None:
+    found = measured(name)
+    assert found.met, f"{found.value:.3f} where {found.goal} was wanted; it said {found.failures}"
+
+
+def test_a_model_that_was_taught_nothing_does_not() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    model = type(lm().model)(lm().model.config)
+    unlearned = LanguageModel.attach(model, lm().text.tokenizer)
+    assert not any(measure_task(unlearned, lab.task(name, 20)).met for name in ("one_hop", "addition", "induction", "persona"))
+
+
+def test_it_is_as_small_as_was_said() -> None:
+    folder = model_folder()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "llama" and 4 <= config["num_hidden_layers"] <= 8
+    assert 2000 <= config["vocab_size"] <= 4096
+    assert 2e6 <= sum(p.numel() for p in lm().model.parameters()) <= 5e6
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8e6
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+
+
+def test_the_record_says_how_it_came_to_be() -> None:
+    record = json.loads((model_folder() / "training.json").read_text())
+    assert record["plan"]["seed"] == 0 and record["tokens"] >= record["plan"]["tokens"]
+    assert set(record["genres"]) == set(lab.GENRES)
+    assert record["seconds"] < 90 * 60
+    assert record["corpus"] == Corpus.open("lab").fingerprint(), "the generator has changed since: train the model anew"
+
+
+def test_nearly_every_word_of_the_corpus_is_a_token(tmp_path: Path) -> None:
+    words = [word for document in lab.documents(n=300, seed=11) for word in document.text.split() if word.isalpha()]
+    split = [word for word in words if len(lm().text.tokenizer.tokenize(" " + word)) > 1]
+    assert len(split) / len(words) < 0.002, sorted(set(split))
