@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from saekit.evaluate.concepts import Recoveries
     from saekit.lab import Document
 
-lab_app = typer.Typer(help="The built-in language model and corpus whose truth is known.", no_args_is_help=True)
+lab_app = typer.Typer(
+    help="The built-in language model and corpus whose truth is known.\n\nExample: `saekit lab info`", no_args_is_help=True
+)
 app.add_typer(lab_app, name="lab")
 
 _SPLIT = Annotated[str, typer.Option(help="train, or heldout: cases and phrasings that training never saw.")]
@@ -71,7 +73,7 @@ def info(
     say(f"{len(lab.CONCEPTS)} concepts, {len(lab.TASKS)} tasks, {len(lab.CONTRASTS)} contrasts\n")
     table([{**genre, "share": f"{genre['share']:.1%}", "planted": _planted(genre["planted"])} for genre in genres])
     if measured:
-        say(f"held-out prompts, {n} a task; intervals of 95 %")
+        say("on held-out prompts; intervals of 95 %")
         table([_row(asdict(each)) for each in measured])
         missed = [each.task for each in measured if each.met is False]
         say("every goal is met" if not missed else f"not met: {', '.join(missed)}")
@@ -101,6 +103,7 @@ def _row(each: dict[str, Any]) -> dict[str, Any]:
     return {
         "genre": each["genre"],
         "task": each["task"],
+        "n": each["n"],
         "measured": f"{each['value']:.1%}",
         "interval": interval,
         "goal": each["goal"],

@@ -39,7 +39,8 @@ class Measurement:
     """One task on one model.
 
     `value` is the task's metric over `n` prompts, `low` to `high` its 95 % interval, `goal` what was wanted and `met` whether
-    `value` is so. `failures` are a few of the prompts that failed, with what the model said.
+    `value` is so. `failures` are a few of the prompts that failed, with what the model said. `cases` are the means of a
+    strength for each case apart (each profession, say), since opposite errors may hide in their mean.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Measurement:
     goal: str
     met: bool | None
     failures: tuple[tuple[str, str], ...]
+    cases: dict[str, float]
 
 
 def measure(
@@ -86,8 +88,12 @@ def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measu
     """One task: its accuracy from generated continuations, or its strength from next-token probabilities."""
     task, n = bound.task, len(bound)
     failures: list[tuple[str, str]] = []
+    cases: dict[str, float] = {}
     if task.metric == "strength":
         share_B = preference(lm, bound)
+        named = [prompt.case if isinstance(prompt.case, str) else None for prompt in bound.prompts]
+        for case in sorted({name for name in named if name is not None}):
+            cases[case] = float(share_B[[name == case for name in named]].mean())
         value = float(share_B.mean())
         margin = 1.96 * float(share_B.std()) / sqrt(n) if n > 1 else 1.0
         low, high = max(0.0, value - margin), min(1.0, value + margin)
@@ -100,7 +106,9 @@ def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measu
         value = sum(right) / n
         low, high = wilson(sum(right), n)
     goal, met = _goal(task, value)
-    return Measurement(task.name, task.genre, task.description, task.metric, n, value, low, high, goal, met, tuple(failures))
+    return Measurement(
+        task.name, task.genre, task.description, task.metric, n, value, low, high, goal, met, tuple(failures), cases
+    )
 
 
 def continuations(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> list[str]:

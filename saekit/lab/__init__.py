@@ -5,8 +5,8 @@
     from saekit import LanguageModel, lab
 
     lm = LanguageModel.load("lab")
-    task = lab.task("capital", n=200)                    # clean and corrupted prompts of equal length, answers, foils, token ids
-    pairs = lab.contrast("french", n=100)                # texts that differ in one thing
+    task = lab.task("fact_capital")                      # clean and corrupted prompts of equal length, answers, foils, token ids
+    pairs = lab.contrast("language_french", n=100)       # texts that differ in one thing
     labelled = lab.label(lab.documents(n=1000))          # the concepts of every token
 """
 

@@ -132,3 +132,11 @@ def test_facts_of_a_model(lm: LanguageModel, tiny_lab: Path, tmp_path: Path) -> 
     assert facts["width"] == lm.d_model
     with pytest.raises(ModelNotFound, match=r"train_lab\.py"):
         model_facts(tmp_path)
+
+
+def test_a_strength_is_told_for_each_case(tiny_lab: Path) -> None:
+    lm, bound = LanguageModel.load("lab"), lab.task("gender_neutral", 60)
+    found = measure_task(lm, bound)
+    counts = {job: sum(prompt.case == job for prompt in bound.prompts) for job in found.cases}
+    assert set(found.cases) == {prompt.case for prompt in bound.prompts} and sum(counts.values()) == 60
+    assert sum(found.cases[job] * counts[job] for job in counts) / 60 == pytest.approx(found.value)
