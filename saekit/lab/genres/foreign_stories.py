@@ -162,10 +162,10 @@ def languages_of(text: str) -> dict[str, int]:
 
 
 def goes_on_in(prompt: Prompt, continuation: str) -> bool:
-    """Whether the continuation has words of the prompt's language and none that belong to another only."""
+    """Whether most words of the continuation that belong to one language only belong to the prompt's."""
     whole = continuation.rpartition(" ")[0]  # the last word may be cut
     counts = languages_of(whole)
-    return counts[str(prompt.case)] > 0 and sum(counts.values()) == counts[str(prompt.case)]
+    return 2 * counts[str(prompt.case)] > sum(counts.values())
 
 
 def _beginning_end(text: str, length: int) -> int:
