@@ -135,10 +135,10 @@ def _frequent(documents: list[lab.Document]) -> list[str]:
 def test_a_choice_by_chance_is_not_rewarded(lm: LanguageModel) -> None:
     """Of many random features the best looks good only where it was chosen."""
     documents = [
-        lab.Document("one two three four five", (lab.Span(0, 3, "a"),) if i % 3 else (), "x", "train") for i in range(60)
+        lab.Document("one two three four five", (lab.Span(0, 3, "animals"),) if i % 3 else (), "x", "train") for i in range(60)
     ]
     sae = SAE(SAEConfig("topk", d_in=lm.d_model, n_latents=64, k=4))
-    found = concept_recovery(lm, sae, "embed", documents, concepts=("a",), progress=False)
+    found = concept_recovery(lm, sae, "embed", documents, concepts=("animals",), progress=False)
     assert [each.auc for each in found.found] == [0.5]
 
 
@@ -157,11 +157,11 @@ def test_the_order_and_length_of_documents_change_nothing(lm: LanguageModel, mon
 
 def test_documents_longer_than_the_context_are_cut(lm: LanguageModel) -> None:
     text = " ".join(["one two three"] * 200)
-    documents = [lab.Document(text, (lab.Span(0, 3, "a"), lab.Span(len(text) - 5, len(text), "b")), "x", "train")] * 2
+    documents = [lab.Document(text, (lab.Span(0, 3, "animals"), lab.Span(len(text) - 5, len(text), "birds")), "x", "train")] * 2
     sae = SAE(SAEConfig("topk", d_in=lm.d_model, n_latents=8, k=2))
-    found = concept_recovery(lm, sae, "embed", documents, concepts=("a", "b"), least=1, progress=False)
-    assert [each.concept for each in found.found] == ["a"]
-    assert found.missing == ("b",)
+    found = concept_recovery(lm, sae, "embed", documents, concepts=("animals", "birds"), least=1, progress=False)
+    assert [each.concept for each in found.found] == ["animals"]
+    assert found.missing == ("birds",)
 
 
 def test_one_document_is_too_few(lm: LanguageModel) -> None:
