@@ -113,14 +113,20 @@ def search(
         deep: (feature id, strength 0 to 1, share of its maximum) of features that fire on the query itself.
     """
     corpora = [row[0] for row in db.execute(f"SELECT DISTINCT corpus FROM sae WHERE id IN ({_marks(chosen.saes)})", chosen.saes)]
-    per_word = [(word, _rarity(db, corpora, word), _evidence(db, corpora, chosen, word)) for word in query_words(query)]
-    total = sum(rarity for _, rarity, found in per_word if found)
+    found = [(_rarity(db, corpora, word), _evidence(db, corpora, chosen, word)) for word in query_words(query)]
+    found = [(rarity, features) for rarity, features in found if features]
+    total = sum(rarity for rarity, _ in found)
+    # What speaks for a feature, by signal: (share of the query that the word is, evidence) of each word.
+    said: dict[int, dict[str, list[tuple[float, Evidence]]]] = defaultdict(lambda: defaultdict(list))
+    for rarity, features in found:
+        for feature, signals in features.items():
+            for name, evidence in signals.items():
+                said[feature][name].append((rarity / total, evidence))
     score: dict[int, float] = defaultdict(float)
     reasons: dict[int, list[tuple[float, str]]] = defaultdict(list)
-    for _, rarity, found in per_word:
-        for feature, signals in found.items():
-            score[feature] += rarity / total * _union(WEIGHTS[name] * evidence.value for name, evidence in signals.items())
-            reasons[feature] += [(rarity * WEIGHTS[name] * e.value, e.why) for name, e in signals.items()]
+    for feature, by_signal in said.items():
+        score[feature] = _union(WEIGHTS[name] * _together(of, len(found)) for name, of in by_signal.items())
+        reasons[feature] = [(share * WEIGHTS[name] * e.value, e.why) for name, of in by_signal.items() for share, e in of]
     deep = deep if "deep" in chosen.signals else ()
     allowed = _allowed(db, chosen, [feature for feature, _, _ in deep])
     for feature, strength, share in deep:
@@ -273,6 +279,13 @@ def fired_by_query(lm: LanguageModel, sae: SAE, site: str, query: str) -> list[t
             if value > 0:
                 largest[feature] = max(largest[feature], value)
     return sorted(largest.items())
+
+
+def _together(words: list[tuple[float, Evidence]], n_words: int) -> float:
+    """One signal's evidence for all words of a query: it adds up, since a feature of a concept spreads over the concept's words,
+    and counts by half of how much of the query it is about."""
+    added = sum(n_words * share * evidence.value for share, evidence in words)
+    return min(added, 1.0) * math.sqrt(sum(share for share, _ in words))
 
 
 def _union(parts: Iterable[float]) -> float:
