@@ -112,7 +112,7 @@ def make_store(
     acts[:, 20] = np.round(acts[:, 20])
     acts[:, 0] = 0
     acts[:, 1] = np.where(random.random(n) < 0.97, random.random(n), 0)
-    acts[:, 2] = np.where(_inside_word(lm, tokens, "happy"), 1 + random.random(n), 0)
+    acts[:, 2] = np.where(inside_word(lm, tokens, "happy"), 1 + random.random(n), 0)
     return PlantedStore(
         tokens.astype(np.int32),
         position.astype(np.int32),
@@ -123,7 +123,7 @@ def make_store(
     )
 
 
-def _inside_word(lm: LanguageModel, tokens: NDArray[Any], word: str) -> NDArray[np.bool_]:
+def inside_word(lm: LanguageModel, tokens: NDArray[Any], word: str) -> NDArray[np.bool_]:
     spelled = lm.encode([f" {word}"], bos=False)[0][0].tolist()
     mark = np.zeros(len(tokens), bool)
     for i in range(len(tokens) - len(spelled) + 1):

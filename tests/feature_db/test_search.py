@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from saekit.errors import ConfigError
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
 
-from .planted import SITE, PlantedStore, make_sae, make_store
+from .planted import SITE, PlantedStore, inside_word, make_sae, make_store
 
 Index = Callable[..., FeatureDB]
 _CONCEPTS = (
@@ -121,6 +122,20 @@ def test_more_words_matched_is_better(searched: FeatureDB, index: Index) -> None
     assert {hit.feature for hit in db.search("royal gardens", 2)} == {5, 8}
     assert {hit.feature for hit in db.search("the royal winter gardens", 4)} == {5, 6, 7, 8}
     assert db.search("the royal winter gardens", 1)[0].feature == 8
+
+
+def test_the_feature_of_several_words_beats_those_of_one(index: Index, tiny_lm: LanguageModel) -> None:
+    store = make_store(tiny_lm)
+    words = ("cat", "park", "ball")
+    fires = np.stack([inside_word(tiny_lm, store.tokens, word) for word in words])
+    acts = store.acts.copy()
+    acts[:, 5] = fires.any(0)
+    acts[:, 6:9] = 2 * fires.T
+    db = index(store=replace(store, acts=acts))
+    assert [db.search(word, 1)[0].feature for word in words] == [6, 7, 8]
+    best, second, *_ = db.search("cat park ball")
+    assert best.feature == 5 and best.score > 0.8 > second.score
+    assert {hit.feature for hit in db.search("cat zebra", 2)} == {5, 6}, "a word nobody knows says nothing"
 
 
 def test_equal_scores_are_ordered_by_number(index: Index) -> None:
