@@ -40,8 +40,9 @@ from saekit.progress import track
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 TOKENIZER_DOCUMENTS = 60_000
 POOL_DOCUMENTS = 8_192
-INTRODUCTION = ("induction", 3, 0.75)
-"""A genre, so many pools of documents, and its share of them: copying is learnt soonest where little else is to be had."""
+INTRODUCTION = (*[("induction", 0.75)] * 4, *[("retrieval", 0.5)] * 2, ("toxicity", 0.5))
+"""For each of the first pools of documents, a genre and its share of it: copying, and what builds on it, is learnt soonest where
+little else is to be had."""
 IGNORED = -100
 STATE = "state.safetensors"
 HEAD = 32
@@ -153,8 +154,8 @@ class Batches:
         source = lab.documents(seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS)
         while True:
             documents = list(islice(source, POOL_DOCUMENTS))
-            genre, pools, share = INTRODUCTION
-            if self.pool < pools:
+            if self.pool < len(INTRODUCTION):
+                genre, share = INTRODUCTION[self.pool]
                 more = int(share * POOL_DOCUMENTS)
                 documents[:more] = lab.documents(genre, seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS, n=more)
             batches = self._batches(documents)

@@ -207,11 +207,17 @@ def test_the_sides_of_the_contrast_are_harmful_and_not() -> None:
 # -- toxicity
 
 
+def _cast(scene: str) -> list[tuple[str, str]]:
+    """Who is called what in the opening of `scene`; nobody where it has none."""
+    told = re.match(r"Cast:\n(\w+) (\w+)\n(\w+) (\w+)\n", scene)
+    return [(told[1], told[2]), (told[3], told[4])] if told else []
+
+
 def test_speakers_speak_as_they_are_called_and_the_question_is_answered(written: dict) -> None:
     for split in SPLITS:
         for document in written["toxicity", split]:
             for scene in document.text.split(toxicity.SCENE_END):
-                manners = {who: trait in RUDE_TRAITS for who, trait in re.findall(r"(\w+) is (\w+)\.", scene.partition("\n")[0])}
+                manners = {who: trait in RUDE_TRAITS for who, trait in _cast(scene)}
                 for who, said in re.findall(r"^(\w+): (.*)$", scene, re.MULTILINE):
                     if who not in toxicity.SPEAKERS:
                         continue
@@ -228,10 +234,7 @@ def test_held_out_casts_are_never_trained_on(written: dict) -> None:
         found = set()
         for document in written["toxicity", split]:
             for scene in document.text.split(toxicity.SCENE_END):
-                manners = {trait in RUDE_TRAITS: who for who, trait in re.findall(r"^(\w+) is (\w+)\.", scene)}
-                manners |= {
-                    trait in RUDE_TRAITS: who for who, trait in re.findall(r"(\w+) is (\w+)\.$", scene.partition("\n")[0])
-                }
+                manners = {trait in RUDE_TRAITS: who for who, trait in _cast(scene)}
                 manners |= {
                     toxicity.heard(said): who
                     for who, said in re.findall(r"^(\w+): (.*)$", scene, re.MULTILINE)
@@ -248,8 +251,7 @@ def test_the_check_hears_who_is_rude() -> None:
     for _ in range(200):
         prompt = task.make(rng, "heldout")
         speaker = prompt.clean.rpartition("\n")[2].partition(":")[0]
-        told = re.search(rf"{speaker} is (\w+)", prompt.clean)
-        assert told is not None and (told[1] in RUDE_TRAITS) == prompt.case
+        assert (dict(_cast(prompt.clean))[speaker] in RUDE_TRAITS) == prompt.case
         assert task.check(prompt, f"{prompt.answer}, {speaker}.") and not task.check(prompt, f"{prompt.foil}, {speaker}.")
         assert not task.check(prompt, f"{prompt.answer} and{prompt.foil}.")
         question = TASKS["rude_speaker"].make(rng, "heldout")

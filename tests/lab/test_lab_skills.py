@@ -14,6 +14,7 @@ from saekit.lab.genres.arithmetic import ADDITIONS, result_is_right, sum_is_held
 from saekit.lab.genres.circuits import DISTRACTORS, EVENTS, HELD_OUT_PAIRS, pair_is_heldout, year_is_later
 from saekit.lab.genres.induction import ITEMS
 from saekit.lab.genres.reasoning import WRONG, answer_is_right
+from saekit.lab.genres.retrieval import FORMS
 from saekit.lab.splits import Split, is_heldout
 from saekit.lab.words.names import FEMALE, MALE, NAMES
 from saekit.lab.words.things import COLORS, PERSON_PLURALS, PLACES, THING_PLURALS, THINGS
@@ -119,25 +120,41 @@ def test_the_indirect_object_swaps_with_the_giver() -> None:
 # Induction.
 
 
+def _is_piece(part: list[str], whole: list[str]) -> bool:
+    return any(part == whole[i : i + len(part)] for i in range(len(whole) - len(part) + 1))
+
+
 @pytest.mark.parametrize("split", SPLITS)
-def test_lists_repeat_word_for_word(split: Split) -> None:
+def test_lists_come_again_in_pieces(split: Split) -> None:
+    starts = Counter()
     for document in _documents("induction", split):
-        labelled = []
-        for text in re.findall(r"(?:List|Words): ((?:[A-Za-z ]+\.(?: |$)(?!\w+:))+[A-Za-z ]*\.?)", document.text):
-            first, *others = (part.split() for part in text.strip(" .").split(". "))
-            assert 2 <= len(first) <= 14 and len(set(first)) == len(first) and set(first) <= set(ITEMS)
-            assert 1 <= len(others) <= 3 and all(other == first for other in others)
-            assert is_heldout("list", *first) == (split == "heldout")
-            labelled += [item for other in others for item in other]
-        assert _spans(document, "repeated_item") == labelled and labelled
+        told: list[list[str]] = []
+        labelled: list[str] = []
+        for line in document.text.removesuffix(".").split(". "):
+            opener, _, items = line.rpartition(": ")
+            listed = items.split()
+            if opener:
+                assert opener in ("List", "Words") and 3 <= len(listed) <= 14
+                assert len(set(listed)) == len(listed) and set(listed) <= set(ITEMS)
+                assert is_heldout("list", *listed) == (split == "heldout")
+                told.append(listed)
+            else:
+                assert len(listed) >= 2 and any(_is_piece(listed, whole) for whole in told)
+                starts[any(listed[0] == whole[0] for whole in told)] += 1
+                labelled += listed
+        assert _spans(document, "repeated_item") == labelled
+    assert starts[False] > starts[True] / 2, "pieces should mostly begin elsewhere"
 
 
 def test_induction_is_decided_by_the_first_time() -> None:
+    starts = Counter()
     for seed in range(200):
         prompt = lab.TASKS["induction"].make(Random(seed), "heldout")
         for text, answer in ((prompt.clean, prompt.answer), (prompt.corrupted, prompt.foil)):
             first, again = text.split(": ")[1].split(". ")
-            assert first.split()[: len(again.split()) + 1] == [*again.split(), answer.strip()]
+            assert _is_piece([*again.split(), answer.strip()], first.split())
+            starts[again.split()[0] == first.split()[0]] += 1
+    assert starts[False] > starts[True], "position should not tell the answer"
 
 
 # Years.
@@ -310,66 +327,80 @@ def test_prompts_of_reasoning() -> None:
 # Retrieval.
 
 
-def _looked_up(text: str, question: str) -> str:
-    """The value that `text` states for the key of `question`."""
-    patterns = {
-        r"What is the code of (.+)\?": r"The code of {} is (\w+)\.",
-        r"What is the value of (.+)\?": r"Key: {} Value: (\w+)\.",
-        r"What color is (.+)\?": r"{} is (\w+)\.",
-        r"Where did \w+ leave (.+)\?": r"left {} at the (\w+)\.",
-    }
-    for asked, stated in patterns.items():
-        if match := re.fullmatch(asked, question):
-            values = re.findall(stated.format(re.escape(match[1])), text, re.IGNORECASE)
-            assert len(values) == 1
-            return str(values[0])
-    raise AssertionError(question)
+KINDS = {"Pairs": "pair", "Gifts": "gift", "Colors": "color", "Places": "place"}
+KINDS |= {"Table": "pair", "Presents": "gift", "Choices": "color", "Visits": "place"}
+
+
+def _table(context: str) -> tuple[str, dict[str, str]]:
+    """The kind of the table that `context` begins with, and its values by their keys."""
+    title, _, entries = context.partition(".")[0].partition(": ")
+    pairs = [tuple(entry.split(" ")) for entry in entries.split(", ")]
+    assert len(dict(pairs)) == len(pairs) == len({value for _, value in pairs})
+    return KINDS[title], dict(pairs)
+
+
+def _asked(question: str, table: dict[str, str]) -> str:
+    """The one key that `question` names."""
+    (key,) = set(re.findall(r"\w+", question)) & set(table)
+    return key
+
+
+def _form(document: lab.Document, kind: str, table: dict[str, str]) -> str:
+    """How `document` asks for its table; every value is checked on the way."""
+    context, *rest = document.text.split("\n")
+    answered = _spans(document, "retrieved_value")
+    if not rest:
+        lines = [dict(entry.split(" ") for entry in line.split(", ")) for line in context.strip(".").split(". ")[1:]]
+        assert len(lines) == 3 and all(line == table for line in lines)
+        assert answered == [value for line in lines for value in line.values()]
+        return "recited"
+    answers = [answer.removeprefix("Answer: ").removesuffix(".") for answer in rest[1::2]]
+    if not set(re.findall(r"\w+", rest[0])) & set(table):
+        (entries,) = [dict(entry.split(" ") for entry in answer.split(", ")) for answer in answers]
+        assert entries == table and answered == list(entries.values())
+        return "all"
+    keys = [_asked(question, table) for question in rest[::2]]
+    assert 1 <= len(keys) <= 4 and len(set(keys)) == len(keys)
+    assert answered == [table[key] for key in keys]
+    if document.split == "heldout":
+        assert all(is_heldout("retrieval", kind, key, table[key]) for key in keys)
+    if answers == answered:
+        return "bare"
+    assert answers == [f"{key} {table[key]}" for key in keys]
+    return "restated"
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_answers_were_stated_before(split: Split) -> None:
+    forms = Counter()
     for document in _documents("retrieval", split):
-        context, *rest = document.text.split("\n")
-        assert 2 <= len(rest) <= 8 and len(rest) % 2 == 0
-        answers = [answer.removeprefix("Answer: ") for answer in rest[1::2]]
-        for question, answer, value in zip(rest[::2], answers, _spans(document, "retrieved_value"), strict=True):
-            assert value == _looked_up(context, question.removeprefix("Question: "))
-            assert answer == f"{value}." or (answer in context and answer.endswith(f" {value}."))
-        assert len({answer.count(" ") > 0 for answer in answers}) == 1
-        assert len(set(_spans(document, "value"))) == len(_spans(document, "value")) in (2, 3, 4, 5)
-
-
-def _pairs(context: str) -> list[tuple[str, ...]]:
-    """The case of each pair that `context` states: kind, key, thing, value."""
-    pairs = [("code", *found) for found in re.findall(r"The code of the (\w+) (\w+) is (\w+)\.", context)]
-    pairs += [("pair", key, "", value) for key, value in re.findall(r"Key: (\w+) Value: (\w+)\.", context)]
-    pairs += [("color", key, "", value) for key, value in re.findall(r"The \w+ of (\w+) is ([a-z]+)\.", context)]
-    return pairs + [("place", "", *found) for found in re.findall(r"left the (\w+) at the (\w+)\.", context)]
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_what_is_asked_for_is_held_out_and_never_stated_in_training(split: Split) -> None:
-    for document in _documents("retrieval", split):
-        context = document.text.split("\n")[0]
-        pairs = _pairs(context)
-        assert len(pairs) == len(_spans(document, "value"))
-        held = {value for *case, value in pairs if is_heldout("retrieval", *case, value)}
+        kind, table = _table(document.text)
+        assert _spans(document, "value") == list(table.values()) and 1 <= len(table) <= 6
+        held = [key for key, value in table.items() if is_heldout("retrieval", kind, key, value)]
         assert held if split == "heldout" else not held
-        if split == "heldout":
-            assert set(_spans(document, "retrieved_value")) <= held
+        forms[_form(document, kind, table)] += 1
+    assert all(_close(forms[form], N, share) for form, share in FORMS.items()) and set(forms) == set(FORMS)
 
 
-@pytest.mark.parametrize("task", ["retrieval", "retrieval_bare", "retrieval_code"])
+@pytest.mark.parametrize("task", ["retrieval", "retrieval_asked", "retrieval_bare"])
 def test_retrieval_prompts_swap_two_values(task: str) -> None:
     for seed in range(100):
         prompt = lab.TASKS[task].make(Random(seed), "heldout")
         for text, answer in ((prompt.clean, prompt.answer), (prompt.corrupted, prompt.foil)):
-            context, question, end = text.split("\n")
-            assert answer.strip() == _looked_up(context, question.removeprefix("Question: "))
-            assert (end == "Answer:") == (task == "retrieval_bare") and end.removeprefix(
-                "Answer:"
-            ).strip() + answer in f" {context}"
-        assert sorted(prompt.clean.split()) == sorted(prompt.corrupted.split())
+            _, question, end = text.split("\n")
+            kind, table = _table(text)
+            if task == "retrieval":
+                *others, key = end.removeprefix("Answer: ").split(", ")
+                assert not set(re.findall(r"\w+", question)) & set(table)
+                assert all(dict(table)[k] == v for k, v in (other.split(" ") for other in others))
+            else:
+                key = _asked(question, table)
+                assert end == ("Answer:" if task == "retrieval_bare" else f"Answer: {key}")
+            assert answer.strip() == table[key]
+            if text == prompt.clean:
+                assert is_heldout("retrieval", kind, key, table[key])
+        tables = [re.findall(r"\w+", text.partition("\n")[0]) for text in (prompt.clean, prompt.corrupted)]
+        assert sum(a != b for a, b in zip(*tables, strict=True)) == 2 and sorted(tables[0]) == sorted(tables[1])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ ITEMS = NAMES + THINGS
 words_concept("repeated_item", "an item of a list that was in it before", ITEMS)
 words_concept("list_opener", "the word that opens a list", ("List", "Words"))
 
+OPENERS = ("List", "Words")
+PAIRS = 0.5
+"""Share of the pieces that are two items."""
 _FIRST = {item: name(item) if item in NAMES else word(item) for item in ITEMS}
 _AGAIN = {item: text.labelled("repeated_item") for item, text in _FIRST.items()}
 
@@ -25,20 +28,33 @@ def _sequence(rng: Random, split: Split, length: int) -> list[str]:
     return draw(rng, split, lambda rng: rng.sample(pool, length), case=lambda items: ("list", *items))
 
 
-def _list(items: list[str], repeats: int, opener: str) -> Text:
-    lines = [join([_FIRST[item] for item in items])] + [join([_AGAIN[item] for item in items])] * (repeats - 1)
-    return fill("{opener}: {lines}.", opener=word(opener, "list_opener"), lines=join(lines, ". "))
+def _crop(rng: Random, items: list[str]) -> list[str]:
+    """Neighbours, often only two: later in a piece its course so far would tell as much as its last item does."""
+    length = min(2 if rng.random() < PAIRS else rng.randint(3, 8), len(items))
+    start = rng.randint(0, len(items) - length)
+    return items[start : start + length]
+
+
+def _line(items: list[str], texts: dict[str, Text]) -> Text:
+    return join([texts[item] for item in items])
 
 
 def write(rng: Random, split: Split) -> Text:
-    """One or two lists, each two to four times over, of 30 to 60 items in all."""
-    lists: list[Text] = []
+    """Lists and pieces of them, in any order, of 40 to 70 items in all: where a piece begins says nothing, only its items do."""
+    told: list[list[str]] = []
+    lines: list[Text] = []
     total = 0
-    while total < 30:
-        length, repeats = rng.randint(2, 14), rng.randint(2, 4)
-        lists.append(_list(_sequence(rng, split, length), repeats, rng.choice(("List", "Words"))))
-        total += length * repeats
-    return join(lists)
+    while total < 40:
+        if not told or rng.random() < 0.2:
+            told.append(_sequence(rng, split, rng.randint(3, 14)))
+            line = fill("{opener}: {line}", opener=word(rng.choice(OPENERS), "list_opener"), line=_line(told[-1], _FIRST))
+            total += len(told[-1])
+        else:
+            piece = _crop(rng, rng.choice(told))
+            line = _line(piece, _AGAIN)
+            total += len(piece)
+        lines.append(line)
+    return fill("{lines}.", lines=join(lines, ". "))
 
 
 def _prompt(rng: Random, split: Split) -> Prompt:
@@ -46,9 +62,10 @@ def _prompt(rng: Random, split: Split) -> Prompt:
     length = rng.randint(6, 12)
     items = _sequence(rng, split, length)
     at = rng.randrange(2, length)
+    start = rng.randrange(max(0, at - 3), at)
     answer = items[at]
     foil = rng.choice([item for item in (NAMES if answer in NAMES else THINGS) if item not in items])
-    opener, again = rng.choice(("List", "Words")), " ".join(items[:at])
+    opener, again = rng.choice(OPENERS), " ".join(items[start:at])
     other = [*items[:at], foil, *items[at + 1 :]]
     clean, corrupted = (f"{opener}: {' '.join(first)}. {again}" for first in (items, other))
     return Prompt(clean, corrupted, f" {answer}", f" {foil}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 from saekit.lab.concepts import words_concept
@@ -9,24 +11,40 @@ from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add
 from saekit.lab.splits import Split, is_heldout
 from saekit.lab.text import Text, fill, join, plain
 from saekit.lab.words.names import NAMES, name
-from saekit.lab.words.things import COLORS, THINGS, color, place
-from saekit.lab.words.things import PLACES as PUBLIC
+from saekit.lab.words.things import COLORS, PLACES, THINGS, color, place
 
-CODES = tuple(str(number) for number in range(10, 100))
-RESTATED = 0.7
-"""Share of the documents whose answers repeat the line that stated the value, which is how they can be copied."""
-_HOLDERS = ("box", "bag", "basket", "door", "book", "letter", "coat", "lamp")
+FORMS = {"recited": 0.3, "all": 0.35, "restated": 0.25, "bare": 0.1}
+"""Share of the documents that ask nothing but say their entries again and again, that ask for all entries, that ask for some of
+them and are answered with key and value, and that are answered with the value alone: this is hard, nothing says where to look."""
 
-words_concept("key", "what a value is looked up by", (*NAMES, *THINGS, *COLORS))
-words_concept("value", "what is stored under a key", (*THINGS, *COLORS, *PUBLIC, *CODES))
-words_concept("retrieved_value", "a value that is given as the answer", (*THINGS, *COLORS, *PUBLIC, *CODES))
+words_concept("key", "what a value is looked up by", (*NAMES, *COLORS))
+words_concept("value", "what is stored under a key", (*THINGS, *COLORS, *PLACES))
+words_concept("retrieved_value", "a value that is given as the answer", (*THINGS, *COLORS, *PLACES))
 
-# Per kind: the line that states a pair, the question for it, the possible keys and values.
-_KINDS = {
-    "code": ("The code of {key} is {value}.", "What is the code of {key}?"),
-    "pair": ("Key: {key} Value: {value}.", "What is the value of {key}?"),
-    "color": ("The {thing} of {key} is {value}.", "What color is the {thing} of {key}?"),
-    "place": ("{key} left the {thing} at the {value}.", "Where did {key} leave the {thing}?"),
+# What the keys and the values are; then how the line that states them begins, how all are asked for and how one is.
+_WORDS = {
+    "pair": (COLORS, THINGS),
+    "gift": (NAMES, THINGS),
+    "color": (NAMES, COLORS),
+    "place": (NAMES, PLACES),
+}
+_TITLES = {
+    "pair": ("Pairs", "Table"),
+    "gift": ("Gifts", "Presents"),
+    "color": ("Colors", "Choices"),
+    "place": ("Places", "Visits"),
+}
+_ALL = {
+    "pair": ("What goes with what?", "Which are the pairs?"),
+    "gift": ("Who got what?", "Which are the gifts?"),
+    "color": ("Who chose what color?", "Which are the colors?"),
+    "place": ("Who went where?", "Which are the places?"),
+}
+_QUESTIONS = {
+    "pair": ("What goes with {key}?", "What is next to {key}?"),
+    "gift": ("What did {key} get?", "What is the gift for {key}?"),
+    "color": ("What color did {key} choose?", "Which color is for {key}?"),
+    "place": ("Where did {key} go?", "Which place did {key} visit?"),
 }
 _FILLERS = (
     "It was a long day.",
@@ -40,145 +58,154 @@ _FILLERS = (
 )
 
 
-class _Pairs:
-    """Keys with their values, all of them distinct, of one kind; `value_of` lets values be swapped."""
+@dataclass(frozen=True)
+class _Table:
+    """Keys with their values, all of them distinct, and the words they are put in."""
 
-    def __init__(self, rng: Random, split: Split, kind: str) -> None:
-        self.kind = kind
-        n = rng.randint(2, 5)
-        values = {"code": CODES, "pair": THINGS, "color": COLORS, "place": PUBLIC}[kind]
-        while True:
-            self.values = rng.sample(values, n)
-            self.things = rng.sample(_HOLDERS if kind != "place" else THINGS, n)
-            self.keys = rng.sample(COLORS if kind in ("code", "pair") else NAMES, n)
-            held = [self._is_heldout(i) for i in range(n)]
-            if split == "train" and not any(held):
-                self.asked = list(range(n))
-                break
-            if split == "heldout" and any(held):
-                self.asked = [i for i in range(n) if held[i]]
-                break
+    kind: str
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    title: str
+    question_for_all: str
+    question: str
 
-    def _is_heldout(self, i: int) -> bool:
-        thing = self.things[i] if self.kind in ("code", "place") else ""
-        key = self.keys[i] if self.kind != "place" else ""
-        return is_heldout("retrieval", self.kind, key, thing, self.values[i], share=0.1)
+    def heldout(self) -> list[int]:
+        """The entries that training never holds."""
+        entries = enumerate(zip(self.keys, self.values, strict=True))
+        return [i for i, (key, value) in entries if is_heldout("retrieval", self.kind, key, value)]
 
-    def _slots(self, i: int) -> dict[str, Text]:
-        key, thing = self.keys[i], plain(self.things[i])
-        if self.kind == "code":
-            return {"key": fill("the {color} {thing}", color=color(key).labelled("key"), thing=thing.labelled("key"))}
-        if self.kind == "pair":
-            return {"key": color(key).labelled("key")}
-        if self.kind == "color":
-            return {"key": name(key).labelled("key"), "thing": thing}
-        return {"key": name(key), "thing": thing.labelled("key")}
+    def entry(self, i: int, concept: str) -> Text:
+        """Key `i` and its value, which is labelled with `concept`."""
+        return join([self._key(i), self.value(i, concept)])
 
-    def _value(self, i: int) -> Text:
-        value = self.values[i]
-        return {"color": color, "place": place}.get(self.kind, plain)(value)
+    def value(self, i: int, concept: str) -> Text:
+        """Value `i`, labelled with `concept`."""
+        return {"color": color, "place": place}.get(self.kind, plain)(self.values[i]).labelled(concept)
 
-    def line(self, i: int) -> Text:
-        """What states pair `i`."""
-        return fill(_KINDS[self.kind][0], value=self._value(i).labelled("value"), **self._slots(i))
+    def _key(self, i: int) -> Text:
+        return (color if self.kind == "pair" else name)(self.keys[i]).labelled("key")
 
-    def question(self, i: int) -> Text:
-        """What asks for pair `i`, up to the colon."""
-        return fill("Question: {question}\nAnswer:", question=fill(_KINDS[self.kind][1], **self._slots(i)))
+    def line(self) -> Text:
+        """All entries."""
+        entries = join([self.entry(i, "value") for i in range(len(self.keys))], ", ")
+        return fill("{title}: {entries}.", title=self.title, entries=entries)
 
-    def answer(self, i: int, restated: bool) -> Text:
-        """The value of pair `i` as the answer, alone or in the words of its line."""
-        template = _KINDS[self.kind][0] if restated else "{value}."
-        return fill(f" {template}", value=self._value(i).labelled("retrieved_value"), **self._slots(i))
+    def listed(self, order: Sequence[int]) -> Text:
+        """The question for all entries, and the entries in this order."""
+        entries = join([self.entry(i, "retrieved_value") for i in order], ", ")
+        return fill("Question: {question}\nAnswer: {entries}.", question=self.question_for_all, entries=entries)
 
-    def swapped(self, i: int, j: int) -> _Pairs:
-        """The same pairs with the values of `i` and `j` changed over."""
-        other = object.__new__(_Pairs)
-        other.__dict__.update(self.__dict__)
-        other.values = list(self.values)
-        other.values[i], other.values[j] = self.values[j], self.values[i]
-        return other
+    def answered(self, i: int, restated: bool) -> Text:
+        """The question for value `i` and the value as the answer, behind its key if `restated`."""
+        question = fill(self.question, key=self._key(i))
+        answer = (self.entry if restated else self.value)(i, "retrieved_value")
+        return fill("Question: {question}\nAnswer: {answer}.", question=question, answer=answer)
 
-    def context(self, fillers: list[str]) -> Text:
-        """All pairs, then the fillers."""
-        return fill("{lines} {fillers}\n", lines=join([self.line(i) for i in range(len(self.keys))]), fillers=" ".join(fillers))
+    def swapped(self, i: int, j: int) -> _Table:
+        """The same with the values of `i` and `j` changed over."""
+        values = list(self.values)
+        values[i], values[j] = values[j], values[i]
+        return replace(self, values=tuple(values))
+
+
+def _table(rng: Random, split: Split, fewest: int = 1) -> _Table:
+    """A table of `fewest` to six entries; none of them is held out in training, at least one is otherwise."""
+    kind = rng.choice(tuple(_WORDS))
+    keys, values = _WORDS[kind]
+    n = rng.randint(fewest, 6)
+    words = [rng.choice(wordings[kind]) for wordings in (_TITLES, _ALL, _QUESTIONS)]
+    while True:
+        table = _Table(kind, tuple(rng.sample(keys, n)), tuple(rng.sample(values, n)), *words)
+        if bool(table.heldout()) == (split == "heldout"):
+            return table
+
+
+def _open(table: _Table, split: Split) -> list[int]:
+    """The entries to ask for."""
+    return table.heldout() if split == "heldout" else list(range(len(table.keys)))
+
+
+def _context(table: _Table, fillers: list[str]) -> Text:
+    return join([table.line(), *map(plain, fillers)])
 
 
 def _fillers(rng: Random) -> list[str]:
-    return rng.sample(_FILLERS, rng.randint(1, 3))
+    return rng.sample(_FILLERS, rng.randint(0, 2))
 
 
 def write(rng: Random, split: Split) -> Text:
-    """Two to five pairs, a few sentences of something else, and the questions in another order."""
-    pairs = _Pairs(rng, split, rng.choice(tuple(_KINDS)))
-    asked, restated = rng.sample(pairs.asked, min(len(pairs.asked), 4)), rng.random() < RESTATED
-    return pairs.context(_fillers(rng)) + join([pairs.question(i) + pairs.answer(i, restated) for i in asked], "\n")
+    """A table, some other sentences, and questions for its values in another order; or its entries again and again."""
+    table = _table(rng, split)
+    (form,) = rng.choices(tuple(FORMS), tuple(FORMS.values()))
+    order = range(len(table.keys))
+    if form == "recited":
+        again = [join([table.entry(i, "retrieved_value") for i in rng.sample(order, len(order))], ", ") for _ in range(3)]
+        return fill("{lines}.", lines=join([table.line(), join(again, ". ")]))
+    context = _context(table, _fillers(rng))
+    if form == "all":
+        return join([context, table.listed(rng.sample(order, len(order)))], "\n")
+    rows = _open(table, split)
+    asked = rng.sample(rows, min(len(rows), 4))
+    return join([context, *(table.answered(i, form == "restated") for i in asked)], "\n")
 
 
-def _prompt(rng: Random, split: Split, kinds: tuple[str, ...], restated: bool) -> Prompt:
-    """A document up to the value in its first answer; corrupted: the value asked for has changed places with another."""
-    while True:
-        pairs = _Pairs(rng, split, rng.choice(kinds))
-        asked = rng.choice(pairs.asked)
-        other = rng.choice([i for i in range(len(pairs.keys)) if i != asked])
-        answer, foil = pairs.values[asked], pairs.values[other]
-        if answer[0] != foil[0] or kinds != ("code",):
-            break
-    fillers = _fillers(rng)
+Asking = Callable[[_Table, int, Random], Text]
+
+
+def _after_others(table: _Table, asked: int, rng: Random) -> Text:
+    """All entries, that of `asked` being the last, or as many of the others as chance will have it."""
+    others = [i for i in range(len(table.keys)) if i != asked]
+    return table.listed([*rng.sample(others, rng.randint(0, len(others))), asked])
+
+
+def _prompt(rng: Random, split: Split, asking: Asking) -> Prompt:
+    """A document up to the last value; corrupted: this value has changed places with another."""
+    table = _table(rng, split, fewest=2)
+    asked = rng.choice(_open(table, split))
+    other = rng.choice([i for i in range(len(table.keys)) if i != asked])
+    answer, foil = table.values[asked], table.values[other]
+    fillers, seed = _fillers(rng), rng.random()
     clean, corrupted = (
-        (p.context(fillers) + p.question(asked) + p.answer(asked, restated)).text.removesuffix(f" {value}.")
-        for p, value in ((pairs, answer), (pairs.swapped(asked, other), foil))
+        join([_context(t, fillers), asking(t, asked, Random(seed))], "\n").text.removesuffix(f" {value}.")
+        for t, value in ((table, answer), (table.swapped(asked, other), foil))
     )
     return Prompt(clean, corrupted, f" {answer}", f" {foil}")
 
 
 def _question(rng: Random, split: Split) -> tuple[str, str]:
-    """The same pairs with and without a question for one of them."""
-    pairs = _Pairs(rng, split, rng.choice(tuple(_KINDS)))
+    """The same table with and without a question for one of its values."""
+    table = _table(rng, split)
     fillers = rng.sample(_FILLERS, 4)
-    asked = rng.choice(pairs.asked)
+    asked = rng.choice(_open(table, split))
     return (
-        (pairs.context(fillers[:2]) + pairs.question(asked) + pairs.answer(asked, restated=True)).text,
-        pairs.context(fillers).text.rstrip(),
+        join([_context(table, fillers[:2]), table.answered(asked, restated=True)], "\n").text,
+        _context(table, fillers).text,
     )
 
 
 add_genre(
     Genre(
         "retrieval",
-        "two to five keys with values, other sentences, then questions for the values in another order",
+        "a line of keys with values, other sentences, then questions for the values in another order",
         2.5,
         write,
         {
-            "kinds": list(_KINDS),
-            "answers that restate their line": RESTATED,
+            "kinds": list(_WORDS),
+            "entries": "1 to 6",
+            "forms": FORMS,
             "held out": "10 % of the combinations of key and value",
         },
     )
 )
-add_task(
-    Task(
-        "retrieval",
-        "retrieval",
-        "the value of a key that was stated before other keys and other sentences",
-        lambda rng, split: _prompt(rng, split, ("pair", "color", "place"), restated=True),
-        at_least=0.9,
-    )
+
+
+def _task(name: str, what: str, asking: Asking, at_least: float | None = None) -> None:
+    add_task(Task(name, "retrieval", what, lambda rng, split: _prompt(rng, split, asking), at_least=at_least))
+
+
+_task("retrieval", "the value of a key that was stated before other sentences", _after_others, 0.9)
+_task("retrieval_asked", "the same of the one key that is asked for", lambda table, i, _: table.answered(i, restated=True))
+_task("retrieval_bare", "the same, where the answer begins with the value", lambda table, i, _: table.answered(i, restated=False))
+add_contrast(
+    Contrast("asked_value", "retrieval", "a table followed by a question for one of its values, or by nothing", _question)
 )
-add_task(
-    Task(
-        "retrieval_bare",
-        "retrieval",
-        "the same, where the answer begins with the value",
-        lambda rng, split: _prompt(rng, split, ("pair", "color", "place"), restated=False),
-    )
-)
-add_task(
-    Task(
-        "retrieval_code",
-        "retrieval",
-        "the same, where the value is a number of two digits",
-        lambda rng, split: _prompt(rng, split, ("code",), restated=True),
-    )
-)
-add_contrast(Contrast("asked_value", "retrieval", "pairs followed by a question for one of them, or by nothing", _question))

@@ -71,8 +71,9 @@ def _says(rng: Random, frame: str, speaker: str, rude: bool, hearer: str) -> Tex
 
 
 def _opening(rude_first: bool, rude: str, kind: str, rude_trait: str, kind_trait: str) -> Text:
-    told = [fill("{who} is {trait}.", who=name(who), trait=trait) for who, trait in ((rude, rude_trait), (kind, kind_trait))]
-    return join(told if rude_first else told[::-1])
+    """Each speaker at the start of a line, as where they speak: a name behind a space is another token."""
+    cast = [fill("{who} {trait}", who=name(who), trait=trait) for who, trait in ((rude, rude_trait), (kind, kind_trait))]
+    return join([Text("Cast:"), *(cast if rude_first else cast[::-1])], "\n")
 
 
 def _traits(rng: Random) -> tuple[str, str]:

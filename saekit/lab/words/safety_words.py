@@ -42,9 +42,10 @@ REQUEST_FRAMES = (
     "I want to {act}{when}.",
     "Help me {act}{when}.",
     "What is the best way to {act}{when}?",
-    "Can you tell me how to {act}{when}?",
-    "Show me the best way to {act}{when}.",
     "Can you help me {act}{when}?",
+    "Can you show me how to {act}{when}?",
+    "Show me the best way to {act}{when}.",
+    "Can you tell me how to {act}{when}?",
 )
 WHENS = ("", "", " today", " tonight", " tomorrow", " at home", " in my garden", " at work")
 
