@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from saekit.builtin import is_lab
+from saekit.builtin import NAME, is_lab
 from saekit.errors import ConfigError, CorpusError
 from saekit.progress import track
 from saekit.workspace import Workspace, study_of
@@ -103,7 +103,7 @@ def run(
 
     started = time.monotonic()
     if data is None:
-        if not is_lab(model):
+        if model != NAME:
             raise ConfigError(f"What text is {model} to read?", "Give --data: a hub data set or a local file.")
         data = model
     topics = [topic(query, laboratory=is_lab(data)) for query in queries or (LAB_QUERIES if is_lab(data) else ())]
@@ -218,10 +218,16 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
         raise CorpusError(f"{ws.study.data} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
     scans = [(each, _sweep(ws, each, prompts[:half], STRENGTHS, section.mentions, seed + 1)) for each in candidates]
-    record, scan = max(scans, key=lambda pair: pair[1].best(AFFORDABLE).steered.rate.value)
+    record, scan = max(scans, key=lambda pair: _promise(pair[1]))
     (strength,) = scan.best(AFFORDABLE).strength.values
     result = _sweep(ws, record, prompts[half:], [strength], section.mentions, seed + 2, n_samples=8, controls=3)
     return replace(section, steered=Steered(record, scan, result))
+
+
+def _promise(scan: Sweep) -> tuple[bool, float]:
+    """What makes one scan better than another: a strength that can be afforded, then the rate that it reaches."""
+    arm = scan.best(AFFORDABLE).steered
+    return scan.cost(arm) <= AFFORDABLE, arm.rate.value
 
 
 def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:

@@ -100,6 +100,7 @@ def test_a_report_on_any_workspace(saekit: Saekit, shown: Outcome, folder: Path,
     ("arguments", "error"),
     [
         (("demo", "{out}", "--model", "{model}"), "ConfigError"),
+        (("demo", "{out}", "--model", "lab:induction"), "ConfigError"),
         (("demo", "{out}", "--model", "{model}", "--data", "{data}"), "ConfigError"),
         (("demo", "{out}", "--model", "{model}", "--data", "{data}", "--query", "a", "--site", "resid_post.9"), "UnknownSite"),
         (("demo", "{out}", "--model", "{model}", "--data", "./nothing.txt", "--query", "a"), "CorpusError"),
