@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.errors import CorpusError, StoreMismatch
 from saekit.lm import LanguageModel, predictions
 from saekit.lm.sites import Site
 from saekit.sae import SAE, SAEConfig
-from trainers.metrics import ce_recovered, reconstruction
+from trainers.metrics import QUANTILES, Firings, Reconstruction, ce_recovered, reconstruction
 
 STORIES = ["Once upon a time, there was a little girl named Lily.", "Tom had a red ball. He", "The sun was big and"]
 
@@ -22,8 +25,8 @@ def _data(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _sae(architecture: str, D: int = 12, F: int = 40, site: Site | None = None) -> SAE:
-    cfg = SAEConfig(architecture, d_in=D, n_latents=F, k=5 if architecture == "topk" else None, site=site)
+def _sae(architecture: str, D: int = 12, F: int = 40, site: Site | None = None, **settings: Any) -> SAE:
+    cfg = SAEConfig(architecture, d_in=D, n_latents=F, k=5 if architecture.endswith("topk") else None, site=site, **settings)
     return SAE(cfg, {name: 0.4 * _data(i, *shape) for i, (name, shape) in enumerate(cfg.shapes().items())})
 
 
@@ -42,6 +45,151 @@ def test_reconstruction_is_that_of_all_tokens_at_once(architecture: str) -> None
     assert found["dead_fraction"] >= 7 / 40
     assert found["n_tokens"] == 501
     assert reconstruction(sae, x.split(100)) == pytest.approx(found)
+
+
+X, Y = Site("mlp_in", 1), Site("mlp_out", 1)
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("topk", {}),
+    ("abstopk", {}),
+    ("standard", {}),
+    ("gated", {}),
+    ("jumprelu", {}),
+    ("standard", {"normalize_activations": "layer_norm"}),
+    ("transcoder", {"d_out": 9, "site_out": Y}),
+    ("skip_transcoder", {"d_out": 9, "site_out": Y}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "extra"), KINDS)
+def test_every_metric_equals_its_definition_on_all_tokens_at_once(architecture: str, extra: dict[str, Any]) -> None:
+    sae = _sae(architecture, site=X, **extra)
+    x = _data(3, 700, 12) * (1 + 3 * torch.rand(700, 1, generator=torch.Generator().manual_seed(4))) + 2
+    y = _data(5, 700, 9) + x[:, :9] if sae.cfg.transcodes else x
+    batches = [{X: a, Y: b} for a, b in zip(x.split(300), y.split(300))]
+    found = Reconstruction.of(sae, batches)
+
+    code, target = sae.encode_dense(x), y.double()
+    given = sae(x).double()
+    silent = sae.decode(torch.zeros_like(code), x).double()
+    errors, spreads = (given - target).square().sum(1), (target - target.mean(0)).square().sum(1)
+    u, v = given - silent, target - silent
+    best = torch.linalg.lstsq(u.reshape(-1, 1), v.reshape(-1, 1)).solution.item()  # the multiple of u that is nearest to v
+    fires = code != 0
+    assert found.scalars() == pytest.approx(
+        {
+            "fvu": float(errors.sum() / spreads.sum()),
+            "cosine": float(torch.nn.functional.cosine_similarity(given, target).mean()),
+            "shrinkage": 1 / best,
+            "l0": float(fires.sum() / 700),
+            "dead_fraction": float((fires.sum(0) == 0).double().mean()),
+            "dense_fraction": float((fires.double().mean(0) > 0.1).double().mean()),
+            "n_tokens": 700,
+        },
+        rel=1e-5,
+    )
+    assert [*found.firings.l0_quantiles().values()] == np.quantile(
+        fires.sum(1).numpy(), QUANTILES, method="inverted_cdf"
+    ).tolist()
+    histogram = found.firings.histogram()
+    logs = np.log10(fires.double().mean(0)[fires.any(0)].numpy())
+    assert histogram["counts"] == np.histogram(logs, histogram["edges"])[0].tolist()
+    assert sum(histogram["counts"]) == len(logs)
+    assert histogram["counts"][0] > 0
+    assert histogram["edges"][-1] == 0
+
+    edges = target[:300].norm(dim=1).quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+    place = torch.bucketize(target.norm(dim=1), edges)
+    rows = found.fvu_by_norm()
+    assert sum(row["tokens"] for row in rows) == 700
+    for row in rows:
+        inside = place == [0.0, *QUANTILES].index(row["from"])
+        assert row["tokens"] == int(inside.sum())
+        assert row["norm"] == pytest.approx(float(target.norm(dim=1)[inside].mean()))
+        assert row["fvu"] == pytest.approx(float(errors[inside].sum() / spreads[inside].sum()), rel=1e-5)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from(["topk", "standard"]))
+def test_how_tokens_come_in_batches_changes_nothing(sizes: list[int], architecture: str) -> None:
+    sae, x = _sae(architecture), _data(8, sum(sizes), 12)
+    whole, parts = Reconstruction.of(sae, [x]), Reconstruction.of(sae, x.split(sizes))
+    assert parts.scalars() == pytest.approx(whole.scalars(), rel=1e-4, nan_ok=True)
+    assert parts.firings.histogram() == whole.firings.histogram()
+    assert torch.equal(parts.firings.tokens_L, whole.firings.tokens_L)
+    assert sum(row["tokens"] for row in parts.fvu_by_norm()) == len(x)
+
+
+def test_what_is_kept_does_not_grow_with_the_tokens() -> None:
+    sae = _sae("topk")
+
+    def kept(n: int) -> int:
+        found = Reconstruction.of(sae, (_data(i, 10, 12) for i in range(n)))
+        tensors = [*vars(found).values(), *vars(found.firings).values()]
+        return sum(each.numel() for each in tensors if isinstance(each, Tensor))
+
+    assert kept(1) == kept(50) > 0
+
+
+@pytest.mark.parametrize("gamma", [0.6, 1.0, 1.4])
+@pytest.mark.parametrize("mean", [0.0, 50.0])
+def test_planted_shrinkage_is_found_whatever_the_mean(gamma: float, mean: float) -> None:
+    """Data of three latents on b_dec; the dictionary has all of it right but the size of what it writes."""
+    D, F = 16, 30
+    directions_FD = torch.nn.functional.normalize(_data(0, F, D), dim=1)
+    true_BF = torch.zeros(500, F)
+    true_BF[torch.arange(500)[:, None], torch.rand(500, F, generator=torch.Generator().manual_seed(1)).topk(3).indices] = 2.0
+    b_dec = torch.full((D,), mean)
+    x = true_BF @ directions_FD + b_dec
+
+    class Known(SAE):
+        def encode(self, x_BD: Tensor) -> Tensor:
+            return gamma * true_BF
+
+    sae = Known(SAEConfig("standard", d_in=D, n_latents=F))
+    sae.W_dec[:], sae.b_dec[:] = directions_FD, b_dec
+    found = reconstruction(sae, [x])
+    assert found["shrinkage"] == pytest.approx(gamma, rel=1e-5)
+    assert found["l0"] == 3
+    assert found["cosine"] > 0.999
+
+
+def test_planted_densities() -> None:
+    """Latent i fires on a share of the tokens that is known; one never."""
+    shares = [0, 1, 5, 100, 101, 500, 1000]
+    code = torch.stack([(torch.arange(1000) < share).float() for share in shares], 1)
+    firings = Firings(_sae("standard", F=len(shares)))
+    for part in code.split(300):
+        firings.add(part)
+    assert firings.density_F.tolist() == [share / 1000 for share in shares]
+    assert firings.dead_fraction == pytest.approx(1 / 7)
+    assert firings.dense_fraction == pytest.approx(3 / 7)  # 10 % itself is not dense
+    histogram = dict(zip(firings.histogram()["edges"], firings.histogram()["counts"]))
+    assert {edge: count for edge, count in histogram.items() if count} == {-3.0: 1, -2.5: 1, -1.0: 2, -0.5: 1, -0.25: 1}
+
+
+def test_a_few_huge_tokens_do_not_hide_the_others() -> None:
+    """A dictionary that knows one direction, along which one token in a hundred is huge."""
+    D = 8
+    x = _data(2, 1000, D)
+    x[::100] = 0
+    x[::100, 0] = 1000.0
+    cfg = SAEConfig("standard", d_in=D, n_latents=1)
+    eye = torch.eye(D)
+    sae = SAE(cfg, {"W_enc": eye[:, :1], "W_dec": eye[:1], "b_enc": torch.zeros(1), "b_dec": torch.zeros(D)})
+    found = Reconstruction.of(sae, x.split(250))
+    assert found.scalars()["fvu"] < 1e-3
+    *ordinary, largest = found.fvu_by_norm()
+    assert largest["norm"] == 1000
+    assert largest["fvu"] == 0
+    assert all(row["fvu"] > 0.01 for row in ordinary if row["to"] < 0.99)
+
+
+def test_firings_alone_equal_those_of_a_reconstruction() -> None:
+    sae, x = _sae("topk"), _data(0, 200, 12)
+    firings = Firings.of(sae, x.split(64))
+    assert torch.equal(firings.tokens_F, Reconstruction.of(sae, [x]).firings.tokens_F)
+    with pytest.raises(CorpusError):
+        Firings.of(sae, [])
 
 
 def test_reconstruction_of_nothing_is_an_error() -> None:
