@@ -282,7 +282,7 @@ class Workspace:
             progress=progress,
         )
 
-    def evaluate(self, site: str | Site, *, progress: bool = True) -> dict[str, float]:
+    def evaluate(self, site: str | Site, *, progress: bool = True) -> dict[str, Any]:
         """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`)."""
         from saekit.evaluate.quality import quality
         from saekit.files import write_whole

@@ -12,6 +12,7 @@ import torch
 
 from saekit.errors import CorpusError
 from saekit.evaluate.areas import auc
+from saekit.evaluate.texts import document_activations
 from saekit.progress import track
 
 if TYPE_CHECKING:
@@ -314,21 +315,10 @@ def _codes(
     """Activations of the features (kept tokens, F), and which tokens were kept."""
     from scipy.sparse import csc_array
 
-    begin = np.cumsum([0, *map(len, labelled.ids)])
-    order = sorted(range(len(labelled.ids)), key=lambda d: len(labelled.ids[d]))
-    first = [] if lm.bos_token_id is None else [lm.bos_token_id]
     values, tokens, features, kept = ([np.zeros(0, kind)] for kind in (np.float32, np.int64, np.int64, np.int64))
     done = 0
-    for start in range(0, len(order), _SEQUENCES):
-        chosen = [d for d in order[start : start + _SEQUENCES] if labelled.ids[d]]
-        rows = [[*first, *labelled.ids[d]][: lm.max_context] for d in chosen]
-        if not rows:
-            continue
-        tokens_BT, mask_BT = lm.text.pad(rows, "right")
-        acts = lm.run(tokens_BT, attention_mask=mask_BT, read=[site], logits=None)[site]
-        mask_BT[:, : len(first)] = 0
-        code = sae.encode_sparse(acts[mask_BT.bool().to(acts.device)].flatten(1))
-        which = np.concatenate([begin[d] + np.arange(len(row) - len(first)) for d, row in zip(chosen, rows)])
+    for which, acts in document_activations(lm, [site], labelled.ids, _SEQUENCES):
+        code = sae.encode_sparse(acts[site])
         row, slot = (code.values != 0).nonzero(as_tuple=True)
         values.append(code.values[row, slot].float().cpu().numpy())
         features.append(code.indices[row, slot].cpu().numpy())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from saekit.activations import ActivationReader
 from saekit.activations.source import HELDOUT, Split, in_split
 from saekit.errors import CorpusError
 from saekit.progress import track
-from trainers.metrics import ce_recovered, reconstruction
+from trainers.metrics import Firings, Reconstruction, ce_recovered
 
 if TYPE_CHECKING:
     from saekit.activations import ActivationStore
@@ -35,9 +35,9 @@ def quality(
     *,
     heldout: float = HELDOUT,
     max_tokens: int = 2**16,
-    dead_tokens: int = 2**20,
+    density_tokens: int = 2**20,
     progress: bool = True,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure `sae` on held-out documents of a store.
 
     Of a corpus so small that none is held out, on the documents that it was trained on: then `heldout_tokens` is 0, and a
@@ -46,11 +46,14 @@ def quality(
     Args:
         heldout: the share of documents that training held out.
         max_tokens: of at most so many tokens.
-        dead_tokens: at most so many tokens of the whole store decide which latents are dead.
+        density_tokens: at most so many tokens of the whole store decide how often latents fire.
 
     Returns:
-        fvu, l0: of held-out activations (:func:`trainers.metrics.reconstruction`).
-        dead_fraction: latents that fire on none of the store's tokens.
+        fvu, cosine, shrinkage, l0: of held-out activations (:meth:`trainers.metrics.Reconstruction.scalars`).
+        fvu_by_norm, l0_quantiles: also of these (:meth:`trainers.metrics.Reconstruction.fvu_by_norm`,
+            :meth:`trainers.metrics.Firings.l0_quantiles`).
+        dead_fraction, dense_fraction, density_histogram: of `density_tokens` of the whole store
+            (:class:`trainers.metrics.Firings`), since on few tokens rare latents seem dead.
         ce, ce_spliced, ce_zero, ce_recovered, kl: with the dictionary spliced into the model on held-out documents
             (:func:`trainers.metrics.ce_recovered`).
         heldout_tokens: how many held-out activations these are.
@@ -60,29 +63,53 @@ def quality(
         StoreMismatch: a transcoder does not say where it writes.
     """
     sites = sorted({site, sae.writes_at(site)})
-    split: Split = "heldout"
-    rows = _documents(lm, store, split, heldout, max_tokens)
-    if not rows:
-        split = "all"
-        rows = _documents(lm, store, split, heldout, max_tokens)
-        _log.warning("No document of %s is held out: the dictionary is measured on those that it was trained on.", store.path)
-    if not rows:
-        raise CorpusError(f"{store.path} holds no document of two tokens.", "Cache longer documents.")
+    rows, split = heldout_documents(lm, store, heldout, max_tokens)
 
     def batches(split: Split, n_tokens: int) -> Iterator[dict[Site, Tensor]]:
         reader = ActivationReader(store, sites, batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
         return islice(reader, -(-n_tokens // _BATCH))
 
     with track("measuring", total=3, unit="steps", enabled=progress) as bar:
-        found = reconstruction(sae, batches(split, max_tokens))
-        bar.update(1, note=f"FVU {found['fvu']:.4f}")
-        dead = reconstruction(sae, batches("all", dead_tokens))["dead_fraction"]
-        bar.update(2, note=f"dead {dead:.2%}")
-        spliced = ce_recovered(lm, sae, site, _padded(lm, rows))
+        found = Reconstruction.of(sae, batches(split, max_tokens))
+        scalars = found.scalars()
+        bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
+        firings = Firings.of(sae, batches("all", density_tokens))
+        bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
+        spliced = ce_recovered(lm, sae, site, padded(lm, rows))
         bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}")
+    n_tokens = scalars.pop("n_tokens")
     spliced.pop("n_tokens")
-    n_heldout = found["n_tokens"] if split == "heldout" else 0
-    return {"fvu": found["fvu"], "l0": found["l0"], "dead_fraction": dead, **spliced, "heldout_tokens": n_heldout}
+    return {
+        **scalars,
+        "dead_fraction": firings.dead_fraction,
+        "dense_fraction": firings.dense_fraction,
+        **spliced,
+        "l0_quantiles": found.firings.l0_quantiles(),
+        "fvu_by_norm": found.fvu_by_norm(),
+        "density_histogram": firings.histogram(),
+        "density_tokens": firings.n_tokens,
+        "heldout_tokens": n_tokens if split == "heldout" else 0,
+    }
+
+
+def heldout_documents(
+    lm: LanguageModel, store: ActivationStore, heldout: float, max_tokens: int
+) -> tuple[list[list[int]], Split]:
+    """Tokens of the documents that training held out, BOS first; of all where it held none out, which is logged as a warning.
+
+    Returns:
+        rows: a document of two tokens or more each.
+        split: "heldout" or "all".
+
+    Raises:
+        CorpusError: no document has two tokens.
+    """
+    if rows := _documents(lm, store, "heldout", heldout, max_tokens):
+        return rows, "heldout"
+    _log.warning("No document of %s is held out: the dictionary is measured on those that it was trained on.", store.path)
+    if rows := _documents(lm, store, "all", heldout, max_tokens):
+        return rows, "all"
+    raise CorpusError(f"{store.path} holds no document of two tokens.", "Cache longer documents.")
 
 
 class PaddedRows(NamedTuple):
@@ -113,6 +140,7 @@ def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout:
     return rows
 
 
-def _padded(lm: LanguageModel, rows: list[list[int]]) -> Iterator[PaddedRows]:
+def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[PaddedRows]:
+    """The rows a few at a time, pads on the right."""
     for i in range(0, len(rows), _SEQUENCES):
         yield PaddedRows(*lm.text.pad(rows[i : i + _SEQUENCES], "right"))
