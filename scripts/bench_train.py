@@ -83,7 +83,7 @@ def saekit(task: Task, data: Tensor, dead: float = 0.0, **settings: object) -> S
         before = training.window.squares
         with only_blocks():
             training.step(x)
-        return float(training.window.squares - before) / (len(x) * training.data.variance)
+        return float(training.window.squares - before) / (len(x) * training.writes.variance)
 
     return step
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainers.config import TrainConfig
 from trainers.parameters import Parameters
@@ -38,13 +37,12 @@ class Adam:
         self.step += 1
         _, _, rate, correction, _ = self.constants(lr).tolist()
         if unit_rows:
-            along_F1 = (gradient.W_dec_FD * p.W_dec_FD).sum(1, keepdim=True)
-            gradient.W_dec_FD = gradient.W_dec_FD - along_F1 * p.W_dec_FD
-        for name, weight in p.named().items():
-            g: Tensor = gradient.named()[name]
-            mean, square = self.mean.named()[name], self.square.named()[name]
+            along_F1 = (gradient.W_dec_FE * p.W_dec_FE).sum(1, keepdim=True)
+            gradient = Parameters(gradient, W_dec_FE=gradient.W_dec_FE - along_F1 * p.W_dec_FE)
+        for name, weight in p.items():
+            g, mean, square = gradient[name], self.mean[name], self.square[name]
             mean.lerp_(g, 1 - self.beta1)
             square.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
             weight.addcdiv_(mean, square.sqrt().mul_(correction).add_(self.eps), value=-rate)
         if unit_rows:
-            p.W_dec_FD /= p.W_dec_FD.norm(dim=1, keepdim=True)
+            p.W_dec_FE /= p.W_dec_FE.norm(dim=1, keepdim=True)

@@ -29,12 +29,9 @@ class DeadCounter:
         zeros = torch.zeros(n_latents, dtype=torch.int64, device=device)
         return cls(limit, zeros, zeros[:0])
 
-    def count(self, values_BK: Tensor, indices_BK: Tensor, step: int) -> None:
-        """Take note of one batch's code, the `step`-th."""
-        self.since_F += len(values_BK)
-        # Padding may repeat the latent of a real value: what counts is the largest value of a latent, not the last.
-        fired_F = torch.zeros_like(self.since_F, dtype=values_BK.dtype)
-        fired_F.scatter_reduce_(0, indices_BK.flatten(), values_BK.detach().flatten(), "amax")
-        self.since_F.masked_fill_(fired_F > 0, 0)
+    def count(self, firings_F: Tensor, n_tokens: int, step: int) -> None:
+        """Take note of how often each latent fired on one batch, the `step`-th."""
+        self.since_F += n_tokens
+        self.since_F.masked_fill_(firings_F > 0, 0)
         if step % REFRESH == 0:
             self.dead = (self.since_F > self.limit).nonzero()[:, 0]

@@ -18,7 +18,7 @@ from saekit.errors import CheckpointError, ConfigError, StoreMismatch
 from saekit.files import is_full, no_room, write_whole
 from saekit.lm.sites import Site
 from saekit.progress import track
-from saekit.sae import SAE, SAEConfig
+from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from trainers import checkpoints
 from trainers.config import TrainConfig
@@ -94,7 +94,7 @@ def train(
     if _finished(out, config, settings["data"]):
         checkpoints.clear(out / "checkpoints")
         return SAE.load(out)
-    sae_config = _sae_config(config, site, source, lm)
+    facts = _facts(site, source, lm)
     if isinstance(source, ActivationStore):
         heldout = _heldout(source, site, config) if heldout is None else heldout
         source = _reader(source, site, config, "train")
@@ -106,7 +106,7 @@ def train(
             training = Training(config, _statistics(source, site, config))
         write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
         with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
-            run = _Run(training, source, site, sae_config, out / "checkpoints", log, heldout, around_step)
+            run = _Run(training, source, site, facts, out / "checkpoints", log, heldout, around_step)
             run.train(progress)
             training.check()
             sae = run.sae()
@@ -124,13 +124,13 @@ class _Run:
         training: Training,
         source: Source,
         site: Site,
-        sae_config: SAEConfig,
+        facts: dict[str, Any],
         checkpoints: Path,
         log: Log,
         heldout: Iterable[Batch] | None,
         around_step: Around,
     ) -> None:
-        self.training, self.source, self.site, self.sae_config = training, source, site, sae_config
+        self.training, self.source, self.site, self.facts = training, source, site, facts
         self.checkpoints, self.log, self.heldout, self.around_step = checkpoints, log, heldout, around_step
         self._heldout_start = heldout.state() if heldout is not None and hasattr(heldout, "state") else None
         self._sample: list[Tensor] = []
@@ -165,8 +165,8 @@ class _Run:
         sae = self.sae()
         self._sample = self._sample or list(self.heldout_tokens(config.eval_tokens))  # live ones take a model to make
         self.evaluate(sae, self._sample)
-        facts = training.facts() | {"source": self.source.state(), "log": self.log.position}
-        checkpoints.save(self.checkpoints, training.steps, sae, training.tensors(), facts, config.keep)
+        state = training.facts() | {"source": self.source.state(), "log": self.log.position}
+        checkpoints.save(self.checkpoints, training.steps, sae, training.tensors(), state, config.keep)
 
     def evaluate(self, sae: SAE, batches: Iterable[Tensor]) -> None:
         """Write a row of metrics on held-out data, if there is any."""
@@ -183,7 +183,7 @@ class _Run:
 
     def sae(self) -> SAE:
         """The dictionary as it is now, in the units of the data."""
-        return self.training.p.to_sae(self.sae_config, self.training.data.scale)
+        return self.training.sae(**self.facts)
 
 
 @contextmanager
@@ -242,18 +242,14 @@ def _identity(source: Source | ActivationStore, site: Site) -> dict[str, Any]:
     return identity
 
 
-def _sae_config(config: TrainConfig, site: Site, source: Source | ActivationStore, lm: LanguageModel | None) -> SAEConfig:
-    return SAEConfig(
-        architecture=config.arch,
-        d_in=source.width(site),
-        n_latents=config.n_latents,
-        k=config.l0,
-        site=site,
-        model_name=lm.name if lm else None,
-        context_size=getattr(source, "context", None),
-        prepend_bos=lm.bos_token_id is not None if lm else None,
-        dtype=config.dtype,
-    )
+def _facts(site: Site, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
+    """What an SAE tells of where it comes from."""
+    return {
+        "site": site,
+        "model_name": lm.name if lm else None,
+        "context_size": getattr(source, "context", None),
+        "prepend_bos": lm.bos_token_id is not None if lm else None,
+    }
 
 
 def _reader(store: ActivationStore, site: Site, config: TrainConfig, split: Literal["train", "heldout"]) -> ActivationReader:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,56 +11,57 @@ from torch import Tensor
 from saekit.sae.kernels.threads import run_blocks
 from trainers import step_kernels
 from trainers.adam import Adam
+from trainers.code import Code
 from trainers.parameters import Parameters
 
 _ROW_BLOCK, _LATENT_BLOCKS = 256, 32
 
 
 def decode_gradient(
-    values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor | None, target_BD: Tensor, scale: float
+    code: Code, W_dec_FE: Tensor, b_dec_E: Tensor | None, target_BE: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, float]:
-    """Decode a code and take the gradient of `scale / 2 * sum (x_hat - target)^2`.
+    """Decode a code and take the gradient of `scale / 2 * sum (y_hat - target)^2`.
 
     Returns:
-        the gradient at the reconstruction (B, D), `scale * (x_hat - target)`; that at the pre-activations of the code (B, K), 0
-        where the ReLU is off; and sum (x_hat - target)^2.
+        the gradient at the prediction (B, E), `scale * (y_hat - target)`; that at the code's values (N,), firing or not; and
+        sum (y_hat - target)^2.
     """
-    error_BD, grads_BK = torch.empty_like(target_BD), torch.empty_like(values_BK)
-    values, indices, W, target = values_BK.numpy(), indices_BK.numpy(), W_dec_FD.numpy(), target_BD.numpy()
-    bias = np.zeros(W.shape[1], np.float32) if b_dec_D is None else b_dec_D.numpy()
-    error, grads = error_BD.numpy(), grads_BK.numpy()
-    squares = np.zeros(len(values) // _ROW_BLOCK + 1)
+    error_BE, grads_N = torch.empty_like(target_BE), torch.empty_like(code.values_N)
+    values, latents, start = code.values_N.numpy(), code.latents_N.numpy(), code.start_B1.numpy()
+    W, target, error, grads = W_dec_FE.numpy(), target_BE.numpy(), error_BE.numpy(), grads_N.numpy()
+    bias = np.zeros(W.shape[1], np.float32) if b_dec_E is None else b_dec_E.numpy()
+    squares = np.zeros(len(error) // _ROW_BLOCK + 1)
 
     def work(a: int, b: int) -> None:
         squares[a // _ROW_BLOCK] = step_kernels.decode_gradient(
-            values[a:b], indices[a:b], W, bias, target[a:b], np.float32(scale), error[a:b], grads[a:b]
+            values, latents, start[a : b + 1], W, bias, target[a:b], np.float32(scale), error[a:b], grads
         )
 
-    run_blocks(work, len(values), _ROW_BLOCK)
-    return error_BD, grads_BK, float(squares.sum())
+    run_blocks(work, len(error), _ROW_BLOCK)
+    return error_BE, grads_N, float(squares.sum())
 
 
 class SparseGradient:
-    """A gradient as the firings that caused it: a sum of terms, each a code with gradients at the two ends of a latent.
+    """A gradient as the entries of codes that caused it: a sum of terms, each a code with gradients at the two ends of a latent.
 
-    A firing of latent l on token b adds `grad * x[b]` to the gradient of W_enc[l], `grad` to that of b_enc[l], and
+    An entry of latent l on token b adds `grad * x[b]` to the gradient of W_enc[l], `grad` to that of b_enc[l], and
     `value * error[b]` to that of W_dec[l].
 
     Args:
         x_BD: what the encoder read.
-        b_dec_grad_D: gradient of b_dec through the decoder.
+        rest: full gradients of the other parameters, and what b_enc has beside the sum of entries.
         centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
     """
 
-    def __init__(self, x_BD: Tensor, b_dec_grad_D: Tensor, *, centres: bool) -> None:
-        self.x_BD, self.b_dec_grad_D, self.centres = x_BD, b_dec_grad_D, centres
-        self._terms: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool) -> None:
+        self.x_BD, self.rest, self.centres = x_BD, rest, centres
+        self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
 
-    def add(self, values_BK: Tensor, indices_BK: Tensor, grads_BK: Tensor, error_BD: Tensor) -> None:
+    def add(self, code: Code, grads_N: Tensor, error_BE: Tensor) -> None:
         """Add a term: a code, the gradient at its pre-activations, and the gradient at what it was decoded to."""
-        self._terms.append((values_BK, indices_BK, grads_BK))
-        self._errors.append(error_BD)
+        self._terms.append((code, grads_N))
+        self._errors.append(error_BE)
 
     def apply(self, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool) -> None:
         """One Adam step of all parameters, in place; with `unit_rows`, decoder rows keep norm 1: the gradient's component along a
@@ -67,51 +70,55 @@ class SparseGradient:
         n_latents, width = p.W_enc_FD.shape
         start, token, error_row, value, grad = self._by_latent(n_latents)
         error = (self._errors[0] if len(self._errors) == 1 else torch.cat(self._errors)).numpy()
-        x, constants = self.x_BD.numpy(), adam.constants(lr)
-        latent_rows = [
-            tensor.numpy()
-            for tensors in (p, adam.mean, adam.square)
-            for tensor in (tensors.W_enc_FD, tensors.b_enc_F, tensors.W_dec_FD)
-        ]
-        block = -(-n_latents // _LATENT_BLOCKS)
-        through_encoder = np.zeros((_LATENT_BLOCKS, width), np.float32)
+        x, constants, sums_F = self.x_BD.numpy(), adam.constants(lr), torch.empty(n_latents)
+        groups = (p, adam.mean, adam.square)
+        latent_rows = [tensor.numpy() for group in groups for tensor in (group.W_enc_FD, group.W_dec_FE)]
+        block, sums = -(-n_latents // _LATENT_BLOCKS), sums_F.numpy()
+        through_input = torch.zeros(_LATENT_BLOCKS, width)
 
         def work(a: int, b: int) -> None:
             rows = [tensor[a:b] for tensor in latent_rows]
             entries = (x, error, start[a : b + 1], token, error_row, value, grad)
-            step_kernels.update_latents(*entries, *rows, constants, unit_rows, through_encoder[a // block])
+            through = through_input[a // block].numpy()
+            step_kernels.update_latents(*entries, *rows, constants, unit_rows, sums[a:b], through)
 
         run_blocks(work, n_latents, block)
-        b_dec_grad = self.b_dec_grad_D.numpy()
-        if self.centres:
-            b_dec_grad = b_dec_grad + through_encoder.sum(0)
-        step_kernels.adam_row(p.b_dec_D.numpy(), b_dec_grad, adam.mean.b_dec_D.numpy(), adam.square.b_dec_D.numpy(), constants)
+        for name, gradient in self._others(sums_F, through_input.sum(0)).items():
+            tensors = (p[name], gradient.contiguous(), adam.mean[name], adam.square[name])
+            step_kernels.adam_row(*(tensor.view(-1).numpy() for tensor in tensors), constants)
 
     def dense(self, p: Parameters) -> Parameters:
-        """The gradient as full matrices."""
-        full = p.map(torch.zeros_like)
-        for (values_BK, indices_BK, grads_BK), error_BD in zip(self._terms, self._errors):
-            code_BF = torch.zeros(len(values_BK), len(p.b_enc_F)).scatter_add(1, indices_BK, values_BK)
-            grad_BF = torch.zeros_like(code_BF).scatter_add(1, indices_BK, grads_BK)
-            full.W_dec_FD += code_BF.T @ error_BD
-            full.W_enc_FD += grad_BF.T @ self.x_BD
-            full.b_enc_F += grad_BF.sum(0)
-        full.b_dec_D += self.b_dec_grad_D
+        """The gradient as full tensors."""
+        W_enc_FD, W_dec_FE, b_enc_F = (torch.zeros_like(p[name]) for name in ("W_enc_FD", "W_dec_FE", "b_enc_F"))
+        for (code, grads_N), error_BE in zip(self._terms, self._errors):
+            grad_BF = Code(grads_N, code.latents_N, code.start_B1).dense(len(b_enc_F))
+            W_dec_FE += code.dense(len(b_enc_F)).T @ error_BE
+            W_enc_FD += grad_BF.T @ self.x_BD
+            b_enc_F += grad_BF.sum(0)
+        full = {"W_enc_FD": W_enc_FD, "W_dec_FE": W_dec_FE, **self._others(b_enc_F, -b_enc_F @ p.W_enc_FD)}
+        return Parameters({name: full[name] for name in p})
+
+    def _others(self, sums_F: Tensor, through_input_D: Tensor) -> dict[str, Tensor]:
+        """Gradients of all but the two matrices, given what :func:`trainers.step_kernels.update_latents` adds up."""
+        others = {**self.rest, "b_enc_F": sums_F + self.rest["b_enc_F"] if "b_enc_F" in self.rest else sums_F}
         if self.centres:
-            full.b_dec_D -= full.b_enc_F @ p.W_enc_FD
-        return full
+            others["b_dec_E"] = others["b_dec_E"] + through_input_D
+        return others
 
     def _by_latent(self, n_latents: int) -> tuple[step_kernels.Array, ...]:
-        """All firings sorted by latent: those of latent l are start[l] : start[l + 1]."""
-        terms = [tuple(tensor.numpy() for tensor in term) for term in self._terms]
+        """All entries sorted by latent: those of latent l are start[l] : start[l + 1]."""
+        terms = [
+            (code.values_N.numpy(), code.latents_N.numpy(), grads_N.numpy(), code.start_B1.numpy())
+            for code, grads_N in self._terms
+        ]
         start = np.zeros(n_latents + 1, np.int64)
-        for values, indices, _ in terms:
-            step_kernels.count_latents(values, indices, start[1:])
+        for values, latents, grads, _ in terms:
+            step_kernels.count_latents(values, latents, grads, start[1:])
         np.cumsum(start, out=start)
         position, n = start[:-1].copy(), int(start[-1])
         token, error_row = np.empty(n, np.int32), np.empty(n, np.int32)
         value, grad = np.empty(n, np.float32), np.empty(n, np.float32)
-        for number, (values, indices, grads) in enumerate(terms):
+        for number, term in enumerate(terms):
             first = number * len(self.x_BD)
-            step_kernels.place_entries(values, indices, grads, first, position, token, error_row, value, grad)
+            step_kernels.place_entries(*term, first, position, token, error_row, value, grad)
         return start, token, error_row, value, grad

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from saekit.errors import NonFiniteActivations
+from saekit.sae import SAE
 from trainers.adam import Adam
 from trainers.config import DTYPES, TrainConfig
 from trainers.dead import DeadCounter
-from trainers.objectives import Outcome, objective
+from trainers.objectives import Now, Outcome, objective
 from trainers.parameters import Parameters
 from trainers.schedule import learning_rate
 from trainers.statistics import Statistics
@@ -36,20 +37,22 @@ class Training:
 
     Args:
         config: resolved settings.
-        data: facts about the data, in scaled units.
+        reads: facts about what is read.
+        writes: facts about what is to be predicted from it; None for an SAE, which predicts what it reads.
 
     Raises:
         ConfigError: the numba step was asked for where it cannot run.
     """
 
-    def __init__(self, config: TrainConfig, data: Statistics) -> None:
+    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics | None = None) -> None:
         assert config.device is not None and config.dead_tokens is not None
         device, dtype = config.device, DTYPES[config.dtype]
-        self.config, self.data = config, data
+        self.config, self.reads, self.writes = config, reads, writes or reads
         self.on_cpu = torch.device(device).type == "cpu"
         self.sparse = config.sparse_step
-        self.objective = objective(config, data.variance)
-        self.p = Parameters.start(config.n_latents, data, config.seed, dtype, device)
+        self.objective = objective(config, self.reads, self.writes)
+        self.objective.state = {name: tensor.to(device) for name, tensor in self.objective.state.items()}
+        self.p = self.objective.start().map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)
         self.dead = DeadCounter.start(config.n_latents, config.dead_tokens, device)
         self.fired_F = torch.zeros(config.n_latents, dtype=torch.int64, device=device)
@@ -59,35 +62,41 @@ class Training:
 
     # One step
 
-    def step(self, x_BD: Tensor) -> None:
-        """Train on one batch of activations (B, D).
+    def step(self, x_BD: Tensor, y_BE: Tensor | None = None) -> None:
+        """Train on one batch of activations: those read, and (not for an SAE) those to be predicted.
 
         Raises:
             NonFiniteActivations: the loss is NaN or infinite and nothing was updated; on a GPU :meth:`check` finds it.
         """
-        x_BD = x_BD.to(self.p.W_enc_FD.device, self.p.W_enc_FD.dtype, non_blocking=True) * self.data.scale
+        x_BD = self._scaled(x_BD, self.reads)
+        y_BE = x_BD if y_BE is None else self._scaled(y_BE, self.writes)
+        assert self.config.tokens is not None
+        now = Now(self.tokens / self.config.tokens, self.dead.dead)
         lr = learning_rate(self.config, self.tokens + len(x_BD))
         unit_rows = self.objective.unit_rows
         if self.sparse:
-            outcome, sparse_gradient = self.objective.gradient(self.p, x_BD, self.dead.dead)
-            self._check(outcome.loss, x_BD)
+            outcome, sparse_gradient = self.objective.gradient(self.p, x_BD, y_BE, now)
+            self._check(outcome.loss, x_BD, y_BE)
             sparse_gradient.apply(self.p, self.adam, lr, unit_rows=unit_rows)
         else:
             leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
-            outcome = self.objective.loss(leaves, x_BD, self.dead.dead)
+            outcome = self.objective.loss(leaves, x_BD, y_BE, now)
             if self.on_cpu:
-                self._check(outcome.loss, x_BD)
+                self._check(outcome.loss, x_BD, y_BE)
             assert isinstance(outcome.loss, Tensor)
-            names = leaves.named()
-            gradients = torch.autograd.grad(outcome.loss, list(names.values()))
-            self.adam.apply(self.p, Parameters(**dict(zip(names, gradients))), lr, unit_rows=unit_rows)
+            gradients = torch.autograd.grad(outcome.loss, list(leaves.values()))
+            self.adam.apply(self.p, Parameters(zip(leaves, gradients)), lr, unit_rows=unit_rows)
+        self.objective.observe(outcome, now)
         self._count(outcome, len(x_BD))
 
-    def _check(self, loss: Tensor | float, x_BD: Tensor) -> None:
+    def _scaled(self, x_BD: Tensor, data: Statistics) -> Tensor:
+        return x_BD.to(self.p.W_enc_FD.device, self.p.W_enc_FD.dtype, non_blocking=True) * data.scale
+
+    def _check(self, loss: Tensor | float, x_BD: Tensor, y_BE: Tensor) -> None:
         if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):
             return
         where = f"batch {self.steps} (tokens {self.tokens} to {self.tokens + len(x_BD)})"
-        bad = (~x_BD.isfinite()).any(1).nonzero()
+        bad = (~(x_BD.isfinite().all(1) & y_BE.isfinite().all(1))).nonzero()
         if len(bad):
             raise NonFiniteActivations(
                 f"{len(bad)} activation vectors of {where} hold NaN or infinity, the first at row {int(bad[0])}.",
@@ -99,25 +108,24 @@ class Training:
         )
 
     def _count(self, outcome: Outcome, n_tokens: int) -> None:
-        values_BK, indices_BK = outcome.values_BK, outcome.indices_BK
         self.steps += 1
         self.tokens += n_tokens
-        self.dead.count(values_BK, indices_BK, self.steps)
-        fires_BK = values_BK > 0
-        firings = fires_BK.sum()
+        firings_F = outcome.code.firings(self.config.n_latents)
+        self.dead.count(firings_F, n_tokens, self.steps)
+        firings = firings_F.sum()
         self.window.squares += outcome.squares
         self.window.firings += float(firings) if self.on_cpu else firings
         self.window.tokens += n_tokens
         assert self.config.tokens is not None
         if self.tokens > (1 - _FREQUENCY_SHARE) * self.config.tokens:
-            self.fired_F.scatter_add_(0, indices_BK.flatten(), fires_BK.flatten().long())
+            self.fired_F += firings_F
             self.fired_tokens += n_tokens
 
     # What it says of itself
 
     def check(self) -> None:
         """Raise NonFiniteActivations if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
-        sound = all(bool(tensor.isfinite().all()) for tensor in self.p.named().values())
+        sound = all(bool(tensor.isfinite().all()) for tensor in self.p.values())
         if not (sound and math.isfinite(float(self.window.squares))):
             raise NonFiniteActivations(
                 f"A weight or the loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: "
@@ -137,11 +145,15 @@ class Training:
         return {
             "step": self.steps,
             "tokens": self.tokens,
-            "fvu": squares / (window.tokens * self.data.variance),
+            "fvu": squares / (window.tokens * self.writes.variance),
             "l0": float(window.firings) / window.tokens,
             "dead_fraction": len(self.dead.dead) / self.config.n_latents,
             "lr": learning_rate(self.config, self.tokens),
         }
+
+    def sae(self, **facts: Any) -> SAE:
+        """The dictionary as it is now, in the units of the data; `facts` as in :meth:`trainers.objectives.Objective.sae`."""
+        return self.objective.sae(self.p, **facts)
 
     def frequency(self) -> Tensor | None:
         """(F,) fraction of the last tokens on which each latent fired; None where the data ended before they were counted."""
@@ -151,14 +163,9 @@ class Training:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state, by name."""
-        groups = {"p": self.p, "mean": self.adam.mean, "square": self.adam.square}
-        named = {f"{group}.{name}": tensor for group, p in groups.items() for name, tensor in p.named().items()}
-        return named | {
-            "dead.since_F": self.dead.since_F,
-            "dead.dead": self.dead.dead,
-            "fired_F": self.fired_F,
-            "data.centre_D": self.data.centre_D,
-        }
+        groups = {"p": self.p, "mean": self.adam.mean, "square": self.adam.square, "objective": self.objective.state}
+        named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+        return named | {"dead.since_F": self.dead.since_F, "dead.dead": self.dead.dead, "fired_F": self.fired_F}
 
     def facts(self) -> dict[str, Any]:
         """All else, fit for JSON."""
@@ -169,14 +176,15 @@ class Training:
             "adam_steps": self.adam.step,
             "fired_tokens": self.fired_tokens,
             "window": window,
-            "scale": self.data.scale,
-            "variance": self.data.variance,
+            "reads": self.reads.to_dict(),
+            "writes": None if self.writes is self.reads else self.writes.to_dict(),
         }
 
     @classmethod
     def restore(cls, config: TrainConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Training:
         """The training whose :meth:`tensors` and :meth:`facts` these are."""
-        training = cls(config, Statistics(facts["scale"], tensors["data.centre_D"], facts["variance"]))
+        reads, writes = (facts[side] and Statistics.from_dict(facts[side]) for side in ("reads", "writes"))
+        training = cls(config, reads, writes)
         for name, tensor in training.tensors().items():
             if name != "dead.dead":
                 tensor.copy_(tensors[name])

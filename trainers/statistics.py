@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +46,14 @@ class Statistics:
         variance = (x_ND - mean_D).square().sum(1).mean().item()
         centre_D = geometric_median(x_ND) if centre == "geometric_median" else mean_D
         return cls(scale, centre_D.float(), max(variance, torch.finfo(torch.float32).tiny))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; its numbers come back as they were."""
+        return {"scale": self.scale, "centre_D": self.centre_D.tolist(), "variance": self.variance}
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Statistics:
+        return cls(facts["scale"], torch.tensor(facts["centre_D"]), facts["variance"])
 
 
 def geometric_median(x_ND: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -18,43 +18,48 @@ Array = np.ndarray[Any, Any]
 
 @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def decode_gradient(
-    values: Array, indices: Array, W_dec: Array, b_dec: Array, target: Array, scale: float, error: Array, grads: Array
+    values: Array,
+    latents: Array,
+    start: Array,
+    W_dec: Array,
+    b_dec: Array,
+    target: Array,
+    scale: float,
+    error: Array,
+    grads: Array,
 ) -> float:
-    """Decode rows, and the gradient of `scale / 2 * sum (x_hat - target)^2`.
+    """Decode rows of a ragged code, and the gradient of `scale / 2 * sum (x_hat - target)^2`.
 
-    Writes error = scale * (x_hat - target), the gradient at the reconstruction, and that at the pre-activations, grads[r, j] =
-    W_dec[indices[r, j]] . error[r], 0 where the ReLU is off. Returns sum (x_hat - target)^2 of these rows.
+    Writes error = scale * (x_hat - target), the gradient at the reconstruction, and that at the values, grads[n] =
+    W_dec[latents[n]] . error[row of n]. Returns sum (x_hat - target)^2 of these rows.
     """
-    n_rows, n_kept = values.shape
     squares = 0.0
-    for r in range(n_rows):
+    for r in range(len(error)):
+        a, b = start[r], start[r + 1]
         row = error[r]
         for q in range(row.shape[0]):
             row[q] = b_dec[q] - target[r, q]
-        add_rows(row, W_dec, indices[r], values[r], n_kept)
+        add_rows(row, W_dec, latents[a:b], values[a:b], b - a)
         squares += float(dot(row, row))
         for q in range(row.shape[0]):
             row[q] *= scale
-        dot_rows(row, W_dec, indices[r], grads[r], n_kept)
-        for j in range(n_kept):
-            if values[r, j] <= 0:
-                grads[r, j] = 0
+        dot_rows(row, W_dec, latents[a:b], grads[a:b], b - a)
     return squares
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def count_latents(values: Array, indices: Array, counts: Array) -> None:
-    """counts[latent] += how often it fires."""
-    for r in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            counts[indices[r, j]] += values[r, j] > 0
+def count_latents(values: Array, latents: Array, grads: Array, counts: Array) -> None:
+    """counts[latent] += how many entries it has that change anything."""
+    for n in range(len(values)):
+        counts[latents[n]] += (values[n] != 0) | (grads[n] != 0)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def place_entries(
     values: Array,
-    indices: Array,
+    latents: Array,
     grads: Array,
+    start: Array,
     first_error_row: int,
     position: Array,
     token: Array,
@@ -62,14 +67,14 @@ def place_entries(
     value: Array,
     grad: Array,
 ) -> None:
-    """Put every firing behind the others of its latent (a counting sort, stable); position[latent] is where its next one goes."""
-    for r in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            if values[r, j] > 0:
-                p = position[indices[r, j]]
-                position[indices[r, j]] = p + 1
+    """Put every entry behind the others of its latent (a counting sort, stable); position[latent] is where its next one goes."""
+    for r in range(len(start) - 1):
+        for n in range(start[r], start[r + 1]):
+            if (values[n] != 0) | (grads[n] != 0):
+                p = position[latents[n]]
+                position[latents[n]] = p + 1
                 token[p], error_row[p] = r, first_error_row + r
-                value[p], grad[p] = values[r, j], grads[r, j]
+                value[p], grad[p] = values[n], grads[n]
 
 
 @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
@@ -94,32 +99,30 @@ def update_latents(
     value: Array,
     grad: Array,
     W_enc: Array,
-    b_enc: Array,
     W_dec: Array,
     enc_mean: Array,
-    b_mean: Array,
     dec_mean: Array,
     enc_square: Array,
-    b_square: Array,
     dec_square: Array,
     adam: Array,
     unit_rows: bool,
-    b_dec_grad: Array,
+    sums: Array,
+    through_input: Array,
 ) -> None:
-    """Gradients of a block of latents from their entries `start[l] : start[l + 1]`, spent on Adam steps of all their weights.
+    """Gradients of a block of latents from their entries `start[l] : start[l + 1]`, spent on Adam steps of their two rows.
 
-    Adds -sum_l (dL / d b_enc[l]) * W_enc[l], with the old W_enc, to `b_dec_grad`: what b_dec gets through the encoder's input.
+    Writes sums[l], the gradient of what is added to the pre-activation of latent l, and adds `-sum_l sums[l] * W_enc[l]`, with
+    the old W_enc, to `through_input`: the gradient of what is subtracted from the encoder's input.
     """
     enc_grad, dec_grad = np.empty(W_enc.shape[1], np.float32), np.empty(W_dec.shape[1], np.float32)
-    b_grad = np.empty(1, np.float32)
     for latent in range(W_enc.shape[0]):
         a, b = start[latent], start[latent + 1]
         enc_grad[:] = 0
         dec_grad[:] = 0
         add_rows(enc_grad, x, token[a:b], grad[a:b], b - a)
         add_rows(dec_grad, error, error_row[a:b], value[a:b], b - a)
-        b_grad[0] = total(grad[a:b])
-        add_scaled(b_dec_grad, W_enc[latent], -b_grad[0])
+        sums[latent] = total(grad[a:b])
+        add_scaled(through_input, W_enc[latent], -sums[latent])
         row = W_dec[latent]
         if unit_rows:
             add_scaled(dec_grad, row, -dot(dec_grad, row))
@@ -129,4 +132,3 @@ def update_latents(
             for q in range(row.shape[0]):
                 row[q] /= norm
         adam_row(W_enc[latent], enc_grad, enc_mean[latent], enc_square[latent], adam)
-        adam_row(b_enc[latent : latent + 1], b_grad, b_mean[latent : latent + 1], b_square[latent : latent + 1], adam)

@@ -10,42 +10,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from saekit.sae.kernels import encode_topk, gather_decode
-from trainers import auxk
-from trainers.config import TrainConfig
-from trainers.objectives import Objective, Outcome
+from saekit.sae.kernels import encode_topk
+from trainers.code import Code
+from trainers.objectives import Now, Objective, Outcome
 from trainers.parameters import Parameters
 from trainers.sparse import SparseGradient, decode_gradient
 
 
 class TopK(Objective):
-    unit_rows = True
+    def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
+        x_BD = x_BD - p.b_dec_E
+        code = Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, self.config.l0, backend="torch"))
+        y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
+        squares = (y_hat_BE - y_BE).square().sum()
+        loss = self.weight(x_BD) * squares + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
+        return Outcome(loss, squares.detach(), code.detach())
 
-    def __init__(self, config: TrainConfig, variance: float) -> None:
-        assert config.aux_k is not None
-        self.k, self.variance, self.screen = config.l0, variance, config.screen
-        self.aux_k, self.aux_coefficient = config.aux_k, config.aux_coefficient
-
-    def loss(self, p: Parameters, x_BD: Tensor, dead: Tensor) -> Outcome:
-        centred_BD = x_BD - p.b_dec_D
-        values_BK, indices_BK = encode_topk(centred_BD, p.W_enc_FD, p.b_enc_F, self.k, backend="torch")
-        x_hat_BD = gather_decode(values_BK, indices_BK, p.W_dec_FD, p.b_dec_D, backend="torch")
-        squares = (x_hat_BD - x_BD).square().sum()
-        loss = squares / (len(x_BD) * self.variance)
-        if self.aux_coefficient and len(dead):
-            loss = loss + auxk.loss(p, centred_BD, x_BD - x_hat_BD, dead, self.aux_k, self.aux_coefficient)
-        return Outcome(loss, squares.detach(), values_BK.detach(), indices_BK)
-
-    def gradient(self, p: Parameters, x_BD: Tensor, dead: Tensor) -> tuple[Outcome, SparseGradient]:
-        centred_BD = x_BD - p.b_dec_D
-        values_BK, indices_BK = encode_topk(centred_BD, p.W_enc_FD, p.b_enc_F, self.k, screen=self.screen)
-        scale = 2 / (len(x_BD) * self.variance)
-        error_BD, grads_BK, squares = decode_gradient(values_BK, indices_BK, p.W_dec_FD, p.b_dec_D, x_BD, scale)
-        loss = squares / (len(x_BD) * self.variance)
-        gradient = SparseGradient(centred_BD, b_dec_grad_D=error_BD.sum(0), centres=True)
-        gradient.add(values_BK, indices_BK, grads_BK, error_BD)
-        if self.aux_coefficient and len(dead):
-            residual_BD = error_BD / -scale
-            aux = (residual_BD, dead, self.aux_k, self.aux_coefficient, self.screen)
-            loss += auxk.add_gradient(gradient, p, centred_BD, *aux)
-        return Outcome(loss, squares, values_BK, indices_BK), gradient
+    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
+        x_BD = x_BD - p.b_dec_E
+        code = Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, self.config.l0, screen=self.config.screen))
+        scale = 2 * self.weight(x_BD)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        gradient = SparseGradient(x_BD, {"b_dec_E": error_BE.sum(0)}, centres=True)
+        gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
+        loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
+        return Outcome(loss, squares, code), gradient

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainers.parameters import Parameters
+from trainers.statistics import Statistics
 
 
 def random_parameters(F: int, D: int, seed: int = 0) -> Parameters:
@@ -14,7 +15,12 @@ def random_parameters(F: int, D: int, seed: int = 0) -> Parameters:
     W_dec = torch.randn(F, D, generator=generator)
     W_dec /= W_dec.norm(dim=1, keepdim=True)
     W_enc = W_dec + 0.3 * torch.randn(F, D, generator=generator) / D**0.5
-    return Parameters(W_enc, 0.1 * torch.randn(F, generator=generator), W_dec, 0.1 * torch.randn(D, generator=generator))
+    b_enc, b_dec = (0.1 * torch.randn(n, generator=generator) for n in (F, D))
+    return Parameters(W_enc_FD=W_enc, b_enc_F=b_enc, W_dec_FE=W_dec, b_dec_E=b_dec)
+
+
+def statistics(D: int, variance: float) -> Statistics:
+    return Statistics(1.0, torch.zeros(D), variance)
 
 
 def topk_mask(pre: Tensor, k: int) -> Tensor:
@@ -22,8 +28,8 @@ def topk_mask(pre: Tensor, k: int) -> Tensor:
 
 
 def topk_loss(p: Parameters, x: Tensor, k: int, variance: float, dead: Tensor, aux_k: int, coefficient: float) -> Tensor:
-    pre = (x - p.b_dec_D) @ p.W_enc_FD.T + p.b_enc_F
-    x_hat = (torch.relu(pre) * topk_mask(pre, k)) @ p.W_dec_FD + p.b_dec_D
+    pre = (x - p.b_dec_E) @ p.W_enc_FD.T + p.b_enc_F
+    x_hat = (torch.relu(pre) * topk_mask(pre, k)) @ p.W_dec_FE + p.b_dec_E
     loss = (x - x_hat).square().sum(1).mean() / variance
     if len(dead) and coefficient:
         error = (x - x_hat).detach()
@@ -31,14 +37,14 @@ def topk_loss(p: Parameters, x: Tensor, k: int, variance: float, dead: Tensor, a
         is_dead[dead] = True
         dead_pre = pre.masked_fill(~is_dead, -torch.inf)
         keep = topk_mask(dead_pre, min(aux_k, len(dead)))
-        error_hat = torch.where(keep > 0, torch.relu(pre), 0) @ p.W_dec_FD
+        error_hat = torch.where(keep > 0, torch.relu(pre), 0) @ p.W_dec_FE
         loss = loss + coefficient * (error_hat - error).square().sum() / (error - error.mean(0)).square().sum()
     return loss
 
 
 def clear_rows(p: Parameters, x: Tensor, k: int, dead: Tensor, aux_k: int) -> Tensor:
     """The rows of x whose selections float32 rounding cannot change."""
-    pre = (x - p.b_dec_D).double() @ p.W_enc_FD.double().T + p.b_enc_F.double()
+    pre = (x - p.b_dec_E).double() @ p.W_enc_FD.double().T + p.b_enc_F.double()
 
     def gap(pre: Tensor, k: int) -> Tensor:
         if not 0 < k < pre.shape[1]:
@@ -54,5 +60,5 @@ def gradient(p: Parameters, *arguments: object) -> tuple[float, Parameters]:
     leaves = p.map(lambda tensor: tensor.detach().double().requires_grad_())
     x, *rest = arguments
     loss = topk_loss(leaves, x.double(), *rest)  # type: ignore[attr-defined,arg-type]
-    grads = torch.autograd.grad(loss, list(leaves.named().values()))
-    return loss.item(), Parameters(**dict(zip(leaves.named(), grads)))
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return loss.item(), Parameters(zip(leaves, grads))

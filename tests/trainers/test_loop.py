@@ -348,7 +348,7 @@ def test_firing_frequency_and_dead_fraction_are_those_of_a_recount(tmp_path: Pat
     codes = []
     for batch in x.split(256):
         training.step(batch)
-        sae = training.p.to_sae(_sae_config(), training.data.scale)
+        sae = training.sae()
         codes.append(sae.encode_dense(batch) > 0)
     fired = torch.cat(codes)
     frequency = training.frequency()
@@ -357,9 +357,3 @@ def test_firing_frequency_and_dead_fraction_are_those_of_a_recount(tmp_path: Pat
     dead = (~fired[-1_280:].any(0)).sum()  # not for more than 1024 tokens, looked at every few steps
     assert len(training.dead.dead) <= int((~fired[-1_024:].any(0)).sum())
     assert len(training.dead.dead) >= int(dead) - 2
-
-
-def _sae_config() -> Any:
-    from saekit.sae import SAEConfig
-
-    return SAEConfig("topk", d_in=D, n_latents=F, k=4)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from trainers import TrainConfig
 from trainers.adam import Adam
+from trainers.objectives import Now
 from trainers.parameters import Parameters
+from trainers.sparse import SparseGradient
 from trainers.topk import TopK
 
 PATHS = ("torch", "sparse", "sparse, screened")
@@ -27,18 +29,27 @@ def _config(F: int, D: int, k: int, **settings: object) -> TrainConfig:
     return TrainConfig(n_latents=F, l0=k, **settings).resolve(D)  # type: ignore[arg-type]
 
 
+def _topk(config: TrainConfig, x: Tensor, variance: float = 3.0) -> TopK:
+    facts = dense.statistics(x.shape[1], variance)
+    return TopK(config, facts, facts)
+
+
+def _gradient(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> SparseGradient:
+    return _topk(config, x).gradient(p, x, x, Now(0.5, dead))[1]
+
+
 def _both(
     path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor, variance: float = 3.0
 ) -> tuple[float, Parameters]:
     """Loss and full gradient on one of our paths."""
     if path == "torch":
         leaves = p.map(lambda tensor: tensor.detach().requires_grad_())
-        outcome = TopK(config, variance).loss(leaves, x, dead)
+        outcome = _topk(config, x, variance).loss(leaves, x, x, Now(0.5, dead))
         assert isinstance(outcome.loss, Tensor)
-        grads = torch.autograd.grad(outcome.loss, list(leaves.named().values()))
-        return outcome.loss.item(), Parameters(**dict(zip(leaves.named(), grads)))
+        grads = torch.autograd.grad(outcome.loss, list(leaves.values()))
+        return outcome.loss.item(), Parameters(zip(leaves, grads))
     config = dataclasses.replace(config, screen="screened" in path)
-    outcome, gradient = TopK(config, variance).gradient(p, x, dead)
+    outcome, gradient = _topk(config, x, variance).gradient(p, x, x, Now(0.5, dead))
     return float(outcome.loss), gradient.dense(p)
 
 
@@ -50,9 +61,9 @@ def _check(path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tenso
     loss, ours = _both(path, config, p, x, dead)
     expected_loss, expected = dense.gradient(p, x, config.l0, 3.0, dead, config.aux_k, config.aux_coefficient)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    for name, tensor in expected.named().items():
+    for name, tensor in expected.items():
         scale = tensor.abs().max().item() + 1e-12
-        torch.testing.assert_close(ours.named()[name].double(), tensor, atol=2e-5 * scale, rtol=1e-4, msg=name)
+        torch.testing.assert_close(ours[name].double(), tensor, atol=2e-5 * scale, rtol=1e-4, msg=name)
     return expected
 
 
@@ -78,13 +89,9 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents(path: str, n_dead: int
     x = 2 * _data(1, 300, D)
     with_aux, without = (_config(F, D, 8, aux_coefficient=c) for c in (1 / 32, 0.0))
     _check(path, with_aux, p, x, dead)
-    added = [
-        a - b
-        for a, b in zip(
-            _both(path, with_aux, p, x, dead)[1].named().values(), _both(path, without, p, x, dead)[1].named().values()
-        )
-    ]
-    W_enc, b_enc, W_dec, b_dec = added
+    total, base = (_both(path, config, p, x, dead)[1] for config in (with_aux, without))
+    added = {name: total[name] - base[name] for name in total}
+    W_enc, b_enc, W_dec, b_dec = (added[name] for name in ("W_enc_FD", "b_enc_F", "W_dec_FE", "b_dec_E"))
     alive = torch.ones(F, dtype=torch.bool)
     alive[dead] = False
     for gradient in (W_enc, b_enc[:, None], W_dec):
@@ -100,8 +107,8 @@ def test_rows_with_fewer_positive_latents_than_k(path: str) -> None:
     p = dense.random_parameters(F, D, 3)
     p.b_enc_F -= 1.0
     x = _data(2, 101, D)
-    x[7] = p.b_dec_D  # nothing is positive there
-    assert ((torch.relu((x - p.b_dec_D) @ p.W_enc_FD.T + p.b_enc_F) > 0).sum(1) < k).any()
+    x[7] = p.b_dec_E  # nothing is positive there
+    assert ((torch.relu((x - p.b_dec_E) @ p.W_enc_FD.T + p.b_enc_F) > 0).sum(1) < k).any()
     _check(path, _config(F, D, k), p, x, torch.arange(5))
 
 
@@ -109,11 +116,11 @@ def test_rows_with_fewer_positive_latents_than_k(path: str) -> None:
 def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None:
     F, D = 30, 10
     p = dense.random_parameters(F, D, 4)
-    x = p.b_dec_D.repeat(16, 1)
+    x = p.b_dec_E.repeat(16, 1)
     p.b_enc_F.zero_()
     loss, gradient = _both(path, _config(F, D, 3), p, x, torch.arange(12))
     assert loss == 0
-    assert all(tensor.isfinite().all() for tensor in gradient.named().values())
+    assert all(tensor.isfinite().all() for tensor in gradient.values())
 
 
 @pytest.mark.parametrize("D", [5, 24, 77])
@@ -138,13 +145,11 @@ def test_bits_do_not_depend_on_where_arrays_lie(D: int) -> None:
         groups = [mine, adam.mean, adam.square]
         placed = {int(i): groups[int(i)].map(place) for i in names if i < 3}
         mine, adam.mean, adam.square = (placed[i] for i in range(3))
-        _, gradient = TopK(config, 3.0).gradient(mine, place(x), torch.arange(10))
+        gradient = _gradient(config, mine, place(x), torch.arange(10))
         gradient._errors = [place(error) for error in gradient._errors]
         gradient.x_BD = place(gradient.x_BD)
         gradient.apply(mine, adam, 1e-3, unit_rows=True)
-        results.append(
-            torch.cat([tensor.flatten() for group in (mine, adam.mean, adam.square) for tensor in group.named().values()])
-        )
+        results.append(torch.cat([tensor.flatten() for group in (mine, adam.mean, adam.square) for tensor in group.values()]))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -155,25 +160,25 @@ def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> No
     config = _config(F, D, k, aux_coefficient=1.0)
     ours = dense.random_parameters(F, D, 5)
     theirs = ours.map(lambda tensor: tensor.double())
-    optimizer = torch.optim.Adam(list(theirs.named().values()), lr=1e-2, betas=(0.9, 0.999), eps=6.25e-10)
+    optimizer = torch.optim.Adam(list(theirs.values()), lr=1e-2, betas=(0.9, 0.999), eps=6.25e-10)
     adam, dead = Adam.start(ours, config), torch.arange(100)
     for step in range(5):
         x = _data(step, 257, D)
-        _, gradient = TopK(config, 3.0).gradient(ours, x, dead)
+        gradient = _gradient(config, ours, x, dead)
         gradient.centres = centres
         full = gradient.dense(ours).map(lambda tensor: tensor.double())
         if unit_rows:
-            full.W_dec_FD -= (full.W_dec_FD * theirs.W_dec_FD).sum(1, keepdim=True) * theirs.W_dec_FD
-        for tensor, grad in zip(theirs.named().values(), full.named().values()):
+            full.W_dec_FE -= (full.W_dec_FE * theirs.W_dec_FE).sum(1, keepdim=True) * theirs.W_dec_FE
+        for tensor, grad in zip(theirs.values(), full.values()):
             tensor.grad = grad
         optimizer.step()
         if unit_rows:
-            theirs.W_dec_FD /= theirs.W_dec_FD.norm(dim=1, keepdim=True)
+            theirs.W_dec_FE /= theirs.W_dec_FE.norm(dim=1, keepdim=True)
         gradient.apply(ours, adam, 1e-2, unit_rows=unit_rows)
-        for name, tensor in theirs.named().items():
-            close = (ours.named()[name] - tensor).abs() < 1e-4
+        for name, tensor in theirs.items():
+            close = (ours[name] - tensor).abs() < 1e-4
             assert close.double().mean() > 0.999, (name, step)  # where a gradient is all rounding, Adam's sign is chance
-            ours.named()[name].copy_(tensor)
+            ours[name].copy_(tensor)
 
 
 def test_both_adams_agree_and_rows_stay_unit() -> None:
@@ -182,10 +187,10 @@ def test_both_adams_agree_and_rows_stay_unit() -> None:
     one, two = dense.random_parameters(F, D, 6), dense.random_parameters(F, D, 6)
     adam_one, adam_two = Adam.start(one, config), Adam.start(two, config)
     for step in range(20):
-        _, gradient = TopK(config, 3.0).gradient(one, _data(step, 100, D), torch.arange(0))
+        gradient = _gradient(config, one, _data(step, 100, D), torch.arange(0))
         adam_two.apply(two, gradient.dense(one), 1e-3, unit_rows=True)
         gradient.apply(one, adam_one, 1e-3, unit_rows=True)
-        for name, tensor in one.named().items():
-            torch.testing.assert_close(two.named()[name], tensor, atol=2e-6, rtol=1e-4, msg=name)
-            two.named()[name].copy_(tensor)
-    torch.testing.assert_close(one.W_dec_FD.norm(dim=1), torch.ones(F), atol=1e-6, rtol=0)
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, atol=2e-6, rtol=1e-4, msg=name)
+            two[name].copy_(tensor)
+    torch.testing.assert_close(one.W_dec_FE.norm(dim=1), torch.ones(F), atol=1e-6, rtol=0)
