@@ -1,13 +1,15 @@
 """Kernels of sparse codes: exact top-k, the gather decoder, and the encoder that never holds a (B, F) matrix.
 
-A code is (values, indices), both (B, K). Every function has a torch reference, which runs anywhere and is differentiable, and
-a numba version for contiguous float32 CPU tensors; `backend="auto"` takes the faster one that applies, and either can be forced.
-Both give the same selection up to ties and float32 rounding. Rows are expected to be finite: where NaN takes part, values are
-NaN and their columns mean nothing.
+A code is (values, indices), both (B, K). Every function has a torch reference, which runs anywhere and is differentiable, a
+numba version for contiguous float32 CPU tensors, and a Triton version for GPUs, differentiable once; `backend="auto"` takes the
+fastest that applies, and each can be forced. All give the same selection up to ties and rounding. Rows are expected to be finite:
+where NaN takes part, values are NaN and their columns mean nothing.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.sae.kernels import reference
 
-Backend = Literal["auto", "torch", "numba"]
+Backend = Literal["auto", "torch", "numba", "triton"]
 
 
 def topk(pre_BF: Tensor, k: int, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
@@ -25,7 +27,7 @@ def topk(pre_BF: Tensor, k: int, *, backend: Backend = "auto") -> tuple[Tensor, 
     Args:
         pre_BF: (B, F) pre-activations.
         k: entries to keep, 1 <= k <= F.
-        backend: "torch", "numba", or "auto".
+        backend: "torch", "numba", "triton", or "auto".
 
     Returns:
         values (B, k) in the dtype of `pre_BF`, and their columns (B, k) int64, distinct in each row.
@@ -38,30 +40,47 @@ def topk(pre_BF: Tensor, k: int, *, backend: Backend = "auto") -> tuple[Tensor, 
         from saekit.sae.kernels import cpu
 
         return cpu.topk(pre_BF, k)
+    if _use_triton(backend, pre_BF):
+        from saekit.sae.kernels import gpu
+
+        return gpu.topk(pre_BF, k)
     return reference.topk(pre_BF, k)
 
 
 def gather_decode(
-    values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor | None = None, *, backend: Backend = "auto"
+    values_BK: Tensor,
+    indices_BK: Tensor,
+    W_dec_FD: Tensor,
+    b_dec_D: Tensor | None = None,
+    *,
+    start_B1: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """`sum_k values[b, k] * W_dec[indices[b, k]] + b_dec`, touching only the rows that fire.
 
     Args:
-        values_BK: (B, K) code values; zeros are padding.
-        indices_BK: (B, K) int64 latents; repeated ones add up.
+        values_BK: (B, K) code values; zeros are padding. Of a ragged code, (N,).
+        indices_BK: (B, K) int64 latents; repeated ones add up. Of a ragged code, (N,).
         W_dec_FD: (F, D) decoder, one row per latent.
         b_dec_D: (D,) or None for no bias.
+        start_B1: (B + 1,) int64, where a ragged code's rows start: row b is entries start[b] to start[b + 1]. Not on numba.
 
     Returns:
-        (B, D) reconstruction. Differentiable in values, W_dec and b_dec on the torch backend, which "auto" takes when a
-        gradient is wanted.
+        (B, D) reconstruction. Differentiable in values, W_dec and b_dec on the torch and triton backends, of which "auto" takes
+        one when a gradient is wanted.
     """
     tensors = (values_BK, W_dec_FD) if b_dec_D is None else (values_BK, W_dec_FD, b_dec_D)
-    if _use_numba(backend, *tensors):
+    if (backend == "numba" or start_B1 is None) and _use_numba(backend, *tensors):
+        if start_B1 is not None:
+            raise ConfigError("The numba kernels cannot take a ragged code.", 'Use backend="auto" or "torch".')
         from saekit.sae.kernels import cpu
 
         return cpu.gather_decode(values_BK, indices_BK, W_dec_FD, b_dec_D)
-    return reference.gather_decode(values_BK, indices_BK, W_dec_FD, b_dec_D)
+    if _use_triton(backend, *tensors):
+        from saekit.sae.kernels import gpu
+
+        return gpu.gather_decode(values_BK, indices_BK, W_dec_FD, b_dec_D, start_B1)
+    return reference.gather_decode(values_BK, indices_BK, W_dec_FD, b_dec_D, start_B1)
 
 
 def encode_topk(
@@ -85,7 +104,7 @@ def encode_topk(
 
     Returns:
         values (B, k) >= 0 and latents (B, k) int64. A row with fewer than k positive pre-activations is padded with value 0
-        at latents that are distinct and meaningless. Differentiable in x, W_enc and b_enc on the torch backend.
+        at latents that are distinct and meaningless. Differentiable in x, W_enc and b_enc on the torch and triton backends.
     """
     _check_k(k, W_enc_FD.shape[0])
     tensors = (x_BD, W_enc_FD) if b_enc_F is None else (x_BD, W_enc_FD, b_enc_F)
@@ -93,7 +112,42 @@ def encode_topk(
         from saekit.sae.kernels import cpu
 
         return cpu.encode_topk(x_BD, W_enc_FD, b_enc_F, k, screen)
+    if _use_triton(backend, *tensors):
+        from saekit.sae.kernels import gpu
+
+        return gpu.encode_topk(x_BD, W_enc_FD, b_enc_F, k)
     return reference.encode_topk(x_BD, W_enc_FD, b_enc_F, k)
+
+
+def pre_activations(
+    x_BD: Tensor,
+    W_enc_FD: Tensor,
+    b_enc_F: Tensor | None,
+    indices_BK: Tensor,
+    *,
+    start_B1: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`x[b] . W_enc[indices[b, k]] + b_enc[indices[b, k]]`: the encoder at given latents only, with its gradient there only.
+
+    Select latents any way you like, without a gradient, and train them through this.
+
+    Args:
+        indices_BK: (B, K) int64 latents, or (N,) of a ragged code, whose rows start at `start_B1` as in :func:`gather_decode`.
+
+    Returns:
+        (B, K) or (N,) pre-activations. Differentiable in x, W_enc and b_enc. There is no numba version: a forced one is an error.
+
+    Raises:
+        ConfigError: the forced backend cannot take these tensors.
+    """
+    if backend == "numba":
+        raise ConfigError("There is no numba version of pre_activations.", 'Use backend="auto" or "torch".')
+    if _use_triton(backend, x_BD, W_enc_FD, *([] if b_enc_F is None else [b_enc_F])):
+        from saekit.sae.kernels import gpu
+
+        return gpu.pre_activations(x_BD, W_enc_FD, b_enc_F, indices_BK, start_B1)
+    return reference.pre_activations(x_BD, W_enc_FD, b_enc_F, indices_BK, start_B1)
 
 
 def _check_k(k: int, n_latents: int) -> None:
@@ -102,12 +156,30 @@ def _check_k(k: int, n_latents: int) -> None:
 
 
 def _use_numba(backend: Backend, *tensors: Tensor) -> bool:
-    if backend == "torch":
+    if backend in ("torch", "triton"):
         return False
     obstacle = next((reason for reason in map(_obstacle, tensors) if reason), None)
     if backend == "numba" and obstacle:
         raise ConfigError(f"The numba kernels cannot take a tensor {obstacle}.", 'Use backend="auto" or "torch".')
     return obstacle is None
+
+
+def _use_triton(backend: Backend, *tensors: Tensor) -> bool:
+    if backend not in ("auto", "triton") or (backend == "auto" and not all(tensor.is_cuda for tensor in tensors)):
+        return False
+    obstacle: str | None = "without triton, which is not installed"
+    if _has_triton():
+        from saekit.sae.kernels import gpu
+
+        obstacle = next((reason for reason in map(gpu.obstacle, tensors) if reason), None)
+    if backend == "triton" and obstacle:
+        raise ConfigError(f"The Triton kernels cannot take a tensor {obstacle}.", 'Use backend="auto" or "torch".')
+    return obstacle is None
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _obstacle(tensor: Tensor) -> str | None:

@@ -13,11 +13,15 @@ def topk(pre_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values_BK, indices_BK
 
 
-def gather_decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor | None) -> Tensor:
+def gather_decode(
+    values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor | None, start_B1: Tensor | None = None
+) -> Tensor:
+    n_rows = values_BK.shape[0] if start_B1 is None else len(start_B1) - 1
     if values_BK.numel() == 0:
-        out_BD = W_dec_FD.new_zeros(values_BK.shape[0], W_dec_FD.shape[1])
+        out_BD = W_dec_FD.new_zeros(n_rows, W_dec_FD.shape[1])
     else:
-        out_BD = torch.nn.functional.embedding_bag(indices_BK, W_dec_FD, per_sample_weights=values_BK, mode="sum")
+        start_B = None if start_B1 is None else start_B1[:-1]
+        out_BD = torch.nn.functional.embedding_bag(indices_BK, W_dec_FD, start_B, per_sample_weights=values_BK, mode="sum")
     return out_BD if b_dec_D is None else out_BD + b_dec_D
 
 
@@ -30,3 +34,13 @@ def encode_topk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) 
 def _encode_chunk(x_RD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     values_RK, indices_RK = topk(torch.nn.functional.linear(x_RD, W_enc_FD, b_enc_F), k)
     return torch.relu(values_RK), indices_RK
+
+
+def pre_activations(
+    x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, indices_BK: Tensor, start_B1: Tensor | None
+) -> Tensor:
+    counts_B = torch.full((len(x_BD),), indices_BK.shape[-1]) if start_B1 is None else start_B1.diff()
+    x_ND = x_BD.repeat_interleave(counts_B.to(x_BD.device), dim=0)
+    indices_N = indices_BK.flatten()
+    pre_N = (x_ND * W_enc_FD[indices_N]).sum(1)
+    return (pre_N if b_enc_F is None else pre_N + b_enc_F[indices_N]).view(indices_BK.shape)
