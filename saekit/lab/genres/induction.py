@@ -58,14 +58,14 @@ def write(rng: Random, split: Split) -> Text:
 
 
 def _prompt(rng: Random, split: Split) -> Prompt:
-    """A list and its repetition up to an item; corrupted: another item stands there the first time."""
+    """A list and a piece of it up to an item; corrupted: another item stands there the first time."""
     length = rng.randint(6, 12)
     items = _sequence(rng, split, length)
     at = rng.randrange(2, length)
-    start = rng.randrange(max(0, at - 3), at)
+    shown = rng.choice([n for n in (1, 3, 4, 5) if n <= at])  # two are most likely a whole piece
     answer = items[at]
     foil = rng.choice([item for item in (NAMES if answer in NAMES else THINGS) if item not in items])
-    opener, again = rng.choice(OPENERS), " ".join(items[start:at])
+    opener, again = rng.choice(OPENERS), " ".join(items[at - shown : at])
     other = [*items[:at], foil, *items[at + 1 :]]
     clean, corrupted = (f"{opener}: {' '.join(first)}. {again}" for first in (items, other))
     return Prompt(clean, corrupted, f" {answer}", f" {foil}")
