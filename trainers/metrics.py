@@ -147,7 +147,7 @@ class Reconstruction:
         if not len(x_BD):
             return
         code = sae.encode(x_BD)
-        y_BD, y_hat_BD, silent_BD = (each.double() for each in (y_BD, sae.decode(code, x_BD), _silent(sae, x_BD)))
+        y_BD, y_hat_BD, silent_BD = (each.double() for each in (y_BD, sae.decode(code, x_BD), silent(sae, x_BD)))
         self.firings.add(code)
         self._cosines += float(cosine_similarity(y_BD, y_hat_BD, dim=1).sum())
         latents_BD = y_hat_BD - silent_BD
@@ -313,7 +313,7 @@ def _at(sae: SAE, batch: Batch, site: Site | None) -> Tensor:
     return batch.to(sae.device).flatten(1)
 
 
-def _silent(sae: SAE, x_BD: Tensor) -> Tensor:
+def silent(sae: SAE, x_BD: Tensor) -> Tensor:
     """What `sae` gives for x with no latent on: b_dec, in the scale of x, and a skip transcoder's skip."""
     zero_B1 = x_BD.new_zeros(len(x_BD), 1)
     return sae.decode(SparseCode(zero_B1, zero_B1.long()), x_BD)

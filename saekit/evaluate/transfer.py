@@ -42,12 +42,15 @@ class Transfer:
     @property
     def verdict(self) -> str:
         """ "transfers" where at most .05 less of the cross-entropy is recovered and at most .1 more of the variance unexplained,
-        "transfers in part" where at least half as much is recovered, else "does not transfer".
+        "transfers in part" where at least half as much is recovered, else "does not transfer". A model that does not predict the
+        text better than with zeros at the site loses nothing that could be recovered.
 
         Both criteria are those of Kissane et al. 2024 ("SAEs (usually) transfer between base and chat models"); the borders are
         ours.
         """
         recovered, there = self.own["ce_recovered"], self.there["ce_recovered"]
+        if self.there["ce"] >= self.there["ce_zero"]:
+            return "does not transfer"
         if there >= recovered - _RECOVERED and self.there["fvu"] <= self.own["fvu"] + _UNEXPLAINED:
             return "transfers"
         return "transfers in part" if there >= recovered / 2 else "does not transfer"
