@@ -79,96 +79,17 @@ def pre_activations(
     return pre_N.reshape(latents.shape)
 
 
-def _select(pre_BF: Tensor, k: int) -> Tensor:
-    """Columns (B, k) of the k largest entries of every row.
+def by_latent(latents_N: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
+    """Where each latent starts (F + 1,) among the entries sorted by latent, and the order (N,) that sorts them, stably.
 
-    Column c is in group c % G. The k groups of largest maximum hold k largest entries: one pass over the matrix and two short
-    lists to rank, where ranking whole rows reads them many times over.
+    Nothing waits for the device.
     """
-    n_rows, n_columns = pre_BF.shape
-    size = min(1 << int(math.log2(math.sqrt(n_columns / k))), n_columns & -n_columns)
-    groups_BSG = pre_BF.reshape(n_rows, size, n_columns // size)
-    group_BK = groups_BSG.amax(1).topk(k, sorted=False).indices
-    candidates_BSK = groups_BSG.gather(2, group_BK[:, None].expand(-1, size, -1))
-    best_BK = candidates_BSK.flatten(1).topk(k, sorted=False).indices
-    return best_BK // k * groups_BSG.shape[2] + group_BK.gather(1, best_BK % k)
+    sorted_N, order_N = latents_N.to(torch.int32).sort(stable=True)
+    latents_F1 = torch.arange(n_latents + 1, device=latents_N.device, dtype=torch.int32)
+    return torch.searchsorted(sorted_N, latents_F1), order_N
 
 
-class _Code(NamedTuple):
-    """Where the entries of a code are: `latents[e]` for the entries e of row b, start[b]:start[b + 1]."""
-
-    latents_N: Tensor
-    start_B1: Tensor
-
-    @classmethod
-    def of(cls, latents: Tensor, start_B1: Tensor | None) -> _Code:
-        if start_B1 is None:
-            n_rows, n_kept = latents.shape
-            start_B1 = torch.arange(n_rows + 1, device=latents.device) * n_kept
-        return cls(latents.flatten(), start_B1.contiguous())
-
-    def by_latent(self, n_latents: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The entries sorted by latent: where each of the F latents starts (F + 1,), the order (N,) that sorts, and the rows (N,)
-        that the entries come from, sorted. Nothing waits for the device."""
-        sorted_N, order_N = self.latents_N.to(torch.int32).sort(stable=True)
-        start_F1 = torch.searchsorted(sorted_N, torch.arange(n_latents + 1, device=sorted_N.device, dtype=torch.int32))
-        n_rows = len(self.start_B1) - 1
-        rows_B = torch.arange(n_rows, device=sorted_N.device)
-        row_N = rows_B.repeat_interleave(self.start_B1.diff(), output_size=len(sorted_N))
-        return start_F1, order_N, row_N[order_N]
-
-
-class _Decode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values_N: Tensor, code: _Code, W_FD: Tensor, b_D: Tensor | None) -> Tensor:
-        ctx.save_for_backward(values_N, *code, W_FD)
-        return _sum_rows(code.start_B1, code.latents_N, values_N, W_FD, b_D)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
-        values_N, *code, W_FD = ctx.saved_tensors
-        grad_values_N = grad_W_FD = grad_b_D = None
-        if ctx.needs_input_grad[0]:
-            grad_values_N = _dot_rows(_Code(*code), grad_BD, W_FD, values_N.dtype)
-        if ctx.needs_input_grad[2]:
-            start_F1, order_N, row_N = _Code(*code).by_latent(len(W_FD))
-            grad_W_FD = _sum_rows(start_F1, row_N, values_N[order_N], grad_BD, dtype=W_FD.dtype)
-        if ctx.needs_input_grad[3]:
-            grad_b_D = grad_BD.sum(0)
-        return grad_values_N, None, grad_W_FD, grad_b_D
-
-
-class _Encode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, W_FD: Tensor, b_F: Tensor | None, code: _Code, known_N: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_BD, W_FD, *code)
-        ctx.b_dtype = None if b_F is None else b_F.dtype
-        if known_N is not None:
-            return known_N.view_as(known_N)
-        pre_N = _dot_rows(code, x_BD, W_FD, x_BD.dtype)
-        return pre_N if b_F is None else pre_N + b_F[code.latents_N]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, W_FD, *code = ctx.saved_tensors
-        latents_N, start_B1 = code
-        grad_x_BD = grad_W_FD = grad_b_F = None
-        if ctx.needs_input_grad[0]:
-            grad_x_BD = _sum_rows(start_B1, latents_N, grad_N, W_FD, dtype=x_BD.dtype)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            start_F1, order_N, row_N = _Code(*code).by_latent(len(W_FD))
-            grad_N = grad_N[order_N]
-        if ctx.needs_input_grad[1]:
-            grad_W_FD = _sum_rows(start_F1, row_N, grad_N, x_BD, dtype=W_FD.dtype)
-        if ctx.needs_input_grad[2]:
-            ones_B1 = x_BD.new_ones(1, 1).expand(len(x_BD), 1)
-            grad_b_F = _sum_rows(start_F1, row_N, grad_N, ones_B1, dtype=ctx.b_dtype).flatten()
-        return grad_x_BD, grad_W_FD, grad_b_F, None, None
-
-
-def _sum_rows(
+def sum_rows(
     start_S1: Tensor,
     row_N: Tensor,
     weight_N: Tensor,
@@ -197,6 +118,91 @@ def _sum_rows(
             block_d,
         )
     return out_SD
+
+
+def _select(pre_BF: Tensor, k: int) -> Tensor:
+    """Columns (B, k) of the k largest entries of every row.
+
+    Column c is in group c % G. The k groups of largest maximum hold k largest entries: one pass over the matrix and two short
+    lists to rank, where ranking whole rows reads them many times over.
+    """
+    n_rows, n_columns = pre_BF.shape
+    size = min(1 << int(math.log2(math.sqrt(n_columns / k))), n_columns & -n_columns)
+    groups_BSG = pre_BF.reshape(n_rows, size, n_columns // size)
+    group_BK = groups_BSG.amax(1).topk(k, sorted=False).indices
+    candidates_BSK = groups_BSG.gather(2, group_BK[:, None].expand(-1, size, -1))
+    best_BK = candidates_BSK.flatten(1).topk(k, sorted=False).indices
+    return best_BK // k * groups_BSG.shape[2] + group_BK.gather(1, best_BK % k)
+
+
+class _Code(NamedTuple):
+    """Where the entries of a code are: `latents[e]` for the entries e of row b, start[b]:start[b + 1]."""
+
+    latents_N: Tensor
+    start_B1: Tensor
+
+    @classmethod
+    def of(cls, latents: Tensor, start_B1: Tensor | None) -> _Code:
+        if start_B1 is None:
+            n_rows, n_kept = latents.shape
+            start_B1 = torch.arange(n_rows + 1, device=latents.device) * n_kept
+        return cls(latents.flatten(), start_B1.contiguous())
+
+    @property
+    def row_N(self) -> Tensor:
+        """The row that each entry comes from."""
+        rows_B = torch.arange(len(self.start_B1) - 1, device=self.start_B1.device)
+        return rows_B.repeat_interleave(self.start_B1.diff(), output_size=len(self.latents_N))
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_N: Tensor, code: _Code, W_FD: Tensor, b_D: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values_N, *code, W_FD)
+        return sum_rows(code.start_B1, code.latents_N, values_N, W_FD, b_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
+        values_N, latents_N, start_B1, W_FD = ctx.saved_tensors
+        code = _Code(latents_N, start_B1)
+        grad_values_N = grad_W_FD = grad_b_D = None
+        if ctx.needs_input_grad[0]:
+            grad_values_N = _dot_rows(code, grad_BD, W_FD, values_N.dtype)
+        if ctx.needs_input_grad[2]:
+            start_F1, order_N = by_latent(code.latents_N, len(W_FD))
+            grad_W_FD = sum_rows(start_F1, code.row_N[order_N], values_N[order_N], grad_BD, dtype=W_FD.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_b_D = grad_BD.sum(0)
+        return grad_values_N, None, grad_W_FD, grad_b_D
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BD: Tensor, W_FD: Tensor, b_F: Tensor | None, code: _Code, known_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BD, W_FD, *code)
+        ctx.b_dtype = None if b_F is None else b_F.dtype
+        if known_N is not None:
+            return known_N.view_as(known_N)
+        pre_N = _dot_rows(code, x_BD, W_FD, torch.promote_types(x_BD.dtype, torch.float32))
+        return (pre_N if b_F is None else pre_N + b_F[code.latents_N]).to(x_BD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        x_BD, W_FD, latents_N, start_B1 = ctx.saved_tensors
+        grad_x_BD = grad_W_FD = grad_b_F = None
+        if ctx.needs_input_grad[0]:
+            grad_x_BD = sum_rows(start_B1, latents_N, grad_N, W_FD, dtype=x_BD.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            start_F1, order_N = by_latent(latents_N, len(W_FD))
+            row_N, grad_N = _Code(latents_N, start_B1).row_N[order_N], grad_N[order_N]
+        if ctx.needs_input_grad[1]:
+            grad_W_FD = sum_rows(start_F1, row_N, grad_N, x_BD, dtype=W_FD.dtype)
+        if ctx.needs_input_grad[2]:
+            ones_B1 = x_BD.new_ones(1, 1).expand(len(x_BD), 1)
+            grad_b_F = sum_rows(start_F1, row_N, grad_N, ones_B1, dtype=ctx.b_dtype).flatten()
+        return grad_x_BD, grad_W_FD, grad_b_F, None, None
 
 
 def _dot_rows(code: _Code, x_BD: Tensor, table_FD: Tensor, dtype: torch.dtype) -> Tensor:
