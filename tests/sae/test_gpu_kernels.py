@@ -28,7 +28,7 @@ from saekit.sae.kernels.gpu_adam import Constants, adam_rows
 
 DTYPES = (torch.float32, torch.bfloat16)
 WIDTHS = st.sampled_from([1, 3, 16, 33, 257, 300])  # below, at and above a block, and not a multiple of anything
-few = settings(max_examples=10, deadline=None)  # the interpreter takes milliseconds for every program of a grid
+few = settings(max_examples=8, deadline=None)  # the interpreter takes milliseconds for every program of a grid
 
 
 @pytest.fixture(scope="module", params=["interpreter", "cuda"])
@@ -129,7 +129,7 @@ def test_encoder_at_given_latents(device: str, dtype: torch.dtype, lengths: list
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @few
-@given(st.integers(0, 6), st.integers(1, 70), WIDTHS, st.data(), st.booleans())
+@given(st.integers(0, 6), st.integers(1, 40), WIDTHS, st.data(), st.booleans())
 def test_topk_encoder(device: str, dtype: torch.dtype, B: int, F: int, D: int, data: st.DataObject, biased: bool) -> None:
     k, draw = data.draw(st.integers(1, min(F, 12))), Draw(device, dtype)
     x, W_enc, b_enc = draw(B, D), draw(F, D), draw(F)
@@ -188,7 +188,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_is_that_of_a_chunk_of_rows(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    B, F, D, k = 40, 32, 9, 3
+    B, F, D, k = 20, 16, 9, 4
     draw = Draw(device)
     inputs = draw(B, D), draw(F, D), draw(F), draw(F, D)
 
@@ -197,18 +197,19 @@ def test_memory_is_that_of_a_chunk_of_rows(device: str, monkeypatch: pytest.Monk
         x_hat = kernels.gather_decode(*kernels.encode_topk(x, W_enc, b_enc, k, backend="triton"), W_dec, backend="triton")
         return x_hat, *torch.autograd.grad(x_hat.square().sum(), inputs)
 
-    at_once = run()
-    monkeypatch.setattr(gpu, "CHUNK_NUMBERS", 11 * F - 1)
-    with Largest() as largest:
+    with Largest() as whole:
+        at_once = run()
+    monkeypatch.setattr(gpu, "CHUNK_NUMBERS", 6 * F - 1)
+    with Largest() as chunked:
         in_chunks = run()
-    assert 4 * 10 * F <= largest.bytes < 4 * min(B * F, B * k * D)
+    assert whole.bytes >= 4 * B * F > chunked.bytes  # and a row for every entry, 4 * B * k * D, would be larger still
     for one, other in zip(at_once, in_chunks):
         torch.testing.assert_close(one, other)
 
 
 def test_topk_with_auxk_trains_the_encoder_of_dead_latents(device: str) -> None:
     """The whole loss of arXiv 2406.04093 with the error modelled by dead latents, which nothing else reaches."""
-    B, D, F, k, k_aux = 7, 11, 40, 3, 4
+    B, D, F, k, k_aux = 5, 7, 30, 3, 4
     draw = Draw(device, torch.float64)
     x, W_enc, b_enc, W_dec, b_dec = inputs = [draw(B, D), draw(F, D), draw(F), draw(F, D), draw(D)]
     fires = torch.zeros(F, dtype=torch.bool, device=device)
@@ -302,11 +303,11 @@ def test_padding_reads_nothing(device: str) -> None:
 
 def test_the_same_bits_every_time(device: str) -> None:
     draw = Draw(device)
-    inputs = draw(40, 20), draw(6, 20), draw(6), draw(6, 20)  # every latent fires on many tokens
+    inputs = draw(20, 9), draw(4, 9), draw(4), draw(4, 9)  # every latent fires on many tokens
 
     def run() -> tuple[Tensor, ...]:
         x, W_enc, b_enc, W_dec = inputs
-        out = kernels.gather_decode(*kernels.encode_topk(x, W_enc, b_enc, 3, backend="triton"), W_dec, backend="triton")
+        out = kernels.gather_decode(*kernels.encode_topk(x, W_enc, b_enc, 2, backend="triton"), W_dec, backend="triton")
         return out, *torch.autograd.grad(out.square().sum(), inputs)
 
     assert all(torch.equal(one, other) for one, other in zip(run(), run()))
@@ -314,9 +315,9 @@ def test_the_same_bits_every_time(device: str) -> None:
 
 @pytest.mark.parametrize("unit_rows", [False, True])
 @few
-@given(st.integers(1, 9), WIDTHS, st.integers(0, 40), st.integers(1, 9))
+@given(st.integers(1, 5), WIDTHS, st.integers(0, 40), st.integers(1, 9))
 def test_adam_is_that_of_the_dense_gradient(device: str, unit_rows: bool, F: int, D: int, n: int, n_rows: int) -> None:
-    draw, steps = Draw(device), 3
+    draw, steps = Draw(device), 2
     W = torch.nn.functional.normalize(draw(F, D).detach(), dim=1)
     dense = W.double().requires_grad_()
     adam = torch.optim.Adam([dense], lr=0.05, betas=(0.8, 0.95), eps=1e-6)

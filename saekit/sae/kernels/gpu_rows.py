@@ -38,7 +38,7 @@ def sum_rows(
     column_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside_d = column_d < width
     last = tl.load(start_ptr + segment + 1)
-    sums_ed = tl.zeros((BLOCK_E, BLOCK_D), dtype=SUM)
+    sums_ed = tl.full((BLOCK_E, BLOCK_D), 0, SUM)
     for first in range(tl.load(start_ptr + segment), last, BLOCK_E):
         entry_e = first + tl.arange(0, BLOCK_E)
         weight_e = tl.load(weight_ptr + entry_e, mask=entry_e < last, other=0).to(SUM)
@@ -72,7 +72,7 @@ def dot_rows(
     for first in range(tl.load(start_ptr + segment), last, BLOCK_E):
         entry_e = first + tl.arange(0, BLOCK_E)
         row_e = tl.load(row_ptr + entry_e, mask=entry_e < last, other=0)
-        sums_ed = tl.zeros((BLOCK_E, BLOCK_D), dtype=SUM)
+        sums_ed = tl.full((BLOCK_E, BLOCK_D), 0, SUM)
         for column in range(0, width, BLOCK_D):
             column_d = column + tl.arange(0, BLOCK_D)
             inside_d = column_d < width
