@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saekit.objects import Ref
     from saekit.sae import SAE
     from saekit.steer import Comparison, Intervention
-    from trainers import TrainConfig
+    from trainers import Route, TrainConfig
 
 _NORM_TOKENS = 8192  # to measure a median on
 
@@ -257,13 +257,17 @@ class Workspace:
             **extra,
         )
 
-    def train(self, site: str | Site, config: TrainConfig, *, wandb: str | None = None, progress: bool = True) -> SAE:
-        """Train a dictionary at `site` (:func:`trainers.train`)."""
-        from trainers import train
+    def train(self, route: str | Site | Route, config: TrainConfig, *, wandb: str | None = None, progress: bool = True) -> SAE:
+        """Train a dictionary at a site, or a transcoder between two (`mlp_in.3->mlp_out.3`); see :func:`trainers.train`."""
+        from trainers import Route, train
 
+        route = Route.parse(route)
+        for site in route.sites:
+            self.lm.site(site)
         store = self.store()
         store.check_model(self.lm)
-        return train(store, config, self.sae_folder(site), site=self.lm.site(site), lm=self.lm, wandb=wandb, progress=progress)
+        folder = self.sae_folder(route.site)
+        return train(store, config, folder, site=route, lm=self.lm, wandb=wandb, progress=progress)
 
     def index(self, site: str | Site, *, progress: bool = True) -> FeatureDB:
         """Put the features of the dictionary at `site` into the database, with free labels (:func:`feature_db.build`)."""

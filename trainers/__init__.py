@@ -3,5 +3,6 @@
 from trainers.config import TrainConfig
 from trainers.loop import Source, train
 from trainers.objectives import OBJECTIVES
+from trainers.route import Route
 
-__all__ = ["OBJECTIVES", "Source", "TrainConfig", "train"]
+__all__ = ["OBJECTIVES", "Route", "Source", "TrainConfig", "train"]

@@ -24,6 +24,8 @@ from trainers import checkpoints
 from trainers.config import TrainConfig
 from trainers.log import Log
 from trainers.metrics import reconstruction
+from trainers.objectives import objective_class
+from trainers.route import Route
 from trainers.state import Training
 from trainers.statistics import Statistics
 
@@ -59,7 +61,7 @@ def train(
     config: TrainConfig,
     out: str | Path,
     *,
-    site: Site | str,
+    site: Site | str | Route,
     site_out: Site | str | None = None,
     lm: LanguageModel | None = None,
     heldout: Iterable[Batch] | None = None,
@@ -73,8 +75,8 @@ def train(
 
     Args:
         source: where batches come from. Of a store, held-out documents are never trained on and are evaluated on.
-        site: what to reconstruct.
-        site_out: what to predict from it; None, or `site`, for SAEs.
+        site: what to read, and to reconstruct; or both sites of a transcoder, `mlp_in.3->mlp_out.3`.
+        site_out: what to predict from it, said by itself; None, or `site`, for SAEs.
         lm: the model, recorded as the SAE's.
         heldout: batches to evaluate on, iterated more than once; of a store they are taken by themselves.
         wandb: a Weights & Biases project to log to.
@@ -86,27 +88,27 @@ def train(
         NonFiniteActivations: NaN or infinity in a batch or in the loss; says which batch. The last checkpoint is kept.
         StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
     """
-    site, out = Site.parse(site), Path(out)
-    if site_out is not None and Site.parse(site_out) != site:
-        raise ConfigError(f"{config.arch} reconstructs the site it reads, {site}; it cannot predict {site_out}.")
-    config = config.resolve(source.width(site), source.n_tokens if config.tokens is None else None)
-    settings = {"config": config.to_dict(), "data": _identity(source, site)}
+    route, out = Route.parse(site, site_out), Path(out)
+    if route.transcodes and not objective_class(config.arch).transcodes:
+        raise ConfigError(f"{config.arch} predicts what it reads, {route.site}; it cannot predict {route.site_out}.")
+    config = config.resolve(source.width(route.site), source.n_tokens if config.tokens is None else None)
+    settings = {"config": config.to_dict(), "data": _identity(source, route)}
     if _finished(out, config, settings["data"]):
         checkpoints.clear(out / "checkpoints")
         return SAE.load(out)
-    facts = _facts(site, source, lm)
+    facts = _facts(route, source, lm)
     if isinstance(source, ActivationStore):
-        heldout = _heldout(source, site, config) if heldout is None else heldout
-        source = _reader(source, site, config, "train")
+        heldout = _heldout(source, route, config) if heldout is None else heldout
+        source = _reader(source, route, config, "train")
     out.mkdir(parents=True, exist_ok=True)
     around_run, around_step = _threads(config, source)
     with _storage_errors(out), around_run():
         training, log_position = _resume(out / "checkpoints", config, source)
         if training is None:
-            training = Training(config, _statistics(source, site, config))
+            training = Training(config, *_statistics(source, route, config))
         write_whole(out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
         with closing(Log(out / "metrics.jsonl", log_position, wandb, settings)) as log:
-            run = _Run(training, source, site, facts, out / "checkpoints", log, heldout, around_step)
+            run = _Run(training, source, route, facts, out / "checkpoints", log, heldout, around_step)
             run.train(progress)
             training.check()
             sae = run.sae()
@@ -123,17 +125,17 @@ class _Run:
         self,
         training: Training,
         source: Source,
-        site: Site,
+        route: Route,
         facts: dict[str, Any],
         checkpoints: Path,
         log: Log,
         heldout: Iterable[Batch] | None,
         around_step: Around,
     ) -> None:
-        self.training, self.source, self.site, self.facts = training, source, site, facts
+        self.training, self.source, self.route, self.facts = training, source, route, facts
         self.checkpoints, self.log, self.heldout, self.around_step = checkpoints, log, heldout, around_step
         self._heldout_start = heldout.state() if heldout is not None and hasattr(heldout, "state") else None
-        self._sample: list[Tensor] = []
+        self._sample: list[Batch] = []
 
     def train(self, progress: bool) -> None:
         """Steps until all tokens are trained on."""
@@ -149,7 +151,7 @@ class _Run:
                     break
                 before = training.tokens
                 with self.around_step():
-                    training.step(batch[self.site][: config.tokens - before])
+                    training.step(*(batch[site][: config.tokens - before] for site in self.route.sites))
                 if _crossed(config.log_tokens, before, training.tokens) or training.tokens == config.tokens:
                     row = training.row()
                     self.log.write(row)
@@ -168,18 +170,18 @@ class _Run:
         state = training.facts() | {"source": self.source.state(), "log": self.log.position}
         checkpoints.save(self.checkpoints, training.steps, sae, training.tensors(), state, config.keep)
 
-    def evaluate(self, sae: SAE, batches: Iterable[Tensor]) -> None:
+    def evaluate(self, sae: SAE, batches: Iterable[Batch]) -> None:
         """Write a row of metrics on held-out data, if there is any."""
         if self.heldout is None:
             return
         row = {f"heldout/{name}": value for name, value in reconstruction(sae, batches).items()}
         self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row})
 
-    def heldout_tokens(self, n_tokens: int) -> Iterator[Tensor]:
+    def heldout_tokens(self, n_tokens: int) -> Iterator[Batch]:
         """The first held-out activations, in batches."""
         if self._heldout_start is not None:  # readers go on from where they were left
             self.heldout.load_state(self._heldout_start)  # type: ignore[union-attr]
-        return _first(self.heldout or (), self.site, n_tokens)
+        return _first(self.heldout or (), self.route, n_tokens)
 
     def sae(self) -> SAE:
         """The dictionary as it is now, in the units of the data."""
@@ -224,7 +226,9 @@ def _finished(out: Path, config: TrainConfig, data: Mapping[str, Any]) -> bool:
         name: (before["config"].get(name), getattr(config, name))
         for name in TrainConfig.from_dict(before["config"]).differences(config)
     }
-    changed |= {name: (before["data"].get(name), value) for name, value in data.items() if before["data"].get(name) != value}
+    for name in before["data"].keys() | data.keys():
+        then, now = before["data"].get(name), data.get(name)
+        changed |= {name: (then, now)} if then != now else {}
     if changed:
         facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
         raise StoreMismatch(
@@ -233,53 +237,56 @@ def _finished(out: Path, config: TrainConfig, data: Mapping[str, Any]) -> bool:
     return finished
 
 
-def _identity(source: Source | ActivationStore, site: Site) -> dict[str, Any]:
+def _identity(source: Source | ActivationStore, route: Route) -> dict[str, Any]:
     """What makes other data. Sources other than a store check their own settings when a checkpoint's place is loaded."""
-    identity: dict[str, Any] = {"site": str(site), "width": source.width(site)}
+    identity: dict[str, Any] = {"site": str(route.site), "width": source.width(route.site)}
+    if route.transcodes:
+        identity |= {"site_out": str(route.site_out), "width_out": source.width(route.site_out)}
     if isinstance(source, ActivationStore):
         shards = " ".join(shard.sha256 for shard in source.manifest.shards)
         identity["store"] = hashlib.sha256(shards.encode()).hexdigest()
     return identity
 
 
-def _facts(site: Site, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
+def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
     """What an SAE tells of where it comes from."""
     return {
-        "site": site,
+        "site": route.site,
+        "site_out": route.site_out if route.transcodes else None,
         "model_name": lm.name if lm else None,
         "context_size": getattr(source, "context", None),
         "prepend_bos": lm.bos_token_id is not None if lm else None,
     }
 
 
-def _reader(store: ActivationStore, site: Site, config: TrainConfig, split: Literal["train", "heldout"]) -> ActivationReader:
+def _reader(store: ActivationStore, route: Route, config: TrainConfig, split: Literal["train", "heldout"]) -> ActivationReader:
     assert config.batch_size is not None
     epochs = 1 if split == "heldout" else None
     return ActivationReader(
-        store, [site], batch_size=config.batch_size, seed=config.seed, split=split, heldout=config.heldout, epochs=epochs
+        store, route.sites, batch_size=config.batch_size, seed=config.seed, split=split, heldout=config.heldout, epochs=epochs
     )
 
 
-def _heldout(store: ActivationStore, site: Site, config: TrainConfig) -> ActivationReader | None:
+def _heldout(store: ActivationStore, route: Route, config: TrainConfig) -> ActivationReader | None:
     try:
-        return _reader(store, site, config, "heldout") if config.heldout else None
+        return _reader(store, route, config, "heldout") if config.heldout else None
     except ConfigError:  # so few documents that chance held none out
         return None
 
 
-def _statistics(source: Source, site: Site, config: TrainConfig) -> Statistics:
-    """From the first tokens of `source`, which is then back where it was."""
+def _statistics(source: Source, route: Route, config: TrainConfig) -> list[Statistics]:
+    """Of each site, from the first tokens of `source`, which is then back where it was."""
     place = source.state()
-    sample_ND = torch.cat(list(_first(source, site, config.sample_tokens)))
+    sample = list(_first(source, route, config.sample_tokens))
     source.load_state(place)
-    return Statistics.of(sample_ND, config.b_dec)
+    return [Statistics.of(torch.cat([batch[site] for batch in sample]), config.b_dec) for site in route.sites]
 
 
-def _first(batches: Iterable[Batch], site: Site, n_tokens: int) -> Iterator[Tensor]:
-    """The first `n_tokens` activations at `site`, in batches."""
+def _first(batches: Iterable[Batch], route: Route, n_tokens: int) -> Iterator[Batch]:
+    """The first `n_tokens` activations at the sites of `route`, in batches."""
     for batch in batches:
-        yield batch[site][:n_tokens]
-        n_tokens -= len(batch[site])
+        yield {site: batch[site][:n_tokens] for site in route.sites}
+        n_tokens -= len(batch[route.site])
         if n_tokens <= 0:
             return
 

@@ -61,11 +61,13 @@ class Objective(ABC):
         reads, writes: facts about x and y.
 
     Attributes:
+        transcodes: whether it can predict another site than the one it reads.
         unit_rows: keep decoder rows at norm 1.
         state: tensors that change as training goes on and are no parameters; checkpoints hold them, and going on from one
             copies into them, so :meth:`observe` changes them in place.
     """
 
+    transcodes = False
     unit_rows = True
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
@@ -120,8 +122,13 @@ class Objective(ABC):
         return 1 / (len(x_BD) * self.writes.variance)
 
 
+def objective_class(arch: str) -> type[Objective]:
+    """The objective of an architecture."""
+    module, name = OBJECTIVES[arch].split(":")
+    found: type[Objective] = getattr(import_module(module), name)
+    return found
+
+
 def objective(config: TrainConfig, reads: Statistics, writes: Statistics) -> Objective:
     """The objective of a configuration."""
-    module, name = OBJECTIVES[config.arch].split(":")
-    made: Objective = getattr(import_module(module), name)(config, reads, writes)
-    return made
+    return objective_class(config.arch)(config, reads, writes)

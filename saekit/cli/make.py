@@ -12,9 +12,8 @@ from saekit.cli import app, options
 from saekit.cli.output import emit, print_quality, quiet_libraries, say, table
 
 if TYPE_CHECKING:
-    from saekit.lm.sites import Site
     from saekit.workspace import Workspace
-    from trainers import TrainConfig
+    from trainers import Route, TrainConfig
 
 _DATA = "NeelNanda/pile-10k"
 
@@ -22,25 +21,26 @@ _DATA = "NeelNanda/pile-10k"
 def _plan(model: str, sites: list[str] | None, data: str | None, out: Path | None, **settings: Any) -> Workspace:
     quiet_libraries()
     from saekit.lm import LanguageModel
-    from saekit.lm.sites import Site
     from saekit.workspace import Workspace, study_of
+    from trainers import Route
 
     lm = None
     if not sites:
         lm = LanguageModel.load(model, dtype=settings.get("dtype"), revision=settings.get("revision"))
         sites = [f"resid_post.{lm.n_layers // 2}"]
-    names = tuple(str(site) for site in sorted({Site.parse(site) for site in sites}))
+    names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site).sites})))
     out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
     data = data or (NAME if is_lab(model) else _DATA)
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 
 
-def _configs(workspace: Workspace, sites: Iterable[str], **settings: Any) -> dict[Site, TrainConfig]:
-    from trainers import TrainConfig
+def _configs(workspace: Workspace, sites: Iterable[str], site_out: str | None, **settings: Any) -> dict[Route, TrainConfig]:
+    from trainers import Route, TrainConfig
 
     given = {key: value for key, value in settings.items() if value is not None}
-    lm = workspace.lm
-    return {lm.site(site): TrainConfig.from_dict({"n_latents": 16 * lm.width(site), **given}) for site in sites}
+    width = workspace.lm.width
+    routes = [Route.parse(site, site_out) for site in sites]
+    return {route: TrainConfig.from_dict({"n_latents": 16 * width(route.site), **given}) for route in routes}
 
 
 @app.command()
@@ -93,7 +93,8 @@ def fit(
     )
     configs = _configs(
         workspace,
-        workspace.study.sites,
+        site or workspace.study.sites,
+        None,
         arch=arch,
         n_latents=latents,
         l0=l0,
@@ -106,8 +107,8 @@ def fit(
         store = workspace.cache(batch_size=cache_batch)
         for each, config in configs.items():
             workspace.train(each, config, wandb=wandb)
-            workspace.index(each)
-        quality = {str(each): workspace.evaluate(each) for each in configs}
+            workspace.index(each.site)
+        quality = {str(each): workspace.evaluate(each.site) for each in configs}
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
@@ -118,9 +119,9 @@ def fit(
     _next(workspace, next(iter(configs)))
 
 
-def _next(workspace: Workspace, site: Site) -> None:
+def _next(workspace: Workspace, route: Route) -> None:
     ws = workspace.path
-    feature = f"feature:{site}/7" if len(workspace.trained()) > 1 else "7"
+    feature = f"feature:{route.site}/7" if len(workspace.trained()) > 1 else "7"
     lines = (f'search {ws} "happy"', f"show {ws} {feature}", f'steer {ws} --feature {feature} "Once upon a time"')
     say(("next:", "dim"), *(f"\n  saekit {line}" for line in lines))
 
@@ -175,6 +176,7 @@ def cache(
 def train(
     workspace: options.WORKSPACE,
     site: options.SITES = None,
+    site_out: options.SITE_OUT = None,
     arch: options.ARCH = "topk",
     latents: options.LATENTS = None,
     l0: options.L0 = 32,
@@ -187,6 +189,8 @@ def train(
 ) -> None:
     """Train a dictionary on cached activations.
 
+    A transcoder reads one site and predicts another: `--site "mlp_in.3->mlp_out.3"`, or `--site mlp_in.3 --site-out mlp_out.3`.
+
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
     """
     quiet_libraries()
@@ -196,6 +200,7 @@ def train(
     configs = _configs(
         ws,
         site or ws.study.sites,
+        site_out,
         arch=arch,
         n_latents=latents,
         l0=l0,
@@ -207,7 +212,7 @@ def train(
     with ws.writing():
         for each, config in configs.items():
             ws.train(each, config, wandb=wandb)
-    rows = [{"site": str(each), "folder": str(ws.sae_folder(each))} for each in configs]
+    rows = [{"site": str(each), "folder": str(ws.sae_folder(each.site))} for each in configs]
     if as_json:
         emit(rows)
     else:

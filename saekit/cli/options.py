@@ -16,9 +16,14 @@ SITES = Annotated[
     list[str] | None,
     typer.Option(
         "--site",
-        help="Where to read activations, e.g. resid_post.3; may be repeated. [default: resid_post at mid depth]",
+        help="Where to read activations, e.g. resid_post.3; or from where to where: mlp_in.3->mlp_out.3. May be repeated. "
+        "[default: resid_post at mid depth]",
         show_default=False,
     ),
+]
+SITE_OUT = Annotated[
+    str | None,
+    typer.Option("--site-out", help="What to predict from --site, for transcoders. [default: --site]", show_default=False),
 ]
 SITE = Annotated[
     str | None, typer.Option("--site", help="Site of the dictionary; needed where the workspace has several.", show_default=False)

@@ -15,27 +15,27 @@ SITE = Site("resid_post", 0)
 
 
 class Memory:
-    """Endless shuffled batches of rows of `x_ND`; each epoch has its own order."""
+    """Endless shuffled batches of rows of `x_ND`, or of the tensors of several sites; each epoch has its own order."""
 
-    def __init__(self, x_ND: Tensor, batch_size: int, seed: int = 0, epochs: int | None = None) -> None:
-        self.x_ND, self.batch_size, self.seed, self.epochs = x_ND, batch_size, seed, epochs
+    def __init__(self, x_ND: Tensor | dict[Site, Tensor], batch_size: int, seed: int = 0, epochs: int | None = None) -> None:
+        self.acts = {SITE: x_ND} if isinstance(x_ND, Tensor) else x_ND
+        self.batch_size, self.seed, self.epochs = batch_size, seed, epochs
         self._epoch = self._row = 0
 
     @property
     def n_tokens(self) -> int:
-        return len(self.x_ND)
+        return len(next(iter(self.acts.values())))
 
     def width(self, site: Site) -> int:
-        assert site == SITE
-        return self.x_ND.shape[1]
+        return self.acts[site].shape[1]
 
     def __iter__(self) -> Iterator[dict[Site, Tensor]]:
         while self.epochs is None or self._epoch < self.epochs:
-            order = torch.randperm(len(self.x_ND), generator=torch.Generator().manual_seed(1000 * self.seed + self._epoch))
-            while self._row < len(self.x_ND):
+            order = torch.randperm(self.n_tokens, generator=torch.Generator().manual_seed(1000 * self.seed + self._epoch))
+            while self._row < self.n_tokens:
                 rows = order[self._row : self._row + self.batch_size]
                 self._row += len(rows)
-                yield {SITE: self.x_ND[rows]}
+                yield {site: x_ND[rows] for site, x_ND in self.acts.items()}
             self._epoch, self._row = self._epoch + 1, 0
         self._epoch = 0
 
