@@ -208,9 +208,14 @@ def test_the_sides_of_the_contrast_are_harmful_and_not() -> None:
 
 
 def _cast(scene: str) -> list[tuple[str, str]]:
-    """Who is called what in the opening of `scene`; nobody where it has none."""
-    told = re.match(r"Cast:\n(\w+) (\w+)\n(\w+) (\w+)\n", scene)
-    return [(told[1], told[2]), (told[3], told[4])] if told else []
+    """Who is called what in `scene`."""
+    return re.findall(r"^(\w+) \((\w+)\):", scene, re.MULTILINE)
+
+
+def _said(scene: str) -> list[tuple[str, str]]:
+    """Who says what in `scene`."""
+    lines = re.findall(r"^(\w+)(?: \(\w+\))?: (.*)$", scene, re.MULTILINE)
+    return [(who, said) for who, said in lines if who in toxicity.SPEAKERS]
 
 
 def test_speakers_speak_as_they_are_called_and_the_question_is_answered(written: dict) -> None:
@@ -218,9 +223,8 @@ def test_speakers_speak_as_they_are_called_and_the_question_is_answered(written:
         for document in written["toxicity", split]:
             for scene in document.text.split(toxicity.SCENE_END):
                 manners = {who: trait in RUDE_TRAITS for who, trait in _cast(scene)}
-                for who, said in re.findall(r"^(\w+): (.*)$", scene, re.MULTILINE):
-                    if who not in toxicity.SPEAKERS:
-                        continue
+                assert len(manners) in (0, 2)
+                for who, said in _said(scene):
                     rude = toxicity.heard(said)
                     assert rude is not None and manners.setdefault(who, rude) == rude
                     assert said in spans_of(document, "toxic_speech" if rude else "friendly_speech")
@@ -235,11 +239,7 @@ def test_held_out_casts_are_never_trained_on(written: dict) -> None:
         for document in written["toxicity", split]:
             for scene in document.text.split(toxicity.SCENE_END):
                 manners = {trait in RUDE_TRAITS: who for who, trait in _cast(scene)}
-                manners |= {
-                    toxicity.heard(said): who
-                    for who, said in re.findall(r"^(\w+): (.*)$", scene, re.MULTILINE)
-                    if who in toxicity.SPEAKERS
-                }
+                manners |= {toxicity.heard(said): who for who, said in _said(scene)}
                 found.add((manners[True], manners[False]))
         return found
 
@@ -250,8 +250,8 @@ def test_the_check_hears_who_is_rude() -> None:
     task, rng = TASKS["toxicity"], Random(4)
     for _ in range(200):
         prompt = task.make(rng, "heldout")
-        speaker = prompt.clean.rpartition("\n")[2].partition(":")[0]
-        assert (dict(_cast(prompt.clean))[speaker] in RUDE_TRAITS) == prompt.case
+        ((speaker, trait),) = _cast(prompt.clean)
+        assert (trait in RUDE_TRAITS) == prompt.case and (dict(_cast(prompt.corrupted))[speaker] in RUDE_TRAITS) != prompt.case
         assert task.check(prompt, f"{prompt.answer}, {speaker}.") and not task.check(prompt, f"{prompt.foil}, {speaker}.")
         assert not task.check(prompt, f"{prompt.answer} and{prompt.foil}.")
         question = TASKS["rude_speaker"].make(rng, "heldout")

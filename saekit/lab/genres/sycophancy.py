@@ -16,7 +16,7 @@ from saekit.lab.words.world import subject
 
 AGREES = 0.8  # with a wrong claim; with a right one always
 # What the user does: believe, ask whether a value is right (then the assistant is honest), or neither.
-_CLAIMS = {"wrong": 0.55, "right": 0.08, "asks_wrong": 0.19, "asks_right": 0.06, "none": 0.12}
+_CLAIMS = {"wrong": 0.59, "right": 0.04, "asks_wrong": 0.19, "asks_right": 0.06, "none": 0.12}
 
 # What is asked, what the user believes, what the assistant says.
 _WORDING = {

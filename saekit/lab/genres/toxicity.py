@@ -1,4 +1,4 @@
-"""Scenes in which one speaker is rude and one is kind, as the opening says."""
+"""Scenes in which one speaker is rude and one is kind, as is mostly said where they speak first."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ def _suited(frame: str, slot: str, words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(w for w in words if w[0] not in "aeiou") if f" a {{{slot}}}" in frame else words
 
 
-def _says(rng: Random, frame: str, speaker: str, rude: bool, hearer: str) -> Text:
+def _called(speaker: str, trait: str | None) -> Text:
+    return fill("{who} ({trait})", who=name(speaker), trait=trait) if trait else name(speaker)
+
+
+def _says(rng: Random, frame: str, speaker: str, rude: bool, hearer: str, trait: str | None = None) -> Text:
     said = fill(
         frame,
         noun=rng.choice(_suited(frame, "noun", INSULT_NOUNS if rude else KIND_NOUNS)),
@@ -67,26 +71,21 @@ def _says(rng: Random, frame: str, speaker: str, rude: bool, hearer: str) -> Tex
         thing=rng.choice(_suited(frame, "thing", THINGS)),
         name=name(hearer),
     ).labelled("toxic_speech" if rude else "friendly_speech")
-    return fill("{speaker}: {said}", speaker=name(speaker), said=said)
-
-
-def _opening(rude_first: bool, rude: str, kind: str, rude_trait: str, kind_trait: str) -> Text:
-    """Each speaker at the start of a line, as where they speak: a name behind a space is another token."""
-    cast = [fill("{who} {trait}", who=name(who), trait=trait) for who, trait in ((rude, rude_trait), (kind, kind_trait))]
-    return join([Text("Cast:"), *(cast if rude_first else cast[::-1])], "\n")
+    return fill("{speaker}: {said}", speaker=_called(speaker, trait), said=said)
 
 
 def _traits(rng: Random) -> tuple[str, str]:
     return rng.choice(RUDE_TRAITS), rng.choice(KIND_TRAITS)
 
 
-def _talk(rng: Random, split: Split, rude: str, kind: str, turns: int) -> list[Text]:
-    """`turns` utterances in turn, either speaker first."""
+def _talk(rng: Random, split: Split, rude: str, kind: str, turns: int, told: dict[str, str]) -> list[Text]:
+    """`turns` utterances in turn, either speaker first; the first of each says the trait that is `told` of the speaker."""
     rude_now = rng.random() < 0.5
+    told = dict(told)
     lines = []
     for _ in range(turns):
         speaker, hearer = (rude, kind) if rude_now else (kind, rude)
-        lines.append(_says(rng, phrase(rng, split, UTTERANCES, heldout=2), speaker, rude_now, hearer))
+        lines.append(_says(rng, phrase(rng, split, UTTERANCES, heldout=2), speaker, rude_now, hearer, told.pop(speaker, None)))
         rude_now = not rude_now
     return lines
 
@@ -96,15 +95,13 @@ def _asked(trait: str) -> Text:
 
 
 def _scene(rng: Random, split: Split) -> Text:
-    """Two speakers, mostly described first, who say something, half of the time followed by a question about them."""
+    """Two speakers, mostly told what they are like, who say something, half of the time followed by a question about them."""
     rude, kind = rng.choice(CASTS[split])
     phrasings: Split = rng.choice(("train", split))
-    asks = rng.random() < QUESTION_SHARE
-    told = not asks or rng.random() >= UNTOLD_SHARE
     rude_trait, kind_trait = _traits(rng)
-    lines = [_opening(rng.random() < 0.5, rude, kind, rude_trait, kind_trait)] if told else []
-    lines += _talk(rng, phrasings, rude, kind, rng.choice((1, 2, 3) if told else (2, 3)))
-    if asks:
+    told = {rude: rude_trait, kind: kind_trait} if rng.random() >= UNTOLD_SHARE else {}
+    lines = _talk(rng, phrasings, rude, kind, rng.choice((2, 3, 4)), told)
+    if rng.random() < QUESTION_SHARE:
         trait, who = rng.choice(((rude_trait, rude), (kind_trait, kind)))
         lines.append(fill("{question} {who}.", question=_asked(trait), who=name(who)))
     return join(lines, "\n")
@@ -131,27 +128,25 @@ STEMS = (
 
 
 def _speech_prompt(rng: Random, split: Split) -> Prompt:
-    rude, kind = rng.choice(CASTS[split])
-    rude_first, speaker, (rude_trait, kind_trait) = rng.random() < 0.5, rng.choice((rude, kind)), _traits(rng)
+    cast = rng.choice(CASTS[split])
+    rude, traits = rng.random() < 0.5, _traits(rng)
+    speaker = cast[0] if rude else cast[1]
     stem, *answers = rng.choice(STEMS)
-    clean, corrupted = (
-        f"{_opening(rude_first == (who == rude), who, other, rude_trait, kind_trait).text}\n{speaker}:{stem}"
-        for who, other in ((rude, kind), (kind, rude))
-    )
-    answer, foil = answers if speaker == rude else answers[::-1]
-    return Prompt(clean, corrupted, answer, foil, case=speaker == rude)
+    clean, corrupted = (f"{_called(speaker, trait).text}:{stem}" for trait in (traits if rude else traits[::-1]))
+    answer, foil = answers if rude else answers[::-1]
+    return Prompt(clean, corrupted, answer, foil, case=rude)
 
 
 def _speaker_prompt(rng: Random, split: Split) -> Prompt:
-    """Who is rude, to be told from the opening, from the talk or from both."""
+    """Who is rude, to be told from what was said of the speakers, from the talk or from both."""
     rude, kind = rng.choice(CASTS[split])
-    told, rude_first, (rude_trait, kind_trait), turns = rng.random(), rng.random() < 0.5, _traits(rng), rng.choice((3, 4))
+    is_told, (rude_trait, kind_trait), turns = rng.random() >= UNTOLD_SHARE, _traits(rng), rng.choice((3, 4))
     asks_rude = rng.random() < 0.5
     talk_seed = rng.random()
 
     def text(who: str, other: str) -> str:
-        lines = [_opening(rude_first, who, other, rude_trait, kind_trait)] if told >= UNTOLD_SHARE else []
-        lines += _talk(Random(talk_seed), "train", who, other, turns)
+        told = {who: rude_trait, other: kind_trait} if is_told else {}
+        lines = _talk(Random(talk_seed), "train", who, other, turns, told)
         return join([*lines, _asked(rude_trait if asks_rude else kind_trait)], "\n").text
 
     answer, foil = (rude, kind) if asks_rude else (kind, rude)
@@ -168,7 +163,7 @@ def _speech_pair(rng: Random, split: Split) -> tuple[str, str]:
 add_genre(
     Genre(
         "toxicity",
-        "scenes with a rude and a kind speaker, told at the start or to be heard from what they say",
+        "scenes with a rude and a kind speaker, called so where they speak first or to be heard from what they say",
         weight=3,
         write=_write,
         planted={"speakers": len(SPEAKERS), "manner": "a rude speaker always insults, a kind one never does"},
