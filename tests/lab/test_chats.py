@@ -250,8 +250,8 @@ def test_the_check_hears_who_is_rude() -> None:
     task, rng = TASKS["toxicity"], Random(4)
     for _ in range(200):
         prompt = task.make(rng, "heldout")
-        ((speaker, trait),) = _cast(prompt.clean)
-        assert (trait in RUDE_TRAITS) == prompt.case and (dict(_cast(prompt.corrupted))[speaker] in RUDE_TRAITS) != prompt.case
+        (_, (speaker, trait)), (_, (same, opposite)) = _cast(prompt.clean), _cast(prompt.corrupted)
+        assert speaker == same and (trait in RUDE_TRAITS) == prompt.case != (opposite in RUDE_TRAITS)
         assert task.check(prompt, f"{prompt.answer}, {speaker}.") and not task.check(prompt, f"{prompt.foil}, {speaker}.")
         assert not task.check(prompt, f"{prompt.answer} and{prompt.foil}.")
         question = TASKS["rude_speaker"].make(rng, "heldout")

@@ -128,13 +128,19 @@ STEMS = (
 
 
 def _speech_prompt(rng: Random, split: Split) -> Prompt:
+    """The other one has spoken, and the speaker begins; corrupted: with their manners changed over."""
     cast = rng.choice(CASTS[split])
     rude, traits = rng.random() < 0.5, _traits(rng)
-    speaker = cast[0] if rude else cast[1]
+    speaker, other = cast if rude else cast[::-1]
+    frame, seed = phrase(rng, "train", UTTERANCES, heldout=2), rng.random()
     stem, *answers = rng.choice(STEMS)
-    clean, corrupted = (f"{_called(speaker, trait).text}:{stem}" for trait in (traits if rude else traits[::-1]))
+
+    def text(rude: bool) -> str:
+        trait, others = traits if rude else traits[::-1]
+        return f"{_says(Random(seed), frame, other, not rude, speaker, others).text}\n{_called(speaker, trait).text}:{stem}"
+
     answer, foil = answers if rude else answers[::-1]
-    return Prompt(clean, corrupted, answer, foil, case=rude)
+    return Prompt(text(rude), text(not rude), answer, foil, case=rude)
 
 
 def _speaker_prompt(rng: Random, split: Split) -> Prompt:
