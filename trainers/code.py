@@ -55,6 +55,15 @@ class Code:
     def detach(self) -> Code:
         return replace(self, values_N=self.values_N.detach())
 
+    def split(self, ends_G: Tensor) -> Code:
+        """The same with G rows for each: row b * G + g has the latents of row b from ends[g - 1] up to, not with, ends[g]."""
+        level_N = torch.bucketize(self.latents_N, ends_G, right=True)
+        row_N = self.row_N * len(ends_G) + level_N
+        order_N = row_N.argsort(stable=True)
+        counts_R = torch.bincount(row_N, minlength=len(self) * len(ends_G))
+        start_R1 = torch.cat([counts_R.new_zeros(1), counts_R.cumsum(0)])
+        return Code(self.values_N[order_N], self.latents_N[order_N], start_R1)
+
     def padded(self) -> tuple[Tensor, Tensor]:
         """Values and latents (B, K), K the length of the longest row (at least 1); short rows end in value 0 at latent 0."""
         if self.K:

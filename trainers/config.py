@@ -16,6 +16,7 @@ from saekit.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _ALIASES = {"k": "l0"}
+_TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 # How a run is carried out, not what comes out of it: these may change when it goes on.
 _FREE = ("checkpoint_tokens", "keep", "log_tokens", "eval_tokens", "device", "backend", "screen")
 
@@ -29,7 +30,14 @@ class TrainConfig:
     arch: str = "topk"
     """Architecture: a key of `trainers.OBJECTIVES`."""
     l0: int = 32
-    """Latents active per token: k of TopK."""
+    """Latents active per token: k of TopK, on average k of BatchTopK and Matryoshka."""
+    k_start: int | None = None
+    """k of the TopK family at the start of the run, from where it falls linearly to `l0`: what many latents have learnt together
+    is easier to learn for few. None: `l0` all the time."""
+    k_anneal: float = 0.2
+    """Share of the run in which k falls from `k_start` to `l0`."""
+    groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+    """Shares of the latents in the groups of Matryoshka; each level reconstructs with one group more than the one before."""
     tokens: int | None = None
     """Tokens to train on, repeats counted. None: 4096 per latent, at least 4M and at most 64M, and at most 16 passes over a
     store (but at least 4M)."""
@@ -83,12 +91,12 @@ class TrainConfig:
         types = get_type_hints(TrainConfig)
         for name, declared in types.items():
             _check_type(name, getattr(self, name), declared)
-        positive = ("n_latents", "l0", "tokens", "batch_size", "lr", "aux_k", "dead_tokens", "sample_tokens", "keep")
+        positive = ("n_latents", "l0", "k_start", "tokens", "batch_size", "lr", "aux_k", "dead_tokens", "sample_tokens", "keep")
         for name in (*positive, "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"):
             _at_least(name, getattr(self, name), 1 if int in (types[name], *get_args(types[name])) else None)
-        for name in ("warmup", "decay", "beta1", "beta2", "heldout"):
+        for name in ("k_anneal", "warmup", "decay", "beta1", "beta2", "heldout"):
             value = getattr(self, name)
-            if not 0 <= value < 1 and not (name in ("warmup", "decay") and value == 1):
+            if not 0 <= value < 1 and not (name in ("k_anneal", "warmup", "decay") and value == 1):
                 raise ConfigError(
                     f"{name}={value} is impossible.", f"It is a share: {'0' if value < 0 else '0.99'} is the nearest."
                 )
@@ -104,6 +112,19 @@ class TrainConfig:
         from trainers.objectives import OBJECTIVES
 
         _one_of("arch", self.arch, tuple(OBJECTIVES))
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """What only some architectures have."""
+        if self.k_start is not None and self.arch not in _TOPK_FAMILY:
+            raise ConfigError(f"{self.arch} has no k to start from.", f"k_start is for {', '.join(_TOPK_FAMILY)}.")
+        if self.k_start is not None and not self.l0 <= self.k_start <= self.n_latents:
+            nearest = min(max(self.k_start, self.l0), self.n_latents)
+            raise ConfigError(f"k_start={self.k_start} is impossible.", f"It falls to l0={self.l0}: {nearest} is the nearest.")
+        if not self.groups or min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6:
+            whole = sum(share for share in self.groups if share > 0)
+            near = ", ".join(f"{share / whole:.4g}" for share in self.groups if share > 0) if whole else "1"
+            raise ConfigError(f"groups={self.groups} are impossible.", f"Shares are above 0 and sum to 1: {near}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -122,7 +143,7 @@ class TrainConfig:
                 raise ConfigError(f"There is no training setting {key!r}.", hint)
             if name in renamed:
                 raise ConfigError(f"{name!r} is given twice.", f"{key!r} is another name for it.")
-            renamed[name] = value
+            renamed[name] = tuple(value) if isinstance(value, list) else value
         if "n_latents" not in renamed:
             raise ConfigError("'n_latents' is missing.", "Say how many latents the dictionary has.")
         return cls(**renamed)
@@ -181,6 +202,12 @@ class TrainConfig:
 def _check_type(name: str, value: Any, declared: Any) -> None:
     if get_origin(declared) is Literal:
         return _one_of(name, value, get_args(declared))
+    if get_origin(declared) is tuple:
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{name}={value!r} is impossible.", "It is a list of numbers.")
+        for item in value:
+            _check_type(name, item, get_args(declared)[0])
+        return None
     kinds = get_args(declared) or (declared,)
     if isinstance(value, bool) and bool not in kinds:
         fits = False

@@ -19,7 +19,11 @@ from trainers.sparse import SparseGradient
 from trainers.statistics import Statistics
 
 # Architecture -> the class in its own file. A new one is a file and a line.
-OBJECTIVES: Mapping[str, str] = {"topk": "trainers.topk:TopK"}
+OBJECTIVES: Mapping[str, str] = {
+    "topk": "trainers.topk:TopK",
+    "batchtopk": "trainers.batchtopk:BatchTopK",
+    "matryoshka": "trainers.matryoshka:Matryoshka",
+}
 
 
 class Now(NamedTuple):
@@ -40,7 +44,7 @@ class Outcome(NamedTuple):
     Attributes:
         loss: what is minimised; a differentiable scalar from `loss`, a number from `gradient`.
         squares: sum over the batch of the squared error of the prediction.
-        code: the latents that fired, without a gradient.
+        code: the latents that fired, without a gradient; one or several rows for each token.
     """
 
     loss: Tensor | float

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""What changes over a run by plan."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def learning_rate(config: TrainConfig, tokens: int) -> float:
     rise = done / config.warmup if config.warmup else 1.0
     fall = left / config.decay if config.decay else 1.0
     return config.lr * min(1.0, rise, fall)
+
+
+def latents_per_token(config: TrainConfig, share: float) -> float:
+    """k of the TopK family when `share` of the run is done: from `k_start` down to `l0` while it is annealed, then `l0`."""
+    if config.k_start is None or share >= config.k_anneal:
+        return config.l0
+    return config.k_start + (config.l0 - config.k_start) * share / config.k_anneal

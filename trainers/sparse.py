@@ -22,23 +22,28 @@ def decode_gradient(
 ) -> tuple[Tensor, Tensor, float]:
     """Decode a code and take the gradient of `scale / 2 * sum (y_hat - target)^2`.
 
+    A code with G rows for each of `target` (:meth:`Code.split`) predicts it G times, each time with the sum of the rows so far.
+
     Returns:
-        the gradient at the prediction (B, E), `scale * (y_hat - target)`; that at the code's values (N,), firing or not; and
-        sum (y_hat - target)^2.
+        the gradient at what each row decodes to (B * G, E), `scale * (y_hat - target)` summed over the predictions it is part
+        of; that at the code's values (N,), firing or not; and sum (y_hat - target)^2 over all predictions.
     """
-    error_BE, grads_N = torch.empty_like(target_BE), torch.empty_like(code.values_N)
+    levels = len(code) // max(1, len(target_BE))
+    error_RE, grads_N = target_BE.new_empty(len(code), target_BE.shape[1]), torch.empty_like(code.values_N)
     values, latents, start = code.values_N.numpy(), code.latents_N.numpy(), code.start_B1.numpy()
-    W, target, error, grads = W_dec_FE.numpy(), target_BE.numpy(), error_BE.numpy(), grads_N.numpy()
+    W, target, error, grads = W_dec_FE.numpy(), target_BE.numpy(), error_RE.numpy(), grads_N.numpy()
     bias = np.zeros(W.shape[1], np.float32) if b_dec_E is None else b_dec_E.numpy()
-    squares = np.zeros(len(error) // _ROW_BLOCK + 1)
+    squares = np.zeros(len(target) // _ROW_BLOCK + 1)
 
     def work(a: int, b: int) -> None:
+        rows = slice(a * levels, b * levels)
+        starts = start[rows.start : rows.stop + 1]
         squares[a // _ROW_BLOCK] = step_kernels.decode_gradient(
-            values, latents, start[a : b + 1], W, bias, target[a:b], np.float32(scale), error[a:b], grads
+            values, latents, starts, W, bias, target[a:b], np.float32(scale), error[rows], grads
         )
 
-    run_blocks(work, len(error), _ROW_BLOCK)
-    return error_BE, grads_N, float(squares.sum())
+    run_blocks(work, len(target), _ROW_BLOCK)
+    return error_RE, grads_N, float(squares.sum())
 
 
 class SparseGradient:
@@ -58,10 +63,11 @@ class SparseGradient:
         self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
 
-    def add(self, code: Code, grads_N: Tensor, error_BE: Tensor) -> None:
-        """Add a term: a code, the gradient at its pre-activations, and the gradient at what it was decoded to."""
+    def add(self, code: Code, grads_N: Tensor, error_RE: Tensor) -> None:
+        """Add a term: a code of one or several rows for each token, the gradient at its pre-activations, and the gradient at
+        what each row was decoded to."""
         self._terms.append((code, grads_N))
-        self._errors.append(error_BE)
+        self._errors.append(error_RE)
 
     def apply(self, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool) -> None:
         """One Adam step of all parameters, in place; with `unit_rows`, decoder rows keep norm 1: the gradient's component along a
@@ -90,11 +96,11 @@ class SparseGradient:
     def dense(self, p: Parameters) -> Parameters:
         """The gradient as full tensors."""
         W_enc_FD, W_dec_FE, b_enc_F = (torch.zeros_like(p[name]) for name in ("W_enc_FD", "W_dec_FE", "b_enc_F"))
-        for (code, grads_N), error_BE in zip(self._terms, self._errors):
-            grad_BF = Code(grads_N, code.latents_N, code.start_B1).dense(len(b_enc_F))
-            W_dec_FE += code.dense(len(b_enc_F)).T @ error_BE
-            W_enc_FD += grad_BF.T @ self.x_BD
-            b_enc_F += grad_BF.sum(0)
+        for (code, grads_N), error_RE in zip(self._terms, self._errors):
+            grad_RF = Code(grads_N, code.latents_N, code.start_B1).dense(len(b_enc_F))
+            W_dec_FE += code.dense(len(b_enc_F)).T @ error_RE
+            W_enc_FD += grad_RF.T @ self.x_BD.repeat_interleave(len(code) // len(self.x_BD), dim=0)
+            b_enc_F += grad_RF.sum(0)
         full = {"W_enc_FD": W_enc_FD, "W_dec_FE": W_dec_FE, **self._others(b_enc_F, -b_enc_F @ p.W_enc_FD)}
         return Parameters({name: full[name] for name in p})
 
@@ -115,10 +121,11 @@ class SparseGradient:
         for values, latents, grads, _ in terms:
             step_kernels.count_latents(values, latents, grads, start[1:])
         np.cumsum(start, out=start)
-        position, n = start[:-1].copy(), int(start[-1])
+        position, n, first = start[:-1].copy(), int(start[-1]), 0
         token, error_row = np.empty(n, np.int32), np.empty(n, np.int32)
         value, grad = np.empty(n, np.float32), np.empty(n, np.float32)
-        for number, term in enumerate(terms):
-            first = number * len(self.x_BD)
-            step_kernels.place_entries(*term, first, position, token, error_row, value, grad)
+        for term, errors in zip(terms, self._errors):
+            levels = len(errors) // len(self.x_BD)
+            step_kernels.place_entries(*term, levels, first, position, token, error_row, value, grad)
+            first += len(errors)
         return start, token, error_row, value, grad

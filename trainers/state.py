@@ -51,7 +51,6 @@ class Training:
         self.on_cpu = torch.device(device).type == "cpu"
         self.sparse = config.sparse_step
         self.objective = objective(config, self.reads, self.writes)
-        self.objective.state = {name: tensor.to(device) for name, tensor in self.objective.state.items()}
         self.p = self.objective.start().map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)
         self.dead = DeadCounter.start(config.n_latents, config.dead_tokens, device)

@@ -28,22 +28,31 @@ def decode_gradient(
     error: Array,
     grads: Array,
 ) -> float:
-    """Decode rows of a ragged code, and the gradient of `scale / 2 * sum (x_hat - target)^2`.
+    """Decode rows of a ragged code in one or several levels, and the gradient of `scale / 2 * sum (x_hat - target)^2`.
 
-    Writes error = scale * (x_hat - target), the gradient at the reconstruction, and that at the values, grads[n] =
-    W_dec[latents[n]] . error[row of n]. Returns sum (x_hat - target)^2 of these rows.
+    With G levels the code has G rows for each target, and level g predicts with the sum of rows up to g. Writes the gradient at
+    what a row decodes to, scale * (x_hat_g - target) summed from its level to the last, and that at the values, grads[n] =
+    W_dec[latents[n]] . error[row of n]. Returns sum (x_hat_g - target)^2 over these targets and all levels.
     """
-    squares = 0.0
-    for r in range(len(error)):
-        a, b = start[r], start[r + 1]
-        row = error[r]
-        for q in range(row.shape[0]):
-            row[q] = b_dec[q] - target[r, q]
-        add_rows(row, W_dec, latents[a:b], values[a:b], b - a)
-        squares += float(dot(row, row))
-        for q in range(row.shape[0]):
-            row[q] *= scale
-        dot_rows(row, W_dec, latents[a:b], grads[a:b], b - a)
+    squares, levels = 0.0, len(error) // max(1, len(target))
+    width = target.shape[1]
+    for t in range(len(target)):
+        for r in range(t * levels, (t + 1) * levels):
+            row, a, b = error[r], start[r], start[r + 1]
+            if r == t * levels:
+                for q in range(width):
+                    row[q] = b_dec[q] - target[t, q]
+            else:
+                row[:] = error[r - 1]
+            add_rows(row, W_dec, latents[a:b], values[a:b], b - a)
+            squares += float(dot(row, row))
+        for r in range((t + 1) * levels - 1, t * levels - 1, -1):
+            row, a, b = error[r], start[r], start[r + 1]
+            for q in range(width):
+                row[q] *= scale
+            if r + 1 < (t + 1) * levels:
+                add_scaled(row, error[r + 1], np.float32(1))
+            dot_rows(row, W_dec, latents[a:b], grads[a:b], b - a)
     return squares
 
 
@@ -60,6 +69,7 @@ def place_entries(
     latents: Array,
     grads: Array,
     start: Array,
+    levels: int,
     first_error_row: int,
     position: Array,
     token: Array,
@@ -73,7 +83,7 @@ def place_entries(
             if (values[n] != 0) | (grads[n] != 0):
                 p = position[latents[n]]
                 position[latents[n]] = p + 1
-                token[p], error_row[p] = r, first_error_row + r
+                token[p], error_row[p] = r // levels, first_error_row + r
                 value[p], grad[p] = values[n], grads[n]
 
 

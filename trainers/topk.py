@@ -8,19 +8,27 @@ with unit decoder rows. Var(x) is a constant of the run, so the first term is a 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from saekit.sae.kernels import encode_topk
 from trainers.code import Code
 from trainers.objectives import Now, Objective, Outcome
 from trainers.parameters import Parameters
+from trainers.schedule import latents_per_token
 from trainers.sparse import SparseGradient, decode_gradient
 
 
 class TopK(Objective):
+    def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
+        """The code of a batch, of which all that is above 0 fires."""
+        k = round(latents_per_token(self.config, now.share))
+        return Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, k, **how))
+
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD = x_BD - p.b_dec_E
-        code = Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, self.config.l0, backend="torch"))
+        code = self.encode(p, x_BD, now, backend="torch")
         y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
         squares = (y_hat_BE - y_BE).square().sum()
         loss = self.weight(x_BD) * squares + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
@@ -28,7 +36,7 @@ class TopK(Objective):
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         x_BD = x_BD - p.b_dec_E
-        code = Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, self.config.l0, screen=self.config.screen))
+        code = self.encode(p, x_BD, now, screen=self.config.screen)
         scale = 2 * self.weight(x_BD)
         error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
         gradient = SparseGradient(x_BD, {"b_dec_E": error_BE.sum(0)}, centres=True)

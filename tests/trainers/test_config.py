@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from saekit.errors import ConfigError
 from trainers import TrainConfig
-from trainers.schedule import learning_rate
+from trainers.schedule import latents_per_token, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ from trainers.schedule import learning_rate
         ({"n_latents": 64, "backend": "nunba"}, "'nunba'.*'numba'"),
         ({"n_latents": 64, "screen": 1}, "screen=1.*bool"),
         ({"n_latents": 64, "tokens": 0}, "tokens=0"),
+        ({"n_latents": 64, "k_start": 20}, "k_start=20.*l0=32: 32 is the nearest"),
+        ({"n_latents": 64, "k_start": 65}, "k_start=65.*64 is the nearest"),
+        ({"n_latents": 64, "k_anneal": 1.5}, "k_anneal=1.5"),
+        ({"n_latents": 64, "groups": [0.25, 0.25]}, "groups.*0.5, 0.5"),
+        ({"n_latents": 64, "groups": [1.5, -0.5]}, "groups.*sum to 1: 1"),
+        ({"n_latents": 64, "groups": 0.5}, "groups=0.5.*list of numbers"),
+        ({"n_latents": 64, "groups": ["a"]}, "groups='a'.*float"),
     ],
 )
 def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
@@ -51,7 +58,7 @@ def test_k_is_another_name_of_l0() -> None:
 
 
 def test_a_config_survives_its_file(tmp_path: Path) -> None:
-    config = TrainConfig(n_latents=100, l0=7, lr=1e-3, b_dec="mean", screen=False).resolve(48, 10_000)
+    config = TrainConfig(n_latents=100, l0=7, lr=1e-3, b_dec="mean", screen=False, groups=(0.1, 0.9)).resolve(48, 10_000)
     (tmp_path / "train.json").write_text(json.dumps({"config": config.to_dict()}))
     assert TrainConfig.load(tmp_path / "train.json") == config
     assert config.resolve(48, 10_000) == config
@@ -67,7 +74,7 @@ def test_every_field_is_described() -> None:
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(1, 10**9))
 def test_rules_give_possible_settings(n_latents: int, width: int, available: int) -> None:
     config = TrainConfig(n_latents=n_latents, l0=1).resolve(width, available)
-    assert all(value is not None for name, value in config.to_dict().items() if name != "screen")
+    assert all(value is not None for name, value in config.to_dict().items() if name not in ("screen", "k_start"))
     assert config.tokens is not None and config.batch_size is not None and config.dead_tokens is not None
     assert 4_000_000 <= config.tokens <= 64_000_000
     assert config.tokens <= max(16 * available, 4_000_000)
@@ -88,3 +95,10 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert rates[10:80] == [1.0] * 70
     assert rates[80:] == pytest.approx([0.05 * i for i in range(20, 0, -1)])
     assert learning_rate(dataclasses.replace(config, warmup=0.0, decay=0.0), 100) == 1.0
+
+
+def test_k_falls_linearly_to_l0() -> None:
+    config = TrainConfig(n_latents=64, l0=10, k_start=50, k_anneal=0.4)
+    found = [latents_per_token(config, share) for share in (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)]
+    assert found == pytest.approx([50, 40, 30, 20, 10, 10])
+    assert latents_per_token(TrainConfig(n_latents=64, l0=10), 0.0) == 10

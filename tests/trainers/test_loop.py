@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -15,59 +14,32 @@ from typing import Any
 import pytest
 import torch
 from memory import SITE, Memory
-from torch import Tensor
+from runs import CONFIG, LONGER, Breaks, D, F, files, rows, sparse_data, train_run
 
 from saekit.errors import CheckpointError, ConfigError, NonFiniteActivations, StoreMismatch
 from saekit.lm.sites import Site
-from saekit.sae import SAE, SparseCode, load_sparsity
+from saekit.sae import SAE, load_sparsity
 from trainers import TrainConfig, train
 from trainers.metrics import reconstruction
 from trainers.state import Training
 from trainers.statistics import Statistics, geometric_median
 
-D, F = 24, 96
-CONFIG = TrainConfig(n_latents=F, l0=4, tokens=40_000, batch_size=256, aux_k=8, dead_tokens=4_000)
-LONGER = dataclasses.replace(CONFIG, tokens=300_000)
-
-
-def _sparse_data(n: int, seed: int = 0) -> Tensor:
-    """Four of 60 directions, with positive strengths, off centre."""
-    directions = torch.nn.functional.normalize(torch.randn(60, D, generator=torch.Generator().manual_seed(99)), dim=1)
-    generator = torch.Generator().manual_seed(seed)
-    which = torch.rand(n, 60, generator=generator).topk(4, dim=1).indices
-    strength = 1 + torch.rand(n, 4, generator=generator)
-    return (directions[which] * strength[..., None]).sum(1) + 2 + 0.02 * torch.randn(n, D, generator=generator)
-
-
-def _train(out: Path, config: TrainConfig = CONFIG, x: Tensor | None = None, **more: Any) -> SAE:
-    x = _sparse_data(20_000) if x is None else x
-    heldout = Memory(_sparse_data(3_000, seed=1), 500, epochs=1)
-    return train(Memory(x, config.batch_size or 256), config, out, site=SITE, heldout=heldout, progress=False, **more)
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _rows(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
 
 def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
-    sae = _train(tmp_path, LONGER)
-    assert set(_files(tmp_path)) == {
+    sae = train_run(tmp_path, LONGER)
+    assert set(files(tmp_path)) == {
         *("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "train.json", "metrics.jsonl")
     }
-    y = _sparse_data(3_000, seed=1)
+    y = sparse_data(3_000, seed=1)
     quality = reconstruction(sae, [y])
     variance_D = torch.linalg.svdvals(y - y.mean(0)).square()
     best_fixed_directions = 1 - float(variance_D[:4].sum() / variance_D.sum())  # PCA with as many numbers a token
     assert quality["fvu"] < best_fixed_directions / 3
     assert quality["l0"] == 4
-    last = _rows(tmp_path)[-1]
+    last = rows(tmp_path)[-1]
     assert last["heldout/fvu"] == pytest.approx(quality["fvu"], rel=1e-6)
     assert last["tokens"] == LONGER.tokens
-    assert [row["tokens"] for row in _rows(tmp_path) if "lr" in row][-1] == LONGER.tokens
+    assert [row["tokens"] for row in rows(tmp_path) if "lr" in row][-1] == LONGER.tokens
     frequency = load_sparsity(tmp_path)
     assert frequency is not None
     assert frequency.sum().item() == pytest.approx(4, abs=1e-3)
@@ -77,29 +49,18 @@ def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
     assert SAE.load(tmp_path).fingerprint() == sae.fingerprint()
 
 
-def test_sae_lens_reads_the_folder_with_equal_outputs(tmp_path: Path) -> None:
-    sae_lens = pytest.importorskip("sae_lens")
-    ours = _train(tmp_path, dataclasses.replace(CONFIG, tokens=5_000))
-    theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
-    x = _sparse_data(200, seed=2)
-    code = ours.encode(x)
-    assert isinstance(code, SparseCode)
-    torch.testing.assert_close(code.dense(F), theirs.encode(x), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
-
-
 def test_the_scale_of_the_data_does_not_matter_and_is_in_every_saved_sae(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=10_240, checkpoint_tokens=2_560)
-    x = _sparse_data(20_000)
+    x = sparse_data(20_000)
     saved: dict[float, list[SAE]] = {}
     for factor in (1.0, 1024.0):  # a power of two, so that nothing is rounded differently
         out = tmp_path / str(factor)
         with pytest.raises(KeyboardInterrupt):
-            train(_Breaks(x * factor, 256, after=31), config, out, site=SITE, progress=False)
+            train(Breaks(x * factor, 256, after=31), config, out, site=SITE, progress=False)
         saved[factor] = [SAE.load(folder) for folder in sorted((out / "checkpoints").iterdir())]
         saved[factor].append(train(Memory(x * factor, 256), config, out, site=SITE, progress=False))
     assert len(saved[1.0]) == 3
-    y = _sparse_data(300, seed=3)
+    y = sparse_data(300, seed=3)
     for small, large in zip(saved[1.0], saved[1024.0]):
         torch.testing.assert_close(large(y * 1024.0), small(y) * 1024.0, rtol=1e-5, atol=1e-2)
         assert reconstruction(small, [y])["fvu"] < 1
@@ -107,61 +68,15 @@ def test_the_scale_of_the_data_does_not_matter_and_is_in_every_saved_sae(tmp_pat
         torch.testing.assert_close(norm_F, norm_F[0].expand(F))
 
 
-class _Breaks(Memory):
-    """A source that breaks off, as a process that is interrupted does."""
-
-    def __init__(self, x: Tensor, batch_size: int, after: int) -> None:
-        super().__init__(x, batch_size)
-        self.after = after
-
-    def __iter__(self) -> Any:
-        self.given = 0
-        for batch in super().__iter__():
-            if self._sampled and self.given == self.after:
-                raise KeyboardInterrupt
-            self.given += 1
-            yield batch
-
-    _sampled = False
-
-    def load_state(self, state: dict[str, Any]) -> None:  # the statistics are taken: training begins
-        super().load_state(state)
-        self._sampled = True
-
-
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_resuming_is_exact_wherever_a_run_broke_off(tmp_path: Path, backend: Any) -> None:
-    config = dataclasses.replace(CONFIG, tokens=12_000, checkpoint_tokens=3_000, backend=backend, dead_tokens=900)
-    x = _sparse_data(5_000)
-    _train(tmp_path / "whole", config, x)
-    heldout = Memory(_sparse_data(3_000, seed=1), 500, epochs=1)
-    for after in (5, 17, 33):  # of 47 batches; each attempt goes on where the one before had its last checkpoint
-        with pytest.raises(KeyboardInterrupt):
-            train(_Breaks(x, 256, after), config, tmp_path / "broken", site=SITE, heldout=heldout, progress=False)
-    _train(tmp_path / "broken", config, x)
-    whole, broken = _files(tmp_path / "whole"), _files(tmp_path / "broken")
-    assert whole == broken
-
-
-def test_both_steps_train_the_same_dictionary(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, tokens=10_000)
-    losses = []
-    for backend in ("numba", "torch"):
-        _train(tmp_path / backend, dataclasses.replace(config, backend=backend))
-        losses.append([row["fvu"] for row in _rows(tmp_path / backend) if "fvu" in row])
-    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-2, atol=0)
-    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=1e-3)
-
-
 def test_float64_takes_the_torch_step_and_agrees(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=10_000)
-    one = _train(tmp_path / "32", config)
-    two = _train(tmp_path / "64", dataclasses.replace(config, dtype="float64"))
+    one = train_run(tmp_path / "32", config)
+    two = train_run(tmp_path / "64", dataclasses.replace(config, dtype="float64"))
     assert two.dtype == torch.float64
-    y = _sparse_data(2_000, seed=5)
+    y = sparse_data(2_000, seed=5)
     assert reconstruction(one, [y])["fvu"] == pytest.approx(reconstruction(two, [y.double()])["fvu"], rel=0.05)
     with pytest.raises(ConfigError, match="float64"):
-        _train(tmp_path / "no", dataclasses.replace(config, dtype="float64", backend="numba"))
+        train_run(tmp_path / "no", dataclasses.replace(config, dtype="float64", backend="numba"))
 
 
 def test_the_number_of_threads_does_not_matter(tmp_path: Path) -> None:
@@ -170,24 +85,24 @@ def test_the_number_of_threads_does_not_matter(tmp_path: Path) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            _train(tmp_path / str(threads), config)
+            train_run(tmp_path / str(threads), config)
     finally:
         torch.set_num_threads(before)
     assert torch.get_num_threads() == before
-    assert _files(tmp_path / "1") == _files(tmp_path / "2") == _files(tmp_path / "3")
+    assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
 
 
 FULL_DISK = """
 import resource, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_loop import CONFIG, _train
+from runs import CONFIG, train_run
 import dataclasses
 from saekit.errors import StorageFull
 config = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=2_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
-    _train(Path(sys.argv[1]), config)
+    train_run(Path(sys.argv[1]), config)
 except StorageFull as error:
     print("StorageFull:", error)
 """
@@ -204,7 +119,7 @@ def test_a_full_disk_is_a_typed_error_and_leaves_nothing_half_written(tmp_path: 
 
 
 def test_auxk_revives_dead_latents() -> None:
-    x = _sparse_data(20_000)
+    x = sparse_data(20_000)
     dead_at_the_end = {}
     for coefficient in (0.0, 1 / 32):
         config = dataclasses.replace(CONFIG, tokens=100_000, dead_tokens=1_000, aux_coefficient=coefficient, lr=3e-3).resolve(D)
@@ -221,8 +136,8 @@ CHILD = """
 import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_loop import CHILD_CONFIG, _train
-_train(Path(sys.argv[1]), CHILD_CONFIG)
+from test_loop import CHILD_CONFIG, train_run
+train_run(Path(sys.argv[1]), CHILD_CONFIG)
 """
 CHILD_CONFIG = dataclasses.replace(CONFIG, tokens=400_000, checkpoint_tokens=6_000)
 
@@ -248,35 +163,35 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
             break
     assert killed > 0
     subprocess.run([*command[:-1], str(tmp_path / "whole")], env=environment, check=True)
-    assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_a_finished_run_is_returned_and_another_one_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=3_000)
-    sae = _train(tmp_path, config)
-    before = _files(tmp_path)
-    assert _train(tmp_path, dataclasses.replace(config, keep=5)).fingerprint() == sae.fingerprint()
+    sae = train_run(tmp_path, config)
+    before = files(tmp_path)
+    assert train_run(tmp_path, dataclasses.replace(config, keep=5)).fingerprint() == sae.fingerprint()
     with pytest.raises(StoreMismatch, match="l0 was 4, asked is 5"):
-        _train(tmp_path, dataclasses.replace(config, l0=5))
-    assert _files(tmp_path) == before
+        train_run(tmp_path, dataclasses.replace(config, l0=5))
+    assert files(tmp_path) == before
     (tmp_path / "train.json").unlink()
     with pytest.raises(StoreMismatch, match="not trained here"):
-        _train(tmp_path, config)
+        train_run(tmp_path, config)
 
 
 def test_checkpoints_of_another_run_or_data_are_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=10_000, checkpoint_tokens=1_000)
-    x = _sparse_data(5_000)
+    x = sparse_data(5_000)
     with pytest.raises(KeyboardInterrupt):
-        train(_Breaks(x, 256, after=20), config, tmp_path, site=SITE, progress=False)
-    before = _files(tmp_path)
+        train(Breaks(x, 256, after=20), config, tmp_path, site=SITE, progress=False)
+    before = files(tmp_path)
     with pytest.raises(StoreMismatch, match="lr was"):
         train(Memory(x, 256), dataclasses.replace(config, lr=0.5), tmp_path, site=SITE, progress=False)
     with pytest.raises(StoreMismatch, match="width was 24"):
         train(Memory(x[:, :20], 256), config, tmp_path, site=SITE, progress=False)
     with pytest.raises(CheckpointError, match="another seed"):
         train(Memory(x, 256, seed=3), config, tmp_path, site=SITE, progress=False)
-    assert _files(tmp_path) == before
+    assert files(tmp_path) == before
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     (newest / "state.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=newest.name):
@@ -287,7 +202,7 @@ def test_checkpoints_of_another_run_or_data_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_batch_with_nan_stops_the_run_before_it_spoils_anything(tmp_path: Path, backend: Any, bad: float) -> None:
     config = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=1_000, sample_tokens=256, backend=backend)
-    x = _sparse_data(20_000)
+    x = sparse_data(20_000)
     source = Memory(x, 256)
     row = next(iter(Memory(torch.arange(20_000.0)[:, None].expand(-1, D), 20_000)))[SITE][256 * 30 + 9, 0]
     x[int(row), 3] = bad  # falls into batch 30
@@ -300,7 +215,7 @@ def test_a_batch_with_nan_stops_the_run_before_it_spoils_anything(tmp_path: Path
 
 
 def test_nan_in_the_first_sample_is_named(tmp_path: Path) -> None:
-    x = _sparse_data(500)
+    x = sparse_data(500)
     x[3] = torch.nan
     with pytest.raises(NonFiniteActivations, match="activation vectors hold NaN"):
         train(Memory(x, 100), CONFIG, tmp_path, site=SITE, progress=False)
@@ -308,25 +223,25 @@ def test_nan_in_the_first_sample_is_named(tmp_path: Path) -> None:
 
 def test_divergence_is_told_from_bad_data(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteActivations, match="diverged"):
-        _train(tmp_path, dataclasses.replace(CONFIG, lr=1e30, warmup=0.0))
+        train_run(tmp_path, dataclasses.replace(CONFIG, lr=1e30, warmup=0.0))
 
 
 def test_exact_number_of_tokens_and_data_that_end_early(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=1_003)
-    _train(tmp_path / "exact", config)
-    assert _rows(tmp_path / "exact")[-1]["tokens"] == 1_003
+    train_run(tmp_path / "exact", config)
+    assert rows(tmp_path / "exact")[-1]["tokens"] == 1_003
     with pytest.warns(UserWarning, match="ended after 700 of 1003"):
-        train(Memory(_sparse_data(700), 256, epochs=1), config, tmp_path / "short", site=SITE, progress=False)
+        train(Memory(sparse_data(700), 256, epochs=1), config, tmp_path / "short", site=SITE, progress=False)
     assert SAE.load(tmp_path / "short").cfg.n_latents == F
 
 
 def test_only_saes_are_trained_here(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mlp_out\.0"):
-        _train(tmp_path, site_out=Site("mlp_out", 0))
+        train_run(tmp_path, site_out=Site("mlp_out", 0))
 
 
 def test_statistics_centre_and_scale() -> None:
-    x = _sparse_data(4_000) * 7
+    x = sparse_data(4_000) * 7
     data = Statistics.of(x, "mean")
     scaled = x.double() * data.scale
     assert scaled.norm(dim=1).mean().item() == pytest.approx(D**0.5, rel=1e-9)
@@ -343,7 +258,7 @@ def test_statistics_centre_and_scale() -> None:
 
 def test_firing_frequency_and_dead_fraction_are_those_of_a_recount(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=5_120, lr=1e-12, warmup=0.0, dead_tokens=1_024).resolve(D)
-    x = _sparse_data(5_120)
+    x = sparse_data(5_120)
     training = Training(config, Statistics.of(x, "mean"))
     codes = []
     for batch in x.split(256):

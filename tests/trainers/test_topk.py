@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import dense
 import pytest
 import torch
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,58 +14,29 @@ from trainers.adam import Adam
 from trainers.objectives import Now
 from trainers.parameters import Parameters
 from trainers.sparse import SparseGradient
-from trainers.topk import TopK
-
-PATHS = ("torch", "sparse", "sparse, screened")
 
 
-def _data(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def _topk(k: int, dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
+    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        h = dense.pre(p, x)
+        f = dense.topk(p, h, k)
+        return dense.fvu(p, f, y) + dense.auxk(p, h, f, y, dead, aux_k, coefficient)
 
-
-def _config(F: int, D: int, k: int, **settings: object) -> TrainConfig:
-    return TrainConfig(n_latents=F, l0=k, **settings).resolve(D)  # type: ignore[arg-type]
-
-
-def _topk(config: TrainConfig, x: Tensor, variance: float = 3.0) -> TopK:
-    facts = dense.statistics(x.shape[1], variance)
-    return TopK(config, facts, facts)
+    return loss
 
 
 def _gradient(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> SparseGradient:
-    return _topk(config, x).gradient(p, x, x, Now(0.5, dead))[1]
-
-
-def _both(
-    path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor, variance: float = 3.0
-) -> tuple[float, Parameters]:
-    """Loss and full gradient on one of our paths."""
-    if path == "torch":
-        leaves = p.map(lambda tensor: tensor.detach().requires_grad_())
-        outcome = _topk(config, x, variance).loss(leaves, x, x, Now(0.5, dead))
-        assert isinstance(outcome.loss, Tensor)
-        grads = torch.autograd.grad(outcome.loss, list(leaves.values()))
-        return outcome.loss.item(), Parameters(zip(leaves, grads))
-    config = dataclasses.replace(config, screen="screened" in path)
-    outcome, gradient = _topk(config, x, variance).gradient(p, x, x, Now(0.5, dead))
-    return float(outcome.loss), gradient.dense(p)
+    return dense.made(config, x.shape[1]).gradient(p, x, x, Now(0.5, dead))[1]
 
 
 def _check(path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Parameters:
     assert config.aux_k is not None
-    x = dense.clear_rows(p, x, config.l0, dead, config.aux_k)
-    if len(x) < 2:  # AuxK needs a variance
-        reject()
-    loss, ours = _both(path, config, p, x, dead)
-    expected_loss, expected = dense.gradient(p, x, config.l0, 3.0, dead, config.aux_k, config.aux_coefficient)
-    assert loss == pytest.approx(expected_loss, rel=1e-5)
-    for name, tensor in expected.items():
-        scale = tensor.abs().max().item() + 1e-12
-        torch.testing.assert_close(ours[name].double(), tensor, atol=2e-5 * scale, rtol=1e-4, msg=name)
-    return expected
+    x = dense.clear_rows(p, x, dead, config.aux_k, config.l0)
+    loss = _topk(config.l0, dead, config.aux_k, config.aux_coefficient)
+    return dense.check(path, config, loss, p, x, dead)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", dense.PATHS)
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_gradients_are_those_of_dense_float64(path: str, data: st.DataObject) -> None:
@@ -75,21 +44,23 @@ def test_gradients_are_those_of_dense_float64(path: str, data: st.DataObject) ->
     k, seed = data.draw(st.integers(1, F)), data.draw(st.integers(0, 10**6))
     n_dead = data.draw(st.integers(0, F))
     dead = torch.randperm(F, generator=torch.Generator().manual_seed(seed))[:n_dead].sort().values
-    config = _config(F, D, k, aux_k=data.draw(st.integers(1, F)), aux_coefficient=data.draw(st.sampled_from([0.0, 1 / 32, 2.0])))
-    _check(path, config, dense.random_parameters(F, D, seed), _data(seed + 1, B, D), dead)
+    config = dense.config(
+        F, D, k, aux_k=data.draw(st.integers(1, F)), aux_coefficient=data.draw(st.sampled_from([0.0, 1 / 32, 2.0]))
+    )
+    _check(path, config, dense.random_parameters(F, D, seed), dense.data(seed + 1, B, D), dead)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", dense.PATHS)
 @pytest.mark.parametrize("n_dead", [3, 200])  # fewer and more than aux_k
 def test_auxk_reaches_encoder_and_decoder_of_dead_latents(path: str, n_dead: int) -> None:
     F, D = 400, 48
     p = dense.random_parameters(F, D)
     dead = torch.arange(50, 50 + n_dead)
     p.b_enc_F[dead] = -3.0  # not among the largest of any token, but positive without the bias's company now and then
-    x = 2 * _data(1, 300, D)
-    with_aux, without = (_config(F, D, 8, aux_coefficient=c) for c in (1 / 32, 0.0))
+    x = 2 * dense.data(1, 300, D)
+    with_aux, without = (dense.config(F, D, 8, aux_coefficient=c) for c in (1 / 32, 0.0))
     _check(path, with_aux, p, x, dead)
-    total, base = (_both(path, config, p, x, dead)[1] for config in (with_aux, without))
+    total, base = (dense.ours(path, config, p, x, x, Now(0.5, dead), {})[1] for config in (with_aux, without))
     added = {name: total[name] - base[name] for name in total}
     W_enc, b_enc, W_dec, b_dec = (added[name] for name in ("W_enc_FD", "b_enc_F", "W_dec_FE", "b_dec_E"))
     alive = torch.ones(F, dtype=torch.bool)
@@ -101,24 +72,24 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents(path: str, n_dead: int
     torch.testing.assert_close(b_dec, -(b_enc @ p.W_enc_FD), atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", dense.PATHS)
 def test_rows_with_fewer_positive_latents_than_k(path: str) -> None:
     F, D, k = 60, 20, 30
     p = dense.random_parameters(F, D, 3)
     p.b_enc_F -= 1.0
-    x = _data(2, 101, D)
+    x = dense.data(2, 101, D)
     x[7] = p.b_dec_E  # nothing is positive there
     assert ((torch.relu((x - p.b_dec_E) @ p.W_enc_FD.T + p.b_enc_F) > 0).sum(1) < k).any()
-    _check(path, _config(F, D, k), p, x, torch.arange(5))
+    _check(path, dense.config(F, D, k), p, x, torch.arange(5))
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", dense.PATHS)
 def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None:
     F, D = 30, 10
     p = dense.random_parameters(F, D, 4)
     x = p.b_dec_E.repeat(16, 1)
     p.b_enc_F.zero_()
-    loss, gradient = _both(path, _config(F, D, 3), p, x, torch.arange(12))
+    loss, gradient = dense.ours(path, dense.config(F, D, 3), p, x, x, Now(0.5, torch.arange(12)), {})
     assert loss == 0
     assert all(tensor.isfinite().all() for tensor in gradient.values())
 
@@ -127,7 +98,7 @@ def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None
 def test_bits_do_not_depend_on_where_arrays_lie(D: int) -> None:
     """Compilers pick another loop for arrays that lie close together; none may round differently."""
     B, F, k = 40, 30, 7
-    p, x, config = dense.random_parameters(F, D, 7), _data(8, B, D), _config(F, D, k)
+    p, x, config = dense.random_parameters(F, D, 7), dense.data(8, B, D), dense.config(F, D, k)
     generator = torch.Generator().manual_seed(9)
     results = []
     for _ in range(60):
@@ -157,13 +128,13 @@ def test_bits_do_not_depend_on_where_arrays_lie(D: int) -> None:
 @pytest.mark.parametrize("unit_rows", [True, False])
 def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> None:
     F, D, k = 333, 40, 7
-    config = _config(F, D, k, aux_coefficient=1.0)
+    config = dense.config(F, D, k, aux_coefficient=1.0)
     ours = dense.random_parameters(F, D, 5)
     theirs = ours.map(lambda tensor: tensor.double())
     optimizer = torch.optim.Adam(list(theirs.values()), lr=1e-2, betas=(0.9, 0.999), eps=6.25e-10)
     adam, dead = Adam.start(ours, config), torch.arange(100)
     for step in range(5):
-        x = _data(step, 257, D)
+        x = dense.data(step, 257, D)
         gradient = _gradient(config, ours, x, dead)
         gradient.centres = centres
         full = gradient.dense(ours).map(lambda tensor: tensor.double())
@@ -183,11 +154,11 @@ def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> No
 
 def test_both_adams_agree_and_rows_stay_unit() -> None:
     F, D = 200, 32
-    config = _config(F, D, 5)
+    config = dense.config(F, D, 5)
     one, two = dense.random_parameters(F, D, 6), dense.random_parameters(F, D, 6)
     adam_one, adam_two = Adam.start(one, config), Adam.start(two, config)
     for step in range(20):
-        gradient = _gradient(config, one, _data(step, 100, D), torch.arange(0))
+        gradient = _gradient(config, one, dense.data(step, 100, D), torch.arange(0))
         adam_two.apply(two, gradient.dense(one), 1e-3, unit_rows=True)
         gradient.apply(one, adam_one, 1e-3, unit_rows=True)
         for name, tensor in one.items():

@@ -150,6 +150,36 @@ def pre_activations(
     return reference.pre_activations(x_BD, W_enc_FD, b_enc_F, indices_BK, start_B1)
 
 
+def encode_above(
+    x_BD: Tensor,
+    W_enc_FD: Tensor,
+    b_enc_F: Tensor | None,
+    floor_F: Tensor,
+    *,
+    expected: float = 64.0,
+    backend: Backend = "auto",
+    screen: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every entry of `x @ W_enc.T + b_enc` above its latent's floor, in chunks of rows: the candidates of any sparse code.
+
+    Args:
+        x_BD, W_enc_FD, b_enc_F: as in :func:`encode_topk`.
+        floor_F: (F,), or a scalar for all latents.
+        expected: about how many entries a row has; by it `screen=None` decides.
+        screen: as in :func:`encode_topk`.
+
+    Returns:
+        pre-activations (N,), their latents (N,) int64 in ascending order within a row, and (B + 1,) int64: row b has entries
+        start[b] to start[b + 1]. Differentiable in x, W_enc and b_enc on the torch backend.
+    """
+    tensors = (x_BD, W_enc_FD) if b_enc_F is None else (x_BD, W_enc_FD, b_enc_F)
+    if _use_numba(backend, *tensors):
+        from saekit.sae.kernels import cpu
+
+        return cpu.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F, expected, screen)
+    return reference.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F)
+
+
 def _check_k(k: int, n_latents: int) -> None:
     if not 1 <= k <= n_latents:
         raise ConfigError(f"k={k} is impossible with {n_latents} latents.", f"Choose k from 1 to {n_latents}.")

@@ -18,6 +18,7 @@ from saekit.sae.kernels import rows
 from saekit.sae.kernels.threads import run_blocks
 
 _scratch = threading.local()
+_UNIT = np.float32(1.001 * rows.BF16_UNIT)  # a little more than the rounding of a product to bfloat16
 
 
 def topk(pre_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -44,16 +45,42 @@ def gather_decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_dec
 
 def encode_topk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int, screen: bool | None) -> tuple[Tensor, Tensor]:
     n_rows, n_latents = len(x_BD), len(W_enc_FD)
-    x_BD = x_BD.detach().contiguous()
-    bias_F = torch.zeros(n_latents) if b_enc_F is None else b_enc_F.detach().contiguous()
     values_BK, indices_BK = torch.empty(n_rows, k), torch.empty(n_rows, k, dtype=torch.int64)
-    if screen is None:
-        screen = screening_pays(n_rows, n_latents, x_BD.shape[1], k)
-    block = _block(n_latents)
-    encoder: _Plain | _Screened
-    encoder = (_Screened if screen else _Plain)(W_enc_FD.detach(), bias_F, block, k)
-    run_blocks(lambda a, b: encoder(x_BD[a:b], values_BK.numpy()[a:b], indices_BK.numpy()[a:b]), n_rows, block)
+    encoder = _encoder(x_BD, W_enc_FD, b_enc_F, k, screen)
+    x_BD, n_groups = x_BD.detach().contiguous(), _n_groups(n_latents, k)
+
+    def work(a: int, b: int) -> None:
+        encoder.topk(x_BD[a:b], k, n_groups, values_BK.numpy()[a:b], indices_BK.numpy()[a:b])
+
+    run_blocks(work, n_rows, encoder.block)
     return values_BK.clamp_(min=0), indices_BK
+
+
+def encode_above(
+    x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor, expected: float, screen: bool | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_rows, n_latents = len(x_BD), len(W_enc_FD)
+    encoder = _encoder(x_BD, W_enc_FD, b_enc_F, expected, screen)
+    x_BD, floor = x_BD.detach().contiguous(), floor_F.detach().expand(n_latents).contiguous().numpy()
+    start_B1 = torch.zeros(n_rows + 1, dtype=torch.int64)
+    parts: list[tuple[Tensor, Tensor]] = [(torch.empty(0), start_B1[:0])] * -(-n_rows // encoder.block)
+
+    def work(a: int, b: int) -> None:
+        # Only the pages that are written cost anything; the copies have the size of what was found.
+        values_N, columns_N = torch.empty((b - a) * n_latents + 1), torch.empty((b - a) * n_latents + 1, dtype=torch.int64)
+        n = encoder.above(x_BD[a:b], floor, values_N.numpy(), columns_N.numpy(), start_B1.numpy()[a + 1 : b + 1])
+        parts[a // encoder.block] = values_N[:n].clone(), columns_N[:n].clone()
+
+    run_blocks(work, n_rows, encoder.block)
+    values, latents = ([part[i] for part in parts] for i in (0, 1))
+    return torch.cat(values or [torch.empty(0)]), torch.cat(latents or [start_B1[:0]]), start_B1.cumsum_(0)
+
+
+def _encoder(x_BD: Tensor, W_FD: Tensor, b_F: Tensor | None, kept: float, screen: bool | None) -> _Plain | _Screened:
+    n_latents, width = W_FD.shape
+    bias_F = torch.zeros(n_latents) if b_F is None else b_F.detach().contiguous()
+    screen = screening_pays(len(x_BD), n_latents, width, kept) if screen is None else screen
+    return (_Screened if screen else _Plain)(W_FD.detach(), bias_F, _block(n_latents))
 
 
 @cache
@@ -62,22 +89,29 @@ def has_fast_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def screening_pays(n_rows: int, n_latents: int, width: int, k: int) -> bool:
+def screening_pays(n_rows: int, n_latents: int, width: int, kept: float) -> bool:
     """Whether a bfloat16 screen is expected to be faster: what it adds must be small beside the product."""
-    return has_fast_bf16() and n_rows >= 64 and width >= 32 and n_latents >= 16 * k
+    return has_fast_bf16() and n_rows >= 64 and width >= 32 and n_latents >= 16 * kept
 
 
 class _Plain:
-    """Top-k of blocks of rows by a float32 product."""
+    """The encoder on blocks of rows, by a float32 product."""
 
-    def __init__(self, W_FD: Tensor, b_F: Tensor, block: int, k: int) -> None:
-        self.W_FD, self.bias, self.k = W_FD, b_F.numpy(), k
-        self.shape, self.n_groups = (block, len(W_FD)), _n_groups(len(W_FD), k)
+    def __init__(self, W_FD: Tensor, b_F: Tensor, block: int) -> None:
+        self.W_FD, self.bias, self.block = W_FD, b_F.numpy(), block
 
-    def __call__(self, x_RD: Tensor, values: rows.Array, indices: rows.Array) -> None:
-        pre_RF = _buffer(self.shape, torch.float32)[: len(x_RD)]
-        torch.mm(x_RD, self.W_FD.t(), out=pre_RF)
-        rows.topk_rows(pre_RF.numpy(), self.bias, self.k, self.n_groups, values, indices)
+    def topk(self, x_RD: Tensor, k: int, n_groups: int, values: rows.Array, indices: rows.Array) -> None:
+        rows.topk_rows(self._product(x_RD), self.bias, k, n_groups, values, indices)
+
+    def above(self, x_RD: Tensor, floor: rows.Array, values: rows.Array, columns: rows.Array, counts: rows.Array) -> int:
+        nothing, no_matrix = np.zeros(max(len(x_RD), len(self.bias)), np.float32), np.empty((0, 0), np.float32)
+        screen = self._product(x_RD), nothing, nothing, no_matrix, no_matrix
+        found: int = rows.above_rows(*screen, np.float32(0), self.bias, floor, values, columns, counts)
+        return found
+
+    def _product(self, x_RD: Tensor) -> rows.Array:
+        pre_RF = _buffer((self.block, len(self.W_FD)), torch.float32)[: len(x_RD)]
+        return torch.mm(x_RD, self.W_FD.t(), out=pre_RF).numpy()
 
 
 class _Screened:
@@ -86,10 +120,9 @@ class _Screened:
     |x . w - bf16(x) . bf16(w)| <= |x - bf16(x)| |bf16(w)| + |x| |w - bf16(w)|  (Cauchy-Schwarz), plus the rounding of sums.
     """
 
-    def __init__(self, W_FD: Tensor, b_F: Tensor, block: int, k: int) -> None:
+    def __init__(self, W_FD: Tensor, b_F: Tensor, block: int) -> None:
         n_latents, width = W_FD.shape
-        self.W, self.bias, self.k = W_FD.contiguous().numpy(), b_F.numpy(), k
-        self.shape, self.n_groups = (block, n_latents), _n_groups(n_latents, k)
+        self.W, self.bias, self.block = W_FD.contiguous().numpy(), b_F.numpy(), block
         self.W_bf16_FD = torch.empty(n_latents, width, dtype=torch.bfloat16)
         bits, norms, lost = self.W_bf16_FD.view(torch.uint16).numpy(), *np.empty((2, n_latents), np.float32)
         run_blocks(lambda a, b: rows.round_rows(self.W[a:b], bits[a:b], norms[a:b], lost[a:b]), n_latents, 256)
@@ -97,15 +130,21 @@ class _Screened:
         share_lost = float((lost / np.maximum(self.norms, np.finfo(np.float32).tiny)).max())
         self.per_size = np.float32(share_lost + (width + 8) * 2.0**-23)
 
-    def __call__(self, x_RD: Tensor, values: rows.Array, indices: rows.Array) -> None:
-        x, screen_RF = x_RD.numpy(), _buffer(self.shape, torch.bfloat16)[: len(x_RD)]
+    def topk(self, x_RD: Tensor, k: int, n_groups: int, values: rows.Array, indices: rows.Array) -> None:
+        rows.screened_rows(*self._screen(x_RD), self.bias, k, n_groups, values, indices)
+
+    def above(self, x_RD: Tensor, floor: rows.Array, values: rows.Array, columns: rows.Array, counts: rows.Array) -> int:
+        found: int = rows.above_rows(*self._screen(x_RD), _UNIT, self.bias, floor, values, columns, counts)
+        return found
+
+    def _screen(self, x_RD: Tensor) -> tuple[rows.Array, ...]:
+        """The rounded product, the factors of the bound on its error, and what exact products are made of."""
+        x, screen_RF = x_RD.numpy(), _buffer((self.block, len(self.W)), torch.bfloat16)[: len(x_RD)]
         x_bf16_RD = torch.empty_like(x_RD, dtype=torch.bfloat16)
         sizes, lost = np.empty((2, len(x_RD)), np.float32)
         rows.round_rows(x, x_bf16_RD.view(torch.uint16).numpy(), sizes, lost)
-        errors = lost + self.per_size * sizes
         torch.mm(x_bf16_RD, self.W_bf16_FD.t(), out=screen_RF)
-        screen = screen_RF.view(torch.uint16).numpy()
-        rows.screened_rows(screen, errors, self.norms, x, self.W, self.bias, self.k, self.n_groups, values, indices)
+        return screen_RF.view(torch.uint16).numpy(), lost + self.per_size * sizes, self.norms, x, self.W
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -44,3 +44,17 @@ def pre_activations(
     indices_N = indices_BK.flatten()
     pre_N = (x_ND * W_enc_FD[indices_N]).sum(1)
     return (pre_N if b_enc_F is None else pre_N + b_enc_F[indices_N]).view(indices_BK.shape)
+
+
+def encode_above(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = max(1, CHUNK_NUMBERS // W_enc_FD.shape[0])
+    parts = [_above_chunk(x_RD, W_enc_FD, b_enc_F, floor_F) for x_RD in x_BD.split(rows)]
+    values_N, latents_N, counts_B = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return values_N, latents_N, torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
+
+
+def _above_chunk(x_RD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    pre_RF = torch.nn.functional.linear(x_RD, W_enc_FD, b_enc_F)
+    above_RF = pre_RF.detach() > floor_F
+    row_N, latents_N = above_RF.nonzero(as_tuple=True)
+    return pre_RF[row_N, latents_N], latents_N, above_RF.sum(1)

@@ -288,6 +288,59 @@ def screened_rows(
     return rescored
 
 
+@njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
+def _count_above(row: Array, bias: Array, floor: Array, norms: Array, error: float, unit: float) -> np.int32:
+    """How many columns can exactly be above their floor; see :func:`above_rows`. A function of its own so that it vectorises."""
+    count = np.int32(0)
+    for c in range(row.shape[0]):
+        value = _bf16_to_float(row[c])
+        count += np.int32(value + unit * abs(value) + bias[c] + error * norms[c] > floor[c])
+    return count
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def above_rows(
+    screen: Array,
+    errors: Array,
+    norms: Array,
+    x: Array,
+    W: Array,
+    unit: float,
+    bias: Array,
+    floor: Array,
+    values: Array,
+    columns: Array,
+    counts: Array,
+) -> int:
+    """Every entry of `x @ W.T + bias` that is above its column's floor, row after row; returns how many there are.
+
+    `screen` is the product without bias, with a unit of 0, or the bfloat16 bits of one that was rounded by that share of it. Then
+    `errors[r] * norms[c]` bounds |bf16(x) . bf16(w) - x . w|, and what the bounds do not rule out is computed again in float32.
+    Writes counts[r], how many are in row r.
+    """
+    n_columns, n = screen.shape[1], 0
+    for r in range(screen.shape[0]):
+        first, row, error = n, screen[r], errors[r]
+        for a in range(0, n_columns, 32):
+            b = min(a + 32, n_columns)
+            if _count_above(row[a:b], bias[a:b], floor[a:b], norms[a:b], error, unit) > 0:
+                for c in range(a, b):
+                    value = _bf16_to_float(row[c])
+                    values[n] = value + bias[c]
+                    columns[n] = c
+                    n += value + unit * abs(value) + bias[c] + error * norms[c] > floor[c]
+        if unit > 0:
+            last, n = n, first
+            dot_rows(x[r], W, columns[first:last], values[first:last], last - first)
+            for i in range(first, last):
+                column = columns[i]
+                value = values[i] + bias[column]
+                values[n], columns[n] = value, column
+                n += value > floor[column]
+        counts[r] = n - first
+    return n
+
+
 @njit(cache=True, nogil=True, boundscheck=False)
 def decode_rows(values: Array, indices: Array, W: Array, bias: Array, out: Array) -> None:
     """out[r] = bias + sum_j values[r, j] * W[indices[r, j]]."""

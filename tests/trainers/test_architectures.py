@@ -1,0 +1,66 @@
+"""What holds for every architecture: its file, its L0, resuming, and that both steps train the same dictionary."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memory import SITE, Memory
+from runs import CONFIG, Breaks, files, rows, sparse_data, train_run
+
+from trainers import OBJECTIVES, TrainConfig, train
+from trainers.metrics import reconstruction
+
+
+def _config(arch: str, tokens: int, **settings: Any) -> TrainConfig:
+    return dataclasses.replace(CONFIG, arch=arch, tokens=tokens, **settings)
+
+
+@pytest.mark.parametrize("arch", OBJECTIVES)
+def test_sae_lens_reads_the_folder_with_equal_outputs(tmp_path: Path, arch: str) -> None:
+    sae_lens = pytest.importorskip("sae_lens")
+    ours = train_run(tmp_path, _config(arch, 6_000))
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
+    x = sparse_data(200, seed=2)
+    code = ours.encode_dense(x)
+    assert 0 < (code > 0).sum() < code.numel() / 2
+    torch.testing.assert_close(code, theirs.encode(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arch", OBJECTIVES)
+def test_it_learns_and_fires_as_often_as_asked(tmp_path: Path, arch: str) -> None:
+    sae = train_run(tmp_path, _config(arch, 150_000, lr=3e-3))
+    y = sparse_data(3_000, seed=1)
+    quality = reconstruction(sae, [y])
+    variance_D = torch.linalg.svdvals(y - y.mean(0)).square()
+    best_fixed_directions = 1 - float(variance_D[: CONFIG.l0].sum() / variance_D.sum())  # PCA with as many numbers a token
+    assert quality["fvu"] < best_fixed_directions / 2
+    assert quality["l0"] == pytest.approx(CONFIG.l0, rel=0.1)
+
+
+@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_resuming_is_exact_wherever_a_run_broke_off(tmp_path: Path, arch: str, backend: Any) -> None:
+    config = _config(arch, 12_000, checkpoint_tokens=3_000, backend=backend, dead_tokens=900)
+    x = sparse_data(5_000)
+    train_run(tmp_path / "whole", config, x)
+    heldout = Memory(sparse_data(3_000, seed=1), 500, epochs=1)
+    for after in (5, 17, 33):  # of 47 batches; each attempt goes on where the one before had its last checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            train(Breaks(x, 256, after), config, tmp_path / "broken", site=SITE, heldout=heldout, progress=False)
+    train_run(tmp_path / "broken", config, x)
+    assert files(tmp_path / "whole") == files(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("arch", OBJECTIVES)
+def test_both_steps_train_the_same_dictionary(tmp_path: Path, arch: str) -> None:
+    losses = []
+    for backend in ("numba", "torch"):
+        train_run(tmp_path / backend, _config(arch, 10_000, backend=backend))
+        losses.append([row["fvu"] for row in rows(tmp_path / backend) if "fvu" in row])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-2, atol=0)
+    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=1e-3)
