@@ -283,9 +283,9 @@ def fired_by_query(lm: LanguageModel, sae: SAE, site: str, query: str) -> list[t
 
 def _together(words: list[tuple[float, Evidence]], n_words: int) -> float:
     """One signal's evidence for all words of a query: it adds up, since a feature of a concept spreads over the concept's words,
-    and counts by half of how much of the query it is about."""
+    and counts for as much of the query as it is about."""
     added = sum(n_words * share * evidence.value for share, evidence in words)
-    return min(added, 1.0) * math.sqrt(sum(share for share, _ in words))
+    return min(added, 1.0) * sum(share for share, _ in words)
 
 
 def _union(parts: Iterable[float]) -> float:
