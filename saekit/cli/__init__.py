@@ -21,7 +21,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; typed errors become one message and exit status 2."""
-    from saekit.cli import demo, explore, laboratory, make  # noqa: F401  (they register their commands)
+    from saekit.cli import demo, evaluate, explore, laboratory, make  # noqa: F401  (they register their commands)
     from saekit.cli.output import fail
 
     try:

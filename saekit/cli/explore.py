@@ -1,4 +1,4 @@
-"""Commands that look and steer: eval, search, show, steer."""
+"""Commands that look and steer: search, show, steer."""
 
 from __future__ import annotations
 
@@ -7,28 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from saekit.cli import app, options
-from saekit.cli.output import console, emit, highlighted, number, print_quality, quiet_libraries, say
+from saekit.cli.output import console, emit, highlighted, number, quiet_libraries, say
 
 _FEATURE = Annotated[
     str, typer.Argument(help="A feature: 1042, or feature:resid_post.3/1042 where there are several dictionaries.")
 ]
-
-
-@app.command("eval")
-def evaluate(workspace: options.WORKSPACE, site: options.SITE = None, as_json: options.JSON = False) -> None:
-    """Measure a dictionary on held-out documents: FVU, L0, dead latents, cross-entropy recovered when spliced into the model.
-
-    Example: `saekit eval pythia --json`
-    """
-    quiet_libraries()
-    from saekit.workspace import Workspace
-
-    ws = Workspace.open(workspace)
-    metrics = ws.evaluate(ws.site(site))
-    if as_json:
-        emit(metrics)
-    else:
-        print_quality(str(ws.site(site)), metrics)
 
 
 @app.command()

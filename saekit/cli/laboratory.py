@@ -190,13 +190,14 @@ def concepts(
     labelled = list(lab.documents(split=split, seed=seed, n=documents))  # type: ignore[arg-type]
     found = [concept_recovery(ws.lm, ws.sae(each), each, labelled) for each in sites]
     if as_json:
-        emit([_facts(each) for each in found])
+        emit([recovery_facts(each) for each in found])
         return
     for each in found:
-        _print_recoveries(each)
+        print_recoveries(each)
 
 
-def _facts(each: Recoveries) -> dict[str, Any]:
+def recovery_facts(each: Recoveries) -> dict[str, Any]:
+    """What `lab concepts` found, as JSON has it."""
     return {
         "site": each.site,
         "tokens": each.tokens,
@@ -219,7 +220,8 @@ def _summary(each: Recoveries, criterion: str) -> dict[str, Any]:
     }
 
 
-def _print_recoveries(each: Recoveries) -> None:
+def print_recoveries(each: Recoveries) -> None:
+    """Print what `lab concepts` found."""
     from saekit.evaluate.concepts import RECOVERED
 
     table(

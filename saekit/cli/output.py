@@ -29,8 +29,13 @@ def say(*parts: str | tuple[str, str]) -> None:
 
 
 def emit(data: Any) -> None:
-    """Print `data` as one JSON document, in which a number that does not exist is null."""
-    print(json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False))
+    """Print `data` as :func:`document` has it."""
+    print(document(data))
+
+
+def document(data: Any) -> str:
+    """`data` as one JSON document, in which a number that does not exist is null."""
+    return json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False)
 
 
 def _finite(data: Any) -> Any:

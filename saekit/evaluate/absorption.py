@@ -49,7 +49,8 @@ class Absorption:
           or more and at least .4 p.
 
         SAEBench projects the activations themselves; here p is of what they have beyond the dictionary's output without latents
-        (b_dec), because latents write from there.
+        (b_dec), because latents write from there. The borders were chosen for models some 2000 wide. By chance alone two
+        directions have a cosine of about `1 / sqrt(D)`, so that in much narrower models both measures are too high.
 
         Args:
             codes_NF: latents at the tokens, each by the length of what it writes.

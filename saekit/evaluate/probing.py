@@ -126,21 +126,24 @@ def probe(
         CorpusError: no concept has enough examples.
     """
     found: list[Probe] = []
-    missing: list[str] = []
-    rng = np.random.default_rng(0)
-    order_N = rng.permutation(len(examples.test_N))
+    missing: dict[str, int] = {}
+    order_N = np.random.default_rng(0).permutation(len(examples.test_N))
     absorbs = not (examples.texts or sae.cfg.transcodes)
     with track("probing", total=len(examples.concepts), unit="concepts", enabled=progress) as bar:
         for c, concept in enumerate(examples.concepts):
             bar.update(c, note=concept)
             train, test = (_balanced(examples, c, order_N[examples.test_N[order_N] == half], most) for half in (False, True))
             if min(len(train), len(test)) < 2 * least:
-                missing.append(concept)
+                missing[concept] = min(len(train), len(test)) // 2
             else:
                 found.append(_probe(sae if absorbs else None, examples, c, train, test, sorted(set(ks))))
         bar.update(len(examples.concepts))
     if not found:
-        raise CorpusError(f"No concept has {least} examples to train on and as many to test on.", "Give more labelled data.")
+        most_of = max(missing, key=missing.__getitem__, default="")
+        raise CorpusError(
+            f"No concept has {least} examples to train on and as many to test on; {most_of!r} has {missing.get(most_of, 0)}.",
+            "Give more labelled data.",
+        )
     found.sort(key=lambda each: (-each.sparse[min(each.sparse)].accuracy, each.concept))
     return Probes(site, tuple(found), tuple(missing), len(examples.test_N))
 

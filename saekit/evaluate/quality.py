@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _BATCH = 4096
 _SEQUENCES = 16
+MAX_TOKENS = 2**16
+"""Held-out tokens that are enough to measure on."""
 
 
 def quality(
@@ -34,7 +36,7 @@ def quality(
     site: Site,
     *,
     heldout: float = HELDOUT,
-    max_tokens: int = 2**16,
+    max_tokens: int = MAX_TOKENS,
     density_tokens: int = 2**20,
     progress: bool = True,
 ) -> dict[str, Any]:

@@ -39,19 +39,25 @@ def write(content: Content, path: str | Path) -> Path:
 def render(content: Content) -> str:
     """The page as HTML. Everything that is text of a model or a corpus is escaped."""
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             content=content,
-            style=Markup((_HERE / "style.css").read_text()),
+            style=style(),
             figures=figures,
-            quality=_quality(content.quality),
+            quality=quality_tiles(content.quality),
         )
     )
 
 
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup((_HERE / "style.css").read_text())
+
+
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates come from; all that is no markup is escaped."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -66,8 +72,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _quality(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
-    """(name, value, note)."""
+def quality_tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+    """(name, value, note) of what :func:`saekit.evaluate.quality.quality` gives."""
     held = int(metrics["heldout_tokens"])
     where = f"on {held:,} held-out tokens" if held else "on the training documents"
     return [

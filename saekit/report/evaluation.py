@@ -1,0 +1,77 @@
+"""A page on how good a dictionary is: what `saekit eval` measured, in pictures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from saekit.files import write_whole
+from saekit.report.charts import Axis, Line, histogram, line_chart, percent
+from saekit.report.page import environment, quality_tiles, style
+
+
+def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page, whole or not at all.
+
+    Args:
+        facts: of :func:`saekit.evaluate.quality.quality`; and where they were asked for, `probe`
+            (:meth:`saekit.evaluate.probing.Probes.to_dict`), `transfer` (:meth:`saekit.evaluate.transfer.Transfer.to_dict`).
+
+    Raises:
+        StorageFull: there is no room.
+    """
+    path = Path(path)
+    write_whole(path, render_evaluation(site, model, facts).encode("utf-8", "replace"))
+    return path
+
+
+def render_evaluation(site: str, model: str, facts: Mapping[str, Any]) -> str:
+    """The page as HTML."""
+    tiles = [
+        *quality_tiles(dict(facts)),
+        ("cosine similarity", f"{facts['cosine']:.3f}", "of activation and reconstruction"),
+        ("shrinkage", f"{facts['shrinkage']:.3f}", "1 is none; less is shrunk"),
+        ("dense features", f"{facts['dense_fraction']:.2%}", "fire on more than 10 % of tokens"),
+    ]
+    template = environment().get_template("evaluation.html")
+    return template.render(site=site, model=model, facts=facts, tiles=tiles, charts=_charts(facts), style=style())
+
+
+def _charts(facts: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """(title, drawing)."""
+    charts = []
+    density, ranges = facts["density_histogram"], facts["fvu_by_norm"]
+    if any(density["counts"]):
+        drawing = histogram(density["edges"], density["counts"], "log10 of the share of tokens", "features")
+        charts.append(("How often features fire", drawing))
+    if len(ranges) > 1:
+        norms, unexplained = [row["norm"] for row in ranges], [row["fvu"] for row in ranges]
+        x = Axis.around("norm of the activation, mean of each range", norms, log=True)
+        drawing = line_chart([Line("FVU", norms, unexplained, "a dots")], x, Axis.around("FVU", unexplained, zero=True))
+        charts.append(("Variance unexplained (FVU) by the size of the activation", drawing))
+    quantiles = facts["l0_quantiles"]
+    if len(set(quantiles.values())) > 1:
+        shares = [float(name.removesuffix("%")) / 100 for name in quantiles]
+        x, y = Axis("share of the tokens with at most so many", 0.0, 1.0, show=percent), [float(n) for n in quantiles.values()]
+        drawing = line_chart([Line("L0", shares, y, "a dots")], x, Axis.around("L0", y, zero=True))
+        charts.append(("Features active per token (L0)", drawing))
+    if "probe" in facts:
+        charts.append(("Accuracy of probes", _by_k(facts["probe"]["means"])))
+    return charts
+
+
+def _by_k(means: Mapping[str, Any]) -> Markup:
+    """Mean accuracy against the number of latents."""
+    ks = list(means["sparse"])
+    rows = {
+        "latents": ([means["sparse"][k]["accuracy"] for k in ks], "a dots"),
+        "coordinates of the activation": ([means["coordinates"][k]["accuracy"] for k in ks], "c dots"),
+        "dense probe": ([means["dense"]["accuracy"]] * len(ks), "b dashed"),
+    }
+    lines = [Line(name, ks, ys, kind) for name, (ys, kind) in rows.items()]
+    x = Axis("latents or coordinates", 0.0, float(max(ks)))
+    y = Axis("accuracy", min(0.5, *(y for line in lines for y in line.ys)), 1.0, show=percent)
+    return line_chart(lines, x, y)
