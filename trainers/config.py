@@ -67,7 +67,9 @@ class TrainConfig:
     sample_tokens: int = 16384
     """Tokens from which the input scale, the variance and b_dec are estimated before the first step."""
     seed: int = 0
-    """Seed of the initial weights, and of the order of the data where the trainer reads a store."""
+    """Seed of the initial weights."""
+    data_seed: int = 0
+    """Seed of the order of the data where the trainer reads a store: what is trained together reads them in one order."""
     heldout: float = 0.05
     """Share of a store's documents that is kept for evaluation and never trained on."""
     checkpoint_tokens: int | None = None

@@ -25,7 +25,7 @@ class DeadCounter:
     dead: Tensor
 
     @classmethod
-    def start(cls, n_latents: int, limit: int, device: str) -> DeadCounter:
+    def start(cls, n_latents: int, limit: int, device: str | torch.device) -> DeadCounter:
         zeros = torch.zeros(n_latents, dtype=torch.int64, device=device)
         return cls(limit, zeros, zeros[:0])
 

@@ -28,7 +28,13 @@ class Log:
             # The same folder and settings are the same run, so that a resumed one goes on there.
             identity = hashlib.sha256(f"{path.resolve()} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]
             self._run = client.init(
-                project=wandb, id=identity, resume="allow", config=config, dir=path.parent, name=path.parent.name
+                project=wandb,
+                id=identity,
+                resume="allow",
+                reinit="create_new",  # beside those of dictionaries trained at the same time
+                config=config,
+                dir=path.parent,
+                name=path.parent.name,
             )
 
     def write(self, row: dict[str, Any]) -> None:

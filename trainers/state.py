@@ -46,9 +46,9 @@ class Training:
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics | None = None) -> None:
         assert config.device is not None and config.dead_tokens is not None
-        device, dtype = config.device, DTYPES[config.dtype]
+        self.device, self.dtype = device, dtype = torch.device(config.device), DTYPES[config.dtype]
         self.config, self.reads, self.writes = config, reads, writes or reads
-        self.on_cpu = torch.device(device).type == "cpu"
+        self.on_cpu = device.type == "cpu"
         self.sparse = config.sparse_step
         self.objective = objective(config, self.reads, self.writes)
         self.p = self.objective.start().map(lambda tensor: tensor.to(device, dtype))
@@ -61,14 +61,21 @@ class Training:
 
     # One step
 
-    def step(self, x_BD: Tensor, y_BE: Tensor | None = None) -> None:
-        """Train on one batch of activations: those read, and (not for an SAE) those to be predicted.
+    def step(self, x_BD: Tensor, y_BE: Tensor | None = None) -> Outcome:
+        """:meth:`update` on activations as they are: those read, and (not for an SAE) those to be predicted."""
+        x_BD = self.scaled(x_BD, self.reads)
+        return self.update(x_BD, x_BD if y_BE is None else self.scaled(y_BE, self.writes))
+
+    def scaled(self, x_BD: Tensor, data: Statistics) -> Tensor:
+        """Activations in the units of training, where it computes."""
+        return x_BD.to(self.device, self.dtype, non_blocking=True) * data.scale
+
+    def update(self, x_BD: Tensor, y_BE: Tensor) -> Outcome:
+        """Train on one batch of scaled activations; an SAE's `y_BE` is `x_BD` itself.
 
         Raises:
             NonFiniteActivations: the loss is NaN or infinite and nothing was updated; on a GPU :meth:`check` finds it.
         """
-        x_BD = self._scaled(x_BD, self.reads)
-        y_BE = x_BD if y_BE is None else self._scaled(y_BE, self.writes)
         assert self.config.tokens is not None
         now = Now(self.tokens / self.config.tokens, self.dead.dead)
         lr = learning_rate(self.config, self.tokens + len(x_BD))
@@ -87,9 +94,7 @@ class Training:
             self.adam.apply(self.p, Parameters(zip(leaves, gradients)), lr, unit_rows=unit_rows)
         self.objective.observe(outcome, now)
         self._count(outcome, len(x_BD))
-
-    def _scaled(self, x_BD: Tensor, data: Statistics) -> Tensor:
-        return x_BD.to(self.p.W_enc_FD.device, self.p.W_enc_FD.dtype, non_blocking=True) * data.scale
+        return outcome
 
     def _check(self, loss: Tensor | float, x_BD: Tensor, y_BE: Tensor) -> None:
         if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):

@@ -15,7 +15,7 @@ from saekit.sae import SAE
 from trainers import TrainConfig, train
 
 D, F = 24, 96
-CONFIG = TrainConfig(n_latents=F, l0=4, tokens=40_000, batch_size=256, aux_k=8, dead_tokens=4_000)
+CONFIG = TrainConfig(n_latents=F, l0=4, tokens=40_000, batch_size=256, aux_k=8, dead_tokens=4_000, sample_tokens=1_024)
 LONGER = dataclasses.replace(CONFIG, tokens=300_000)
 
 
@@ -50,15 +50,9 @@ class Breaks(Memory):
         self.after = after
 
     def __iter__(self) -> Any:
-        self.given = 0
+        self.given = 0  # those of the first sample, too, which are trained on afterwards
         for batch in super().__iter__():
-            if self._sampled and self.given == self.after:
+            if self.given == self.after:
                 raise KeyboardInterrupt
             self.given += 1
             yield batch
-
-    _sampled = False
-
-    def load_state(self, state: dict[str, Any]) -> None:  # the statistics are taken: training begins
-        super().load_state(state)
-        self._sampled = True

@@ -68,4 +68,4 @@ def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.Monke
         settings |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert fvu == [row["fvu"] for row in rows if "fvu" in row]
-    assert settings["config"] == dataclasses.asdict(config.resolve(8))
+    assert settings["config"] == json.loads(json.dumps(dataclasses.asdict(config.resolve(8))))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -130,40 +128,6 @@ def test_auxk_revives_dead_latents() -> None:
         dead_at_the_end[coefficient] = len(training.dead.dead)
     assert dead_at_the_end[0.0] >= F // 2
     assert dead_at_the_end[1 / 32] < F // 10
-
-
-CHILD = """
-import sys
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from test_loop import CHILD_CONFIG, train_run
-train_run(Path(sys.argv[1]), CHILD_CONFIG)
-"""
-CHILD_CONFIG = dataclasses.replace(CONFIG, tokens=400_000, checkpoint_tokens=6_000)
-
-
-def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD.format(here=str(Path(__file__).parent)), str(tmp_path / "killed")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = 0
-    generator = torch.Generator().manual_seed(int(time.time()))
-    for _ in range(20):
-        child = subprocess.Popen(command, env=environment)
-        folder = tmp_path / "killed" / "checkpoints"
-        before = set(folder.glob("step-*"))
-        while child.poll() is None and set(folder.glob("step-*")) == before:
-            time.sleep(0.005)
-        time.sleep(float(torch.rand(1, generator=generator)) * 0.4)
-        child.send_signal(signal.SIGKILL)
-        if child.wait() == 0:
-            break
-        killed += 1
-        if killed == 2:
-            subprocess.run(command, env=environment, check=True)
-            break
-    assert killed > 0
-    subprocess.run([*command[:-1], str(tmp_path / "whole")], env=environment, check=True)
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_a_finished_run_is_returned_and_another_one_refused(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""What is to be trained and where it goes, and what a folder says about that."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saekit.activations import ActivationStore
+from saekit.errors import ConfigError, StoreMismatch
+from trainers.config import TrainConfig
+from trainers.feed import Source
+from trainers.objectives import objective_class
+from trainers.route import Route
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One dictionary to train.
+
+    Attributes:
+        route: what it reads and predicts.
+        config: how.
+        out: the folder that it goes to, with `train.json` (settings), `metrics.jsonl` and, until it is finished, checkpoints.
+    """
+
+    route: Route
+    config: TrainConfig
+    out: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    def resolve(self, source: Source | ActivationStore) -> Plan:
+        """The same with every open setting filled.
+
+        Raises:
+            ConfigError: the architecture cannot do it.
+        """
+        route, config = self.route, self.config
+        if route.transcodes and not objective_class(config.arch).transcodes:
+            raise ConfigError(f"{config.arch} predicts what it reads, {route.site}; it cannot predict {route.site_out}.")
+        available = source.n_tokens if config.tokens is None else None
+        return dataclasses.replace(self, config=config.resolve(source.width(route.site), available))
+
+    def settings(self, source: Source | ActivationStore) -> dict[str, Any]:
+        """What `train.json` holds: the configuration, and what makes other data. Sources other than a store check their own
+        settings when a checkpoint's place is loaded."""
+        route = self.route
+        data: dict[str, Any] = {"site": str(route.site), "width": source.width(route.site)}
+        if route.transcodes:
+            data |= {"site_out": str(route.site_out), "width_out": source.width(route.site_out)}
+        if isinstance(source, ActivationStore):
+            shards = " ".join(shard.sha256 for shard in source.manifest.shards)
+            data["store"] = hashlib.sha256(shards.encode()).hexdigest()
+        return {"config": self.config.to_dict(), "data": data}
+
+    def finished(self, source: Source | ActivationStore) -> bool:
+        """Whether the folder holds the SAE that this plan makes.
+
+        Raises:
+            StoreMismatch: it holds something else.
+        """
+        finished = (self.out / "cfg.json").exists()
+        if not finished and not any(self.checkpoints.glob("step-*")):
+            return False
+        if not (self.out / "train.json").exists():
+            raise StoreMismatch(f"{self.out} holds an SAE that was not trained here.", "Choose another folder.")
+        before = json.loads((self.out / "train.json").read_text())
+        data = self.settings(source)["data"]
+        changed = {
+            name: (before["config"].get(name), getattr(self.config, name))
+            for name in TrainConfig.from_dict(before["config"]).differences(self.config)
+        }
+        for name in before["data"].keys() | data.keys():
+            then, now = before["data"].get(name), data.get(name)
+            changed |= {name: (then, now)} if then != now else {}
+        if changed:
+            facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
+            raise StoreMismatch(
+                f"{self.out} holds another {'dictionary' if finished else 'run'}: {facts}.",
+                "Remove it, or choose another folder.",
+            )
+        return finished

@@ -1,0 +1,153 @@
+"""One dictionary in training: its steps, its log, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit.files import is_full, no_room, write_whole
+from saekit.sae import SAE
+from saekit.sae.kernels.threads import only_blocks
+from trainers import checkpoints
+from trainers.feed import Heldout, Portion
+from trainers.log import Log
+from trainers.metrics import reconstruction
+from trainers.plan import Plan
+from trainers.state import Training
+
+
+class Run:
+    """A plan being carried out.
+
+    Args:
+        plan: resolved.
+        training: its state, at the start or as a checkpoint had it.
+        settings: what its folder records.
+        facts: what its SAE tells of where it comes from.
+        log_position: bytes of its log to keep.
+        heldout: what it is measured on, if anything.
+        wandb: a Weights & Biases project, or None.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        training: Training,
+        settings: dict[str, Any],
+        facts: dict[str, Any],
+        log_position: int,
+        heldout: Heldout | None,
+        wandb: str | None,
+    ) -> None:
+        self.plan, self.training, self.heldout, self.note = plan, training, heldout, ""
+        self._facts, self._config = facts, training.config
+        self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
+        self._before = training.tokens
+        plan.out.mkdir(parents=True, exist_ok=True)
+        with self.storage_errors():
+            write_whole(plan.out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
+            self.log = Log(plan.out / "metrics.jsonl", log_position, wandb, settings)
+
+    @contextmanager
+    def storage_errors(self) -> Iterator[None]:
+        """Tell a full disk from other errors."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if is_full(error):
+                raise no_room(self.plan.out) from error
+            raise
+
+    @property
+    def left(self) -> int:
+        """Tokens that it still wants to be trained on."""
+        assert self._config.tokens is not None
+        return self._config.tokens - self.training.tokens
+
+    def cores(self) -> AbstractContextManager[None]:
+        """How the cores are used while it works: the sparse step has threads of its own."""
+        return only_blocks() if self.training.sparse else nullcontext()
+
+    def take(self, portion: Portion) -> None:
+        """Train on the rows of `portion` that it has not had: of data that are read again for a run that is behind, it had some.
+
+        Raises:
+            NonFiniteActivations: see :meth:`trainers.state.Training.update`.
+        """
+        training, batch_size = self.training, self._config.batch_size
+        assert batch_size is not None
+        at = training.tokens + self._waiting - portion.start
+        while portion.start + at < portion.stop and self.left:
+            wanted = min(batch_size, self.left) - self._waiting
+            sides = zip(self.plan.route.sites, (training.reads, training.writes))
+            self._rows.append([portion.scaled(site, training, data)[at : at + wanted] for site, data in sides])
+            at += len(self._rows[-1][0])
+            if self._waiting == min(batch_size, self.left):
+                self._step()
+                if self._crossed(self._config.checkpoint_tokens) and self.left:
+                    self._checkpoint(portion.place(training.tokens))
+
+    def end(self) -> None:
+        """The data ended: train on what is left of them."""
+        if self._rows:
+            self._step()
+        if self.left:
+            total = self._config.tokens
+            warnings.warn(f"The data ended after {self.training.tokens} of {total} tokens.", stacklevel=4)
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(rows[0]) for rows in self._rows)
+
+    def _step(self) -> None:
+        x_BD, *y_BE = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._rows))
+        self._rows, self._before = [], self.training.tokens
+        self.training.update(x_BD, *y_BE or [x_BD])
+        if self._crossed(self._config.log_tokens) or not self.left:
+            row = self.training.row()
+            self.log.write(row)
+            self.note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
+
+    def _crossed(self, every: int | None) -> bool:
+        """Whether the last step went over a multiple of `every` tokens."""
+        assert every is not None
+        return self._before // every < self.training.tokens // every
+
+    def _checkpoint(self, place: dict[str, Any]) -> None:
+        """Measure, and write down everything that going on needs."""
+        training, config = self.training, self._config
+        with self.storage_errors():
+            training.check()
+            sae = self.sae()
+            if self.heldout is not None:
+                self._write_measured(reconstruction(sae, self.heldout.first(config.eval_tokens)))
+            facts = training.facts() | place | {"log": self.log.position}
+            checkpoints.save(self.plan.checkpoints, training.steps, sae, training.tensors(), facts, config.keep)
+
+    def sae(self) -> SAE:
+        """The dictionary as it is now, in the units of the data."""
+        return self.training.sae(**self._facts)
+
+    def finish(self, sae: SAE, measured: dict[str, float] | None) -> None:
+        """Write the result, and remove the checkpoints that led to it.
+
+        Args:
+            measured: what the log's last row says of held-out data.
+        """
+        with self.storage_errors():
+            if measured is not None:
+                self._write_measured(measured)
+            sae.save(self.plan.out, sparsity=self.training.frequency())
+            checkpoints.clear(self.plan.checkpoints)
+
+    def _write_measured(self, metrics: dict[str, float]) -> None:
+        row = {f"heldout/{name}": value for name, value in metrics.items()}
+        self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row})
