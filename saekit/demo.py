@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from trainers import TrainConfig
 
 LAB_QUERIES = ("birds", "ships", "fear")
-STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Of the scan, in median norms of the site."""
-AFFORDABLE = 1.3
+AFFORDABLE = 1.35
 """The perplexity ratio that a strength is chosen under: some way below 1.5, because it is measured again."""
 _PROMPTS = 8
 _OPENING = 5
@@ -79,8 +80,8 @@ def run(
     *,
     site: str | None = None,
     tokens: int = 250_000,
-    train_tokens: int = 2_000_000,
-    latents: int = 2048,
+    train_tokens: int = 1_500_000,
+    latents: int = 1024,
     l0: int = 16,
     seed: int = 0,
     progress: bool = True,
@@ -170,10 +171,11 @@ def _plan(folder: str | Path, model: str, data: str, site: str | None, tokens: i
 
 
 def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
+    from feature_db.search import FIRES
     from saekit import report
     from saekit.evaluate.mentions import Mentions
 
-    found = report.search(ws, site, topic.query)
+    found = report.search(ws, site, topic.query, by=FIRES)
     return replace(found, name=topic.concept or "", mentions=Mentions(topic.words))
 
 
@@ -213,7 +215,7 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
     candidates = _candidates(ws, site, section, topic)
     if not candidates:
         return section
-    prompts = list(islice(_openings(_heldout(ws, config), section.mentions), 2 * _PROMPTS))
+    prompts = list(islice(_openings(_heldout(ws, config, topic), section.mentions), 2 * _PROMPTS))
     if len(prompts) < 2:
         raise CorpusError(f"{ws.study.data} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
@@ -265,27 +267,32 @@ def _sweep(
     )
 
 
-def _heldout(ws: Workspace, config: TrainConfig) -> Iterator[str]:
-    """Documents that the dictionary was not trained on; of the laboratory, stories that its model was not trained on."""
+def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
+    """Documents that the dictionary was not trained on. For a concept of the laboratory, first such as it is at home in, though
+    it is not in them, that the model was not trained on either."""
     import torch
 
-    from saekit.activations import Corpus
     from saekit.activations.source import in_split
 
-    if is_lab(ws.study.data):
-        yield from Corpus.open("lab:stories", split="heldout").documents()
+    if topic.concept is not None:
+        from saekit.lab import documents
+
+        spans = ((each.genre, span.concept) for each in documents(seed=3, n=_DOCUMENTS) for span in each.spans)
+        homes = Counter(genre for genre, concept in spans if concept == topic.concept)
+        for genre, _ in homes.most_common(1):
+            yield from (each.text for each in documents(genre, "heldout", seed=3, n=_DOCUMENTS))
     for i, text in enumerate(ws.corpus.documents()):
         if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
             yield text
 
 
 def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
-    """How documents begin, each beginning once; those that name the concept are left out."""
+    """How documents that never name the concept begin, each beginning once."""
     seen = set()
     for text in documents:
         words = text.split()
         opening = " ".join(words[:_OPENING])
-        if len(words) > _OPENING and opening not in seen and not without.spans(opening):
+        if len(words) > _OPENING and opening not in seen and not without.spans(text):
             seen.add(opening)
             yield opening
 

@@ -30,8 +30,8 @@ def demo(
         str | None, typer.Option("--site", help="Where to read. [default: resid_post at mid depth]", show_default=False)
     ] = None,
     tokens: options.TOKENS = 250_000,
-    train_tokens: Annotated[int, typer.Option(help="Tokens to train on, counting repeats.", min=1)] = 2_000_000,
-    latents: Annotated[int, typer.Option("--latents", help="Features.", min=1)] = 2048,
+    train_tokens: Annotated[int, typer.Option(help="Tokens to train on, counting repeats.", min=1)] = 1_500_000,
+    latents: Annotated[int, typer.Option("--latents", help="Features.", min=1)] = 1024,
     l0: options.L0 = 16,
     seed: options.SEED = 0,
     as_json: options.JSON = False,

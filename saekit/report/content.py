@@ -118,10 +118,15 @@ def gather(
     )
 
 
-def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
-    """What a search for `query` finds, with all that is known of each feature."""
+def search(ws: Workspace, site: Site, query: str, k: int = 3, *, by: Sequence[str] | None = None) -> Section:
+    """What a search for `query` finds, with all that is known of each feature.
+
+    Args:
+        by: the signals that count, as in :meth:`feature_db.FeatureDB.search`; None are the usual ones.
+    """
     with ws.database() as database:
-        return Section(query, [Found(hit, database.feature(hit.ref)) for hit in database.search(query, k=k, site=site)])
+        hits = database.search(query, k=k, site=site, **({} if by is None else {"by": by}))
+        return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 
 
 def _settings(ws: Workspace, site: Site) -> dict[str, str]:
