@@ -75,7 +75,8 @@ def test_imports_go_down_only() -> None:
     [
         "import saekit",
         "import saekit.lab, saekit.builtin",
-        "import saekit.cli, saekit.cli.make, saekit.cli.explore, saekit.cli.demo, saekit.cli.laboratory, saekit.workspace",
+        "import saekit.cli, saekit.cli.make, saekit.cli.evaluate, saekit.cli.explore, saekit.workspace",
+        "import saekit.cli.demo, saekit.cli.laboratory",
     ],
 )
 def test_nothing_heavy_is_imported_early(statement: str) -> None:
