@@ -124,8 +124,10 @@ def search(ws: Workspace, site: Site, query: str, k: int = 3, *, by: Sequence[st
     Args:
         by: the signals that count, as in :meth:`feature_db.FeatureDB.search`; None are the usual ones.
     """
+    from feature_db.search import SIGNALS
+
     with ws.database() as database:
-        hits = database.search(query, k=k, site=site, **({} if by is None else {"by": by}))
+        hits = database.search(query, k=k, site=site, by=SIGNALS if by is None else by)
         return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 
 
