@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError
+from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
 from saekit.study import FILE, Study, portable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saekit.objects import Ref
     from saekit.sae import SAE
     from saekit.steer import Comparison, Intervention
-    from trainers import Route, TrainConfig
+    from trainers import Plan, Route, TrainConfig
 
 _NORM_TOKENS = 8192  # to measure a median on
 
@@ -35,6 +35,7 @@ class Workspace:
         saekit.toml         what is studied
         activations/        manifest.json and HDF5 shards
         sae/<site>/         a dictionary in sae-lens's layout, its training settings and metrics
+        sae/<site>/<name>/  others of that site, to compare
         features.sqlite     the features of all its dictionaries, searchable
         vectors/            decoder directions, memory-mapped
         reports/            evaluations
@@ -170,9 +171,9 @@ class Workspace:
             raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
         return ActivationStore.open(self.path / "activations")
 
-    def sae_folder(self, site: str | Site) -> Path:
-        """Where the dictionary of `site` is kept."""
-        return self.path / "sae" / str(site)
+    def sae_folder(self, site: str | Site, name: str = "") -> Path:
+        """Where the dictionary of `site` is kept, or another one of it by its name."""
+        return self.path / "sae" / str(site) / name
 
     def trained(self) -> list[Site]:
         """Sites with a finished dictionary, in the order of computation."""
@@ -202,11 +203,11 @@ class Workspace:
             raise WorkspaceError(f"{self.path} has no dictionary at {site}; it has {names}.", "Train one with `saekit train`.")
         return site
 
-    def sae(self, site: str | Site) -> SAE:
-        """The dictionary trained at `site`, where the model is if that is loaded."""
+    def sae(self, site: str | Site, name: str = "") -> SAE:
+        """The dictionary trained at `site`, or another one of it by its name; where the model is if that is loaded."""
         from saekit.sae import SAE
 
-        return SAE.load(self.sae_folder(site), device="cpu" if self._model is None else str(self._model.device))
+        return SAE.load(self.sae_folder(site, name), device="cpu" if self._model is None else str(self._model.device))
 
     def database(self) -> FeatureDB:
         """The feature database.
@@ -259,15 +260,27 @@ class Workspace:
 
     def train(self, route: str | Site | Route, config: TrainConfig, *, wandb: str | None = None, progress: bool = True) -> SAE:
         """Train a dictionary at a site, or a transcoder between two (`mlp_in.3->mlp_out.3`); see :func:`trainers.train`."""
-        from trainers import Route, train
+        from trainers import Plan, Route
 
         route = Route.parse(route)
-        for site in route.sites:
-            self.lm.site(site)
+        (error,) = self.train_all([Plan(route, config, self.sae_folder(route.site))], wandb=wandb, progress=progress)
+        if error is not None:
+            raise error
+        return self.sae(route.site)
+
+    def plans(self, settings: Mapping[str, Any]) -> list[Plan]:
+        """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.sweep.plans`."""
+        from trainers import plans
+
+        return plans(settings, self.path / "sae", self.lm.width)
+
+    def train_all(self, plans: Sequence[Plan], *, wandb: str | None = None, progress: bool = True) -> list[SaekitError | None]:
+        """Train several dictionaries, reading the activations once; returns what stopped each, see :func:`trainers.train_all`."""
+        from trainers import train_all
+
         store = self.store()
         store.check_model(self.lm)
-        folder = self.sae_folder(route.site)
-        return train(store, config, folder, site=route, lm=self.lm, wandb=wandb, progress=progress)
+        return train_all(store, plans, lm=self.lm, wandb=wandb, progress=progress)
 
     def index(self, site: str | Site, *, progress: bool = True) -> FeatureDB:
         """Put the features of the dictionary at `site` into the database, with free labels (:func:`feature_db.build`)."""
@@ -286,20 +299,30 @@ class Workspace:
             progress=progress,
         )
 
-    def evaluate(self, site: str | Site, *, progress: bool = True) -> dict[str, Any]:
-        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`)."""
+    def evaluate(self, site: str | Site, name: str = "", *, again: bool = True, progress: bool = True) -> dict[str, Any]:
+        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`).
+
+        Args:
+            name: of another dictionary at `site`.
+            again: measure it even if `reports/` has what was measured of the same weights.
+        """
         from saekit.evaluate.quality import quality
         from saekit.files import write_whole
         from trainers import TrainConfig
 
-        site = self.site(str(site))
+        site = self.lm.site(site) if name else self.site(str(site))
+        sae = self.sae(site, name)
+        kept = self.path / "reports" / f"eval-{'-'.join((str(site), name) if name else (str(site),))}.json"
+        if not again and kept.exists():
+            before: dict[str, Any] = json.loads(kept.read_text())
+            if before.get("fingerprint") == sae.fingerprint():
+                return before
         store = self.store()
         store.check_model(self.lm)
-        settings = TrainConfig.load(self.sae_folder(site) / "train.json")
-        metrics = quality(self.sae(site), self.lm, store, site, heldout=settings.heldout, progress=progress)
-        reports = self.path / "reports"
-        reports.mkdir(exist_ok=True)
-        write_whole(reports / f"eval-{site}.json", json.dumps(metrics, indent=2).encode())
+        settings = TrainConfig.load(self.sae_folder(site, name) / "train.json")
+        metrics = quality(sae, self.lm, store, site, heldout=settings.heldout, progress=progress)
+        metrics["fingerprint"] = sae.fingerprint()
+        write_whole(kept, json.dumps(metrics, indent=2).encode())
         return metrics
 
     def intervention(self, features: Iterable[str], *, op: str = "clamp") -> Intervention:

@@ -6,16 +6,15 @@ import dataclasses
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
-
 from saekit.errors import ConfigError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_ALIASES = {"k": "l0"}
+ALIASES = {"k": "l0", "latents": "n_latents", "train_dtype": "dtype", "train_tokens": "tokens"}
+"""Other names of settings, in files and on the command line."""
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 # How a run is carried out, not what comes out of it: these may change when it goes on.
 _FREE = ("checkpoint_tokens", "keep", "log_tokens", "eval_tokens", "device", "backend", "screen")
@@ -135,20 +134,33 @@ class TrainConfig:
         Raises:
             ConfigError: a key is unknown or missing, or a value impossible; names it and the nearest valid one.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        named = cls.named(values)
+        if "n_latents" not in named:
+            raise ConfigError("'n_latents' is missing.", "Say how many latents the dictionary has.")
+        return cls(**named)
+
+    @classmethod
+    def named(cls, values: Mapping[str, Any], others: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The same with every key as the field is called.
+
+        Args:
+            others: keys that are known, too.
+
+        Raises:
+            ConfigError: a key is unknown, or another name of one that is given, too.
+        """
+        known = [*(field.name for field in dataclasses.fields(cls)), *others]
         renamed: dict[str, Any] = {}
         for key, value in values.items():
-            name = _ALIASES.get(key, key)
+            name = ALIASES.get(key, key)
             if name not in known:
-                near = difflib.get_close_matches(str(key), [*known, *_ALIASES], n=1, cutoff=0.4)
+                near = difflib.get_close_matches(str(key), [*known, *ALIASES], n=1, cutoff=0.4)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
                 raise ConfigError(f"There is no training setting {key!r}.", hint)
             if name in renamed:
                 raise ConfigError(f"{name!r} is given twice.", f"{key!r} is another name for it.")
             renamed[name] = tuple(value) if isinstance(value, list) else value
-        if "n_latents" not in renamed:
-            raise ConfigError("'n_latents' is missing.", "Say how many latents the dictionary has.")
-        return cls(**renamed)
+        return renamed
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
@@ -180,7 +192,7 @@ class TrainConfig:
             dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // 20)),
             checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
             log_tokens=self.log_tokens or -(-tokens // 50),
-            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=self.device or _device(),
         )
 
     @property
@@ -190,7 +202,7 @@ class TrainConfig:
         Raises:
             ConfigError: it was asked for where it cannot run.
         """
-        possible = torch.device(self.device or "cpu").type == "cpu" and self.dtype == "float32"
+        possible = (self.device or "cpu").startswith("cpu") and self.dtype == "float32"
         if self.backend == "numba" and not possible:
             raise ConfigError(f"backend='numba' cannot train {self.dtype} on {self.device}.", "It is for float32 on the CPU.")
         return possible and self.backend != "torch"
@@ -199,6 +211,12 @@ class TrainConfig:
         """Names of the settings that make another dictionary in `other`."""
         names = (field.name for field in dataclasses.fields(self) if field.name not in _FREE)
         return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_type(name: str, value: Any, declared: Any) -> None:

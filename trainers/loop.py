@@ -134,7 +134,8 @@ class _Pass:
             feed, runs = self._begin()
             for run in runs:
                 stack.enter_context(closing(run.log))
-            bar = stack.enter_context(track("training", max(plan.config.tokens or 0 for plan in self.plans), enabled=progress))
+            total = max(plan.config.tokens or 0 for plan in self.plans)
+            bar = stack.enter_context(track("training", total, enabled=progress))
             while runs:
                 portion = feed.next()
                 for run in runs:
@@ -145,7 +146,7 @@ class _Pass:
                             stopped[run.plan] = error
                 runs = [run for run in runs if run.plan not in stopped]
                 if portion:
-                    bar.update(portion.stop, runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
+                    bar.update(min(portion.stop, total), runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
                 self._finish([run for run in runs if not (portion and run.left)])
                 runs = [run for run in runs if portion and run.left]
         return stopped

@@ -25,11 +25,13 @@ class Plan:
         route: what it reads and predicts.
         config: how.
         out: the folder that it goes to, with `train.json` (settings), `metrics.jsonl` and, until it is finished, checkpoints.
+        name: what it is called among others at its site.
     """
 
     route: Route
     config: TrainConfig
     out: Path
+    name: str = ""
 
     @property
     def checkpoints(self) -> Path:

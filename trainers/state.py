@@ -13,7 +13,7 @@ from torch import Tensor
 from saekit.errors import NonFiniteActivations
 from saekit.sae import SAE
 from trainers.adam import Adam
-from trainers.config import DTYPES, TrainConfig
+from trainers.config import TrainConfig
 from trainers.dead import DeadCounter
 from trainers.objectives import Now, Outcome, objective
 from trainers.parameters import Parameters
@@ -46,7 +46,7 @@ class Training:
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics | None = None) -> None:
         assert config.device is not None and config.dead_tokens is not None
-        self.device, self.dtype = device, dtype = torch.device(config.device), DTYPES[config.dtype]
+        self.device, self.dtype = device, dtype = torch.device(config.device), getattr(torch, config.dtype)
         self.config, self.reads, self.writes = config, reads, writes or reads
         self.on_cpu = device.type == "cpu"
         self.sparse = config.sparse_step

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from saekit.builtin import NAME, is_lab
 from saekit.cli import app, options
 from saekit.cli.output import emit, print_quality, quiet_libraries, say, table
+from saekit.cli.settings import with_settings
 
 if TYPE_CHECKING:
+    from saekit.errors import SaekitError
     from saekit.workspace import Workspace
-    from trainers import Route, TrainConfig
+    from trainers import Plan, Route
 
 _DATA = "NeelNanda/pile-10k"
 
@@ -34,31 +38,31 @@ def _plan(model: str, sites: list[str] | None, data: str | None, out: Path | Non
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 
 
-def _configs(workspace: Workspace, sites: Iterable[str], site_out: str | None, **settings: Any) -> dict[Route, TrainConfig]:
-    from trainers import Route, TrainConfig
+def _describe(
+    workspace: Workspace, settings: dict[str, Any], site: list[str] | None, site_out: str | None = None, sweep: Path | None = None
+) -> dict[str, Any]:
+    """What to train: what a sweep's file says, and over it what the options say; at all the sites of the study by default."""
+    from trainers import TrainConfig, read_sweep
+    from trainers.sweep import KEYS
 
-    given = {key: value for key, value in settings.items() if value is not None}
-    width = workspace.lm.width
-    routes = [Route.parse(site, site_out) for site in sites]
-    return {route: TrainConfig.from_dict({"n_latents": 16 * width(route.site), **given}) for route in routes}
+    described = {} if sweep is None else TrainConfig.named(read_sweep(sweep), KEYS)
+    given = {"site": tuple(site or ()), "site_out": site_out}
+    described |= settings | {key: value for key, value in given.items() if value}
+    if not any("site" in part for part in (described, described.get("grid", ()), *described.get("runs", ()))):
+        described["site"] = workspace.study.sites
+    return described
 
 
 @app.command()
+@with_settings
 def fit(
     model: options.MODEL,
     site: options.SITES = None,
     data: options.DATA = None,
-    arch: options.ARCH = "topk",
-    latents: options.LATENTS = None,
-    l0: options.L0 = 32,
     out: options.OUT = None,
     tokens: options.TOKENS = 2_000_000,
-    train_tokens: options.TRAIN_TOKENS = None,
     context: options.CONTEXT = None,
     packing: options.PACKING = "pack",
-    batch_size: options.BATCH_SIZE = None,
-    lr: options.LR = None,
-    seed: options.SEED = 0,
     text_field: options.TEXT_FIELD = "text",
     data_config: options.DATA_CONFIG = None,
     data_split: options.DATA_SPLIT = "train",
@@ -68,6 +72,8 @@ def fit(
     cache_batch: options.BATCH = None,
     wandb: options.WANDB = None,
     as_json: options.JSON = False,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """Do everything: cache activations, train a dictionary, index and label its features.
 
@@ -91,24 +97,13 @@ def fit(
         dtype=dtype,
         store_dtype=store_dtype,
     )
-    configs = _configs(
-        workspace,
-        site or workspace.study.sites,
-        None,
-        arch=arch,
-        n_latents=latents,
-        l0=l0,
-        tokens=train_tokens,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-    )
+    plans = workspace.plans(_describe(workspace, settings, site))
     with workspace.writing():
         store = workspace.cache(batch_size=cache_batch)
-        for each, config in configs.items():
-            workspace.train(each, config, wandb=wandb)
-            workspace.index(each.site)
-        quality = {str(each): workspace.evaluate(each.site) for each in configs}
+        _raise_first(workspace.train_all(plans, wandb=wandb))
+        for plan in plans:
+            workspace.index(plan.route.site)
+        quality = {str(plan.route): workspace.evaluate(plan.route.site) for plan in plans}
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
@@ -116,7 +111,7 @@ def fit(
     say("\n", (str(workspace.path), "bold"), f"  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
     for name, metrics in quality.items():
         print_quality(name, metrics)
-    _next(workspace, next(iter(configs)))
+    _next(workspace, plans[0].route)
 
 
 def _next(workspace: Workspace, route: Route) -> None:
@@ -173,50 +168,74 @@ def cache(
 
 
 @app.command()
+@with_settings
 def train(
     workspace: options.WORKSPACE,
     site: options.SITES = None,
     site_out: options.SITE_OUT = None,
-    arch: options.ARCH = "topk",
-    latents: options.LATENTS = None,
-    l0: options.L0 = 32,
-    train_tokens: options.TRAIN_TOKENS = None,
-    batch_size: options.BATCH_SIZE = None,
-    lr: options.LR = None,
-    seed: options.SEED = 0,
+    sweep: Annotated[
+        Path | None,
+        typer.Option("--sweep", help="YAML file that describes several dictionaries, trained in one pass.", show_default=False),
+    ] = None,
     wandb: options.WANDB = None,
     as_json: options.JSON = False,
+    *,
+    settings: dict[str, Any],
 ) -> None:
-    """Train a dictionary on cached activations.
+    """Train one or many dictionaries on cached activations.
 
     A transcoder reads one site and predicts another: `--site "mlp_in.3->mlp_out.3"`, or `--site mlp_in.3 --site-out mlp_out.3`.
 
+    A sweep's file holds settings under the names below, and `grid:` with lists of values, every combination of which is trained;
+    or `runs:` with a list of settings. They are compared in a table, and in reports/sweep.html. Run it again after an
+    interruption, or with more in the file: what is finished is not trained again.
+
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
+
+    Example: `saekit train pythia --sweep sweep.yaml`
     """
     quiet_libraries()
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    configs = _configs(
-        ws,
-        site or ws.study.sites,
-        site_out,
-        arch=arch,
-        n_latents=latents,
-        l0=l0,
-        tokens=train_tokens,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-    )
+    plans = ws.plans(_describe(ws, settings, site, site_out, sweep))
     with ws.writing():
-        for each, config in configs.items():
-            ws.train(each, config, wandb=wandb)
-    rows = [{"site": str(each), "folder": str(ws.sae_folder(each.site))} for each in configs]
+        stopped = ws.train_all(plans, wandb=wandb)
+        if sweep is not None:
+            _print_sweep(ws, plans, sweep.stem, as_json)
+    if sweep is None:
+        rows = [{"site": str(plan.route), "folder": str(plan.out)} for plan, error in zip(plans, stopped) if error is None]
+        emit(rows) if as_json else table(rows)
+    _raise_first(stopped)
+
+
+def _print_sweep(ws: Workspace, plans: Sequence[Plan], title: str, as_json: bool) -> None:
+    """Measure what was trained, and compare it."""
+    from saekit.report import compare, write_sweep
+
+    compared = compare(ws, plans)
+    page = write_sweep(f"Sweep {title}", compared, ws.path / "reports" / f"{title}.html")
     if as_json:
-        emit(rows)
-    else:
-        table(rows)
+        emit({"page": str(page), "dictionaries": [each.row() for each in compared]})
+        return
+    shown = {"ce_recovered": "{:.2%}", "dead_fraction": "{:.2%}", "fvu": "{:.4f}", "l0": "{:.4g}"}
+    names = {"ce_recovered": "CE recovered", "dead_fraction": "dead", "fvu": "FVU", "l0": "L0", "best": ""}
+    table(
+        [
+            {
+                names.get(key, key): "on the front" * value if key == "best" else shown.get(key, "{}").format(value)
+                for key, value in each.row().items()
+            }
+            for each in compared
+        ]
+    )
+    say("pictures: ", (str(page), "bold"))
+
+
+def _raise_first(stopped: Sequence[SaekitError | None]) -> None:
+    for error in stopped:
+        if error is not None:
+            raise error
 
 
 @app.command()

@@ -59,21 +59,7 @@ STORE_DTYPE = Annotated[str, typer.Option(help="Numbers on disk: float32, float1
 BATCH = Annotated[
     int | None, typer.Option("--cache-batch", help="Contexts in a forward pass. [default: about 8192 tokens]", show_default=False)
 ]
-ARCH = Annotated[str, typer.Option("--arch", help="Architecture of the dictionary.")]
-LATENTS = Annotated[
-    int | None, typer.Option("--latents", help="Features. [default: 16 x the site's width]", show_default=False, min=1)
-]
 L0 = Annotated[int, typer.Option("--l0", "--k", help="Features active per token (k of TopK).", min=1)]
-TRAIN_TOKENS = Annotated[
-    int | None,
-    typer.Option(help="Tokens to train on, counting repeats. [default: by the number of latents]", show_default=False, min=1),
-]
-BATCH_SIZE = Annotated[
-    int | None, typer.Option(help="Tokens in a training step. [default: by the number of tokens]", show_default=False, min=1)
-]
-LR = Annotated[
-    float | None, typer.Option(help="Peak learning rate. [default: 2e-4 / sqrt(latents / 16384), scaled]", show_default=False)
-]
 SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
 WANDB = Annotated[
     str | None, typer.Option(help="Log to this Weights & Biases project; nothing is sent without it.", show_default=False)

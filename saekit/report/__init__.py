@@ -3,16 +3,21 @@
 from saekit.report.content import Content, Found, Section, Steered, gather, search
 from saekit.report.evaluation import render_evaluation, write_evaluation
 from saekit.report.page import render, write
+from saekit.report.sweep import Compared, compare, render_sweep, write_sweep
 
 __all__ = [
+    "Compared",
     "Content",
     "Found",
     "Section",
     "Steered",
+    "compare",
     "gather",
     "render",
     "render_evaluation",
+    "render_sweep",
     "search",
     "write",
     "write_evaluation",
+    "write_sweep",
 ]

@@ -21,7 +21,7 @@ class Line:
     xs: Sequence[float]
     ys: Sequence[float]
     style: str
-    """A class of the style sheet: "a", "b", "c" are colours, "dots" adds a mark at every point, "dashed" breaks the line."""
+    """A class of the style sheet: "a" to "g" are colours, "dots" adds a mark at every point, "dashed" breaks the line."""
 
     @property
     def points(self) -> list[tuple[float, float]]:

@@ -1,0 +1,119 @@
+"""A page that compares dictionaries: how well each reconstructs, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from saekit.files import write_whole
+from saekit.progress import track
+from saekit.report.charts import Axis, Line, line_chart, percent
+from saekit.report.page import environment, style
+
+if TYPE_CHECKING:
+    from saekit.workspace import Workspace
+    from trainers import Plan
+
+_SPARSITY = ("l0", "sparsity", "k_start", "seed", "data_seed")
+"""Settings in which the points of one curve may differ."""
+_STYLES = "abdefgc"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One dictionary among others.
+
+    Attributes:
+        route: what it reads and predicts.
+        name: what it is called there.
+        series: what tells it from others, but for its sparsity and its seed.
+        metrics: of :func:`saekit.evaluate.quality.quality`.
+        best: no other at its route is better in FVU or in L0 and as good in the other.
+    """
+
+    route: str
+    name: str
+    series: str
+    metrics: dict[str, Any]
+    best: bool
+
+    def row(self) -> dict[str, Any]:
+        """As a table has it."""
+        keys = ("l0", "fvu", "ce_recovered", "dead_fraction")
+        return {"site": self.route, "name": self.name, **{key: self.metrics[key] for key in keys}, "best": self.best}
+
+
+def compare(ws: Workspace, plans: Sequence[Plan], *, progress: bool = True) -> list[Compared]:
+    """Measure what plans have made, sparsest first; those that made nothing are left out.
+
+    What was measured of the same weights before is not measured again.
+    """
+    done = [plan for plan in plans if (plan.out / "cfg.json").exists()]
+    metrics = []
+    with track("measuring", len(done), unit="dictionaries", enabled=progress) as bar:
+        for plan in done:
+            metrics.append(ws.evaluate(plan.route.site, plan.name, again=False, progress=False))
+            bar.update(len(metrics), plan.name)
+    found = []
+    for plan, own in zip(done, metrics):
+        rivals = [other for plan2, other in zip(done, metrics) if plan2.route == plan.route]
+        best = not any(_beats(other, own) for other in rivals)
+        found.append(Compared(str(plan.route), plan.name, _series(plan, done), own, best))
+    return sorted(found, key=lambda each: (each.route, each.metrics["l0"]))
+
+
+def write_sweep(title: str, compared: Sequence[Compared], path: str | Path) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        StorageFull: there is no room.
+    """
+    path = Path(path)
+    write_whole(path, render_sweep(title, compared).encode("utf-8", "replace"))
+    return path
+
+
+def render_sweep(title: str, compared: Sequence[Compared]) -> str:
+    """The page as HTML."""
+    routes = {each.route: [other for other in compared if other.route == each.route] for each in compared}
+    charts = {route: _charts(some) for route, some in routes.items()}
+    return environment().get_template("sweep.html").render(title=title, routes=routes, charts=charts, style=style())
+
+
+def _charts(compared: Sequence[Compared]) -> list[tuple[str, Markup]]:
+    """(title, drawing)."""
+    return [
+        ("Variance unexplained (FVU) against L0", _against_l0(compared, "fvu", "FVU", log=True)),
+        ("Cross-entropy recovered against L0", _against_l0(compared, "ce_recovered", "recovered", show=percent)),
+    ]
+
+
+def _against_l0(
+    compared: Sequence[Compared], key: str, label: str, *, log: bool = False, show: Callable[[float], str] | None = None
+) -> Markup:
+    series: dict[str, list[Compared]] = {}
+    for each in compared:
+        series.setdefault(each.series, []).append(each)
+    x = Axis.around("features active per token (L0)", [each.metrics["l0"] for each in compared], log=True)
+    y = Axis.around(label, [each.metrics[key] for each in compared], log=log, show=show)
+    lines = []
+    for i, (name, some) in enumerate(series.items()):
+        xs, ys = ([float(each.metrics[axis]) for each in some] for axis in ("l0", key))
+        lines.append(Line(name or label, xs, ys, f"{_STYLES[i % len(_STYLES)]} dots"))
+    return line_chart(lines, x, y)
+
+
+def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    no_worse = one["fvu"] <= other["fvu"] and one["l0"] <= other["l0"]
+    return bool(no_worse and (one["fvu"], one["l0"]) != (other["fvu"], other["l0"]))
+
+
+def _series(plan: Plan, plans: Sequence[Plan]) -> str:
+    settings = [each.config.to_dict() for each in plans if each.route == plan.route]
+    own = plan.config.to_dict()
+    telling = [key for key in own if key not in _SPARSITY and any(each[key] != own[key] for each in settings)]
+    return ", ".join(str(own[key]) if key == "arch" else f"{key} {own[key]}" for key in telling)

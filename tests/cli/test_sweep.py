@@ -1,0 +1,110 @@
+"""`saekit train`: settings as options, and a sweep from its file to its table and page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Saekit
+from tests.report.html import check
+from trainers import TrainConfig
+
+SWEEP = """
+latents: 128
+tokens: 2e4
+batch_size: 512
+grid:
+  l0: [4, 8]
+runs:
+  - {arch: topk}
+  - {arch: batchtopk}
+"""
+
+
+@pytest.fixture
+def ws(workspace: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    return copy
+
+
+def test_a_sweep_is_trained_compared_and_extended(saekit: Saekit, ws: Path, tmp_path: Path) -> None:
+    file = tmp_path / "shapes.yaml"
+    file.write_text(SWEEP)
+    outcome = saekit("train", ws, "--sweep", file, "--json")
+    assert outcome.status == 0, outcome.stderr
+    rows = outcome.json["dictionaries"]
+    names = [f"arch={arch},l0={l0}" for l0 in (4, 8) for arch in ("batchtopk", "topk")]
+    assert sorted(row["name"] for row in rows) == sorted(names)
+    assert [row["l0"] for row in rows] == sorted(row["l0"] for row in rows)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["arch=topk,l0=8"]["l0"] == 8
+    assert by_name["arch=topk,l0=8"]["fvu"] < by_name["arch=topk,l0=4"]["fvu"] < 1
+    assert all(0 < row["ce_recovered"] < 1.01 and row["dead_fraction"] < 1 for row in rows)
+    for row in rows:
+        better = [other for other in rows if other is not row and other["l0"] <= row["l0"] and other["fvu"] <= row["fvu"]]
+        assert row["best"] == (not better)
+
+    page = check(Path(outcome.json["page"]).read_text())
+    assert Path(outcome.json["page"]) == ws / "reports" / "shapes.html"
+    for name in (*names, "Sweep shapes", "on the front"):
+        assert name in page.all_text
+    dots = [dict(attributes)["class"] for tag, attributes in page.tags if tag == "circle"]
+    assert len([each for each in dots if "dots" in each]) == 2 * len(rows)
+
+    folder = ws / "sae" / "resid_post.2"
+    before = {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), *ws.glob("reports/eval-*.json")] if path.is_file()}
+    file.write_text(SWEEP.replace("[4, 8]", "[4, 8, 16]"))
+    outcome = saekit("train", ws, "--sweep", file)
+    assert outcome.status == 0, outcome.stderr
+    assert "arch=topk,l0=16" in outcome.stdout and "on the front" in outcome.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # neither trained nor measured again
+    assert "dictionary" in saekit("eval", ws).stdout  # that of the site itself is still the one
+
+
+def test_options_hold_for_all_and_are_the_settings_of_the_file(saekit: Saekit, ws: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("{latents: 64, tokens: 3000, grid: {l0: [2, 4]}}")
+    outcome = saekit("train", ws, "--sweep", file, "--train-tokens", "2e3", "--lr", "3e-3", "--b-dec", "mean", "--json")
+    assert outcome.status == 0, outcome.stderr
+    for l0 in (2, 4):
+        config = TrainConfig.load(ws / "sae" / "resid_post.2" / f"l0={l0}" / "train.json")
+        assert (config.tokens, config.lr, config.b_dec, config.n_latents, config.l0) == (2000, 3e-3, "mean", 64, l0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("--sweep", "{sweep}", "--l0", 4), "ConfigError", ["'l0' is given twice"]),
+        (("--lr", "fast"), "ConfigError", ["lr='fast'", "float"]),
+        (("--arch", "topkk"), "ConfigError", ["topkk", "topk"]),
+        (("--groups", "[1, 2]"), "ConfigError", ["groups"]),
+        (("--site", "resid_post.9"), "UnknownSite", ["no layer 9"]),
+        (("--sweep", "./no.yaml"), "ConfigError", ["no.yaml"]),
+        (("--site", "mlp_in.2"), "UnknownSite", ["mlp_in.2"]),
+    ],
+)
+def test_mistakes_are_named_and_write_nothing(
+    saekit: Saekit, workspace: Path, tmp_path: Path, arguments: tuple[object, ...], error: str, words: list[str]
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("grid: {l0: [2, 4]}")
+    before = {path for path in workspace.rglob("*") if path.name != ".lock"}
+    outcome = saekit("train", workspace, *(str(each).format(sweep=sweep) for each in arguments), "--json")
+    assert (outcome.status, outcome.json["error"]) == (2, error), outcome.stderr
+    text = json.dumps(outcome.json)
+    assert all(word in text for word in words), text
+    assert {path for path in workspace.rglob("*") if path.name != ".lock"} == before
+
+
+def test_every_setting_is_an_option(saekit: Saekit) -> None:
+    import dataclasses
+
+    for command in ("train", "fit"):
+        shown = saekit(command, "--help").stdout
+        missing = [field.name for field in dataclasses.fields(TrainConfig) if f"--{field.name.replace('_', '-')}" not in shown]
+        assert missing == []
+        assert "--latents" in shown and "--train-tokens" in shown and "--train-dtype" in shown

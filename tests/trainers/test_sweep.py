@@ -1,0 +1,159 @@
+"""Descriptions of many dictionaries: what they ask for, and that mistakes in them are named."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saekit.errors import ConfigError, UnknownSite
+from saekit.lm.sites import Site
+from trainers import Plan, TrainConfig, plans, read_sweep
+from trainers.sweep import parse
+
+OUT = Path("sae")
+
+
+def _plans(text: str) -> list[Plan]:
+    return plans(parse(text), OUT, lambda site: 10 if site.kind == "resid_post" else 6)
+
+
+def _folders(text: str) -> list[str]:
+    return [str(plan.out.relative_to(OUT)) for plan in _plans(text)]
+
+
+def test_a_single_run_is_a_sweep_of_one() -> None:
+    (plan,) = _plans("{site: resid_post.1, l0: 4, latents: 64, train_tokens: 2e6, lr: 3e-4}")
+    assert (plan.out, plan.name) == (OUT / "resid_post.1", "")
+    assert plan.config == TrainConfig(n_latents=64, l0=4, tokens=2_000_000, lr=3e-4)
+    assert not plan.route.transcodes
+
+
+def test_sites_are_told_apart_by_their_folders() -> None:
+    assert _folders("site: [resid_post.1, resid_post.2]") == ["resid_post.1", "resid_post.2"]
+    assert _folders("{grid: {site: [resid_post.1, resid_post.2]}}") == ["resid_post.1", "resid_post.2"]
+    one, two = _plans("site: [resid_post.1, mlp_in.2->mlp_out.2]")
+    assert [one.config.n_latents, two.config.n_latents] == [160, 96]
+    assert str(two.route) == "mlp_in.2->mlp_out.2" and two.out == OUT / "mlp_in.2"
+
+
+def test_every_combination_of_a_grid_with_every_run() -> None:
+    text = """
+    site: [resid_post.1, resid_post.2]
+    tokens: 8_000_000
+    grid:
+      k: [16, 32]
+      seed: [0, 1]
+    runs:
+      - {arch: topk}
+      - {arch: batchtopk, lr: 7e-5}
+      - {arch: matryoshka, groups: [0.5, 0.5]}
+    """
+    made = _plans(text)
+    assert len({plan.out for plan in made}) == len(made) == 2 * 2 * 2 * 3
+    assert {plan.config.tokens for plan in made} == {8_000_000}
+    assert {plan.config.lr for plan in made if plan.config.arch == "batchtopk"} == {7e-5}
+    assert {plan.config.groups for plan in made if plan.config.arch == "matryoshka"} == {(0.5, 0.5)}
+    assert str(made[0].out) == "sae/resid_post.1/arch=topk,l0=16,seed=0"
+    settings = {(str(p.route), p.config.arch, p.config.l0, p.config.seed) for p in made}
+    assert len(settings) == len(made)
+
+
+def test_names_say_what_varies_and_no_more() -> None:
+    base = "{site: resid_post.1, %s}"
+    assert _folders(base % "grid: {l0: [8, 16], lr: [1e-3]}") == ["resid_post.1/l0=8", "resid_post.1/l0=16"]
+    assert _folders(base % "runs: [{l0: 8}, {l0: 8, lr: 1e-3}]") == ["resid_post.1", "resid_post.1/lr=0.001"]
+    assert _folders(base % "runs: [{name: small, n_latents: 64}, {name: big, n_latents: 99}]") == [
+        "resid_post.1/small",
+        "resid_post.1/big",
+    ]
+    assert _folders(base % "runs: [{name: a}], grid: {l0: [8, 16]}") == ["resid_post.1/a,l0=8", "resid_post.1/a,l0=16"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{site: resid_post.1, l00: 4}", "'l00'.*'l0'"),
+        ("{sites: [resid_post.1]}", "'sites'.*'site'"),
+        ("{site: resid_post.1, gird: {l0: [4]}}", "'gird'.*'grid'"),
+        ("{site: resid_post.1, grid: {archs: [topk]}}", "'archs'.*'arch'"),
+        ("{site: resid_post.1, runs: [{nam: x}]}", "'nam'.*'name'"),
+        ("{site: resid_post.1, grid: {arch: [topkk]}}", "'topkk'.*'topk'"),
+        ("{site: resid_post.1, grid: {l0: [4, 4000]}}", "l0=4000.*l0=160"),
+        ("{site: resid_post.1, lr: fast}", "lr='fast'.*float"),
+        ("{site: resid_post.1, l0: 4, grid: {l0: [4, 8]}}", "'l0' is given twice.*grid"),
+        ("{site: resid_post.1, grid: {k: [4, 8]}, runs: [{l0: 4}]}", "'l0' is given twice.*grid"),
+        ("{site: [resid_post.1], grid: {site: [resid_post.2]}}", "'site' is given twice"),
+        ("{site: resid_post.1, l0: 4, k: 4}", "'l0' is given twice"),
+        ("{site: resid_post.1, l0: 4, l0: 8}", "'l0' is given twice.*line 1"),
+        ("{site: resid_post.1, grid: {l0: 4}}", r"l0: 4 is impossible.*list of one or more: \[4\]"),
+        ("{site: resid_post.1, grid: {l0: []}}", "list of one or more"),
+        ("{site: resid_post.1, grid: [4]}", "grid: .* is impossible"),
+        ("{site: resid_post.1, runs: {l0: 4}}", "runs: .* is impossible"),
+        ("{site: resid_post.1, runs: [4]}", "runs: 4 is impossible"),
+        ("{site: resid_post.1, grid: {l0: [4, 4]}}", "2 dictionaries would go to sae/resid_post.1/l0=4"),
+        ("{site: [mlp_in.1, mlp_in.1->mlp_out.1]}", "2 dictionaries would go to sae/mlp_in.1"),
+        ("{site: resid_post.1, runs: [{name: ../x}]}", "'../x' cannot be the name"),
+        ("{site: resid_post.1, runs: [{name: checkpoints}]}", "'checkpoints' cannot be the name"),
+        ("{site: 3}", "site=3 is impossible"),
+        ("{l0: 4}", "'site' is missing"),
+        ("{site: [resid_post.1", "no YAML"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _plans(text)
+
+
+def test_a_site_that_does_not_parse() -> None:
+    with pytest.raises(UnknownSite, match="resid_post"):
+        _plans("{site: resid_psot.1}")
+
+
+def test_files(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("site: resid_post.1\ngrid:\n  l0: [4, 8]\n")
+    assert read_sweep(file) == {"site": "resid_post.1", "grid": {"l0": [4, 8]}}
+    for text, message in (("- 3", "holds no settings"), ("a: [", "sweep.yaml: This is no YAML"), ("", "holds no settings")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_sweep(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_sweep(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("2e6", 2_000_000), ("1.5e3", 1500.0), ("8_000", 8000), (".5", 0.5)])
+def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
+    assert parse(text) == value and type(parse(text)) is type(value)
+
+
+_AXES: dict[str, st.SearchStrategy[Any]] = {
+    "l0": st.integers(1, 60),
+    "seed": st.integers(0, 9),
+    "lr": st.floats(1e-6, 1.0),
+    "arch": st.sampled_from(["topk", "batchtopk"]),
+    "site": st.sampled_from(["resid_post.1", "mlp_in.1", "embed"]),
+}
+_GRIDS = st.fixed_dictionaries(
+    {}, optional={key: st.lists(values, min_size=1, max_size=3, unique=True) for key, values in _AXES.items()}
+)
+
+
+@given(_GRIDS)
+def test_a_grid_gives_each_combination_a_folder_of_its_own_however_it_is_written(grid: dict[str, list[Any]]) -> None:
+    settings = {"grid": grid, "n_latents": 64} | ({} if "site" in grid else {"site": "embed"})
+    try:
+        made = plans(settings, OUT, lambda site: 8)
+    except ConfigError as error:  # names have six digits
+        assert "would go to" in error.what and "lr" in grid
+        return
+    assert len({plan.out for plan in made}) == len(made) == math.prod(map(len, grid.values()))
+    for plan in made:
+        inside = plan.out.relative_to(OUT).parts
+        assert Site.parse(inside[0]) == plan.route.site and len(inside) <= 2
+    as_runs = {"runs": [{**plan.config.to_dict(), "site": str(plan.route.site)} for plan in made]}
+    assert [plan.config for plan in plans(as_runs, OUT, lambda site: 8)] == [plan.config for plan in made]
