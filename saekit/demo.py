@@ -280,19 +280,21 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
         spans = ((each.genre, span.concept) for each in documents(seed=3, n=_DOCUMENTS) for span in each.spans)
         homes = Counter(genre for genre, concept in spans if concept == topic.concept)
         for genre, _ in homes.most_common(1):
-            yield from (each.text for each in documents(genre, "heldout", seed=3, n=_DOCUMENTS))
+            for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
+                if all(span.concept != topic.concept for span in document.spans):
+                    yield document.text
     for i, text in enumerate(ws.corpus.documents()):
         if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
             yield text
 
 
 def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
-    """How documents that never name the concept begin, each beginning once."""
+    """How documents begin, each beginning once; those that name the concept are left out."""
     seen = set()
     for text in documents:
         words = text.split()
         opening = " ".join(words[:_OPENING])
-        if len(words) > _OPENING and opening not in seen and not without.spans(text):
+        if len(words) > _OPENING and opening not in seen and not without.spans(opening):
             seen.add(opening)
             yield opening
 
