@@ -176,6 +176,8 @@ def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
     from saekit.evaluate.mentions import Mentions
 
     found = report.search(ws, site, topic.query, by=FIRES)
+    if not found.found:
+        found = report.search(ws, site, topic.query)
     return replace(found, name=topic.concept or "", mentions=Mentions(topic.words))
 
 
