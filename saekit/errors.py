@@ -45,6 +45,10 @@ class NonFiniteActivations(SaekitError):
     """NaN or infinity in activations or in a loss."""
 
 
+class Diverged(SaekitError):
+    """The loss of a training run exploded or is not finite, though its activations are."""
+
+
 class StoreCorrupt(SaekitError):
     """A shard is missing, truncated or fails its checksum, or the manifest does not parse."""
 

@@ -3,13 +3,17 @@
 checkpoints/step-000012000/
     cfg.json, sae_weights.safetensors   the SAE, for any use: the input scale is folded in
     state.safetensors, state.json       what resuming needs, in the units of training
+checkpoints/best-000008000/             the best so far, if it is to be kept apart; it stays when the run is finished
+    cfg.json, sae_weights.safetensors
+    metrics.json                        what was measured of it
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +23,61 @@ from saekit.errors import CheckpointError
 from saekit.files import PARTIAL, replace, sync
 from saekit.sae import SAE
 
-_STATE = "state"
+_STATE, _BEST, _METRICS = "state", "best", "metrics.json"
 
 
 def save(folder: Path, step: int, sae: SAE, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> None:
     """Write the checkpoint of `step` into `folder`, then drop all but the last `keep`. If that fails, those before are kept."""
     from safetensors.torch import save_file
 
-    final = folder / f"step-{step:09d}"
-    beside = folder / f".{final.name}{PARTIAL}"
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
+    with _whole(folder / f"step-{step:09d}") as beside:
         sae.save(beside)
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / f"{_STATE}.safetensors")
         (beside / f"{_STATE}.json").write_text(json.dumps(facts))
-        for name in (f"{_STATE}.safetensors", f"{_STATE}.json", "."):
+        for name in (f"{_STATE}.safetensors", f"{_STATE}.json"):
             sync(beside / name)
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_best(folder: Path, step: int, sae: SAE, metrics: Mapping[str, float]) -> None:
+    """Keep the SAE of `step` apart in `folder`, in the place of the best before it."""
+    final = folder / f"{_BEST}-{step:09d}"
+    with _whole(final) as beside:
+        sae.save(beside)
+        (beside / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+        sync(beside / _METRICS)
+    for old in _all(folder, _BEST):
+        if old != final:
+            shutil.rmtree(old)
+
+
+def best(folder: Path) -> dict[str, float] | None:
+    """What was measured of the best that is kept apart in `folder`; None where none is."""
+    if not (found := _all(folder, _BEST)):  # two where a run was killed between writing one and removing the other
+        return None
+    metrics: dict[str, float] = json.loads((found[-1] / _METRICS).read_text())
+    return metrics
+
+
+def last(folder: Path) -> Path | None:
+    """The newest checkpoint."""
+    return _all(folder)[-1] if _all(folder) else None
+
+
+@contextmanager
+def _whole(final: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `final` when the block ends, and leaves nothing when it fails."""
+    beside = final.with_name(f".{final.name}{PARTIAL}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        yield beside
+        sync(beside)
         shutil.rmtree(final, ignore_errors=True)
         replace(beside, final)
     except Exception:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -62,10 +98,13 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise CheckpointError(f"{found[-1]} cannot be read: {error}.", hint) from error
 
 
-def clear(folder: Path) -> None:
-    """Remove all checkpoints."""
-    shutil.rmtree(folder, ignore_errors=True)
+def clear(folder: Path, *, kept_apart: bool = False) -> None:
+    """Remove all checkpoints, and the best with `kept_apart`."""
+    if kept_apart or not _all(folder, _BEST):
+        shutil.rmtree(folder, ignore_errors=True)
+    for old in _all(folder):
+        shutil.rmtree(old)
 
 
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+def _all(folder: Path, kind: str = "step") -> list[Path]:
+    return sorted(folder.glob(f"{kind}-*"))

@@ -17,7 +17,7 @@ ALIASES = {"k": "l0", "latents": "n_latents", "train_dtype": "dtype", "train_tok
 """Other names of settings, in files and on the command line."""
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 # How a run is carried out, not what comes out of it: these may change when it goes on.
-_FREE = ("checkpoint_tokens", "keep", "log_tokens", "eval_tokens", "device", "backend", "screen")
+_FREE = ("checkpoint_tokens", "keep", "keep_best", "log_tokens", "eval_tokens", "device", "backend", "screen")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class TrainConfig:
     """Tokens between checkpoints. None: a tenth of the run, at most 10M."""
     keep: int = 2
     """Checkpoints kept while training; they go when the run is finished."""
+    keep_best: Literal["no", "fvu", "cosine", "dead_fraction"] = "no"
+    """Metric of the held-out data by which the best SAE of all checkpoints is kept apart, in checkpoints/best-STEP."""
     log_tokens: int | None = None
     """Tokens between rows of metrics. None: a fiftieth of the run."""
     eval_tokens: int = 16384

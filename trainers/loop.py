@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saekit.activations import ActivationReader, ActivationStore, LiveActivations
-from saekit.errors import CheckpointError, ConfigError, NonFiniteActivations, SaekitError
+from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
 from saekit.lm.sites import Site
 from saekit.progress import track
 from saekit.sae import SAE
@@ -58,7 +58,8 @@ def train(
         ConfigError: a setting is impossible.
         StoreMismatch: `out` holds an SAE or a run with other settings or data.
         CheckpointError: the last checkpoint cannot be resumed.
-        NonFiniteActivations: NaN or infinity in a batch or in the loss; says which batch. The last checkpoint is kept.
+        NonFiniteActivations: NaN or infinity in a batch; says which. The last checkpoint is kept.
+        Diverged: the loss exploded or is not finite; says from which batch on. The last checkpoint is from before that.
         StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
     """
     plan = Plan(Route.parse(site, site_out), config, Path(out))
@@ -90,7 +91,7 @@ def train_all(
         For each plan None, or the error that stopped it; the others were trained to their ends.
 
     Raises:
-        As :func:`train` does, except NonFiniteActivations in a batch or in the loss.
+        As :func:`train` does, except NonFiniteActivations in a batch and Diverged.
     """
     plans = [plan.resolve(source) for plan in plans]
     _check_folders(plans)
@@ -124,6 +125,10 @@ class _Pass:
             heldout = _heldout(source, plans) if heldout is None else heldout
             source = _reader(source, plans, "train")
         self.source = source
+        choosing = [plan for plan in plans if plan.config.keep_best != "no"]
+        if heldout is None and choosing:
+            what = f"keep_best={choosing[0].config.keep_best!r} is impossible without held-out data."
+            raise ConfigError(what, "Hold some out, or choose 'no'.")
         self.heldout = None if heldout is None else Heldout(heldout, max(plan.config.eval_tokens for plan in plans))
 
     def train(self, progress: bool) -> dict[Plan, SaekitError]:
@@ -142,8 +147,8 @@ class _Pass:
                     with run.cores():
                         try:
                             run.take(portion) if portion else run.end()
-                        except NonFiniteActivations as error:
-                            stopped[run.plan] = error
+                        except (NonFiniteActivations, Diverged) as error:
+                            stopped[run.plan] = run.stopped_by(error)
                 runs = [run for run in runs if run.plan not in stopped]
                 if portion:
                     bar.update(min(portion.stop, total), runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
@@ -153,8 +158,8 @@ class _Pass:
 
     def _begin(self) -> tuple[Feed, list[Run]]:
         """All runs at their last checkpoints, and the data from where the one that is least far goes on."""
-        beginning: dict[str, Any] = {"position": 0, "source": self.source.state(), "log": 0}
-        restored = [self._restore(plan) or (None, beginning) for plan in self.plans]
+        beginning = {"position": 0, "source": self.source.state(), "log": 0, "watch": None}
+        restored = [self._restore(plan, beginning) for plan in self.plans]
         place = min((place for _, place in restored), key=lambda place: int(place["position"]))
         self.source.load_state(place["source"])
         feed = Feed(self.source, place["position"])
@@ -162,17 +167,17 @@ class _Pass:
         for i, (plan, (training, own)) in enumerate(zip(self.plans, restored)):
             if training is None:
                 training = Training(plan.config, *(feed.statistics(site, plan.config) for site in plan.route.sites))
-            runs.append(Run(plan, training, self.settings[i], self.facts[i], own["log"], self.heldout, self.wandb))
+            runs.append(Run(plan, training, self.settings[i], self.facts[i], own, self.heldout, self.wandb))
         return feed, runs
 
-    def _restore(self, plan: Plan) -> tuple[Training, dict[str, Any]] | None:
-        """The training in a plan's last checkpoint, and its place in the data and in the log."""
+    def _restore(self, plan: Plan, beginning: dict[str, Any]) -> tuple[Training | None, dict[str, Any]]:
+        """The training in a plan's last checkpoint and how far that is, or None and the beginning."""
         if (found := checkpoints.load(plan.checkpoints)) is None:
-            return None
+            return None, beginning
         tensors, facts = found
         try:
             self.source.load_state(facts["source"])  # raises where it is of other data
-            return Training.restore(plan.config, tensors, facts), {key: facts[key] for key in ("position", "source", "log")}
+            return Training.restore(plan.config, tensors, facts), {key: facts[key] for key in beginning}
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Delete it to start anew."

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saekit.errors import Diverged, SaekitError
 from saekit.files import is_full, no_room, write_whole
 from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from trainers import checkpoints
+from trainers.divergence import Watch
 from trainers.feed import Heldout, Portion
 from trainers.log import Log
 from trainers.metrics import reconstruction
@@ -30,7 +33,7 @@ class Run:
         training: its state, at the start or as a checkpoint had it.
         settings: what its folder records.
         facts: what its SAE tells of where it comes from.
-        log_position: bytes of its log to keep.
+        resumed: `log`, bytes of its log to keep, and `watch`, what its watch had seen; as its checkpoint has them.
         heldout: what it is measured on, if anything.
         wandb: a Weights & Biases project, or None.
     """
@@ -41,7 +44,7 @@ class Run:
         training: Training,
         settings: dict[str, Any],
         facts: dict[str, Any],
-        log_position: int,
+        resumed: Mapping[str, Any],
         heldout: Heldout | None,
         wandb: str | None,
     ) -> None:
@@ -49,10 +52,20 @@ class Run:
         self._facts, self._config = facts, training.config
         self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
         self._before = training.tokens
+        self.watch = Watch(training.writes.variance, resumed.get("watch"))
+        if not training.steps:
+            checkpoints.clear(plan.checkpoints, kept_apart=True)  # the best of a run that has to start anew
         plan.out.mkdir(parents=True, exist_ok=True)
         with self.storage_errors():
             write_whole(plan.out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
-            self.log = Log(plan.out / "metrics.jsonl", log_position, wandb, settings)
+            self.log = Log(plan.out / "metrics.jsonl", resumed["log"], wandb, settings)
+
+    def stopped_by(self, error: SaekitError) -> SaekitError:
+        """An error that stopped it, with what is left and what to do about it."""
+        last = checkpoints.last(self.plan.checkpoints)
+        kept = f"{last} is from before that." if last else "It had no checkpoint yet."
+        advice = f"Lower the learning rate ({self._config.lr:g})." if isinstance(error, Diverged) else "Leave these data out."
+        return type(error)(error.what, f"{kept} {advice}")
 
     @contextmanager
     def storage_errors(self) -> Iterator[None]:
@@ -81,6 +94,7 @@ class Run:
 
         Raises:
             NonFiniteActivations: see :meth:`trainers.state.Training.update`.
+            Diverged: see :class:`trainers.divergence.Watch`.
         """
         training, batch_size = self.training, self._config.batch_size
         assert batch_size is not None
@@ -99,6 +113,8 @@ class Run:
         """The data ended: train on what is left of them."""
         if self._rows:
             self._step()
+        self.watch.look()
+        self.training.check()
         if self.left:
             total = self._config.tokens
             warnings.warn(f"The data ended after {self.training.tokens} of {total} tokens.", stacklevel=4)
@@ -110,8 +126,12 @@ class Run:
     def _step(self) -> None:
         x_BD, *y_BE = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._rows))
         self._rows, self._before = [], self.training.tokens
-        self.training.update(x_BD, *y_BE or [x_BD])
+        outcome = self.training.update(x_BD, *y_BE or [x_BD])
+        self.watch.note(outcome.squares, len(x_BD), self._before)
+        if self.training.on_cpu:
+            self.watch.look()
         if self._crossed(self._config.log_tokens) or not self.left:
+            self.watch.look()
             row = self.training.row()
             self.log.write(row)
             self.note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
@@ -122,15 +142,28 @@ class Run:
         return self._before // every < self.training.tokens // every
 
     def _checkpoint(self, place: dict[str, Any]) -> None:
-        """Measure, and write down everything that going on needs."""
+        """Measure, and write down everything that going on needs; not while it seems to diverge, lest no good one be left."""
         training, config = self.training, self._config
+        self.watch.look()
+        if not self.watch.calm:
+            return
         with self.storage_errors():
             training.check()
             sae = self.sae()
             if self.heldout is not None:
-                self._write_measured(reconstruction(sae, self.heldout.first(config.eval_tokens)))
-            facts = training.facts() | place | {"log": self.log.position}
+                measured = reconstruction(sae, self.heldout.first(config.eval_tokens))
+                self._write_measured(measured)
+                self._keep_if_best(sae, measured)
+            facts = training.facts() | place | {"log": self.log.position, "watch": self.watch.state()}
             checkpoints.save(self.plan.checkpoints, training.steps, sae, training.tensors(), facts, config.keep)
+
+    def _keep_if_best(self, sae: SAE, measured: dict[str, float]) -> None:
+        metric = self._config.keep_best
+        if metric == "no":
+            return
+        before, better = checkpoints.best(self.plan.checkpoints), operator.gt if metric == "cosine" else operator.lt
+        if before is None or better(measured[metric], before[metric]):
+            checkpoints.save_best(self.plan.checkpoints, self.training.steps, sae, {"tokens": self.training.tokens, **measured})
 
     def sae(self) -> SAE:
         """The dictionary as it is now, in the units of the data."""
@@ -145,6 +178,8 @@ class Run:
         with self.storage_errors():
             if measured is not None:
                 self._write_measured(measured)
+                if self.heldout is not None and self._config.keep_best != "no":
+                    self._keep_if_best(sae, reconstruction(sae, self.heldout.first(self._config.eval_tokens)))
             sae.save(self.plan.out, sparsity=self.training.frequency())
             checkpoints.clear(self.plan.checkpoints)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.errors import NonFiniteActivations
+from saekit.errors import Diverged, NonFiniteActivations
 from saekit.sae import SAE
 from trainers.adam import Adam
 from trainers.config import TrainConfig
@@ -74,7 +74,8 @@ class Training:
         """Train on one batch of scaled activations; an SAE's `y_BE` is `x_BD` itself.
 
         Raises:
-            NonFiniteActivations: the loss is NaN or infinite and nothing was updated; on a GPU :meth:`check` finds it.
+            NonFiniteActivations: the loss is NaN or infinite because activations are; nothing was updated.
+            Diverged: it is so all the same. On a GPU nothing is looked at here; :meth:`check` finds it.
         """
         assert self.config.tokens is not None
         now = Now(self.tokens / self.config.tokens, self.dead.dead)
@@ -103,13 +104,9 @@ class Training:
         bad = (~(x_BD.isfinite().all(1) & y_BE.isfinite().all(1))).nonzero()
         if len(bad):
             raise NonFiniteActivations(
-                f"{len(bad)} activation vectors of {where} hold NaN or infinity, the first at row {int(bad[0])}.",
-                "Training stopped before using them; its last checkpoint is kept.",
+                f"{len(bad)} activation vectors of {where} hold NaN or infinity, the first at row {int(bad[0])}."
             )
-        raise NonFiniteActivations(
-            f"The loss of {where} is not finite: the run diverged.",
-            f"Its last checkpoint is kept; lower the learning rate (now {self.config.lr:g}).",
-        )
+        raise Diverged(f"The loss of {where} is not finite: the run diverged.")
 
     def _count(self, outcome: Outcome, n_tokens: int) -> None:
         self.steps += 1
@@ -128,20 +125,19 @@ class Training:
     # What it says of itself
 
     def check(self) -> None:
-        """Raise NonFiniteActivations if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
+        """Raise Diverged if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
         sound = all(bool(tensor.isfinite().all()) for tensor in self.p.values())
         if not (sound and math.isfinite(float(self.window.squares))):
-            raise NonFiniteActivations(
+            raise Diverged(
                 f"A weight or the loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: "
-                "the activations hold NaN or the run diverged.",
-                "Its last checkpoint is kept.",
+                "the activations hold NaN or the run diverged."
             )
 
     def row(self) -> dict[str, float]:
         """Metrics since the last call: of the training data, before each step's update.
 
         Raises:
-            NonFiniteActivations: see :meth:`check`.
+            Diverged: see :meth:`check`.
         """
         self.check()
         window, self.window = self.window, Window()

@@ -14,7 +14,7 @@ import torch
 from memory import SITE, Memory
 from runs import CONFIG, LONGER, Breaks, D, F, files, rows, sparse_data, train_run
 
-from saekit.errors import CheckpointError, ConfigError, NonFiniteActivations, StoreMismatch
+from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, StoreMismatch
 from saekit.lm.sites import Site
 from saekit.sae import SAE, load_sparsity
 from trainers import TrainConfig, train
@@ -186,7 +186,7 @@ def test_nan_in_the_first_sample_is_named(tmp_path: Path) -> None:
 
 
 def test_divergence_is_told_from_bad_data(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteActivations, match="diverged"):
+    with pytest.raises(Diverged, match=r"batch 1 .*diverged.*no checkpoint.*learning rate \(1e\+30\)"):
         train_run(tmp_path, dataclasses.replace(CONFIG, lr=1e30, warmup=0.0))
 
 

@@ -18,7 +18,7 @@ from memory import SITE, Memory
 from runs import CONFIG, Breaks, files, sparse_data
 from torch import Tensor
 
-from saekit.errors import ConfigError, NonFiniteActivations, SaekitError, StoreMismatch
+from saekit.errors import ConfigError, Diverged, SaekitError, StoreMismatch
 from saekit.lm.sites import Site
 from saekit.sae import SAE
 from trainers import Plan, Route, TrainConfig, train, train_all
@@ -95,7 +95,7 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, alone: Path) ->
     bad = Plan(Route.parse(SITE), dataclasses.replace(SHORT, lr=1e30, warmup=0.0), tmp_path / "bad")
     plain, failure, sparser = _train_all([*_plans(tmp_path, ["plain"]), bad, *_plans(tmp_path, ["sparser"])])
     assert plain is None and sparser is None
-    assert isinstance(failure, NonFiniteActivations) and "diverged" in str(failure)
+    assert isinstance(failure, Diverged) and "diverged" in str(failure)
     assert not (tmp_path / "bad" / "cfg.json").exists()
     for name in ("plain", "sparser"):
         assert files(tmp_path / name) == files(alone / name)
