@@ -19,6 +19,20 @@ from tests.report.html import check
 SITE = "resid_post.2"
 
 
+@pytest.fixture(scope="module")
+def workspace(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, because these commands write into it."""
+    return Path(shutil.copytree(workspace, tmp_path_factory.mktemp("eval") / "ws"))
+
+
+def test_eval(saekit: Saekit, workspace: Path) -> None:
+    metrics = saekit("eval", workspace, "--json").json
+    assert {"fvu", "l0", "dead_fraction", "ce_recovered"} <= metrics.keys()
+    assert 0 < metrics["fvu"] < 0.2
+    assert metrics["l0"] == pytest.approx(16, abs=0.1)
+    assert 0.8 < metrics["ce_recovered"] <= 1.01
+
+
 def test_distributions_are_of_the_same_tokens_as_the_numbers(saekit: Saekit, workspace: Path) -> None:
     metrics = saekit("eval", workspace, "--json").json
     ranges = metrics["fvu_by_norm"]
