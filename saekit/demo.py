@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from saekit.steer.sweep import Sweep
     from trainers import TrainConfig
 
-LAB_QUERIES = ("birds", "ships", "fear")
+LAB_QUERIES = ("sadness", "fear", "anger")
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Of the scan, in median norms of the site."""
 AFFORDABLE = 1.35
