@@ -53,7 +53,11 @@ class Code:
         return torch.repeat_interleave(rows_B, self.start_B1.diff(), output_size=len(self.latents_N))
 
     def detach(self) -> Code:
-        return replace(self, values_N=self.values_N.detach())
+        return self.with_values(self.values_N.detach())
+
+    def with_values(self, values_N: Tensor) -> Code:
+        """Other values of the same entries."""
+        return replace(self, values_N=values_N)
 
     def split(self, ends_G: Tensor) -> Code:
         """The same with G rows for each: row b * G + g has the latents of row b from ends[g - 1] up to, not with, ends[g]."""
@@ -83,6 +87,10 @@ class Code:
         """(F,) int64: entries above 0 of each latent."""
         counts_F = torch.zeros(n_latents, dtype=torch.int64, device=self.latents_N.device)
         return counts_F.scatter_add_(0, self.latents_N, (self.values_N > 0).long())
+
+    def sums(self, n_latents: int, numbers_N: Tensor) -> Tensor:
+        """(F,) totals over the entries of each latent of a number that every entry has."""
+        return numbers_N.new_zeros(n_latents).scatter_add_(0, self.latents_N, numbers_N)
 
     def decode(self, W_dec_FE: Tensor, b_dec_E: Tensor | None = None) -> Tensor:
         """`sum_n values[n] * W_dec[latents[n]] + b_dec` of every row, (B, E); differentiable in values, W_dec and b_dec."""

@@ -15,6 +15,11 @@ from saekit.errors import ConfigError
 
 ALIASES = {"k": "l0", "latents": "n_latents", "train_dtype": "dtype", "train_tokens": "tokens"}
 """Other names of settings, in files and on the command line."""
+_POSITIVE = (
+    *("n_latents", "l0", "k_start", "sparsity", "bandwidth", "tokens", "batch_size", "lr", "aux_k", "dead_tokens"),
+    *("sample_tokens", "keep", "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"),
+)
+_SHARES = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 # How a run is carried out, not what comes out of it: these may change when it goes on.
 _FREE = ("checkpoint_tokens", "keep", "keep_best", "log_tokens", "eval_tokens", "device", "backend", "screen")
@@ -29,14 +34,23 @@ class TrainConfig:
     arch: str = "topk"
     """Architecture: a key of `trainers.OBJECTIVES`."""
     l0: int = 32
-    """Latents active per token: k of TopK, on average k of BatchTopK and Matryoshka."""
+    """Latents active per token: k of TopK, on average k of BatchTopK and Matryoshka, and what the sparsity penalty of JumpReLU,
+    Gated and standard SAEs is adjusted to."""
     k_start: int | None = None
-    """k of the TopK family at the start of the run, from where it falls linearly to `l0`: what many latents have learnt together
-    is easier to learn for few. None: `l0` all the time."""
+    """`l0` at the start of the run, from where it falls evenly to what it is. None: no more in the TopK family; for JumpReLU,
+    Gated and standard SAEs 4 times as many, at most half of the latents."""
     k_anneal: float = 0.2
-    """Share of the run in which k falls from `k_start` to `l0`."""
+    """Share of the run in which L0 falls from `k_start` to `l0`."""
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
     """Shares of the latents in the groups of Matryoshka; each level reconstructs with one group more than the one before."""
+    sparsity: float | None = None
+    """Weight of the sparsity penalty of JumpReLU, Gated and standard SAEs, in units in which the data have variance 1. None: it
+    is found, step by step, so that `l0` latents fire."""
+    sparsity_warmup: float = 0.05
+    """Share of the run in which a given `sparsity` rises linearly from 0."""
+    bandwidth: float = 0.03
+    """Width of the window around a threshold of JumpReLU from which its gradient is estimated, where E||x|| = sqrt(D). The
+    paper's 0.001 for E||x||^2 = 1 is 0.028 at D = 768."""
     tokens: int | None = None
     """Tokens to train on, repeats counted. None: 4096 per latent, at least 4M and at most 64M, and at most 16 passes over a
     store (but at least 4M)."""
@@ -50,13 +64,13 @@ class TrainConfig:
     decay: float = 0.2
     """Share of the run, at its end, in which the learning rate falls linearly to 0."""
     beta1: float = 0.9
-    """Adam's decay of the mean."""
+    """Adam's decay of the mean. The papers on JumpReLU and Gated SAEs have 0."""
     beta2: float = 0.999
     """Adam's decay of the mean square."""
     adam_eps: float = 6.25e-10
     """Adam's epsilon, as arXiv 2406.04093 has it."""
     aux_coefficient: float = 1 / 32
-    """Weight of the AuxK loss, which revives dead latents; 0 turns it off."""
+    """Weight of the AuxK loss, which revives dead latents, whatever the architecture; 0 turns it off."""
     aux_k: int | None = None
     """Dead latents that take part in the AuxK loss of a token. None: half the width of the site."""
     dead_tokens: int | None = None
@@ -94,12 +108,11 @@ class TrainConfig:
         types = get_type_hints(TrainConfig)
         for name, declared in types.items():
             _check_type(name, getattr(self, name), declared)
-        positive = ("n_latents", "l0", "k_start", "tokens", "batch_size", "lr", "aux_k", "dead_tokens", "sample_tokens", "keep")
-        for name in (*positive, "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"):
+        for name in _POSITIVE:
             _at_least(name, getattr(self, name), 1 if int in (types[name], *get_args(types[name])) else None)
-        for name in ("k_anneal", "warmup", "decay", "beta1", "beta2", "heldout"):
+        for name in _SHARES:
             value = getattr(self, name)
-            if not 0 <= value < 1 and not (name in ("k_anneal", "warmup", "decay") and value == 1):
+            if not 0 <= value < 1 and not (value == 1 and name in _SHARES[:4]):
                 raise ConfigError(
                     f"{name}={value} is impossible.", f"It is a share: {'0' if value < 0 else '0.99'} is the nearest."
                 )
@@ -119,8 +132,8 @@ class TrainConfig:
 
     def _check_family(self) -> None:
         """What only some architectures have."""
-        if self.k_start is not None and self.arch not in _TOPK_FAMILY:
-            raise ConfigError(f"{self.arch} has no k to start from.", f"k_start is for {', '.join(_TOPK_FAMILY)}.")
+        if self.sparsity is not None and self.arch in _TOPK_FAMILY:
+            raise ConfigError(f"{self.arch} has no sparsity penalty.", "l0 says how many latents fire.")
         if self.k_start is not None and not self.l0 <= self.k_start <= self.n_latents:
             nearest = min(max(self.k_start, self.l0), self.n_latents)
             raise ConfigError(f"k_start={self.k_start} is impossible.", f"It falls to l0={self.l0}: {nearest} is the nearest.")
@@ -185,8 +198,11 @@ class TrainConfig:
             if available is not None:
                 tokens = min(tokens, max(16 * available, 4_000_000))
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
+        # L0 of a sparsity penalty comes down more easily than it goes up.
+        first = self.l0 if self.arch in _TOPK_FAMILY else max(self.l0, min(4 * self.l0, self.n_latents // 2))
         return dataclasses.replace(
             self,
+            k_start=self.k_start or first,
             tokens=tokens,
             batch_size=batch_size,
             lr=self.lr or 2e-4 / math.sqrt(self.n_latents / 2**14) * max(1.0, math.sqrt(768 / width)),

@@ -23,6 +23,9 @@ OBJECTIVES: Mapping[str, str] = {
     "topk": "trainers.topk:TopK",
     "batchtopk": "trainers.batchtopk:BatchTopK",
     "matryoshka": "trainers.matryoshka:Matryoshka",
+    "jumprelu": "trainers.jumprelu:JumpReLU",
+    "gated": "trainers.gated:Gated",
+    "standard": "trainers.standard:Standard",
 }
 
 

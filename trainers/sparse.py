@@ -56,10 +56,11 @@ class SparseGradient:
         x_BD: what the encoder read.
         rest: full gradients of the other parameters, and what b_enc has beside the sum of entries.
         centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
+        along_F: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries.
     """
 
-    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool) -> None:
-        self.x_BD, self.rest, self.centres = x_BD, rest, centres
+    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool, along_F: Tensor | None = None) -> None:
+        self.x_BD, self.rest, self.centres, self.along_F = x_BD, rest, centres, along_F
         self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
 
@@ -77,6 +78,7 @@ class SparseGradient:
         start, token, error_row, value, grad = self._by_latent(n_latents)
         error = (self._errors[0] if len(self._errors) == 1 else torch.cat(self._errors)).numpy()
         x, constants, sums_F = self.x_BD.numpy(), adam.constants(lr), torch.empty(n_latents)
+        along = (torch.zeros(n_latents) if self.along_F is None else self.along_F).numpy()
         groups = (p, adam.mean, adam.square)
         latent_rows = [tensor.numpy() for group in groups for tensor in (group.W_enc_FD, group.W_dec_FE)]
         block, sums = -(-n_latents // _LATENT_BLOCKS), sums_F.numpy()
@@ -86,7 +88,7 @@ class SparseGradient:
             rows = [tensor[a:b] for tensor in latent_rows]
             entries = (x, error, start[a : b + 1], token, error_row, value, grad)
             through = through_input[a // block].numpy()
-            step_kernels.update_latents(*entries, *rows, constants, unit_rows, sums[a:b], through)
+            step_kernels.update_latents(*entries, along[a:b], *rows, constants, unit_rows, sums[a:b], through)
 
         run_blocks(work, n_latents, block)
         for name, gradient in self._others(sums_F, through_input.sum(0)).items():
@@ -101,6 +103,8 @@ class SparseGradient:
             W_dec_FE += code.dense(len(b_enc_F)).T @ error_RE
             W_enc_FD += grad_RF.T @ self.x_BD.repeat_interleave(len(code) // len(self.x_BD), dim=0)
             b_enc_F += grad_RF.sum(0)
+        if self.along_F is not None:
+            W_dec_FE += self.along_F[:, None] * p.W_dec_FE
         full = {"W_enc_FD": W_enc_FD, "W_dec_FE": W_dec_FE, **self._others(b_enc_F, -b_enc_F @ p.W_enc_FD)}
         return Parameters({name: full[name] for name in p})
 

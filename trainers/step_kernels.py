@@ -108,6 +108,7 @@ def update_latents(
     error_row: Array,
     value: Array,
     grad: Array,
+    along: Array,
     W_enc: Array,
     W_dec: Array,
     enc_mean: Array,
@@ -134,6 +135,8 @@ def update_latents(
         sums[latent] = total(grad[a:b])
         add_scaled(through_input, W_enc[latent], -sums[latent])
         row = W_dec[latent]
+        if along[latent] != 0:
+            add_scaled(dec_grad, row, along[latent])
         if unit_rows:
             add_scaled(dec_grad, row, -dot(dec_grad, row))
         adam_row(row, dec_grad, dec_mean[latent], dec_square[latent], adam)

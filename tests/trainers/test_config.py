@@ -44,6 +44,10 @@ from trainers.schedule import latents_per_token, learning_rate
         ({"n_latents": 64, "k_anneal": 1.5}, "k_anneal=1.5"),
         ({"n_latents": 64, "groups": [0.25, 0.25]}, "groups.*0.5, 0.5"),
         ({"n_latents": 64, "groups": [1.5, -0.5]}, "groups.*sum to 1: 1"),
+        ({"n_latents": 64, "sparsity": 0.1}, "topk has no sparsity penalty"),
+        ({"n_latents": 64, "arch": "jumprelu", "sparsity": 0.0}, "sparsity=0.0.*above 0"),
+        ({"n_latents": 64, "arch": "jumprelu", "bandwidth": -1.0}, "bandwidth=-1.0.*above 0"),
+        ({"n_latents": 64, "sparsity_warmup": 2.0}, "sparsity_warmup=2.0"),
         ({"n_latents": 64, "groups": 0.5}, "groups=0.5.*list of numbers"),
         ({"n_latents": 64, "groups": ["a"]}, "groups='a'.*float"),
     ],
@@ -74,7 +78,7 @@ def test_every_field_is_described() -> None:
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(1, 10**9))
 def test_rules_give_possible_settings(n_latents: int, width: int, available: int) -> None:
     config = TrainConfig(n_latents=n_latents, l0=1).resolve(width, available)
-    assert all(value is not None for name, value in config.to_dict().items() if name not in ("screen", "k_start"))
+    assert all(value is not None for name, value in config.to_dict().items() if name not in ("screen", "sparsity"))
     assert config.tokens is not None and config.batch_size is not None and config.dead_tokens is not None
     assert 4_000_000 <= config.tokens <= 64_000_000
     assert config.tokens <= max(16 * available, 4_000_000)

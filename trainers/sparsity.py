@@ -1,0 +1,92 @@
+"""The weight of a sparsity penalty, found so that as many latents fire as were asked for."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import torch
+
+from trainers.config import TrainConfig
+from trainers.objectives import Now, Objective, Outcome
+from trainers.parameters import Parameters
+from trainers.schedule import latents_per_token
+from trainers.statistics import Statistics
+
+_FIRST = 0.01  # the penalty's share in the loss before anything is known, in FVU
+_FOLLOWS = 20.0  # how strongly the weight answers at once, in units of itself
+_LEARNS, _MOST = 20.0, 0.05  # how far log weight moves in a whole run while L0 is off by a factor e, and at most in a step
+
+
+class Penalised(Objective):
+    """What architectures with a sparsity penalty share: its weight, and a start at which few latents fire.
+
+    Without a given `sparsity` the weight is controlled, its size by what has been seen and its course by what is seen now:
+
+        lambda = c (1 + 20 log(L0 / target)),   d log c = 20 log(L0 / target) per run
+
+    with the logarithm between -1 and 1. Where too few fire lambda is below 0: a latent that has stopped firing has few tokens
+    left that tell it what it misses. For the same reason the target falls to `l0` from `k_start`, so that L0 comes down on it
+    slowly.
+
+    Attributes:
+        state: of the objective: `log_weight` (log c) and `l0` (of the last batch; -1 before any).
+    """
+
+    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+        super().__init__(config, reads, writes)
+        log_weight = torch.full((), math.log(_FIRST / config.l0), device=config.device)
+        self.state = {"log_weight": log_weight, "l0": torch.full_like(log_weight, -1)}
+
+    def start(self) -> Parameters:
+        """:meth:`Objective.start` with encoder rows of the length at which a reconstruction has the size of the data."""
+        p = super().start()
+        p.W_enc_FD *= self.start_size
+        return p
+
+    @property
+    def start_cut(self) -> float:
+        """Where pre-activations are cut at first, so that as many latents fire as the schedule begins with.
+
+        Those of random unit rows are taken for normal, of variance Var(x) / D.
+        """
+        deviation = math.sqrt(self.reads.variance / len(self.reads.centre_D))
+        return NormalDist().inv_cdf(1 - self.start_share) * deviation * self.start_size
+
+    @property
+    def start_share(self) -> float:
+        """Of latents that fire on a token at first."""
+        return min(0.5, latents_per_token(self.config, 0.0) / self.config.n_latents)
+
+    @property
+    def start_size(self) -> float:
+        """Of encoder rows. With h = c w . x and decoder rows w, the part of x_hat along x is c sum over firing (w . x)^2 / |x|,
+        which is |x| for c = D / (F E[z^2; z > cut]), z standard normal."""
+        normal, share = NormalDist(), self.start_share
+        cut = normal.inv_cdf(1 - share)
+        return len(self.reads.centre_D) / (self.config.n_latents * (share + cut * normal.pdf(cut)))
+
+    @property
+    def expected(self) -> float:
+        """About how many latents fire on a token."""
+        l0: float = self.state["l0"].item()
+        return latents_per_token(self.config, 0.0) if l0 < 0 else l0
+
+    def penalty(self, now: Now) -> float:
+        """lambda in the step to come."""
+        if self.config.sparsity is not None:
+            warmup = self.config.sparsity_warmup
+            return self.config.sparsity * (min(1.0, now.share / warmup) if warmup else 1.0)
+        return math.exp(self.state["log_weight"].item()) * (1 + _FOLLOWS * self._excess(now))
+
+    def observe(self, outcome: Outcome, now: Now) -> None:
+        n_tokens = len(outcome.code)
+        self.state["l0"].copy_((outcome.code.values_N > 0).sum() / n_tokens)  # an average over steps would be late
+        assert self.config.tokens is not None
+        self.state["log_weight"] += min(_MOST, _LEARNS * n_tokens / self.config.tokens) * self._excess(now)
+
+    def _excess(self, now: Now) -> float:
+        """log(L0 / target), at most 1 and at least -1; 0 before anything is known."""
+        l0 = self.state["l0"].item()
+        ratio = 1.0 if l0 < 0 else l0 / latents_per_token(self.config, now.share)
+        return min(1.0, max(-1.0, math.log(ratio or math.exp(-1))))

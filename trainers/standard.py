@@ -1,0 +1,74 @@
+"""The standard SAE: ReLU latents under an L1 penalty (Anthropic, Update on how we train SAEs, April 2024).
+
+    f = ReLU(W_enc (x - b_dec) + b_enc),   x_hat = W_dec^T f + b_dec
+    L = mean_b ||x - x_hat||^2 / Var(x) + lambda mean_b sum_j f_j ||W_dec[j]|| / sqrt(Var(x))
+
+Decoder rows have any norm: what is penalised is what a latent contributes, so nothing is gained by shifting its size from the
+code to the decoder. (The source has ||x - x_hat||^2 with ||x|| = sqrt(D), and a lambda of about 5: that is 5 / sqrt(D) here.)
+Finished, rows are brought to norm 1 and the code to what it contributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit.sae.kernels import encode_above
+from trainers.code import Code
+from trainers.objectives import Now, Outcome
+from trainers.parameters import Parameters
+from trainers.sparse import SparseGradient, decode_gradient
+from trainers.sparsity import Penalised
+
+
+class Standard(Penalised):
+    unit_rows = False
+
+    def start(self) -> Parameters:
+        p = super().start()
+        return Parameters(p, b_enc_F=p.b_enc_F - self.start_cut)
+
+    @property
+    def start_size(self) -> float:
+        # The cut is taken off the code, and E[(z - cut) z; z > cut] is the share of latents above the cut.
+        return len(self.reads.centre_D) / (self.config.n_latents * self.start_share)
+
+    def encode(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
+        zero = torch.zeros_like(p.b_enc_F[:1])
+        return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, zero, expected=self.expected, **how))
+
+    def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
+        x_BD = x_BD - p.b_dec_E
+        code = self.encode(p, x_BD, backend="torch")
+        y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
+        squares = (y_hat_BE - y_BE).square().sum()
+        sizes_F = p.W_dec_FE.norm(dim=1)
+        penalty = self.per_size(x_BD, now) * (code.values_N * sizes_F[code.latents_N]).sum()
+        loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
+        return Outcome(loss, squares.detach(), code.detach())
+
+    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
+        x_BD = x_BD - p.b_dec_E
+        code = self.encode(p, x_BD, screen=self.config.screen)
+        scale, per_size, sizes_F = 2 * self.weight(x_BD), self.per_size(x_BD, now), p.W_dec_FE.norm(dim=1)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        totals_F = code.sums(len(sizes_F), code.values_N)
+        # d ||w|| / dw = w / ||w||, and 0 at 0.
+        along_F = per_size * totals_F / sizes_F.where(sizes_F > 0, 1.0)
+        gradient = SparseGradient(x_BD, {"b_dec_E": error_BE.sum(0)}, centres=True, along_F=along_F)
+        gradient.add(code, grads_N + per_size * sizes_F[code.latents_N], error_BE)
+        loss = scale / 2 * squares + per_size * float(totals_F @ sizes_F)
+        loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
+        return Outcome(loss, squares, code), gradient
+
+    def tensors(self, p: Parameters) -> dict[str, Tensor]:
+        sizes_F1 = p.W_dec_FE.norm(dim=1, keepdim=True)
+        sizes_F1 = sizes_F1.where(sizes_F1 > 0, 1.0)
+        W_enc_FD, b_enc_F = p.W_enc_FD * sizes_F1, p.b_enc_F * sizes_F1[:, 0]
+        return super().tensors(Parameters(p, W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=p.W_dec_FE / sizes_F1))
+
+    def per_size(self, x_BD: Tensor, now: Now) -> float:
+        """Weight of one unit that a latent contributes to one token of the batch."""
+        return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)
