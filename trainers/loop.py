@@ -36,6 +36,7 @@ def train(
     *,
     site: Site | str | Route,
     site_out: Site | str | None = None,
+    start: SAE | None = None,
     lm: LanguageModel | None = None,
     heldout: Iterable[Batch] | None = None,
     progress: bool = True,
@@ -50,19 +51,20 @@ def train(
         source: where batches come from. Of a store, held-out documents are never trained on and are evaluated on.
         site: what to read, and to reconstruct; or both sites of a transcoder, `mlp_in.3->mlp_out.3`.
         site_out: what to predict from it, said by itself; None, or `site`, for SAEs.
+        start: an SAE to start from, instead of from chance.
         lm: the model, recorded as the SAE's.
         heldout: batches to evaluate on, iterated more than once; of a store they are taken by themselves.
         wandb: a Weights & Biases project to log to.
 
     Raises:
         ConfigError: a setting is impossible.
-        StoreMismatch: `out` holds an SAE or a run with other settings or data.
+        StoreMismatch: `out` holds an SAE or a run with other settings or data, or `start` is of other widths.
         CheckpointError: the last checkpoint cannot be resumed.
         NonFiniteActivations: NaN or infinity in a batch; says which. The last checkpoint is kept.
         Diverged: the loss exploded or is not finite; says from which batch on. The last checkpoint is from before that.
         StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
     """
-    plan = Plan(Route.parse(site, site_out), config, Path(out))
+    plan = Plan(Route.parse(site, site_out), config, Path(out), start=start)
     (error,) = train_all(source, [plan], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
     if error is not None:
         raise error
@@ -166,7 +168,8 @@ class _Pass:
         runs = []
         for i, (plan, (training, own)) in enumerate(zip(self.plans, restored)):
             if training is None:
-                training = Training(plan.config, *(feed.statistics(site, plan.config) for site in plan.route.sites))
+                facts = [feed.statistics(site, plan.config) for site in plan.route.sites]
+                training = Training(plan.config, facts[0], facts[-1], plan.start)
             runs.append(Run(plan, training, self.settings[i], self.facts[i], own, self.heldout, self.wandb))
         return feed, runs
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from saekit.activations import ActivationStore
 from saekit.errors import ConfigError, StoreMismatch
+from saekit.sae import SAE
+from trainers import finetune
 from trainers.config import TrainConfig
 from trainers.feed import Source
 from trainers.objectives import objective_class
@@ -26,12 +28,14 @@ class Plan:
         config: how.
         out: the folder that it goes to, with `train.json` (settings), `metrics.jsonl` and, until it is finished, checkpoints.
         name: what it is called among others at its site.
+        start: an SAE to start from, instead of from chance.
     """
 
     route: Route
     config: TrainConfig
     out: Path
     name: str = ""
+    start: SAE | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -42,16 +46,19 @@ class Plan:
 
         Raises:
             ConfigError: the architecture cannot do it.
+            StoreMismatch: the SAE to start from is of other widths.
         """
         route, config = self.route, self.config
         if route.transcodes and not objective_class(config.arch).transcodes:
             raise ConfigError(f"{config.arch} predicts what it reads, {route.site}; it cannot predict {route.site_out}.")
+        if self.start is not None:
+            finetune.check(self.start, config, source.width(route.site), source.width(route.site_out))
         available = source.n_tokens if config.tokens is None else None
         return dataclasses.replace(self, config=config.resolve(source.width(route.site), available))
 
     def settings(self, source: Source | ActivationStore) -> dict[str, Any]:
-        """What `train.json` holds: the configuration, and what makes other data. Sources other than a store check their own
-        settings when a checkpoint's place is loaded."""
+        """What `train.json` holds: the configuration, and what else makes another dictionary. Sources other than a store check
+        their own settings when a checkpoint's place is loaded."""
         route = self.route
         data: dict[str, Any] = {"site": str(route.site), "width": source.width(route.site)}
         if route.transcodes:
@@ -59,6 +66,8 @@ class Plan:
         if isinstance(source, ActivationStore):
             shards = " ".join(shard.sha256 for shard in source.manifest.shards)
             data["store"] = hashlib.sha256(shards.encode()).hexdigest()
+        if self.start is not None:
+            data["start"] = self.start.fingerprint()
         return {"config": self.config.to_dict(), "data": data}
 
     def finished(self, source: Source | ActivationStore) -> bool:
@@ -85,6 +94,6 @@ class Plan:
             facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
             raise StoreMismatch(
                 f"{self.out} holds another {'dictionary' if finished else 'run'}: {facts}.",
-                "Remove it, or choose another folder.",
+                "Remove it, or give this one another name.",
             )
         return finished

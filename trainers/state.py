@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saekit.errors import Diverged, NonFiniteActivations
 from saekit.sae import SAE
+from trainers import finetune
 from trainers.adam import Adam
 from trainers.config import TrainConfig
 from trainers.dead import DeadCounter
@@ -39,19 +40,23 @@ class Training:
         config: resolved settings.
         reads: facts about what is read.
         writes: facts about what is to be predicted from it; None for an SAE, which predicts what it reads.
+        start: an SAE to start from, instead of from chance.
 
     Raises:
-        ConfigError: the numba step was asked for where it cannot run.
+        ConfigError: the numba step was asked for where it cannot run, or `start` is nothing that the architecture can make.
     """
 
-    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, reads: Statistics, writes: Statistics | None = None, start: SAE | None = None
+    ) -> None:
         assert config.device is not None and config.dead_tokens is not None
         self.device, self.dtype = device, dtype = torch.device(config.device), getattr(torch, config.dtype)
         self.config, self.reads, self.writes = config, reads, writes or reads
         self.on_cpu = device.type == "cpu"
         self.sparse = config.sparse_step
         self.objective = objective(config, self.reads, self.writes)
-        self.p = self.objective.start().map(lambda tensor: tensor.to(device, dtype))
+        p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
+        self.p = p.map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)
         self.dead = DeadCounter.start(config.n_latents, config.dead_tokens, device)
         self.fired_F = torch.zeros(config.n_latents, dtype=torch.int64, device=device)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ import yaml
 
 from saekit.errors import ConfigError
 from saekit.lm.sites import Site
+from saekit.sae import SAE
+from trainers import finetune
 from trainers.config import TrainConfig
 from trainers.plan import Plan
 from trainers.route import Route
 
 _PLACE = ("site", "site_out")
-KEYS = (*_PLACE, "grid", "runs")
+_EACH = (*_PLACE, "from", "name")
+KEYS = (*_EACH, "grid", "runs")
 """What a description holds beside the settings of a run."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*")
 _RESERVED = ("checkpoints", "wandb")  # in the folder of a dictionary that has no name
@@ -98,11 +102,13 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
         ConfigError: a key or a value is unknown or impossible (the message has the nearest valid one), two dictionaries would go
             to the same folder, or no site is given.
         UnknownSite: a site does not parse; or what `width` raises.
+        SAEFormatError: what `from` names is no SAE.
     """
+    load = cache(SAE.load)
     base = TrainConfig.named(settings, KEYS)
-    grid = TrainConfig.named(_mapping("grid", base.pop("grid", {})), _PLACE)
+    grid = TrainConfig.named(_mapping("grid", base.pop("grid", {})), (*_PLACE, "from"))
     rows = _values("runs", base.pop("runs", [{}]))
-    runs = [TrainConfig.named(_mapping("runs", row), (*_PLACE, "name")) for row in rows]
+    runs = [TrainConfig.named(_mapping("runs", row), _EACH) for row in rows]
     sites = {"site": base.pop("site")} if isinstance(base.get("site"), tuple) else {}
     for key in grid:
         if key in base | sites or any(key in run for run in runs):
@@ -115,9 +121,9 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
         *values, run = combination
         run = dict(run)
         chosen = dict(zip(grid, values))
-        name = run.pop("name", None) or _name({key: run[key] for key in telling if key in run})
-        parts = [part for part in (name, _name({key: chosen[key] for key in varying})) if part]
-        made.append(_plan(base | chosen | run, ",".join(parts), Path(out), width))
+        own = run.pop("name", None) or _name({key: run[key] for key in telling if key in run})
+        parts = [base.get("name"), own, _name({key: chosen[key] for key in varying})]
+        made.append(_plan(base | chosen | run, ",".join(filter(None, parts)), Path(out), width, load))
     folders = [plan.out for plan in made]
     for plan in made:
         if folders.count(plan.out) > 1:
@@ -128,7 +134,15 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
     return made
 
 
-def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int]) -> Plan:
+def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int], load: Callable[[str], SAE]) -> Plan:
+    source = settings.pop("from", None)
+    if not isinstance(source, str | None):
+        raise ConfigError(f"from: {source!r} is impossible.", "It is a folder that holds an SAE, or 'release/id'.")
+    start = None
+    if source is not None:
+        start = load(source)
+        settings = finetune.settings_of(start, source, with_site="site" not in settings) | settings
+    settings.pop("name", None)
     if "site" not in settings:
         raise ConfigError("'site' is missing.", "Say where to read, like resid_post.3.")
     place = [settings.pop(key, None) for key in _PLACE]
@@ -140,7 +154,7 @@ def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site]
         raise ConfigError(f"{name!r} cannot be the name of a folder.", "Use letters, digits and . _ = , + -.")
     widths = [width(site) for site in route.sites]
     config = TrainConfig.from_dict({"n_latents": 16 * widths[0]} | settings)
-    return Plan(route, config, out / str(route.site) / name, name)
+    return Plan(route, config, out / str(route.site) / name, name, start)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

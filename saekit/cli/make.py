@@ -39,16 +39,16 @@ def _plan(model: str, sites: list[str] | None, data: str | None, out: Path | Non
 
 
 def _describe(
-    workspace: Workspace, settings: dict[str, Any], site: list[str] | None, site_out: str | None = None, sweep: Path | None = None
+    workspace: Workspace, settings: dict[str, Any], site: list[str] | None, sweep: Path | None = None, **more: str | None
 ) -> dict[str, Any]:
     """What to train: what a sweep's file says, and over it what the options say; at all the sites of the study by default."""
     from trainers import TrainConfig, read_sweep
     from trainers.sweep import KEYS
 
     described = {} if sweep is None else TrainConfig.named(read_sweep(sweep), KEYS)
-    given = {"site": tuple(site or ()), "site_out": site_out}
-    described |= settings | {key: value for key, value in given.items() if value}
-    if not any("site" in part for part in (described, described.get("grid", ()), *described.get("runs", ()))):
+    described |= settings | {key: value for key, value in {"site": tuple(site or ()), **more}.items() if value}
+    parts = (described, described.get("grid", ()), *described.get("runs", ()))
+    if not any(key in part for part in parts for key in ("site", "from")):  # an SAE to start from has a site
         described["site"] = workspace.study.sites
     return described
 
@@ -177,6 +177,13 @@ def train(
         Path | None,
         typer.Option("--sweep", help="YAML file that describes several dictionaries, trained in one pass.", show_default=False),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Start from this SAE: a folder, or release/id of a published one.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call it among others of its site.", show_default=False)
+    ] = None,
     wandb: options.WANDB = None,
     as_json: options.JSON = False,
     *,
@@ -190,15 +197,19 @@ def train(
     or `runs:` with a list of settings. They are compared in a table, and in reports/sweep.html. Run it again after an
     interruption, or with more in the file: what is finished is not trained again.
 
+    From an SAE on: `--from FOLDER` (or the name of a published one) takes its weights, and its settings where none are given.
+
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
 
     Example: `saekit train pythia --sweep sweep.yaml`
+
+    Example: `saekit train pythia --from pythia/sae/resid_post.3 --l0 16 --name sparser`
     """
     quiet_libraries()
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    plans = ws.plans(_describe(ws, settings, site, site_out, sweep))
+    plans = ws.plans(_describe(ws, settings, site, sweep, site_out=site_out, name=name, **{"from": start}))
     with ws.writing():
         stopped = ws.train_all(plans, wandb=wandb)
         if sweep is not None:
