@@ -1,18 +1,21 @@
-"""Where metrics go: `metrics.jsonl` always, Weights & Biases when asked."""
+"""Where metrics go: `metrics.jsonl` always, Weights & Biases when asked; and when it was, `timing.jsonl`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import IO, Any
 
+TIMING = "timing.jsonl"
+
 
 class Log:
-    """Rows of metrics. The file holds no times, so that a resumed run ends with the same bytes.
+    """Rows of metrics. The file holds no times, so that a resumed run ends with the same bytes; `timing.jsonl` beside it does.
 
     Args:
-        path: the file.
+        path: the file. In `timing.jsonl`, each row has when the process `began` (Unix time) and the `seconds` until `tokens`.
         position: bytes of it to keep; what a killed run wrote after its last checkpoint is dropped.
         wandb: project, or None.
         config: what Weights & Biases shows beside the curves.
@@ -21,6 +24,8 @@ class Log:
     def __init__(self, path: Path, position: int, wandb: str | None, config: dict[str, Any]) -> None:
         self._file: IO[bytes] = path.open("ab")
         self._file.truncate(position)
+        self._timing = path.with_name(TIMING).open("ab" if position else "wb", buffering=0)
+        self._began, self._clock = time.time(), time.monotonic()
         self._run: Any = None
         if wandb is not None:
             import wandb as client
@@ -40,6 +45,8 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
+        times = {"began": self._began, "tokens": row["tokens"], "seconds": round(time.monotonic() - self._clock, 3)}
+        self._timing.write(json.dumps(times).encode() + b"\n")
         if self._run is not None:
             self._run.log(row, step=row["step"])
 
@@ -50,11 +57,12 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+        self._timing.close()
         if self._run is not None:
             self._run.finish()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, in order; a last line that a killed run left unfinished is no row."""
+    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order; a last line that a killed run left unfinished is no row."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

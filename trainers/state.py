@@ -31,6 +31,7 @@ class Window:
     squares: Tensor | float = 0.0
     firings: Tensor | float = 0.0
     tokens: int = 0
+    losses: Tensor | float = 0.0
 
 
 class Training:
@@ -122,6 +123,7 @@ class Training:
         self.window.squares += outcome.squares
         self.window.firings += float(firings) if self.on_cpu else firings
         self.window.tokens += n_tokens
+        self.window.losses += n_tokens * (outcome.loss.detach() if isinstance(outcome.loss, Tensor) else outcome.loss)
         assert self.config.tokens is not None
         if self.tokens > (1 - _FREQUENCY_SHARE) * self.config.tokens:
             self.fired_F += firings_F
@@ -150,6 +152,7 @@ class Training:
         return {
             "step": self.steps,
             "tokens": self.tokens,
+            "loss": float(window.losses) / window.tokens,
             "fvu": squares / (window.tokens * self.writes.variance),
             "l0": float(window.firings) / window.tokens,
             "dead_fraction": len(self.dead.dead) / self.config.n_latents,
@@ -174,13 +177,14 @@ class Training:
 
     def facts(self) -> dict[str, Any]:
         """All else, fit for JSON."""
-        window = (float(self.window.squares), float(self.window.firings), self.window.tokens)
+        window = self.window
+        sums = (float(window.squares), float(window.firings), window.tokens, float(window.losses))
         return {
             "steps": self.steps,
             "tokens": self.tokens,
             "adam_steps": self.adam.step,
             "fired_tokens": self.fired_tokens,
-            "window": window,
+            "window": sums,
             "reads": self.reads.to_dict(),
             "writes": None if self.writes is self.reads else self.writes.to_dict(),
         }

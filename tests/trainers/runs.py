@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saekit.sae import SAE
 from trainers import TrainConfig, train
+from trainers.log import TIMING
 
 D, F = 24, 96
 CONFIG = TrainConfig(n_latents=F, l0=4, tokens=40_000, batch_size=256, aux_k=8, dead_tokens=4_000, sample_tokens=1_024)
@@ -35,7 +36,9 @@ def train_run(out: Path, config: TrainConfig = CONFIG, x: Tensor | None = None, 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All but those that tell times."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != TIMING]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def rows(out: Path) -> list[dict[str, float]]:

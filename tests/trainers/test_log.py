@@ -14,20 +14,23 @@ import torch
 from memory import SITE, Memory
 
 from trainers import TrainConfig, train
-from trainers.log import Log
+from trainers.log import TIMING, Log, read_log
 
 
 def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = Log(path, 0, None, {})
-    log.write({"step": 1})
+    log.write({"step": 1, "tokens": 100})
     position = log.position
-    log.write({"step": 2})
+    log.write({"step": 2, "tokens": 200})
     log.close()
     log = Log(path, position, None, {})
-    log.write({"step": 3})
+    log.write({"step": 3, "tokens": 300})
     log.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+    assert [row["step"] for row in read_log(path)] == [1, 3]
+    timing = read_log(tmp_path / TIMING)  # of all that was computed, kept or not
+    assert [row["tokens"] for row in timing] == [100, 200, 300]
+    assert len({row["began"] for row in timing}) == 2 and all(row["seconds"] >= 0 for row in timing)
 
 
 def _wandb_records(path: Path) -> Iterator[Any]:
