@@ -11,36 +11,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_above
 from trainers.code import Code
-from trainers.config import TrainConfig
-from trainers.objectives import Now, Outcome
+from trainers.objectives import Now
 from trainers.parameters import Parameters
-from trainers.schedule import latents_per_token
-from trainers.statistics import Statistics
-from trainers.threshold import RunningThreshold, largest_of_batch
 from trainers.topk import TopK
 
 
 class BatchTopK(TopK):
-    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
-        super().__init__(config, reads, writes)
-        self.threshold = RunningThreshold(config.device)
-        self.state = self.threshold.state
+    across_tokens = True
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
-        k = latents_per_token(self.config, now.share)
+        return self.of_batch(p, x_BD, now, **how)
 
-        def above(x_BD: Tensor, floor: Tensor) -> Code:
-            return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, floor, expected=k, **how))
-
-        return largest_of_batch(above, x_BD, round(k * len(x_BD)), self.threshold.last)
-
-    def observe(self, outcome: Outcome, now: Now) -> None:
-        self.threshold.observe(outcome.code)
-
-    def tensors(self, p: Parameters) -> dict[str, Tensor]:
-        return super().tensors(p) | {"threshold": torch.full_like(p.b_enc_F, self.threshold.value.item())}
+    def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
+        return code.values_N.detach().min() if len(code.values_N) else None

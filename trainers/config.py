@@ -51,6 +51,8 @@ class TrainConfig:
     bandwidth: float = 0.03
     """Width of the window around a threshold of JumpReLU from which its gradient is estimated, where E||x|| = sqrt(D). The
     paper's 0.001 for E||x||^2 = 1 is 0.028 at D = 768."""
+    skip: bool = False
+    """Give a transcoder an affine skip, W_skip x, beside its latents (arXiv 2501.18823)."""
     tokens: int | None = None
     """Tokens to train on, repeats counted. None: 4096 per latent, at least 4M and at most 64M, and at most 16 passes over a
     store (but at least 4M)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, StoreMismatch
-from saekit.sae import SAE, load_sparsity
+from saekit.sae import ARCHITECTURES, SAE, load_sparsity
 from trainers.config import TrainConfig
 from trainers.objectives import OBJECTIVES, Objective
 from trainers.parameters import Parameters
@@ -32,8 +32,13 @@ def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, A
     says so."""
     cfg = sae.cfg
     found: dict[str, Any] = {"n_latents": cfg.n_latents}
-    if cfg.architecture in OBJECTIVES:
-        found["arch"] = cfg.architecture
+    row = ARCHITECTURES[cfg.architecture]
+    arch = cfg.metadata.get("training_architecture") if row.transcodes else cfg.architecture
+    if row.transcodes:
+        found["skip"] = row.skips
+        arch = arch if arch in OBJECTIVES else {"relu": "standard"}.get(row.activation, row.activation)
+    if arch in OBJECTIVES:
+        found["arch"] = arch
     frequency = load_sparsity(source) if Path(source).is_dir() else None
     if cfg.k is not None or frequency is not None:
         found["l0"] = max(1, round(cfg.k if cfg.k is not None else float(frequency.sum())))  # type: ignore[union-attr]
@@ -42,14 +47,17 @@ def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, A
     return found
 
 
-def check(sae: SAE, config: TrainConfig, width: int, width_out: int) -> None:
+def check(sae: SAE, config: TrainConfig, width: int, width_out: int, *, transcodes: bool) -> None:
     """Raise where training cannot start from `sae`.
 
     Raises:
         StoreMismatch: it reads or predicts another number of values than the site has.
-        ConfigError: it has another number of latents, normalises its input, or lacks what the architecture needs.
+        ConfigError: it has another number of latents, normalises its input, or one of the two is a transcoder.
     """
     cfg = sae.cfg
+    if cfg.transcodes != transcodes:
+        own, wanted = ("another site than it reads" if each else "what it reads" for each in (cfg.transcodes, transcodes))
+        raise ConfigError(f"{sae.name} predicts {own}, and {wanted} is to be predicted.", "Start from one of the same kind.")
     if (cfg.d_in, cfg.d_out) != (width, width_out):
         own, there = (f"{a}" if a == b else f"{a} to {b}" for a, b in ((cfg.d_in, cfg.d_out), (width, width_out)))
         raise StoreMismatch(
@@ -70,12 +78,17 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
         ConfigError: the SAE lacks what the architecture needs.
     """
     tensors, wanted = _in_units_of_training(sae, objective), objective.start()
-    becomes = _BECOMES | ({"b_enc_F": "b_gate"} if "r_mag_F" in wanted else {})
+    becomes = _BECOMES
+    if "r_mag_F" in wanted:
+        becomes = _BECOMES | {"b_enc_F": "b_gate"}
+        if "threshold" in tensors:  # a JumpReLU is a gated SAE whose magnitudes are its pre-activations
+            b_enc_F, threshold_F = tensors["b_enc"], tensors["threshold"].clamp(0, 1e6)
+            tensors |= {"b_gate": b_enc_F - threshold_F, "b_mag": b_enc_F, "r_mag": torch.zeros_like(b_enc_F)}
     found = Parameters()
     for name in wanted:
         if (tensor := tensors.get(becomes[name])) is None:
             missing = f"{objective.config.arch} cannot start from {sae.name}: that has no {becomes[name]}."
-            raise ConfigError(missing, f"Choose arch {sae.cfg.architecture}.")
+            raise ConfigError(missing, f"Choose another arch: {sae.cfg.architecture} is what it is.")
         tensor = tensor.clamp(1e-6, 1e6).log() if name == "log_threshold_F" else tensor
         found[name] = (tensor.T if name == "W_enc_FD" else tensor).contiguous()
     if "threshold" in objective.state and "threshold" in tensors:

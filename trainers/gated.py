@@ -5,9 +5,12 @@
         + mean_b ||x - sg(W_dec)^T ReLU(pi) - sg(b_dec)||^2 / Var(x)
 
 with unit decoder rows. The last term teaches the gates, to which the first gives no gradient. Its decoder is a frozen copy (sg
-stops the gradient): otherwise decoder rows would learn to suit the gates instead of the magnitudes.
+stops the gradient), a transcoder's skip with it: otherwise decoder rows would learn to suit the gates instead of the magnitudes.
 
 The parameter b_enc is b_gate.
+
+There is no file format for gated transcoders. Both conditions being on one pre-activation, they are stored as what they are, a
+JumpReLU: with u = exp(r_mag) h + b_mag, f = u * 1[u > max(0, b_mag - exp(r_mag) b_gate)].
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from trainers.sparsity import Penalised
 
 class Gated(Penalised):
     def start(self) -> Parameters:
-        p, zeros_F = super().start(), torch.zeros(self.config.n_latents)
-        return Parameters(p, b_enc_F=zeros_F - self.start_cut, b_mag_F=zeros_F, r_mag_F=zeros_F.clone())
+        p = super().start()
+        return Parameters(p, b_enc_F=p.b_enc_F - self.start_cut, b_mag_F=p.b_enc_F, r_mag_F=torch.zeros_like(p.b_enc_F))
 
     def gates(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
         """ReLU(pi)."""
@@ -36,21 +39,21 @@ class Gated(Penalised):
         return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, zero, expected=self.expected, **how))
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         gates = self.gates(p, x_BD, backend="torch")
         latents_N = gates.latents_N
         h_N = gates.values_N - p.b_enc_F[latents_N]
         code = gates.with_values(torch.relu(h_N * p.r_mag_F.exp()[latents_N] + p.b_mag_F[latents_N]))
         y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
         squares = (y_hat_BE - y_BE).square().sum()
-        by_gates = (gates.decode(p.W_dec_FE.detach(), p.b_dec_E.detach()) - y_BE).square().sum()
+        by_gates = (gates.decode(p.W_dec_FE.detach(), p.b_dec_E.detach()) - y_BE.detach()).square().sum()
         penalty = self.per_gate(x_BD, now) * gates.values_N.sum()
         loss = self.weight(x_BD) * (squares + by_gates) + penalty
         loss = loss + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         gates = self.gates(p, x_BD, screen=self.config.screen)
         latents_N, n_latents = gates.latents_N, len(p.b_enc_F)
         factor_N = p.r_mag_F.exp()[latents_N]
@@ -61,13 +64,14 @@ class Gated(Penalised):
         _, gate_grads_N, by_gates = decode_gradient(gates, p.W_dec_FE, p.b_dec_E, y_BE, scale)
         magnitude_N = grads_N * (code.values_N > 0)
         through_N = magnitude_N * factor_N  # to h by way of the magnitude
-        rest = {
-            "b_dec_E": error_BE.sum(0),
-            "b_enc_F": -code.sums(n_latents, through_N),  # b_gate is not on that way
-            "b_mag_F": code.sums(n_latents, magnitude_N),
-            "r_mag_F": code.sums(n_latents, magnitude_N * scaled_N),
-        }
-        gradient = SparseGradient(x_BD, rest, centres=True)
+        gradient = self.sparse_gradient(
+            p,
+            x_BD,
+            error_BE,
+            b_enc_F=-code.sums(n_latents, through_N),  # b_gate is not on that way
+            b_mag_F=code.sums(n_latents, magnitude_N),
+            r_mag_F=code.sums(n_latents, magnitude_N * scaled_N),
+        )
         gradient.add(code, through_N + gate_grads_N + per_gate, error_BE)
         loss = scale / 2 * (squares + by_gates) + per_gate * float(gates.values_N.sum())
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
@@ -78,5 +82,9 @@ class Gated(Penalised):
         return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
+        if self.transcoding:
+            factor_F = p.r_mag_F.exp()
+            as_jumprelu = Parameters(p, W_enc_FD=p.W_enc_FD * factor_F[:, None], b_enc_F=p.b_mag_F)
+            return super().tensors(as_jumprelu) | {"threshold": torch.relu(p.b_mag_F - factor_F * p.b_enc_F)}
         own = {"b_gate": p.b_enc_F, "b_mag": p.b_mag_F, "r_mag": p.r_mag_F}
         return {name: tensor for name, tensor in super().tensors(p).items() if name != "b_enc"} | own

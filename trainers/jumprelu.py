@@ -41,7 +41,7 @@ class JumpReLU(Penalised):
         return code, (code.values_N.detach() - theta_F[code.latents_N]).abs() < eps / 2
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code, window_N = self.candidates(p, x_BD, backend="torch")
         theta_N, eps = p.log_threshold_F.exp()[code.latents_N], self.config.bandwidth
         fires_N = (code.values_N > theta_N).to(theta_N.dtype)
@@ -58,7 +58,7 @@ class JumpReLU(Penalised):
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code, window_N = self.candidates(p, x_BD, screen=self.config.screen)
         theta_F, eps = p.log_threshold_F.exp(), self.config.bandwidth
         theta_N = theta_F[code.latents_N]
@@ -67,8 +67,7 @@ class JumpReLU(Penalised):
         scale, per_firing = 2 * self.weight(x_BD), self.penalty(now) / len(x_BD)
         error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
         theta_grad_F = code.sums(len(theta_F), window_N * (theta_N * grads_N + per_firing)) / -eps
-        rest = {"b_dec_E": error_BE.sum(0), "log_threshold_F": theta_F * theta_grad_F}
-        gradient = SparseGradient(x_BD, rest, centres=True)
+        gradient = self.sparse_gradient(p, x_BD, error_BE, log_threshold_F=theta_F * theta_grad_F)
         gradient.add(code, grads_N * fires_N, error_BE)
         loss = scale / 2 * squares + per_firing * float(fires_N.sum())
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)

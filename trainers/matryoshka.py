@@ -27,25 +27,25 @@ class Matryoshka(BatchTopK):
         self.ends_G = group_ends(config.groups, config.n_latents).to(config.device)
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, now, backend="torch")
         parts_BGE = code.split(self.ends_G).decode(p.W_dec_FE).view(len(x_BD), len(self.ends_G), -1)
         errors_BGE = parts_BGE.cumsum(1) + (p.b_dec_E - y_BE)[:, None]
         loss = self.weight(x_BD) * errors_BGE.square().sum() / len(self.ends_G)
         last_BE = errors_BGE[:, -1]
         loss = loss + self.auxk.loss(p, x_BD, -last_BE, now.dead)
-        return Outcome(loss, last_BE.detach().square().sum(), code.detach())
+        return Outcome(loss, last_BE.detach().square().sum(), code.detach(), self.kept(p, x_BD, code, now))
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
-        x_BD, levels = x_BD - p.b_dec_E, len(self.ends_G)
+        (x_BD, y_BE), levels = self.sides(p, x_BD, y_BE), len(self.ends_G)
         code = self.encode(p, x_BD, now, screen=self.config.screen).split(self.ends_G)
         scale = 2 * self.weight(x_BD) / levels
         error_RE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
-        gradient = SparseGradient(x_BD, {"b_dec_E": error_RE[::levels].sum(0)}, centres=True)
+        gradient = self.sparse_gradient(p, x_BD, error_RE[::levels])
         gradient.add(code, grads_N, error_RE)
         residual_BE = error_RE[levels - 1 :: levels] / -scale
         loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, residual_BE, now.dead)
-        return Outcome(loss, float(residual_BE.square().sum()), code), gradient
+        return Outcome(loss, float(residual_BE.square().sum()), code, self.kept(p, x_BD, code, now)), gradient
 
 
 def group_ends(groups: tuple[float, ...], n_latents: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saekit.sae import SAE, SAEConfig
+from saekit.sae import ARCHITECTURES, SAE, SAEConfig
 from trainers.auxk import AuxK
 from trainers.code import Code
 from trainers.config import TrainConfig
@@ -48,11 +48,13 @@ class Outcome(NamedTuple):
         loss: what is minimised; a differentiable scalar from `loss`, a number from `gradient`.
         squares: sum over the batch of the squared error of the prediction.
         code: the latents that fired, without a gradient; one or several rows for each token.
+        kept: the smallest activation that a choice over the whole batch keeps, where the architecture has to know.
     """
 
     loss: Tensor | float
     squares: Tensor | float
     code: Code
+    kept: Tensor | None = None
 
 
 class Objective(ABC):
@@ -65,33 +67,41 @@ class Objective(ABC):
 
     Args:
         config: resolved settings.
-        reads, writes: facts about x and y.
+        reads, writes: facts about x and y; the same object for an SAE, and another for a transcoder.
 
     Attributes:
-        transcodes: whether it can predict another site than the one it reads.
-        unit_rows: keep decoder rows at norm 1.
+        transcoding: whether it predicts another site than the one it reads.
+        unit_rows: keep decoder rows at norm 1. A transcoder's have any norm, and 0 at first.
         state: tensors that change as training goes on and are no parameters; checkpoints hold them, and going on from one
             copies into them, so :meth:`observe` changes them in place.
     """
 
-    transcodes = False
     unit_rows = True
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         assert config.aux_k is not None
         self.config, self.reads, self.writes = config, reads, writes
+        self.transcoding = writes is not reads
+        self.unit_rows = self.unit_rows and not self.transcoding
         self.auxk = AuxK(config.aux_k, config.aux_coefficient, config.screen)
         self.state: dict[str, Tensor] = {}
 
     def start(self) -> Parameters:
-        """Float32 parameters on the CPU: random unit decoder rows, the encoder their transpose, b_dec the centre of the data
-        (arXiv 2406.04093, A.1)."""
-        n_latents, width = self.config.n_latents, len(self.writes.centre_D)
-        W_dec_FE = torch.randn(n_latents, width, generator=torch.Generator().manual_seed(self.config.seed))
-        W_dec_FE /= W_dec_FE.norm(dim=1, keepdim=True)
-        return Parameters(
-            W_enc_FD=W_dec_FE.clone(), b_enc_F=torch.zeros(n_latents), W_dec_FE=W_dec_FE, b_dec_E=self.writes.centre_D.clone()
-        )
+        """Float32 parameters on the CPU.
+
+        Of an SAE: random unit decoder rows, the encoder their transpose, b_dec the centre of the data (arXiv 2406.04093, A.1).
+        Of a transcoder: the mean is predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the
+        encoder, random unit rows, reads x - E x.
+        """
+        n_latents, D, E = self.config.n_latents, len(self.reads.centre_D), len(self.writes.centre_D)
+        W_enc_FD = torch.randn(n_latents, D, generator=torch.Generator().manual_seed(self.config.seed))
+        W_enc_FD /= W_enc_FD.norm(dim=1, keepdim=True)
+        b_enc_F, b_dec_E = torch.zeros(n_latents), self.writes.centre_D.clone()
+        if not self.transcoding:
+            return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_enc_FD.clone(), b_dec_E=b_dec_E)
+        b_enc_F, b_dec_E = -W_enc_FD @ self.reads.mean_D, self.writes.mean_D.clone()
+        p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=torch.zeros(n_latents, E), b_dec_E=b_dec_E)
+        return Parameters(p, W_skip_ED=torch.zeros(E, D)) if self.config.skip else p
 
     @abstractmethod
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome: ...
@@ -108,8 +118,10 @@ class Objective(ABC):
         Args:
             facts: of :class:`saekit.sae.SAEConfig`: site, model_name...
         """
+        if self.transcoding:
+            facts["metadata"] = {"training_architecture": self.config.arch, **facts.get("metadata", {})}
         cfg = SAEConfig(
-            architecture=self.config.arch,
+            architecture=self.architecture,
             d_in=len(self.reads.centre_D),
             d_out=len(self.writes.centre_D),
             n_latents=self.config.n_latents,
@@ -122,20 +134,46 @@ class Objective(ABC):
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
         """Parameters under sae-lens's names, in the units of training."""
-        return {"W_enc": p.W_enc_FD.T, "b_enc": p.b_enc_F, "W_dec": p.W_dec_FE, "b_dec": p.b_dec_E}
+        tensors = {"W_enc": p.W_enc_FD.T, "b_enc": p.b_enc_F, "W_dec": p.W_dec_FE, "b_dec": p.b_dec_E}
+        return tensors | ({"W_skip": p.W_skip_ED} if "W_skip_ED" in p else {})
+
+    @property
+    def architecture(self) -> str:
+        """What :class:`saekit.sae.SAE` calls it. A transcoder of any kind is stored by its activation."""
+        if not self.transcoding:
+            return self.config.arch
+        relu, skips = ARCHITECTURES[self.config.arch].activation == "relu", self.config.skip
+        return ("" if relu else "jumprelu_") + ("skip_" if skips else "") + "transcoder"
+
+    # What the losses share
+
+    def sides(self, p: Parameters, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder reads, and what is left to the code and b_dec to predict.
+
+        b_dec is taken off the input of an SAE. A transcoder's is of another site; its skip predicts a part of y.
+        """
+        if not self.transcoding:
+            return x_BD - p.b_dec_E, y_BE
+        return x_BD, y_BE - x_BD @ p.W_skip_ED.T if "W_skip_ED" in p else y_BE
+
+    def sparse_gradient(self, p: Parameters, x_BD: Tensor, error_BE: Tensor, **rest: Tensor) -> SparseGradient:
+        """The gradient of what is outside the code, given what :meth:`sides` said of x and the gradient at the prediction.
+
+        Args:
+            rest: gradients of an architecture's own parameters.
+        """
+        rest["b_dec_E"] = error_BE.sum(0)
+        if "W_skip_ED" in p:
+            rest["W_skip_ED"] = error_BE.T @ x_BD
+        return SparseGradient(x_BD, rest, centres=not self.transcoding)
 
     def weight(self, x_BD: Tensor) -> float:
         """Of a squared error, so that a batch's sum is its FVU: the variance is that of the data."""
         return 1 / (len(x_BD) * self.writes.variance)
 
 
-def objective_class(arch: str) -> type[Objective]:
-    """The objective of an architecture."""
-    module, name = OBJECTIVES[arch].split(":")
-    found: type[Objective] = getattr(import_module(module), name)
-    return found
-
-
 def objective(config: TrainConfig, reads: Statistics, writes: Statistics) -> Objective:
     """The objective of a configuration."""
-    return objective_class(config.arch)(config, reads, writes)
+    module, name = OBJECTIVES[config.arch].split(":")
+    found: type[Objective] = getattr(import_module(module), name)
+    return found(config, reads, writes)

@@ -15,7 +15,6 @@ from saekit.sae import SAE
 from trainers import finetune
 from trainers.config import TrainConfig
 from trainers.feed import Source
-from trainers.objectives import objective_class
 from trainers.route import Route
 
 
@@ -45,14 +44,17 @@ class Plan:
         """The same with every open setting filled.
 
         Raises:
-            ConfigError: the architecture cannot do it.
+            ConfigError: a setting is for transcoders only.
             StoreMismatch: the SAE to start from is of other widths.
         """
         route, config = self.route, self.config
-        if route.transcodes and not objective_class(config.arch).transcodes:
-            raise ConfigError(f"{config.arch} predicts what it reads, {route.site}; it cannot predict {route.site_out}.")
+        if config.skip and not route.transcodes:
+            raise ConfigError(
+                f"skip is for transcoders, and this reads and predicts {route.site}.", "Give a site_out, or no skip."
+            )
         if self.start is not None:
-            finetune.check(self.start, config, source.width(route.site), source.width(route.site_out))
+            widths = source.width(route.site), source.width(route.site_out)
+            finetune.check(self.start, config, *widths, transcodes=route.transcodes)
         available = source.n_tokens if config.tokens is None else None
         return dataclasses.replace(self, config=config.resolve(source.width(route.site), available))
 

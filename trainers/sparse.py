@@ -56,11 +56,14 @@ class SparseGradient:
         x_BD: what the encoder read.
         rest: full gradients of the other parameters, and what b_enc has beside the sum of entries.
         centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
+
+    Attributes:
         along_F: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries.
     """
 
-    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool, along_F: Tensor | None = None) -> None:
-        self.x_BD, self.rest, self.centres, self.along_F = x_BD, rest, centres, along_F
+    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool) -> None:
+        self.x_BD, self.rest, self.centres = x_BD, rest, centres
+        self.along_F: Tensor | None = None
         self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
 

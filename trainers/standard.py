@@ -33,14 +33,15 @@ class Standard(Penalised):
     @property
     def start_size(self) -> float:
         # The cut is taken off the code, and E[(z - cut) z; z > cut] is the share of latents above the cut.
-        return len(self.reads.centre_D) / (self.config.n_latents * self.start_share)
+        n_firing = self.config.n_latents * self.start_share
+        return super().start_size if self.transcoding else len(self.reads.centre_D) / n_firing
 
     def encode(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
         zero = torch.zeros_like(p.b_enc_F[:1])
         return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, zero, expected=self.expected, **how))
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, backend="torch")
         y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
         squares = (y_hat_BE - y_BE).square().sum()
@@ -50,14 +51,14 @@ class Standard(Penalised):
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, screen=self.config.screen)
         scale, per_size, sizes_F = 2 * self.weight(x_BD), self.per_size(x_BD, now), p.W_dec_FE.norm(dim=1)
         error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
         totals_F = code.sums(len(sizes_F), code.values_N)
         # d ||w|| / dw = w / ||w||, and 0 at 0.
-        along_F = per_size * totals_F / sizes_F.where(sizes_F > 0, 1.0)
-        gradient = SparseGradient(x_BD, {"b_dec_E": error_BE.sum(0)}, centres=True, along_F=along_F)
+        gradient = self.sparse_gradient(p, x_BD, error_BE)
+        gradient.along_F = per_size * totals_F / sizes_F.where(sizes_F > 0, 1.0)
         gradient.add(code, grads_N + per_size * sizes_F[code.latents_N], error_BE)
         loss = scale / 2 * squares + per_size * float(totals_F @ sizes_F)
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)

@@ -19,11 +19,13 @@ class Statistics:
         scale: factor on the activations that makes E||x|| = sqrt(D).
         centre_D: (D,) float32, geometric median or mean of the scaled activations; b_dec starts there.
         variance: E||x - E x||^2 of the scaled activations; a reconstruction error in units of it is an FVU.
+        mean_D: (D,) float32, E x of the scaled activations.
     """
 
     scale: float
     centre_D: Tensor
     variance: float
+    mean_D: Tensor
 
     @classmethod
     def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"]) -> Statistics:
@@ -45,15 +47,16 @@ class Statistics:
         mean_D = x_ND.mean(0)
         variance = (x_ND - mean_D).square().sum(1).mean().item()
         centre_D = geometric_median(x_ND) if centre == "geometric_median" else mean_D
-        return cls(scale, centre_D.float(), max(variance, torch.finfo(torch.float32).tiny))
+        return cls(scale, centre_D.float(), max(variance, torch.finfo(torch.float32).tiny), mean_D.float())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; its numbers come back as they were."""
-        return {"scale": self.scale, "centre_D": self.centre_D.tolist(), "variance": self.variance}
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Statistics:
-        return cls(facts["scale"], torch.tensor(facts["centre_D"]), facts["variance"])
+        tensors = {name: torch.tensor(value) for name, value in facts.items() if isinstance(value, list)}
+        return cls(**(facts | tensors))
 
 
 def geometric_median(x_ND: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Tensor:

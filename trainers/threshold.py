@@ -41,11 +41,9 @@ class RunningThreshold:
     def last(self) -> Tensor:
         return self.state["threshold_last"]
 
-    def observe(self, code: Code) -> None:
-        """Take note of what one batch's choice kept."""
-        if len(code.values_N) == 0:
-            return
-        self.last.copy_(code.values_N.min())
+    def observe(self, smallest: Tensor) -> None:
+        """Take note of the smallest activation that one batch's choice kept."""
+        self.last.copy_(smallest)
         steps = self.state["threshold_steps"]
         self.value.lerp_(self.last, 1 / (1 + (steps / 10).clamp(max=_MEMORY - 1)))
         steps += 1

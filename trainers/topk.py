@@ -4,42 +4,90 @@
     L = mean_b ||x - x_hat||^2 / Var(x) + AuxK
 
 with unit decoder rows. Var(x) is a constant of the run, so the first term is a batch's FVU.
+
+There is no file format for TopK transcoders. They are stored with a threshold above which as many latents fire.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_topk
+from saekit.sae.kernels import encode_above, encode_topk
 from trainers.code import Code
+from trainers.config import TrainConfig
 from trainers.objectives import Now, Objective, Outcome
 from trainers.parameters import Parameters
 from trainers.schedule import latents_per_token
 from trainers.sparse import SparseGradient, decode_gradient
+from trainers.statistics import Statistics
+from trainers.threshold import RunningThreshold, largest_of_batch
+
+_SAMPLE = 128  # tokens of a batch on which a TopK transcoder's threshold is estimated
 
 
 class TopK(Objective):
+    """
+    Attributes:
+        across_tokens: whether the choice is one of a whole batch.
+    """
+
+    across_tokens = False
+
+    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+        super().__init__(config, reads, writes)
+        self.threshold = RunningThreshold(config.device) if self.across_tokens or self.transcoding else None
+        self.state = self.threshold.state if self.threshold else {}
+
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
         """The code of a batch, of which all that is above 0 fires."""
         k = round(latents_per_token(self.config, now.share))
         return Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, k, **how))
 
+    def of_batch(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
+        """The k * B largest latents of all B tokens."""
+        assert self.threshold is not None
+        k = latents_per_token(self.config, now.share)
+
+        def above(x_BD: Tensor, floor: Tensor) -> Code:
+            return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, floor, expected=k, **how))
+
+        return largest_of_batch(above, x_BD, round(k * len(x_BD)), self.threshold.last)
+
+    @torch.no_grad()
+    def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
+        """The smallest activation that a choice over the whole batch keeps."""
+        if not self.threshold:
+            return None
+        values_N = self.of_batch(p, x_BD[:_SAMPLE], now).values_N
+        return values_N.min() if len(values_N) else None
+
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, now, backend="torch")
         y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
         squares = (y_hat_BE - y_BE).square().sum()
         loss = self.weight(x_BD) * squares + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
-        return Outcome(loss, squares.detach(), code.detach())
+        return Outcome(loss, squares.detach(), code.detach(), self.kept(p, x_BD, code, now))
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
-        x_BD = x_BD - p.b_dec_E
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, now, screen=self.config.screen)
         scale = 2 * self.weight(x_BD)
         error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
-        gradient = SparseGradient(x_BD, {"b_dec_E": error_BE.sum(0)}, centres=True)
+        gradient = self.sparse_gradient(p, x_BD, error_BE)
         gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
         loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
-        return Outcome(loss, squares, code), gradient
+        return Outcome(loss, squares, code, self.kept(p, x_BD, code, now)), gradient
+
+    def observe(self, outcome: Outcome, now: Now) -> None:
+        if self.threshold and outcome.kept is not None:
+            self.threshold.observe(outcome.kept)
+
+    def tensors(self, p: Parameters) -> dict[str, Tensor]:
+        tensors = super().tensors(p)
+        if self.threshold:
+            tensors["threshold"] = torch.full_like(p.b_enc_F, self.threshold.value.item())
+        return tensors

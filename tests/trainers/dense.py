@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,55 +25,137 @@ def data(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def random_parameters(F: int, D: int, seed: int = 0) -> Parameters:
-    """Unit decoder rows and an encoder that is not quite their transpose, all biases in use."""
+def random_parameters(F: int, D: int, seed: int = 0, arch: str = "topk", E: int | None = None) -> Parameters:
+    """Unit decoder rows (of a transcoder, of any norm), an encoder that is not quite their transpose, all biases in use."""
     generator = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(F, D, generator=generator)
     W_dec /= W_dec.norm(dim=1, keepdim=True)
     W_enc = W_dec + 0.3 * torch.randn(F, D, generator=generator) / D**0.5
-    b_enc, b_dec = (0.1 * torch.randn(n, generator=generator) for n in (F, D))
-    return Parameters(W_enc_FD=W_enc, b_enc_F=b_enc, W_dec_FE=W_dec, b_dec_E=b_dec)
+    b_enc, b_dec, one, two = (0.1 * torch.randn(n, generator=generator) for n in (F, E or D, F, F))
+    if E:
+        W_dec = torch.randn(F, E, generator=generator) / E**0.5
+    p = Parameters(W_enc_FD=W_enc, b_enc_F=b_enc, W_dec_FE=W_dec, b_dec_E=b_dec)
+    if arch == "jumprelu":
+        p.log_threshold_F = 10 * one - 1
+    if arch == "gated":
+        p.b_mag_F, p.r_mag_F = 3 * one, 3 * two
+    if arch == "standard":
+        p.W_dec_FE = W_dec * 10 * one[:, None]
+    return p
 
 
 def config(F: int, D: int, k: int, arch: str = "topk", **settings: object) -> TrainConfig:
     return TrainConfig(n_latents=F, arch=arch, l0=k, **settings).resolve(D)  # type: ignore[arg-type]
 
 
-def made(config: TrainConfig, D: int, variance: float = VARIANCE) -> Objective:
-    """The objective, for data in the units of training."""
-    facts = Statistics(1.0, torch.zeros(D), variance)
-    return objective(config, facts, facts)
+def made(config: TrainConfig, D: int, E: int | None = None, variance: float = VARIANCE) -> Objective:
+    """The objective, for data in the units of training; of a transcoder from D to E."""
+    reads, writes = (Statistics(1.0, torch.zeros(width), variance, torch.zeros(width)) for width in (D, E or D))
+    return objective(config, reads, writes if E else reads)
 
 
 # Losses, each as its paper has it
 
 
+class _Jump(torch.autograd.Function):
+    """JumpReLU with the estimator of arXiv 2407.14435, equation 11."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, theta: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(h, theta)
+        ctx.eps = eps
+        return h * (h > theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        h, theta = ctx.saved_tensors
+        rect = (((h - theta) / ctx.eps).abs() < 0.5) & (h > 0)
+        return grad * (h > theta), (-(theta / ctx.eps) * rect * grad).sum(0), None
+
+
+class _Step(torch.autograd.Function):
+    """The Heaviside step, equation 12."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, theta: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(h, theta)
+        ctx.eps = eps
+        return (h > theta).to(h)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        h, theta = ctx.saved_tensors
+        rect = (((h - theta) / ctx.eps).abs() < 0.5) & (h > 0)
+        return None, (-(1 / ctx.eps) * rect * grad).sum(0), None
+
+
 def pre(p: Parameters, x: Tensor) -> Tensor:
-    return (x - p.b_dec_E) @ p.W_enc_FD.T + p.b_enc_F
+    """Pre-activations. Transcoders, which here predict another width than they read, take no bias off their input."""
+    centred = x - p.b_dec_E if x.shape[1] == len(p.b_dec_E) else x
+    return centred @ p.W_enc_FD.T + p.b_enc_F
 
 
 def fvu(p: Parameters, f: Tensor, y: Tensor) -> Tensor:
     return (f @ p.W_dec_FE + p.b_dec_E - y).square().sum(1).mean() / VARIANCE
 
 
-def topk(p: Parameters, h: Tensor, k: int) -> Tensor:
+def topk(h: Tensor, k: int) -> Tensor:
     return torch.relu(h) * torch.zeros_like(h).scatter(1, h.topk(k, dim=1).indices, 1)
 
 
-def batchtopk(p: Parameters, h: Tensor, k: int) -> Tensor:
+def batchtopk(h: Tensor, k: int) -> Tensor:
     keep = torch.zeros_like(h).flatten().scatter(0, h.flatten().topk(k * len(h)).indices, 1)
     return torch.relu(h) * keep.view_as(h)
 
 
-def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, aux_k: int, coefficient: float) -> Tensor:
+def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, config: TrainConfig) -> Tensor:
     """Zero where nothing is dead."""
     error = (y - f @ p.W_dec_FE - p.b_dec_E).detach()
     is_dead = torch.zeros(h.shape[1], dtype=torch.bool)
     is_dead[dead] = True
-    k = min(aux_k, len(dead))
-    kept = topk(p, h.masked_fill(~is_dead, -torch.inf), k) if k else torch.zeros_like(h)
+    assert config.aux_k is not None
+    k = min(config.aux_k, len(dead))
+    kept = topk(h.masked_fill(~is_dead, -torch.inf), k) if k else torch.zeros_like(h)
     error_hat = torch.where(is_dead, kept, 0) @ p.W_dec_FE
-    return coefficient * (error_hat - error).square().sum() / (error - error.mean(0)).square().sum() if k else h.sum() * 0
+    spread = (error - error.mean(0)).square().sum()
+    return config.aux_coefficient * (error_hat - error).square().sum() / spread if k else h.sum() * 0
+
+
+def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
+    """The loss of an architecture; `weight` is that of its sparsity penalty."""
+
+    def code(p: Parameters, h: Tensor) -> tuple[Tensor, Tensor | float]:
+        """What fires, and the loss beside the reconstruction's."""
+        if config.arch == "topk":
+            return topk(h, config.l0), 0.0
+        if config.arch in ("batchtopk", "matryoshka"):
+            return batchtopk(h, config.l0), 0.0
+        if config.arch == "jumprelu":
+            theta, eps = p.log_threshold_F.exp(), config.bandwidth
+            l0 = _Step.apply(torch.relu(h), theta, eps).sum(1).mean()
+            return _Jump.apply(torch.relu(h), theta, eps), weight * l0
+        if config.arch == "standard":
+            f = torch.relu(h)
+            return f, weight * (f * p.W_dec_FE.norm(dim=1)).sum(1).mean() / VARIANCE**0.5
+        assert config.arch == "gated"  # h is what the gates see, pi
+        f = (h > 0) * torch.relu(p.r_mag_F.exp() * (h - p.b_enc_F) + p.b_mag_F)
+        return f, weight * torch.relu(h).sum(1).mean() / VARIANCE**0.5
+
+    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        y = y - x @ p.W_skip_ED.T if config.skip else y
+        h = pre(p, x)
+        f, more = code(p, h)
+        levels = [fvu(p, f, y)]
+        if config.arch == "matryoshka":
+            ends = [round(sum(config.groups[: i + 1]) * f.shape[1]) for i in range(len(config.groups))]
+            ends = sorted({max(1, end) for end in ends})
+            levels = [fvu(p, torch.where(torch.arange(f.shape[1]) < end, f, 0), y) for end in ends]
+        if config.arch == "gated":
+            frozen = Parameters(W_dec_FE=p.W_dec_FE.detach(), b_dec_E=p.b_dec_E.detach())
+            more = more + fvu(frozen, torch.relu(h), y.detach())
+        return torch.stack(levels).mean() + more + auxk(p, h, f, y, dead, config)
+
+    return loss
 
 
 # Comparison
@@ -90,7 +173,11 @@ def ours(
     path: str, config: TrainConfig, p: Parameters, x: Tensor, y: Tensor, now: Now, state: dict[str, Tensor]
 ) -> tuple[float, Parameters]:
     """Loss and full gradient on one of our paths."""
-    it = made(dataclasses.replace(config, screen=None if path == "torch" else "screened" in path), x.shape[1])
+    it = made(
+        dataclasses.replace(config, screen=None if path == "torch" else "screened" in path),
+        x.shape[1],
+        y.shape[1] if y is not x else None,
+    )
     for name, tensor in state.items():
         it.state[name].copy_(tensor)
     if path != "torch":
@@ -107,19 +194,19 @@ def ours(
 def check(
     path: str,
     config: TrainConfig,
-    loss: Loss,
     p: Parameters,
     x: Tensor,
     dead: Tensor,
     *,
     y: Tensor | None = None,
+    weight: float = 0.0,
     share: float = 0.5,
     state: dict[str, Tensor] | None = None,
 ) -> Parameters:
     """One of our paths has the loss and the gradient of the formula; returns the latter."""
     y = x if y is None else y
     value, found = ours(path, config, p, x, y, Now(share, dead), state or {})
-    expected_value, expected = gradient(loss, p, x, y)
+    expected_value, expected = gradient(loss_of(config, dead, weight), p, x, y)
     assert value == pytest.approx(expected_value, rel=1e-5)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -136,13 +223,21 @@ def gap(h: Tensor, k: int) -> Tensor:
     return ordered[:, k - 1] - ordered[:, k]
 
 
-def clear_rows(p: Parameters, x: Tensor, dead: Tensor, aux_k: int, k: int | None = None) -> Tensor:
-    """The rows of x whose signs and selections (AuxK's, and the k largest if given) float32 rounding cannot change."""
-    h = pre(p.map(Tensor.double), x.double())
-    clear = (gap(h[:, dead], min(aux_k, len(dead))) > 1e-5) & (h.abs().min(1).values > 1e-6)
-    if k is not None:
-        clear &= gap(h, k) > 1e-5
-    x = x[clear]
-    if len(x) < 2:  # AuxK needs a variance
+def clear(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Tensor:
+    """The rows of x whose signs, selections and windows float32 rounding cannot change; rejects the example if there are few."""
+    assert config.aux_k is not None
+    p = p.map(Tensor.double)
+    h = pre(p, x.double())
+    rows = (gap(h[:, dead], min(config.aux_k, len(dead))) > 1e-5) & (h.abs().min(1).values > 1e-6)
+    if config.arch == "topk":
+        rows &= gap(h, config.l0) > 1e-5
+    if config.arch == "jumprelu":
+        for edge in (-config.bandwidth / 2, 0, config.bandwidth / 2):
+            rows &= ((h - p.log_threshold_F.exp() - edge).abs() > 1e-5).all(1)
+    if config.arch == "gated":
+        rows &= (((h - p.b_enc_F) * p.r_mag_F.exp() + p.b_mag_F).abs() > 1e-5).all(1)
+    x = x[rows]
+    across_tokens = config.arch in ("batchtopk", "matryoshka")
+    if len(x) < 2 or (across_tokens and gap(h[rows].view(1, -1), config.l0 * len(x)).item() < 1e-5):  # AuxK needs a variance
         reject()
     return x

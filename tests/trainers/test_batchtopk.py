@@ -5,45 +5,16 @@ from __future__ import annotations
 import dense
 import pytest
 import torch
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.matryoshka import group_ends
 from trainers.objectives import Now
-from trainers.parameters import Parameters
 from trainers.threshold import RunningThreshold, largest_of_batch
 
 NO_DEAD = torch.arange(0)
-
-
-def _batchtopk(k: int, dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
-    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h = dense.pre(p, x)
-        f = dense.batchtopk(p, h, k)
-        return dense.fvu(p, f, y) + dense.auxk(p, h, f, y, dead, aux_k, coefficient)
-
-    return loss
-
-
-def _matryoshka(k: int, ends: list[int], dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
-    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h = dense.pre(p, x)
-        f = dense.batchtopk(p, h, k)
-        levels = [dense.fvu(p, torch.where(torch.arange(f.shape[1]) < end, f, 0), y) for end in ends]
-        return torch.stack(levels).mean() + dense.auxk(p, h, f, y, dead, aux_k, coefficient)
-
-    return loss
-
-
-def _clear(p: Parameters, x: Tensor, k: int, dead: Tensor, aux_k: int) -> Tensor:
-    x = dense.clear_rows(p, x, dead, aux_k)
-    h = dense.pre(p.map(Tensor.double), x.double())
-    if dense.gap(h.view(1, -1), k * len(x)).item() < 1e-5:
-        reject()
-    return x
 
 
 @pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
@@ -57,12 +28,9 @@ def test_gradients_are_those_of_dense_float64(arch: str, path: str, data: st.Dat
     coefficient = data.draw(st.sampled_from([0.0, 1 / 32, 2.0]))
     config = dense.config(F, D, k, arch, aux_k=aux_k, aux_coefficient=coefficient, groups=data.draw(GROUPS))
     p = dense.random_parameters(F, D, seed)
-    x = _clear(p, dense.data(seed + 1, B, D), k, dead, aux_k)
-    loss = _batchtopk(k, dead, aux_k, coefficient)
-    if arch == "matryoshka":
-        loss = _matryoshka(k, group_ends(config.groups, F).tolist(), dead, aux_k, coefficient)
+    x = dense.clear(config, p, dense.data(seed + 1, B, D), dead)
     guess = torch.tensor(data.draw(st.sampled_from([-1.0, 0.0, 0.5, 3.0])))
-    dense.check(path, config, loss, p, x, dead, state={"threshold_last": guess})
+    dense.check(path, config, p, x, dead, state={"threshold_last": guess})
 
 
 GROUPS = st.sampled_from([(1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32), (0.5, 0.5), (1.0,), (0.9, 0.05, 0.05)])
@@ -74,12 +42,9 @@ def test_a_usual_size(arch: str, path: str) -> None:
     F, D, k, dead = 600, 32, 8, torch.arange(100, 160)
     p = dense.random_parameters(F, D)
     p.b_enc_F[dead] -= 2.0
-    x = _clear(p, dense.data(1, 500, D), k, dead, 16)
     config = dense.config(F, D, k, arch, aux_k=16)
-    loss = _batchtopk(k, dead, 16, 1 / 32)
-    if arch == "matryoshka":
-        loss = _matryoshka(k, [19, 56, 131, 281, 600], dead, 16, 1 / 32)
-    gradient = dense.check(path, config, loss, p, x, dead, state={"threshold_last": torch.tensor(1.3)})
+    x = dense.clear(config, p, dense.data(1, 500, D), dead)
+    gradient = dense.check(path, config, p, x, dead, state={"threshold_last": torch.tensor(1.3)})
     assert gradient.W_enc_FD[dead].abs().max() > 1e-7
 
 
@@ -119,17 +84,12 @@ def test_the_threshold_starts_as_its_first_value_and_follows() -> None:
     threshold = RunningThreshold("cpu")
     assert threshold.last == -1
 
-    def observe(smallest: float) -> None:
-        threshold.observe(Code(torch.tensor([9.0, smallest, 4.0]), torch.arange(3), torch.tensor([0, 2, 3])))
-
-    observe(3.0)
+    threshold.observe(torch.tensor(3.0))
     assert threshold.value == 3
     assert threshold.last == 3
     for _ in range(300):
-        observe(2.0)
+        threshold.observe(torch.tensor(2.0))
     assert threshold.value.item() == pytest.approx(2, abs=1e-3)  # a tenth of the steps so far is all it remembers
-    threshold.observe(Code(torch.empty(0), torch.arange(0), torch.zeros(3, dtype=torch.int64)))
-    assert threshold.last == 2
 
 
 def test_groups_end_at_every_latent_once() -> None:

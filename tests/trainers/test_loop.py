@@ -15,7 +15,6 @@ from memory import SITE, Memory
 from runs import CONFIG, LONGER, Breaks, D, F, files, rows, sparse_data, train_run
 
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, StoreMismatch
-from saekit.lm.sites import Site
 from saekit.sae import SAE, load_sparsity
 from trainers import TrainConfig, train
 from trainers.metrics import reconstruction
@@ -197,11 +196,6 @@ def test_exact_number_of_tokens_and_data_that_end_early(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="ended after 700 of 1003"):
         train(Memory(sparse_data(700), 256, epochs=1), config, tmp_path / "short", site=SITE, progress=False)
     assert SAE.load(tmp_path / "short").cfg.n_latents == F
-
-
-def test_only_saes_are_trained_here(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"mlp_out\.0"):
-        train_run(tmp_path, site_out=Site("mlp_out", 0))
 
 
 def test_statistics_centre_and_scale() -> None:

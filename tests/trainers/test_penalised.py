@@ -3,117 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import dense
 import pytest
 import torch
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
-from trainers.parameters import Parameters
 from trainers.sparsity import Penalised
 
 ARCHITECTURES = ("jumprelu", "gated", "standard")
-
-
-class _Jump(torch.autograd.Function):
-    """JumpReLU with the estimator of arXiv 2407.14435, equation 11."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, theta: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
-        ctx.eps = eps
-        return h * (h > theta)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        h, theta = ctx.saved_tensors
-        rect = (((h - theta) / ctx.eps).abs() < 0.5) & (h > 0)
-        return grad * (h > theta), (-(theta / ctx.eps) * rect * grad).sum(0), None
-
-
-class _Step(torch.autograd.Function):
-    """The Heaviside step, equation 12."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, theta: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
-        ctx.eps = eps
-        return (h > theta).to(h)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
-        h, theta = ctx.saved_tensors
-        rect = (((h - theta) / ctx.eps).abs() < 0.5) & (h > 0)
-        return None, (-(1 / ctx.eps) * rect * grad).sum(0), None
-
-
-def _jumprelu(weight: float, eps: float, dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
-    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h, theta = dense.pre(p, x), p.log_threshold_F.exp()
-        f = _Jump.apply(torch.relu(h), theta, eps)
-        l0 = _Step.apply(torch.relu(h), theta, eps).sum(1).mean()
-        return dense.fvu(p, f, y) + weight * l0 + dense.auxk(p, h, f, y, dead, aux_k, coefficient)
-
-    return loss
-
-
-def _gated(weight: float, _: float, dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
-    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h = (x - p.b_dec_E) @ p.W_enc_FD.T
-        pi = h + p.b_enc_F
-        f = (pi > 0) * torch.relu(p.r_mag_F.exp() * h + p.b_mag_F)
-        frozen = Parameters(W_dec_FE=p.W_dec_FE.detach(), b_dec_E=p.b_dec_E.detach())
-        penalty = weight * torch.relu(pi).sum(1).mean() / dense.VARIANCE**0.5
-        rest = dense.fvu(frozen, torch.relu(pi), y) + dense.auxk(p, pi, f, y, dead, aux_k, coefficient)
-        return dense.fvu(p, f, y) + penalty + rest
-
-    return loss
-
-
-def _standard(weight: float, _: float, dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
-    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h = dense.pre(p, x)
-        f = torch.relu(h)
-        penalty = weight * (f * p.W_dec_FE.norm(dim=1)).sum(1).mean() / dense.VARIANCE**0.5
-        return dense.fvu(p, f, y) + penalty + dense.auxk(p, h, f, y, dead, aux_k, coefficient)
-
-    return loss
-
-
-LOSSES = {"jumprelu": _jumprelu, "gated": _gated, "standard": _standard}
-
-
-def _parameters(arch: str, F: int, D: int, seed: int) -> Parameters:
-    p = dense.random_parameters(F, D, seed)
-    generator = torch.Generator().manual_seed(seed + 7)
-    one, two = torch.randn(2, F, generator=generator)
-    if arch == "jumprelu":
-        return Parameters(p, log_threshold_F=one - 1)
-    if arch == "gated":
-        return Parameters(p, b_mag_F=0.3 * one, r_mag_F=0.3 * two)
-    return Parameters(p, W_dec_FE=p.W_dec_FE * one[:, None])  # rows of any norm
-
-
-def _clear(arch: str, p: Parameters, x: Tensor, dead: Tensor, aux_k: int, eps: float) -> Tensor:
-    """Rows whose signs, selections and windows float32 rounding cannot change."""
-    x = dense.clear_rows(p, x, dead, aux_k)
-    h = dense.pre(p.map(Tensor.double), x.double())
-    clear = torch.ones_like(h, dtype=torch.bool)
-    if arch == "jumprelu":
-        theta = p.log_threshold_F.double().exp()
-        for edge in (-eps / 2, 0, eps / 2):
-            clear &= (h - theta - edge).abs() > 1e-5
-    if arch == "gated":
-        clear &= ((h - p.b_enc_F) * p.r_mag_F.double().exp() + p.b_mag_F).abs() > 1e-5
-    x = x[clear.all(1)]
-    if len(x) < 2:
-        reject()
-    return x
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -126,29 +27,28 @@ def test_gradients_are_those_of_dense_float64(arch: str, path: str, data: st.Dat
     dead = torch.randperm(F, generator=torch.Generator().manual_seed(seed))[: data.draw(st.integers(0, F))].sort().values
     coefficient, log_weight = data.draw(st.sampled_from([0.0, 1 / 32, 2.0])), data.draw(st.sampled_from([-7.0, -2.0, 0.0]))
     config = dense.config(F, D, 1, arch, aux_k=aux_k, aux_coefficient=coefficient, bandwidth=eps)
-    p = _parameters(arch, F, D, seed)
-    x = _clear(arch, p, dense.data(seed + 1, B, D), dead, aux_k, eps)
-    loss = LOSSES[arch](math.exp(log_weight), eps, dead, aux_k, coefficient)
-    dense.check(path, config, loss, p, x, dead, state={"log_weight": torch.tensor(log_weight)})
+    p = dense.random_parameters(F, D, seed, arch)
+    x, weight = dense.clear(config, p, dense.data(seed + 1, B, D), dead), math.exp(log_weight)
+    dense.check(path, config, p, x, dead, weight=weight, state={"log_weight": torch.tensor(log_weight)})
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("path", dense.PATHS)
 def test_a_usual_size_with_a_given_weight(arch: str, path: str) -> None:
     F, D, dead = 300, 32, torch.arange(100, 160)
-    p = _parameters(arch, F, D, 3)
+    p = dense.random_parameters(F, D, 3, arch)
     p.b_enc_F -= 0.7
-    x = _clear(arch, p, dense.data(1, 400, D), dead, 16, 0.1)
     config = dense.config(F, D, 8, arch, aux_k=16, sparsity=0.3, sparsity_warmup=0.5, bandwidth=0.1)
+    x = dense.clear(config, p, dense.data(1, 400, D), dead)
     for share, weight in ((0.25, 0.15), (0.75, 0.3)):
-        gradient = dense.check(path, config, LOSSES[arch](weight, 0.1, dead, 16, 1 / 32), p, x, dead, share=share)
+        gradient = dense.check(path, config, p, x, dead, weight=weight, share=share)
     assert all(tensor.abs().max() > 1e-6 for tensor in gradient.values())
 
 
 def test_the_auxiliary_decoder_of_gated_is_frozen() -> None:
     """Without the main term there is no gradient at the decoder: the gates' own reconstruction must not shape it."""
     F, D = 40, 10
-    p, x = _parameters("gated", F, D, 0), dense.data(0, 50, D)
+    p, x = dense.random_parameters(F, D, 0, "gated"), dense.data(0, 50, D)
     p.b_mag_F.fill_(-100.0)  # no magnitude: only the gates' terms are left
     config = dense.config(F, D, 4, "gated", aux_coefficient=0.0)
     for path in dense.PATHS:

@@ -15,42 +15,10 @@ from saekit.errors import ConfigError, StoreMismatch, UnknownSite
 from saekit.lm.sites import Site
 from saekit.sae import SAE
 from trainers import Route, TrainConfig, train
-from trainers.code import Code
 from trainers.metrics import reconstruction
-from trainers.objectives import OBJECTIVES, Now, Objective, Outcome
-from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)
 ARROW = "mlp_in.1->mlp_out.1"
-
-
-class DenseTranscoder(Objective):
-    """The plainest one: y_hat = W_dec^T ReLU(W_enc x + b_enc) + b_dec, without any sparsity."""
-
-    transcodes = True
-    unit_rows = False
-
-    def start(self) -> Parameters:
-        p = super().start()
-        D = len(self.reads.centre_D)
-        p.W_enc_FD = torch.randn(self.config.n_latents, D, generator=torch.Generator().manual_seed(1)) / D**0.5
-        p.W_dec_FE = torch.zeros_like(p.W_dec_FE)
-        return p
-
-    def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
-        f_BF = torch.relu(x_BD @ p.W_enc_FD.T + p.b_enc_F)
-        squares = (f_BF @ p.W_dec_FE + p.b_dec_E - y_BE).square().sum()
-        return Outcome(self.weight(x_BD) * squares, squares.detach(), Code.of_dense(f_BF.detach()))
-
-    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
-        raise NotImplementedError
-
-
-@pytest.fixture(autouse=True)
-def dense_transcoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registered as the architecture `transcoder`."""
-    monkeypatch.setitem(OBJECTIVES, "transcoder", f"{__name__}:DenseTranscoder")  # type: ignore[arg-type]
 
 
 def _layer(n: int, seed: int = 0) -> dict[Site, Tensor]:
@@ -62,8 +30,8 @@ def _layer(n: int, seed: int = 0) -> dict[Site, Tensor]:
 
 
 def _config(**settings: Any) -> TrainConfig:
-    small = {"n_latents": 64, "tokens": 60_000, "batch_size": 256, "lr": 3e-3}
-    return TrainConfig(**{"arch": "transcoder", "backend": "torch", **small, **settings})  # type: ignore[arg-type]
+    small = {"n_latents": 64, "l0": 16, "tokens": 60_000, "batch_size": 256, "lr": 3e-3}
+    return TrainConfig(**{**small, **settings})  # type: ignore[arg-type]
 
 
 def test_a_transcoder_reads_one_site_and_predicts_the_other(tmp_path: Path) -> None:
@@ -73,7 +41,7 @@ def test_a_transcoder_reads_one_site_and_predicts_the_other(tmp_path: Path) -> N
     assert (sae.cfg.d_in, sae.cfg.d_out) == (6, 4)
     fresh = _layer(2_000, seed=2)
     fvu = (sae(fresh[IN]) - fresh[OUT]).square().sum() / (fresh[OUT] - fresh[OUT].mean(0)).square().sum()
-    assert fvu < 0.03
+    assert fvu < 0.1
     assert reconstruction(sae, [fresh])["fvu"] == pytest.approx(fvu.item(), rel=1e-4)
     last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     assert f'"heldout/fvu": {reconstruction(sae, Memory(_layer(2_000, seed=1), 500, epochs=1))["fvu"]}' in last
@@ -87,13 +55,6 @@ def test_two_ways_to_say_it_are_one_run_and_another_target_is_another(tmp_path: 
     assert again.fingerprint() == first.fingerprint()
     with pytest.raises(StoreMismatch, match=r"site_out was 'mlp_out\.1', asked is None"):
         train(Memory(_layer(2_000), 256), config, tmp_path, site=IN, progress=False)
-
-
-def test_an_architecture_that_cannot_says_so_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DenseTranscoder, "transcodes", False)
-    with pytest.raises(ConfigError, match=r"transcoder predicts what it reads, mlp_in\.1; it cannot predict mlp_out\.1"):
-        train(Memory(_layer(2_000), 256), _config(), tmp_path / "no", site=ARROW, progress=False)
-    assert not (tmp_path / "no").exists()
 
 
 def test_a_store_is_read_at_both_sites(tmp_path: Path, stories_lm: Any, tinystories_path: Path) -> None:

@@ -16,24 +16,12 @@ from trainers.parameters import Parameters
 from trainers.sparse import SparseGradient
 
 
-def _topk(k: int, dead: Tensor, aux_k: int, coefficient: float) -> dense.Loss:
-    def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h = dense.pre(p, x)
-        f = dense.topk(p, h, k)
-        return dense.fvu(p, f, y) + dense.auxk(p, h, f, y, dead, aux_k, coefficient)
-
-    return loss
-
-
 def _gradient(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> SparseGradient:
     return dense.made(config, x.shape[1]).gradient(p, x, x, Now(0.5, dead))[1]
 
 
-def _check(path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Parameters:
-    assert config.aux_k is not None
-    x = dense.clear_rows(p, x, dead, config.aux_k, config.l0)
-    loss = _topk(config.l0, dead, config.aux_k, config.aux_coefficient)
-    return dense.check(path, config, loss, p, x, dead)
+def _check(path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> None:
+    dense.check(path, config, p, dense.clear(config, p, x, dead), dead)
 
 
 @pytest.mark.parametrize("path", dense.PATHS)
