@@ -1,55 +1,55 @@
-"""How fast a TopK training step is, next to the peers' own, and whether it learns what a dense float32 step learns.
+"""How fast a training step is next to the peers' own, what memory it takes, and whether it learns what a dense step learns.
 
 Every contestant does its library's whole step on the same activations: forward, backward, decoder constraint, optimizer,
-counters of dead latents, AuxK where there are dead latents. They take turns (A B C A B C ...) in one process. Core-seconds
-stand beside wall time: on a machine that others use as well they are the fairer measure. Peers that are not installed are
-left out:
+counters of dead latents, and AuxK (where the library has it on) with 1 % of the latents dead. They take turns (A B C A B C ...)
+in one process. Core-seconds stand beside wall time: on a machine that others use as well they are the fairer measure. JumpReLU,
+Gated and standard dictionaries are held at an L0 of 128, the others have k = 32. Peers that are not installed are left out:
 
     pip install --no-deps dictionary-learning eai-sparsify schedulefree simple-parsing natsort docstring-parser
 
 Examples:
-    python scripts/bench_train.py
-    python scripts/bench_train.py --width 768 --latents 24576 --reps 3
-    python scripts/bench_train.py --curve
+    python scripts/bench_train.py                            # every architecture at 512x8192, TopK at 768x24576, too
+    python scripts/bench_train.py --arch jumprelu gated --shape 768x24576 --reps 3
+    python scripts/bench_train.py --quick                    # small, to see that everybody runs
+    python scripts/bench_train.py --memory
+    python scripts/bench_train.py --curves
+    python scripts/bench_train.py --profile --arch gated     # where our step spends its time
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
+import multiprocessing
 import os
+import pstats
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not count as work
-os.environ.setdefault("WANDB_MODE", "disabled")
-os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # where triton is installed, sparsify would use it on a CPU, too
 
 import torch
+from peers import PEERS, Step, Task
 from torch import Tensor, nn
 
 from saekit.sae.kernels.threads import only_blocks
 from trainers import TrainConfig
+from trainers.objectives import Now, Outcome
+from trainers.parameters import Parameters
 from trainers.state import Training
 from trainers.statistics import Statistics
 
-Step = Callable[[Tensor], float]
+ARCHITECTURES = ("topk", "transcoder", "skip_transcoder", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
+PENALISED = ("jumprelu", "gated", "standard")
+BATCHES = 4  # that a contestant sees, again and again
 
 
-@dataclass
-class Task:
-    """A size: width D, latents F, latents per token k, tokens per step."""
-
-    width: int
-    latents: int
-    k: int
-    batch: int
+# Data and our own step
 
 
 def activations(n: int, width: int, seed: int = 0) -> Tensor:
@@ -67,129 +67,40 @@ def activations(n: int, width: int, seed: int = 0) -> Tensor:
     return x * (width**0.5 / x.norm(dim=1).mean())
 
 
-# The contestants: each maker returns a step that trains on a batch and returns its loss.
+def targets(task: Task, x: Tensor) -> Tensor:
+    """What is to be predicted: of a transcoder, what a random MLP makes of x."""
+    if not task.transcodes:
+        return x
+    generator = torch.Generator().manual_seed(99)
+    up, down = (torch.randn(task.width, task.width, generator=generator) for _ in range(2))
+    y = torch.relu(x @ up) @ down
+    return y * (task.width**0.5 / y.norm(dim=1).mean())
 
 
-def saekit(task: Task, data: Tensor, dead: float = 0.0, **settings: object) -> Step:
-    """Our step. `dead`: share of latents held dead, so that AuxK has work."""
-    config = TrainConfig(n_latents=task.latents, l0=task.k, batch_size=task.batch, tokens=10**9, **settings)  # type: ignore[arg-type]
-    config = config.resolve(task.width)
-    training = Training(replace(config, dead_tokens=10**9), Statistics.of(data[:16384], "mean"))
+def training(task: Task, x: Tensor, y: Tensor, **settings: object) -> Training:
+    arch = "topk" if task.transcodes else task.arch
+    settings = {"b_dec": "mean", "k_start": task.k, "tokens": 10**9, "dead_tokens": 10**9, "batch_size": task.batch, **settings}
+    skip = task.arch == "skip_transcoder"
+    config = TrainConfig(n_latents=task.latents, arch=arch, l0=task.k, skip=skip, **settings)  # type: ignore[arg-type]
+    reads, writes = (Statistics.of(data[:16384], "mean") for data in (x, y))
+    return Training(config.resolve(task.width), reads, writes if task.transcodes else None)
 
-    def step(x: Tensor) -> float:
-        if dead:
-            training.dead.dead = torch.arange(int(dead * task.latents))
-            training.p.b_enc_F[training.dead.dead] = -1.0  # rarely among the largest, yet positive on some tokens
-        before = training.window.squares
+
+def saekit(task: Task, x: Tensor, y: Tensor, **settings: object) -> Callable[[Tensor, Tensor], Outcome]:
+    it = training(task, x, y, **settings)
+    dead = torch.arange(task.latents)[task.dead_latents]
+
+    def step(x: Tensor, y: Tensor) -> Outcome:
+        it.dead.dead = dead
+        # They rarely fire, but are positive on some tokens.
+        it.p.b_enc_F[dead] = torch.minimum(it.p.b_enc_F[dead], -it.p.W_enc_FD[dead].norm(dim=1))
         with only_blocks():
-            training.step(x)
-        return float(training.window.squares - before) / (len(x) * training.writes.variance)
+            return it.step(x, y if task.transcodes else None)
 
     return step
 
 
-def sae_lens(task: Task, data: Tensor, autocast: bool = False) -> Step:
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=task.width, d_sae=task.latents, k=task.k, device="cpu"))
-    config = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=task.batch, lr=3e-4, lr_end=3e-4, autocast=autocast
-    )
-    trainer = SAETrainer(config, sae, iter(()))
-
-    def step(x: Tensor) -> float:
-        output = trainer.step(x)
-        trainer.n_training_steps += 1
-        return float(output.losses["mse_loss"])
-
-    return step
-
-
-def dictionary_learning(task: Task, data: Tensor, autocast: bool = False) -> Step:
-    if "nnsight" not in sys.modules:  # wanted by its model buffers, which a training step does not touch
-        stand_in = types.ModuleType("nnsight")
-        stand_in.LanguageModel = object  # type: ignore[attr-defined]
-        sys.modules["nnsight"] = stand_in
-    from dictionary_learning.trainers import TopKTrainer
-
-    trainer = TopKTrainer(
-        k=task.k,
-        steps=100_000,
-        activation_dim=task.width,
-        dict_size=task.latents,
-        layer=0,
-        lm_name="none",
-        device="cpu",
-        warmup_steps=10,
-    )
-    count = iter(range(10**9))
-
-    def step(x: Tensor) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return float(trainer.update(next(count), x))
-
-    return step
-
-
-def sparsify(task: Task, data: Tensor, optimizer: str = "signum") -> Step:
-    """Its trainer's step, in its order: decoder norm, forward, counters, backward, projection, optimizer."""
-    from sparsify import SparseCoder, SparseCoderConfig
-
-    config = SparseCoderConfig(num_latents=task.latents, k=task.k)
-    coder = SparseCoder(task.width, config, "cpu", torch.float32)
-    scale = (task.latents / 2**14) ** 0.5
-    if optimizer == "signum":
-        from schedulefree import ScheduleFreeWrapper
-        from sparsify.sign_sgd import SignSGD
-
-        opt = ScheduleFreeWrapper(SignSGD([{"params": coder.parameters(), "lr": 5e-3 / scale}]), momentum=0.95)
-        opt.train()
-    else:
-        opt = torch.optim.Adam(coder.parameters(), lr=2e-4 / scale)
-    since, fired = torch.zeros(task.latents, dtype=torch.long), torch.zeros(task.latents, dtype=torch.bool)
-
-    def step(x: Tensor) -> float:
-        coder.set_decoder_norm_to_unit_norm()
-        output = coder(x=x, y=x, dead_mask=None)
-        fired[output.latent_indices.flatten()] = True
-        output.fvu.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
-        opt.step()
-        opt.zero_grad()
-        since.add_(len(x))
-        since[fired] = 0
-        fired.zero_()
-        return float(output.fvu.detach())
-
-    return step
-
-
-def dense(task: Task, data: Tensor, lr: float = 3e-4, seed: int = 0, nudge: float = 0.0, scaled: bool = True) -> Step:
-    """Plain PyTorch with our rules (start, loss, schedule-free Adam, unit rows), everything dense in float32."""
-    facts = Statistics.of(data[:16384], "mean")
-    W = torch.randn(task.latents, task.width, generator=torch.Generator().manual_seed(seed))
-    W = W / W.norm(dim=1, keepdim=True) * (1 + nudge)
-    start = (W, torch.zeros(task.latents), W, facts.centre_D)
-    W_enc, b_enc, W_dec, b_dec = params = [nn.Parameter(tensor.clone()) for tensor in start]
-    optimizer = torch.optim.Adam(params, lr=lr, eps=6.25e-10)
-
-    def step(x: Tensor) -> float:
-        x = x * facts.scale
-        values, indices = torch.relu((x - b_dec) @ W_enc.T + b_enc).topk(task.k, sorted=False)
-        code = x.new_zeros(len(x), task.latents).scatter(1, indices, values)
-        loss = (code @ W_dec + b_dec - x).square().sum(1).mean() / facts.variance
-        optimizer.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            assert W_dec.grad is not None
-            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
-            optimizer.step()
-            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
-        return loss.item()
-
-    return step
+# Speed
 
 
 @dataclass
@@ -214,107 +125,232 @@ def measure(run: Callable[[], object]) -> Sample:
     return Sample(wall, cpu, max(0.0, others - cpu) / (wall * cores))
 
 
-def speed(task: Task, reps: int, wanted: list[str]) -> dict[str, dict[str, float]]:
-    """Alternating timings of everybody at one size; prints a table."""
-    data = activations(4 * task.batch, task.width)
-    batches = data.split(task.batch)
-    makers: dict[str, Callable[[], Step]] = {
-        "saekit": lambda: saekit(task, data),
-        "saekit, no bf16 screen": lambda: saekit(task, data, screen=False),
-        "saekit, 1 % dead (AuxK)": lambda: saekit(task, data, dead=0.01),
-        "sparsify (signum)": lambda: sparsify(task, data),
-        "sparsify (adam)": lambda: sparsify(task, data, "adam"),
-        "dictionary_learning": lambda: dictionary_learning(task, data),
-        "dictionary_learning, bf16": lambda: dictionary_learning(task, data, autocast=True),
-        "sae-lens": lambda: sae_lens(task, data),
-        "sae-lens, bf16": lambda: sae_lens(task, data, autocast=True),
-        "dense PyTorch": lambda: dense(task, data),
-    }
+def contestants(task: Task, x: Tensor, y: Tensor, wanted: list[str]) -> dict[str, Step]:
+    """Those that have the architecture, warmed up."""
+    makers: dict[str, Callable[[], Step | None]] = {"saekit": lambda: saekit(task, x, y)}
+    makers |= {name: (lambda make=make: make(task)) for name, make in PEERS.items()}  # type: ignore[misc]
     steps: dict[str, Step] = {}
     for name, make in makers.items():
         if wanted and not any(part in name for part in wanted):
             continue
+        torch.manual_seed(0)
         try:
-            torch.manual_seed(0)
-            steps[name] = make()
-            steps[name](batches[0])  # compiles, allocates
-            steps[name](batches[1])
+            step = make()
         except ImportError as error:
             print(f"  {name}: left out, {error}", file=sys.stderr)
-            steps.pop(name, None)
+            continue
+        if step is not None:
+            steps[name] = step
+            for i in range(2):  # compiles, allocates
+                step(x[i * task.batch :][: task.batch], y[i * task.batch :][: task.batch])
+    return steps
+
+
+def speed(task: Task, reps: int, wanted: list[str]) -> dict[str, dict[str, float]]:
+    """Alternating timings of everybody; prints a table."""
+    x = activations(BATCHES * task.batch, task.width)
+    y = targets(task, x)
+    batches = list(zip(x.split(task.batch), y.split(task.batch)))
+    steps = contestants(task, x, y, wanted)
     samples: dict[str, list[Sample]] = {name: [] for name in steps}
     for rep in range(reps):
         for name, step in steps.items():
-            samples[name].append(measure(lambda step=step, rep=rep: step(batches[rep % 4])))  # type: ignore[misc]
-    result = {
-        name: {
-            "cpu_ms": 1e3 * statistics.median(s.cpu for s in rows),
-            "wall_ms": 1e3 * statistics.median(s.wall for s in rows),
-            "best_wall_ms": 1e3 * min(s.wall for s in rows),
-            "foreign": statistics.mean(s.foreign for s in rows),
-        }
-        for name, rows in samples.items()
-    }
-    peers = {name: row for name, row in result.items() if not name.startswith(("saekit", "dense"))}
-    print(f"\nTopK step, width {task.width}, {task.latents} latents, k {task.k}, batch {task.batch}; medians of {reps}")
-    print(f"{'':28}{'core-ms':>9}{'wall ms':>9}{'best':>8}{'others':>8}   ours is faster by (core-ms, wall, best wall)")
-    ours = result.get("saekit")
+            samples[name].append(measure(lambda step=step, rep=rep: step(*batches[rep % BATCHES])))  # type: ignore[misc]
+    result = {name: _summary(rows) for name, rows in samples.items()}
+    ours, peers = result.get("saekit"), {name: row for name, row in result.items() if name != "saekit"}
+    print(f"\n{task.arch}, width {task.width}, {task.latents} latents, L0 {task.k}, batch {task.batch}; medians of {reps}")
+    print(f"{'':26}{'core-ms':>9}{'lowest':>8}{'highest':>8}{'wall ms':>9}{'others':>8}   ours is faster by (core-ms, wall)")
     for name, row in result.items():
-        ratios = [row[key] / ours[key] for key in ("cpu_ms", "wall_ms", "best_wall_ms")] if ours and name in peers else []
-        times = f"{row['cpu_ms']:9.0f}{row['wall_ms']:9.0f}{row['best_wall_ms']:8.0f}{row['foreign']:8.0%}"
-        print(f"{name:28}{times}   " + "  ".join(f"{ratio:.2f}x" for ratio in ratios))
-    if ours and peers:
-        fastest = min(peers, key=lambda name: peers[name]["cpu_ms"])
-        print(f"fastest peer: {fastest}: {peers[fastest]['cpu_ms'] / ours['cpu_ms']:.2f}x our core-seconds, ", end="")
-        print(f"{peers[fastest]['wall_ms'] / ours['wall_ms']:.2f}x our wall time")
+        times = f"{row['cpu_ms']:9.0f}{row['cpu_low']:8.0f}{row['cpu_high']:8.0f}{row['wall_ms']:9.0f}{row['foreign']:8.0%}"
+        ratios = [row[key] / ours[key] for key in ("cpu_ms", "wall_ms")] if ours and name in peers else []
+        print(f"{name:26}{times}   " + "  ".join(f"{ratio:.2f}x" for ratio in ratios), flush=True)
     return result
 
 
-def curve(steps: int = 300) -> dict[str, list[float]]:
-    """Loss curves of our step and of dense float32 from the same start on the same batches; prints how far apart they are.
-
-    What counts as noise: the dense run once more from weights changed in the last digit, and from another seed.
-    """
-    task = Task(width=256, latents=2048, k=32, batch=512)
-    data = activations(task.batch * steps, task.width, seed=7)
-    lr = 1e-3
-    settings = {"lr": lr, "warmup": 0.0, "decay": 0.0, "b_dec": "mean"}
-    runs = {
-        "dense float32": dense(task, data, lr),
-        "dense, last digit": dense(task, data, lr, nudge=1e-7),
-        "dense, other seed": dense(task, data, lr, seed=1),
-        "saekit": saekit(task, data, screen=False, **settings),
-        "saekit, bf16 screen": saekit(task, data, screen=True, **settings),
+def _summary(rows: list[Sample]) -> dict[str, float]:
+    cpu = [1e3 * sample.cpu for sample in rows]
+    return {
+        "cpu_ms": statistics.median(cpu),
+        "cpu_low": min(cpu),
+        "cpu_high": max(cpu),
+        "wall_ms": 1e3 * statistics.median(sample.wall for sample in rows),
+        "foreign": statistics.mean(sample.foreign for sample in rows),
     }
-    curves = {name: [step(x) for x in data.split(task.batch)] for name, step in runs.items()}
-    reference = torch.tensor(curves["dense float32"], dtype=torch.float64)
-    print(f"\nLoss over {steps} steps (width 256, 2048 latents, k 32, batch 512), against dense float32")
-    for name, losses in curves.items():
-        own = torch.tensor(losses, dtype=torch.float64)
-        apart = ((own - reference) / reference).abs()
-        end = (own[-50:].mean() / reference[-50:].mean() - 1).item()
-        print(f"  {name:22} last {own[-1]:.5f}  apart: mean {apart.mean():.1e}, max {apart.max():.1e}, last 50 steps {end:+.4%}")
-    return curves
+
+
+def overview(results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """One line for each task: the fastest of the peers, and how much slower than ours it is."""
+    print(f"\n{'':26}{'ours, core-ms':>14}{'fastest peer':>28}{'core-ms':>9}{'wall':>8}{'sae-lens':>10}")
+    for name, result in results.items():
+        peers = {peer: row for peer, row in result.items() if peer != "saekit"}
+        if not peers or "saekit" not in result:
+            continue
+        ours, best = result["saekit"], min(peers, key=lambda peer: peers[peer]["cpu_ms"])
+        ratios = [peers[best][key] / ours[key] for key in ("cpu_ms", "wall_ms")]
+        lens = f"{peers['sae-lens']['cpu_ms'] / ours['cpu_ms']:9.2f}x" if "sae-lens" in peers else ""
+        print(f"{name:26}{ours['cpu_ms']:14.0f}{best:>28}{ratios[0]:8.2f}x{ratios[1]:7.2f}x{lens}")
+
+
+# Memory
+
+
+def memory(tasks: list[Task]) -> dict[str, float]:
+    """Peak memory of our steps, each in its own process; the unit is parameters, optimizer and one (batch, latents) buffer."""
+    ratios = {}
+    for task in tasks:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak, unit = pool.apply(_peak, (task,))
+        ratios[f"{task.arch} {task.width}x{task.latents}"] = peak / unit
+        print(
+            f"{task.arch:16}{task.width}x{task.latents}: peak {peak / 2**20:.0f} MiB, {peak / unit:.2f} of the unit", flush=True
+        )
+    return ratios
+
+
+def _peak(task: Task) -> tuple[int, int]:
+    def now(key: str) -> int:
+        return (
+            int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)).split()[1])
+            << 10
+        )
+
+    small = replace(task, width=64, latents=512, batch=128, k=8)
+    x = activations(128, 64)
+    saekit(small, x, targets(small, x))(x, targets(small, x))  # loads code and kernels
+    x = activations(task.batch, task.width)
+    y = targets(task, x)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = now("VmRSS")
+    step = saekit(task, x, y)
+    for _ in range(3):
+        step(x, y)
+    weights = 2 * task.width * task.latents * 4
+    return now("VmHWM") - before, 3 * weights + task.batch * task.latents * 4
+
+
+# What is learnt
+
+
+def curves(arch: str, steps: int = 300) -> dict[str, list[float]]:
+    """Loss curves of our step and of the dense formula from the same start on the same batches; prints how far apart they are.
+
+    What counts as noise: the dense run once more from weights changed in the last digit.
+    """
+    task = Task(arch, width=256, latents=2048, k=32, batch=512, dead=0.0)
+    x = activations(task.batch * steps, task.width, seed=7)
+    y = targets(task, x)
+    settings = {"lr": 1e-3, "warmup": 0.0, "decay": 0.0, "tokens": task.batch * steps, "dead_tokens": 20 * task.batch}
+    runs = {
+        "dense float32": _dense(training(task, x, y, backend="torch", **settings)),
+        "dense, last digit": _dense(training(task, x, y, backend="torch", **settings), nudge=1e-7),
+        "saekit": training(task, x, y, screen=False, **settings),
+        "saekit, bf16 screen": training(task, x, y, screen=True, **settings),
+    }
+    losses = {name: _losses(it, task, x, y) for name, it in runs.items()}
+    reference = _smooth(losses["dense float32"])
+    print(f"\n{arch}: loss over {steps} steps (width 256, 2048 latents, L0 32, batch 512, AuxK), apart from dense float32")
+    for name, values in losses.items():
+        apart = (_smooth(values) / reference - 1).abs()
+        last = f"last {values[-1]:.4f}, {len(runs[name].dead.dead)} dead"
+        print(f"  {name:20} {last:24} smoothed over 20 steps: largest {apart.max():.1e}, last {apart[-1]:.1e}")
+    return losses
+
+
+def _losses(it: Training, task: Task, x: Tensor, y: Tensor) -> list[float]:
+    found = []
+    with only_blocks():
+        for x_BD, y_BE in zip(x.split(task.batch), y.split(task.batch)):
+            outcome = it.step(x_BD, y_BE if task.transcodes else None)
+            found.append(float(outcome.squares) / (len(x_BD) * it.writes.variance))
+    return found
+
+
+def _dense(it: Training, nudge: float = 0.0) -> Training:
+    """The same training with the loss that the tests hold ours against: the paper's formula, written down densely."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "trainers"))
+    import dense  # type: ignore[import-not-found]
+
+    dense.VARIANCE = it.writes.variance
+    its_own, weight = it.objective.loss, getattr(it.objective, "penalty", lambda now: 0.0)
+
+    def loss(p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
+        with torch.no_grad():
+            outcome = its_own(p, x_BD, y_BE, now)  # what fires
+        return outcome._replace(loss=dense.loss_of(it.config, now.dead, weight(now))(p, x_BD, y_BE))
+
+    it.objective.loss = loss  # type: ignore[method-assign]
+    for tensor in it.p.values():
+        tensor *= 1 + nudge
+    return it
+
+
+def _smooth(losses: list[float], steps: int = 20) -> Tensor:
+    return torch.tensor(losses, dtype=torch.float64).unfold(0, steps, 1).mean(1)
+
+
+# The command
+
+
+def profile(task: Task, steps: int = 5) -> None:
+    x = activations(task.batch, task.width)
+    y = targets(task, x)
+    step = saekit(task, x, y)
+    step(x, y)
+    with cProfile.Profile() as found:
+        for _ in range(steps):
+            step(x, y)
+    print(f"\n{task.arch} {task.width}x{task.latents}, {steps} steps")
+    pstats.Stats(found).strip_dirs().sort_stats("tottime").print_stats(18)
+
+
+def tasks(options: argparse.Namespace) -> list[Task]:
+    batch = options.batch or (512 if options.quick else 4096)
+    shapes = {arch: ["128x1024"] if options.quick else ["512x8192"] for arch in ARCHITECTURES}
+    if not options.quick:
+        shapes["topk"].append("768x24576")
+    found = []
+    for arch in options.arch:
+        for shape in options.shape or shapes[arch]:
+            width, latents = map(int, shape.split("x"))
+            k = options.k or (128 if arch in PENALISED and not options.quick else 32)
+            found.append(Task(arch, width, latents, k, batch, options.dead))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--latents", type=int, default=8192)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--arch", nargs="*", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--shape", nargs="*", help="WIDTHxLATENTS")
+    parser.add_argument("--k", type=int, help="latents per token")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--dead", type=float, default=0.01, help="share of latents held dead")
     parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="*", default=[], help="parts of names of contestants")
-    parser.add_argument("--curve", action="store_true", help="compare loss curves instead of times")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of times")
+    parser.add_argument("--curves", action="store_true", help="loss curves instead of times")
+    parser.add_argument("--profile", action="store_true", help="where our step spends its time")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     options = parser.parse_args()
     print(
-        f"{os.cpu_count()} cores, torch {torch.__version__} on {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+        f"{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
-    if options.curve:
-        result: object = curve()
+    result: object = None
+    if options.curves:
+        result = {arch: curves(arch) for arch in options.arch}
+    elif options.memory:
+        result = memory(tasks(options))
+    elif options.profile:
+        for task in tasks(options):
+            profile(task)
     else:
-        result = speed(Task(options.width, options.latents, options.k, options.batch), options.reps, options.only)
+        found = {
+            f"{task.arch} {task.width}x{task.latents}": speed(task, 2 if options.quick else options.reps, options.only)
+            for task in tasks(options)
+        }
+        overview(found)
+        result = found
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 
