@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _DATA = "NeelNanda/pile-10k"
 
 
-def _plan(model: str, sites: list[str] | None, data: str | None, out: Path | None, **settings: Any) -> Workspace:
+def _plan(
+    model: str, sites: list[str] | None, data: str | None, out: Path | None, site_out: str | None = None, **settings: Any
+) -> Workspace:
     quiet_libraries()
     from saekit.lm import LanguageModel
     from saekit.workspace import Workspace, study_of
@@ -32,7 +34,7 @@ def _plan(model: str, sites: list[str] | None, data: str | None, out: Path | Non
     if not sites:
         lm = LanguageModel.load(model, dtype=settings.get("dtype"), revision=settings.get("revision"))
         sites = [f"resid_post.{lm.n_layers // 2}"]
-    names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site).sites})))
+    names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site, site_out).sites})))
     out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
     data = data or (NAME if is_lab(model) else _DATA)
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
@@ -58,6 +60,7 @@ def _describe(
 def fit(
     model: options.MODEL,
     site: options.SITES = None,
+    site_out: options.SITE_OUT = None,
     data: options.DATA = None,
     out: options.OUT = None,
     tokens: options.TOKENS = 2_000_000,
@@ -87,6 +90,7 @@ def fit(
         site,
         data,
         out,
+        site_out,
         tokens=tokens,
         context=context,
         packing=packing,
@@ -97,7 +101,7 @@ def fit(
         dtype=dtype,
         store_dtype=store_dtype,
     )
-    plans = workspace.plans(_describe(workspace, settings, site))
+    plans = workspace.plans(_describe(workspace, settings, site, site_out=site_out))
     with workspace.writing():
         store = workspace.cache(batch_size=cache_batch)
         _raise_first(workspace.train_all(plans, wandb=wandb))
