@@ -112,6 +112,10 @@ class Objective(ABC):
     def observe(self, outcome: Outcome, now: Now) -> None:  # noqa: B027
         """Take note of a step that was done."""
 
+    def metrics(self, now: Now) -> dict[str, float]:
+        """What a row of the log tells of an architecture beside what it tells of all."""
+        return {}
+
     def sae(self, p: Parameters, **facts: Any) -> SAE:
         """What the parameters make: an SAE on the CPU that reads activations as they are, with their scale folded in.
 

@@ -87,6 +87,11 @@ class Penalised(Objective):
         assert self.config.tokens is not None
         self.state["log_weight"] += min(_MOST, _LEARNS * n_tokens / self.config.tokens) * self._excess(now)
 
+    def metrics(self, now: Now) -> dict[str, float]:
+        # Without what it answers at once, which swings from step to step.
+        controlled = self.config.sparsity is None
+        return {"sparsity": math.exp(self.state["log_weight"].item()) if controlled else self.penalty(now)}
+
     def _excess(self, now: Now) -> float:
         """log(L0 / target), at most 1 and at least -1; 0 before anything is known."""
         l0 = self.state["l0"].item()

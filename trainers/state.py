@@ -83,8 +83,7 @@ class Training:
             NonFiniteActivations: the loss is NaN or infinite because activations are; nothing was updated.
             Diverged: it is so all the same. On a GPU nothing is looked at here; :meth:`check` finds it.
         """
-        assert self.config.tokens is not None
-        now = Now(self.tokens / self.config.tokens, self.dead.dead)
+        now = self._now
         lr = learning_rate(self.config, self.tokens + len(x_BD))
         unit_rows = self.objective.unit_rows
         if self.sparse:
@@ -129,6 +128,11 @@ class Training:
             self.fired_F += firings_F
             self.fired_tokens += n_tokens
 
+    @property
+    def _now(self) -> Now:
+        assert self.config.tokens is not None
+        return Now(self.tokens / self.config.tokens, self.dead.dead)
+
     # What it says of itself
 
     def check(self) -> None:
@@ -157,6 +161,7 @@ class Training:
             "l0": float(window.firings) / window.tokens,
             "dead_fraction": len(self.dead.dead) / self.config.n_latents,
             "lr": learning_rate(self.config, self.tokens),
+            **self.objective.metrics(self._now),
         }
 
     def sae(self, **facts: Any) -> SAE:

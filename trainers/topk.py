@@ -86,6 +86,9 @@ class TopK(Objective):
         if self.threshold and outcome.kept is not None:
             self.threshold.observe(outcome.kept)
 
+    def metrics(self, now: Now) -> dict[str, float]:
+        return {"threshold": self.threshold.value.item()} if self.threshold else {}
+
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
         tensors = super().tensors(p)
         if self.threshold:

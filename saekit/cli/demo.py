@@ -13,6 +13,7 @@ from saekit.cli.output import console, emit, print_quality, quiet_libraries, say
 if TYPE_CHECKING:
     from saekit.demo import Demo
     from saekit.report import Section
+    from saekit.workspace import Workspace
 
 _QUERY = Annotated[
     list[str] | None,
@@ -72,19 +73,30 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="The page. [default: reports/SITE.html in the workspace]", show_default=False)
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="How dictionaries were trained, or are being trained: of all, a page each.")
+    ] = False,
     as_json: options.JSON = False,
 ) -> None:
     """Write a page on a dictionary: training curves, quality, density of its features, and what searches find.
 
     One HTML file that loads nothing from elsewhere.
 
+    With `--training`, pages on the training of every dictionary (of a site, with `--site`), finished or not, as `saekit train`
+    ends with: reports/train-SITE.html, or train-SITE-NAME.html.
+
     Example: `saekit report pythia --query "happy" --query "money"`
+
+    Example: `saekit report pythia --training`
     """
     quiet_libraries()
     from saekit import report as pages
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
+    if training:
+        _report_training(ws, site, as_json)
+        return
     chosen = ws.site(site)
     sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
     path = pages.write(pages.gather(ws, chosen, sections), out or ws.path / "reports" / f"{chosen}.html")
@@ -92,6 +104,14 @@ def report(
         emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
     else:
         say((str(path), "bold"))
+
+
+def _report_training(ws: Workspace, site: str | None, as_json: bool) -> None:
+    from saekit.report.training import runs, write_training
+
+    found = [run for run in runs(ws) if site in (None, run[0])] or [(site or "", "")]  # which raises
+    rows = [{"site": site, "name": name, "report": str(write_training(ws, site, name))} for site, name in found]
+    emit(rows) if as_json else table(rows)
 
 
 def _print_demo(found: Demo) -> None:

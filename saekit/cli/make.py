@@ -108,6 +108,7 @@ def fit(
         for plan in plans:
             workspace.index(plan.route.site)
         quality = {str(plan.route): workspace.evaluate(plan.route.site) for plan in plans}
+        _write_pages(workspace, plans)
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
@@ -201,6 +202,9 @@ def train(
     or `runs:` with a list of settings. They are compared in a table, and in reports/sweep.html. Run it again after an
     interruption, or with more in the file: what is finished is not trained again.
 
+    How each was trained is told in reports/train-SITE.html, or train-SITE-NAME.html; `saekit report WS --training` writes that
+    page while training goes on.
+
     From an SAE on: `--from FOLDER` (or the name of a published one) takes its weights, and its settings where none are given.
 
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
@@ -218,8 +222,13 @@ def train(
         stopped = ws.train_all(plans, wandb=wandb)
         if sweep is not None:
             _print_sweep(ws, plans, sweep.stem, as_json)
+        pages = _write_pages(ws, plans)
     if sweep is None:
-        rows = [{"site": str(plan.route), "folder": str(plan.out)} for plan, error in zip(plans, stopped) if error is None]
+        rows = [
+            {"site": str(plan.route), "folder": str(plan.out), "report": str(page)}
+            for plan, page, error in zip(plans, pages, stopped)
+            if error is None
+        ]
         emit(rows) if as_json else table(rows)
     _raise_first(stopped)
 
@@ -245,6 +254,13 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], title: str, as_json: bool
         ]
     )
     say("pictures: ", (str(page), "bold"))
+
+
+def _write_pages(ws: Workspace, plans: Sequence[Plan]) -> list[Path]:
+    """The pages that tell how dictionaries were trained."""
+    from saekit.report import write_training
+
+    return [write_training(ws, str(plan.route.site), plan.name) for plan in plans]
 
 
 def _raise_first(stopped: Sequence[SaekitError | None]) -> None:

@@ -4,6 +4,7 @@ from saekit.report.content import Content, Found, Section, Steered, gather, sear
 from saekit.report.evaluation import render_evaluation, write_evaluation
 from saekit.report.page import render, write
 from saekit.report.sweep import Compared, compare, render_sweep, write_sweep
+from saekit.report.training import Trained, gather_training, render_training, write_training
 
 __all__ = [
     "Compared",
@@ -11,13 +12,17 @@ __all__ = [
     "Found",
     "Section",
     "Steered",
+    "Trained",
     "compare",
     "gather",
+    "gather_training",
     "render",
     "render_evaluation",
     "render_sweep",
+    "render_training",
     "search",
     "write",
     "write_evaluation",
     "write_sweep",
+    "write_training",
 ]

@@ -104,7 +104,8 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, limit: float | None =
                 )
             )
     names = [(line.style, line.name) for line in lines] if len(lines) > 1 else []
-    return _figure(parts, f"{y.label} against {x.label}", names)
+    ends = [f"{line.name} from {y.show(points[0][1])} to {y.show(points[-1][1])}" for line in lines if (points := line.points)]
+    return _figure(parts, f"{y.label} against {x.label}: {'; '.join(ends)}", names)
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], x_label: str, y_label: str) -> Markup:

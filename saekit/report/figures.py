@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent, times
-from saekit.report.content import Content, Steered
+from saekit.report.content import Steered
 from saekit.steer.sweep import Arm, Sweep
 
 COST = 1.5
 """A perplexity ratio beyond which text is no longer the model's."""
 
+# Metric -> what its axis is called, whether it is logarithmic where all values allow it, and how values are written.
+_CURVES: dict[str, tuple[str, str, Callable[[float], str] | None]] = {
+    "loss": ("loss", "log", None),
+    "fvu": ("FVU", "log", None),
+    "l0": ("L0", "", None),
+    "dead_fraction": ("dead", "", percent),
+    "lr": ("learning rate", "", None),
+    "sparsity": ("weight", "log", None),
+    "rate": ("tokens a second", "", None),
+}
 
-def curve(content: Content, name: str) -> Markup | None:
-    """A metric against the tokens trained on, in training and on held-out documents; None where it was not logged."""
-    log, show = name == "fvu", percent if name == "dead_fraction" else None
+
+def curve(rows: Sequence[Mapping[str, Any]], name: str, *, goal: float | None = None) -> Markup | None:
+    """A metric against the tokens trained on, in training and on held-out documents; None where it was not logged.
+
+    Args:
+        rows: of the training log.
+        goal: what it is to come to.
+    """
+    title, style, show = _CURVES.get(name, (name, "", None))
     lines = []
-    for key, title, style in ((name, "training", "a"), (f"heldout/{name}", "held out", "b dots")):
-        rows = [row for row in content.curve if key in row]
-        if rows and not (name == "dead_fraction" and key != name):  # of so few held-out tokens it says nothing
-            lines.append(Line(title, [row["tokens"] for row in rows], [row[key] for row in rows], style))
+    for key, series, kind in ((name, "training", "a"), (f"heldout/{name}", "held out", "b dots")):
+        own = [row for row in rows if row.get(key) is not None]
+        if own and not (name == "dead_fraction" and key != name):  # of so few held-out tokens it says nothing
+            lines.append(Line(series, [row["tokens"] for row in own], [row[key] for row in own], kind))
     if not lines:
         return None
     x = Axis("tokens trained on", 0.0, float(max(max(line.xs) for line in lines)) or 1.0)
-    return line_chart(lines, x, Axis.around(name, [y for line in lines for y in line.ys], log=log, zero=not log, show=show))
+    if goal is not None:
+        lines.append(Line("asked for", [0.0, x.high], [goal, goal], "c dashed"))
+    values = [y for line in lines for y in line.ys]
+    log = style == "log" and min(values) > 0
+    return line_chart(lines, x, Axis.around(title, values, log=log, zero=not log, show=show))
 
 
-def densities(content: Content) -> Markup | None:
-    """How many features fire how often; None where none does."""
-    logs = np.log10(content.density_F[content.density_F > 0])
+def densities(density_F: NDArray[np.float64]) -> Markup | None:
+    """How many features fire how often, given the share of tokens on which each does; None where none does."""
+    logs = np.log10(density_F[density_F > 0])
     if not len(logs):
         return None
     edges = np.arange(math.floor(4 * logs.min()), math.floor(4 * logs.max()) + 2) / 4

@@ -13,6 +13,7 @@ from saekit.files import write_whole
 from saekit.progress import track
 from saekit.report.charts import Axis, Line, line_chart, percent
 from saekit.report.page import environment, style
+from saekit.report.training import page_name
 
 if TYPE_CHECKING:
     from saekit.workspace import Workspace
@@ -40,6 +41,11 @@ class Compared:
     series: str
     metrics: dict[str, Any]
     best: bool
+
+    @property
+    def page(self) -> str:
+        """The file beside this one that tells how it was trained."""
+        return page_name(self.route.partition("->")[0], self.name)
 
     def row(self) -> dict[str, Any]:
         """As a table has it."""

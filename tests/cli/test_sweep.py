@@ -55,6 +55,13 @@ def test_a_sweep_is_trained_compared_and_extended(saekit: Saekit, ws: Path, tmp_
     dots = [dict(attributes)["class"] for tag, attributes in page.tags if tag == "circle"]
     assert len([each for each in dots if "dots" in each]) == 2 * len(rows)
 
+    linked = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert sorted(linked) == sorted(f"train-resid_post.2-{name}.html" for name in names)
+    for name, other in zip(sorted(names), sorted(linked)):
+        page = check((ws / "reports" / other).read_text())
+        assert name in page.all_text and "finished" in page.all_text and "comparison shapes" in page.all_text
+        assert f"{by_name[name]['ce_recovered']:.2%}" in page.all_text
+
     folder = ws / "sae" / "resid_post.2"
     before = {path: path.stat().st_mtime_ns for path in [*folder.rglob("*"), *ws.glob("reports/eval-*.json")] if path.is_file()}
     file.write_text(SWEEP.replace("[4, 8]", "[4, 8, 16]"))
@@ -63,6 +70,26 @@ def test_a_sweep_is_trained_compared_and_extended(saekit: Saekit, ws: Path, tmp_
     assert "arch=topk,l0=16" in outcome.stdout and "on the front" in outcome.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before  # neither trained nor measured again
     assert "dictionary" in saekit("eval", ws).stdout  # that of the site itself is still the one
+
+
+def test_the_page_on_a_training_is_there_at_its_end_and_can_be_written_meanwhile(saekit: Saekit, ws: Path) -> None:
+    page = ws / "reports" / "train-resid_post.2.html"
+    source = page.read_text()
+    settings = ws / "sae" / "resid_post.2"
+    assert "finished" in check(source).all_text
+    assert "400,000" in check(source).all_text  # tokens
+    (settings / "cfg.json").unlink()  # as it is before the end
+    log = (settings / "metrics.jsonl").read_text().splitlines(keepends=True)
+    half = [line for line in log if json.loads(line)["tokens"] <= 200_000]
+    (settings / "metrics.jsonl").write_text("".join(half) + log[-1][:20])
+    outcome = saekit("report", ws, "--training", "--json")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json == [{"site": "resid_post.2", "name": "", "report": str(page)}]
+    done = json.loads(half[-1])["tokens"] / 400_000
+    assert f"not finished: {done:.0%} of 400,000 tokens" in check(page.read_text()).all_text
+    refused = saekit("report", ws, "--training", "--site", "resid_post.1", "--json")
+    assert (refused.status, refused.json["error"]) == (2, "WorkspaceError")
+    assert "resid_post.2" in refused.json["hint"]
 
 
 def test_options_hold_for_all_and_are_the_settings_of_the_file(saekit: Saekit, ws: Path, tmp_path: Path) -> None:
@@ -79,7 +106,9 @@ def test_fine_tuning_makes_another_dictionary_of_the_same_site(saekit: Saekit, w
     source = ws / "sae" / "resid_post.2"
     outcome = saekit("train", ws, "--from", source, "--k", 8, "--name", "sparser", "--train-tokens", "2e4", "--json")
     assert outcome.status == 0, outcome.stderr
-    assert outcome.json == [{"site": "resid_post.2", "folder": str(source / "sparser")}]
+    page = ws / "reports" / "train-resid_post.2-sparser.html"
+    assert outcome.json == [{"site": "resid_post.2", "folder": str(source / "sparser"), "report": str(page)}]
+    assert "train-resid_post.2.html" in [attributes.get("href") for _, attributes in check(page.read_text()).tags]
     before, after = TrainConfig.load(source / "train.json"), TrainConfig.load(source / "sparser" / "train.json")
     assert (before.l0, after.l0, after.n_latents) == (16, 8, before.n_latents)
     fvu = [json.loads(line)["fvu"] for line in (source / "sparser" / "metrics.jsonl").read_text().splitlines() if '"fvu"' in line]

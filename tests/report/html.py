@@ -55,7 +55,11 @@ def check(source: str) -> Page:
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     for tag, attributes in page.tags:
-        assert not [name for name in attributes if name in LOADING or name.startswith("on")], (tag, attributes)
+        names = set(attributes)
+        if tag == "a":  # to a page beside this one
+            assert re.fullmatch(r"[\w.,=+-]+", attributes["href"]), attributes
+            names.remove("href")
+        assert not [name for name in names if name in LOADING or name.startswith("on")], (tag, attributes)
     (style,) = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
     assert "url(" not in style and "@import" not in style
     assert "Content-Security-Policy" in source

@@ -123,7 +123,7 @@ def test_charts_have_their_points() -> None:
     page = check(render(content()))
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
     assert len(charts) == 6
-    assert any("fvu" in label for label in charts)
+    assert any("FVU" in label for label in charts)
     for tag, attributes in page.tags:
         if tag == "polyline":
             for pair in attributes["points"].split():
