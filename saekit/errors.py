@@ -95,3 +95,7 @@ class WorkspaceTooNew(WorkspaceError):
 
 class DatabaseError(SaekitError):
     """A feature database is missing, unreadable or of another version."""
+
+
+class ParallelError(SaekitError):
+    """Another process of a run in several processes has ended or does not answer."""

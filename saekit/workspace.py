@@ -114,12 +114,22 @@ class Workspace:
             self.study.save(self.path)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, *, together: bool = False) -> Iterator[None]:
         """Make the folder where it is not there yet, and hold it for writing; the lock ends with the process, however it ends.
 
+        Args:
+            together: the processes that torchrun started share the work, and the first holds it for all.
+
         Raises:
-            WorkspaceError: another process writes here.
+            WorkspaceError: another process writes here, or each of several would do the whole work.
         """
+        from trainers import processes
+
+        if processes.world() > 1 and not together:
+            raise WorkspaceError("Only `saekit train` runs in several processes.", "Run this without torchrun.")
+        if not processes.leads():
+            yield
+            return
         self.begin()
         with (self.path / ".lock").open("w") as lock:
             try:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saekit.sae.kernels import encode_topk
 from trainers.code import Code
+from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 from trainers.sparse import SparseGradient, decode_gradient
 
@@ -27,11 +28,13 @@ class AuxK:
         k: dead latents that take part, per token.
         coefficient: weight; 0 turns it off.
         screen: as in :func:`saekit.sae.kernels.encode_topk`.
+        group: the processes among whose latents the largest are chosen, and of whose rows the variance is taken.
     """
 
     k: int
     coefficient: float
     screen: bool | None = None
+    group: Group = ALONE
 
     def loss(self, p: Parameters, x_BD: Tensor, residual_BE: Tensor, dead: Tensor) -> Tensor | float:
         """The loss, differentiable. `x_BD` is what the encoder reads; the residual `y - y_hat` is detached here."""
@@ -40,7 +43,7 @@ class AuxK:
         residual_BE = residual_BE.detach()
         code = self._encode(x_BD, p, dead, backend="torch")
         weight = self._weight(residual_BE)
-        return weight * (code.decode(p.W_dec_FE) - residual_BE).square().sum()
+        return weight * (self.group.whole(code.decode(p.W_dec_FE)) - residual_BE).square().sum()
 
     def add_gradient(self, gradient: SparseGradient, p: Parameters, residual_BE: Tensor, dead: Tensor) -> float:
         """Add the same loss's gradient to `gradient`, by hand, on the CPU; returns the loss."""
@@ -48,18 +51,21 @@ class AuxK:
             return 0.0
         code = self._encode(gradient.x_BD, p, dead, screen=self.screen)
         weight = float(self._weight(residual_BE))
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, None, residual_BE, 2 * weight)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, None, residual_BE, 2 * weight, self.group)
         gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
         return weight * squares
 
     def _active(self, dead: Tensor) -> bool:
-        return self.coefficient > 0 and len(dead) > 0
+        return self.coefficient > 0 and self.group.n_latents(len(dead)) > 0
 
     def _encode(self, x_BD: Tensor, p: Parameters, dead: Tensor, **how: object) -> Code:
-        k = min(self.k, len(dead))
-        values_BK, local_BK = encode_topk(x_BD, p.W_enc_FD[dead], p.b_enc_F[dead], k, **how)  # type: ignore[arg-type]
-        return Code.of(values_BK, dead[local_BK])
+        k = min(self.k, self.group.n_latents(len(dead)))
+        if not len(dead):  # all that are dead are in other processes
+            return Code.of(self.group.largest(x_BD.new_zeros(len(x_BD), 0), k), dead.expand(len(x_BD), 0))
+        W_enc_FD, b_enc_F = p.W_enc_FD[dead], p.b_enc_F[dead]
+        values_BK, local_BK = encode_topk(x_BD, W_enc_FD, b_enc_F, min(k, len(dead)), **how)  # type: ignore[arg-type]
+        return Code.of(self.group.largest(values_BK, k), dead[local_BK])
 
     def _weight(self, residual_BE: Tensor) -> Tensor:
-        spread = (residual_BE - residual_BE.mean(0)).square().sum()
-        return torch.where(spread > 0, self.coefficient / spread, 0.0)
+        variance = self.group.variance(residual_BE)
+        return torch.where(variance > 0, self.coefficient / (len(residual_BE) * variance), 0.0)

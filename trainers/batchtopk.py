@@ -16,6 +16,7 @@ from torch import Tensor
 from trainers.code import Code
 from trainers.objectives import Now
 from trainers.parameters import Parameters
+from trainers.threshold import smallest
 from trainers.topk import TopK
 
 
@@ -23,7 +24,7 @@ class BatchTopK(TopK):
     across_tokens = True
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
-        return self.of_batch(p, x_BD, now, **how)
+        return self.of_batch(p, x_BD, now, self.group, **how)
 
     def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
-        return code.values_N.detach().min() if len(code.values_N) else None
+        return smallest(code, self.group)

@@ -22,7 +22,7 @@ _POSITIVE = (
 _SHARES = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 # How a run is carried out, not what comes out of it: these may change when it goes on.
-_FREE = ("checkpoint_tokens", "keep", "keep_best", "log_tokens", "eval_tokens", "device", "backend", "screen")
+_FREE = ("checkpoint_tokens", "keep", "keep_best", "log_tokens", "eval_tokens", "device", "backend", "screen", "shard")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ class TrainConfig:
     """The sparse CPU step or the torch step. auto: the former for float32 on a CPU."""
     screen: bool | None = None
     """Look for the top latents in bfloat16 and compute those again in float32, with equal results. None: where it is faster."""
+    shard: bool = False
+    """Under torchrun, give each process a part of the latents, for dictionaries larger than a device, instead of a part of every
+    batch. Not for Matryoshka, and n_latents is a multiple of the number of processes."""
 
     def __post_init__(self) -> None:
         types = get_type_hints(TrainConfig)

@@ -35,3 +35,12 @@ class DeadCounter:
         self.since_F.masked_fill_(firings_F > 0, 0)
         if step % REFRESH == 0:
             self.dead = (self.since_F > self.limit).nonzero()[:, 0]
+
+    @property
+    def dead_F(self) -> Tensor:
+        """(F,) bool: which latents those are."""
+        return torch.zeros_like(self.since_F, dtype=torch.bool).index_fill_(0, self.dead, True)
+
+    @dead_F.setter
+    def dead_F(self, is_dead_F: Tensor) -> None:
+        self.dead = is_dead_F.nonzero()[:, 0]

@@ -44,10 +44,10 @@ class Gated(Penalised):
         latents_N = gates.latents_N
         h_N = gates.values_N - p.b_enc_F[latents_N]
         code = gates.with_values(torch.relu(h_N * p.r_mag_F.exp()[latents_N] + p.b_mag_F[latents_N]))
-        y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
+        y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
-        by_gates = (gates.decode(p.W_dec_FE.detach(), p.b_dec_E.detach()) - y_BE.detach()).square().sum()
-        penalty = self.per_gate(x_BD, now) * gates.values_N.sum()
+        by_gates = (self.decode(p.map(Tensor.detach), gates) - y_BE.detach()).square().sum()
+        penalty = self.per_gate(x_BD, now) * self.group.whole(gates.values_N.sum())
         loss = self.weight(x_BD) * (squares + by_gates) + penalty
         loss = loss + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
@@ -60,8 +60,8 @@ class Gated(Penalised):
         scaled_N = (gates.values_N - p.b_enc_F[latents_N]) * factor_N
         code = gates.with_values(torch.relu(scaled_N + p.b_mag_F[latents_N]))
         scale, per_gate = 2 * self.weight(x_BD), self.per_gate(x_BD, now)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
-        _, gate_grads_N, by_gates = decode_gradient(gates, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
+        _, gate_grads_N, by_gates = decode_gradient(gates, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
         magnitude_N = grads_N * (code.values_N > 0)
         through_N = magnitude_N * factor_N  # to h by way of the magnitude
         gradient = self.sparse_gradient(
@@ -73,7 +73,7 @@ class Gated(Penalised):
             r_mag_F=code.sums(n_latents, magnitude_N * scaled_N),
         )
         gradient.add(code, through_N + gate_grads_N + per_gate, error_BE)
-        loss = scale / 2 * (squares + by_gates) + per_gate * float(gates.values_N.sum())
+        loss = scale / 2 * (squares + by_gates) + per_gate * float(self.group.whole(gates.values_N.sum()))
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 

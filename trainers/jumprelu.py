@@ -47,9 +47,9 @@ class JumpReLU(Penalised):
         fires_N = (code.values_N > theta_N).to(theta_N.dtype)
         nudge_N = window_N * (theta_N - theta_N.detach()) / eps  # 0, but for its derivative
         code = code.with_values(code.values_N * fires_N - theta_N.detach() * nudge_N)
-        y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
+        y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
-        firings = (fires_N - nudge_N).sum()
+        firings = self.group.whole((fires_N - nudge_N).sum())
         loss = (
             self.weight(x_BD) * squares
             + self.penalty(now) / len(x_BD) * firings
@@ -65,11 +65,11 @@ class JumpReLU(Penalised):
         fires_N = code.values_N > theta_N
         code = code.with_values(code.values_N * fires_N)
         scale, per_firing = 2 * self.weight(x_BD), self.penalty(now) / len(x_BD)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
         theta_grad_F = code.sums(len(theta_F), window_N * (theta_N * grads_N + per_firing)) / -eps
         gradient = self.sparse_gradient(p, x_BD, error_BE, log_threshold_F=theta_F * theta_grad_F)
         gradient.add(code, grads_N * fires_N, error_BE)
-        loss = scale / 2 * squares + per_firing * float(fires_N.sum())
+        loss = scale / 2 * squares + per_firing * float(self.group.whole(fires_N.sum()))
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 

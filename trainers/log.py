@@ -62,6 +62,16 @@ class Log:
             self._run.finish()
 
 
+class NoLog:
+    """The log of a process beside the one that writes."""
+
+    position = 0
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order; a last line that a killed run left unfinished is no row."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []

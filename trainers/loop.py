@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,16 +14,20 @@ from saekit.lm.sites import Site
 from saekit.progress import track
 from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
-from trainers import checkpoints
+from trainers import checkpoints, parallel
 from trainers.config import TrainConfig
 from trainers.feed import Batch, Feed, Heldout, Source
 from trainers.metrics import Reconstruction
+from trainers.parallel import Group
 from trainers.plan import Plan
 from trainers.route import Route
 from trainers.run import Run
 from trainers.state import Training
+from trainers.statistics import Statistics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from saekit.lm import LanguageModel
 
 _FINAL_TOKENS = 1 << 18  # of the last look at held-out data
@@ -63,6 +68,7 @@ def train(
         NonFiniteActivations: NaN or infinity in a batch; says which. The last checkpoint is kept.
         Diverged: the loss exploded or is not finite; says from which batch on. The last checkpoint is from before that.
         StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
+        ParallelError: another of the processes that torchrun started has ended. The last checkpoint is kept.
     """
     plan = Plan(Route.parse(site, site_out), config, Path(out), start=start)
     (error,) = train_all(source, [plan], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
@@ -86,6 +92,9 @@ def train_all(
     checkpoints, log and folder, so those that are finished are left alone, and those that are behind catch up. Of a store,
     dictionaries share a pass if they agree on `data_seed` and `heldout`.
 
+    Processes that torchrun started train together, each on a part of every batch or, with `shard`, with a part of the latents;
+    the first one writes, with the same result as one process alone, but for rounding.
+
     Args:
         plans: what is to be trained, each into a folder of its own.
 
@@ -95,17 +104,14 @@ def train_all(
     Raises:
         As :func:`train` does, except NonFiniteActivations in a batch and Diverged.
     """
-    plans = [plan.resolve(source) for plan in plans]
-    _check_folders(plans)
-    open_plans = []
-    for plan in plans:
-        if plan.finished(source):
-            checkpoints.clear(plan.checkpoints)
-        else:
-            open_plans.append(plan)
-    stopped: dict[Plan, SaekitError] = {}
-    for together in _passes(source, open_plans):
-        stopped |= _Pass(source, together, lm, heldout, wandb).train(progress)
+    with parallel.joined():
+        everyone = parallel.group()
+        plans = [plan.resolve(source) for plan in plans]
+        _check_folders(plans)
+        finished = everyone.first(lambda: [_clear_if_finished(plan, source) for plan in plans])
+        stopped: dict[Plan, SaekitError] = {}
+        for together in _passes(source, [plan for plan, done in zip(plans, finished) if not done]):
+            stopped |= _Pass(source, together, lm, heldout, wandb, everyone).train(progress)
     return [stopped.get(plan) for plan in plans]
 
 
@@ -119,8 +125,9 @@ class _Pass:
         lm: LanguageModel | None,
         heldout: Iterable[Batch] | None,
         wandb: str | None,
+        group: Group,
     ) -> None:
-        self.plans, self.wandb = plans, wandb
+        self.plans, self.wandb, self.group = plans, wandb, group
         self.settings = [plan.settings(source) for plan in plans]
         self.facts = [_facts(plan.route, source, lm) for plan in plans]
         if isinstance(source, ActivationStore):
@@ -142,7 +149,7 @@ class _Pass:
             for run in runs:
                 stack.enter_context(closing(run.log))
             total = max(plan.config.tokens or 0 for plan in self.plans)
-            bar = stack.enter_context(track("training", total, enabled=progress))
+            bar = stack.enter_context(track("training", total, enabled=progress and self.group.leads))
             while runs:
                 portion = feed.next()
                 for run in runs:
@@ -154,7 +161,9 @@ class _Pass:
                 runs = [run for run in runs if run.plan not in stopped]
                 if portion:
                     bar.update(min(portion.stop, total), runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
-                self._finish([run for run in runs if not (portion and run.left)])
+                if ended := [run for run in runs if not (portion and run.left)]:
+                    made = [(run.sae(), run.training.frequency()) for run in ended]
+                    self.group.first(partial(self._finish, ended, made))
                 runs = [run for run in runs if portion and run.left]
         return stopped
 
@@ -168,8 +177,8 @@ class _Pass:
         runs = []
         for i, (plan, (training, own)) in enumerate(zip(self.plans, restored)):
             if training is None:
-                facts = [feed.statistics(site, plan.config) for site in plan.route.sites]
-                training = Training(plan.config, facts[0], facts[-1], plan.start)
+                facts = self.group.first(partial(_statistics, feed, plan))
+                training = Training(plan.config, facts[0], facts[-1], plan.start, plan.group)
             runs.append(Run(plan, training, self.settings[i], self.facts[i], own, self.heldout, self.wandb))
         return feed, runs
 
@@ -180,22 +189,22 @@ class _Pass:
         tensors, facts = found
         try:
             self.source.load_state(facts["source"])  # raises where it is of other data
-            return Training.restore(plan.config, tensors, facts), {key: facts[key] for key in beginning}
+            return Training.restore(plan.config, tensors, facts, plan.group), {key: facts[key] for key in beginning}
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Delete it to start anew."
             ) from error
 
-    def _finish(self, runs: Sequence[Run]) -> None:
+    def _finish(self, runs: Sequence[Run], made: Sequence[tuple[SAE, Tensor | None]]) -> None:
         """Measure what runs have made, all in one look at the held-out data, and write it."""
-        measured = [Reconstruction(run.sae()) for run in runs]
-        if self.heldout is not None and runs:
+        measured = [Reconstruction(sae) for sae, _ in made]
+        if self.heldout is not None:
             for batch in self.heldout.first(_FINAL_TOKENS):
                 for run, each in zip(runs, measured):
                     with run.cores():
                         each.add(batch)
-        for run, each in zip(runs, measured):
-            run.finish(each.sae, None if self.heldout is None else each.scalars())
+        for run, (sae, frequency), each in zip(runs, made, measured):
+            run.finish(sae, frequency, None if self.heldout is None else each.scalars())
 
     def _cores(self) -> AbstractContextManager[None]:
         """How the cores are used where no run says it.
@@ -205,6 +214,16 @@ class _Pass:
         """
         live = isinstance(self.source, LiveActivations)
         return only_blocks() if not live and all(plan.config.sparse_step for plan in self.plans) else nullcontext()
+
+
+def _statistics(feed: Feed, plan: Plan) -> list[Statistics]:
+    return [feed.statistics(site, plan.config) for site in plan.route.sites]
+
+
+def _clear_if_finished(plan: Plan, source: Source | ActivationStore) -> bool:
+    if finished := plan.finished(source):
+        checkpoints.clear(plan.checkpoints)
+    return finished
 
 
 def _check_folders(plans: Sequence[Plan]) -> None:

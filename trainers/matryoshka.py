@@ -22,6 +22,8 @@ from trainers.statistics import Statistics
 
 
 class Matryoshka(BatchTopK):
+    splits = False  # a level ends within one process's latents
+
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
         self.ends_G = group_ends(config.groups, config.n_latents).to(config.device)

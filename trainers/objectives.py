@@ -14,6 +14,7 @@ from saekit.sae import ARCHITECTURES, SAE, SAEConfig
 from trainers.auxk import AuxK
 from trainers.code import Code
 from trainers.config import TrainConfig
+from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 from trainers.sparse import SparseGradient
 from trainers.statistics import Statistics
@@ -70,20 +71,22 @@ class Objective(ABC):
         reads, writes: facts about x and y; the same object for an SAE, and another for a transcoder.
 
     Attributes:
+        group: the processes that train it together: parameters, codes and batches are those of this one.
+        splits: whether latents can be divided over them.
         transcoding: whether it predicts another site than the one it reads.
         unit_rows: keep decoder rows at norm 1. A transcoder's have any norm, and 0 at first.
         state: tensors that change as training goes on and are no parameters; checkpoints hold them, and going on from one
             copies into them, so :meth:`observe` changes them in place.
     """
 
+    group: Group = ALONE
+    splits = False
     unit_rows = True
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
-        assert config.aux_k is not None
         self.config, self.reads, self.writes = config, reads, writes
         self.transcoding = writes is not reads
         self.unit_rows = self.unit_rows and not self.transcoding
-        self.auxk = AuxK(config.aux_k, config.aux_coefficient, config.screen)
         self.state: dict[str, Tensor] = {}
 
     def start(self) -> Parameters:
@@ -128,7 +131,7 @@ class Objective(ABC):
             architecture=self.architecture,
             d_in=len(self.reads.centre_D),
             d_out=len(self.writes.centre_D),
-            n_latents=self.config.n_latents,
+            n_latents=len(p.b_enc_F),
             k=self.config.l0,
             dtype=self.config.dtype,
             **facts,
@@ -151,6 +154,11 @@ class Objective(ABC):
 
     # What the losses share
 
+    @property
+    def auxk(self) -> AuxK:
+        assert self.config.aux_k is not None
+        return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.screen, self.group)
+
     def sides(self, p: Parameters, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder reads, and what is left to the code and b_dec to predict.
 
@@ -158,7 +166,14 @@ class Objective(ABC):
         """
         if not self.transcoding:
             return x_BD - p.b_dec_E, y_BE
-        return x_BD, y_BE - x_BD @ p.W_skip_ED.T if "W_skip_ED" in p else y_BE
+        if "W_skip_ED" not in p:
+            return x_BD, y_BE
+        W_skip_ED = p.W_skip_ED if self.group.has_biases else p.W_skip_ED.detach()
+        return x_BD, y_BE - x_BD @ W_skip_ED.T
+
+    def decode(self, p: Parameters, code: Code) -> Tensor:
+        """What a code and b_dec predict."""
+        return self.group.whole(code.decode(p.W_dec_FE, p.b_dec_E if self.group.has_biases else None))
 
     def sparse_gradient(self, p: Parameters, x_BD: Tensor, error_BE: Tensor, **rest: Tensor) -> SparseGradient:
         """The gradient of what is outside the code, given what :meth:`sides` said of x and the gradient at the prediction.
@@ -166,18 +181,26 @@ class Objective(ABC):
         Args:
             rest: gradients of an architecture's own parameters.
         """
-        rest["b_dec_E"] = error_BE.sum(0)
+        counts = float(self.group.has_biases)
+        rest["b_dec_E"] = counts * error_BE.sum(0)
         if "W_skip_ED" in p:
-            rest["W_skip_ED"] = error_BE.T @ x_BD
-        return SparseGradient(x_BD, rest, centres=not self.transcoding)
+            rest["W_skip_ED"] = counts * error_BE.T @ x_BD
+        return SparseGradient(x_BD, rest, centres=not self.transcoding, group=self.group)
 
     def weight(self, x_BD: Tensor) -> float:
         """Of a squared error, so that a batch's sum is its FVU: the variance is that of the data."""
         return 1 / (len(x_BD) * self.writes.variance)
 
 
-def objective(config: TrainConfig, reads: Statistics, writes: Statistics) -> Objective:
-    """The objective of a configuration."""
-    module, name = OBJECTIVES[config.arch].split(":")
+def objective_class(arch: str) -> type[Objective]:
+    """The objective of an architecture."""
+    module, name = OBJECTIVES[arch].split(":")
     found: type[Objective] = getattr(import_module(module), name)
-    return found(config, reads, writes)
+    return found
+
+
+def objective(config: TrainConfig, reads: Statistics, writes: Statistics, group: Group = ALONE) -> Objective:
+    """The objective of a configuration, trained by a group of processes."""
+    made = objective_class(config.arch)(config, reads, writes)
+    made.group = group
+    return made

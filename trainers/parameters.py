@@ -27,3 +27,8 @@ class Parameters(dict[str, Tensor]):
     def map(self, change: Callable[[Tensor], Tensor]) -> Parameters:
         """Parameters made of every tensor changed."""
         return Parameters({name: change(tensor) for name, tensor in self.items()})
+
+
+def has_latents(name: str) -> bool:
+    """Whether the first axis of a tensor of that name has a row for each latent."""
+    return name.rpartition("_")[2].startswith("F")

@@ -12,9 +12,11 @@ from typing import Any
 from saekit.activations import ActivationStore
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import SAE
-from trainers import finetune
+from trainers import finetune, parallel
 from trainers.config import TrainConfig
 from trainers.feed import Source
+from trainers.objectives import objective_class
+from trainers.parallel import Group
 from trainers.route import Route
 
 
@@ -40,14 +42,27 @@ class Plan:
     def checkpoints(self) -> Path:
         return self.out / "checkpoints"
 
+    @property
+    def group(self) -> Group:
+        """The processes that train it together."""
+        return parallel.group(shard=self.config.shard)
+
     def resolve(self, source: Source | ActivationStore) -> Plan:
         """The same with every open setting filled.
 
         Raises:
-            ConfigError: a setting is for transcoders only.
+            ConfigError: a setting is for transcoders only, or impossible in several processes.
             StoreMismatch: the SAE to start from is of other widths.
         """
-        route, config = self.route, self.config
+        route, config, group = self.route, self.config, self.group
+        if group.splits_latents and not objective_class(config.arch).splits:
+            raise ConfigError(f"The latents of {config.arch} cannot be divided over processes.", "Train it without shard.")
+        if group.splits_latents and config.n_latents % group.world:
+            nearest = max(1, round(config.n_latents / group.world)) * group.world
+            what = f"n_latents={config.n_latents} cannot be divided over {group.world} processes."
+            raise ConfigError(what, f"{nearest} is the nearest that can.")
+        if group.world > 1 and (config.device or "").startswith("cuda:"):
+            raise ConfigError(f"device={config.device!r} would be that of all processes.", "With 'cuda', each has its own.")
         if config.skip and not route.transcodes:
             raise ConfigError(
                 f"skip is for transcoders, and this reads and predicts {route.site}.", "Give a site_out, or no skip."

@@ -19,7 +19,7 @@ from saekit.sae.kernels.threads import only_blocks
 from trainers import checkpoints
 from trainers.divergence import Watch
 from trainers.feed import Heldout, Portion
-from trainers.log import Log
+from trainers.log import Log, NoLog
 from trainers.metrics import reconstruction
 from trainers.plan import Plan
 from trainers.state import Training
@@ -48,17 +48,22 @@ class Run:
         heldout: Heldout | None,
         wandb: str | None,
     ) -> None:
-        self.plan, self.training, self.heldout, self.note = plan, training, heldout, ""
+        self.plan, self.training, self.group, self.heldout, self.note = plan, training, training.group, heldout, ""
         self._facts, self._config = facts, training.config
         self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
         self._before = training.tokens
         self.watch = Watch(training.writes.variance, resumed.get("watch"))
-        if not training.steps:
+        self.log: Log | NoLog = NoLog()
+        self.group.first(lambda: self._open_folder(settings, resumed["log"], wandb))
+
+    def _open_folder(self, settings: dict[str, Any], position: int, wandb: str | None) -> None:
+        plan = self.plan
+        if not self.training.steps:
             checkpoints.clear(plan.checkpoints, kept_apart=True)  # the best of a run that has to start anew
         plan.out.mkdir(parents=True, exist_ok=True)
         with self.storage_errors():
             write_whole(plan.out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
-            self.log = Log(plan.out / "metrics.jsonl", resumed["log"], wandb, settings)
+            self.log = Log(plan.out / "metrics.jsonl", position, wandb, settings)
 
     def stopped_by(self, error: SaekitError) -> SaekitError:
         """An error that stopped it, with what is left and what to do about it."""
@@ -115,7 +120,7 @@ class Run:
             self._step()
         self.watch.look()
         self.training.check()
-        if self.left:
+        if self.left and self.group.leads:
             total = self._config.tokens
             warnings.warn(f"The data ended after {self.training.tokens} of {total} tokens.", stacklevel=4)
 
@@ -143,19 +148,23 @@ class Run:
 
     def _checkpoint(self, place: dict[str, Any]) -> None:
         """Measure, and write down everything that going on needs; not while it seems to diverge, lest no good one be left."""
-        training, config = self.training, self._config
+        training = self.training
         self.watch.look()
         if not self.watch.calm:
             return
+        training.check()
+        sae, tensors = self.sae(), training.tensors()
+        facts = training.facts() | place | {"watch": self.watch.state()}
+        self.group.first(lambda: self._write_checkpoint(sae, tensors, facts))
+
+    def _write_checkpoint(self, sae: SAE, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         with self.storage_errors():
-            training.check()
-            sae = self.sae()
             if self.heldout is not None:
-                measured = reconstruction(sae, self.heldout.first(config.eval_tokens))
+                measured = reconstruction(sae, self.heldout.first(self._config.eval_tokens))
                 self._write_measured(measured)
                 self._keep_if_best(sae, measured)
-            facts = training.facts() | place | {"log": self.log.position, "watch": self.watch.state()}
-            checkpoints.save(self.plan.checkpoints, training.steps, sae, training.tensors(), facts, config.keep)
+            facts["log"] = self.log.position
+            checkpoints.save(self.plan.checkpoints, self.training.steps, sae, tensors, facts, self._config.keep)
 
     def _keep_if_best(self, sae: SAE, measured: dict[str, float]) -> None:
         metric = self._config.keep_best
@@ -169,10 +178,11 @@ class Run:
         """The dictionary as it is now, in the units of the data."""
         return self.training.sae(**self._facts)
 
-    def finish(self, sae: SAE, measured: dict[str, float] | None) -> None:
+    def finish(self, sae: SAE, frequency: Tensor | None, measured: dict[str, float] | None) -> None:
         """Write the result, and remove the checkpoints that led to it.
 
         Args:
+            sae, frequency: the result, and how often its latents fired.
             measured: what the log's last row says of held-out data.
         """
         with self.storage_errors():
@@ -180,7 +190,7 @@ class Run:
                 self._write_measured(measured)
                 if self.heldout is not None and self._config.keep_best != "no":
                     self._keep_if_best(sae, reconstruction(sae, self.heldout.first(self._config.eval_tokens)))
-            sae.save(self.plan.out, sparsity=self.training.frequency())
+            sae.save(self.plan.out, sparsity=frequency)
             checkpoints.clear(self.plan.checkpoints)
 
     def _write_measured(self, metrics: dict[str, float]) -> None:

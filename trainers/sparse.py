@@ -12,13 +12,14 @@ from saekit.sae.kernels.threads import run_blocks
 from trainers import step_kernels
 from trainers.adam import Adam
 from trainers.code import Code
+from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 
 _ROW_BLOCK, _LATENT_BLOCKS = 256, 32
 
 
 def decode_gradient(
-    code: Code, W_dec_FE: Tensor, b_dec_E: Tensor | None, target_BE: Tensor, scale: float
+    code: Code, W_dec_FE: Tensor, b_dec_E: Tensor | None, target_BE: Tensor, scale: float, group: Group = ALONE
 ) -> tuple[Tensor, Tensor, float]:
     """Decode a code and take the gradient of `scale / 2 * sum (y_hat - target)^2`.
 
@@ -28,6 +29,10 @@ def decode_gradient(
         the gradient at what each row decodes to (B * G, E), `scale * (y_hat - target)` summed over the predictions it is part
         of; that at the code's values (N,), firing or not; and sum (y_hat - target)^2 over all predictions.
     """
+    if group.splits_latents:
+        b_dec_E = b_dec_E if group.has_biases else None
+        part_BE = code.decode(W_dec_FE, b_dec_E)
+        target_BE = target_BE - (group.whole(part_BE) - part_BE)
     levels = len(code) // max(1, len(target_BE))
     error_RE, grads_N = target_BE.new_empty(len(code), target_BE.shape[1]), torch.empty_like(code.values_N)
     values, latents, start = code.values_N.numpy(), code.latents_N.numpy(), code.start_B1.numpy()
@@ -56,13 +61,14 @@ class SparseGradient:
         x_BD: what the encoder read.
         rest: full gradients of the other parameters, and what b_enc has beside the sum of entries.
         centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
+        group: the processes whose gradients add up to the whole one.
 
     Attributes:
         along_F: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries.
     """
 
-    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool) -> None:
-        self.x_BD, self.rest, self.centres = x_BD, rest, centres
+    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool, group: Group = ALONE) -> None:
+        self.x_BD, self.rest, self.centres, self.group = x_BD, rest, centres, group
         self.along_F: Tensor | None = None
         self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
@@ -72,6 +78,27 @@ class SparseGradient:
         what each row was decoded to."""
         self._terms.append((code, grads_N))
         self._errors.append(error_RE)
+
+    def gathered(self) -> SparseGradient:
+        """That of the whole batch, of which each process has its own rows: the entries of all.
+
+        They are less than the rows of the two matrices that they add up to, and in the order in which a single process has them.
+        """
+        group = self.group
+        if not group.splits_rows:
+            return self
+        rest = {name: group.total(gradient * group.share) for name, gradient in self.rest.items()}
+        whole = SparseGradient(group.gather(self.x_BD)[0], rest, centres=self.centres)
+        if self.along_F is not None:
+            whole.along_F = group.total(self.along_F * group.share)
+        for (code, grads_N), error_RE in zip(self._terms, self._errors):
+            values_N, latents_N, counts_B = (
+                group.gather(each)[0] for each in (code.values_N, code.latents_N, code.start_B1.diff())
+            )
+            start_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
+            grads_N, error_RE = (group.gather(each * group.share)[0] for each in (grads_N, error_RE))
+            whole.add(Code(values_N, latents_N, start_B1), grads_N, error_RE)
+        return whole
 
     def apply(self, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool) -> None:
         """One Adam step of all parameters, in place; with `unit_rows`, decoder rows keep norm 1: the gradient's component along a
@@ -94,7 +121,8 @@ class SparseGradient:
             step_kernels.update_latents(*entries, along[a:b], *rows, constants, unit_rows, sums[a:b], through)
 
         run_blocks(work, n_latents, block)
-        for name, gradient in self._others(sums_F, through_input.sum(0)).items():
+        others = Parameters(self._others(sums_F, through_input.sum(0)))
+        for name, gradient in self.group.reduce(others).items():
             tensors = (p[name], gradient.contiguous(), adam.mean[name], adam.square[name])
             step_kernels.adam_row(*(tensor.view(-1).numpy() for tensor in tensors), constants)
 

@@ -33,6 +33,8 @@ class Penalised(Objective):
         state: of the objective: `log_weight` (log c) and `l0` (of the last batch; -1 before any).
     """
 
+    splits = True
+
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
         log_weight = torch.full((), math.log(_FIRST / config.l0), device=config.device)
@@ -82,8 +84,10 @@ class Penalised(Objective):
         return math.exp(self.state["log_weight"].item()) * (1 + _FOLLOWS * self._excess(now))
 
     def observe(self, outcome: Outcome, now: Now) -> None:
-        n_tokens = len(outcome.code)
-        self.state["l0"].copy_((outcome.code.values_N > 0).sum() / n_tokens)  # an average over steps would be late
+        n_rows = self.group.n_rows(len(outcome.code))
+        n_tokens = n_rows // self.group.copies
+        firings = self.group.total((outcome.code.values_N > 0).sum())
+        self.state["l0"].copy_(firings / n_rows)  # an average over steps would be late
         assert self.config.tokens is not None
         self.state["log_weight"] += min(_MOST, _LEARNS * n_tokens / self.config.tokens) * self._excess(now)
 

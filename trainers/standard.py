@@ -43,10 +43,10 @@ class Standard(Penalised):
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, backend="torch")
-        y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
+        y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
         sizes_F = p.W_dec_FE.norm(dim=1)
-        penalty = self.per_size(x_BD, now) * (code.values_N * sizes_F[code.latents_N]).sum()
+        penalty = self.per_size(x_BD, now) * self.group.whole((code.values_N * sizes_F[code.latents_N]).sum())
         loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
@@ -54,13 +54,13 @@ class Standard(Penalised):
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, screen=self.config.screen)
         scale, per_size, sizes_F = 2 * self.weight(x_BD), self.per_size(x_BD, now), p.W_dec_FE.norm(dim=1)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
         totals_F = code.sums(len(sizes_F), code.values_N)
         # d ||w|| / dw = w / ||w||, and 0 at 0.
         gradient = self.sparse_gradient(p, x_BD, error_BE)
         gradient.along_F = per_size * totals_F / sizes_F.where(sizes_F > 0, 1.0)
         gradient.add(code, grads_N + per_size * sizes_F[code.latents_N], error_BE)
-        loss = scale / 2 * squares + per_size * float(totals_F @ sizes_F)
+        loss = scale / 2 * squares + per_size * float(self.group.whole(totals_F @ sizes_F))
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 

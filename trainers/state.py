@@ -17,6 +17,7 @@ from trainers.adam import Adam
 from trainers.config import TrainConfig
 from trainers.dead import DeadCounter
 from trainers.objectives import Now, Outcome, objective
+from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 from trainers.schedule import learning_rate
 from trainers.statistics import Statistics
@@ -42,25 +43,31 @@ class Training:
         reads: facts about what is read.
         writes: facts about what is to be predicted from it; None for an SAE, which predicts what it reads.
         start: an SAE to start from, instead of from chance.
+        group: the processes that train it together. Each has all that is here, or its part of the latents.
 
     Raises:
         ConfigError: the numba step was asked for where it cannot run, or `start` is nothing that the architecture can make.
     """
 
     def __init__(
-        self, config: TrainConfig, reads: Statistics, writes: Statistics | None = None, start: SAE | None = None
+        self,
+        config: TrainConfig,
+        reads: Statistics,
+        writes: Statistics | None = None,
+        start: SAE | None = None,
+        group: Group = ALONE,
     ) -> None:
         assert config.device is not None and config.dead_tokens is not None
         self.device, self.dtype = device, dtype = torch.device(config.device), getattr(torch, config.dtype)
-        self.config, self.reads, self.writes = config, reads, writes or reads
+        self.config, self.reads, self.writes, self.group = config, reads, writes or reads, group
         self.on_cpu = device.type == "cpu"
         self.sparse = config.sparse_step
-        self.objective = objective(config, self.reads, self.writes)
+        self.objective = objective(config, self.reads, self.writes, group)
         p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
-        self.p = p.map(lambda tensor: tensor.to(device, dtype))
+        self.p = Parameters({name: group.part(name, tensor).to(device, dtype) for name, tensor in p.items()})
         self.adam = Adam.start(self.p, config)
-        self.dead = DeadCounter.start(config.n_latents, config.dead_tokens, device)
-        self.fired_F = torch.zeros(config.n_latents, dtype=torch.int64, device=device)
+        self.dead = DeadCounter.start(len(self.p.b_enc_F), config.dead_tokens, device)
+        self.fired_F = torch.zeros_like(self.dead.since_F)
         self.fired_tokens = 0
         self.steps = self.tokens = 0
         self.window = Window()
@@ -83,24 +90,35 @@ class Training:
             NonFiniteActivations: the loss is NaN or infinite because activations are; nothing was updated.
             Diverged: it is so all the same. On a GPU nothing is looked at here; :meth:`check` finds it.
         """
+        assert self.config.tokens is not None
         now = self._now
         lr = learning_rate(self.config, self.tokens + len(x_BD))
-        unit_rows = self.objective.unit_rows
+        unit_rows, own = self.objective.unit_rows, self.group.begin(len(x_BD))
         if self.sparse:
-            outcome, sparse_gradient = self.objective.gradient(self.p, x_BD, y_BE, now)
+            part, sparse_gradient = self.objective.gradient(self.p, x_BD[own], y_BE[own], now)
+            outcome, firings_F, firings = self._whole(part)
             self._check(outcome.loss, x_BD, y_BE)
-            sparse_gradient.apply(self.p, self.adam, lr, unit_rows=unit_rows)
+            sparse_gradient.gathered().apply(self.p, self.adam, lr, unit_rows=unit_rows)
         else:
             leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
-            outcome = self.objective.loss(leaves, x_BD, y_BE, now)
+            part = self.objective.loss(leaves, x_BD[own], y_BE[own], now)
+            outcome, firings_F, firings = self._whole(part)
             if self.on_cpu:
                 self._check(outcome.loss, x_BD, y_BE)
-            assert isinstance(outcome.loss, Tensor)
-            gradients = torch.autograd.grad(outcome.loss, list(leaves.values()))
-            self.adam.apply(self.p, Parameters(zip(leaves, gradients)), lr, unit_rows=unit_rows)
+            assert isinstance(part.loss, Tensor)
+            # What is predicted beside the code may be in the first process's part of the loss alone.
+            gradients = torch.autograd.grad(part.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            gradient = self.group.reduce(Parameters(zip(leaves, gradients)))
+            self.adam.apply(self.p, gradient, lr, unit_rows=unit_rows)
         self.objective.observe(outcome, now)
-        self._count(outcome, len(x_BD))
+        self._count(outcome, firings_F, firings, len(x_BD))
         return outcome
+
+    def _whole(self, part: Outcome) -> tuple[Outcome, Tensor, Tensor | float]:
+        """The outcome with loss and squares of the whole batch; how often latents here fired on it, and how often all did."""
+        firings_F = part.code.firings(len(self.fired_F))
+        loss, squares, firings = self.group.sums(part.loss, part.squares, firings_F.sum())
+        return part._replace(loss=loss, squares=squares), self.group.per_latent(firings_F), firings
 
     def _check(self, loss: Tensor | float, x_BD: Tensor, y_BE: Tensor) -> None:
         if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):
@@ -113,12 +131,10 @@ class Training:
             )
         raise Diverged(f"The loss of {where} is not finite: the run diverged.")
 
-    def _count(self, outcome: Outcome, n_tokens: int) -> None:
+    def _count(self, outcome: Outcome, firings_F: Tensor, firings: Tensor | float, n_tokens: int) -> None:
         self.steps += 1
         self.tokens += n_tokens
-        firings_F = outcome.code.firings(self.config.n_latents)
         self.dead.count(firings_F, n_tokens, self.steps)
-        firings = firings_F.sum()
         self.window.squares += outcome.squares
         self.window.firings += float(firings) if self.on_cpu else firings
         self.window.tokens += n_tokens
@@ -138,7 +154,8 @@ class Training:
     def check(self) -> None:
         """Raise Diverged if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
         sound = all(bool(tensor.isfinite().all()) for tensor in self.p.values())
-        if not (sound and math.isfinite(float(self.window.squares))):
+        (unsound,) = self.group.totals(float(not sound))
+        if unsound or not math.isfinite(float(self.window.squares)):
             raise Diverged(
                 f"A weight or the loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: "
                 "the activations hold NaN or the run diverged."
@@ -159,26 +176,34 @@ class Training:
             "loss": float(window.losses) / window.tokens,
             "fvu": squares / (window.tokens * self.writes.variance),
             "l0": float(window.firings) / window.tokens,
-            "dead_fraction": len(self.dead.dead) / self.config.n_latents,
+            "dead_fraction": self.group.n_latents(len(self.dead.dead)) / self.config.n_latents,
             "lr": learning_rate(self.config, self.tokens),
             **self.objective.metrics(self._now),
         }
 
     def sae(self, **facts: Any) -> SAE:
-        """The dictionary as it is now, in the units of the data; `facts` as in :meth:`trainers.objectives.Objective.sae`."""
-        return self.objective.sae(self.p, **facts)
+        """The dictionary as it is now, in the units of the data; `facts` as in :meth:`trainers.objectives.Objective.sae`.
+
+        The first process of a group has all of it; others may have that of their own latents.
+        """
+        p = Parameters({name: self.group.collect(name, tensor) for name, tensor in self.p.items()})
+        return self.objective.sae(p, **facts)
 
     def frequency(self) -> Tensor | None:
         """(F,) fraction of the last tokens on which each latent fired; None where the data ended before they were counted."""
-        return self.fired_F.cpu().float() / self.fired_tokens if self.fired_tokens else None
+        fired_F = self.group.collect("fired_F", self.fired_F).cpu()
+        return fired_F.float() / self.fired_tokens if self.fired_tokens else None
 
     # Checkpoints. There is no random state: chance decides only the initial weights and, in the source, the order of the data.
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name."""
+        """All tensors of the state, by name; the whole of them on the first process."""
+        return {name: self.group.collect(name, tensor) for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
         groups = {"p": self.p, "mean": self.adam.mean, "square": self.adam.square, "objective": self.objective.state}
         named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-        return named | {"dead.since_F": self.dead.since_F, "dead.dead": self.dead.dead, "fired_F": self.fired_F}
+        return named | {"since_F": self.dead.since_F, "dead_F": self.dead.dead_F, "fired_F": self.fired_F}
 
     def facts(self) -> dict[str, Any]:
         """All else, fit for JSON."""
@@ -195,14 +220,15 @@ class Training:
         }
 
     @classmethod
-    def restore(cls, config: TrainConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Training:
-        """The training whose :meth:`tensors` and :meth:`facts` these are."""
+    def restore(
+        cls, config: TrainConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], group: Group = ALONE
+    ) -> Training:
+        """The training whose :meth:`tensors` and :meth:`facts` these are, with any number of processes."""
         reads, writes = (facts[side] and Statistics.from_dict(facts[side]) for side in ("reads", "writes"))
-        training = cls(config, reads, writes)
-        for name, tensor in training.tensors().items():
-            if name != "dead.dead":
-                tensor.copy_(tensors[name])
-        training.dead.dead = tensors["dead.dead"].to(training.fired_F.device)
+        training = cls(config, reads, writes, group=group)
+        for name, tensor in training._tensors().items():
+            tensor.copy_(group.part(name, tensors[name]))
+        training.dead.dead_F = group.part("dead_F", tensors["dead_F"]).to(training.device)
         training.steps, training.tokens, training.adam.step = facts["steps"], facts["tokens"], facts["adam_steps"]
         training.fired_tokens, training.window = facts["fired_tokens"], Window(*facts["window"])
         return training

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainers.code import Code
+from trainers.parallel import ALONE, Group
 
 _BELOW = 0.96  # of the last batch's threshold: where candidates are looked for first
 _SAMPLE = 64  # rows by which a threshold is guessed where there was no batch yet
@@ -49,7 +50,7 @@ class RunningThreshold:
         steps += 1
 
 
-def largest_of_batch(encode: Callable[[Tensor, Tensor], Code], x_BD: Tensor, n: int, guess: Tensor) -> Code:
+def largest_of_batch(encode: Callable[[Tensor, Tensor], Code], x_BD: Tensor, n: int, guess: Tensor, group: Group = ALONE) -> Code:
     """The n largest positive entries of all tokens together, fewer only where fewer are positive.
 
     No more is sorted, or kept, than the entries above a guessed threshold; where they are not enough, the guess is lowered.
@@ -58,27 +59,37 @@ def largest_of_batch(encode: Callable[[Tensor, Tensor], Code], x_BD: Tensor, n: 
         encode: all entries of rows above a floor; that of :func:`saekit.sae.kernels.encode_above`.
         x_BD: what is encoded.
         guess: scalar, the threshold of a batch like this one; below 0 for none.
+        group: the processes of whose rows and latents these are; all choose together.
     """
     floor = guess * _BELOW
     if guess < 0:
         with torch.no_grad():
-            few_N = encode(x_BD[:_SAMPLE], torch.zeros_like(guess)).values_N
-        wanted = n * min(_SAMPLE, len(x_BD)) // max(1, len(x_BD))
+            few_N, _ = group.gather(encode(x_BD[:_SAMPLE], torch.zeros_like(guess)).values_N)
+        wanted = n * group.count(min(_SAMPLE, len(x_BD))) // max(1, group.count(len(x_BD)))
         floor = _nth_largest(few_N, wanted) * _BELOW if 0 < wanted < len(few_N) else torch.zeros_like(guess)
     code = encode(x_BD, floor)
-    while len(code.values_N) < n and floor > 0:
+    while (found := group.count(len(code.values_N))) < n and floor > 0:
         floor = torch.where(floor > 1e-3 * guess.abs(), 0.8 * floor, 0.0)
         code = encode(x_BD, floor)
-    return _keep_largest(code, n) if len(code.values_N) > n else code
+    return _keep_largest(code, n, group) if found > n else code
 
 
-def _keep_largest(code: Code, n: int) -> Code:
+def smallest(code: Code, group: Group) -> Tensor | None:
+    """The smallest value of a code in all processes; None where it is empty."""
+    if not group.count(len(code.values_N)):
+        return None
     values_N = code.values_N.detach()
+    return group.least(values_N.min() if len(values_N) else values_N.new_full((), torch.inf))
+
+
+def _keep_largest(code: Code, n: int, group: Group) -> Code:
+    values_N, first = group.gather(code.values_N.detach())
     nth = _nth_largest(values_N, n)
     keep_N = values_N >= nth
     surplus = int(keep_N.sum()) - n
     if surplus:  # equals of the n-th: the last of them go
         keep_N[(values_N == nth).nonzero()[-surplus:, 0]] = False
+    keep_N = keep_N[first : first + len(code.values_N)]
     kept_N1 = torch.cat([code.start_B1.new_zeros(1), keep_N.cumsum(0)])
     return replace(code, values_N=code.values_N[keep_N], latents_N=code.latents_N[keep_N], start_B1=kept_N1[code.start_B1])
 

@@ -19,11 +19,12 @@ from saekit.sae.kernels import encode_above, encode_topk
 from trainers.code import Code
 from trainers.config import TrainConfig
 from trainers.objectives import Now, Objective, Outcome
+from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 from trainers.schedule import latents_per_token
 from trainers.sparse import SparseGradient, decode_gradient
 from trainers.statistics import Statistics
-from trainers.threshold import RunningThreshold, largest_of_batch
+from trainers.threshold import RunningThreshold, largest_of_batch, smallest
 
 _SAMPLE = 128  # tokens of a batch on which a TopK transcoder's threshold is estimated
 
@@ -35,6 +36,7 @@ class TopK(Objective):
     """
 
     across_tokens = False
+    splits = True
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
@@ -44,30 +46,31 @@ class TopK(Objective):
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
         """The code of a batch, of which all that is above 0 fires."""
         k = round(latents_per_token(self.config, now.share))
-        return Code.of(*encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, k, **how))
+        values_BK, latents_BK = encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, min(k, len(p.b_enc_F)), **how)
+        return Code.of(self.group.largest(values_BK, k), latents_BK)
 
-    def of_batch(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
-        """The k * B largest latents of all B tokens."""
+    def of_batch(self, p: Parameters, x_BD: Tensor, now: Now, group: Group, **how: Any) -> Code:
+        """The k * B largest latents of all B tokens, of those that the processes of `group` have."""
         assert self.threshold is not None
         k = latents_per_token(self.config, now.share)
 
         def above(x_BD: Tensor, floor: Tensor) -> Code:
             return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, floor, expected=k, **how))
 
-        return largest_of_batch(above, x_BD, round(k * len(x_BD)), self.threshold.last)
+        return largest_of_batch(above, x_BD, round(k * group.n_rows(len(x_BD))), self.threshold.last, group)
 
     @torch.no_grad()
     def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
         """The smallest activation that a choice over the whole batch keeps."""
         if not self.threshold:
             return None
-        values_N = self.of_batch(p, x_BD[:_SAMPLE], now).values_N
-        return values_N.min() if len(values_N) else None
+        group = ALONE if self.group.splits_rows else self.group  # the first rows of a batch are in one process
+        return self.group.from_first_rows(smallest(self.of_batch(p, x_BD[:_SAMPLE], now, group), group))
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, now, backend="torch")
-        y_hat_BE = code.decode(p.W_dec_FE, p.b_dec_E)
+        y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
         loss = self.weight(x_BD) * squares + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach(), self.kept(p, x_BD, code, now))
@@ -76,7 +79,7 @@ class TopK(Objective):
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, now, screen=self.config.screen)
         scale = 2 * self.weight(x_BD)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
         gradient = self.sparse_gradient(p, x_BD, error_BE)
         gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
         loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)

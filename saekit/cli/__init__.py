@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from contextlib import nullcontext, redirect_stdout
 
 import typer
 
@@ -23,11 +25,13 @@ def main() -> None:
     """Run the command line; typed errors become one message and exit status 2."""
     from saekit.cli import demo, evaluate, explore, laboratory, make  # noqa: F401  (they register their commands)
     from saekit.cli.output import fail
+    from trainers.processes import leads
 
     try:
-        app()
+        with nullcontext() if leads() else redirect_stdout(io.StringIO()):  # the first of several processes speaks for all
+            app()
     except SaekitError as error:
-        sys.exit(fail(error, as_json="--json" in sys.argv))
+        sys.exit(fail(error, as_json=leads() and "--json" in sys.argv))
     except SystemExit as ended:
         if ended.code == 130:
             print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -13,6 +13,7 @@ from saekit.builtin import NAME, is_lab
 from saekit.cli import app, options
 from saekit.cli.output import emit, print_quality, quiet_libraries, say, table
 from saekit.cli.settings import with_settings
+from trainers.processes import leads
 
 if TYPE_CHECKING:
     from saekit.errors import SaekitError
@@ -207,6 +208,9 @@ def train(
 
     From an SAE on: `--from FOLDER` (or the name of a published one) takes its weights, and its settings where none are given.
 
+    On several GPUs: `torchrun --nproc-per-node 4 -m saekit train ...` gives each a part of every batch or, with `--shard true`, a
+    part of the latents, for dictionaries that one GPU cannot hold. The result is the same.
+
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
 
     Example: `saekit train pythia --sweep sweep.yaml`
@@ -215,15 +219,18 @@ def train(
     """
     quiet_libraries()
     from saekit.workspace import Workspace
+    from trainers.parallel import joined
 
-    ws = Workspace.open(workspace)
-    plans = ws.plans(_describe(ws, settings, site, sweep, site_out=site_out, name=name, **{"from": start}))
-    with ws.writing():
-        stopped = ws.train_all(plans, wandb=wandb)
-        if sweep is not None:
-            _print_sweep(ws, plans, sweep.stem, as_json)
-        pages = _write_pages(ws, plans)
-    if sweep is None:
+    with joined():  # before the model is loaded, so that each process loads it to its own GPU
+        ws = Workspace.open(workspace)
+        plans = ws.plans(_describe(ws, settings, site, sweep, site_out=site_out, name=name, **{"from": start}))
+        with ws.writing(together=True):
+            stopped = ws.train_all(plans, wandb=wandb)
+            if leads():
+                if sweep is not None:
+                    _print_sweep(ws, plans, sweep.stem, as_json)
+                pages = _write_pages(ws, plans)
+    if sweep is None and leads():
         rows = [
             {"site": str(plan.route), "folder": str(plan.out), "report": str(page)}
             for plan, page, error in zip(plans, pages, stopped)
