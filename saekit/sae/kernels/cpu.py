@@ -161,5 +161,6 @@ def _n_groups(n_columns: int, k: int) -> int:
 
 
 def _block(n_columns: int) -> int:
-    """Rows whose pre-activations stay in the cache between the product and the selection."""
-    return max(64, min(512, (1 << 21) // n_columns))
+    """Rows at a time: few, so that their pre-activations are still in a cache when they are selected from, but not so few that
+    the product, which rearranges all of W for every block, takes longer for that."""
+    return max(64, min(512, 1 << ((1 << 23) // n_columns).bit_length() - 1))
