@@ -63,6 +63,8 @@ class Anatomy:
             UnknownSite: no such kind, layer or place in this architecture.
         """
         site = Site.parse(site)
+        if site.model:
+            raise UnknownSite(f"{site} is in another model than {self.name}.", f"Here it is {site.at_home}.")
         if site.layer is not None and site.layer >= self.n_layers:
             raise UnknownSite(f"{self.name} has no layer {site.layer}.", f"Its layers are 0 to {self.n_layers - 1}.")
         if reason := self._absent(site.kind):

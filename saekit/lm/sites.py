@@ -31,7 +31,7 @@ KINDS = tuple(HOOK_NAMES)
 # TransformerLens has not yet multiplied by the norm's gain.
 _HOOK_ALIASES = {"blocks.{layer}.mlp.hook_out": "mlp_out"}
 
-_SITE = re.compile(r"(?P<kind>[a-z_]+)(?:\.(?P<layer>\d+))?")
+_SITE = re.compile(r"(?P<kind>[a-z_]+)(?:\.(?P<layer>\d+))?(?:@(?P<model>[A-Za-z0-9_-]+))?")
 _HOOK = {
     re.compile(re.escape(pattern).replace(r"\{layer\}", r"(?P<layer>\d+)")): kind
     for kind, pattern in [*HOOK_NAMES.items(), *((kind, name) for name, kind in _HOOK_ALIASES.items())]
@@ -44,10 +44,14 @@ class Site:
     """A place in a model: `embed`, or a kind and a layer such as `resid_post.3`.
 
     Sites sort in the order of computation: `embed` first, then layer by layer in the order of :data:`KINDS`.
+
+    Attributes:
+        model: what another model is called whose activations stand beside those of the one in question: `resid_post.3@other`.
     """
 
     kind: str
     layer: int | None = None
+    model: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -75,7 +79,12 @@ class Site:
         match = _SITE.fullmatch(text)
         if match is None:
             raise UnknownSite(f"{text!r} is not a site.", _hint(text))
-        return cls(match["kind"], None if match["layer"] is None else int(match["layer"]))
+        return cls(match["kind"], None if match["layer"] is None else int(match["layer"]), match["model"] or "")
+
+    @property
+    def at_home(self) -> Site:
+        """The same place, seen from its own model."""
+        return Site(self.kind, self.layer)
 
     @property
     def hook_name(self) -> str:
@@ -83,15 +92,16 @@ class Site:
         return HOOK_NAMES[self.kind].format(layer=self.layer)
 
     def __str__(self) -> str:
-        return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
+        place = self.kind if self.layer is None else f"{self.kind}.{self.layer}"
+        return f"{place}@{self.model}" if self.model else place
 
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, Site):
             return NotImplemented
         return self._order() < other._order()
 
-    def _order(self) -> tuple[int, int]:
-        return (-1 if self.layer is None else self.layer, KINDS.index(self.kind))
+    def _order(self) -> tuple[int, int, str]:
+        return (-1 if self.layer is None else self.layer, KINDS.index(self.kind), self.model)
 
 
 def _hint(text: str) -> str:

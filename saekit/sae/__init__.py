@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saekit.sae.architectures import SAE, SparseCode
 from saekit.sae.config import ARCHITECTURES, SAEConfig
+from saekit.sae.cross import CrossCoder
 from saekit.sae.files import load_sparsity
 
-__all__ = ["ARCHITECTURES", "SAE", "SAEConfig", "SparseCode", "load_sparsity"]
+__all__ = ["ARCHITECTURES", "SAE", "CrossCoder", "SAEConfig", "SparseCode", "load_sparsity"]

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
 from saekit.lm.sites import Site
 from saekit.sae import kernels
-from saekit.sae.config import ARCHITECTURES, DTYPES, SAEConfig
+from saekit.sae.config import DTYPES, SAEConfig
 
 
 class SparseCode(NamedTuple):
@@ -174,7 +174,7 @@ class SAE(nn.Module):
             return out_NO.reshape(*lead, self.cfg.d_out)
         x_ND, _ = self._rows(x_BD)
         if self.cfg.transcodes:  # sae-lens normalises what a transcoder reads, never what it writes
-            if ARCHITECTURES[self.cfg.architecture].skips:
+            if self.cfg.row.skips:
                 out_NO = out_NO + x_ND @ self.get_parameter("W_skip").T
             return out_NO.reshape(*lead, self.cfg.d_out)
         if self.cfg.normalizes:
@@ -241,7 +241,7 @@ class SAE(nn.Module):
     @property
     def name(self) -> str:
         """A short name for tables and logs, like `topk-1024@resid_post.2`."""
-        site = str(self.cfg.site) if self.cfg.site else self.cfg.metadata.get("hook_name")
+        site = "+".join(map(str, self.cfg.reads)) if all(self.cfg.reads) else self.cfg.metadata.get("hook_name")
         return f"{self.cfg.architecture}-{self.cfg.n_latents}" + (f"@{site}" if site else "")
 
     def identity(self) -> dict[str, Any]:
@@ -252,6 +252,7 @@ class SAE(nn.Module):
             "architecture": cfg.architecture,
             "site": cfg.site and str(cfg.site),
             "site_out": cfg.site_out and str(cfg.site_out),
+            **({"sites": list(map(str, cfg.sites)), "sites_out": list(map(str, cfg.sites_out))} if cfg.crosses else {}),
             "d_in": cfg.d_in,
             "d_out": cfg.d_out,
             "n_latents": cfg.n_latents,
@@ -265,8 +266,10 @@ class SAE(nn.Module):
         """Where it writes when it reads at `site`: there, unless it is a transcoder.
 
         Raises:
-            StoreMismatch: it is a transcoder, and its configuration does not say.
+            StoreMismatch: it is a transcoder, and its configuration does not say, or a dictionary of several sites.
         """
+        if self.cfg.crosses:
+            raise StoreMismatch(f"{self.name} is a dictionary of several sites.", "This is for those of one.")
         if not self.cfg.transcodes:
             return site
         if self.cfg.site_out is None:
@@ -292,7 +295,7 @@ class SAE(nn.Module):
         self.W_enc.mul_(input_scale)
         self.W_dec.div_(output_scale)
         self.b_dec.div_(output_scale)
-        if ARCHITECTURES[self.cfg.architecture].skips:
+        if self.cfg.row.skips:
             self.get_parameter("W_skip").mul_(input_scale / output_scale)
         if self.cfg.normalize_activations == "expected_average_only_in":
             self.cfg.normalize_activations = "none"
@@ -334,17 +337,21 @@ class SAE(nn.Module):
         """Dense codes (N, F) of centred rows, or only those of `features`, for activations that act on each latent alone."""
 
         def pick(name: str) -> Tensor:
-            tensor = self.W_enc.T if name == "W_enc" else self.get_parameter(name)
+            tensor = self.get_parameter(name)
             return tensor if features is None else tensor[features]
 
         if self.cfg.activation == "gated":
-            pre_NF = linear(x_ND, pick("W_enc"))
+            pre_NF = self._project(x_ND, features, None)
             magnitude_NF = torch.relu(pre_NF * pick("r_mag").exp() + pick("b_mag"))
             return magnitude_NF.masked_fill(pre_NF + pick("b_gate") <= 0, 0)
-        pre_NF = linear(x_ND, pick("W_enc"), pick("b_enc"))
+        pre_NF = self._project(x_ND, features, pick("b_enc"))
         if self.cfg.activation == "relu":
             return torch.relu(pre_NF)
         return pre_NF.masked_fill(pre_NF <= pick("threshold").clamp_min(0), 0)  # ReLU and jump in one comparison
+
+    def _project(self, x_ND: Tensor, features: Tensor | None, bias_F: Tensor | None) -> Tensor:
+        """The encoder's product (N, F), or that of `features`, with what is added to it."""
+        return linear(x_ND, self.W_enc.T if features is None else self.W_enc.T[features], bias_F)
 
     def _select(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Values and latents (N, k) of centred rows, for activations that rank all latents of a row."""

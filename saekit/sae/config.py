@@ -23,6 +23,8 @@ class Architecture:
         paper: arXiv number of its source.
         transcodes: predicts another site from the one it reads; its b_dec lives in the output space.
         skips: adds an affine skip `W_skip @ x`.
+        crosses: reads several sites, and writes several.
+        layered: each latent reads one of them, and writes the outputs of that layer and later ones.
         stored_as: architecture in the file where it is not its own name there: what it was trained as is kept in the metadata.
         trained_as: sae-lens's name of the training architecture, for those.
     """
@@ -31,6 +33,8 @@ class Architecture:
     paper: str
     transcodes: bool = False
     skips: bool = False
+    crosses: bool = False
+    layered: bool = False
     stored_as: str | None = None
     trained_as: str | None = None
 
@@ -50,6 +54,15 @@ ARCHITECTURES = {
     "jumprelu_transcoder": Architecture("jumprelu", "2406.11944", transcodes=True),
     "jumprelu_skip_transcoder": Architecture("jumprelu", "2501.18823", transcodes=True, skips=True),
 }
+# Those of several sites, for which sae-lens has no class; see :class:`saekit.sae.CrossCoder`.
+CROSSCODERS = {
+    "crosscoder": Architecture("relu", "transformer-circuits.pub/2024/crosscoders", crosses=True),
+    "jumprelu_crosscoder": Architecture("jumprelu", "2504.02922", crosses=True),
+    "clt": Architecture("relu", "transformer-circuits.pub/2025/attribution-graphs/methods", True, False, True, True),
+    "jumprelu_clt": Architecture("jumprelu", "transformer-circuits.pub/2025/attribution-graphs/methods", True, False, True, True),
+}
+
+ROWS = ARCHITECTURES | CROSSCODERS
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 # Input normalisations that a file may name. The first three leave the input alone at inference (the second and third are meant
@@ -63,7 +76,7 @@ class SAEConfig:
     """Shape, architecture and provenance of an SAE or transcoder.
 
     Attributes:
-        architecture: a key of :data:`ARCHITECTURES`.
+        architecture: a key of :data:`ARCHITECTURES` or :data:`CROSSCODERS`.
         d_in: numbers per token that it reads (all heads flattened, at `heads` sites).
         n_latents: number of latents F.
         d_out: numbers per token that it writes; 0 stands for d_in.
@@ -72,6 +85,8 @@ class SAEConfig:
         normalize_activations: one of :data:`NORMALIZATIONS`, as sae-lens names them.
         reshape_activations: "hook_z" where sae-lens must flatten heads first; "auto" decides by the site.
         site, site_out: where it reads, and (transcoders) where it writes; None where unknown. Their texts will do.
+        sites, sites_out: the same of a dictionary of several sites, which stand side by side in what it reads and writes.
+        widths, widths_out: numbers per token of each of these.
         model_name, context_size, prepend_bos: what it was trained on.
         dtype: of the weights: float32, float64, float16 or bfloat16.
         metadata: anything else, kept in the file as it is (JSON).
@@ -91,6 +106,10 @@ class SAEConfig:
     reshape_activations: str = "auto"
     site: Site | None = None
     site_out: Site | None = None
+    sites: tuple[Site, ...] = ()
+    sites_out: tuple[Site, ...] = ()
+    widths: tuple[int, ...] = ()
+    widths_out: tuple[int, ...] = ()
     model_name: str | None = None
     context_size: int | None = None
     prepend_bos: bool | None = None
@@ -98,11 +117,14 @@ class SAEConfig:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("architecture", self.architecture, tuple(ARCHITECTURES))
+        _one_of("architecture", self.architecture, tuple(ROWS))
         _one_of("normalize_activations", self.normalize_activations, NORMALIZATIONS)
         _one_of("reshape_activations", self.reshape_activations, ("auto", "none", "hook_z"))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         self.d_out = self.d_out or self.d_in
+        self.sites, self.sites_out = (tuple(map(Site.parse, sites)) for sites in (self.sites, self.sites_out))
+        self.widths, self.widths_out = tuple(self.widths), tuple(self.widths_out)
+        self._check_sites()
         self.site = None if self.site is None else Site.parse(self.site)
         self.site_out = None if self.site_out is None else Site.parse(self.site_out)
         for name in ("d_in", "n_latents", "d_out"):
@@ -119,19 +141,65 @@ class SAEConfig:
             raise ConfigError(
                 f"k={self.k} is impossible with {self.n_latents} latents.", f"Choose a whole k from 1 to {self.n_latents}."
             )
-        if self.transcodes:
+        if self.transcodes or self.crosses:
             self.apply_b_dec_to_input = False
         if self.reshape_activations == "auto":
             heads = self.site is not None and self.site.kind == "heads" and not self.transcodes
             self.reshape_activations = "hook_z" if heads else "none"
 
+    def _check_sites(self) -> None:
+        """Bring what is said of several sites into one form: what is written is what is read where nothing else is said."""
+        if not self.crosses:
+            if self.sites or self.sites_out or self.widths or self.widths_out:
+                raise ConfigError(f"A {self.architecture} SAE reads one site.", "Use a crosscoder architecture.")
+            return
+        if not self.transcodes:
+            self.sites_out, self.widths_out = self.sites_out or self.sites, self.widths_out or self.widths
+        sides = ((self.sites, self.widths, self.d_in), (self.sites_out, self.widths_out, self.d_out))
+        for sites, widths, total in sides:
+            if len(sites) < 2 or len(sites) != len(widths) or sum(widths) != total:
+                raise ConfigError(
+                    f"{len(sites)} sites of widths {list(widths)} do not make {total} numbers per token.",
+                    "Give every site and its width; d_in and d_out are their sums.",
+                )
+        if self.layered and (
+            len(self.sites) != len(self.sites_out) or len(set(self.widths)) > 1 or self.n_latents % len(self.sites)
+        ):
+            raise ConfigError(
+                f"{len(self.sites)} layers of widths {list(self.widths)} cannot share {self.n_latents} latents.",
+                "Layers are equally wide and have equally many latents, and there is an output for each.",
+            )
+
+    @property
+    def reads(self) -> tuple[Site | None, ...]:
+        """Every site that is read."""
+        return self.sites or (self.site,)
+
+    @property
+    def writes(self) -> tuple[Site | None, ...]:
+        """Every site that is written."""
+        return self.sites_out or ((self.site_out,) if self.transcodes else self.reads)
+
+    @property
+    def row(self) -> Architecture:
+        """What is known of the architecture."""
+        return ROWS[self.architecture]
+
     @property
     def activation(self) -> Activation:
-        return ARCHITECTURES[self.architecture].activation
+        return self.row.activation
 
     @property
     def transcodes(self) -> bool:
-        return ARCHITECTURES[self.architecture].transcodes
+        return self.row.transcodes
+
+    @property
+    def crosses(self) -> bool:
+        return self.row.crosses
+
+    @property
+    def layered(self) -> bool:
+        return self.row.layered
 
     @property
     def normalizes(self) -> bool:
@@ -140,7 +208,7 @@ class SAEConfig:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of this architecture under its sae-lens name, with its shape."""
-        D, F, out = self.d_in, self.n_latents, self.d_out
+        D, F, out = self.widths[0] if self.layered else self.d_in, self.n_latents, self.d_out
         shapes: dict[str, tuple[int, ...]] = {"W_enc": (D, F), "W_dec": (F, out), "b_dec": (out,)}
         if self.activation == "gated":
             shapes |= {"b_gate": (F,), "b_mag": (F,), "r_mag": (F,)}
@@ -148,7 +216,7 @@ class SAEConfig:
             shapes["b_enc"] = (F,)
         if self.activation == "jumprelu":
             shapes["threshold"] = (F,)
-        if ARCHITECTURES[self.architecture].skips:
+        if self.row.skips:
             shapes["W_skip"] = (out, D)
         return shapes
 

@@ -19,13 +19,14 @@ from torch import Tensor
 from saekit.errors import ConfigError, SAEFormatError, SAENotFound, UnknownSite
 from saekit.files import PARTIAL, is_full, no_room, sync
 from saekit.lm.sites import Site
-from saekit.sae.config import ARCHITECTURES, DTYPES, SAEConfig
+from saekit.sae.config import DTYPES, ROWS, SAEConfig
 
 if TYPE_CHECKING:
     from saekit.sae.architectures import SAE
 
 CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 VERSION_KEYS = ("sae_lens_version", "sae_lens_training_version")
+_SEVERAL = ("sites", "sites_out", "widths", "widths_out")  # what a dictionary of several sites says of them
 _FIELD_KEYS = ("model_name", "context_size", "prepend_bos")  # metadata that has a field of its own in SAEConfig
 
 
@@ -126,7 +127,7 @@ def load_sparsity(folder: str | Path) -> Tensor | None:
 
 def config_to_dict(cfg: SAEConfig) -> dict[str, Any]:
     """The `cfg.json` of sae-lens for this configuration."""
-    row = ARCHITECTURES[cfg.architecture]
+    row = cfg.row
     installed = version("sae-lens")
     metadata = {
         "sae_lens_version": installed,
@@ -153,8 +154,10 @@ def config_to_dict(cfg: SAEConfig) -> dict[str, Any]:
         "reshape_activations": cfg.reshape_activations,
         "metadata": metadata,
     }
-    if row.transcodes:
+    if row.transcodes or row.crosses:
         result["d_out"] = cfg.d_out
+    if row.crosses:
+        result |= {key: [site if isinstance(site, int) else str(site) for site in getattr(cfg, key)] for key in _SEVERAL}
     if row.activation in ("topk", "abstopk"):
         result |= {"k": int(cfg.k or 0), "rescale_acts_by_decoder_norm": False}
     return result
@@ -172,6 +175,7 @@ def assemble(raw: dict[str, Any], tensors: dict[str, Tensor], scale: float | Non
         SAEFormatError: see :func:`load`.
     """
     from saekit.sae.architectures import SAE
+    from saekit.sae.cross import CrossCoder
 
     cfg = _config_from_dict(raw, tensors)
     dtype = DTYPES[cfg.dtype]
@@ -187,7 +191,7 @@ def assemble(raw: dict[str, Any], tensors: dict[str, Tensor], scale: float | Non
     with_factor = factor is not None and not torch.allclose(factor, torch.ones_like(factor))
     if with_factor and not raw.get("finetuning_scaling_factor"):
         raise SAEFormatError("There is a scaling_factor among the tensors that the configuration does not mention.")
-    sae = SAE(cfg, state)
+    sae = (CrossCoder if cfg.crosses else SAE)(cfg, state)
     for name, tensor in sae.state_dict().items():
         # A threshold of infinity is a latent switched off.
         if not bool((~tensor.isnan() if name == "threshold" else tensor.isfinite()).all()):
@@ -224,13 +228,14 @@ def _load_folder(folder: Path, dtype: str | None) -> SAE:
 def _config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConfig:
     metadata = dict(raw.get("metadata") or {})
     architecture = _architecture(raw)
-    row = ARCHITECTURES[architecture]
+    row = ROWS[architecture]
     if row.transcodes and raw.get("apply_b_dec_to_input"):
         raise SAEFormatError("A transcoder cannot subtract b_dec from its input: it lives in the output space.")
     details = metadata.get("training_architecture_details") or {}
     dtype = str(raw.get("dtype") or (tensors["W_enc"].dtype if "W_enc" in tensors else "float32")).removeprefix("torch.")
     fields = {key: metadata.pop(key, None) for key in _FIELD_KEYS}
     try:
+        fields |= {key: tuple(raw[key]) for key in _SEVERAL if row.crosses}
         return SAEConfig(
             architecture=architecture,
             d_in=raw["d_in"],
@@ -256,11 +261,11 @@ def _architecture(raw: dict[str, Any]) -> str:
     """saekit's name for what the file holds. Training classes file it under that; the others name it in the metadata."""
     stored = str(raw.get("architecture", "standard"))
     trained_as = (raw.get("metadata") or {}).get("training_architecture")
-    for name, row in ARCHITECTURES.items():
+    for name, row in ROWS.items():
         if row.trained_as and (stored == row.trained_as or (stored, trained_as) == (row.stored_as, row.trained_as)):
             return name
-    if stored not in ARCHITECTURES:
-        raise SAEFormatError(f"Architecture {stored!r} is not supported.", f"Supported: {', '.join(ARCHITECTURES)}.")
+    if stored not in ROWS:
+        raise SAEFormatError(f"Architecture {stored!r} is not supported.", f"Supported: {', '.join(ROWS)}.")
     return stored
 
 

@@ -1,0 +1,124 @@
+"""Dictionaries of several sites: crosscoders, which share a code, and cross-layer transcoders, which have one for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from saekit.errors import StoreMismatch
+from saekit.lm.sites import Site
+from saekit.sae.architectures import SAE, SparseCode
+
+Acts = Mapping[Site, Tensor]
+
+
+class CrossCoder(SAE):
+    """A dictionary that reads several sites and writes several, for inference.
+
+    Sites stand side by side, in the order of `cfg.sites` and `cfg.sites_out`: x (..., D) and y (..., E) are their activations one
+    after the other, and :meth:`encode` and the rest of :class:`SAE` do what they do there. Activations by site will do, too.
+
+    - crosscoder: `h = sum_s x_s @ W_enc_s + b_enc`, and every site is `y_s = f @ W_dec_s + b_dec_s`
+      (transformer-circuits.pub/2024/crosscoders; two models, chosen by threshold: arXiv 2504.02922).
+    - clt: latents are divided evenly over L layers. Those of layer l read x_l alone, `h = x_l @ W_enc_l + b_enc`, so that
+      W_enc is (D / L, F), and write the outputs of layers l to L - 1; what W_dec has of them for the others is 0
+      (transformer-circuits.pub/2025/attribution-graphs/methods).
+
+    Between encoder and decoder they are `relu` or `jumprelu`, as an SAE is. sae-lens has no class for either.
+    """
+
+    def encode(self, x_BD: Tensor | Acts) -> SparseCode | Tensor:
+        """Codes of x, as those of :meth:`SAE.encode`.
+
+        Raises:
+            StoreMismatch: x has other widths than are read.
+        """
+        return super().encode(self.side_by_side(x_BD))
+
+    def decode(self, code: SparseCode | Tensor, x_BD: Tensor | Acts | None = None) -> Tensor:
+        return super().decode(code)
+
+    def decode_sites(self, code: SparseCode | Tensor) -> dict[Site, Tensor]:
+        """What a code says of every site that is written, (..., width)."""
+        return self.apart(self.decode(code))
+
+    def side_by_side(self, x: Tensor | Acts) -> Tensor:
+        """x (..., D) of activations by site, each (..., width).
+
+        Raises:
+            StoreMismatch: a site is missing, or of another width.
+        """
+        if isinstance(x, Tensor):
+            return x
+        for site, width in zip(self.cfg.sites, self.cfg.widths):
+            if site not in x or x[site].shape[-1] != width:
+                found = "is missing" if site not in x else f"has {x[site].shape[-1]} numbers per token"
+                raise StoreMismatch(f"{self.name} reads {width} numbers per token at {site}, which {found}.")
+        return torch.cat([x[site].to(self.device, self.dtype) for site in self.cfg.sites], -1)
+
+    def apart(self, y_BE: Tensor) -> dict[Site, Tensor]:
+        """y (..., E) by site: the other way round, for what is written."""
+        return dict(zip(self.cfg.sites_out, y_BE.split(self.cfg.widths_out, -1)))
+
+    # What is known of latents
+
+    def decoder_norms(self) -> Tensor:
+        """(F, sites) norms of what each latent writes at each site, in units in which activations there have mean norm
+        sqrt(width) where training noted them, so that sites, and models, can be compared."""
+        scales = self.cfg.metadata.get("scales_out") or [1.0] * len(self.cfg.widths_out)
+        parts = self.W_dec.float().split(self.cfg.widths_out, 1)
+        return torch.stack([scale * part.norm(dim=1) for scale, part in zip(scales, parts)], 1)
+
+    def relative_norms(self) -> Tensor:
+        """(F, sites) shares of a latent's decoder norm; 0 for a latent that writes nothing. Of two sites they are about a half
+        where it is of both, and 0 and 1 where it is of one alone."""
+        norms_FS = self.decoder_norms()
+        total_F1 = norms_FS.sum(1, keepdim=True)
+        return norms_FS / total_F1.where(total_F1 > 0, 1.0)
+
+    def latents_of(self, layer: int) -> slice:
+        """The latents that read `cfg.sites[layer]`: those of that layer in a cross-layer transcoder, all in a crosscoder."""
+        own = self.cfg.n_latents // len(self.cfg.sites)
+        return slice(layer * own, (layer + 1) * own) if self.cfg.layered else slice(0, self.cfg.n_latents)
+
+    def written_by(self, layer: int, x_BD: Tensor) -> Tensor:
+        """What the latents of one layer of a cross-layer transcoder write, (..., E), given that layer's activations alone."""
+        own = torch.arange(self.cfg.n_latents, device=self.device)[self.latents_of(layer)]
+        x_ND = x_BD.reshape(-1, x_BD.shape[-1]).to(self.device, self.dtype)
+        layers_ND = x_ND.new_zeros(len(x_ND), self.cfg.d_in)
+        layers_ND.view(len(x_ND), len(self.cfg.sites), -1)[:, layer] = x_ND
+        code_NF = self._activate(layers_ND, own)
+        return (code_NF @ self.W_dec[own]).reshape(*x_BD.shape[:-1], self.cfg.d_out)
+
+    @torch.no_grad()
+    def fold_scales(self, reads: Sequence[float], writes: Sequence[float]) -> CrossCoder:
+        """As :meth:`SAE.fold_scale`, with a factor for every site read, and one for every site written; they are noted, too."""
+        for scale, part in zip(writes, self.W_dec.split(self.cfg.widths_out, 1)):
+            part.div_(scale)
+        for scale, part in zip(writes, self.b_dec.split(self.cfg.widths_out)):
+            part.div_(scale)
+        if self.cfg.layered:
+            for layer, scale in enumerate(reads):
+                self.W_enc[:, self.latents_of(layer)].mul_(scale)
+        else:
+            for scale, part in zip(reads, self.W_enc.split(self.cfg.widths)):
+                part.mul_(scale)
+        self.cfg.metadata["scales_out"] = [float(scale) for scale in writes]
+        return self
+
+    def _project(self, x_ND: Tensor, features: Tensor | None, bias_F: Tensor | None) -> Tensor:
+        if not self.cfg.layered:
+            return super()._project(x_ND, features, bias_F)
+        W_FD, parts = self.W_enc.T, x_ND.split(self.cfg.widths[0], 1)
+        if features is None:
+            out_NF = torch.cat([x @ W_FD[self.latents_of(layer)].T for layer, x in enumerate(parts)], 1)
+        else:
+            layer_F = features // (self.cfg.n_latents // len(parts))
+            out_NF = x_ND.new_empty(len(x_ND), len(features))
+            for layer in layer_F.unique().tolist():
+                chosen = (layer_F == layer).nonzero()[:, 0]
+                out_NF = out_NF.index_copy(1, chosen, linear(parts[layer], W_FD[features[chosen]]))
+        return out_NF if bias_F is None else out_NF + bias_F
