@@ -38,28 +38,28 @@ class AuxK:
 
     def loss(self, p: Parameters, x_BD: Tensor, residual_BE: Tensor, dead: Tensor) -> Tensor | float:
         """The loss, differentiable. `x_BD` is what the encoder reads; the residual `y - y_hat` is detached here."""
-        if not self._active(dead):
+        if not (k := self._k(dead)):
             return 0.0
         residual_BE = residual_BE.detach()
-        code = self._encode(x_BD, p, dead, backend="torch")
+        code = self._encode(x_BD, p, dead, k, backend="torch")
         weight = self._weight(residual_BE)
         return weight * (self.group.whole(code.decode(p.W_dec_FE)) - residual_BE).square().sum()
 
     def add_gradient(self, gradient: SparseGradient, p: Parameters, residual_BE: Tensor, dead: Tensor) -> float:
         """Add the same loss's gradient to `gradient`, by hand, on the CPU; returns the loss."""
-        if not self._active(dead):
+        if not (k := self._k(dead)):
             return 0.0
-        code = self._encode(gradient.x_BD, p, dead, screen=self.screen)
+        code = self._encode(gradient.x_BD, p, dead, k, screen=self.screen)
         weight = float(self._weight(residual_BE))
         error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, None, residual_BE, 2 * weight, self.group)
         gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
         return weight * squares
 
-    def _active(self, dead: Tensor) -> bool:
-        return self.coefficient > 0 and self.group.n_latents(len(dead)) > 0
+    def _k(self, dead: Tensor) -> int:
+        """How many take part in each token."""
+        return min(self.k, self.group.n_latents(len(dead))) if self.coefficient > 0 else 0
 
-    def _encode(self, x_BD: Tensor, p: Parameters, dead: Tensor, **how: object) -> Code:
-        k = min(self.k, self.group.n_latents(len(dead)))
+    def _encode(self, x_BD: Tensor, p: Parameters, dead: Tensor, k: int, **how: object) -> Code:
         if not len(dead):  # all that are dead are in other processes
             return Code.of(self.group.largest(x_BD.new_zeros(len(x_BD), 0), k), dead.expand(len(x_BD), 0))
         W_enc_FD, b_enc_F = p.W_enc_FD[dead], p.b_enc_F[dead]

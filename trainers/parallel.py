@@ -7,9 +7,10 @@ on with another number of processes.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saekit.errors import ParallelError
 from trainers import processes
@@ -24,7 +26,9 @@ from trainers.parameters import Parameters, has_latents
 
 _PATIENCE = timedelta(minutes=30)  # to wait for another process; the first one measures and writes while others wait
 _COMPACT = 0.8  # share of the latents up to which sending only those that have a gradient is worth looking them up
+_WORD = 8  # bytes: that is where a tensor of any type may begin
 _T = TypeVar("_T")
+Number = Tensor | float
 
 
 class Group:
@@ -58,25 +62,26 @@ class Group:
         """Summed over processes."""
         return tensor
 
-    def totals(self, *numbers: Tensor | float) -> tuple[Tensor | float, ...]:
-        """Scalars, each summed over processes; numbers on a CPU, tensors on a GPU."""
-        return numbers
+    def total_all(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each summed over processes, in one go."""
+        return dict(tensors)
 
     def count(self, n: int) -> int:
         """Summed over processes."""
         return n
 
-    def sums(self, loss: Tensor | float, squares: Tensor | float, firings: Tensor | float) -> tuple[Tensor | float, ...]:
-        """The mean loss of the batch, its squared error, and how many entries fired, given those of this process's part."""
-        return loss, squares, firings
-
     def least(self, tensor: Tensor) -> Tensor:
         """The smallest of all processes."""
         return tensor
 
-    def gather(self, tensor: Tensor) -> tuple[Tensor, int]:
-        """The tensors of all processes, one after the other along their first axis, and where that of this one begins."""
-        return tensor, 0
+    def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
+        """For each tensor those of all processes, in their order. Their lengths may differ."""
+        return [[tensor] for tensor in tensors]
+
+    def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
+        """The mean loss of the batch, its squared error, how often each latent here fired on it and how often all did, given the
+        first three of this process's part."""
+        return loss, squares, firings_F, firings_F.sum()
 
     # Rows of a batch
 
@@ -110,10 +115,6 @@ class Group:
     def collect(self, name: str, tensor: Tensor) -> Tensor:
         """The whole of a named tensor on the first process, on the CPU if parts of it come from others; elsewhere the part."""
         return tensor
-
-    def per_latent(self, counts_F: Tensor) -> Tensor:
-        """Counts of the latents here on the rows of all processes."""
-        return counts_F
 
     def n_latents(self, here: int) -> int:
         """Latents of all processes, given how many of them are here."""
@@ -161,23 +162,32 @@ class _Together(Group):
     def total(self, tensor: Tensor) -> Tensor:
         return self._all_reduce(tensor, dist.ReduceOp.SUM)
 
-    def totals(self, *numbers: Tensor | float) -> tuple[Tensor | float, ...]:
-        place = next((number.device for number in numbers if isinstance(number, Tensor)), torch.device("cpu"))
-        together = self.total(torch.stack([torch.as_tensor(number, dtype=torch.float64, device=place) for number in numbers]))
-        return tuple(together) if place.type != "cpu" else tuple(together.tolist())
+    def total_all(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        flat = self.total(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]))
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        return {name: part.view_as(tensor) for (name, tensor), part in zip(tensors.items(), parts)}
 
     def count(self, n: int) -> int:
-        return int(self.totals(n)[0])
+        return int(self.total(torch.tensor(n)))
 
     def least(self, tensor: Tensor) -> Tensor:
         return self._all_reduce(tensor, dist.ReduceOp.MIN)
 
-    def gather(self, tensor: Tensor) -> tuple[Tensor, int]:
-        sizes = torch.stack(self._all_gather(torch.tensor(len(tensor), device=tensor.device))).tolist()
-        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
-        parts = [part[:size] for part, size in zip(self._all_gather(padded), sizes)]
-        return torch.cat(parts), sum(sizes[: self.rank])
+    def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
+        """All in one message of bytes, after one of the lengths."""
+        raw = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+        own = torch.cat([pad(each, (0, -len(each) % _WORD)) for each in raw])
+        lengths = torch.tensor([*map(len, tensors), len(own)], device=own.device)
+        all_lengths = torch.stack(self._all_gather(lengths)).tolist()
+        messages = self._all_gather(pad(own, (0, max(each[-1] for each in all_lengths) - len(own))))
+        gathered: list[list[Tensor]] = [[] for _ in tensors]
+        for message, found in zip(messages, all_lengths):
+            at = 0
+            for tensor, length, parts in zip(tensors, found, gathered):
+                size = length * math.prod(tensor.shape[1:]) * tensor.itemsize
+                parts.append(message[at : at + size].view(tensor.dtype).view(length, *tensor.shape[1:]))
+                at += size + -size % _WORD
+        return gathered
 
     def _all_reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
         tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -209,8 +219,11 @@ class Rows(_Together):
         self._share = (own.stop - own.start) / self._n_rows
         return own
 
-    def sums(self, loss: Tensor | float, squares: Tensor | float, firings: Tensor | float) -> tuple[Tensor | float, ...]:
-        return self.totals(loss * self._share, squares / self.copies, firings / self.copies)
+    def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
+        own = _vector(loss * self._share, squares / self.copies, firings_F.sum())[:2]
+        sums = self.total(torch.cat([own, firings_F / self.copies]))
+        firings_F = sums[2:].round().long()
+        return *_numbers(sums[:2]), firings_F, firings_F.sum()  # type: ignore[return-value]
 
     def n_rows(self, own: int) -> int:
         return self._n_rows
@@ -220,15 +233,14 @@ class Rows(_Together):
         return self._share
 
     def variance(self, e_BE: Tensor) -> Tensor:
-        centre_E = self.total(e_BE.sum(0)) / self._n_rows
-        return self.total((e_BE - centre_E).square().sum()) / self._n_rows
+        e_BE = e_BE.double()
+        means = self.total(torch.cat([e_BE.sum(0), e_BE.square().sum()[None]])) / self._n_rows
+        return means[-1] - means[:-1].square().sum()
 
     def from_first_rows(self, number: Tensor | None) -> Tensor | None:
-        there, value = self.totals(*((1.0, float(number)) if self.leads and number is not None else (0.0, 0.0)))
-        return torch.as_tensor(value) if there else None
-
-    def per_latent(self, counts_F: Tensor) -> Tensor:
-        return self.total(counts_F) // self.copies
+        known = (1.0, float(number)) if self.leads and number is not None else (0.0, 0.0)
+        there, value = self.total(torch.tensor(known))
+        return value if there else None
 
     def reduce(self, gradient: Parameters) -> Parameters:
         """The sum of the gradients of means over own rows, each in proportion to its rows.
@@ -239,15 +251,9 @@ class Rows(_Together):
         touched_F = torch.stack([(gradient[name] != 0).flatten(1).any(1) for name in matrices]).any(0)
         rows_U = self._all_reduce(touched_F.byte(), dist.ReduceOp.MAX).nonzero()[:, 0]
         compact = len(rows_U) < _COMPACT * len(touched_F)
-        sent = gradient.map(lambda grad: grad)
-        if compact:
-            sent |= {name: gradient[name][rows_U] for name in matrices}
-        small = [name for name in gradient if name not in matrices]
-        flat = self.total(torch.cat([gradient[name].reshape(-1) for name in small]) * self._share)
-        sums = dict(zip(small, flat.split([gradient[name].numel() for name in small])))
-        sums = {name: part.view_as(gradient[name]) for name, part in sums.items()}
+        sums = self.total_all({name: grad * self._share for name, grad in gradient.items() if name not in matrices})
         for name in matrices:
-            total = self.total(sent[name] * self._share)
+            total = self.total((gradient[name][rows_U] if compact else gradient[name]) * self._share)
             sums[name] = torch.zeros_like(gradient[name]).index_copy_(0, rows_U, total) if compact else total
         return Parameters({name: sums[name] for name in gradient})
 
@@ -265,8 +271,10 @@ class Latents(_Together):
         super().__init__()
         self.has_biases = self.leads
 
-    def sums(self, loss: Tensor | float, squares: Tensor | float, firings: Tensor | float) -> tuple[Tensor | float, ...]:
-        return self.totals(loss / self.world, squares / self.world, firings)
+    def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
+        sums = self.total(_vector(loss / self.world, squares / self.world, firings_F.sum()))
+        loss, squares, firings = _numbers(sums)
+        return loss, squares, firings_F, firings
 
     def n_latents(self, here: int) -> int:
         return self.count(here)
@@ -300,7 +308,8 @@ class Latents(_Together):
 
     def reduce(self, gradient: Parameters) -> Parameters:
         """Parameters of no latent get gradients from the latents of all processes."""
-        return Parameters({name: grad if has_latents(name) else self.total(grad) for name, grad in gradient.items()})
+        sums = self.total_all({name: grad for name, grad in gradient.items() if not has_latents(name)})
+        return Parameters(gradient | sums)
 
 
 @contextmanager
@@ -328,6 +337,17 @@ def group(*, shard: bool = False) -> Group:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
     return Latents() if shard else Rows()
+
+
+def _vector(*numbers: Number) -> Tensor:
+    """float64, where the tensors among the numbers are."""
+    place = next(number.device for number in numbers if isinstance(number, Tensor))
+    return torch.stack([torch.as_tensor(number, dtype=torch.float64, device=place) for number in numbers])
+
+
+def _numbers(vector: Tensor) -> list[Number]:
+    """On a GPU they are not read: that would wait for it."""
+    return list(vector) if vector.is_cuda else vector.tolist()
 
 
 @contextmanager

@@ -87,16 +87,22 @@ class SparseGradient:
         group = self.group
         if not group.splits_rows:
             return self
-        rest = {name: group.total(gradient * group.share) for name, gradient in self.rest.items()}
-        whole = SparseGradient(group.gather(self.x_BD)[0], rest, centres=self.centres)
-        if self.along_F is not None:
-            whole.along_F = group.total(self.along_F * group.share)
-        for (code, grads_N), error_RE in zip(self._terms, self._errors):
-            values_N, latents_N, counts_B = (
-                group.gather(each)[0] for each in (code.values_N, code.latents_N, code.start_B1.diff())
+        along = {} if self.along_F is None else {"along_F": self.along_F}
+        rest = group.total_all({name: gradient * group.share for name, gradient in {**self.rest, **along}.items()})
+        along_F = rest.pop("along_F", None)
+        terms = [
+            tensor
+            for (code, grads_N), error_RE in zip(self._terms, self._errors)
+            for tensor in (
+                *(code.values_N, code.latents_N, code.start_B1.diff()),
+                *(grads_N * group.share, error_RE * group.share),
             )
+        ]
+        x_BD, *gathered = map(torch.cat, group.gather(self.x_BD, *terms))
+        whole = SparseGradient(x_BD, rest, centres=self.centres)
+        whole.along_F = along_F
+        for values_N, latents_N, counts_B, grads_N, error_RE in zip(*(gathered[i::5] for i in range(5))):
             start_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
-            grads_N, error_RE = (group.gather(each * group.share)[0] for each in (grads_N, error_RE))
             whole.add(Code(values_N, latents_N, start_B1), grads_N, error_RE)
         return whole
 

@@ -117,8 +117,8 @@ class Training:
     def _whole(self, part: Outcome) -> tuple[Outcome, Tensor, Tensor | float]:
         """The outcome with loss and squares of the whole batch; how often latents here fired on it, and how often all did."""
         firings_F = part.code.firings(len(self.fired_F))
-        loss, squares, firings = self.group.sums(part.loss, part.squares, firings_F.sum())
-        return part._replace(loss=loss, squares=squares), self.group.per_latent(firings_F), firings
+        loss, squares, firings_F, firings = self.group.sums(part.loss, part.squares, firings_F)
+        return part._replace(loss=loss, squares=squares), firings_F, firings
 
     def _check(self, loss: Tensor | float, x_BD: Tensor, y_BE: Tensor) -> None:
         if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):
@@ -154,8 +154,7 @@ class Training:
     def check(self) -> None:
         """Raise Diverged if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
         sound = all(bool(tensor.isfinite().all()) for tensor in self.p.values())
-        (unsound,) = self.group.totals(float(not sound))
-        if unsound or not math.isfinite(float(self.window.squares)):
+        if self.group.count(int(not sound)) or not math.isfinite(float(self.window.squares)):
             raise Diverged(
                 f"A weight or the loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: "
                 "the activations hold NaN or the run diverged."

@@ -64,32 +64,36 @@ def largest_of_batch(encode: Callable[[Tensor, Tensor], Code], x_BD: Tensor, n: 
     floor = guess * _BELOW
     if guess < 0:
         with torch.no_grad():
-            few_N, _ = group.gather(encode(x_BD[:_SAMPLE], torch.zeros_like(guess)).values_N)
+            few_N = torch.cat(group.gather(encode(x_BD[:_SAMPLE], torch.zeros_like(guess)).values_N)[0])
         wanted = n * group.count(min(_SAMPLE, len(x_BD))) // max(1, group.count(len(x_BD)))
         floor = _nth_largest(few_N, wanted) * _BELOW if 0 < wanted < len(few_N) else torch.zeros_like(guess)
-    code = encode(x_BD, floor)
-    while (found := group.count(len(code.values_N))) < n and floor > 0:
-        floor = torch.where(floor > 1e-3 * guess.abs(), 0.8 * floor, 0.0)
+    while True:
         code = encode(x_BD, floor)
-    return _keep_largest(code, n, group) if found > n else code
+        (values,) = group.gather(code.values_N.detach())
+        found = sum(map(len, values))
+        if found >= n or floor <= 0:
+            return _keep_largest(code, values, n, group.rank) if found > n else code
+        floor = torch.where(floor > 1e-3 * guess.abs(), 0.8 * floor, 0.0)
 
 
 def smallest(code: Code, group: Group) -> Tensor | None:
     """The smallest value of a code in all processes; None where it is empty."""
-    if not group.count(len(code.values_N)):
-        return None
     values_N = code.values_N.detach()
-    return group.least(values_N.min() if len(values_N) else values_N.new_full((), torch.inf))
+    if group.world == 1:
+        return values_N.min() if len(values_N) else None
+    least = group.least(values_N.min() if len(values_N) else values_N.new_full((), torch.inf))
+    return least if least.isfinite() else None
 
 
-def _keep_largest(code: Code, n: int, group: Group) -> Code:
-    values_N, first = group.gather(code.values_N.detach())
+def _keep_largest(code: Code, values: list[Tensor], n: int, rank: int) -> Code:
+    """Of the code, which has `values[rank]`, what is among the n largest of all values."""
+    values_N = values[0] if len(values) == 1 else torch.cat(values)
     nth = _nth_largest(values_N, n)
     keep_N = values_N >= nth
     surplus = int(keep_N.sum()) - n
     if surplus:  # equals of the n-th: the last of them go
         keep_N[(values_N == nth).nonzero()[-surplus:, 0]] = False
-    keep_N = keep_N[first : first + len(code.values_N)]
+    keep_N = keep_N.split([*map(len, values)])[rank]
     kept_N1 = torch.cat([code.start_B1.new_zeros(1), keep_N.cumsum(0)])
     return replace(code, values_N=code.values_N[keep_N], latents_N=code.latents_N[keep_N], start_B1=kept_N1[code.start_B1])
 

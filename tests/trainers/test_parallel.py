@@ -1,0 +1,134 @@
+"""Two processes that train together, against one: the same dictionaries, logs and files, but for rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import RESUMED, SHARDED, VARIANTS, plans, train_plans
+from runs import D, F, files, rows
+
+from saekit.sae import SAE, load_sparsity
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every variant, trained by one process."""
+    out = tmp_path_factory.mktemp("alone")
+    assert train_plans(plans(out, VARIANTS)) == [None] * len(VARIANTS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What two processes made, and what each reports."""
+    out = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(out)]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **where, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=280)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], "\n".join(said)
+    return out, [json.loads((out / f"report-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def same(one: Path, two: Path) -> None:
+    """Both folders hold the same dictionary and log, but for rounding."""
+    assert set(files(two)) == set(files(one))
+    first, second = rows(one), rows(two)
+    assert [row.keys() for row in first] == [row.keys() for row in second]
+    for a, b in zip(first, second):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-7)
+    one_sae, two_sae = SAE.load(one), SAE.load(two)
+    assert one_sae.cfg == two_sae.cfg
+    for name, tensor in one_sae.state_dict().items():
+        torch.testing.assert_close(two_sae.state_dict()[name], tensor, rtol=1e-4, atol=1e-4 * float(tensor.abs().max()), msg=name)
+    torch.testing.assert_close(load_sparsity(two), load_sparsity(one), rtol=1e-3, atol=1e-3)
+    settings = [json.loads((folder / "train.json").read_text()) for folder in (one, two)]
+    for each in settings:
+        each["config"].pop("shard")
+    assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *SHARDED])
+def test_two_processes_make_what_one_makes(alone: Path, together: tuple[Path, list[dict[str, Any]]], name: str) -> None:
+    out, reports = together
+    assert [report["trains"] for report in reports] == [[], []]
+    same(alone / name.removesuffix("-shard"), out / name)
+    if not name.startswith(("standard", "gated")):
+        assert max(row.get("dead_fraction", 0) for row in rows(out / name)) > 0  # AuxK took part
+    assert rows(out / name)[-2]["tokens"] == 7_681
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_broken_off_and_gone_on_with(together: tuple[Path, list[dict[str, Any]]], alone: Path, tmp_path: Path, name: str) -> None:
+    out, reports = together
+    assert [report["resumes"] for report in reports] == [[], []]
+    assert files(out / "resumed" / name) == files(out / name)  # bit for bit with as many processes
+    left = tmp_path / "left" / name
+    shutil.copytree(out / "left" / name, left)
+    assert [path.name for path in sorted((left / "checkpoints").iterdir())] == ["step-000000012", "step-000000024"]
+    assert train_plans(plans(tmp_path / "left", {name: RESUMED[name]})) == [None]  # by one process alone
+    same(alone / name.removesuffix("-shard"), left)
+
+
+def test_each_process_holds_a_part_of_the_latents(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    for report in together[1]:
+        shapes = report["holds_a_part_of_the_latents"]
+        assert {"p.W_enc_FD", "mean.W_dec_FE", "square.b_enc_F", "since_F", "p.b_dec_E"} <= shapes.keys()
+        for name, shape in shapes.items():
+            assert shape[0] == (D if name.endswith("_E") else F // 2), name
+
+
+def test_only_rows_with_a_gradient_are_summed_where_that_is_less(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    for report in together[1]:
+        (few_equal, few_named, few_sent), (equal, named, sent) = report["sums_rows"]["5"], report["sums_rows"][str(F)]
+        assert few_equal and few_named and equal and named
+        assert sent == F + (F + D) + 2 * F * D  # which latents, then vectors, then matrices
+        assert few_sent <= F + (F + D) + 2 * 10 * D
+
+
+def test_tensors_of_other_lengths_and_types_are_gathered(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    for report in together[1]:
+        assert report["gathers"] == [[[], [0, 1, 2]], [[[0.5] * 3] * 2, [[1.5] * 3]], [[], []]]
+
+
+def test_what_cannot_be_divided_is_refused(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    for report in together[1]:
+        matryoshka, latents, device = report["refuses"]
+        assert matryoshka.startswith("ConfigError: The latents of matryoshka cannot be divided")
+        assert "n_latents=97 cannot be divided over 2 processes. 96 is the nearest" in latents
+        assert "'cuda:1' would be that of all" in device
+
+
+def test_errors_are_those_of_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    for report in together[1]:
+        assert report["fails_in_one"] == "ConfigError: It is impossible. Leave it."
+        assert report["meets_nan"] == together[1][0]["meets_nan"]
+        assert "1 activation vectors of batch" in report["meets_nan"]
+    assert not (together[0] / "nan" / "cfg.json").exists()
+
+
+def test_a_process_whose_fellow_was_killed_says_so(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = together[1]
+    assert first["is_left_alone"].startswith("ParallelError: Another process of this run has ended")
+    assert "goes on from the last checkpoint" in first["is_left_alone"]
+    assert "is_left_alone" not in second
