@@ -46,6 +46,7 @@ from trainers.statistics import Statistics
 
 ARCHITECTURES = ("topk", "transcoder", "skip_transcoder", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
 PENALISED = ("jumprelu", "gated", "standard")
+CURVE = {"width": 256, "latents": 2048, "k": 32, "batch": 512}  # sizes with --curves
 BATCHES = 4  # that a contestant sees, again and again
 
 
@@ -158,7 +159,12 @@ def speed(task: Task, reps: int, wanted: list[str]) -> dict[str, dict[str, float
             samples[name].append(measure(lambda step=step, rep=rep: step(*batches[rep % BATCHES])))  # type: ignore[misc]
     result = {name: _summary(rows) for name, rows in samples.items()}
     ours, peers = result.get("saekit"), {name: row for name, row in result.items() if name != "saekit"}
-    print(f"\n{task.arch}, width {task.width}, {task.latents} latents, L0 {task.k}, batch {task.batch}; medians of {reps}")
+    print(f"\n{task.arch}, width {task.width}, {task.latents} latents, batch {task.batch}; medians of {reps}", end="")
+    if "saekit" in steps:
+        outcome = steps["saekit"](*batches[0])
+        assert isinstance(outcome, Outcome)
+        print(f"; L0 of the last step {float((outcome.code.values_N > 0).sum()) / task.batch:.1f}", end="")
+    print()
     print(f"{'':26}{'core-ms':>9}{'lowest':>8}{'highest':>8}{'wall ms':>9}{'others':>8}   ours is faster by (core-ms, wall)")
     for name, row in result.items():
         times = f"{row['cpu_ms']:9.0f}{row['cpu_low']:8.0f}{row['cpu_high']:8.0f}{row['wall_ms']:9.0f}{row['foreign']:8.0%}"
@@ -231,38 +237,41 @@ def _peak(task: Task) -> tuple[int, int]:
 # What is learnt
 
 
-def curves(arch: str, steps: int = 300) -> dict[str, list[float]]:
+def curves(task: Task, steps: int = 300) -> dict[str, list[float]]:
     """Loss curves of our step and of the dense formula from the same start on the same batches; prints how far apart they are.
 
     What counts as noise: the dense run once more from weights changed in the last digit.
     """
-    task = Task(arch, width=256, latents=2048, k=32, batch=512, dead=0.0)
     x = activations(task.batch * steps, task.width, seed=7)
     y = targets(task, x)
-    settings = {"lr": 1e-3, "warmup": 0.0, "decay": 0.0, "tokens": task.batch * steps, "dead_tokens": 20 * task.batch}
+    y = y[:, 1:] if task.transcodes else y  # the formula takes what predicts another width for a transcoder
+    settings = {"lr": 1e-3, "warmup": 0.0, "decay": 0.0, "tokens": task.batch * steps, "dead_tokens": task.batch}
     runs = {
         "dense float32": _dense(training(task, x, y, backend="torch", **settings)),
         "dense, last digit": _dense(training(task, x, y, backend="torch", **settings), nudge=1e-7),
         "saekit": training(task, x, y, screen=False, **settings),
         "saekit, bf16 screen": training(task, x, y, screen=True, **settings),
     }
-    losses = {name: _losses(it, task, x, y) for name, it in runs.items()}
+    found = {name: _losses(it, task, x, y) for name, it in runs.items()}
+    losses = {name: values for name, (values, _) in found.items()}
     reference = _smooth(losses["dense float32"])
-    print(f"\n{arch}: loss over {steps} steps (width 256, 2048 latents, L0 32, batch 512, AuxK), apart from dense float32")
-    for name, values in losses.items():
+    print(f"\n{task.arch}: loss over {steps} steps of {task.batch} ({task.width}x{task.latents}, L0 {task.k}), against dense")
+    for name, (values, most) in found.items():
         apart = (_smooth(values) / reference - 1).abs()
-        last = f"last {values[-1]:.4f}, {len(runs[name].dead.dead)} dead"
-        print(f"  {name:20} {last:24} smoothed over 20 steps: largest {apart.max():.1e}, last {apart[-1]:.1e}")
+        last = f"last {values[-1]:.4f}, at most {most} dead"
+        print(f"  {name:20} {last:30} smoothed over 20 steps: largest {apart.max():.1e}, last {apart[-1]:.1e}")
     return losses
 
 
-def _losses(it: Training, task: Task, x: Tensor, y: Tensor) -> list[float]:
-    found = []
+def _losses(it: Training, task: Task, x: Tensor, y: Tensor) -> tuple[list[float], int]:
+    """The loss of every step, and how many latents were dead at most."""
+    found, most = [], 0
     with only_blocks():
         for x_BD, y_BE in zip(x.split(task.batch), y.split(task.batch)):
             outcome = it.step(x_BD, y_BE if task.transcodes else None)
             found.append(float(outcome.squares) / (len(x_BD) * it.writes.variance))
-    return found
+            most = max(most, len(it.dead.dead))
+    return found, most
 
 
 def _dense(it: Training, nudge: float = 0.0) -> Training:
@@ -338,7 +347,8 @@ def main() -> None:
     )
     result: object = None
     if options.curves:
-        result = {arch: curves(arch) for arch in options.arch}
+        sizes = {"width": 128, "latents": 512, "k": 16, "batch": 128} if options.quick else CURVE
+        result = {arch: curves(Task(arch, **sizes), 60 if options.quick else 300) for arch in options.arch}
     elif options.memory:
         result = memory(tasks(options))
     elif options.profile:
