@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainers.config import TrainConfig
 from trainers.parameters import Parameters
@@ -35,14 +36,19 @@ class Adam:
     def apply(self, p: Parameters, gradient: Parameters, lr: float, *, unit_rows: bool) -> None:
         """One step of all parameters, in place, on any device. `unit_rows` as in :meth:`trainers.sparse.SparseGradient.apply`."""
         self.step += 1
-        _, _, rate, correction, _ = self.constants(lr).tolist()
         if unit_rows:
             along_F1 = (gradient.W_dec_FE * p.W_dec_FE).sum(1, keepdim=True)
             gradient = Parameters(gradient, W_dec_FE=gradient.W_dec_FE - along_F1 * p.W_dec_FE)
-        for name, weight in p.items():
-            g, mean, square = gradient[name], self.mean[name], self.square[name]
-            mean.lerp_(g, 1 - self.beta1)
-            square.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            weight.addcdiv_(mean, square.sqrt().mul_(correction).add_(self.eps), value=-rate)
+        for name in p:
+            self.move(p, name, gradient[name], lr)
         if unit_rows:
             p.W_dec_FE /= p.W_dec_FE.norm(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def move(self, p: Parameters, name: str, g: Tensor, lr: float) -> None:
+        """Change one parameter by its gradient, in the current step."""
+        _, _, rate, correction, _ = self.constants(lr).tolist()
+        mean, square = self.mean[name], self.square[name]
+        mean.lerp_(g, 1 - self.beta1)
+        square.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        p[name].addcdiv_(mean, square.sqrt().mul_(correction).add_(self.eps), value=-rate)

@@ -8,7 +8,9 @@ decoder of those latents. Where the error has no variance the loss is 0 rather t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +29,13 @@ class AuxK:
     Attributes:
         k: dead latents that take part, per token.
         coefficient: weight; 0 turns it off.
-        screen: as in :func:`saekit.sae.kernels.encode_topk`.
+        encoding: how the sparse step encodes; :attr:`trainers.config.TrainConfig.encoding`.
         group: the processes among whose latents the largest are chosen, and of whose rows the variance is taken.
     """
 
     k: int
     coefficient: float
-    screen: bool | None = None
+    encoding: Mapping[str, Any]
     group: Group = ALONE
 
     def loss(self, p: Parameters, x_BD: Tensor, residual_BE: Tensor, dead: Tensor) -> Tensor | float:
@@ -46,12 +48,13 @@ class AuxK:
         return weight * (self.group.whole(code.decode(p.W_dec_FE)) - residual_BE).square().sum()
 
     def add_gradient(self, gradient: SparseGradient, p: Parameters, residual_BE: Tensor, dead: Tensor) -> float:
-        """Add the same loss's gradient to `gradient`, by hand, on the CPU; returns the loss."""
+        """Add the same loss's gradient to `gradient`, by hand; returns the loss."""
         if not (k := self._k(dead)):
             return 0.0
-        code = self._encode(gradient.x_BD, p, dead, k, screen=self.screen)
+        code = self._encode(gradient.x_BD, p, dead, k, **self.encoding)
         weight = float(self._weight(residual_BE))
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, None, residual_BE, 2 * weight, self.group)
+        how = (2 * weight, self.group, self.encoding["backend"])
+        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, None, residual_BE, *how)
         gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
         return weight * squares
 

@@ -101,8 +101,9 @@ class TrainConfig:
     """Of weights and computation."""
     device: str | None = None
     """Where to train. None: a GPU if there is one, else the CPU."""
-    backend: Literal["auto", "numba", "torch"] = "auto"
-    """The sparse CPU step or the torch step. auto: the former for float32 on a CPU."""
+    backend: Literal["auto", "numba", "triton", "torch"] = "auto"
+    """The sparse step of numba on a CPU or of Triton on a GPU, both in float32, or torch's dense gradients anywhere. auto: the
+    former where it can run."""
     screen: bool | None = None
     """Look for the top latents in bfloat16 and compute those again in float32, with equal results. None: where it is faster."""
     shard: bool = False
@@ -219,16 +220,33 @@ class TrainConfig:
         )
 
     @property
-    def sparse_step(self) -> bool:
-        """Whether a resolved configuration trains with the sparse CPU step.
+    def kernels(self) -> Literal["numba", "triton", "torch"]:
+        """What a resolved configuration computes with.
 
         Raises:
-            ConfigError: it was asked for where it cannot run.
+            ConfigError: what was asked for cannot run there.
         """
-        possible = (self.device or "cpu").startswith("cpu") and self.dtype == "float32"
-        if self.backend == "numba" and not possible:
-            raise ConfigError(f"backend='numba' cannot train {self.dtype} on {self.device}.", "It is for float32 on the CPU.")
-        return possible and self.backend != "torch"
+        from saekit.sae.kernels import runs_triton
+
+        device, single = self.device or "cpu", self.dtype == "float32"
+        if self.backend in ("auto", "numba") and single and device.startswith("cpu"):
+            return "numba"
+        if self.backend in ("auto", "triton") and single and runs_triton(device):
+            return "triton"
+        if self.backend in ("auto", "torch"):
+            return "torch"
+        where = "the CPU" if self.backend == "numba" else "a GPU, with triton installed"
+        raise ConfigError(f"backend={self.backend!r} cannot train {self.dtype} on {device}.", f"It is for float32 on {where}.")
+
+    @property
+    def sparse_step(self) -> bool:
+        """Whether a resolved configuration trains with gradients by hand, which are sparse."""
+        return self.kernels != "torch"
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How the sparse step encodes: arguments of :func:`saekit.sae.kernels.encode_topk` and `encode_above`."""
+        return {"screen": self.screen, "backend": self.kernels}
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the settings that make another dictionary in `other`."""

@@ -24,7 +24,7 @@ from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient, decode_gradient
+from trainers.sparse import SparseGradient
 from trainers.sparsity import Penalised
 
 
@@ -54,14 +54,14 @@ class Gated(Penalised):
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
-        gates = self.gates(p, x_BD, screen=self.config.screen)
+        gates = self.gates(p, x_BD, **self.config.encoding)
         latents_N, n_latents = gates.latents_N, len(p.b_enc_F)
         factor_N = p.r_mag_F.exp()[latents_N]
         scaled_N = (gates.values_N - p.b_enc_F[latents_N]) * factor_N
         code = gates.with_values(torch.relu(scaled_N + p.b_mag_F[latents_N]))
         scale, per_gate = 2 * self.weight(x_BD), self.per_gate(x_BD, now)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
-        _, gate_grads_N, by_gates = decode_gradient(gates, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
+        error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
+        _, gate_grads_N, by_gates = self.decode_gradient(p, gates, y_BE, scale)
         magnitude_N = grads_N * (code.values_N > 0)
         through_N = magnitude_N * factor_N  # to h by way of the magnitude
         gradient = self.sparse_gradient(

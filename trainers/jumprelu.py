@@ -23,7 +23,7 @@ from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient, decode_gradient
+from trainers.sparse import SparseGradient
 from trainers.sparsity import Penalised
 
 
@@ -59,13 +59,13 @@ class JumpReLU(Penalised):
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
-        code, window_N = self.candidates(p, x_BD, screen=self.config.screen)
+        code, window_N = self.candidates(p, x_BD, **self.config.encoding)
         theta_F, eps = p.log_threshold_F.exp(), self.config.bandwidth
         theta_N = theta_F[code.latents_N]
         fires_N = code.values_N > theta_N
         code = code.with_values(code.values_N * fires_N)
         scale, per_firing = 2 * self.weight(x_BD), self.penalty(now) / len(x_BD)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
+        error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         theta_grad_F = code.sums(len(theta_F), window_N * (theta_N * grads_N + per_firing)) / -eps
         gradient = self.sparse_gradient(p, x_BD, error_BE, log_threshold_F=theta_F * theta_grad_F)
         gradient.add(code, grads_N * fires_N, error_BE)

@@ -17,7 +17,7 @@ from trainers.batchtopk import BatchTopK
 from trainers.config import TrainConfig
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient, decode_gradient
+from trainers.sparse import SparseGradient
 from trainers.statistics import Statistics
 
 
@@ -40,9 +40,9 @@ class Matryoshka(BatchTopK):
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         (x_BD, y_BE), levels = self.sides(p, x_BD, y_BE), len(self.ends_G)
-        code = self.encode(p, x_BD, now, screen=self.config.screen).split(self.ends_G)
+        code = self.encode(p, x_BD, now, **self.config.encoding).split(self.ends_G)
         scale = 2 * self.weight(x_BD) / levels
-        error_RE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale)
+        error_RE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         gradient = self.sparse_gradient(p, x_BD, error_RE[::levels])
         gradient.add(code, grads_N, error_RE)
         residual_BE = error_RE[levels - 1 :: levels] / -scale

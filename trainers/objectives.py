@@ -16,7 +16,7 @@ from trainers.code import Code
 from trainers.config import TrainConfig
 from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient
+from trainers.sparse import SparseGradient, decode_gradient
 from trainers.statistics import Statistics
 
 # Architecture -> the class in its own file. A new one is a file and a line.
@@ -157,7 +157,7 @@ class Objective(ABC):
     @property
     def auxk(self) -> AuxK:
         assert self.config.aux_k is not None
-        return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.screen, self.group)
+        return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.encoding, self.group)
 
     def sides(self, p: Parameters, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder reads, and what is left to the code and b_dec to predict.
@@ -185,7 +185,11 @@ class Objective(ABC):
         rest["b_dec_E"] = counts * error_BE.sum(0)
         if "W_skip_ED" in p:
             rest["W_skip_ED"] = counts * error_BE.T @ x_BD
-        return SparseGradient(x_BD, rest, centres=not self.transcoding, group=self.group)
+        return SparseGradient(x_BD, rest, centres=not self.transcoding, group=self.group, kernels=self.config.kernels)
+
+    def decode_gradient(self, p: Parameters, code: Code, y_BE: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
+        """:func:`trainers.sparse.decode_gradient` of what a code and b_dec predict."""
+        return decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group, self.config.kernels)
 
     def weight(self, x_BD: Tensor) -> float:
         """Of a squared error, so that a batch's sum is its FVU: the variance is that of the data."""

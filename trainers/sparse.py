@@ -1,4 +1,7 @@
-"""Gradients of sparse codes on the CPU, and the Adam step that spends them without ever holding an (F, D) gradient."""
+"""Gradients of sparse codes, and the Adam step that spends them without ever holding an (F, D) gradient.
+
+With numba on a CPU; :mod:`trainers.sparse_gpu` has what differs on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ _ROW_BLOCK, _LATENT_BLOCKS = 256, 32
 
 
 def decode_gradient(
-    code: Code, W_dec_FE: Tensor, b_dec_E: Tensor | None, target_BE: Tensor, scale: float, group: Group = ALONE
+    code: Code,
+    W_dec_FE: Tensor,
+    b_dec_E: Tensor | None,
+    target_BE: Tensor,
+    scale: float,
+    group: Group = ALONE,
+    kernels: str = "numba",
 ) -> tuple[Tensor, Tensor, float]:
     """Decode a code and take the gradient of `scale / 2 * sum (y_hat - target)^2`.
 
@@ -33,6 +42,10 @@ def decode_gradient(
         b_dec_E = b_dec_E if group.has_biases else None
         part_BE = code.decode(W_dec_FE, b_dec_E)
         target_BE = target_BE - (group.whole(part_BE) - part_BE)
+    if kernels == "triton":
+        from trainers import sparse_gpu
+
+        return sparse_gpu.decode_gradient(code, W_dec_FE, b_dec_E, target_BE, scale)
     levels = len(code) // max(1, len(target_BE))
     error_RE, grads_N = target_BE.new_empty(len(code), target_BE.shape[1]), torch.empty_like(code.values_N)
     values, latents, start = code.values_N.numpy(), code.latents_N.numpy(), code.start_B1.numpy()
@@ -62,13 +75,16 @@ class SparseGradient:
         rest: full gradients of the other parameters, and what b_enc has beside the sum of entries.
         centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
         group: the processes whose gradients add up to the whole one.
+        kernels: "numba" or "triton", which spend it.
 
     Attributes:
         along_F: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries.
     """
 
-    def __init__(self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool, group: Group = ALONE) -> None:
-        self.x_BD, self.rest, self.centres, self.group = x_BD, rest, centres, group
+    def __init__(
+        self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool, group: Group = ALONE, kernels: str = "numba"
+    ) -> None:
+        self.x_BD, self.rest, self.centres, self.group, self.kernels = x_BD, rest, centres, group, kernels
         self.along_F: Tensor | None = None
         self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
@@ -99,7 +115,7 @@ class SparseGradient:
             )
         ]
         x_BD, *gathered = map(torch.cat, group.gather(self.x_BD, *terms))
-        whole = SparseGradient(x_BD, rest, centres=self.centres)
+        whole = SparseGradient(x_BD, rest, centres=self.centres, kernels=self.kernels)
         whole.along_F = along_F
         for values_N, latents_N, counts_B, grads_N, error_RE in zip(*(gathered[i::5] for i in range(5))):
             start_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
@@ -110,10 +126,28 @@ class SparseGradient:
         """One Adam step of all parameters, in place; with `unit_rows`, decoder rows keep norm 1: the gradient's component along a
         row is removed before, and what is left of the change of norm afterwards."""
         adam.step += 1
+        error_RE = self._errors[0] if len(self._errors) == 1 else torch.cat(self._errors)
+        if self.kernels == "triton":
+            from trainers import sparse_gpu
+
+            rows = (self._terms, error_RE, self.x_BD, self.along_F)
+            sums_F, through_input_D = sparse_gpu.update_latents(*rows, p, adam, lr, unit_rows=unit_rows)
+        else:
+            sums_F, through_input_D = self._update_latents(error_RE, p, adam, lr, unit_rows=unit_rows)
+        for name, gradient in self.group.reduce(Parameters(self._others(sums_F, through_input_D))).items():
+            if self.kernels == "triton":
+                adam.move(p, name, gradient, lr)
+                continue
+            tensors = (p[name], gradient.contiguous(), adam.mean[name], adam.square[name])
+            step_kernels.adam_row(*(tensor.view(-1).numpy() for tensor in tensors), adam.constants(lr))
+
+    def _update_latents(
+        self, error_RE: Tensor, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`trainers.step_kernels.update_latents` of all latents."""
         n_latents, width = p.W_enc_FD.shape
         start, token, error_row, value, grad = self._by_latent(n_latents)
-        error = (self._errors[0] if len(self._errors) == 1 else torch.cat(self._errors)).numpy()
-        x, constants, sums_F = self.x_BD.numpy(), adam.constants(lr), torch.empty(n_latents)
+        error, x, constants, sums_F = error_RE.numpy(), self.x_BD.numpy(), adam.constants(lr), torch.empty(n_latents)
         along = (torch.zeros(n_latents) if self.along_F is None else self.along_F).numpy()
         groups = (p, adam.mean, adam.square)
         latent_rows = [tensor.numpy() for group in groups for tensor in (group.W_enc_FD, group.W_dec_FE)]
@@ -127,10 +161,7 @@ class SparseGradient:
             step_kernels.update_latents(*entries, along[a:b], *rows, constants, unit_rows, sums[a:b], through)
 
         run_blocks(work, n_latents, block)
-        others = Parameters(self._others(sums_F, through_input.sum(0)))
-        for name, gradient in self.group.reduce(others).items():
-            tensors = (p[name], gradient.contiguous(), adam.mean[name], adam.square[name])
-            step_kernels.adam_row(*(tensor.view(-1).numpy() for tensor in tensors), constants)
+        return sums_F, through_input.sum(0)
 
     def dense(self, p: Parameters) -> Parameters:
         """The gradient as full tensors."""

@@ -19,7 +19,7 @@ from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient, decode_gradient
+from trainers.sparse import SparseGradient
 from trainers.sparsity import Penalised
 
 
@@ -52,9 +52,9 @@ class Standard(Penalised):
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
-        code = self.encode(p, x_BD, screen=self.config.screen)
+        code = self.encode(p, x_BD, **self.config.encoding)
         scale, per_size, sizes_F = 2 * self.weight(x_BD), self.per_size(x_BD, now), p.W_dec_FE.norm(dim=1)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
+        error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         totals_F = code.sums(len(sizes_F), code.values_N)
         # d ||w|| / dw = w / ||w||, and 0 at 0.
         gradient = self.sparse_gradient(p, x_BD, error_BE)

@@ -97,7 +97,8 @@ class Training:
         if self.sparse:
             part, sparse_gradient = self.objective.gradient(self.p, x_BD[own], y_BE[own], now)
             outcome, firings_F, firings = self._whole(part)
-            self._check(outcome.loss, x_BD, y_BE)
+            if self.on_cpu:
+                self._check(outcome.loss, x_BD, y_BE)
             sparse_gradient.gathered().apply(self.p, self.adam, lr, unit_rows=unit_rows)
         else:
             leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())

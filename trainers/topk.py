@@ -22,7 +22,7 @@ from trainers.objectives import Now, Objective, Outcome
 from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 from trainers.schedule import latents_per_token
-from trainers.sparse import SparseGradient, decode_gradient
+from trainers.sparse import SparseGradient
 from trainers.statistics import Statistics
 from trainers.threshold import RunningThreshold, largest_of_batch, smallest
 
@@ -77,9 +77,9 @@ class TopK(Objective):
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
-        code = self.encode(p, x_BD, now, screen=self.config.screen)
+        code = self.encode(p, x_BD, now, **self.config.encoding)
         scale = 2 * self.weight(x_BD)
-        error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group)
+        error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         gradient = self.sparse_gradient(p, x_BD, error_BE)
         gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
         loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)

@@ -372,13 +372,13 @@ from saekit.sae import kernels
 from saekit.sae.kernels import gpu, gpu_adam, gpu_rows
 
 blocks = {"BLOCK_E": gpu.BLOCK_E, "BLOCK_D": gpu.BLOCK_D}
-fixed = {"start_ptr": "*i64", "row_ptr": "*i64", "gradient_ptr": "*fp32"}
+fixed = {"start_ptr": "*i64", "row_ptr": "*i64", "gradient_ptr": "*fp32", "along_ptr": "*fp32"}
 for kernel, name, constants in (
     (gpu_rows.sum_rows, "bf16", {"HAS_BIAS": True, "SUM": tl.float32, **blocks}),
     (gpu_rows.sum_rows, "fp32", {"HAS_BIAS": False, "SUM": tl.float32, **blocks, "BLOCK_D": 1}),
     (gpu_rows.dot_rows, "bf16", {"SUM": tl.float32, **blocks}),
     (gpu_rows.dot_rows, "fp64", {"SUM": tl.float64, **blocks}),
-    (gpu_adam._step_rows, "bf16", {"UNIT_ROWS": True, "BLOCK_D": 4096}),
+    (gpu_adam._step_rows, "bf16", {"HAS_ALONG": True, "UNIT_ROWS": True, "BLOCK_D": 4096}),
 ):
     floats = {"beta1", "beta2", "rate", "correction", "eps"}
     types = {arg: "*" + name if arg.endswith("_ptr") else "fp32" if arg in floats else "i32" for arg in kernel.arg_names} | fixed

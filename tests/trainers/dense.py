@@ -174,7 +174,11 @@ def ours(
 ) -> tuple[float, Parameters]:
     """Loss and full gradient on one of our paths."""
     it = made(
-        dataclasses.replace(config, screen=None if path == "torch" else "screened" in path),
+        dataclasses.replace(
+            config,
+            screen="screened" in path if path.startswith("sparse") else None,
+            backend="triton" if path == "triton" else config.backend,
+        ),
         x.shape[1],
         y.shape[1] if y is not x else None,
     )

@@ -170,14 +170,27 @@ def encode_above(
 
     Returns:
         pre-activations (N,), their latents (N,) int64 in ascending order within a row, and (B + 1,) int64: row b has entries
-        start[b] to start[b + 1]. Differentiable in x, W_enc and b_enc on the torch backend.
+        start[b] to start[b + 1]. Differentiable in x, W_enc and b_enc on the torch and triton backends.
     """
     tensors = (x_BD, W_enc_FD) if b_enc_F is None else (x_BD, W_enc_FD, b_enc_F)
     if _use_numba(backend, *tensors):
         from saekit.sae.kernels import cpu
 
         return cpu.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F, expected, screen)
+    if _use_triton(backend, *tensors):
+        from saekit.sae.kernels import gpu
+
+        return gpu.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F)
     return reference.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F)
+
+
+def runs_triton(device: str) -> bool:
+    """Whether there are Triton kernels for tensors on `device`: on GPUs, and where they are interpreted, on CPUs too."""
+    if not _has_triton():
+        return False
+    from saekit.sae.kernels import gpu
+
+    return device.startswith("cuda") or (device.startswith("cpu") and gpu.obstacle(torch.empty(0)) is None)
 
 
 def _check_k(k: int, n_latents: int) -> None:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saekit.sae.kernels import gpu_rows
+from saekit.sae.kernels import gpu_rows, reference
 
 CHUNK_NUMBERS = 1 << 27  # of a chunk's (rows, F) pre-activations: 512 MiB in float32, and enough to fill a GPU
 BLOCK_E, BLOCK_D = 8, 256
@@ -55,6 +55,12 @@ def encode_topk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) 
     return torch.relu(pre_activations(x_BD, W_enc_FD, b_enc_F, latents_BK, pre=pre_BK)), latents_BK
 
 
+def encode_above(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        pre_N, latents_N, start_B1 = reference.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F, CHUNK_NUMBERS)
+    return pre_activations(x_BD, W_enc_FD, b_enc_F, latents_N, start_B1, pre_N), latents_N, start_B1
+
+
 def pre_activations(
     x_BD: Tensor,
     W_enc_FD: Tensor,
@@ -77,6 +83,11 @@ def pre_activations(
     code, known_N = _Code.of(latents, start_B1), None if pre is None else pre.detach().flatten()
     pre_N: Tensor = _Encode.apply(x_BD, W_enc_FD, b_enc_F, code, known_N)
     return pre_N.reshape(latents.shape)
+
+
+def dot_rows(start_B1: Tensor, latents_N: Tensor, x_BD: Tensor, table_FD: Tensor) -> Tensor:
+    """(N,) float32: `x[b] . table[l]` for the latents l of every row b."""
+    return _dot_rows(_Code(latents_N, start_B1), x_BD, table_FD, torch.float32)
 
 
 def by_latent(latents_N: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ def adam_rows(
     table_RD: Tensor,
     constants: Constants,
     *,
+    along_F: Tensor | None = None,
     unit_rows: bool = False,
 ) -> None:
     """One Adam step of all rows, in place, with the gradient `sum_e weight[e] * table[row[e]]` over a latent's entries.
@@ -51,6 +52,7 @@ def adam_rows(
         start_F1: (F + 1,) int64: latent l has the entries start[l] to start[l + 1].
         row_N, weight_N: rows of the table, int64, and what they are multiplied by.
         table_RD: what the encoder read, for its weights; the gradient at the reconstruction, for the decoder's.
+        along_F: what the gradient of a row has of the row itself, beside its entries.
         unit_rows: rows have norm 1 and keep it: the gradient's component along a row is removed before, and what is left of the
             change of norm afterwards.
 
@@ -73,8 +75,10 @@ def adam_rows(
                 mean_FD[a:b],
                 square_FD[a:b],
                 gradient_RD,
+                None if along_F is None else along_F[a:b],
                 width,
                 *constants,
+                along_F is not None,
                 unit_rows,
                 block_d,
                 num_warps=min(16, max(1, block_d // 512)),
@@ -87,12 +91,14 @@ def _step_rows(
     mean_ptr,
     square_ptr,
     gradient_ptr,
+    along_ptr,
     width,
     beta1,
     beta2,
     rate,
     correction,
     eps,
+    HAS_ALONG: tl.constexpr,
     UNIT_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -101,6 +107,8 @@ def _step_rows(
     place_d = tl.program_id(0).to(tl.int64) * width + column_d
     weight_d = tl.load(W_ptr + place_d, mask=inside_d, other=0).to(tl.float32)
     gradient_d = tl.load(gradient_ptr + place_d, mask=inside_d, other=0)
+    if HAS_ALONG:
+        gradient_d += tl.load(along_ptr + tl.program_id(0)) * weight_d
     if UNIT_ROWS:
         gradient_d -= tl.sum(gradient_d * weight_d, 0) * weight_d
     mean_d = tl.load(mean_ptr + place_d, mask=inside_d, other=0).to(tl.float32)

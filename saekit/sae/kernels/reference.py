@@ -46,8 +46,10 @@ def pre_activations(
     return (pre_N if b_enc_F is None else pre_N + b_enc_F[indices_N]).view(indices_BK.shape)
 
 
-def encode_above(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows = max(1, CHUNK_NUMBERS // W_enc_FD.shape[0])
+def encode_above(
+    x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor, chunk_numbers: int = CHUNK_NUMBERS
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = max(1, chunk_numbers // W_enc_FD.shape[0])
     parts = [_above_chunk(x_RD, W_enc_FD, b_enc_F, floor_F) for x_RD in x_BD.split(rows)]
     values_N, latents_N, counts_B = (torch.cat([part[i] for part in parts]) for i in range(3))
     return values_N, latents_N, torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
