@@ -28,6 +28,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 def evaluate(
     workspace: options.WORKSPACE,
     site: options.SITE = None,
+    name: Annotated[
+        str, typer.Option("--name", help="Another dictionary of the site, as `saekit train` called it.", show_default=False)
+    ] = "",
     probe: Annotated[
         bool, typer.Option("--probe", help="Probe known concepts with 1, 2 and 5 latents, and measure what others absorb.")
     ] = False,
@@ -59,7 +62,7 @@ def evaluate(
 ) -> None:
     """Measure a dictionary on held-out documents: reconstruction, sparsity, and what the model loses when it is spliced in.
 
-    Writes reports/eval-SITE.html in the workspace, with the distributions behind the numbers.
+    Writes reports/eval-SITE.html (or eval-SITE-NAME.html) in the workspace, with the distributions behind the numbers.
 
     Shrinkage: what the latents write is best divided by it; below 1 it is too small. Probes: accuracy of logistic regression on k
     latents, against all of the activation (dense) and k of its coordinates. Absorbed: the share of a concept that other latents
@@ -72,26 +75,26 @@ def evaluate(
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    chosen = ws.site(site)
+    chosen = ws.site(site) if not name else _named(ws, site, name)
     own = None if labelled is None else read_labelled(labelled)
-    other = None if model is None else _load(ws, chosen, model, revision)
-    facts: dict[str, Any] = dict(ws.evaluate(chosen))
-    sae = ws.sae(chosen)
+    other = None if model is None else _load(ws, ws.sae(chosen, name), chosen, model, revision)
+    facts: dict[str, Any] = dict(ws.evaluate(chosen, name))
+    sae = ws.sae(chosen, name)
     laboratory = _laboratory(documents, seed) if concepts or (probe and own is None) else []
     probes = _probe(ws, sae, chosen, laboratory if own is None else own, seed) if probe or own is not None else None
     recoveries = _recover(ws, sae, chosen, laboratory) if concepts else None
-    moved = None if other is None else _transfer(ws, sae, chosen, other)
+    moved = None if other is None else _transfer(ws, sae, chosen, name, other)
     parts = {
         "probe": None if probes is None else probes.to_dict(),
         "concepts": None if recoveries is None else recovery_facts(recoveries),
         "transfer": None if moved is None else moved.to_dict(),
     }
     facts |= {name: part for name, part in parts.items() if part is not None}
-    page = _keep(ws, chosen, facts)
+    page = _keep(ws, chosen, name, facts)
     if as_json:
         emit(facts | {"page": str(page)})
         return
-    print_quality(str(chosen), facts)
+    print_quality(" ".join(filter(None, (str(chosen), name))), facts)
     _print_distributions(facts)
     if probes is not None:
         _print_probes(probes)
@@ -102,13 +105,32 @@ def evaluate(
     say("pictures: ", (str(page), "bold"))
 
 
-def _load(ws: Workspace, site: Site, model: str, revision: str | None) -> LanguageModel:
+def _named(ws: Workspace, site: str | None, name: str) -> Site:
+    """The site of the dictionary called `name`.
+
+    Raises:
+        WorkspaceError: there is none, or at several sites.
+    """
+    from saekit.errors import WorkspaceError
+    from saekit.lm.sites import Site
+
+    known = [file.parent.relative_to(ws.path / "sae").parts for file in sorted((ws.path / "sae").glob("*/*/cfg.json"))]
+    sites = [own for own, each in known if each == name and site in (None, own)]
+    if not sites:
+        has = ", ".join("/".join(each) for each in known)
+        raise WorkspaceError(f"{ws.path} has no dictionary called {name!r}.", f"It has {has}." if has else None)
+    if len(sites) > 1:
+        raise WorkspaceError(f"{name!r} is the name of dictionaries at {', '.join(sites)}.", f"Say which: --site {sites[0]}.")
+    return Site.parse(sites[0])
+
+
+def _load(ws: Workspace, sae: SAE, site: Site, model: str, revision: str | None) -> LanguageModel:
     """The other model, if the dictionary fits into it."""
     from saekit.evaluate.transfer import check_transfer
     from saekit.lm import LanguageModel
 
     other = LanguageModel.load(model, dtype=ws.study.dtype, revision=revision)
-    check_transfer(ws.sae(site), other, site)
+    check_transfer(sae, other, site)
     return other
 
 
@@ -133,24 +155,24 @@ def _recover(ws: Workspace, sae: SAE, site: Site, documents: list[Document]) -> 
     return concept_recovery(ws.lm, sae, site, documents)
 
 
-def _transfer(ws: Workspace, sae: SAE, site: Site, other: LanguageModel) -> Transfer:
+def _transfer(ws: Workspace, sae: SAE, site: Site, name: str, other: LanguageModel) -> Transfer:
     from saekit.evaluate.quality import MAX_TOKENS, heldout_documents
     from saekit.evaluate.transfer import transfer
     from trainers import TrainConfig
 
-    heldout = TrainConfig.load(ws.sae_folder(site) / "train.json").heldout
+    heldout = TrainConfig.load(ws.sae_folder(site, name) / "train.json").heldout
     rows, _ = heldout_documents(ws.lm, ws.store(), heldout, MAX_TOKENS)
     return transfer(sae, ws.lm, other, site, rows)
 
 
-def _keep(ws: Workspace, site: Site, facts: dict[str, Any]) -> Path:
+def _keep(ws: Workspace, site: Site, name: str, facts: dict[str, Any]) -> Path:
     """Put everything into reports/; returns the page."""
     from saekit.files import write_whole
     from saekit.report import write_evaluation
 
-    reports = ws.path / "reports"
-    write_whole(reports / f"eval-{site}.json", document(facts).encode())
-    return write_evaluation(str(site), ws.study.model, facts, reports / f"eval-{site}.html")
+    title = "-".join(filter(None, (str(site), name)))
+    write_whole(ws.path / "reports" / f"eval-{title}.json", document(facts).encode())
+    return write_evaluation(title, ws.study.model, facts, ws.path / "reports" / f"eval-{title}.html")
 
 
 def _print_distributions(facts: dict[str, Any]) -> None:

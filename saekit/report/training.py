@@ -203,8 +203,8 @@ def _density(folder: Path) -> NDArray[np.float64] | None:
 def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
     """The evaluation, comparisons that this run is part of, and the other runs of this site."""
     reports = ws.path / "reports"
-    evaluation = f"eval-{site}.html"
-    found = [("evaluation", evaluation)] if not name and (reports / evaluation).exists() else []
+    evaluation = f"eval-{'-'.join(filter(None, (site, name)))}.html"
+    found = [("evaluation", evaluation)] if (reports / evaluation).exists() else []
     for page in sorted(reports.glob("*.html")):
         if not page.name.startswith("train-") and f'href="{page_name(site, name)}"' in page.read_text():
             found.append((f"comparison {page.stem}", page.name))
