@@ -132,7 +132,7 @@ class Objective(ABC):
             d_in=len(self.reads.centre_D),
             d_out=len(self.writes.centre_D),
             n_latents=len(p.b_enc_F),
-            k=self.config.l0,
+            k=min(self.config.l0, len(p.b_enc_F)),
             dtype=self.config.dtype,
             **facts,
         )

@@ -27,7 +27,7 @@ from trainers.statistics import Statistics
 
 OTHER = Site("mlp_out", 0)
 # 30 whole steps, and a last one of a single row: fewer than there are processes.
-SHORT = dataclasses.replace(CONFIG, tokens=7_681, dead_tokens=1_000, log_tokens=256, checkpoint_tokens=3_000)
+SHORT = dataclasses.replace(CONFIG, tokens=7_681, dead_tokens=1_000, log_tokens=256, checkpoint_tokens=3_000, eval_tokens=500)
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {},
     "batchtopk": {"arch": "batchtopk"},
@@ -35,14 +35,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"arch": "jumprelu"},
     "standard": {"arch": "standard"},
     "gated": {"arch": "gated"},
-    "transcoder": {"skip": True},
+    "transcoder": {"skip": True, "l0": 60},  # more than the latents of one of two processes
     "topk-torch": {"backend": "torch"},
-    "batchtopk-torch": {"arch": "batchtopk", "backend": "torch"},
     "jumprelu-torch": {"arch": "jumprelu", "backend": "torch"},
     "transcoder-torch": {"arch": "gated", "skip": True, "backend": "torch"},
 }
-SHARDED = {f"{name}-shard": {**variant, "shard": True} for name, variant in VARIANTS.items() if name != "matryoshka"}
-RESUMED = {name: (VARIANTS | SHARDED)[name] for name in ("batchtopk", "jumprelu-torch", "jumprelu-shard", "topk-torch-shard")}
+SHARDED = {
+    f"{name}-shard": {**variant, "shard": True} for name, variant in VARIANTS.items() if name not in ("matryoshka", "gated")
+}
+RESUMED = {name: (VARIANTS | SHARDED)[name] for name in ("batchtopk", "jumprelu-shard", "topk-torch-shard")}
 
 
 def plans(out: Path, variants: dict[str, dict[str, Any]]) -> list[Plan]:

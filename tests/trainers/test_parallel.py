@@ -19,6 +19,8 @@ from runs import D, F, files, rows
 
 from saekit.sae import SAE, load_sparsity
 
+pytestmark = pytest.mark.timeout(900)  # on a busy core, processes that take turns are slow
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,7 +44,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=280)[1] for process in processes]
+        said = [process.communicate(timeout=800)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
