@@ -28,6 +28,8 @@ from trainers.sparsity import Penalised
 
 
 class JumpReLU(Penalised):
+    shrinks = False
+
     def start(self) -> Parameters:
         p = super().start()
         log_threshold = math.log(max(self.start_cut, self.config.bandwidth))

@@ -13,9 +13,9 @@ from trainers.parameters import Parameters
 from trainers.schedule import latents_per_token
 from trainers.statistics import Statistics
 
-_FIRST = 0.01  # the penalty's share in the loss before anything is known, in FVU
+_FIRST = 0.1  # the penalty of the latents asked for before anything is known, in FVU
 _FOLLOWS = 20.0  # how strongly the weight answers at once, in units of itself
-_LEARNS, _MOST = 20.0, 0.05  # how far log weight moves in a whole run while L0 is off by a factor e, and at most in a step
+_LEARNS, _WITHIN, _MOST = 100.0, 0.1, 0.2  # per run, times log (L0 / target), which counts so far; and at most in a step
 
 
 class Penalised(Objective):
@@ -23,21 +23,26 @@ class Penalised(Objective):
 
     Without a given `sparsity` the weight is controlled, its size by what has been seen and its course by what is seen now:
 
-        lambda = c (1 + 20 log(L0 / target)),   d log c = 20 log(L0 / target) per run
+        lambda = c (1 + 20 e),   d log c = 100 e per run,   e = log(L0 / target)
 
-    with the logarithm between -1 and 1. Where too few fire lambda is below 0: a latent that has stopped firing has few tokens
-    left that tell it what it misses. For the same reason the target falls to `l0` from `k_start`, so that L0 comes down on it
-    slowly.
+    with e between -1 and 1 in the first and between -.1 and .1 in the second. As lambda answers at once, e is small where c is
+    far off (.05 where c is half of what it should be), so c has to learn fast from it, or e would last until the end of the run.
+    Where too few fire lambda is below 0: a latent that has stopped firing has few tokens left that tell it what it misses. For
+    the same reason the target falls to `l0` from `k_start`, so that L0 comes down on it slowly.
 
     Attributes:
+        shrinks: whether the penalty is on how strongly latents fire, in units of the data's deviation, not on how many do. Of
+            l0 latents that share the variance each has a size of 1 / sqrt(l0).
         state: of the objective: `log_weight` (log c) and `l0` (of the last batch; -1 before any).
     """
 
     splits = True
+    shrinks = True
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
-        log_weight = torch.full((), math.log(_FIRST / config.l0), device=config.device)
+        first = _FIRST / (math.sqrt(config.l0) if self.shrinks else config.l0)
+        log_weight = torch.full((), math.log(first), device=config.device)
         self.state = {"log_weight": log_weight, "l0": torch.full_like(log_weight, -1)}
 
     def start(self) -> Parameters:
@@ -89,7 +94,8 @@ class Penalised(Objective):
         firings = self.group.total((outcome.code.values_N > 0).sum())
         self.state["l0"].copy_(firings / n_rows)  # an average over steps would be late
         assert self.config.tokens is not None
-        self.state["log_weight"] += min(_MOST, _LEARNS * n_tokens / self.config.tokens) * self._excess(now)
+        rate = min(_MOST, _LEARNS * n_tokens / self.config.tokens)
+        self.state["log_weight"] += rate * min(_WITHIN, max(-_WITHIN, self._excess(now)))
 
     def metrics(self, now: Now) -> dict[str, float]:
         # Without what it answers at once, which swings from step to step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import dense
@@ -9,10 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import CONFIG, sparse_data
 
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.sparsity import Penalised
+from trainers.state import Training
+from trainers.statistics import Statistics
 
 ARCHITECTURES = ("jumprelu", "gated", "standard")
 
@@ -85,7 +89,7 @@ def test_the_weight_follows_l0_and_learns() -> None:
     before = it.penalty(late)
     for _ in range(50):
         _observe(it, 20, 100, 0.5)
-    assert it.penalty(late) / before == pytest.approx(math.exp(20 * 0.05 * math.log(2)), rel=1e-3)  # in a 20th of the run
+    assert it.penalty(late) / before == pytest.approx(math.exp(100 * 0.05 * 0.1), rel=1e-3)  # in a 20th of the run
     learnt = it.state["log_weight"].exp().item()
     assert it.penalty(late) == pytest.approx((1 + 20 * math.log(2)) * learnt, rel=1e-3)
     _observe(it, 0, 100, 0.5)
@@ -93,6 +97,19 @@ def test_the_weight_follows_l0_and_learns() -> None:
     for _ in range(100):
         _observe(it, 0, 100, 0.5)
     assert it.state["log_weight"].exp() < learnt
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("l0", "off"), [(2, 0.0), (8, 0.0), (4, 3.0), (4, -3.0)])
+def test_l0_is_met_even_where_the_weight_begins_far_off(arch: str, l0: int, off: float) -> None:
+    x = sparse_data(100_000)
+    config = dataclasses.replace(CONFIG, arch=arch, l0=l0, tokens=len(x), lr=3e-3).resolve(x.shape[1])
+    training = Training(config, Statistics.of(x[:1024], "mean"))
+    training.objective.state["log_weight"] += off
+    for x_BD in x.split(256):
+        training.step(x_BD)
+    code = training.sae().encode_dense(sparse_data(5_000, seed=1))
+    assert float((code > 0).sum()) / len(code) == pytest.approx(l0, rel=0.1)
 
 
 def test_the_target_falls_to_l0() -> None:
