@@ -197,6 +197,9 @@ class TrainConfig:
         Args:
             width: numbers per token at the site.
             available: tokens in one pass over the data, None where it does not end.
+
+        Raises:
+            ConfigError: the device is not here.
         """
         tokens = self.tokens
         if tokens is None:
@@ -216,7 +219,7 @@ class TrainConfig:
             dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // 20)),
             checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
             log_tokens=self.log_tokens or -(-tokens // 50),
-            device=self.device or _device(),
+            device=_device(self.device),
         )
 
     @property
@@ -254,10 +257,14 @@ class TrainConfig:
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
-def _device() -> str:
+def _device(wanted: str | None) -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    here = ("cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else []))
+    chosen = wanted or (gpus or here)[0]
+    _one_of("device", chosen, here)
+    return chosen
 
 
 def _check_type(name: str, value: Any, declared: Any) -> None:

@@ -128,6 +128,9 @@ def test_fine_tuning_makes_another_dictionary_of_the_same_site(saekit: Saekit, w
         (("--site", "resid_post.9"), "UnknownSite", ["no layer 9"]),
         (("--sweep", "./no.yaml"), "ConfigError", ["no.yaml"]),
         (("--site", "mlp_in.2"), "UnknownSite", ["mlp_in.2"]),
+        (("--device", "cudda"), "ConfigError", ["'cudda'", "Known: cpu"]),
+        (("--batch-size", "0"), "ConfigError", ["batch_size=0", "at least 1"]),
+        (("--l0", "900", "--latents", "512"), "ConfigError", ["l0=900", "l0=512"]),
     ],
 )
 def test_mistakes_are_named_and_write_nothing(
@@ -141,6 +144,12 @@ def test_mistakes_are_named_and_write_nothing(
     text = json.dumps(outcome.json)
     assert all(word in text for word in words), text
     assert {path for path in workspace.rglob("*") if path.name != ".lock"} == before
+
+
+def test_an_option_that_is_none_is_answered_with_the_nearest(saekit: Saekit, workspace: Path) -> None:
+    outcome = saekit("train", workspace, "--latentss", 64)
+    assert outcome.status == 2
+    assert "--latentss" in outcome.stderr and "--latents" in outcome.stderr.replace("--latentss", "")
 
 
 def test_every_setting_is_an_option(saekit: Saekit) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,56 @@ def test_a_config_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps({"config": config.to_dict()}))
     assert TrainConfig.load(tmp_path / "train.json") == config
     assert config.resolve(48, 10_000) == config
+
+
+def test_a_device_that_is_not_here() -> None:
+    for name in ("cudda", "cpu:cuda", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])):
+        with pytest.raises(ConfigError, match=f"There is no device '{name}'.*Known: cpu"):
+            TrainConfig(n_latents=8, l0=2, device=name).resolve(4)
+    assert TrainConfig(n_latents=8, l0=2, device="cpu").resolve(4).device == "cpu"
+
+
+# Values that differ from the defaults, of every field.
+_OTHER: dict[str, Any] = {
+    **{
+        "n_latents": 96,
+        "arch": "jumprelu",
+        "l0": 5,
+        "k_start": 17,
+        "k_anneal": 0.25,
+        "groups": (0.5, 0.25, 0.25),
+        "sparsity": 3e-4,
+    },
+    **{"sparsity_warmup": 0.125, "bandwidth": 1e-3, "skip": True, "tokens": 2_000_000, "batch_size": 128, "lr": 7e-5},
+    **{"warmup": 0.0, "decay": 0.5, "beta1": 0.0, "beta2": 0.99, "adam_eps": 1e-8, "aux_coefficient": 0.5, "aux_k": 9},
+    **{"dead_tokens": 1000, "b_dec": "mean", "sample_tokens": 100, "seed": 3, "data_seed": 4, "heldout": 0.25},
+    **{"checkpoint_tokens": 500, "keep": 7, "keep_best": "fvu", "log_tokens": 50, "eval_tokens": 99, "dtype": "float64"},
+    **{"device": "cpu", "backend": "torch", "screen": True, "shard": True},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
+def test_a_flag_a_file_and_the_dataclass_say_the_same(name: str) -> None:
+    """Each value written as a person would, on a command line and in a file."""
+    from saekit.cli.settings import _read
+    from trainers.sweep import parse
+
+    value = _OTHER[name]
+    assert value != next(field.default for field in dataclasses.fields(TrainConfig) if field.name == name)
+    text = value if isinstance(value, str) else json.dumps(value)
+    rest = _OTHER | ({"tokens": 10**7} if name != "tokens" else {})
+    made = [
+        TrainConfig.from_dict(rest | written)
+        for written in ({name: _read(name, text)}, parse(f"{{{name}: {text}}}"), {name: value})
+    ]
+    assert made[0] == made[1] == made[2]
+    assert getattr(made[0], name) == value
+
+
+def test_a_config_with_every_setting_changed_survives_its_file(tmp_path: Path) -> None:
+    config = TrainConfig(**_OTHER)
+    (tmp_path / "train.json").write_text(json.dumps({"config": config.to_dict()}))
+    assert TrainConfig.load(tmp_path / "train.json") == config == config.resolve(12)
 
 
 def test_every_field_is_described() -> None:
