@@ -72,7 +72,8 @@ def check(sae: SAE, config: TrainConfig, width: int, width_out: int, *, transcod
 def parameters(sae: SAE, objective: Objective) -> Parameters:
     """The parameters of which `objective` would make `sae`, on the CPU; what it keeps beside them is noted in its state.
 
-    It does the same to the data; where the objective wants decoder rows of norm 1, codes are rescaled for it.
+    Of those with latents it is what this process has. They do the same to the data; where the objective wants decoder rows of
+    norm 1, codes are rescaled for it.
 
     Raises:
         ConfigError: the SAE lacks what the architecture needs.
@@ -90,7 +91,7 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
             missing = f"{objective.config.arch} cannot start from {sae.name}: that has no {becomes[name]}."
             raise ConfigError(missing, f"Choose another arch: {sae.cfg.architecture} is what it is.")
         tensor = tensor.clamp(1e-6, 1e6).log() if name == "log_threshold_F" else tensor
-        found[name] = (tensor.T if name == "W_enc_FD" else tensor).contiguous()
+        found[name] = objective.group.part(name, tensor.T if name == "W_enc_FD" else tensor).contiguous()
     if "threshold" in objective.state and "threshold" in tensors:
         objective.state["threshold"].fill_(tensors["threshold"].median().item())
     return found

@@ -15,7 +15,7 @@ from trainers.auxk import AuxK
 from trainers.code import Code
 from trainers.config import TrainConfig
 from trainers.parallel import ALONE, Group
-from trainers.parameters import Parameters
+from trainers.parameters import Parameters, random_rows
 from trainers.sparse import SparseGradient, decode_gradient
 from trainers.statistics import Statistics
 
@@ -90,20 +90,19 @@ class Objective(ABC):
         self.state: dict[str, Tensor] = {}
 
     def start(self) -> Parameters:
-        """Float32 parameters on the CPU.
+        """Float32 parameters on the CPU, of the latents that this process has.
 
         Of an SAE: random unit decoder rows, the encoder their transpose, b_dec the centre of the data (arXiv 2406.04093, A.1).
         Of a transcoder: the mean is predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the
         encoder, random unit rows, reads x - E x.
         """
-        n_latents, D, E = self.config.n_latents, len(self.reads.centre_D), len(self.writes.centre_D)
-        W_enc_FD = torch.randn(n_latents, D, generator=torch.Generator().manual_seed(self.config.seed))
-        W_enc_FD /= W_enc_FD.norm(dim=1, keepdim=True)
-        b_enc_F, b_dec_E = torch.zeros(n_latents), self.writes.centre_D.clone()
+        D, E, own = len(self.reads.centre_D), len(self.writes.centre_D), self.group.own_latents(self.config.n_latents)
+        W_enc_FD = random_rows(self.config.n_latents, D, self.config.seed, own)
+        b_enc_F, b_dec_E = torch.zeros(len(W_enc_FD)), self.writes.centre_D.clone()
         if not self.transcoding:
             return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_enc_FD.clone(), b_dec_E=b_dec_E)
         b_enc_F, b_dec_E = -W_enc_FD @ self.reads.mean_D, self.writes.mean_D.clone()
-        p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=torch.zeros(n_latents, E), b_dec_E=b_dec_E)
+        p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=torch.zeros(len(W_enc_FD), E), b_dec_E=b_dec_E)
         return Parameters(p, W_skip_ED=torch.zeros(E, D)) if self.config.skip else p
 
     @abstractmethod

@@ -100,13 +100,17 @@ class Group:
 
     def variance(self, e_BE: Tensor) -> Tensor:
         """Mean squared distance of the batch's rows from their mean."""
-        return (e_BE - e_BE.mean(0)).square().sum() / len(e_BE)
+        return (e_BE - e_BE.mean(0)).square_().sum() / len(e_BE)
 
     def from_first_rows(self, number: Tensor | None) -> Tensor | None:
         """What the process with the first rows of the batch has computed from them."""
         return number
 
     # Latents
+
+    def own_latents(self, n_latents: int) -> slice:
+        """Which of all latents this process has."""
+        return slice(0, n_latents)
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
         """What this process has of a named tensor."""
@@ -279,11 +283,12 @@ class Latents(_Together):
     def n_latents(self, here: int) -> int:
         return self.count(here)
 
+    def own_latents(self, n_latents: int) -> slice:
+        n = n_latents // self.world
+        return slice(n * self.rank, n * (self.rank + 1))
+
     def part(self, name: str, tensor: Tensor) -> Tensor:
-        if not has_latents(name):
-            return tensor
-        n = len(tensor) // self.world
-        return tensor[n * self.rank : n * (self.rank + 1)].clone()
+        return tensor[self.own_latents(len(tensor))].clone() if has_latents(name) else tensor
 
     def collect(self, name: str, tensor: Tensor) -> Tensor:
         if not has_latents(name):

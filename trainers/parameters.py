@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+
+_DRAWN = 4096  # rows at a time
 
 
 class Parameters(dict[str, Tensor]):
@@ -27,6 +30,20 @@ class Parameters(dict[str, Tensor]):
     def map(self, change: Callable[[Tensor], Tensor]) -> Parameters:
         """Parameters made of every tensor changed."""
         return Parameters({name: change(tensor) for name, tensor in self.items()})
+
+
+def random_rows(n_rows: int, width: int, seed: int, own: slice) -> Tensor:
+    """Rows `own` of (n_rows, width) random ones of norm 1: the same whatever others are asked for, which are not kept."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, start = torch.empty(own.stop - own.start, width), 0
+    while start < n_rows:
+        # torch draws other numbers where there are fewer than 16 of them.
+        stop = n_rows if n_rows - start < _DRAWN + 16 else start + _DRAWN
+        drawn, first = torch.randn(stop - start, width, generator=generator), max(start, own.start)
+        if first < min(stop, own.stop):
+            rows[first - own.start : stop - own.start] = drawn[first - start : own.stop - start]
+        start = stop
+    return rows.div_(rows.norm(dim=1, keepdim=True))
 
 
 def has_latents(name: str) -> bool:

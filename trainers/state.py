@@ -64,7 +64,7 @@ class Training:
         self.sparse = config.sparse_step
         self.objective = objective(config, self.reads, self.writes, group)
         p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
-        self.p = Parameters({name: group.part(name, tensor).to(device, dtype) for name, tensor in p.items()})
+        self.p = p.map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)
         self.dead = DeadCounter.start(len(self.p.b_enc_F), config.dead_tokens, device)
         self.fired_F = torch.zeros_like(self.dead.since_F)

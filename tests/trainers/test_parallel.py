@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from ranks import RESUMED, SHARDED, VARIANTS, plans, train_plans
 from runs import D, F, files, rows
 
 from saekit.sae import SAE, load_sparsity
+from trainers.parameters import random_rows
 
 pytestmark = pytest.mark.timeout(900)  # on a busy core, processes that take turns are slow
 
@@ -58,7 +60,7 @@ def same(one: Path, two: Path) -> None:
     first, second = rows(one), rows(two)
     assert [row.keys() for row in first] == [row.keys() for row in second]
     for a, b in zip(first, second):
-        assert b == pytest.approx(a, rel=1e-4, abs=1e-7)
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-7, nan_ok=True)
     one_sae, two_sae = SAE.load(one), SAE.load(two)
     assert one_sae.cfg == two_sae.cfg
     for name, tensor in one_sae.state_dict().items():
@@ -98,6 +100,15 @@ def test_each_process_holds_a_part_of_the_latents(together: tuple[Path, list[dic
         assert {"p.W_enc_FD", "mean.W_dec_FE", "square.b_enc_F", "since_F", "p.b_dec_E"} <= shapes.keys()
         for name, shape in shapes.items():
             assert shape[0] == (D if name.endswith("_E") else F // 2), name
+
+
+@pytest.mark.parametrize(("n_rows", "width"), [(4_097, 7), (8_192, 3), (9_000, 5), (96, 24)])
+def test_a_part_of_the_first_weights_is_drawn_without_the_others(n_rows: int, width: int) -> None:
+    whole = torch.randn(n_rows, width, generator=torch.Generator().manual_seed(3))
+    whole /= whole.norm(dim=1, keepdim=True)
+    bounds = [0, n_rows // 3, n_rows // 2, n_rows]
+    parts = [random_rows(n_rows, width, 3, slice(start, stop)) for start, stop in itertools.pairwise(bounds)]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_only_rows_with_a_gradient_are_summed_where_that_is_less(together: tuple[Path, list[dict[str, Any]]]) -> None:
