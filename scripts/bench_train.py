@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import ctypes
 import json
 import multiprocessing
 import os
@@ -225,6 +226,7 @@ def _peak(task: Task) -> tuple[int, int]:
     saekit(small, x, targets(small, x))(x, targets(small, x))  # loads code and kernels
     x = activations(task.batch, task.width)
     y = targets(task, x)
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = now("VmRSS")
     step = saekit(task, x, y)

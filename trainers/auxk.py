@@ -9,13 +9,13 @@ decoder of those latents. Where the error has no variance the loss is 0 rather t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_topk
+from saekit.sae.kernels import encode_above, encode_topk
 from trainers.code import Code
 from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
@@ -63,9 +63,15 @@ class AuxK:
         return min(self.k, self.group.n_latents(len(dead))) if self.coefficient > 0 else 0
 
     def _encode(self, x_BD: Tensor, p: Parameters, dead: Tensor, k: int, **how: object) -> Code:
+        every = k < self.k  # there is nothing to choose: all that are above 0 take part
         if not len(dead):  # all that are dead are in other processes
-            return Code.of(self.group.largest(x_BD.new_zeros(len(x_BD), 0), k), dead.expand(len(x_BD), 0))
+            none_B0 = x_BD.new_zeros(len(x_BD), 0)
+            return Code.of(none_B0 if every else self.group.largest(none_B0, k), dead.expand(len(x_BD), 0))
         W_enc_FD, b_enc_F = p.W_enc_FD[dead], p.b_enc_F[dead]
+        if every:
+            zero = torch.zeros_like(b_enc_F[:1])
+            code = Code(*encode_above(x_BD, W_enc_FD, b_enc_F, zero, expected=k, **how))  # type: ignore[arg-type]
+            return replace(code, latents_N=dead[code.latents_N])
         values_BK, local_BK = encode_topk(x_BD, W_enc_FD, b_enc_F, min(k, len(dead)), **how)  # type: ignore[arg-type]
         return Code.of(self.group.largest(values_BK, k), dead[local_BK])
 

@@ -26,7 +26,7 @@ from trainers.sparse import SparseGradient
 from trainers.statistics import Statistics
 from trainers.threshold import RunningThreshold, largest_of_batch, smallest
 
-_SAMPLE = 128  # tokens of a batch on which a TopK transcoder's threshold is estimated
+_SAMPLE = 32  # tokens of a batch on which a TopK transcoder's threshold is estimated
 
 
 class TopK(Objective):
