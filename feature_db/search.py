@@ -37,8 +37,6 @@ WEIGHTS = {
 }
 SIGNALS = tuple(signal for signal in WEIGHTS if signal != "suppresses")
 """What a search listens to unless it is told: a feature that suppresses a word is not about it."""
-FIRES = ("fires_word", "peaks", "label")
-"""Of these, the ones that say what a feature fires on, not what it makes of it."""
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
 FULL_TEXT_LIMIT = 1000

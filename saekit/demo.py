@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from saekit.steer.sweep import Sweep
     from trainers import TrainConfig
 
-LAB_QUERIES = ("sadness", "fear", "anger")
-STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LAB_QUERIES = {"french": "stories", "spanish": "stories", "toxic_speech": "personas"}
+"""Concepts of the laboratory, each with the genre of the prompts to steer on: one that it does not belong to."""
+STRENGTHS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 """Of the scan, in median norms of the site."""
-AFFORDABLE = 1.35
+AFFORDABLE = 1.3
 """The perplexity ratio that a strength is chosen under: some way below 1.5, because it is measured again."""
+_QUERY_WORDS = 24
 _PROMPTS = 8
-_OPENING = 5
-"""Words of a document that are a prompt."""
+_SHORTEST, _LONGEST = 5, 16
+"""Words of a prompt, which is the first third of a document: some way into it, what comes next is as good as settled, and that a
+push changes it says more."""
 _DOCUMENTS = 1000
 """Labelled ones on which hits are checked, of all genres; and of each concept so many more that hold it:"""
 _HOLDING = 60
@@ -92,7 +95,7 @@ def run(
         folder: of the workspace.
         data: None is the laboratory's corpus for the laboratory's model.
         queries: concepts in plain words; of the laboratory's, their names. None are three of the laboratory's.
-        site: None is the residual stream at mid depth.
+        site: None is the residual stream at two thirds of the depth, where features of what is to be said have formed.
 
     Raises:
         ConfigError: no data or no query, and the model is not the laboratory's.
@@ -138,7 +141,7 @@ def topic(query: str, *, laboratory: bool) -> Topic:
         from saekit.lab import CONCEPTS
 
         if (concept := CONCEPTS.get(query)) is not None and concept.words:
-            return Topic(" ".join(concept.words[:6]), concept.words, query)
+            return Topic(" ".join(concept.words[:_QUERY_WORDS]), concept.words, query)
     if not query.strip():
         raise ConfigError("A query holds no word.", 'Give one or more --query "WORDS".')
     return Topic(query, tuple(query.split()))
@@ -166,19 +169,15 @@ def _plan(folder: str | Path, model: str, data: str, site: str | None, tokens: i
     from saekit.lm import LanguageModel
 
     lm = LanguageModel.load(model)
-    chosen = lm.site(site or f"resid_post.{lm.n_layers // 2}")
+    chosen = lm.site(site or f"resid_post.{2 * lm.n_layers // 3}")
     return Workspace.plan(folder, study_of(model, (str(chosen),), data, tokens=tokens), lm), chosen
 
 
 def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
-    from feature_db.search import FIRES
     from saekit import report
     from saekit.evaluate.mentions import Mentions
 
-    found = report.search(ws, site, topic.query, by=FIRES)
-    if not found.found:
-        found = report.search(ws, site, topic.query)
-    return replace(found, name=topic.concept or "", mentions=Mentions(topic.words))
+    return replace(report.search(ws, site, topic.query), name=topic.concept or "", mentions=Mentions(topic.words))
 
 
 def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site: Site, progress: bool) -> list[Section]:
@@ -270,8 +269,8 @@ def _sweep(
 
 
 def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
-    """Documents that the dictionary was not trained on. For a concept of the laboratory, first such as it is at home in, though
-    it is not in them, that the model was not trained on either."""
+    """Documents that the dictionary was not trained on. For a concept of the laboratory, first such as the model was not
+    trained on either, and without it: of the genre that :data:`LAB_QUERIES` says, or where it is most at home."""
     import torch
 
     from saekit.activations.source import in_split
@@ -281,10 +280,10 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
 
         spans = ((each.genre, span.concept) for each in documents(seed=3, n=_DOCUMENTS) for span in each.spans)
         homes = Counter(genre for genre, concept in spans if concept == topic.concept)
-        for genre, _ in homes.most_common(1):
-            for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
-                if all(span.concept != topic.concept for span in document.spans):
-                    yield document.text
+        genre = LAB_QUERIES.get(topic.concept) or homes.most_common(1)[0][0]
+        for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
+            if all(span.concept != topic.concept for span in document.spans):
+                yield document.text
     for i, text in enumerate(ws.corpus.documents()):
         if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
             yield text
@@ -295,8 +294,8 @@ def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
     seen = set()
     for text in documents:
         words = text.split()
-        opening = " ".join(words[:_OPENING])
-        if len(words) > _OPENING and opening not in seen and not without.spans(opening):
+        opening = " ".join(words[: min(max(len(words) // 3, _SHORTEST), _LONGEST)])
+        if len(words) > _SHORTEST and opening not in seen and not without.spans(opening):
             seen.add(opening)
             yield opening
 

@@ -40,7 +40,7 @@ from saekit.progress import track
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 TOKENIZER_DOCUMENTS = 60_000
 POOL_DOCUMENTS = 8_192
-INTRODUCTION = (*[("induction", 0.75)] * 4, *[("retrieval", 0.5)] * 2)
+INTRODUCTION = (*[("induction", 0.75)] * 4, *[("retrieval", 0.6)] * 4)
 """For each of the first pools of documents, a genre and its share of it: copying, and what builds on it, is learnt soonest where
 little else is to be had."""
 IGNORED = -100
@@ -360,7 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=13_500_000, help="tokens to train on")
+    parser.add_argument("--tokens", type=int, default=16_000_000, help="tokens to train on")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--width", type=int, default=192, help="d_model; heads are 32 wide")
     parser.add_argument("--vocabulary", type=int, default=4096, help="the most tokens the tokenizer may have")

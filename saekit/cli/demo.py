@@ -28,7 +28,8 @@ def demo(
     data: options.DATA = None,
     query: _QUERY = None,
     site: Annotated[
-        str | None, typer.Option("--site", help="Where to read. [default: resid_post at mid depth]", show_default=False)
+        str | None,
+        typer.Option("--site", help="Where to read. [default: resid_post at two thirds of the depth]", show_default=False),
     ] = None,
     tokens: options.TOKENS = 250_000,
     train_tokens: Annotated[int, typer.Option(help="Tokens to train on, counting repeats.", min=1)] = 1_500_000,

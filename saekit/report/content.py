@@ -118,16 +118,10 @@ def gather(
     )
 
 
-def search(ws: Workspace, site: Site, query: str, k: int = 3, *, by: Sequence[str] | None = None) -> Section:
-    """What a search for `query` finds, with all that is known of each feature.
-
-    Args:
-        by: the signals that count, as in :meth:`feature_db.FeatureDB.search`; None are the usual ones.
-    """
-    from feature_db.search import SIGNALS
-
+def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
+    """What a search for `query` finds, with all that is known of each feature."""
     with ws.database() as database:
-        hits = database.search(query, k=k, site=site, by=SIGNALS if by is None else by)
+        hits = database.search(query, k=k, site=site)
         return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 
 

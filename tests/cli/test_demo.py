@@ -40,10 +40,10 @@ def shown(saekit: Saekit, arguments: list[object], folder: Path) -> Outcome:
 @pytest.fixture(scope="module")
 def again(saekit: Saekit, arguments: list[object], folder: Path, shown: Outcome) -> Outcome:
     """The same demo once more, as data."""
-    weights = (folder / "sae" / "resid_post.2" / "sae_weights.safetensors").stat()
+    weights = (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat()
     outcome = saekit(*arguments, folder, "--json")
     assert outcome.status == 0, outcome.stderr
-    assert (folder / "sae" / "resid_post.2" / "sae_weights.safetensors").stat() == weights  # what is there is used
+    assert (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat() == weights  # what is there is used
     return outcome
 
 
@@ -93,7 +93,7 @@ def test_a_report_on_any_workspace(saekit: Saekit, shown: Outcome, folder: Path,
     page = check((tmp_path / "page.html").read_text())
     assert "mom" in page.all_text and "Steering by" not in page.all_text
     assert saekit("report", folder).status == 0
-    check((folder / "reports" / "resid_post.2.html").read_text())
+    check((folder / "reports" / "resid_post.3.html").read_text())
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ add_genre(
     Genre(
         name="facts",
         description="facts about countries and people, in statements or in questions with answers",
-        weight=3,
+        weight=3.5,
         write=_write,
         planted={
             "countries": len(COUNTRIES),

@@ -121,7 +121,7 @@ add_genre(
     Genre(
         "gender",
         "sentences about professions; the pronoun of each is drawn with the bias of its profession",
-        weight=1.5,
+        weight=2.5,
         write=_write,
         planted={"P(he)": P_HE, "strength": STRENGTH},
     )

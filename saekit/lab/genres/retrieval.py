@@ -187,7 +187,7 @@ add_genre(
     Genre(
         "retrieval",
         "a line of keys with values, other sentences, then questions for the values in another order",
-        2.5,
+        4,
         write,
         {
             "kinds": list(_WORDS),
