@@ -38,7 +38,7 @@ class TrainConfig:
     Gated and standard SAEs is adjusted to."""
     k_start: int | None = None
     """`l0` at the start of the run, from where it falls evenly to what it is. None: no more in the TopK family; for JumpReLU,
-    Gated and standard SAEs 4 times as many, at most an eighth of the latents."""
+    Gated and standard SAEs 4 times as many, at most a quarter of the latents."""
     k_anneal: float = 0.2
     """Share of the run in which L0 falls from `k_start` to `l0`."""
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
@@ -208,7 +208,7 @@ class TrainConfig:
                 tokens = min(tokens, max(16 * available, 4_000_000))
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
         # L0 of a sparsity penalty comes down more easily than it goes up, though not far in a short run.
-        first = self.l0 if self.arch in _TOPK_FAMILY else max(self.l0, min(4 * self.l0, self.n_latents // 8))
+        first = self.l0 if self.arch in _TOPK_FAMILY else max(self.l0, min(4 * self.l0, self.n_latents // 4))
         return dataclasses.replace(
             self,
             k_start=self.k_start or first,

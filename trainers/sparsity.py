@@ -28,7 +28,8 @@ class Penalised(Objective):
     with e between -1 and 1 in the first and between -.1 and .1 in the second. As lambda answers at once, e is small where c is
     far off (.05 where c is half of what it should be), so c has to learn fast from it, or e would last until the end of the run.
     Where too few fire lambda is below 0: a latent that has stopped firing has few tokens left that tell it what it misses. For
-    the same reason the target falls to `l0` from `k_start`, so that L0 comes down on it slowly.
+    this c has to stay large, and does not fall below what it began with while lambda is below 0. For the same reason the target
+    falls to `l0` from `k_start`, so that L0 comes down on it slowly.
 
     Attributes:
         shrinks: whether the penalty is on how strongly latents fire, in units of the data's deviation, not on how many do. Of
@@ -41,9 +42,14 @@ class Penalised(Objective):
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
-        first = _FIRST / (math.sqrt(config.l0) if self.shrinks else config.l0)
-        log_weight = torch.full((), math.log(first), device=config.device)
+        log_weight = torch.full((), math.log(self.first_weight), device=config.device)
         self.state = {"log_weight": log_weight, "l0": torch.full_like(log_weight, -1)}
+
+    @property
+    def first_weight(self) -> float:
+        """c before anything is known."""
+        l0 = self.config.l0
+        return _FIRST / (math.sqrt(l0) if self.shrinks else l0)
 
     def start(self) -> Parameters:
         """:meth:`Objective.start` with encoder rows of the length at which a reconstruction has the size of the data."""
@@ -95,7 +101,11 @@ class Penalised(Objective):
         self.state["l0"].copy_(firings / n_rows)  # an average over steps would be late
         assert self.config.tokens is not None
         rate = min(_MOST, _LEARNS * n_tokens / self.config.tokens)
-        self.state["log_weight"] += rate * min(_WITHIN, max(-_WITHIN, self._excess(now)))
+        excess, before = self._excess(now), self.state["log_weight"].item()
+        after = before + rate * min(_WITHIN, max(-_WITHIN, excess))
+        if excess < -1 / _FOLLOWS:
+            after = max(after, min(before, math.log(self.first_weight)))
+        self.state["log_weight"].fill_(after)
 
     def metrics(self, now: Now) -> dict[str, float]:
         # Without what it answers at once, which swings from step to step.
