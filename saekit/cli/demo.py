@@ -164,7 +164,7 @@ def _steered(section: Section) -> list[dict[str, Any]]:
 
 
 def _print_texts(section: Section) -> None:
-    """The first sample of the first prompt, the concept's words in colour."""
+    """How the first prompt goes on in each arm: the sample with most mentions, these in colour."""
     from rich.text import Text
 
     if section.steered is None or section.mentions is None:
@@ -173,7 +173,7 @@ def _print_texts(section: Section) -> None:
     (point,) = result.points
     say((section.title, "bold"))
     for name, arm in (("baseline", result.baseline), ("steered", point.steered), ("random", point.random)):
-        text = Text(arm.texts[0].replace("\n", "↵"))
+        text = Text(result.sample(arm, 0, section.mentions).replace("\n", "↵"))
         for start, stop in section.mentions.spans(text.plain):
             text.stylize("bold green", start, stop)
         console().print(Text.assemble((f"  {name:<9}", "dim"), (result.prompts[0], "dim"), text))

@@ -141,13 +141,13 @@ class Row(NamedTuple):
     arms: list[tuple[str, str]]
 
 
-def _side_by_side(steered: Steered) -> Iterable[Row]:
-    """The first sample of the first prompts: none is chosen for its looks."""
+def _side_by_side(steered: Steered, mentions: Mentions) -> Iterable[Row]:
+    """The first prompts; every arm is shown by its sample with most mentions, so none is chosen in another way than the others."""
     result = steered.result
     (point,) = result.points
     arms = {"baseline": result.baseline, "steered": point.steered, "random": point.random}
     for i, prompt in list(enumerate(result.prompts))[:_SHOWN]:
-        yield Row(prompt, [(name, arm.texts[i * result.n_samples]) for name, arm in arms.items()])
+        yield Row(prompt, [(name, result.sample(arm, i, mentions)) for name, arm in arms.items()])
 
 
 def _outcome(section: Section) -> list[dict[str, Any]]:

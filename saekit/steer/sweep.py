@@ -77,6 +77,11 @@ class Sweep:
         """How many times the baseline's perplexity."""
         return arm.perplexity / self.baseline.perplexity
 
+    def sample(self, arm: Arm, prompt: int, mentions: Mentions) -> str:
+        """Of an arm's `n_samples` continuations of a prompt (of the first control's), the one with most mentions."""
+        start = prompt * self.n_samples
+        return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
+
     def best(self, cost: float) -> Point:
         """The highest rate at no more than `cost` times the baseline's perplexity; where there is none, the cheapest point."""
         affordable = [point for point in self.points if self.cost(point.steered) <= cost]

@@ -72,6 +72,12 @@ def test_the_best_is_the_highest_rate_that_is_affordable() -> None:
     assert found.best(1.0) is found.points[0]  # none is affordable: the cheapest
 
 
+def test_a_prompt_is_shown_by_its_sample_with_most_mentions() -> None:
+    arm = Arm(["cat", "no", "a cat, a cat", "no", "cat", "first", "none", "second"], Rate(4, 11), 1.0)
+    found = Sweep(PROMPTS, 2, arm, [])
+    assert [found.sample(arm, i, Mentions(["cat"])) for i in range(4)] == ["cat", "a cat, a cat", "cat", "none"]
+
+
 def test_lift_without_a_mention_is_a_bound() -> None:
     seen, unseen = _sweep(_arm(2, 100, 1), _arm(10, 100, 1)), _sweep(_arm(0, 100, 1), _arm(10, 200, 1))
     assert seen.lift(seen.points[0].steered) == pytest.approx(5)
