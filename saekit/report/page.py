@@ -142,7 +142,7 @@ class Row(NamedTuple):
 
 
 def _side_by_side(steered: Steered, mentions: Mentions) -> Iterable[Row]:
-    """The first prompts; every arm is shown by its sample with most mentions, so none is chosen in another way than the others."""
+    """The first prompts. Every arm is shown by its sample with most mentions, so none is chosen in another way than another."""
     result = steered.result
     (point,) = result.points
     arms = {"baseline": result.baseline, "steered": point.steered, "random": point.random}
