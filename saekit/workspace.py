@@ -168,14 +168,18 @@ class Workspace:
         """Where the feature database is, or will be."""
         return self.path / "features.sqlite"
 
-    def store(self) -> ActivationStore:
-        """The cached activations.
+    def store(self, other: Workspace | None = None) -> ActivationStore:
+        """The cached activations; beside them, as `resid_post.3@other`, those of another workspace, of the same tokens.
 
         Raises:
             WorkspaceError: nothing is cached yet.
             StoreCorrupt: a shard is missing or cut short.
+            StoreMismatch: the other's are of other tokens.
         """
-        from saekit.activations import ActivationStore
+        from saekit.activations import ActivationStore, ComparedStores
+
+        if other is not None:
+            return ComparedStores(self.store(), other=other.store())
 
         if not (self.path / "activations" / "manifest.json").exists():
             raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
@@ -187,20 +191,32 @@ class Workspace:
 
     def trained(self) -> list[Site]:
         """Sites with a finished dictionary, in the order of computation."""
-        from saekit.lm.sites import Site
+        return sorted(route.site for route in self._routes() if not route.crosses)
 
-        return sorted(Site.parse(folder.parent.name) for folder in (self.path / "sae").glob("*/cfg.json"))
+    def crossed(self) -> list[str]:
+        """What finished dictionaries of several sites read, as they are named: `resid_post.1..2`."""
+        return sorted(route.start for route in self._routes() if route.crosses)
+
+    def _routes(self) -> list[Route]:
+        from trainers import Route
+
+        return [Route.parse(folder.parent.name) for folder in (self.path / "sae").glob("*/cfg.json")]
 
     def site(self, text: str | None) -> Site:
         """The site meant: `text`, or the only one that has a dictionary.
 
         Raises:
-            WorkspaceError: there is no dictionary there, or there are several and `text` is None.
+            WorkspaceError: there is no dictionary there, there are several and `text` is None, or it is one of several sites.
         """
         from saekit.lm.sites import Site
+        from trainers import Route
 
         trained = self.trained()
         names = ", ".join(map(str, trained))
+        crossed = self.crossed()
+        if (text is not None and Route.parse(text).start in crossed) or (text is None and crossed and not trained):
+            hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one."
+            raise WorkspaceError(f"{text or crossed[0]} is a dictionary of several sites.", hint)
         if not trained:
             raise WorkspaceError(f"{self.path} has no dictionary yet.", "Run `saekit train` or `saekit fit` first.")
         if text is None:
@@ -273,22 +289,33 @@ class Workspace:
         from trainers import Plan, Route
 
         route = Route.parse(route)
-        (error,) = self.train_all([Plan(route, config, self.sae_folder(route.site))], wandb=wandb, progress=progress)
+        (error,) = self.train_all([Plan(route, config, self.sae_folder(route.start))], wandb=wandb, progress=progress)
         if error is not None:
             raise error
-        return self.sae(route.site)
+        return self.sae(route.start)
 
-    def plans(self, settings: Mapping[str, Any]) -> list[Plan]:
-        """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.sweep.plans`."""
+    def plans(self, settings: Mapping[str, Any], other: Workspace | None = None) -> list[Plan]:
+        """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.sweep.plans`.
+
+        Args:
+            other: the workspace that sites like `resid_post.3@other` are in.
+        """
         from trainers import plans
 
-        return plans(settings, self.path / "sae", self.lm.width)
+        return plans(settings, self.path / "sae", self.lm.width if other is None else self.store(other).width)
 
-    def train_all(self, plans: Sequence[Plan], *, wandb: str | None = None, progress: bool = True) -> list[SaekitError | None]:
+    def train_all(
+        self,
+        plans: Sequence[Plan],
+        *,
+        other: Workspace | None = None,
+        wandb: str | None = None,
+        progress: bool = True,
+    ) -> list[SaekitError | None]:
         """Train several dictionaries, reading the activations once; returns what stopped each, see :func:`trainers.train_all`."""
         from trainers import train_all
 
-        store = self.store()
+        store = self.store(other)
         store.check_model(self.lm)
         return train_all(store, plans, lm=self.lm, wandb=wandb, progress=progress)
 
@@ -309,28 +336,40 @@ class Workspace:
             progress=progress,
         )
 
-    def evaluate(self, site: str | Site, name: str = "", *, again: bool = True, progress: bool = True) -> dict[str, Any]:
+    def evaluate(
+        self,
+        site: str | Site,
+        name: str = "",
+        *,
+        other: Workspace | None = None,
+        again: bool = True,
+        progress: bool = True,
+    ) -> dict[str, Any]:
         """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`).
 
         Args:
+            site: or what a dictionary of several sites reads: `resid_post.1..2`.
             name: of another dictionary at `site`.
+            other: as in :meth:`train_all`.
             again: measure it even if `reports/` has what was measured of the same weights.
         """
         from saekit.evaluate.quality import quality
         from saekit.files import write_whole
-        from trainers import TrainConfig
+        from trainers import Route, TrainConfig
 
-        site = self.lm.site(site) if name else self.site(str(site))
+        route = Route.parse(site)
+        one = None if route.crosses else self.lm.site(route.site) if name else self.site(str(site))
+        site = one or route.start
         sae = self.sae(site, name)
         kept = self.path / "reports" / f"eval-{'-'.join((str(site), name) if name else (str(site),))}.json"
         if not again and kept.exists():
             before: dict[str, Any] = json.loads(kept.read_text())
             if before.get("fingerprint") == sae.fingerprint():
                 return before
-        store = self.store()
+        store = self.store(other)
         store.check_model(self.lm)
         settings = TrainConfig.load(self.sae_folder(site, name) / "train.json")
-        metrics = quality(sae, self.lm, store, site, heldout=settings.heldout, progress=progress)
+        metrics = quality(sae, self.lm, store, one, heldout=settings.heldout, progress=progress)
         metrics["fingerprint"] = sae.fingerprint()
         write_whole(kept, json.dumps(metrics, indent=2).encode())
         return metrics
@@ -411,7 +450,7 @@ class Workspace:
             store = self.store()
             store.verify(progress=progress)
             found["activations"] = f"{store.n_tokens:,} tokens, every checksum right"
-        for site in self.trained():
+        for site in (*map(str, self.trained()), *self.crossed()):
             sae = self.sae(site)
             found[f"sae/{site}"] = f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"
         if self.database_path.exists():

@@ -9,14 +9,14 @@ decoder of those latents. Where the error has no variance the loss is 0 rather t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_above, encode_topk
 from trainers.code import Code
+from trainers.encoder import WHOLE, Encoder
 from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters
 from trainers.sparse import SparseGradient, decode_gradient
@@ -31,12 +31,14 @@ class AuxK:
         coefficient: weight; 0 turns it off.
         encoding: how the sparse step encodes; :attr:`trainers.config.TrainConfig.encoding`.
         group: the processes among whose latents the largest are chosen, and of whose rows the variance is taken.
+        encoder: that of the dictionary.
     """
 
     k: int
     coefficient: float
     encoding: Mapping[str, Any]
     group: Group = ALONE
+    encoder: Encoder = WHOLE
 
     def loss(self, p: Parameters, x_BD: Tensor, residual_BE: Tensor, dead: Tensor) -> Tensor | float:
         """The loss, differentiable. `x_BD` is what the encoder reads; the residual `y - y_hat` is detached here."""
@@ -67,13 +69,10 @@ class AuxK:
         if not len(dead):  # all that are dead are in other processes
             none_B0 = x_BD.new_zeros(len(x_BD), 0)
             return Code.of(none_B0 if every else self.group.largest(none_B0, k), dead.expand(len(x_BD), 0))
-        W_enc_FD, b_enc_F = p.W_enc_FD[dead], p.b_enc_F[dead]
         if every:
-            zero = torch.zeros_like(b_enc_F[:1])
-            code = Code(*encode_above(x_BD, W_enc_FD, b_enc_F, zero, expected=k, **how))  # type: ignore[arg-type]
-            return replace(code, latents_N=dead[code.latents_N])
-        values_BK, local_BK = encode_topk(x_BD, W_enc_FD, b_enc_F, min(k, len(dead)), **how)  # type: ignore[arg-type]
-        return Code.of(self.group.largest(values_BK, k), dead[local_BK])
+            return self.encoder.above(p, x_BD, torch.zeros_like(p.b_enc_F[:1]), k, dead, **how)
+        values_BK, latents_BK = self.encoder.topk(p, x_BD, k, dead, **how)
+        return Code.of(self.group.largest(values_BK, k), latents_BK)
 
     def _weight(self, residual_BE: Tensor) -> Tensor:
         variance = self.group.variance(residual_BE)

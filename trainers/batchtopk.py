@@ -16,7 +16,6 @@ from torch import Tensor
 from trainers.code import Code
 from trainers.objectives import Now
 from trainers.parameters import Parameters
-from trainers.threshold import smallest
 from trainers.topk import TopK
 
 
@@ -27,4 +26,4 @@ class BatchTopK(TopK):
         return self.of_batch(p, x_BD, now, self.group, **how)
 
     def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
-        return smallest(code, self.group)
+        return self.smallest(p, code, self.group)

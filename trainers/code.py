@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +43,14 @@ class Code:
         counts_B = torch.bincount(row_N, minlength=len(values_BF))
         start_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
         return cls(values_BF[row_N, latents_N], latents_N, start_B1)
+
+    @classmethod
+    def beside(cls, codes: Sequence[Code]) -> Code:
+        """Codes of the same rows, of different latents, as one."""
+        order_N = torch.cat([code.row_N for code in codes]).argsort(stable=True)
+        values_N = torch.cat([code.values_N for code in codes])[order_N]
+        latents_N = torch.cat([code.latents_N for code in codes])[order_N]
+        return cls(values_N, latents_N, torch.stack([code.start_B1 for code in codes]).sum(0))
 
     def __len__(self) -> int:
         return len(self.start_B1) - 1

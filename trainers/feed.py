@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -52,11 +52,13 @@ class Portion:
         self._before, self._after = before, after
         self._scaled: dict[object, Tensor] = {}
 
-    def scaled(self, site: Site, training: Training, data: Statistics) -> Tensor:
-        """The rows at `site` as `training` takes them; moved and scaled once for all runs that want the same."""
-        key = (site, data.scale, training.device, training.dtype)
+    def scaled(self, sites: Sequence[Site], training: Training, data: Statistics) -> Tensor:
+        """The rows at `sites`, side by side, as `training` takes them; moved and scaled once for all runs that want the same."""
+        parts = data.parts or (data,)
+        key = (tuple(sites), tuple(part.scale for part in parts), training.device, training.dtype)
         if key not in self._scaled:
-            self._scaled[key] = training.scaled(self.acts[site], data)
+            scaled = [training.scaled(self.acts[site], part) for site, part in zip(sites, parts)]
+            self._scaled[key] = scaled[0] if len(scaled) == 1 else torch.cat(scaled, 1)
         return self._scaled[key]
 
     def place(self, tokens: int) -> dict[str, Any]:
@@ -82,7 +84,11 @@ class Feed:
         """The next portion; None at the end of the data."""
         return self._waiting.pop(0) if self._waiting else self._read()
 
-    def statistics(self, site: Site, config: TrainConfig) -> Statistics:
+    def statistics(self, sites: Sequence[Site], config: TrainConfig) -> Statistics:
+        """Of sites side by side, each as :meth:`_statistics_of` has it."""
+        return Statistics.joined([self._statistics_of(site, config) for site in sites])
+
+    def _statistics_of(self, site: Site, config: TrainConfig) -> Statistics:
         """Of the first activations at `site`, as many as `config` says, of those not used yet; the same for all that ask.
 
         Raises:

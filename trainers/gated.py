@@ -9,8 +9,8 @@ stops the gradient), a transcoder's skip with it: otherwise decoder rows would l
 
 The parameter b_enc is b_gate.
 
-There is no file format for gated transcoders. Both conditions being on one pre-activation, they are stored as what they are, a
-JumpReLU: with u = exp(r_mag) h + b_mag, f = u * 1[u > max(0, b_mag - exp(r_mag) b_gate)].
+There is no file format for gated transcoders and crosscoders. Both conditions being on one pre-activation, they are stored as
+what they are, a JumpReLU: with u = exp(r_mag) h + b_mag, f = u * 1[u > max(0, b_mag - exp(r_mag) b_gate)].
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
@@ -36,7 +35,7 @@ class Gated(Penalised):
     def gates(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
         """ReLU(pi)."""
         zero = torch.zeros_like(p.b_enc_F[:1])
-        return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, zero, expected=self.expected, **how))
+        return self.encoder.above(p, x_BD, zero, self.expected, **how)
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
@@ -82,7 +81,7 @@ class Gated(Penalised):
         return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
-        if self.transcoding:
+        if not self.centres:
             factor_F = p.r_mag_F.exp()
             as_jumprelu = Parameters(p, W_enc_FD=p.W_enc_FD * factor_F[:, None], b_enc_F=p.b_mag_F)
             return super().tensors(as_jumprelu) | {"threshold": torch.relu(p.b_mag_F - factor_F * p.b_enc_F)}

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
@@ -39,7 +38,7 @@ class JumpReLU(Penalised):
         """Pre-activations that fire or are in the window below the threshold, and which of them are in the window."""
         theta_F, eps = p.log_threshold_F.detach().exp(), self.config.bandwidth
         floor_F = (theta_F - eps / 2).clamp(min=0)
-        code = Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, floor_F, expected=self.expected, **how))
+        code = self.encoder.above(p, x_BD, floor_F, self.expected, **how)
         return code, (code.values_N.detach() - theta_F[code.latents_N]).abs() < eps / 2
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:

@@ -217,7 +217,7 @@ class _Pass:
 
 
 def _statistics(feed: Feed, plan: Plan) -> list[Statistics]:
-    return [feed.statistics(site, plan.config) for site in plan.route.sites]
+    return [feed.statistics(sites, plan.config) for sites in plan.route.sides]
 
 
 def _clear_if_finished(plan: Plan, source: Source | ActivationStore) -> bool:
@@ -245,9 +245,12 @@ def _passes(source: Source | ActivationStore, plans: Sequence[Plan]) -> list[lis
 
 def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
     """What an SAE tells of where it comes from."""
+    place: dict[str, Any] = {"sites": route.reads, "sites_out": route.writes}
+    place |= {f"widths{side}": [source.width(site) for site in place[f"sites{side}"]] for side in ("", "_out")}
+    if not route.crosses:
+        place = {"site": route.site, "site_out": route.writes[0] if route.transcodes else None}
     return {
-        "site": route.site,
-        "site_out": route.site_out if route.transcodes else None,
+        **place,
         "model_name": lm.name if lm else None,
         "context_size": getattr(source, "context", None),
         "prepend_bos": lm.bos_token_id is not None if lm else None,

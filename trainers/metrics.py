@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +12,8 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from saekit.errors import CorpusError
 from saekit.lm.sites import Site
-from saekit.sae import SAE, SparseCode
+from saekit.sae import SAE, CrossCoder, SparseCode
+from trainers.splice import splice, written
 
 if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
@@ -48,7 +49,7 @@ class Firings:
         """
         firings = cls(sae)
         for batch in batches:
-            firings.add(sae.encode(_at(sae, batch, sae.cfg.site)))
+            firings.add(sae.encode(_read(sae, batch)))
         firings.check()
         return firings
 
@@ -142,12 +143,13 @@ class Reconstruction:
     def add(self, batch: Batch) -> None:
         """Go on with a batch. The quantiles of the first decide the ranges of :meth:`fvu_by_norm`."""
         sae = self.sae
-        x_BD = _at(sae, batch, sae.cfg.site)
-        y_BD = x_BD if isinstance(batch, Tensor) else _at(sae, batch, sae.writes_at(sae.cfg.site))  # type: ignore[arg-type]
+        x_BD = _read(sae, batch)
+        y_BD = x_BD if isinstance(batch, Tensor) else _side_by_side(sae, batch, sae.cfg.writes)
         if not len(x_BD):
             return
         code = sae.encode(x_BD)
-        y_BD, y_hat_BD, silent_BD = (each.double() for each in (y_BD, sae.decode(code, x_BD), silent(sae, x_BD)))
+        scale_E = sae.scale_E() if isinstance(sae, CrossCoder) else 1.0
+        y_BD, y_hat_BD, silent_BD = (each.double() * scale_E for each in (y_BD, sae.decode(code, x_BD), silent(sae, x_BD)))
         self.firings.add(code)
         self._cosines += float(cosine_similarity(y_BD, y_hat_BD, dim=1).sum())
         latents_BD = y_hat_BD - silent_BD
@@ -160,6 +162,8 @@ class Reconstruction:
         facts = (torch.ones_like(norm_B), norm_B, (y_hat_BD - y_BD).square().sum(1), centred_BD.square().sum(1))
         range_B = torch.bucketize(norm_B, self._edges_Q)
         self._sums_QS.index_add_(0, range_B, torch.stack(facts, 1))
+        if isinstance(sae, CrossCoder):
+            self._squares_2E += torch.stack([(y_hat_BD - y_BD).square().sum(0), centred_BD.square().sum(0)])
         self._sums_QD.index_add_(0, range_B, centred_BD)
 
     def _begin(self, y_BD: Tensor, norm_B: Tensor) -> None:
@@ -168,6 +172,7 @@ class Reconstruction:
         # Tokens, norms, squared errors, squared distances from the origin; and coordinates from there.
         self._sums_QS = y_BD.new_zeros(len(QUANTILES) + 1, 4)
         self._sums_QD = y_BD.new_zeros(len(QUANTILES) + 1, y_BD.shape[1])
+        self._squares_2E = y_BD.new_zeros(2, y_BD.shape[1])
 
     def scalars(self) -> dict[str, float]:
         """What a log keeps.
@@ -182,6 +187,8 @@ class Reconstruction:
                 but for c: they take c = 0, and then a large b_dec hides what the latents lose.
             l0, dead_fraction, dense_fraction: of :class:`Firings`.
             n_tokens: how many tokens these were.
+            fvu/SITE: the first, of each site that a dictionary of several sites writes. All else is then of these sites side by
+                side, each in units in which its activations have mean norm sqrt(width).
         """
         n = self.firings.n_tokens
         return {
@@ -192,7 +199,16 @@ class Reconstruction:
             "dead_fraction": self.firings.dead_fraction,
             "dense_fraction": self.firings.dense_fraction,
             "n_tokens": n,
+            **{f"fvu/{site}": fvu for site, fvu in self.fvu_by_site().items()},
         }
+
+    def fvu_by_site(self) -> dict[Site, float]:
+        """FVU of each site that a dictionary of several sites writes; empty for others."""
+        if not isinstance(self.sae, CrossCoder):
+            return {}
+        spreads_E = self._squares_2E[1] - self._sums_QD.sum(0).square() / self.firings.n_tokens
+        sums = torch.stack([self._squares_2E[0], spreads_E.clamp_min(0)]).split(self.sae.cfg.widths_out, 1)
+        return {site: _ratio(*part_2E.sum(1).tolist()) for site, part_2E in zip(self.sae.cfg.sites_out, sums)}
 
     def fvu_by_norm(self) -> list[dict[str, float]]:
         """FVU of tokens by the size of their activations, the smallest first.
@@ -232,7 +248,12 @@ def reconstruction(sae: SAE, batches: Iterable[Batch]) -> dict[str, float]:
 
 @torch.no_grad()
 def ce_recovered(
-    lm: LanguageModel, sae: SAE, site: Site | str, token_batches: Iterable[Any], *, baseline: Literal["zero", "mean"] = "zero"
+    lm: LanguageModel,
+    sae: SAE,
+    site: Site | str | None,
+    token_batches: Iterable[Any],
+    *,
+    baseline: Literal["zero", "mean"] = "zero",
 ) -> dict[str, float]:
     """What a model loses when `sae` stands in for the activations it reconstructs.
 
@@ -240,9 +261,9 @@ def ce_recovered(
     activations. Cross-entropy is that of every real, not special token that has one before it.
 
     Args:
-        site: where it reads; a transcoder writes at its `site_out`.
+        site: where it reads; a transcoder writes at its `site_out`, a cross-layer transcoder reads and writes at its own sites.
         token_batches: :class:`saekit.activations.TokenBatch`, or (B, T) token ids without pads.
-        baseline: what is put in its place for comparison: zeros, or the mean activation of these tokens.
+        baseline: what is put in the place of what it writes for comparison: zeros, or the mean activation of these tokens.
 
     Returns:
         ce, ce_spliced: cross-entropy in nats per token of the model as it is, and with the SAE.
@@ -253,30 +274,23 @@ def ce_recovered(
 
     Raises:
         CorpusError: there is no token to predict.
-        StoreMismatch: a transcoder does not say where it writes.
+        StoreMismatch: a transcoder does not say where it writes, or a crosscoder, which reads what comes after it.
     """
     from saekit.lm import Edit
     from saekit.lm.predictions import last_residuals, logits_of
 
-    site = lm.site(site)
-    target = lm.site(sae.writes_at(site))
+    spliced = splice(lm, sae, site)
     batches = [_tokens(lm, batch) for batch in token_batches]
-    mean = _mean(lm, target, batches) if baseline == "mean" else None
 
-    read: dict[str, Tensor] = {}
+    def ablation(target: Site) -> Edit:
+        mean = _mean(lm, target, batches) if baseline == "mean" else None
 
-    def keep(x: Tensor, at: At) -> Tensor:
-        read["x"] = x
-        return x
+        def ablate(y: Tensor, at: At) -> Tensor:
+            return torch.zeros_like(y) if mean is None else mean.to(y.device, y.dtype).expand_as(y)
 
-    def splice(y: Tensor, at: At) -> Tensor:
-        return sae(read["x"].flatten(1)).reshape(y.shape).to(y.device, y.dtype)
+        return Edit(target, ablate, positions="all")
 
-    def ablate(y: Tensor, at: At) -> Tensor:
-        return torch.zeros_like(y) if mean is None else mean.to(y.device, y.dtype).expand_as(y)
-
-    spliced: list[Edit] = [Edit(site, keep, positions="all"), Edit(target, splice, order=1, positions="all")]
-    ablated = [Edit(target, ablate, positions="all")]
+    ablated = [ablation(target) for target in written(lm, sae, site)]
     sums = torch.zeros(4, dtype=torch.float64)
     n = 0
     for tokens_BT, mask_BT, predicted_BT in batches:
@@ -305,12 +319,15 @@ def ce_recovered(
     }
 
 
-def _at(sae: SAE, batch: Batch, site: Site | None) -> Tensor:
-    """(B, D) activations at `site`, on the device of the SAE."""
-    if not isinstance(batch, Tensor):
-        assert site is not None
-        batch = batch[site]
-    return batch.to(sae.device).flatten(1)
+def _read(sae: SAE, batch: Batch) -> Tensor:
+    """(B, D) activations that the SAE reads."""
+    return _side_by_side(sae, batch, sae.cfg.reads)
+
+
+def _side_by_side(sae: SAE, batch: Batch, sites: Sequence[Site | None]) -> Tensor:
+    """(B, D) activations at `sites`, on the device of the SAE."""
+    parts = [batch] if isinstance(batch, Tensor) else [batch[site] for site in sites if site is not None]
+    return torch.cat([part.to(sae.device).flatten(1) for part in parts], 1)
 
 
 def silent(sae: SAE, x_BD: Tensor) -> Tensor:

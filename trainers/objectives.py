@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saekit.sae import ARCHITECTURES, SAE, SAEConfig
+from saekit.sae import ARCHITECTURES, SAE, CrossCoder, SAEConfig
 from trainers.auxk import AuxK
 from trainers.code import Code
 from trainers.config import TrainConfig
+from trainers.encoder import Encoder
 from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters, random_rows
 from trainers.sparse import SparseGradient, decode_gradient
@@ -68,12 +69,16 @@ class Objective(ABC):
 
     Args:
         config: resolved settings.
-        reads, writes: facts about x and y; the same object for an SAE, and another for a transcoder.
+        reads, writes: facts about x and y; the same object for an SAE, and another for a transcoder. Those of several sites side
+            by side make a crosscoder, or a cross-layer transcoder: there each latent reads one site, its layer's, and writes
+            nothing to sites before that (see :class:`saekit.sae.CrossCoder`).
 
     Attributes:
         group: the processes that train it together: parameters, codes and batches are those of this one.
         splits: whether latents can be divided over them.
         transcoding: whether it predicts another site than the one it reads.
+        crossing, layered: whether it reads several sites; and whether each latent reads one of them.
+        centres: whether b_dec is taken off what is read, as in an SAE.
         unit_rows: keep decoder rows at norm 1. A transcoder's have any norm, and 0 at first.
         state: tensors that change as training goes on and are no parameters; checkpoints hold them, and going on from one
             copies into them, so :meth:`observe` changes them in place.
@@ -85,7 +90,10 @@ class Objective(ABC):
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         self.config, self.reads, self.writes = config, reads, writes
-        self.transcoding = writes is not reads
+        self.transcoding, self.crossing = writes is not reads, bool(reads.parts)
+        self.layered = self.transcoding and self.crossing
+        self.centres = not (self.transcoding or self.crossing)
+        self.encoder = Encoder(len(reads.parts) if self.layered else 1)
         self.unit_rows = self.unit_rows and not self.transcoding
         self.state: dict[str, Tensor] = {}
 
@@ -93,15 +101,18 @@ class Objective(ABC):
         """Float32 parameters on the CPU, of the latents that this process has.
 
         Of an SAE: random unit decoder rows, the encoder their transpose, b_dec the centre of the data (arXiv 2406.04093, A.1).
-        Of a transcoder: the mean is predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the
-        encoder, random unit rows, reads x - E x.
+        Of a crosscoder: the same, with what b_dec would take off the input taken off b_enc. Of a transcoder: the mean is
+        predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the encoder, random unit rows, reads
+        x - E x.
         """
         D, E, own = len(self.reads.centre_D), len(self.writes.centre_D), self.group.own_latents(self.config.n_latents)
-        W_enc_FD = random_rows(self.config.n_latents, D, self.config.seed, own)
+        W_enc_FD = random_rows(self.config.n_latents, D // self.encoder.layers, self.config.seed, own)
         b_enc_F, b_dec_E = torch.zeros(len(W_enc_FD)), self.writes.centre_D.clone()
         if not self.transcoding:
+            b_enc_F = b_enc_F if self.centres else -W_enc_FD @ b_dec_E
             return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_enc_FD.clone(), b_dec_E=b_dec_E)
-        b_enc_F, b_dec_E = -W_enc_FD @ self.reads.mean_D, self.writes.mean_D.clone()
+        layers = zip(W_enc_FD.chunk(self.encoder.layers), self.reads.mean_D.chunk(self.encoder.layers))
+        b_enc_F, b_dec_E = -torch.cat([W @ mean for W, mean in layers]), self.writes.mean_D.clone()
         p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=torch.zeros(len(W_enc_FD), E), b_dec_E=b_dec_E)
         return Parameters(p, W_skip_ED=torch.zeros(E, D)) if self.config.skip else p
 
@@ -124,7 +135,7 @@ class Objective(ABC):
         Args:
             facts: of :class:`saekit.sae.SAEConfig`: site, model_name...
         """
-        if self.transcoding:
+        if not self.centres:
             facts["metadata"] = {"training_architecture": self.config.arch, **facts.get("metadata", {})}
         cfg = SAEConfig(
             architecture=self.architecture,
@@ -135,8 +146,11 @@ class Objective(ABC):
             dtype=self.config.dtype,
             **facts,
         )
-        copy = p.map(lambda tensor: tensor.detach().to("cpu", copy=True))
-        return SAE(cfg, self.tensors(copy)).fold_scale(self.reads.scale, self.writes.scale)
+        tensors = self.tensors(p.map(lambda tensor: tensor.detach().to("cpu", copy=True)))
+        if self.crossing:
+            scales = ([part.scale for part in side.parts] for side in (self.reads, self.writes))
+            return CrossCoder(cfg, tensors).fold_scales(*scales)
+        return SAE(cfg, tensors).fold_scale(self.reads.scale, self.writes.scale)
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
         """Parameters under sae-lens's names, in the units of training."""
@@ -145,30 +159,61 @@ class Objective(ABC):
 
     @property
     def architecture(self) -> str:
-        """What :class:`saekit.sae.SAE` calls it. A transcoder of any kind is stored by its activation."""
-        if not self.transcoding:
+        """What :class:`saekit.sae.SAE` calls it. A transcoder or crosscoder of any kind is stored by its activation."""
+        if self.centres:
             return self.config.arch
         relu, skips = ARCHITECTURES[self.config.arch].activation == "relu", self.config.skip
-        return ("" if relu else "jumprelu_") + ("skip_" if skips else "") + "transcoder"
+        kind = "clt" if self.layered else "crosscoder" if self.crossing else "skip_transcoder" if skips else "transcoder"
+        return kind if relu else f"jumprelu_{kind}"
 
     # What the losses share
 
     @property
     def auxk(self) -> AuxK:
         assert self.config.aux_k is not None
-        return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.encoding, self.group)
+        return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.encoding, self.group, self.encoder)
 
     def sides(self, p: Parameters, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder reads, and what is left to the code and b_dec to predict.
 
         b_dec is taken off the input of an SAE. A transcoder's is of another site; its skip predicts a part of y.
         """
-        if not self.transcoding:
+        if self.centres:
             return x_BD - p.b_dec_E, y_BE
         if "W_skip_ED" not in p:
             return x_BD, y_BE
         W_skip_ED = p.W_skip_ED if self.group.has_biases else p.W_skip_ED.detach()
         return x_BD, y_BE - x_BD @ W_skip_ED.T
+
+    @property
+    def first_L(self) -> list[int]:
+        """For each layer, the column of W_dec from which on its latents write."""
+        widths = self.writes.widths
+        return [sum(widths[:layer]) for layer in range(self.encoder.layers)]
+
+    def written(self, p: Parameters) -> Parameters:
+        """The parameters, where layers are concerned with what no latent may write cut out of the gradient."""
+        if not self.layered:
+            return p
+        first_F1 = torch.tensor(self.first_L).repeat_interleave(len(p.b_enc_F) // self.encoder.layers)[:, None]
+        may_FE = torch.arange(p.W_dec_FE.shape[1]) >= first_F1
+        return Parameters(p, W_dec_FE=p.W_dec_FE * may_FE.to(p.W_dec_FE))
+
+    @property
+    def widths_S(self) -> Sequence[int]:
+        """Blocks of a decoder row whose norms count one by one: those of a crosscoder's sites, else the row as a whole."""
+        return self.writes.widths if self.crossing and not self.layered else [len(self.writes.centre_D)]
+
+    def sizes_FS(self, p: Parameters) -> Tensor:
+        """Norms of these blocks."""
+        return torch.stack([block.norm(dim=1) for block in p.W_dec_FE.split(list(self.widths_S), 1)], 1)
+
+    def of_unit_size(self, p: Parameters) -> Parameters:
+        """The same dictionary with decoder rows whose sizes add up to 1, so that codes are what latents contribute."""
+        sizes_F1 = self.sizes_FS(p).sum(1, keepdim=True)
+        sizes_F1 = sizes_F1.where(sizes_F1 > 0, 1.0)
+        W_enc_FD, b_enc_F = p.W_enc_FD * sizes_F1, p.b_enc_F * sizes_F1[:, 0]
+        return Parameters(p, W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=p.W_dec_FE / sizes_F1)
 
     def decode(self, p: Parameters, code: Code) -> Tensor:
         """What a code and b_dec predict."""
@@ -184,7 +229,8 @@ class Objective(ABC):
         rest["b_dec_E"] = counts * error_BE.sum(0)
         if "W_skip_ED" in p:
             rest["W_skip_ED"] = counts * error_BE.T @ x_BD
-        return SparseGradient(x_BD, rest, centres=not self.transcoding, group=self.group, kernels=self.config.kernels)
+        how: dict[str, Any] = {"group": self.group, "kernels": self.config.kernels, "first_L": self.first_L}
+        return SparseGradient(x_BD, rest, centres=self.centres, **how)
 
     def decode_gradient(self, p: Parameters, code: Code, y_BE: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
         """:func:`trainers.sparse.decode_gradient` of what a code and b_dec predict."""

@@ -63,26 +63,46 @@ class Plan:
             raise ConfigError(what, f"{nearest} is the nearest that can.")
         if group.world > 1 and (config.device or "").startswith("cuda:"):
             raise ConfigError(f"device={config.device!r} would be that of all processes.", "With 'cuda', each has its own.")
-        if config.skip and not route.transcodes:
-            raise ConfigError(
-                f"skip is for transcoders, and this reads and predicts {route.site}.", "Give a site_out, or no skip."
-            )
-        if self.start is not None:
-            widths = source.width(route.site), source.width(route.site_out)
-            finetune.check(self.start, config, *widths, transcodes=route.transcodes)
+        if config.skip and (route.crosses or not route.transcodes):
+            raise ConfigError(f"skip is for transcoders of one site, and this is {route}.", "Give one site_out, or no skip.")
+        widths = [source.width(site) for site in route.reads]
+        if route.crosses:
+            self._check_crosses(widths)
+        elif self.start is not None:
+            finetune.check(self.start, config, widths[0], source.width(route.writes[0]), transcodes=route.transcodes)
         available = source.n_tokens if config.tokens is None else None
-        return dataclasses.replace(self, config=config.resolve(source.width(route.site), available))
+        return dataclasses.replace(self, config=config.resolve(widths[0] if route.transcodes else sum(widths), available))
+
+    def _check_crosses(self, widths: list[int]) -> None:
+        """Raise where there can be no such dictionary of several sites."""
+        route, n_latents, layers = self.route, self.config.n_latents, len(self.route.reads)
+        if self.start is not None:
+            raise ConfigError(f"{route} cannot start from a dictionary that there is.", "Train it from the beginning.")
+        if route.transcodes and self.config.arch == "matryoshka":
+            raise ConfigError(f"matryoshka has no prefixes across the layers of {route}.", "Choose batchtopk.")
+        if self.group.splits_latents:
+            raise ConfigError(f"The latents of {route} cannot be divided over processes.", "Train it without shard.")
+        if route.transcodes and len(set(widths)) > 1:
+            raise ConfigError(
+                f"The sites that {route} reads have widths {widths}.", "In a cross-layer transcoder they are equal."
+            )
+        if route.transcodes and n_latents % layers:
+            nearest = max(1, round(n_latents / layers)) * layers
+            raise ConfigError(
+                f"n_latents={n_latents} cannot be divided over {layers} layers.", f"{nearest} is the nearest that can."
+            )
 
     def settings(self, source: Source | ActivationStore) -> dict[str, Any]:
         """What `train.json` holds: the configuration, and what else makes another dictionary. Sources other than a store check
         their own settings when a checkpoint's place is loaded."""
         route = self.route
-        data: dict[str, Any] = {"site": str(route.site), "width": source.width(route.site)}
+        widths = [[source.width(site) for site in sites] for sites in route.sides]
+        shown: list[Any] = widths if route.crosses else [width for (width,) in widths]
+        data: dict[str, Any] = {"site": route.start, "width": shown[0]}
         if route.transcodes:
-            data |= {"site_out": str(route.site_out), "width_out": source.width(route.site_out)}
+            data |= {"site_out": route.end, "width_out": shown[1]}
         if isinstance(source, ActivationStore):
-            shards = " ".join(shard.sha256 for shard in source.manifest.shards)
-            data["store"] = hashlib.sha256(shards.encode()).hexdigest()
+            data["store"] = hashlib.sha256(" ".join(source.checksums).encode()).hexdigest()
         if self.start is not None:
             data["start"] = self.start.fingerprint()
         return {"config": self.config.to_dict(), "data": data}

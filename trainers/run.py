@@ -106,8 +106,8 @@ class Run:
         at = training.tokens + self._waiting - portion.start
         while portion.start + at < portion.stop and self.left:
             wanted = min(batch_size, self.left) - self._waiting
-            sides = zip(self.plan.route.sites, (training.reads, training.writes))
-            self._rows.append([portion.scaled(site, training, data)[at : at + wanted] for site, data in sides])
+            sides = zip(self.plan.route.sides, (training.reads, training.writes))
+            self._rows.append([portion.scaled(sites, training, data)[at : at + wanted] for sites, data in sides])
             at += len(self._rows[-1][0])
             if self._waiting == min(batch_size, self.left):
                 self._step()

@@ -5,7 +5,7 @@ With numba on a CPU; :mod:`trainers.sparse_gpu` has what differs on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -76,16 +76,27 @@ class SparseGradient:
         centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
         group: the processes whose gradients add up to the whole one.
         kernels: "numba" or "triton", which spend it.
+        first_L: of latents in layers, which read a site each of those side by side in x: the columns of W_dec before which those
+            of a layer write nothing.
 
     Attributes:
-        along_F: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries.
+        along_FS: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries, in each of `widths_S` blocks of it.
     """
 
     def __init__(
-        self, x_BD: Tensor, rest: Mapping[str, Tensor], *, centres: bool, group: Group = ALONE, kernels: str = "numba"
+        self,
+        x_BD: Tensor,
+        rest: Mapping[str, Tensor],
+        *,
+        centres: bool,
+        group: Group = ALONE,
+        kernels: str = "numba",
+        first_L: Sequence[int] = (0,),
     ) -> None:
         self.x_BD, self.rest, self.centres, self.group, self.kernels = x_BD, rest, centres, group, kernels
-        self.along_F: Tensor | None = None
+        self.first_L = first_L
+        self.along_FS: Tensor | None = None
+        self.widths_S: Sequence[int] = ()
         self._terms: list[tuple[Code, Tensor]] = []
         self._errors: list[Tensor] = []
 
@@ -103,9 +114,9 @@ class SparseGradient:
         group = self.group
         if not group.splits_rows:
             return self
-        along = {} if self.along_F is None else {"along_F": self.along_F}
+        along = {} if self.along_FS is None else {"along_FS": self.along_FS}
         rest = group.total_all({name: gradient * group.share for name, gradient in {**self.rest, **along}.items()})
-        along_F = rest.pop("along_F", None)
+        along_FS = rest.pop("along_FS", None)
         terms = [
             tensor
             for (code, grads_N), error_RE in zip(self._terms, self._errors)
@@ -115,8 +126,8 @@ class SparseGradient:
             )
         ]
         x_BD, *gathered = map(torch.cat, group.gather(self.x_BD, *terms))
-        whole = SparseGradient(x_BD, rest, centres=self.centres, kernels=self.kernels)
-        whole.along_F = along_F
+        whole = SparseGradient(x_BD, rest, centres=self.centres, kernels=self.kernels, first_L=self.first_L)
+        whole.along_FS, whole.widths_S = along_FS, self.widths_S
         for values_N, latents_N, counts_B, grads_N, error_RE in zip(*(gathered[i::5] for i in range(5))):
             start_B1 = torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)])
             whole.add(Code(values_N, latents_N, start_B1), grads_N, error_RE)
@@ -130,7 +141,8 @@ class SparseGradient:
         if self.kernels == "triton":
             from trainers import sparse_gpu
 
-            rows = (self._terms, error_RE, self.x_BD, self.along_F)
+            along_F = None if self.along_FS is None else self.along_FS[:, 0]  # several blocks, and layers, are for the CPU
+            rows = (self._terms, error_RE, self.x_BD, along_F)
             sums_F, through_input_D = sparse_gpu.update_latents(*rows, p, adam, lr, unit_rows=unit_rows)
         else:
             sums_F, through_input_D = self._update_latents(error_RE, p, adam, lr, unit_rows=unit_rows)
@@ -147,8 +159,10 @@ class SparseGradient:
         """:func:`trainers.step_kernels.update_latents` of all latents."""
         n_latents, width = p.W_enc_FD.shape
         start, token, error_row, value, grad = self._by_latent(n_latents)
-        error, x, constants, sums_F = error_RE.numpy(), self.x_BD.numpy(), adam.constants(lr), torch.empty(n_latents)
-        along = (torch.zeros(n_latents) if self.along_F is None else self.along_F).numpy()
+        error, constants, sums_F = error_RE.numpy(), adam.constants(lr), torch.empty(n_latents)
+        x = self.x_BD.reshape(-1, width).numpy()  # in layers, a row for each site of each token
+        along = (torch.zeros(n_latents, 0) if self.along_FS is None else self.along_FS).numpy()
+        ends, first_column = np.cumsum(self.widths_S, dtype=np.int64), self._first_columns(n_latents).numpy()
         groups = (p, adam.mean, adam.square)
         latent_rows = [tensor.numpy() for group in groups for tensor in (group.W_enc_FD, group.W_dec_FE)]
         block, sums = -(-n_latents // _LATENT_BLOCKS), sums_F.numpy()
@@ -158,7 +172,8 @@ class SparseGradient:
             rows = [tensor[a:b] for tensor in latent_rows]
             entries = (x, error, start[a : b + 1], token, error_row, value, grad)
             through = through_input[a // block].numpy()
-            step_kernels.update_latents(*entries, along[a:b], *rows, constants, unit_rows, sums[a:b], through)
+            blocks = along[a:b], ends, first_column[a:b]
+            step_kernels.update_latents(*entries, *blocks, *rows, constants, unit_rows, sums[a:b], through)
 
         run_blocks(work, n_latents, block)
         return sums_F, through_input.sum(0)
@@ -169,10 +184,16 @@ class SparseGradient:
         for (code, grads_N), error_RE in zip(self._terms, self._errors):
             grad_RF = Code(grads_N, code.latents_N, code.start_B1).dense(len(b_enc_F))
             W_dec_FE += code.dense(len(b_enc_F)).T @ error_RE
-            W_enc_FD += grad_RF.T @ self.x_BD.repeat_interleave(len(code) // len(self.x_BD), dim=0)
+            x_RD = self.x_BD.repeat_interleave(len(code) // len(self.x_BD), dim=0)
+            layers = zip(W_enc_FD.chunk(len(self.first_L)), grad_RF.T.chunk(len(self.first_L)), x_RD.chunk(len(self.first_L), 1))
+            for W_enc, grad, x in layers:
+                W_enc += grad @ x
             b_enc_F += grad_RF.sum(0)
-        if self.along_F is not None:
-            W_dec_FE += self.along_F[:, None] * p.W_dec_FE
+        if self.along_FS is not None:
+            blocks = zip(self.along_FS.unbind(1), p.W_dec_FE.split(list(self.widths_S), 1))
+            W_dec_FE += torch.cat([along_F[:, None] * rows for along_F, rows in blocks], 1)
+        columns = torch.arange(W_dec_FE.shape[1])
+        W_dec_FE *= columns >= self._first_columns(len(b_enc_F))[:, None]
         full = {"W_enc_FD": W_enc_FD, "W_dec_FE": W_dec_FE, **self._others(b_enc_F, -b_enc_F @ p.W_enc_FD)}
         return Parameters({name: full[name] for name in p})
 
@@ -182,6 +203,10 @@ class SparseGradient:
         if self.centres:
             others["b_dec_E"] = others["b_dec_E"] + through_input_D
         return others
+
+    def _first_columns(self, n_latents: int) -> Tensor:
+        """The column of W_dec from which on each latent writes, (F,) int64."""
+        return torch.tensor(self.first_L).repeat_interleave(n_latents // len(self.first_L))
 
     def _by_latent(self, n_latents: int) -> tuple[step_kernels.Array, ...]:
         """All entries sorted by latent: those of latent l are start[l] : start[l + 1]."""
@@ -200,4 +225,8 @@ class SparseGradient:
             levels = len(errors) // len(self.x_BD)
             step_kernels.place_entries(*term, levels, first, position, token, error_row, value, grad)
             first += len(errors)
+        layers, own = len(self.first_L), n_latents // len(self.first_L)
+        for layer in range(layers if layers > 1 else 0):  # rows of x are then those of each layer of each token
+            entries = slice(start[layer * own], start[(layer + 1) * own])
+            token[entries] = token[entries] * layers + layer
         return start, token, error_row, value, grad

@@ -55,6 +55,7 @@ class Penalised(Objective):
         """:meth:`Objective.start` with encoder rows of the length at which a reconstruction has the size of the data."""
         p = super().start()
         p.W_enc_FD *= self.start_size
+        p.b_enc_F *= self.start_size
         return p
 
     @property

@@ -5,7 +5,8 @@
 
 Decoder rows have any norm: what is penalised is what a latent contributes, so nothing is gained by shifting its size from the
 code to the decoder. (The source has ||x - x_hat||^2 with ||x|| = sqrt(D), and a lambda of about 5: that is 5 / sqrt(D) here.)
-Finished, rows are brought to norm 1 and the code to what it contributes.
+Finished, rows are brought to norm 1 and the code to what it contributes. In a crosscoder ||W_dec[j]|| is the sum of the norms
+at every site (Anthropic, Sparse Crosscoders, 2024), so that to write nothing at a site is worth something.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.objectives import Now, Outcome
 from trainers.parameters import Parameters
@@ -38,14 +38,14 @@ class Standard(Penalised):
 
     def encode(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
         zero = torch.zeros_like(p.b_enc_F[:1])
-        return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, zero, expected=self.expected, **how))
+        return self.encoder.above(p, x_BD, zero, self.expected, **how)
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, backend="torch")
         y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
-        sizes_F = p.W_dec_FE.norm(dim=1)
+        sizes_F = self.sizes_FS(p).sum(1)
         penalty = self.per_size(x_BD, now) * self.group.whole((code.values_N * sizes_F[code.latents_N]).sum())
         loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
@@ -53,22 +53,20 @@ class Standard(Penalised):
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code = self.encode(p, x_BD, **self.config.encoding)
-        scale, per_size, sizes_F = 2 * self.weight(x_BD), self.per_size(x_BD, now), p.W_dec_FE.norm(dim=1)
+        scale, per_size, sizes_FS = 2 * self.weight(x_BD), self.per_size(x_BD, now), self.sizes_FS(p)
+        sizes_F = sizes_FS.sum(1)
         error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         totals_F = code.sums(len(sizes_F), code.values_N)
         # d ||w|| / dw = w / ||w||, and 0 at 0.
         gradient = self.sparse_gradient(p, x_BD, error_BE)
-        gradient.along_F = per_size * totals_F / sizes_F.where(sizes_F > 0, 1.0)
+        gradient.widths_S, gradient.along_FS = self.widths_S, per_size * totals_F[:, None] / sizes_FS.where(sizes_FS > 0, 1.0)
         gradient.add(code, grads_N + per_size * sizes_F[code.latents_N], error_BE)
         loss = scale / 2 * squares + per_size * float(self.group.whole(totals_F @ sizes_F))
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
-        sizes_F1 = p.W_dec_FE.norm(dim=1, keepdim=True)
-        sizes_F1 = sizes_F1.where(sizes_F1 > 0, 1.0)
-        W_enc_FD, b_enc_F = p.W_enc_FD * sizes_F1, p.b_enc_F * sizes_F1[:, 0]
-        return super().tensors(Parameters(p, W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=p.W_dec_FE / sizes_F1))
+        return super().tensors(self.of_unit_size(p))
 
     def per_size(self, x_BD: Tensor, now: Now) -> float:
         """Weight of one unit that a latent contributes to one token of the batch."""

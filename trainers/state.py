@@ -61,7 +61,8 @@ class Training:
         self.device, self.dtype = device, dtype = torch.device(config.device), getattr(torch, config.dtype)
         self.config, self.reads, self.writes, self.group = config, reads, writes or reads, group
         self.on_cpu = device.type == "cpu"
-        self.sparse = config.sparse_step
+        # The Triton kernels know one site: several take the torch step on a GPU.
+        self.sparse = config.sparse_step and not (reads.parts and config.kernels == "triton")
         self.objective = objective(config, self.reads, self.writes, group)
         p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
         self.p = p.map(lambda tensor: tensor.to(device, dtype))
@@ -102,7 +103,7 @@ class Training:
             sparse_gradient.gathered().apply(self.p, self.adam, lr, unit_rows=unit_rows)
         else:
             leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
-            part = self.objective.loss(leaves, x_BD[own], y_BE[own], now)
+            part = self.objective.loss(self.objective.written(leaves), x_BD[own], y_BE[own], now)
             outcome, firings_F, firings = self._whole(part)
             if self.on_cpu:
                 self._check(outcome.loss, x_BD, y_BE)

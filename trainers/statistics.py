@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +21,28 @@ class Statistics:
         centre_D: (D,) float32, geometric median or mean of the scaled activations; b_dec starts there.
         variance: E||x - E x||^2 of the scaled activations; a reconstruction error in units of it is an FVU.
         mean_D: (D,) float32, E x of the scaled activations.
+        parts: of several sites, the facts about each. They stand side by side after each was scaled by its own factor, so that
+            there is no other for all of them: scale is 1.
     """
 
     scale: float
     centre_D: Tensor
     variance: float
     mean_D: Tensor
+    parts: tuple[Statistics, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Facts about sites side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        centre_D, mean_D = (torch.cat([getattr(part, name) for part in parts]) for name in ("centre_D", "mean_D"))
+        return cls(1.0, centre_D, sum(part.variance for part in parts), mean_D, tuple(parts))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers per token of every site."""
+        return tuple(len(part.centre_D) for part in self.parts or (self,))
 
     @classmethod
     def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"]) -> Statistics:
@@ -51,10 +68,15 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; its numbers come back as they were."""
-        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        if self.parts:
+            return {"parts": [part.to_dict() for part in self.parts]}
+        facts = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return {name: value for name, value in facts.items() if name != "parts"}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Statistics:
+        if "parts" in facts:
+            return cls.joined([cls.from_dict(part) for part in facts["parts"]])
         tensors = {name: torch.tensor(value) for name, value in facts.items() if isinstance(value, list)}
         return cls(**(facts | tensors))
 

@@ -109,6 +109,8 @@ def update_latents(
     value: Array,
     grad: Array,
     along: Array,
+    ends: Array,
+    first: Array,
     W_enc: Array,
     W_dec: Array,
     enc_mean: Array,
@@ -121,6 +123,9 @@ def update_latents(
     through_input: Array,
 ) -> None:
     """Gradients of a block of latents from their entries `start[l] : start[l + 1]`, spent on Adam steps of their two rows.
+
+    A decoder row consists of blocks that end at `ends`; `along[l, s]` is what its gradient has of block s of the row itself.
+    Latent l writes nothing before column first[l]: there is no gradient there.
 
     Writes sums[l], the gradient of what is added to the pre-activation of latent l, and adds `-sum_l sums[l] * W_enc[l]`, with
     the old W_enc, to `through_input`: the gradient of what is subtracted from the encoder's input.
@@ -135,8 +140,12 @@ def update_latents(
         sums[latent] = total(grad[a:b])
         add_scaled(through_input, W_enc[latent], -sums[latent])
         row = W_dec[latent]
-        if along[latent] != 0:
-            add_scaled(dec_grad, row, along[latent])
+        dec_grad[: first[latent]] = 0
+        begin = 0
+        for s in range(len(ends)):
+            if along[latent, s] != 0:
+                add_scaled(dec_grad[begin : ends[s]], row[begin : ends[s]], along[latent, s])
+            begin = ends[s]
         if unit_rows:
             add_scaled(dec_grad, row, -dot(dec_grad, row))
         adam_row(row, dec_grad, dec_mean[latent], dec_square[latent], adam)

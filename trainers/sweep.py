@@ -152,9 +152,9 @@ def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site]
     route = Route.parse(*place)
     if name and (not _NAME.fullmatch(name) or name in _RESERVED):
         raise ConfigError(f"{name!r} cannot be the name of a folder.", "Use letters, digits and . _ = , + -.")
-    widths = [width(site) for site in route.sites]
+    widths = [width(site) for site in route.sites]  # raises where there is no such site
     config = TrainConfig.from_dict({"n_latents": 16 * widths[0]} | settings)
-    return Plan(route, config, out / str(route.site) / name, name, start)
+    return Plan(route, config, out / route.start / name, name, start)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

@@ -5,7 +5,10 @@
 
 with unit decoder rows. Var(x) is a constant of the run, so the first term is a batch's FVU.
 
-There is no file format for TopK transcoders. They are stored with a threshold above which as many latents fire.
+There is no file format for TopK transcoders and crosscoders. They are stored with a threshold above which as many latents fire.
+
+A crosscoder's decoder rows have any norm, and its latents are ranked by what they contribute: by f_j times the sum of the norms
+that W_dec[j] has at every site (arXiv 2504.02922). A cross-layer transcoder, whose decoder begins with 0, ranks them by f_j.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import encode_above, encode_topk
 from trainers.code import Code
 from trainers.config import TrainConfig
 from trainers.objectives import Now, Objective, Outcome
@@ -40,24 +42,40 @@ class TopK(Objective):
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
-        self.threshold = RunningThreshold(config.device) if self.across_tokens or self.transcoding else None
+        self.weighs = self.crossing and not self.layered
+        self.unit_rows = self.unit_rows and not self.weighs
+        self.threshold = RunningThreshold(config.device) if self.across_tokens or not self.centres else None
         self.state = self.threshold.state if self.threshold else {}
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
         """The code of a batch, of which all that is above 0 fires."""
         k = round(latents_per_token(self.config, now.share))
-        values_BK, latents_BK = encode_topk(x_BD, p.W_enc_FD, p.b_enc_F, min(k, len(p.b_enc_F)), **how)
-        return Code.of(self.group.largest(values_BK, k), latents_BK)
+        sizes_F = self.sizes_F(p)
+        ranked = _multiplied(p, sizes_F)
+        values_BK, latents_BK = self.encoder.topk(ranked, x_BD, k, **how)
+        return _divided(Code.of(self.group.largest(values_BK, k), latents_BK), sizes_F)
+
+    def sizes_F(self, p: Parameters) -> Tensor | None:
+        """What codes are multiplied by where they are compared; None for 1."""
+        return self.sizes_FS(p).detach().sum(1) if self.weighs else None
 
     def of_batch(self, p: Parameters, x_BD: Tensor, now: Now, group: Group, **how: Any) -> Code:
         """The k * B largest latents of all B tokens, of those that the processes of `group` have."""
         assert self.threshold is not None
         k = latents_per_token(self.config, now.share)
+        sizes_F = self.sizes_F(p)
+        ranked = _multiplied(p, sizes_F)
 
         def above(x_BD: Tensor, floor: Tensor) -> Code:
-            return Code(*encode_above(x_BD, p.W_enc_FD, p.b_enc_F, floor, expected=k, **how))
+            return self.encoder.above(ranked, x_BD, floor, k, **how)
 
-        return largest_of_batch(above, x_BD, round(k * group.n_rows(len(x_BD))), self.threshold.last, group)
+        code = largest_of_batch(above, x_BD, round(k * group.n_rows(len(x_BD))), self.threshold.last, group)
+        return _divided(code, sizes_F)
+
+    def smallest(self, p: Parameters, code: Code, group: Group) -> Tensor | None:
+        """The smallest activation in a code, as they are compared."""
+        sizes_F = self.sizes_F(p)
+        return smallest(code if sizes_F is None else code.with_values(code.values_N * sizes_F[code.latents_N]), group)
 
     @torch.no_grad()
     def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
@@ -65,7 +83,7 @@ class TopK(Objective):
         if not self.threshold:
             return None
         group = ALONE if self.group.splits_rows else self.group  # the first rows of a batch are in one process
-        return self.group.from_first_rows(smallest(self.of_batch(p, x_BD[:_SAMPLE], now, group), group))
+        return self.group.from_first_rows(self.smallest(p, self.of_batch(p, x_BD[:_SAMPLE], now, group), group))
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
@@ -93,7 +111,21 @@ class TopK(Objective):
         return {"threshold": self.threshold.value.item()} if self.threshold else {}
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
-        tensors = super().tensors(p)
+        tensors = super().tensors(self.of_unit_size(p) if self.weighs else p)
         if self.threshold:
             tensors["threshold"] = torch.full_like(p.b_enc_F, self.threshold.value.item())
         return tensors
+
+
+def _multiplied(p: Parameters, sizes_F: Tensor | None) -> Parameters:
+    """Parameters whose codes are so many times as large."""
+    if sizes_F is None:
+        return p
+    return Parameters(p, W_enc_FD=p.W_enc_FD * sizes_F[:, None], b_enc_F=p.b_enc_F * sizes_F)
+
+
+def _divided(code: Code, sizes_F: Tensor | None) -> Code:
+    """The code of which this is so many times as large."""
+    if sizes_F is None:
+        return code
+    return code.with_values(code.values_N / sizes_F.where(sizes_F > 0, 1.0)[code.latents_N])

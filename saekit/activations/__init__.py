@@ -1,5 +1,6 @@
 """Activations: from text through a model to HDF5 shards, and shuffled back out; or live, without a disk."""
 
+from saekit.activations.compared import ComparedStores
 from saekit.activations.corpus import Corpus, check_corpus
 from saekit.activations.live import LiveActivations
 from saekit.activations.reader import ActivationReader
@@ -13,6 +14,7 @@ __all__ = [
     "ActivationSource",
     "ActivationStore",
     "Block",
+    "ComparedStores",
     "Corpus",
     "Cursor",
     "LiveActivations",

@@ -116,6 +116,11 @@ class ActivationStore:
         return self.provenance["dtype"]
 
     @property
+    def checksums(self) -> list[str]:
+        """What tells these activations from others."""
+        return [shard.sha256 for shard in self.manifest.shards]
+
+    @property
     def complete(self) -> bool:
         """Whether every token asked for, or all that the corpus has, is here."""
         return self.manifest.complete

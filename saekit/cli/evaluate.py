@@ -9,7 +9,7 @@ import typer
 
 from saekit.cli import app, options
 from saekit.cli.laboratory import print_recoveries, recovery_facts
-from saekit.cli.output import document, emit, number, print_quality, quiet_libraries, say, table
+from saekit.cli.output import bar, document, emit, number, print_quality, quiet_libraries, say, table
 
 if TYPE_CHECKING:
     from saekit.evaluate.concepts import Recoveries
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from saekit.sae import SAE
     from saekit.workspace import Workspace
 
-_BARS = "▁▂▃▄▅▆▇█"
-
 
 @app.command("eval")
 def evaluate(
@@ -31,6 +29,7 @@ def evaluate(
     name: Annotated[
         str, typer.Option("--name", help="Another dictionary of the site, as `saekit train` called it.", show_default=False)
     ] = "",
+    with_: options.WITH = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Probe known concepts with 1, 2 and 5 latents, and measure what others absorb.")
     ] = False,
@@ -68,13 +67,30 @@ def evaluate(
     latents, against all of the activation (dense) and k of its coordinates. Absorbed: the share of a concept that other latents
     hold than its own.
 
+    Of a crosscoder or a cross-layer transcoder it tells the FVU of every site, and where the decoder norms of its features are:
+    a feature with all of it at one site, or in one model, is of that alone.
+
     Example: `saekit eval pythia --probe`
     """
     quiet_libraries()
+    from saekit.errors import ConfigError
     from saekit.evaluate.examples import read_labelled
     from saekit.workspace import Workspace
+    from trainers import Route
 
     ws = Workspace.open(workspace)
+    crossed = ws.crossed()
+    if (site is not None and Route.parse(site).crosses) or (site is None and crossed and not ws.trained()):
+        if probe or concepts or labelled or model:
+            raise ConfigError("These are measured of dictionaries of one site.", "Leave them out.")
+        place = crossed[0] if site is None else Route.parse(site).start
+        measured = ws.evaluate(place, name, other=None if with_ is None else Workspace.open(with_))
+        if as_json:
+            emit(measured)
+        else:
+            print_quality(place, measured)
+            _print_distributions(measured)
+        return
     chosen = ws.site(site) if not name else _named(ws, site, name)
     own = None if labelled is None else read_labelled(labelled)
     other = None if model is None else _load(ws, ws.sae(chosen, name), chosen, model, revision)
@@ -185,7 +201,7 @@ def _print_distributions(facts: dict[str, Any]) -> None:
         say(f"  {name:<27} {value:>8}  ", (note, "dim"))
     density = facts["density_histogram"]
     if any(density["counts"]):
-        bars = "".join(_bar(count, max(density["counts"])) for count in density["counts"])
+        bars = "".join(bar(count, max(density["counts"])) for count in density["counts"])
         rarest = f"1 token in {10 ** -density['edges'][0]:,.0f} "
         say(f"  {'how often features fire':<27} ", (rarest, "dim"), (bars, "cyan"), (" every token", "dim"))
     if len(set(facts["l0_quantiles"].values())) > 1:
@@ -203,10 +219,6 @@ def _print_distributions(facts: dict[str, Any]) -> None:
             for row in facts["fvu_by_norm"]
         ]
     )
-
-
-def _bar(count: int, most: int) -> str:
-    return _BARS[max(0, -(-count * len(_BARS) // most) - 1)] if count else "·"
 
 
 def _print_probes(found: Probes) -> None:

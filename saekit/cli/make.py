@@ -107,8 +107,9 @@ def fit(
         store = workspace.cache(batch_size=cache_batch)
         _raise_first(workspace.train_all(plans, wandb=wandb))
         for plan in plans:
-            workspace.index(plan.route.site)
-        quality = {str(plan.route): workspace.evaluate(plan.route.site) for plan in plans}
+            if not plan.route.crosses:
+                workspace.index(plan.route.site)
+        quality = {str(plan.route): workspace.evaluate(plan.route.start) for plan in plans}
         _write_pages(workspace, plans)
     seconds = round(time.monotonic() - started, 1)
     if as_json:
@@ -117,7 +118,8 @@ def fit(
     say("\n", (str(workspace.path), "bold"), f"  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
     for name, metrics in quality.items():
         print_quality(name, metrics)
-    _next(workspace, plans[0].route)
+    if searchable := [plan.route for plan in plans if not plan.route.crosses]:
+        _next(workspace, searchable[0])
 
 
 def _next(workspace: Workspace, route: Route) -> None:
@@ -190,6 +192,7 @@ def train(
     name: Annotated[
         str | None, typer.Option("--name", help="What to call it among others of its site.", show_default=False)
     ] = None,
+    other: options.WITH = None,
     wandb: options.WANDB = None,
     as_json: options.JSON = False,
     *,
@@ -198,6 +201,9 @@ def train(
     """Train one or many dictionaries on cached activations.
 
     A transcoder reads one site and predicts another: `--site "mlp_in.3->mlp_out.3"`, or `--site mlp_in.3 --site-out mlp_out.3`.
+    A crosscoder has one code for several sites, `--site resid_post.1+resid_post.3`, or for the same place in two models, `--site
+    resid_post.3+resid_post.3@other --with OTHER`. A cross-layer transcoder, `--site "mlp_in.0..3->mlp_out.0..3"`, has latents in
+    every layer, which write to it and to all later ones.
 
     A sweep's file holds settings under the names below, and `grid:` with lists of values, every combination of which is trained;
     or `runs:` with a list of settings. They are compared in a table, and in reports/sweep.html. Run it again after an
@@ -213,6 +219,8 @@ def train(
 
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
 
+    Example: `saekit train pythia --site resid_post.1+resid_post.3 --arch batchtopk --l0 32`
+
     Example: `saekit train pythia --sweep sweep.yaml`
 
     Example: `saekit train pythia --from pythia/sae/resid_post.3 --l0 16 --name sparser`
@@ -223,9 +231,13 @@ def train(
 
     with joined():  # before the model is loaded, so that each process loads it to its own GPU
         ws = Workspace.open(workspace)
-        plans = ws.plans(_describe(ws, settings, site, sweep, site_out=site_out, name=name, **{"from": start}))
+        second = None if other is None else Workspace.open(other)
+        plans = ws.plans(_describe(ws, settings, site, sweep, site_out=site_out, name=name, **{"from": start}), second)
+        if sweep is not None:
+            for plan in plans:
+                _ = plan.route.site  # dictionaries of several sites are not compared
         with ws.writing(together=True):
-            stopped = ws.train_all(plans, wandb=wandb)
+            stopped = ws.train_all(plans, other=second, wandb=wandb)
             if leads():
                 if sweep is not None:
                     _print_sweep(ws, plans, sweep.stem, as_json)
@@ -267,7 +279,7 @@ def _write_pages(ws: Workspace, plans: Sequence[Plan]) -> list[Path]:
     """The pages that tell how dictionaries were trained."""
     from saekit.report import write_training
 
-    return [write_training(ws, str(plan.route.site), plan.name) for plan in plans]
+    return [write_training(ws, plan.route.start, plan.name) for plan in plans]
 
 
 def _raise_first(stopped: Sequence[SaekitError | None]) -> None:

@@ -16,8 +16,17 @@ SITES = Annotated[
     list[str] | None,
     typer.Option(
         "--site",
-        help="Where to read activations, e.g. resid_post.3; or from where to where: mlp_in.3->mlp_out.3. May be repeated. "
+        help="Where to read activations, e.g. resid_post.3; or from where to where: mlp_in.3->mlp_out.3; or several for one "
+        "dictionary: resid_post.1+resid_post.3, mlp_in.0..3->mlp_out.0..3. May be repeated. "
         "[default: resid_post at mid depth]",
+        show_default=False,
+    ),
+]
+WITH = Annotated[
+    Path | None,
+    typer.Option(
+        "--with",
+        help="Workspace of another model on the same tokens; its sites are called resid_post.3@other.",
         show_default=False,
     ),
 ]

@@ -90,21 +90,45 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
     console().print(grid)
 
 
-def print_quality(site: str, metrics: dict[str, float]) -> None:
+def print_quality(site: str, metrics: dict[str, Any]) -> None:
     """Print the quality of a dictionary as a person would report it."""
-    recovered = f"{metrics['ce']:.3f} as it is, {metrics['ce_spliced']:.3f} spliced in, {metrics['ce_zero']:.3f} at zero"
     held = int(metrics["heldout_tokens"])
     where = f"on {held:,} held-out tokens" if held else "on the training documents: too few to hold any out"
     lines = [
         ("variance unexplained (FVU)", f"{metrics['fvu']:.4f}", where),
         ("features active (L0)", number(metrics["l0"]), "per token"),
         ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
-        ("cross-entropy recovered", f"{metrics['ce_recovered']:.2%}", recovered),
-        ("KL when spliced in", f"{metrics['kl']:.4f}", "nats a token"),
     ]
+    if "ce" in metrics:
+        recovered = f"{metrics['ce']:.3f} as it is, {metrics['ce_spliced']:.3f} spliced in, {metrics['ce_zero']:.3f} at zero"
+        lines += [
+            ("cross-entropy recovered", f"{metrics['ce_recovered']:.2%}", recovered),
+            ("KL when spliced in", f"{metrics['kl']:.4f}", "nats a token"),
+        ]
     say("dictionary at ", (site, "bold"))
     for name, value, note in lines:
         say(f"  {name:<27} {value:>8}  ", (note, "dim"))
+    if "fvu_by_site" in metrics:
+        table([_site_row(site, fvu, metrics["relative_norms"][site]) for site, fvu in metrics["fvu_by_site"].items()])
+
+
+def _site_row(site: str, fvu: float, counts: list[int]) -> dict[str, str]:
+    """What a dictionary of several sites does at one of them, and how many of its features write there alone, or not at all."""
+    return {
+        "site": site,
+        "FVU": f"{fvu:.4f}",
+        "share of decoder norm, 0 to 1": "".join(bar(count, max(counts)) for count in counts),
+        "below 0.1": number(counts[0]),
+        "above 0.9": number(counts[-1]),
+    }
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def bar(count: int, most: int) -> str:
+    """A column of a histogram in one character."""
+    return _BARS[max(0, -(-count * len(_BARS) // most) - 1)] if count else "·"
 
 
 def number(value: float) -> str:

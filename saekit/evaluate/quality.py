@@ -14,13 +14,13 @@ from saekit.activations import ActivationReader
 from saekit.activations.source import HELDOUT, Split, in_split
 from saekit.errors import CorpusError
 from saekit.progress import track
+from saekit.sae import SAE, CrossCoder
 from trainers.metrics import Firings, Reconstruction, ce_recovered
 
 if TYPE_CHECKING:
     from saekit.activations import ActivationStore
     from saekit.lm import LanguageModel
     from saekit.lm.sites import Site
-    from saekit.sae import SAE
 
 _log = logging.getLogger(__name__)
 _BATCH = 4096
@@ -33,7 +33,7 @@ def quality(
     sae: SAE,
     lm: LanguageModel,
     store: ActivationStore,
-    site: Site,
+    site: Site | None,
     *,
     heldout: float = HELDOUT,
     max_tokens: int = MAX_TOKENS,
@@ -46,29 +46,34 @@ def quality(
     warning is logged.
 
     Args:
+        site: where it reads; None for a dictionary of several sites, which says so itself.
         heldout: the share of documents that training held out.
         max_tokens: of at most so many tokens.
         density_tokens: at most so many tokens of the whole store decide how often latents fire.
 
     Returns:
         fvu, cosine, shrinkage, l0: of held-out activations (:meth:`trainers.metrics.Reconstruction.scalars`).
+        fvu_by_site, relative_norms: of a dictionary of several sites: the FVU of each; and for each, in ten equal steps, how many
+            of the latents that fire have which share of their decoder norm there
+            (:meth:`saekit.sae.CrossCoder.relative_norms`).
         fvu_by_norm, l0_quantiles: also of these (:meth:`trainers.metrics.Reconstruction.fvu_by_norm`,
             :meth:`trainers.metrics.Firings.l0_quantiles`).
         dead_fraction, dense_fraction, density_histogram: of `density_tokens` of the whole store
             (:class:`trainers.metrics.Firings`), since on few tokens rare latents seem dead.
         ce, ce_spliced, ce_zero, ce_recovered, kl: with the dictionary spliced into the model on held-out documents
-            (:func:`trainers.metrics.ce_recovered`).
+            (:func:`trainers.metrics.ce_recovered`); not of crosscoders, which cannot be.
         heldout_tokens: how many held-out activations these are.
 
     Raises:
         CorpusError: no document has two tokens.
         StoreMismatch: a transcoder does not say where it writes.
     """
-    sites = sorted({site, sae.writes_at(site)})
+    crosses = isinstance(sae, CrossCoder)
+    sites = {*sae.cfg.sites, *sae.cfg.sites_out} if site is None else {site, sae.writes_at(site)}
     rows, split = heldout_documents(lm, store, heldout, max_tokens)
 
     def batches(split: Split, n_tokens: int) -> Iterator[dict[Site, Tensor]]:
-        reader = ActivationReader(store, sites, batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
+        reader = ActivationReader(store, sorted(sites), batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
         return islice(reader, -(-n_tokens // _BATCH))
 
     with track("measuring", total=3, unit="steps", enabled=progress) as bar:
@@ -77,21 +82,30 @@ def quality(
         bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
         firings = Firings.of(sae, batches("all", density_tokens))
         bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
-        spliced = ce_recovered(lm, sae, site, padded(lm, rows))
-        bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}")
-    n_tokens = scalars.pop("n_tokens")
-    spliced.pop("n_tokens")
+        spliced = {} if crosses and not sae.cfg.layered else ce_recovered(lm, sae, site, padded(lm, rows))
+        bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}" if spliced else "")
+    n_tokens = scalars["n_tokens"]
     return {
-        **scalars,
+        **{name: value for name, value in scalars.items() if name != "n_tokens" and not name.startswith("fvu/")},
+        **_by_site(sae, found, firings),
         "dead_fraction": firings.dead_fraction,
         "dense_fraction": firings.dense_fraction,
-        **spliced,
+        **{name: value for name, value in spliced.items() if name != "n_tokens"},
         "l0_quantiles": found.firings.l0_quantiles(),
         "fvu_by_norm": found.fvu_by_norm(),
         "density_histogram": firings.histogram(),
         "density_tokens": firings.n_tokens,
         "heldout_tokens": n_tokens if split == "heldout" else 0,
     }
+
+
+def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any]:
+    """What is told of a dictionary of several sites beside what is told of all."""
+    if not isinstance(sae, CrossCoder):
+        return {}
+    shares_SF = sae.relative_norms()[firings.tokens_F > 0].T.cpu()
+    counts = {str(site): share_F.histc(10, 0, 1).long().tolist() for site, share_F in zip(sae.cfg.sites_out, shares_SF)}
+    return {"fvu_by_site": {str(site): fvu for site, fvu in found.fvu_by_site().items()}, "relative_norms": counts}
 
 
 def heldout_documents(

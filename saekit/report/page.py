@@ -76,13 +76,16 @@ def quality_tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
     """(name, value, note) of what :func:`saekit.evaluate.quality.quality` gives."""
     held = int(metrics["heldout_tokens"])
     where = f"on {held:,} held-out tokens" if held else "on the training documents"
-    return [
+    tiles = [
         ("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", where),
         ("features active (L0)", f"{metrics['l0']:.3g}", "per token"),
         ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
-        ("cross-entropy recovered", f"{metrics['ce_recovered']:.1%}", f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats"),
-        ("KL when spliced in", f"{metrics['kl']:.3f}", "nats a token"),
     ]
+    if "ce" in metrics:  # crosscoders cannot be spliced in
+        lost = f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats"
+        tiles.append(("cross-entropy recovered", f"{metrics['ce_recovered']:.1%}", lost))
+        tiles.append(("KL when spliced in", f"{metrics['kl']:.3f}", "nats a token"))
+    return tiles
 
 
 class Piece(NamedTuple):

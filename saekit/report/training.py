@@ -251,7 +251,7 @@ def _table(run: Trained) -> list[tuple[str, str, str]]:
     """(metric, at the end of training, on held-out documents)."""
     last = {key: row[key] for row in run.rows for key in row}
     held = {key.removeprefix("heldout/"): value for key, value in last.items() if key.startswith("heldout/")}
-    held |= {key: run.quality[key] for key in ("ce_recovered", "kl")} if run.quality else {}
+    held |= {key: run.quality[key] for key in ("ce_recovered", "kl") if run.quality and key in run.quality}
 
     def show(values: Mapping[str, Any], key: str, form: str) -> str:
         return form.format(values[key]) if values.get(key) is not None else ""

@@ -68,9 +68,13 @@ class CrossCoder(SAE):
     def decoder_norms(self) -> Tensor:
         """(F, sites) norms of what each latent writes at each site, in units in which activations there have mean norm
         sqrt(width) where training noted them, so that sites, and models, can be compared."""
+        parts = (self.W_dec.float() * self.scale_E()).split(self.cfg.widths_out, 1)
+        return torch.stack([part.norm(dim=1) for part in parts], 1)
+
+    def scale_E(self) -> Tensor:
+        """(E,) factor on what is written at each site that brings it to these units; 1 where training did not note it."""
         scales = self.cfg.metadata.get("scales_out") or [1.0] * len(self.cfg.widths_out)
-        parts = self.W_dec.float().split(self.cfg.widths_out, 1)
-        return torch.stack([scale * part.norm(dim=1) for scale, part in zip(scales, parts)], 1)
+        return torch.tensor(scales, device=self.device).repeat_interleave(torch.tensor(self.cfg.widths_out, device=self.device))
 
     def relative_norms(self) -> Tensor:
         """(F, sites) shares of a latent's decoder norm; 0 for a latent that writes nothing. Of two sites they are about a half

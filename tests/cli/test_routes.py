@@ -32,3 +32,47 @@ def test_a_transcoder_from_the_cache_to_the_splice(
     assert more.status == 0, more.stderr
     not_cached = saekit("train", ws, "--site", "mlp_in.2", "--site-out", "mlp_out.3", *SMALL[2:], "--name", "third")
     assert not_cached.status == 2 and "has no activations at mlp_out.3" in not_cached.stderr
+
+
+def test_dictionaries_of_several_sites_are_trained_and_measured(
+    saekit: Saekit, stories_path: Path, tinystories_path: Path, tmp_path: Path
+) -> None:
+    ws, places = tmp_path / "ws", ("resid_post.1+resid_post.2", "mlp_in.2..3->mlp_out.2..3")
+    sites = [word for place in places for word in ("--site", place)]
+    made = saekit("fit", stories_path, *sites, "--data", tinystories_path, *SMALL, "--arch", "batchtopk", "--out", ws, "--json")
+    assert made.status == 0, made.stderr
+    cross, clt = made.json["sites"].values()
+    assert set(cross["fvu_by_site"]) == {"resid_post.1", "resid_post.2"} and max(cross["fvu_by_site"].values()) < 0.6
+    assert "ce" not in cross and sum(cross["relative_norms"]["resid_post.1"]) <= 128
+    assert clt["ce"] < clt["ce_spliced"] < clt["ce_zero"] and max(clt["fvu_by_site"].values()) < 0.9
+    assert saekit("eval", ws, "--site", places[0], "--json").json["fvu"] == pytest.approx(cross["fvu"])
+    shown = saekit("eval", ws, "--site", "resid_post.1..2")
+    assert shown.status == 0 and "share of decoder norm" in shown.stdout
+    assert "jumprelu_clt" in str(saekit("verify", ws, "--json").json)
+    for command in (("index", ws, "--site", "resid_post.1..2"), ("search", ws, "dog"), ("steer", ws, "--feature", "7", "Once")):
+        refused = saekit(*command)
+        assert refused.status == 2, command
+    assert "is a dictionary of several sites" in saekit("index", ws).stderr
+
+    # The same tokens through another model: here the same one, so that all is shared.
+    other = tmp_path / "other"
+    assert (
+        saekit("cache", stories_path, "--site", "resid_post.2", "--data", tinystories_path, *SMALL[:2], "--out", other).status
+        == 0
+    )
+    pair = ("--site", "resid_post.2+resid_post.2@other", "--with", other)
+    both = saekit("train", ws, *pair, *SMALL[2:], "--arch", "batchtopk", "--json")
+    assert both.status == 0, both.stderr
+    found = saekit("eval", ws, *pair, "--json").json
+    first, second = found["fvu_by_site"].values()
+    assert first == pytest.approx(second, rel=0.05)
+    assert sum(found["relative_norms"]["resid_post.2@other"][3:7]) == sum(found["relative_norms"]["resid_post.2@other"])
+    fewer = tmp_path / "fewer"
+    assert (
+        saekit(
+            "cache", stories_path, "--site", "resid_post.2", "--data", tinystories_path, "--tokens", 20_000, "--out", fewer
+        ).status
+        == 0
+    )
+    refused = saekit("train", ws, "--site", "resid_post.2+resid_post.2@other", "--with", fewer, *SMALL[2:], "--name", "x")
+    assert refused.status == 2 and "does not hold the tokens" in refused.stderr
