@@ -3,7 +3,7 @@
 from saekit.report.content import Content, Found, Section, Steered, gather, search
 from saekit.report.evaluation import render_evaluation, write_evaluation
 from saekit.report.page import render, write
-from saekit.report.sweep import Compared, compare, render_sweep, write_sweep
+from saekit.report.sweep import Compared, compare, rank, render_sweep, write_sweep
 from saekit.report.training import Trained, gather_training, render_training, write_training
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "compare",
     "gather",
     "gather_training",
+    "rank",
     "render",
     "render_evaluation",
     "render_sweep",

@@ -64,30 +64,39 @@ def compare(ws: Workspace, plans: Sequence[Plan], *, progress: bool = True) -> l
         for plan in done:
             metrics.append(ws.evaluate(plan.route.site, plan.name, again=False, progress=False))
             bar.update(len(metrics), plan.name)
+    return rank(done, metrics)
+
+
+def rank(plans: Sequence[Plan], metrics: Sequence[dict[str, Any]]) -> list[Compared]:
+    """The same where it is known what was measured of each: at least fvu, l0, ce_recovered, kl and dead_fraction."""
     found = []
-    for plan, own in zip(done, metrics):
-        rivals = [other for plan2, other in zip(done, metrics) if plan2.route == plan.route]
+    for plan, own in zip(plans, metrics, strict=True):
+        rivals = [other for plan2, other in zip(plans, metrics) if plan2.route == plan.route]
         best = not any(_beats(other, own) for other in rivals)
-        found.append(Compared(str(plan.route), plan.name, _series(plan, done), own, best))
+        found.append(Compared(str(plan.route), plan.name, _series(plan, plans), own, best))
     return sorted(found, key=lambda each: (each.route, each.metrics["l0"]))
 
 
-def write_sweep(title: str, compared: Sequence[Compared], path: str | Path) -> Path:
+def write_sweep(title: str, compared: Sequence[Compared], path: str | Path, *, linked: bool = True) -> Path:
     """Write the page, whole or not at all.
+
+    Args:
+        linked: whether there are pages on their training beside it.
 
     Raises:
         StorageFull: there is no room.
     """
     path = Path(path)
-    write_whole(path, render_sweep(title, compared).encode("utf-8", "replace"))
+    write_whole(path, render_sweep(title, compared, linked=linked).encode("utf-8", "replace"))
     return path
 
 
-def render_sweep(title: str, compared: Sequence[Compared]) -> str:
+def render_sweep(title: str, compared: Sequence[Compared], *, linked: bool = True) -> str:
     """The page as HTML."""
     routes = {each.route: [other for other in compared if other.route == each.route] for each in compared}
     charts = {route: _charts(some) for route, some in routes.items()}
-    return environment().get_template("sweep.html").render(title=title, routes=routes, charts=charts, style=style())
+    template = environment().get_template("sweep.html")
+    return template.render(title=title, routes=routes, charts=charts, linked=linked, style=style())
 
 
 def _charts(compared: Sequence[Compared]) -> list[tuple[str, Markup]]:

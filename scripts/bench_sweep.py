@@ -1,0 +1,129 @@
+"""What training several dictionaries in one pass saves where their activations come straight out of a model.
+
+Eight SAEs of one site, once in one pass and once one after the other, by turns (A B A B), each time from scratch, live: nothing
+is cached, so a run by itself pays for the model's forward passes alone and a sweep once for all. The dictionaries are the same
+either way, bit for bit, which is checked. Core-seconds stand beside wall time: on a machine that others use as well they are the
+fairer measure. At last the eight are measured, and compared on a page.
+
+Examples:
+    python scripts/bench_sweep.py                               # the laboratory's model
+    python scripts/bench_sweep.py --model ../shared/models/stories260k --data ../shared/data/tinystories_800.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not count as work
+
+from saekit.activations import Corpus, LiveActivations
+from saekit.activations.tokens import token_batches
+from saekit.lm import LanguageModel
+from saekit.lm.sites import Site
+from saekit.report import rank, write_sweep
+from saekit.sae import SAE
+from trainers import Plan, plans, train_all
+from trainers.metrics import ce_recovered, reconstruction
+
+MEASURED = 2048  # tokens
+
+
+def source(lm: LanguageModel, corpus: Corpus, site: Site, options: argparse.Namespace, split: Any = "train") -> LiveActivations:
+    return LiveActivations(
+        lm, [site], corpus, batch_size=options.batch, split=split, buffer_tokens=16 * options.batch, n_tokens=options.tokens
+    )
+
+
+def describe(lm: LanguageModel, site: Site, options: argparse.Namespace, out: Path) -> list[Plan]:
+    settings = {
+        "site": str(site),
+        "latents": options.latents,
+        "tokens": options.tokens,
+        "batch_size": options.batch,
+        "sample_tokens": options.batch,
+        "checkpoint_tokens": options.tokens,
+        "grid": {"arch": options.arch, "l0": options.l0},
+    }
+    return plans(settings, out, lm.width)
+
+
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall and core-seconds."""
+    wall, cores = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cores
+
+
+def measure(lm: LanguageModel, corpus: Corpus, plans: list[Plan], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of each what a comparison shows, on activations that none was trained on, and on running text."""
+    site = plans[0].route.site
+    heldout = source(lm, corpus, site, options, "heldout")
+    acts = list(islice(heldout, -(-MEASURED // options.batch)))
+    tokens = list(token_batches(lm, corpus, context=heldout.context, n_tokens=MEASURED, batch_size=8))
+    saes = [SAE.load(plan.out) for plan in plans]
+    return [{**reconstruction(sae, acts), **ce_recovered(lm, sae, site, tokens)} for sae in saes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="lab")
+    parser.add_argument("--data", default="lab")
+    parser.add_argument("--site", help="default: resid_post of the last layer but one")
+    parser.add_argument("--arch", nargs="*", default=["topk", "batchtopk"])
+    parser.add_argument("--l0", nargs="*", type=int, default=[8, 16, 32, 64])
+    parser.add_argument("--latents", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--page", type=Path, default=Path("bench-sweep.html"))
+    options = parser.parse_args()
+    lm, corpus = LanguageModel.load(options.model), Corpus.open(options.data)
+    site = lm.site(options.site or f"resid_post.{lm.n_layers - 2}")
+
+    def read() -> None:
+        n = 0
+        for batch in source(lm, corpus, site, options):
+            if (n := n + len(batch[site])) >= options.tokens:
+                break
+
+    def together() -> None:
+        train_all(source(lm, corpus, site, options), both["together"], lm=lm, progress=False)
+
+    def apart() -> None:
+        for plan in both["apart"]:
+            train_all(source(lm, corpus, site, options), [plan], lm=lm, progress=False)
+
+    rows: dict[str, list[tuple[float, float]]] = {"together": [], "apart": []}
+    with tempfile.TemporaryDirectory() as folder:
+        both = {name: describe(lm, site, options, Path(folder) / "first" / name) for name in rows}
+        together()  # compiles
+        for turn in range(options.rounds):
+            both = {name: describe(lm, site, options, Path(folder) / str(turn) / name) for name in rows}
+            reading = timed(read)
+            for name, work in (("together", together), ("apart", apart)):
+                cost = timed(work)
+                rows[name].append(cost)
+                print(f"{name:9} {cost[0]:7.1f} s   {cost[1]:7.1f} core-s   (reading once {reading[1]:.1f} core-s)", flush=True)
+            for one, other in zip(both["together"], both["apart"]):
+                same = (one.out / "sae_weights.safetensors").read_bytes() == (other.out / "sae_weights.safetensors").read_bytes()
+                assert same, f"{one.name} is another dictionary in a sweep"
+        n = len(both["together"])
+        for i, unit in enumerate(("wall", "core-seconds")):
+            ratios = [one[i] / other[i] for one, other in zip(rows["together"], rows["apart"])]
+            told = ", ".join(f"{each:.2f}" for each in ratios)
+            print(f"{n} in one pass take {statistics.median(ratios):.2f} of {n} passes, {unit} ({told})")
+        metrics = measure(lm, corpus, both["together"], options)
+        title = f"{n} dictionaries of {options.model} at {site}, in one pass"
+        print(write_sweep(title, rank(both["together"], metrics), options.page, linked=False))
+
+
+if __name__ == "__main__":
+    main()
