@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from memory import SITE, Memory
+from runs import Breaks
 
-from trainers import TrainConfig, train
+from trainers import OBJECTIVES, TrainConfig, train
 from trainers.log import TIMING, Log, read_log
 
 
@@ -52,6 +54,16 @@ def _wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
+def _history(record: Path) -> dict[int, float]:
+    """FVU by step."""
+    found = {}
+    for entry in _wandb_records(record):
+        values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
+        if "fvu" in values:
+            found[values["_step"]] = values["fvu"]
+    return found
+
+
 def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -62,13 +74,41 @@ def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     train(Memory(x, 200), config, out, site=SITE, progress=False, wandb="saekit-tests")
     (record,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
 
-    fvu: list[float] = []
     settings: dict[str, Any] = {}
     for entry in _wandb_records(record):
-        values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
-        if "fvu" in values:
-            fvu.append(values["fvu"])
         settings |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert fvu == [row["fvu"] for row in rows if "fvu" in row]
+    assert _history(record) == {row["step"]: row["fvu"] for row in read_log(out / "metrics.jsonl") if "fvu" in row}
     assert settings["config"] == json.loads(json.dumps(dataclasses.asdict(config.resolve(8))))
+
+
+def test_wandb_goes_on_where_a_run_was_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(
+        n_latents=16, l0=2, tokens=2_000, batch_size=200, log_tokens=200, checkpoint_tokens=400, sample_tokens=400
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(Breaks(x, 200, after=7), config, tmp_path, site=SITE, progress=False, wandb="saekit-tests")
+    time.sleep(1)  # folders are named after the second
+    train(Memory(x, 200), config, tmp_path, site=SITE, progress=False, wandb="saekit-tests")
+    records = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.parent.name)
+    assert len(records) == 2
+    assert len({record.stem for record in records}) == 1  # run-IDENTITY
+    before, after = map(_history, records)
+    assert max(before) == 7 and set(after) == {7, 8, 9, 10}  # the last checkpoint was at step 6
+    assert before[7] == after[7]
+    assert before | after == {row["step"]: row["fvu"] for row in read_log(tmp_path / "metrics.jsonl") if "fvu" in row}
+
+
+@pytest.mark.parametrize("arch", OBJECTIVES)
+def test_the_display_tells_how_it_goes(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(n_latents=16, arch=arch, l0=2, tokens=2_000, batch_size=200, log_tokens=500)
+    train(Memory(x, 200), config, tmp_path, site=SITE)
+    shown = capsys.readouterr()
+    row = [row for row in read_log(tmp_path / "metrics.jsonl") if "fvu" in row][-1]
+    assert shown.out == ""
+    assert "training" in shown.err and "2,000/2,000 tokens" in shown.err
+    assert f"FVU {row['fvu']:.4f}" in " ".join(shown.err.split())
