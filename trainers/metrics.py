@@ -144,7 +144,7 @@ class Reconstruction:
         """Go on with a batch. The quantiles of the first decide the ranges of :meth:`fvu_by_norm`."""
         sae = self.sae
         x_BD = _read(sae, batch)
-        y_BD = x_BD if isinstance(batch, Tensor) else _side_by_side(sae, batch, sae.cfg.writes)
+        y_BD = x_BD if isinstance(batch, Tensor) else _side_by_side(sae, batch, _written(sae))
         if not len(x_BD):
             return
         code = sae.encode(x_BD)
@@ -324,10 +324,19 @@ def _read(sae: SAE, batch: Batch) -> Tensor:
     return _side_by_side(sae, batch, sae.cfg.reads)
 
 
+def _written(sae: SAE) -> tuple[Site, ...]:
+    """The sites that it writes; raises StoreMismatch where a transcoder does not say."""
+    if sae.cfg.crosses:
+        return sae.cfg.sites_out
+    assert sae.cfg.site is not None
+    return (sae.writes_at(sae.cfg.site),)
+
+
 def _side_by_side(sae: SAE, batch: Batch, sites: Sequence[Site | None]) -> Tensor:
     """(B, D) activations at `sites`, on the device of the SAE."""
     parts = [batch] if isinstance(batch, Tensor) else [batch[site] for site in sites if site is not None]
-    return torch.cat([part.to(sae.device).flatten(1) for part in parts], 1)
+    rows = [part.to(sae.device).flatten(1) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
 def silent(sae: SAE, x_BD: Tensor) -> Tensor:
