@@ -51,6 +51,9 @@ class TrainConfig:
     bandwidth: float = 0.03
     """Width of the window around a threshold of JumpReLU from which its gradient is estimated, where E||x|| = sqrt(D). The
     paper's 0.001 for E||x||^2 = 1 is 0.028 at D = 768."""
+    penalty: Literal["auto", "count", "tanh"] = "auto"
+    """What a JumpReLU pays for: each latent that fires (arXiv 2407.14435), or the tanh of what it contributes (Anthropic, 2025).
+    auto: the latter in cross-layer transcoders."""
     skip: bool = False
     """Give a transcoder an affine skip, W_skip x, beside its latents (arXiv 2501.18823)."""
     tokens: int | None = None
@@ -140,6 +143,8 @@ class TrainConfig:
         """What only some architectures have."""
         if self.sparsity is not None and self.arch in _TOPK_FAMILY:
             raise ConfigError(f"{self.arch} has no sparsity penalty.", "l0 says how many latents fire.")
+        if self.penalty != "auto" and self.arch != "jumprelu":
+            raise ConfigError(f"penalty={self.penalty!r} is impossible for {self.arch}.", "It is a choice of jumprelu.")
         if self.k_start is not None and not self.l0 <= self.k_start <= self.n_latents:
             nearest = min(max(self.k_start, self.l0), self.n_latents)
             raise ConfigError(f"k_start={self.k_start} is impossible.", f"It falls to l0={self.l0}: {nearest} is the nearest.")

@@ -250,6 +250,11 @@ def objective_class(arch: str) -> type[Objective]:
 
 def objective(config: TrainConfig, reads: Statistics, writes: Statistics, group: Group = ALONE) -> Objective:
     """The objective of a configuration, trained by a group of processes."""
-    made = objective_class(config.arch)(config, reads, writes)
+    kind, layered = objective_class(config.arch), bool(reads.parts) and writes is not reads
+    if config.arch == "jumprelu" and (config.penalty == "tanh" or (config.penalty == "auto" and layered)):
+        from trainers.tanh import TanhJumpReLU
+
+        kind = TanhJumpReLU
+    made = kind(config, reads, writes)
     made.group = group
     return made

@@ -25,9 +25,26 @@ from trainers.statistics import Statistics
 
 CASES = [("crosscoder", arch) for arch in ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")]
 CASES += [("clt", arch) for arch in ("topk", "batchtopk", "jumprelu", "gated", "standard")]
+CASES += [("crosscoder", "tanh"), ("clt", "tanh")]  # JumpReLU under the other penalty
 L, F = 3, 24
 READS = {"crosscoder": (5, 9, 2), "clt": (6, 6, 6)}
 WRITES = {"crosscoder": (5, 9, 2), "clt": (4, 7, 5)}
+
+
+class _JumpForAll(torch.autograd.Function):
+    """JumpReLU whose step has a derivative in the pre-activation, too (Anthropic, January 2025)."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, theta: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(h, theta)
+        ctx.eps = eps
+        return h * (h > theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        h, theta = ctx.saved_tensors
+        near = theta / ctx.eps * ((((h - theta) / ctx.eps).abs() < 0.5) & (h > 0))
+        return grad * ((h > theta) + near), -(near * grad).sum(0), None
 
 
 def _sides(kind: str) -> tuple[Statistics, Statistics]:
@@ -88,7 +105,8 @@ def _reference(kind: str, config: TrainConfig, dead: Tensor, weight: float) -> d
         return sum((y_hat - own).square().sum(1).mean() for y_hat, own in errors) / dense.VARIANCE
 
     def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        h, arch, eps = _pre(kind, p, x), config.arch, config.bandwidth
+        h, eps = _pre(kind, p, x), config.bandwidth
+        arch = "tanh" if config.penalty == "tanh" else config.arch
         blocks = p.W_dec_FE.split(WRITES[kind] if kind == "crosscoder" else p.W_dec_FE.shape[1], 1)
         size = sum(block.norm(dim=1) for block in blocks)
         more: Tensor | float = 0.0
@@ -98,6 +116,9 @@ def _reference(kind: str, config: TrainConfig, dead: Tensor, weight: float) -> d
             theta = p.log_threshold_F.exp()
             f = dense._Jump.apply(torch.relu(h), theta, eps)
             more = weight * dense._Step.apply(torch.relu(h), theta, eps).sum(1).mean()
+        elif arch == "tanh":
+            f = _JumpForAll.apply(torch.relu(h), p.log_threshold_F.exp(), eps)
+            more = weight * torch.tanh(4 * f * size).sum(1).mean()
         elif arch == "standard":
             f = torch.relu(h)
             more = weight * (f * size).sum(1).mean() / dense.VARIANCE**0.5
@@ -129,12 +150,14 @@ def _made(kind: str, config: TrainConfig, state: dict[str, Tensor]) -> Objective
 @pytest.mark.parametrize("path", ["torch", "sparse"])
 def test_losses_and_gradients_are_those_of_dense_float64_site_by_site(kind: str, arch: str, path: str) -> None:
     for seed, k, dead_share in ((0, 3, 0.0), (1, 5, 0.3), (2, 1, 0.6)):
-        config = dense.config(F, sum(READS[kind]), k, arch, aux_k=4, aux_coefficient=2.0, bandwidth=0.3)
+        jumps: dict[str, Any] = {"jumprelu": {"penalty": "count"}, "tanh": {"penalty": "tanh"}}.get(arch, {})
+        named = "jumprelu" if jumps else arch
+        config = dense.config(F, sum(READS[kind]), k, named, aux_k=4, aux_coefficient=2.0, bandwidth=0.3, **jumps)
         dead = torch.arange(F)[torch.rand(F, generator=torch.Generator().manual_seed(seed)) < dead_share]
-        p = _parameters(kind, arch, seed)
+        p = _parameters(kind, named, seed)
         x = dense.data(seed + 1, 40, sum(READS[kind]))
         y = x if kind == "crosscoder" else dense.data(seed + 2, 40, sum(WRITES[kind]))
-        state = {"log_weight": torch.tensor(-1.0)} if arch in ("jumprelu", "gated", "standard") else {}
+        state = {"log_weight": torch.tensor(-1.0)} if named in ("jumprelu", "gated", "standard") else {}
         it = _made(kind, config, state)
         expected_value, expected = dense.gradient(_reference(kind, config, dead, math.exp(-1)), p, x, y)
         if path == "torch":
