@@ -21,7 +21,7 @@ from runs import D, F, files, rows
 from saekit.sae import SAE, load_sparsity
 from trainers.parameters import random_rows
 
-pytestmark = pytest.mark.timeout(900)  # on a busy core, processes that take turns are slow
+pytestmark = pytest.mark.timeout(1800)  # on a busy core, processes that take turns are slow
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=800)[1] for process in processes]
+        said = [process.communicate(timeout=1700)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
