@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
@@ -239,6 +240,18 @@ class Objective(ABC):
     def weight(self, x_BD: Tensor) -> float:
         """Of a squared error, so that a batch's sum is its FVU: the variance is that of the data."""
         return 1 / (len(x_BD) * self.writes.variance)
+
+
+def matched_size(width: int, n_latents: int, share: float) -> float:
+    """The length of encoder rows at which random latents, of which the `share` with the largest pre-activations fires,
+    reconstruct data in their size.
+
+    With h = c w . x and decoder rows w, the part of x_hat along x is c sum over firing (w . x)^2 / |x|, which is |x| for
+    c = D / (F E[z^2; z > cut]), z standard normal.
+    """
+    normal = NormalDist()
+    cut = normal.inv_cdf(1 - share)
+    return width / (n_latents * (share + cut * normal.pdf(cut)))
 
 
 def objective_class(arch: str) -> type[Objective]:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import torch
 
 from trainers.config import TrainConfig
-from trainers.objectives import Now, Objective, Outcome
+from trainers.objectives import Now, Objective, Outcome, matched_size
 from trainers.parameters import Parameters
 from trainers.schedule import latents_per_token
 from trainers.statistics import Statistics
@@ -74,13 +74,8 @@ class Penalised(Objective):
 
     @property
     def start_size(self) -> float:
-        """Of encoder rows. With h = c w . x and decoder rows w, the part of x_hat along x is c sum over firing (w . x)^2 / |x|,
-        which is |x| for c = D / (F E[z^2; z > cut]), z standard normal. A transcoder's decoder begins with 0 anyway."""
-        if self.transcoding:
-            return 1.0
-        normal, share = NormalDist(), self.start_share
-        cut = normal.inv_cdf(1 - share)
-        return len(self.reads.centre_D) / (self.config.n_latents * (share + cut * normal.pdf(cut)))
+        """Of encoder rows. A transcoder's decoder begins with 0 anyway."""
+        return 1.0 if self.transcoding else matched_size(len(self.reads.centre_D), self.config.n_latents, self.start_share)
 
     @property
     def expected(self) -> float:

@@ -106,3 +106,13 @@ def test_k_is_annealed(arch: str) -> None:
     for share, k in ((0.0, 20), (0.25, 12), (0.5, 3), (0.9, 3)):  # 11.5 rounds to the even 12
         code = dense.made(config, D).gradient(p, x, x, Now(share, NO_DEAD))[0].code
         assert len(code.values_N) == 40 * (k if arch == "topk" or share != 0.25 else 11.5)
+
+
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+def test_tokens_ten_times_as_large_do_not_blow_up_the_first_step(arch: str) -> None:
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    x[::50] *= 10  # they get most of the batch's latents
+    variance = float(x.square().sum(1).mean())
+    it = dense.made(dense.config(1024, 64, 16, arch), 64, variance=variance)
+    outcome, _ = it.gradient(it.start(), x, x, Now(0.0, NO_DEAD))
+    assert float(outcome.squares) < 3 * len(x) * variance  # 49 times with unit rows
