@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
 Array = np.ndarray[Any, Any]
 FAST = {"reassoc", "contract", "nsz"}  # not nnan or ninf: NaN and infinity keep their meaning
@@ -47,6 +49,30 @@ def _float_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
     return types.uint16(types.float32), code
 
 
+@intrinsic
+def _prefetch(typing_context, table, row, column):  # type: ignore[no-untyped-def]
+    """Have the processor fetch table[row, column], and what shares its line of memory, into the cache, without waiting for it."""
+
+    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        array = make_array(signature.args[0])(context, builder, args[0])
+        item = cgutils.get_item_pointer(context, builder, signature.args[0], array, list(args[1:]), wraparound=False)
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(fetch, [builder.bitcast(item, byte), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp, types.intp), code
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _fetch_rows(table: Array, rows: Array, first: int, stop: int) -> None:
+    """Fetch table[rows[i]] for the i from first up to, not with, stop, while others are computed with."""
+    for i in range(first, stop):
+        for q in range(0, table.shape[1], 16):
+            _prefetch(table, rows[i], q)
+
+
 @njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
 def dot(a: Array, b: Array) -> np.float32:
     """Sum of a * b."""
@@ -78,6 +104,7 @@ def add_rows(out: Array, table: Array, rows: Array, weights: Array, n: int) -> N
     width = out.shape[0]
     i = 0
     while i + 4 <= n:
+        _fetch_rows(table, rows, i + 4, min(i + 8, n))
         a, b, c, d = table[rows[i]], table[rows[i + 1]], table[rows[i + 2]], table[rows[i + 3]]
         wa, wb, wc, wd = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
         for q in range(width):
