@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from saekit.steer.sweep import Sweep
     from trainers import TrainConfig
 
-LAB_QUERIES = {"french": "stories", "spanish": "stories", "toxic_speech": "personas"}
+LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": "personas"}
 """Concepts of the laboratory, each with the genre of the prompts to steer on: one that it does not belong to."""
 STRENGTHS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 """Of the scan, in median norms of the site."""

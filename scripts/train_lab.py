@@ -5,8 +5,8 @@ to be. Equal arguments on equal machines give equal models. A run that was stopp
 given again. The defaults make the model that saekit ships, in about an hour on two cores; a GPU is used where there is one.
 
 Examples:
-    python scripts/train_lab.py --out lab-0
-    python scripts/train_lab.py --out lab-1 --seed 1                                       # the same skills from another seed
+    python scripts/train_lab.py --out lab-1
+    python scripts/train_lab.py --out lab-2 --seed 2                                       # the same skills from another seed
     python scripts/train_lab.py --out dynamics --tokens 8_000_000 --checkpoints 24         # a short run to study its course
     python scripts/train_lab.py --out large --layers 12 --width 512 --tokens 200_000_000   # a larger laboratory
 """
@@ -359,7 +359,7 @@ def is_finished(folder: Path, plan: Plan) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=16_000_000, help="tokens to train on")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--width", type=int, default=192, help="d_model; heads are 32 wide")

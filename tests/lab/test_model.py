@@ -14,7 +14,7 @@ from saekit.activations import Corpus
 from saekit.builtin import model_folder
 from saekit.evaluate.laboratory import Measurement, measure_task
 
-NOT_YET = {"gender_neutral"}
+NOT_YET: set[str] = set()
 """What the model that ships falls short of; strict, so that a better model is noticed."""
 GOALS = sorted(name for name, task in lab.TASKS.items() if task.planted or task.at_least or task.at_most)
 

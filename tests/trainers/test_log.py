@@ -35,11 +35,21 @@ def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert len({row["began"] for row in timing}) == 2 and all(row["seconds"] >= 0 for row in timing)
 
 
+def _settled(path: Path) -> bytes:
+    """What a file holds when it has stopped growing: a process of its own writes it, which may lag behind the run's end."""
+    data, quiet = path.read_bytes(), 0
+    while quiet < 5:
+        time.sleep(0.2)
+        before, data = data, path.read_bytes()
+        quiet = quiet + 1 if data == before else 0
+    return data
+
+
 def _wandb_records(path: Path) -> Iterator[Any]:
     """Records of an offline run: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, at, whole = path.read_bytes(), 7, b""
+    data, at, whole = _settled(path), 7, b""
     while at + 7 <= len(data):
         if (left := 32768 - at % 32768) < 7:
             at += left
