@@ -36,8 +36,8 @@ _PROMPTS = 8
 _SHORTEST, _LONGEST = 5, 16
 """Words of a prompt, which is the first third of a document: some way into it, what comes next is as good as settled, and that a
 push changes it says more."""
-_DOCUMENTS = 1000
-"""Labelled ones on which hits are checked, of all genres; and of each concept so many more that hold it:"""
+_DOCUMENTS = 2000
+"""Labelled ones on which hits are checked, of all genres; more, where fewer than so many hold a concept:"""
 _HOLDING = 60
 
 
@@ -203,9 +203,14 @@ def labelled(concepts: Sequence[str]) -> list[Document]:
 
     found = list(documents(split="heldout", seed=1, n=_DOCUMENTS))
     for concept in concepts:
+        missing = _HOLDING - sum(_holds(each, concept) for each in found)
         more = documents(split="heldout", seed=2, n=20 * _DOCUMENTS)
-        found += islice((each for each in more if any(span.concept == concept for span in each.spans)), _HOLDING)
+        found += islice((each for each in more if _holds(each, concept)), max(missing, 0))
     return found
+
+
+def _holds(document: Document, concept: str) -> bool:
+    return any(span.concept == concept for span in document.spans)
 
 
 def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig, seed: int) -> Section:
@@ -282,7 +287,7 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
         homes = Counter(genre for genre, concept in spans if concept == topic.concept)
         genre = LAB_QUERIES.get(topic.concept) or homes.most_common(1)[0][0]
         for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
-            if all(span.concept != topic.concept for span in document.spans):
+            if not _holds(document, topic.concept):
                 yield document.text
     for i, text in enumerate(ws.corpus.documents()):
         if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
