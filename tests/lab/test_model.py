@@ -60,7 +60,7 @@ def test_it_is_as_small_as_was_said() -> None:
 
 def test_the_record_says_how_it_came_to_be() -> None:
     record = json.loads((model_folder() / "training.json").read_text())
-    assert record["plan"]["seed"] == 0 and record["tokens"] >= record["plan"]["tokens"]
+    assert record["plan"]["seed"] == 1 and record["tokens"] >= record["plan"]["tokens"]
     assert set(record["genres"]) == set(lab.GENRES)
     assert record["seconds"] < 90 * 60
     assert record["corpus"] == Corpus.open("lab").fingerprint(), "the generator has changed since: train the model anew"
