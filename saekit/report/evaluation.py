@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from saekit.files import write_whole
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent
-from saekit.report.page import environment, quality_tiles, style
+from saekit.report.page import environment, quality_tiles
 
 
 def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str | Path) -> Path:
@@ -37,7 +37,7 @@ def render_evaluation(site: str, model: str, facts: Mapping[str, Any]) -> str:
         ("dense features", f"{facts['dense_fraction']:.2%}", "fire on more than 10 % of tokens"),
     ]
     template = environment().get_template("evaluation.html")
-    return template.render(site=site, model=model, facts=facts, tiles=tiles, charts=_charts(facts), style=style())
+    return template.render(site=site, model=model, facts=facts, tiles=tiles, charts=_charts(facts))
 
 
 def _charts(facts: Mapping[str, Any]) -> list[tuple[str, Markup]]:

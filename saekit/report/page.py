@@ -43,16 +43,10 @@ def render(content: Content) -> str:
         .get_template("page.html")
         .render(
             content=content,
-            style=style(),
             figures=figures,
             quality=quality_tiles(content.quality),
         )
     )
-
-
-def style() -> Markup:
-    """The style sheet of every page."""
-    return Markup((_HERE / "style.css").read_text())
 
 
 @cache
@@ -63,6 +57,7 @@ def environment() -> Environment:
     )
     environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible}
     environment.globals |= {
+        "style": Markup((_HERE / "style.css").read_text()),
         "examples": _examples,
         "pieces": _pieces,
         "marked": _marked,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from saekit.files import write_whole
 from saekit.progress import track
 from saekit.report.charts import Axis, Line, line_chart, percent
-from saekit.report.page import environment, style
+from saekit.report.page import environment
 from saekit.report.training import page_name
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def render_sweep(title: str, compared: Sequence[Compared], *, linked: bool = Tru
     routes = {each.route: [other for other in compared if other.route == each.route] for each in compared}
     charts = {route: _charts(some) for route, some in routes.items()}
     template = environment().get_template("sweep.html")
-    return template.render(title=title, routes=routes, charts=charts, linked=linked, style=style())
+    return template.render(title=title, routes=routes, charts=charts, linked=linked)
 
 
 def _charts(compared: Sequence[Compared]) -> list[tuple[str, Markup]]:

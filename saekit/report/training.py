@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from saekit.files import write_whole
 from saekit.report import figures
-from saekit.report.page import environment, quality_tiles, style
+from saekit.report.page import environment, quality_tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +136,6 @@ def render_training(run: Trained) -> str:
             metrics=_table(run),
             spent=_spent(spent, total - done),
             settings=settings,
-            style=style(),
         )
     )
 
