@@ -80,8 +80,12 @@ def test_the_page(again: Outcome, folder: Path) -> None:
     hit = again.json["concepts"][0]["hits"][0]
     for part in ("saekit demo", "variance unexplained", hit["label"], hit["ref"].removeprefix("feature:"), "KL when spliced in"):
         assert part in page.all_text, part
-    steering = again.json["concepts"][0]["steering"]["result"]
-    assert steering["prompts"][0] + steering["points"][0]["steered"]["texts"][0] in page.all_text
+    for concept in again.json["concepts"]:
+        mentions, steering = Mentions(concept["words"]), concept["steering"]["result"]
+        n, texts = steering["n_samples"], steering["points"][0]["steered"]["texts"]
+        for i, prompt in enumerate(steering["prompts"][:4]):
+            (shown,) = {text for text in texts[n * i : n * (i + 1)] if prompt + text in page.all_text}
+            assert len(mentions.spans(shown)) == max(len(mentions.spans(text)) for text in texts[n * i : n * (i + 1)])
     assert page.of_class("t")
     assert len([tag for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]) == 8
 
