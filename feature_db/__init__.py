@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saekit.lazy import attributes
 
 if TYPE_CHECKING:
     from feature_db.accumulators import BuildConfig
@@ -14,18 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildConfig", "FeatureDB", "FeatureRecord", "Hit", "Label", "build"]
 
-_HOMES = {
-    "BuildConfig": "accumulators",
-    "FeatureDB": "db",
-    "FeatureRecord": "records",
-    "Hit": "records",
-    "Label": "labels",
-    "build": "indexing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Searching needs neither torch nor numba, which building does.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'feature_db' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"feature_db.{_HOMES[name]}"), name)
+# Searching needs neither torch nor numba, which building does.
+__getattr__ = attributes(
+    __name__,
+    {
+        "BuildConfig": "feature_db.accumulators",
+        "FeatureDB": "feature_db.db",
+        "FeatureRecord": "feature_db.records",
+        "Hit": "feature_db.records",
+        "Label": "feature_db.labels",
+        "build": "feature_db.indexing",
+    },
+)

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saekit.lazy import attributes
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SAE", "LanguageModel", "Ref", "Site", "Workspace", "__version__"]
 
-_HOMES = {
-    "LanguageModel": "saekit.lm",
-    "Ref": "saekit.objects",
-    "SAE": "saekit.sae",
-    "Site": "saekit.lm.sites",
-    "Workspace": "saekit.workspace",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded when first used: importing torch and transformers takes seconds, `import saekit` must not.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'saekit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# Loaded when first used: importing torch and transformers takes seconds, `import saekit` must not.
+__getattr__ = attributes(
+    __name__,
+    {
+        "LanguageModel": "saekit.lm",
+        "Ref": "saekit.objects",
+        "SAE": "saekit.sae",
+        "Site": "saekit.lm.sites",
+        "Workspace": "saekit.workspace",
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saekit.lazy import attributes
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -16,21 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["OBJECTIVES", "Plan", "Route", "Source", "TrainConfig", "plans", "read_sweep", "train", "train_all"]
 
-_HOMES = {
-    "OBJECTIVES": "trainers.objectives",
-    "Plan": "trainers.plan",
-    "Route": "trainers.route",
-    "Source": "trainers.feed",
-    "TrainConfig": "trainers.config",
-    "plans": "trainers.sweep",
-    "read_sweep": "trainers.sweep",
-    "train": "trainers.loop",
-    "train_all": "trainers.loop",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded when first used: the command line reads the settings, and must not wait for torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'trainers' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# Loaded when first used: the command line reads the settings, and must not wait for torch.
+__getattr__ = attributes(
+    __name__,
+    {
+        "OBJECTIVES": "trainers.objectives",
+        "Plan": "trainers.plan",
+        "Route": "trainers.route",
+        "Source": "trainers.feed",
+        "TrainConfig": "trainers.config",
+        "plans": "trainers.sweep",
+        "read_sweep": "trainers.sweep",
+        "train": "trainers.loop",
+        "train_all": "trainers.loop",
+    },
+)
