@@ -283,15 +283,21 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
     if topic.concept is not None:
         from saekit.lab import documents
 
-        spans = ((each.genre, span.concept) for each in documents(seed=3, n=_DOCUMENTS) for span in each.spans)
-        homes = Counter(genre for genre, concept in spans if concept == topic.concept)
-        genre = LAB_QUERIES.get(topic.concept) or homes.most_common(1)[0][0]
+        genre = LAB_QUERIES.get(topic.concept) or _home(topic.concept)
         for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
             if not _holds(document, topic.concept):
                 yield document.text
     for i, text in enumerate(ws.corpus.documents()):
         if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
             yield text
+
+
+def _home(concept: str) -> str:
+    """The genre of the laboratory in which the concept is most often."""
+    from saekit.lab import documents
+
+    spans = ((each.genre, span.concept) for each in documents(seed=3, n=_DOCUMENTS) for span in each.spans)
+    return Counter(genre for genre, own in spans if own == concept).most_common(1)[0][0]
 
 
 def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
