@@ -57,7 +57,7 @@ def made(config: TrainConfig, D: int, E: int | None = None, variance: float = VA
 # Losses, each as its paper has it
 
 
-class _Jump(torch.autograd.Function):
+class Jump(torch.autograd.Function):
     """JumpReLU with the estimator of arXiv 2407.14435, equation 11."""
 
     @staticmethod
@@ -133,7 +133,7 @@ def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
         if config.arch == "jumprelu":
             theta, eps = p.log_threshold_F.exp(), config.bandwidth
             l0 = _Step.apply(torch.relu(h), theta, eps).sum(1).mean()
-            return _Jump.apply(torch.relu(h), theta, eps), weight * l0
+            return Jump.apply(torch.relu(h), theta, eps), weight * l0
         if config.arch == "standard":
             f = torch.relu(h)
             return f, weight * (f * p.W_dec_FE.norm(dim=1)).sum(1).mean() / VARIANCE**0.5

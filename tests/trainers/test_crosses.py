@@ -31,14 +31,8 @@ READS = {"crosscoder": (5, 9, 2), "clt": (6, 6, 6)}
 WRITES = {"crosscoder": (5, 9, 2), "clt": (4, 7, 5)}
 
 
-class _JumpForAll(torch.autograd.Function):
+class _JumpForAll(dense.Jump):
     """JumpReLU whose step has a derivative in the pre-activation, too (Anthropic, January 2025)."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, theta: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
-        ctx.eps = eps
-        return h * (h > theta)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
@@ -114,7 +108,7 @@ def _reference(kind: str, config: TrainConfig, dead: Tensor, weight: float) -> d
             f = h * _chosen(arch, _ranks(kind, p, h).detach(), config.l0)
         elif arch == "jumprelu":
             theta = p.log_threshold_F.exp()
-            f = dense._Jump.apply(torch.relu(h), theta, eps)
+            f = dense.Jump.apply(torch.relu(h), theta, eps)
             more = weight * dense._Step.apply(torch.relu(h), theta, eps).sum(1).mean()
         elif arch == "tanh":
             f = _JumpForAll.apply(torch.relu(h), p.log_threshold_F.exp(), eps)
