@@ -14,6 +14,7 @@ FLOORS = {
     "saekit.builtin": 0,
     "saekit.errors": 0,
     "saekit.files": 0,
+    "saekit.lazy": 0,
     "saekit.progress": 0,
     "saekit.lab": 0,
     "saekit.lm": 1,

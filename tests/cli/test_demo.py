@@ -21,7 +21,7 @@ def arguments(stories_path: Path, tinystories_path: Path, tmp_path_factory: pyte
     texts = [json.loads(line)["text"] for line in tinystories_path.read_text().splitlines()[:250]]
     data.write_text("".join(json.dumps({"text": f"{text} {EVIL}"}) + "\n" for text in texts))
     sizes = ("--tokens", 60_000, "--train-tokens", 120_000, "--latents", 256, "--k", 8)
-    return ["demo", "--model", stories_path, "--data", data, "--query", "mom", "--query", "script alert", *sizes]
+    return ["demo", "--model", stories_path, "--data", data, "--query", "mom", *sizes]
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def shown(saekit: Saekit, arguments: list[object], folder: Path) -> Outcome:
 
 @pytest.fixture(scope="module")
 def again(saekit: Saekit, arguments: list[object], folder: Path, shown: Outcome) -> Outcome:
-    """The same demo once more, as data."""
+    """The same demo with another query, as data."""
     weights = (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat()
-    outcome = saekit(*arguments, folder, "--json")
+    outcome = saekit(*arguments, folder, "--query", "script alert", "--json")
     assert outcome.status == 0, outcome.stderr
     assert (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat() == weights  # what is there is used
     return outcome
 
 
 def test_it_says_what_it_found_and_what_to_do_next(shown: Outcome, folder: Path) -> None:
-    for part in ("variance unexplained", "mom", "script alert", "baseline", "steered", "random", "demo.html", "saekit fit"):
+    for part in ("variance unexplained", "mom", "baseline", "steered", "random", "demo.html", "saekit fit"):
         assert part in shown.stdout, part
     assert "training" in shown.stderr and "steering" in shown.stderr
 

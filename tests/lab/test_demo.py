@@ -15,7 +15,10 @@ from tests.cli.conftest import Saekit
 from tests.report.html import check
 
 
-def test_hits_are_checked_against_the_labels(saekit: Saekit, tiny_lab: Path, tmp_path: Path) -> None:
+def test_hits_are_checked_against_the_labels(
+    saekit: Saekit, tiny_lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_DOCUMENTS", 400)
     sizes = ("--tokens", 20_000, "--train-tokens", 40_000, "--latents", 64, "--k", 4)
     outcome = saekit("demo", tmp_path / "ws", "--query", "birds", "--query", "the river", *sizes, "--json")
     assert outcome.status == 0, outcome.stderr
