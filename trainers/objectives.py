@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saekit.sae import ARCHITECTURES, SAE, CrossCoder, SAEConfig
+from saekit.sae.kernels.threads import product
 from trainers.auxk import AuxK
 from trainers.code import Code
 from trainers.config import TrainConfig
@@ -184,7 +185,7 @@ class Objective(ABC):
         if "W_skip_ED" not in p:
             return x_BD, y_BE
         W_skip_ED = p.W_skip_ED if self.group.has_biases else p.W_skip_ED.detach()
-        return x_BD, y_BE - x_BD @ W_skip_ED.T
+        return x_BD, y_BE - product(x_BD, W_skip_ED.T)
 
     @property
     def first_L(self) -> list[int]:
@@ -229,7 +230,7 @@ class Objective(ABC):
         counts = float(self.group.has_biases)
         rest["b_dec_E"] = counts * error_BE.sum(0)
         if "W_skip_ED" in p:
-            rest["W_skip_ED"] = counts * error_BE.T @ x_BD
+            rest["W_skip_ED"] = counts * product(error_BE.T, x_BD)
         how: dict[str, Any] = {"group": self.group, "kernels": self.config.kernels, "first_L": self.first_L}
         return SparseGradient(x_BD, rest, centres=self.centres, **how)
 

@@ -137,15 +137,14 @@ class SparseGradient:
         """One Adam step of all parameters, in place; with `unit_rows`, decoder rows keep norm 1: the gradient's component along a
         row is removed before, and what is left of the change of norm afterwards."""
         adam.step += 1
-        error_RE = self._errors[0] if len(self._errors) == 1 else torch.cat(self._errors)
         if self.kernels == "triton":
             from trainers import sparse_gpu
 
             along_F = None if self.along_FS is None else self.along_FS[:, 0]  # several blocks, and layers, are for the CPU
-            rows = (self._terms, error_RE, self.x_BD, along_F)
+            rows = (self._terms, torch.cat(self._errors), self.x_BD, along_F)
             sums_F, through_input_D = sparse_gpu.update_latents(*rows, p, adam, lr, unit_rows=unit_rows)
         else:
-            sums_F, through_input_D = self._update_latents(error_RE, p, adam, lr, unit_rows=unit_rows)
+            sums_F, through_input_D = self._update_latents(p, adam, lr, unit_rows=unit_rows)
         for name, gradient in self.group.reduce(Parameters(self._others(sums_F, through_input_D))).items():
             if self.kernels == "triton":
                 adam.move(p, name, gradient, lr)
@@ -153,13 +152,11 @@ class SparseGradient:
             tensors = (p[name], gradient.contiguous(), adam.mean[name], adam.square[name])
             step_kernels.adam_row(*(tensor.view(-1).numpy() for tensor in tensors), adam.constants(lr))
 
-    def _update_latents(
-        self, error_RE: Tensor, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _update_latents(self, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool) -> tuple[Tensor, Tensor]:
         """:func:`trainers.step_kernels.update_latents` of all latents."""
         n_latents, width = p.W_enc_FD.shape
-        start, token, error_row, value, grad = self._by_latent(n_latents)
-        error, constants, sums_F = error_RE.numpy(), adam.constants(lr), torch.empty(n_latents)
+        start, stop, *entries = self._by_latent(n_latents)
+        errors, constants, sums_F = tuple(error.numpy() for error in self._errors), adam.constants(lr), torch.empty(n_latents)
         x = self.x_BD.reshape(-1, width).numpy()  # in layers, a row for each site of each token
         along = (torch.zeros(n_latents, 0) if self.along_FS is None else self.along_FS).numpy()
         ends, first_column = np.cumsum(self.widths_S, dtype=np.int64), self._first_columns(n_latents).numpy()
@@ -170,10 +167,10 @@ class SparseGradient:
 
         def work(a: int, b: int) -> None:
             rows = [tensor[a:b] for tensor in latent_rows]
-            entries = (x, error, start[a : b + 1], token, error_row, value, grad)
             through = through_input[a // block].numpy()
             blocks = along[a:b], ends, first_column[a:b]
-            step_kernels.update_latents(*entries, *blocks, *rows, constants, unit_rows, sums[a:b], through)
+            own = (x, errors, start[a:b], stop[:, a:b], *entries, *blocks, *rows)
+            step_kernels.update_latents(*own, constants, unit_rows, sums[a:b], through)
 
         run_blocks(work, n_latents, block)
         return sums_F, through_input.sum(0)
@@ -209,24 +206,24 @@ class SparseGradient:
         return torch.tensor(self.first_L).repeat_interleave(n_latents // len(self.first_L))
 
     def _by_latent(self, n_latents: int) -> tuple[step_kernels.Array, ...]:
-        """All entries sorted by latent: those of latent l are start[l] : start[l + 1]."""
+        """Where entries start and stop, and those sorted by latent, as :func:`trainers.step_kernels.update_latents` has them."""
         terms = [
             (code.values_N.numpy(), code.latents_N.numpy(), grads_N.numpy(), code.start_B1.numpy())
             for code, grads_N in self._terms
         ]
-        start = np.zeros(n_latents + 1, np.int64)
+        start, stop = np.zeros(n_latents + 1, np.int64), np.empty((len(terms), n_latents), np.int64)
         for values, latents, grads, _ in terms:
             step_kernels.count_latents(values, latents, grads, start[1:])
         np.cumsum(start, out=start)
-        position, n, first = start[:-1].copy(), int(start[-1]), 0
+        position, n = start[:-1].copy(), int(start[-1])
         token, error_row = np.empty(n, np.int32), np.empty(n, np.int32)
         value, grad = np.empty(n, np.float32), np.empty(n, np.float32)
-        for term, errors in zip(terms, self._errors):
+        for ends, term, errors in zip(stop, terms, self._errors):
             levels = len(errors) // len(self.x_BD)
-            step_kernels.place_entries(*term, levels, first, position, token, error_row, value, grad)
-            first += len(errors)
+            step_kernels.place_entries(*term, levels, position, token, error_row, value, grad)
+            ends[:] = position
         layers, own = len(self.first_L), n_latents // len(self.first_L)
         for layer in range(layers if layers > 1 else 0):  # rows of x are then those of each layer of each token
             entries = slice(start[layer * own], start[(layer + 1) * own])
             token[entries] = token[entries] * layers + layer
-        return start, token, error_row, value, grad
+        return start, stop, token, error_row, value, grad

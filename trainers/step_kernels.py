@@ -70,7 +70,6 @@ def place_entries(
     grads: Array,
     start: Array,
     levels: int,
-    first_error_row: int,
     position: Array,
     token: Array,
     error_row: Array,
@@ -83,7 +82,7 @@ def place_entries(
             if (values[n] != 0) | (grads[n] != 0):
                 p = position[latents[n]]
                 position[latents[n]] = p + 1
-                token[p], error_row[p] = r // levels, first_error_row + r
+                token[p], error_row[p] = r // levels, r
                 value[p], grad[p] = values[n], grads[n]
 
 
@@ -102,8 +101,9 @@ def adam_row(weights: Array, gradient: Array, mean: Array, square: Array, adam: 
 @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def update_latents(
     x: Array,
-    error: Array,
+    errors: tuple[Array, ...],
     start: Array,
+    stop: Array,
     token: Array,
     error_row: Array,
     value: Array,
@@ -122,8 +122,9 @@ def update_latents(
     sums: Array,
     through_input: Array,
 ) -> None:
-    """Gradients of a block of latents from their entries `start[l] : start[l + 1]`, spent on Adam steps of their two rows.
+    """Gradients of a block of latents from their entries, spent on Adam steps of their two rows.
 
+    The entries of latent l begin at start[l], and those of term t end at stop[t, l]; their rows are of errors[t].
     A decoder row consists of blocks that end at `ends`; `along[l, s]` is what its gradient has of block s of the row itself.
     Latent l writes nothing before column first[l]: there is no gradient there.
 
@@ -132,11 +133,14 @@ def update_latents(
     """
     enc_grad, dec_grad = np.empty(W_enc.shape[1], np.float32), np.empty(W_dec.shape[1], np.float32)
     for latent in range(W_enc.shape[0]):
-        a, b = start[latent], start[latent + 1]
+        a, b = start[latent], stop[-1, latent]
         enc_grad[:] = 0
         dec_grad[:] = 0
         add_rows(enc_grad, x, token[a:b], grad[a:b], b - a)
-        add_rows(dec_grad, error, error_row[a:b], value[a:b], b - a)
+        for t in range(len(errors)):
+            c, a = a, stop[t, latent]
+            add_rows(dec_grad, errors[t], error_row[c:a], value[c:a], a - c)
+        a = start[latent]
         sums[latent] = total(grad[a:b])
         add_scaled(through_input, W_enc[latent], -sums[latent])
         row = W_dec[latent]
@@ -151,6 +155,6 @@ def update_latents(
         adam_row(row, dec_grad, dec_mean[latent], dec_square[latent], adam)
         if unit_rows:
             norm = np.sqrt(dot(row, row))
-            for q in range(row.shape[0]):
+            for q in range(row.shape[0] if norm > 0 else 0):  # a row of 0, from elsewhere, has no direction yet
                 row[q] /= norm
         adam_row(W_enc[latent], enc_grad, enc_mean[latent], enc_square[latent], adam)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _pool: ThreadPoolExecutor | None = None
 _pool_key: tuple[int, int] | None = None
@@ -35,6 +36,19 @@ def run_blocks(work: Callable[[int, int], None], n: int, block: int) -> None:
     futures = [threads.submit(work, start, stop) for start, stop in blocks]
     for future in futures:
         future.result()
+
+
+def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    """a @ b; on a CPU and without a gradient, rows in blocks of their own."""
+    if a_MK.requires_grad or b_KN.requires_grad or a_MK.device.type != "cpu":
+        return a_MK @ b_KN
+    out_MN = a_MK.new_empty(len(a_MK), b_KN.shape[1])
+
+    def work(a: int, b: int) -> None:
+        torch.mm(a_MK[a:b], b_KN, out=out_MN[a:b])
+
+    run_blocks(work, len(a_MK), 256)
+    return out_MN
 
 
 @contextmanager
