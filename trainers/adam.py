@@ -42,7 +42,8 @@ class Adam:
         for name in p:
             self.move(p, name, gradient[name], lr)
         if unit_rows:
-            p.W_dec_FE /= p.W_dec_FE.norm(dim=1, keepdim=True)
+            norm_F1 = p.W_dec_FE.norm(dim=1, keepdim=True)
+            p.W_dec_FE /= norm_F1.where(norm_F1 > 0, 1.0)
 
     @torch.no_grad()
     def move(self, p: Parameters, name: str, g: Tensor, lr: float) -> None:

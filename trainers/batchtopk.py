@@ -34,7 +34,9 @@ class BatchTopK(TopK):
         p = super().start()
         if not self.transcoding:
             share = min(0.5, latents_per_token(self.config, 0.0) / self.config.n_latents)
-            p.W_enc_FD *= min(1.0, _START * matched_size(len(self.reads.centre_D), self.config.n_latents, share))
+            size = min(1.0, _START * matched_size(len(self.reads.centre_D), self.config.n_latents, share))
+            p.W_enc_FD *= size
+            p.b_enc_F *= size  # that of a crosscoder takes the centre off what is read
         return p
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:

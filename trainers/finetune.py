@@ -76,7 +76,7 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
     norm 1, codes are rescaled for it.
 
     Raises:
-        ConfigError: the SAE lacks what the architecture needs.
+        ConfigError: the SAE lacks what the architecture needs, or has what it cannot keep.
     """
     tensors, wanted = _in_units_of_training(sae, objective), objective.start()
     becomes = _BECOMES
@@ -92,6 +92,10 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
             raise ConfigError(missing, f"Choose another arch: {sae.cfg.architecture} is what it is.")
         tensor = tensor.clamp(1e-6, 1e6).log() if name == "log_threshold_F" else tensor
         found[name] = objective.group.part(name, tensor.T if name == "W_enc_FD" else tensor).contiguous()
+    left = [name for name in ("W_skip", "threshold") if name in tensors and name not in map(becomes.get, wanted)]
+    if "W_skip" in left or (objective.config.arch == "standard" and "threshold" in left):
+        arch = objective.config.arch
+        raise ConfigError(f"{arch} would lose the {left[0]} of {sae.name}.", f"{sae.cfg.architecture} is what it is.")
     if "threshold" in objective.state and "threshold" in tensors:
         objective.state["threshold"].fill_(tensors["threshold"].median().item())
     return found

@@ -71,7 +71,8 @@ class Plan:
         elif self.start is not None:
             finetune.check(self.start, config, widths[0], source.width(route.writes[0]), transcodes=route.transcodes)
         available = source.n_tokens if config.tokens is None else None
-        return dataclasses.replace(self, config=config.resolve(widths[0] if route.transcodes else sum(widths), available))
+        width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
+        return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
 
     def _check_crosses(self, widths: list[int]) -> None:
         """Raise where there can be no such dictionary of several sites."""
@@ -93,8 +94,7 @@ class Plan:
             )
 
     def settings(self, source: Source | ActivationStore) -> dict[str, Any]:
-        """What `train.json` holds: the configuration, and what else makes another dictionary. Sources other than a store check
-        their own settings when a checkpoint's place is loaded."""
+        """What `train.json` holds: the configuration, and what else makes another dictionary."""
         route = self.route
         widths = [[source.width(site) for site in sites] for sites in route.sides]
         shown: list[Any] = widths if route.crosses else [width for (width,) in widths]
@@ -103,6 +103,8 @@ class Plan:
             data |= {"site_out": route.end, "width_out": shown[1]}
         if isinstance(source, ActivationStore):
             data["store"] = hashlib.sha256(" ".join(source.checksums).encode()).hexdigest()
+        elif (described := getattr(source, "settings", None)) is not None:
+            data["source"] = described
         if self.start is not None:
             data["start"] = self.start.fingerprint()
         return {"config": self.config.to_dict(), "data": data}

@@ -67,13 +67,15 @@ def largest_of_batch(encode: Callable[[Tensor, Tensor], Code], x_BD: Tensor, n: 
             few_N = torch.cat(group.gather(encode(x_BD[:_SAMPLE], torch.zeros_like(guess)).values_N)[0])
         wanted = n * group.count(min(_SAMPLE, len(x_BD))) // max(1, group.count(len(x_BD)))
         floor = _nth_largest(few_N, wanted) * _BELOW if 0 < wanted < len(few_N) else torch.zeros_like(guess)
+    lower = 0.8
     while True:
         code = encode(x_BD, floor)
         (values,) = group.gather(code.values_N.detach())
         found = sum(map(len, values))
         if found >= n or floor <= 0:
             return _keep_largest(code, values, n, group.rank) if found > n else code
-        floor = torch.where(floor > 1e-3 * guess.abs(), 0.8 * floor, 0.0)
+        floor = torch.where(floor > 1e-3 * guess.abs(), lower * floor, 0.0)
+        lower *= lower  # each time costs a product
 
 
 def smallest(code: Code, group: Group) -> Tensor | None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from saekit.sae.kernels import encode_above
 from trainers.code import Code
 from trainers.matryoshka import group_ends
-from trainers.objectives import Now
+from trainers.objectives import Now, objective
+from trainers.statistics import Statistics
 from trainers.threshold import RunningThreshold, largest_of_batch
 
 NO_DEAD = torch.arange(0)
@@ -46,6 +47,30 @@ def test_a_usual_size(arch: str, path: str) -> None:
     x = dense.clear(config, p, dense.data(1, 500, D), dead)
     gradient = dense.check(path, config, p, x, dead, state={"threshold_last": torch.tensor(1.3)})
     assert gradient.W_enc_FD[dead].abs().max() > 1e-7
+
+
+@pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka", "jumprelu", "standard"])
+def test_a_crosscoder_begins_at_the_centre_of_the_data(arch: str) -> None:
+    """There no latent has a head start: all pre-activations are what a threshold takes off, or 0."""
+    site = Statistics.of(dense.data(3, 400, 24) + 7.0, "mean")
+    both = Statistics.joined([site, site])
+    config = dense.config(256, 48, 8, arch)
+    p = objective(config, both, both).start()
+    pre_F = p.W_enc_FD @ both.centre_D + p.b_enc_F
+    torch.testing.assert_close(pre_F - pre_F[0], torch.zeros_like(pre_F), atol=1e-4, rtol=0)
+
+
+def test_the_search_encodes_a_few_times_at_most() -> None:
+    """Where fewer entries are positive than wanted, every lowering of the floor is a product in vain."""
+    x, W, calls = torch.rand(50, 8), torch.rand(20, 8), 0
+
+    def encode(rows: torch.Tensor, floor: torch.Tensor) -> Code:
+        nonlocal calls
+        calls += 1
+        return Code(*encode_above(rows, W, None, floor.expand(20)))
+
+    code = largest_of_batch(encode, x, 5000, torch.tensor(3.0))
+    assert len(code.values_N) == 1000 and calls <= 8
 
 
 def test_one_group_is_batchtopk() -> None:

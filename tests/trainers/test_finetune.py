@@ -86,6 +86,26 @@ def test_it_goes_on_from_there_with_another_sparsity(tmp_path: Path, source: Pat
     assert files(tmp_path / "broken") == files(tmp_path / "tuned")
 
 
+@pytest.mark.parametrize("arch", sorted({"jumprelu", "gated", "standard"} & set(ARCHS)))
+def test_a_penalised_one_keeps_its_sparsity(tmp_path: Path, arch: str) -> None:
+    """Its L0 is where it is to be: it does not rise to where runs from chance begin."""
+    x = sparse_data(20_000, seed=4)
+    sae = train_run(tmp_path / "source", dataclasses.replace(CONFIG, arch=arch, lr=3e-3, tokens=40_000, l0=4), x=x)
+    before = float((sae.encode_dense(x) > 0).sum(1).float().mean())
+    train_run(tmp_path / "tuned", _config(arch, l0=round(before), log_tokens=500, warmup=0.0), start=sae, x=x)
+    l0 = [row["l0"] for row in rows(tmp_path / "tuned") if "l0" in row]
+    assert len(l0) > 10 and max(l0) < 2.8 * before  # from chance they begin at 4 times as many
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_latent_that_writes_nothing_is_no_nan(tmp_path: Path, source: Path, backend: str) -> None:
+    sae = SAE.load(source)
+    sae.W_dec[5] = 0
+    sae.b_enc[5] = -1e6  # and never fires
+    tuned = train_run(tmp_path / "tuned", _config(backend=backend, aux_coefficient=0.0), start=sae)
+    assert all(tensor.isfinite().all() for tensor in tuned.state_dict().values())
+
+
 def test_a_description_takes_what_the_sae_says_and_no_more(source: Path) -> None:
     settings = {"from": str(source), "tokens": 9_000}
     (plan,) = plans({**settings, "name": "tuned"}, "out", lambda site: D)
@@ -113,6 +133,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         (sae, _config(n_latents=F - 1), ConfigError, f"n_latents={F - 1} is impossible .* {F}"),
         (make_sae("topk", D, F, normalize_activations="layer_norm"), _config(), ConfigError, "normalises every token"),
         (make_sae("gated", D, F), _config(), ConfigError, "topk cannot start from gated-96: that has no b_enc"),
+        (make_sae("jumprelu", D, F), _config("standard"), ConfigError, "standard would lose the threshold of jumprelu-96"),
     ):
         with pytest.raises(error, match=message):
             train_run(tmp_path / "no", config, start=start)

@@ -117,7 +117,8 @@ def _step_rows(
     square_d = beta2 * square_d + (1 - beta2) * gradient_d * gradient_d
     weight_d -= rate * mean_d / (tl.sqrt(square_d) * correction + eps)
     if UNIT_ROWS:
-        weight_d /= tl.sqrt(tl.sum(tl.where(inside_d, weight_d * weight_d, 0), 0))
+        norm = tl.sqrt(tl.sum(tl.where(inside_d, weight_d * weight_d, 0), 0))
+        weight_d /= tl.where(norm > 0, norm, 1.0)
     tl.store(W_ptr + place_d, weight_d.to(W_ptr.dtype.element_ty), mask=inside_d)
     tl.store(mean_ptr + place_d, mean_d.to(mean_ptr.dtype.element_ty), mask=inside_d)
     tl.store(square_ptr + place_d, square_d.to(square_ptr.dtype.element_ty), mask=inside_d)
