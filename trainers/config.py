@@ -19,6 +19,7 @@ _POSITIVE = (
     *("n_latents", "l0", "k_start", "sparsity", "bandwidth", "tokens", "batch_size", "lr", "aux_k", "dead_tokens"),
     *("sample_tokens", "keep", "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"),
 )
+_SEEDS = ("seed", "data_seed")
 _SHARES = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 # How a run is carried out, not what comes out of it: these may change when it goes on.
@@ -38,7 +39,7 @@ class TrainConfig:
     Gated and standard SAEs is adjusted to."""
     k_start: int | None = None
     """`l0` at the start of the run, from where it falls evenly to what it is. None: no more in the TopK family; for JumpReLU,
-    Gated and standard SAEs 4 times as many, at most a quarter of the latents."""
+    Gated and standard SAEs 4 times as many, at most a quarter of the latents, unless they start from an SAE."""
     k_anneal: float = 0.2
     """Share of the run in which L0 falls from `k_start` to `l0`."""
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
@@ -63,7 +64,8 @@ class TrainConfig:
     """Tokens in a step. None: a power of two from 512 to 4096 that makes about 4000 steps or more."""
     lr: float | None = None
     """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14), the rule of arXiv 2406.04093, times sqrt(768 / D) at sites
-    narrower than those of the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are."""
+    narrower than those of the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are. And times
+    (16000 / steps)^(1/3), at most 2, in runs shorter than that, which do not get as far as the rule supposes."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from 0."""
     decay: float = 0.2
@@ -119,6 +121,10 @@ class TrainConfig:
             _check_type(name, getattr(self, name), declared)
         for name in _POSITIVE:
             _at_least(name, getattr(self, name), 1 if int in (types[name], *get_args(types[name])) else None)
+        for name in _SEEDS:
+            _at_least(name, getattr(self, name), 0)
+            if getattr(self, name) >= 2**63:
+                raise ConfigError(f"{name}={getattr(self, name)} is impossible.", f"It is at most {2**63 - 1}.")
         for name in _SHARES:
             value = getattr(self, name)
             if not 0 <= value < 1 and not (value == 1 and name in _SHARES[:4]):
@@ -196,12 +202,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def resolve(self, width: int, available: int | None = None) -> TrainConfig:
+    def resolve(self, width: int, available: int | None = None, *, begun: bool = False) -> TrainConfig:
         """The same with every open value filled.
 
         Args:
             width: numbers per token at the site.
             available: tokens in one pass over the data, None where it does not end.
+            begun: it starts from a dictionary, whose L0 is not to be undone.
 
         Raises:
             ConfigError: the device is not here.
@@ -213,13 +220,13 @@ class TrainConfig:
                 tokens = min(tokens, max(16 * available, 4_000_000))
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
         # L0 of a sparsity penalty comes down more easily than it goes up, though not far in a short run.
-        first = self.l0 if self.arch in _TOPK_FAMILY else max(self.l0, min(4 * self.l0, self.n_latents // 4))
+        first = self.l0 if begun or self.arch in _TOPK_FAMILY else max(self.l0, min(4 * self.l0, self.n_latents // 4))
         return dataclasses.replace(
             self,
             k_start=self.k_start or first,
             tokens=tokens,
             batch_size=batch_size,
-            lr=self.lr or 2e-4 / math.sqrt(self.n_latents / 2**14) * max(1.0, math.sqrt(768 / width)),
+            lr=self.lr or _learning_rate(self.n_latents, width, tokens / batch_size),
             aux_k=self.aux_k or max(1, width // 2),
             dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // 20)),
             checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
@@ -260,6 +267,11 @@ class TrainConfig:
         """Names of the settings that make another dictionary in `other`."""
         names = (field.name for field in dataclasses.fields(self) if field.name not in _FREE)
         return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def _learning_rate(n_latents: int, width: int, steps: float) -> float:
+    """The rule in the description of `lr`."""
+    return 2e-4 * (2**14 / n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) * min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
 
 
 def _device(wanted: str | None) -> str:

@@ -65,7 +65,7 @@ def parse(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
         raise ConfigError(f"This is no YAML: {' '.join(str(error).split())}.") from error
 
 
@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?|\.)\d*[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
@@ -122,6 +122,9 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
         run = dict(run)
         chosen = dict(zip(grid, values))
         own = run.pop("name", None) or _name({key: run[key] for key in telling if key in run})
+        for given in (base.get("name"), own):
+            if not isinstance(given, str | None):
+                raise ConfigError(f"name: {given!r} is impossible.", f"It is a text: name: '{given}'.")
         parts = [base.get("name"), own, _name({key: chosen[key] for key in varying})]
         made.append(_plan(base | chosen | run, ",".join(filter(None, parts)), Path(out), width, load))
     folders = [plan.out for plan in made]

@@ -146,9 +146,12 @@ def test_rules_give_possible_settings(n_latents: int, width: int, available: int
 
 
 def test_paper_rules() -> None:
-    assert TrainConfig(n_latents=2**14).resolve(768).lr == pytest.approx(2e-4)
-    assert TrainConfig(n_latents=2**16).resolve(4096).lr == pytest.approx(1e-4)
+    assert TrainConfig(n_latents=2**14, tokens=10**8).resolve(768).lr == pytest.approx(2e-4)
+    assert TrainConfig(n_latents=2**16, tokens=10**8).resolve(4096).lr == pytest.approx(1e-4)
     assert TrainConfig(n_latents=2**14).resolve(768).aux_k == 384
+    for tokens, factor in ((2_000_000, 2.0), (2_000_000 * 8, 1.0), (1_000_000, 2.0), (4_000_000, 4 ** (1 / 3)), (10**9, 1.0)):
+        short = TrainConfig(n_latents=2**14, tokens=tokens, batch_size=1000).resolve(768)
+        assert short.lr == pytest.approx(2e-4 * factor)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
