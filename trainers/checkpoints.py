@@ -47,14 +47,19 @@ def save_best(folder: Path, step: int, sae: SAE, metrics: Mapping[str, float]) -
         sae.save(beside)
         (beside / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
         sync(beside / _METRICS)
-    for old in _all(folder, _BEST):
-        if old != final:
-            shutil.rmtree(old)
+    keep_best(folder, 1)
+
+
+def keep_best(folder: Path, n: int) -> None:
+    """Remove all but the last `n` of those kept apart; a run killed between writing one and removing the other left two."""
+    found = _all(folder, _BEST)
+    for old in found[: len(found) - n]:
+        shutil.rmtree(old)
 
 
 def best(folder: Path) -> dict[str, float] | None:
     """What was measured of the best that is kept apart in `folder`; None where none is."""
-    if not (found := _all(folder, _BEST)):  # two where a run was killed between writing one and removing the other
+    if not (found := _all(folder, _BEST)):
         return None
     metrics: dict[str, float] = json.loads((found[-1] / _METRICS).read_text())
     return metrics
@@ -98,9 +103,10 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise CheckpointError(f"{found[-1]} cannot be read: {error}.", hint) from error
 
 
-def clear(folder: Path, *, kept_apart: bool = False) -> None:
-    """Remove all checkpoints, and the best with `kept_apart`."""
-    if kept_apart or not _all(folder, _BEST):
+def clear(folder: Path) -> None:
+    """Remove all checkpoints but the best that is kept apart."""
+    keep_best(folder, 1)
+    if not _all(folder, _BEST):
         shutil.rmtree(folder, ignore_errors=True)
     for old in _all(folder):
         shutil.rmtree(old)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from saekit.errors import ConfigError
 from saekit.lm.sites import Site
 from saekit.sae.kernels.threads import only_blocks
 from trainers.config import TrainConfig
@@ -121,12 +122,19 @@ class Heldout:
     Args:
         batches: of which they are the first, iterated more than once.
         kept: so many are kept in memory; live ones take a model to make.
+
+    Raises:
+        ConfigError: there is no batch, or they can be iterated only once.
     """
 
     def __init__(self, batches: Iterable[Batch], kept: int) -> None:
         self._batches, self._kept = batches, kept
         self._start = batches.state() if hasattr(batches, "state") else None
         self._memory: list[Batch] = []
+        if self._start is None and isinstance(batches, Iterator):
+            raise ConfigError("The held-out batches can be looked at only once.", "Give a list of them.")
+        if next(self.first(1), None) is None:
+            raise ConfigError("There is no held-out batch.", "Hold some out, or give no heldout.")
 
     def first(self, n_tokens: int) -> Iterator[Batch]:
         """The first `n_tokens`, or all there are, in batches."""

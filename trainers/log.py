@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import IO, Any
+
+from saekit.errors import ConfigError
 
 TIMING = "timing.jsonl"
 
@@ -19,11 +22,14 @@ class Log:
         position: bytes of it to keep; what a killed run wrote after its last checkpoint is dropped.
         wandb: project, or None.
         config: what Weights & Biases shows beside the curves.
+
+    Raises:
+        ConfigError: Weights & Biases does not take the run.
     """
 
     def __init__(self, path: Path, position: int, wandb: str | None, config: dict[str, Any]) -> None:
         self._file: IO[bytes] = path.open("ab")
-        self._file.truncate(position)
+        self._file.truncate(min(position, self.position))  # shorter where it was lost: no row is made up
         self._timing = path.with_name(TIMING).open("ab" if position else "wb", buffering=0)
         self._began, self._clock = time.time(), time.monotonic()
         self._run: Any = None
@@ -32,15 +38,19 @@ class Log:
 
             # The same folder and settings are the same run, so that a resumed one goes on there.
             identity = hashlib.sha256(f"{path.resolve()} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]
-            self._run = client.init(
-                project=wandb,
-                id=identity,
-                resume="allow",
-                reinit="create_new",  # beside those of dictionaries trained at the same time
-                config=config,
-                dir=path.parent,
-                name=path.parent.name,
-            )
+            try:
+                self._run = client.init(
+                    project=wandb,
+                    id=identity,
+                    resume="allow",
+                    reinit="create_new",  # beside those of dictionaries trained at the same time
+                    config=config,
+                    dir=path.parent,
+                    name=path.parent.name,
+                )
+            except client.Error as error:
+                hint = "Log in with `wandb login`, or set WANDB_MODE=offline."
+                raise ConfigError(f"Weights & Biases does not take the run: {error}.", hint) from error
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row).encode() + b"\n")
@@ -52,7 +62,9 @@ class Log:
 
     @property
     def position(self) -> int:
-        """Bytes so far."""
+        """Bytes so far, all of them on the disk: what counts on them must not be there before them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
         return self._file.seek(0, 2)
 
     def close(self) -> None:

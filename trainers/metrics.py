@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from saekit.errors import CorpusError
+from saekit.errors import CorpusError, StoreMismatch
 from saekit.lm.sites import Site
 from saekit.sae import SAE, CrossCoder, SparseCode
 from trainers.splice import splice, written
@@ -143,6 +143,8 @@ class Reconstruction:
     def add(self, batch: Batch) -> None:
         """Go on with a batch. The quantiles of the first decide the ranges of :meth:`fvu_by_norm`."""
         sae = self.sae
+        if isinstance(batch, Tensor) and sae.cfg.transcodes:
+            raise StoreMismatch(f"{sae.name} predicts another site than it reads.", "Give both, as {site: activations}.")
         x_BD = _read(sae, batch)
         y_BD = x_BD if isinstance(batch, Tensor) else _side_by_side(sae, batch, _written(sae))
         if not len(x_BD):

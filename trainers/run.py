@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import Diverged, SaekitError
-from saekit.files import is_full, no_room, write_whole
+from saekit.files import unwritable, write_whole
 from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from trainers import checkpoints
@@ -58,11 +58,11 @@ class Run:
 
     def _open_folder(self, settings: dict[str, Any], position: int, wandb: str | None) -> None:
         plan = self.plan
-        if not self.training.steps:
-            checkpoints.clear(plan.checkpoints, kept_apart=True)  # the best of a run that has to start anew
-        plan.out.mkdir(parents=True, exist_ok=True)
+        # Of a run that has to start anew the best so far goes, too; of one that goes on, all before the best.
+        checkpoints.keep_best(plan.checkpoints, 1 if self.training.steps else 0)
         with self.storage_errors():
-            write_whole(plan.out / "train.json", (json.dumps(settings, indent=2) + "\n").encode())
+            plan.out.mkdir(parents=True, exist_ok=True)
+            write_whole(plan.out / "train.json", json.dumps(settings, indent=2) + "\n")
             self.log = Log(plan.out / "metrics.jsonl", position, wandb, settings)
 
     def stopped_by(self, error: SaekitError) -> SaekitError:
@@ -74,15 +74,13 @@ class Run:
 
     @contextmanager
     def storage_errors(self) -> Iterator[None]:
-        """Tell a full disk from other errors."""
+        """What cannot be written is an error of the user's."""
         from safetensors import SafetensorError
 
         try:
             yield
         except (OSError, SafetensorError) as error:
-            if is_full(error):
-                raise no_room(self.plan.out) from error
-            raise
+            raise unwritable(self.plan.out, error) from error
 
     @property
     def left(self) -> int:
@@ -138,7 +136,8 @@ class Run:
         if self._crossed(self._config.log_tokens) or not self.left:
             self.watch.look()
             row = self.training.row()
-            self.log.write(row)
+            with self.storage_errors():
+                self.log.write(row)
             self.note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
 
     def _crossed(self, every: int | None) -> bool:

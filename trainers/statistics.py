@@ -51,7 +51,7 @@ class Statistics:
         Raises:
             NonFiniteActivations: the sample holds NaN or infinity.
         """
-        x_ND = sample_ND.double()
+        x_ND = sample_ND.cpu().double()
         bad = (~x_ND.isfinite()).any(1).nonzero()
         if len(bad):
             raise NonFiniteActivations(

@@ -81,6 +81,8 @@ class LiveActivations(ActivationSource):
             heldout=heldout,
             buffer_tokens=buffer_tokens,
             drop_special=drop_special,
+            model=lm.name,
+            revision=lm.revision,
             corpus=corpus.fingerprint(),
             corpus_tokens=n_tokens,
             context=context,

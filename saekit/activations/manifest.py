@@ -53,7 +53,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Replace the manifest of `folder`, whole or not at all."""
         fields = {"format": FORMAT, "version": VERSION, "n_tokens": self.n_tokens, **dataclasses.asdict(self)}
-        write_whole(folder / FILE, (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(folder / FILE, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

@@ -77,6 +77,11 @@ class ActivationSource(ABC):
         self._place = Place()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What makes other batches, or another order of them; fit for JSON."""
+        return dict(self._settings)
+
+    @property
     @abstractmethod
     def n_tokens(self) -> int:
         """Rows of one epoch."""
@@ -122,7 +127,7 @@ class ActivationSource(ABC):
 
     def state(self) -> dict[str, Any]:
         """The place after the last batch given, small and fit for JSON."""
-        return {**dataclasses.asdict(self._place), "cursor": list(self._place.cursor), "settings": dict(self._settings)}
+        return {**dataclasses.asdict(self._place), "cursor": list(self._place.cursor), "settings": self.settings}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a place that :meth:`state` gave.

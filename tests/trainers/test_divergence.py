@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,27 @@ def test_the_best_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             train(Breaks(x, 256, after), config, tmp_path / "broken", **arguments)
     train(Memory(x, 256), config, tmp_path / "broken", **arguments)
     assert files(tmp_path / "broken") == files(tmp_path / "fvu")
+
+
+def test_one_that_a_kill_left_beside_the_best_goes(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"site": SITE, "progress": False, "heldout": Memory(sparse_data(3_000, seed=1), 500, epochs=1)}
+    x, config = sparse_data(20_000), dataclasses.replace(SMALL, keep_best="fvu", keep=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(Breaks(x, 256, 30), config, tmp_path / "killed", **arguments)
+    (best,) = (tmp_path / "killed" / "checkpoints").glob("best-*")
+    shutil.copytree(best, best.with_name("best-000000001"))
+    train(Memory(x, 256), config, tmp_path / "killed", **arguments)
+    train(Memory(x, 256), config, tmp_path / "whole", **arguments)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("heldout", "message"), [([], "no held-out batch"), (iter([{}]), "only once")])
+def test_held_out_data_that_cannot_be_looked_at_are_refused_before_the_first_step(
+    tmp_path: Path, heldout: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(Memory(sparse_data(2_000), 256), SMALL, tmp_path, site=SITE, progress=False, heldout=heldout)
+    assert not (tmp_path / "cfg.json").exists()
 
 
 def test_the_end_may_be_the_best_and_a_fresh_start_forgets_the_best_of_before(tmp_path: Path) -> None:

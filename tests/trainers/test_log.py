@@ -15,6 +15,7 @@ import torch
 from memory import SITE, Memory
 from runs import Breaks
 
+from saekit.errors import ConfigError
 from trainers import OBJECTIVES, TrainConfig, train
 from trainers.log import TIMING, Log, read_log
 
@@ -33,6 +34,21 @@ def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:
     timing = read_log(tmp_path / TIMING)  # of all that was computed, kept or not
     assert [row["tokens"] for row in timing] == [100, 200, 300]
     assert len({row["began"] for row in timing}) == 2 and all(row["seconds"] >= 0 for row in timing)
+
+
+def test_a_log_that_was_lost_is_not_made_up(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = Log(path, 300, None, {})
+    log.write({"step": 9, "tokens": 900})
+    log.close()
+    assert read_log(path) == [{"step": 9, "tokens": 900}]
+
+
+def test_what_wandb_does_not_take_is_a_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="Weights & Biases"):
+        Log(tmp_path / "metrics.jsonl", 0, "a/project:with?signs", {})
 
 
 def _settled(path: Path) -> bytes:
