@@ -142,9 +142,11 @@ def topic(query: str, *, laboratory: bool) -> Topic:
 
         if (concept := CONCEPTS.get(query)) is not None and concept.words:
             return Topic(" ".join(concept.words[:_QUERY_WORDS]), concept.words, query)
+    from feature_db.search import query_words
+
     if not query.strip():
         raise ConfigError("A query holds no word.", 'Give one or more --query "WORDS".')
-    return Topic(query, tuple(query.split()))
+    return Topic(query, tuple(query_words(query)))
 
 
 def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[str]:

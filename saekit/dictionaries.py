@@ -76,7 +76,8 @@ class Dictionaries:
         if found:
             places = ", ".join(place for place, _ in found)
             what = f"There are dictionaries called {name!r}" if name else "There are dictionaries"
-            hint = f"Say which: --site {found[0][0]}" + ("." if name else f", or {found[0][0]}/7 for a feature.")
+            first = found[0][0]
+            hint = f"Say which: --site {first}{f', or {first}/7 for a feature' if single and not name else ''}."
             raise WorkspaceError(f"{what} at {places} in {self.root}.", hint)
         what = " ".join(filter(None, (f"called {name!r}" if name else "", f"at {start}" if start else "")))
         raise WorkspaceError(f"{self.root} has no dictionary{' ' if what else ''}{what}.", self._instead(known))
@@ -97,6 +98,8 @@ class Dictionaries:
         """
         from trainers import Route
 
+        if text is None and not self.sites() and (others := [place for place, name in self.all() if not name]):
+            text = others[0]
         route = Route.parse(self.find(text)[0])
         if route.crosses:
             hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one."

@@ -60,7 +60,7 @@ class Study:
         fields["sites"] = list(self.sites)
         text = tomli_w.dumps({"format": FORMAT, "study": fields})
         comment = "# One study of saekit. Commands read it; a changed model or corpus wants a new folder.\n"
-        write_whole(folder / FILE, (comment + text).encode())
+        write_whole(folder / FILE, comment + text)
 
     @classmethod
     def load(cls, folder: Path) -> Study:

@@ -6,12 +6,15 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saekit.dictionaries import Dictionaries, stem
 from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
+from saekit.files import PARTIAL, document, unwritable, write_whole
 from saekit.study import FILE, Study, portable
 
 if TYPE_CHECKING:
@@ -83,9 +86,8 @@ class Workspace:
                 raise StoreMismatch(
                     f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
                 )
+            workspace._model = lm
             return workspace
-        from saekit.files import PARTIAL
-
         # A killed `begin` leaves at most its unfinished file.
         if path.exists() and (not path.is_dir() or any(PARTIAL not in item.name for item in path.iterdir())):
             raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
@@ -108,9 +110,16 @@ class Workspace:
         )
 
     def begin(self) -> None:
-        """Make the folder where it is not there yet."""
+        """Make the folder where it is not there yet.
+
+        Raises:
+            WorkspaceError: it cannot be made.
+        """
         if not (self.path / FILE).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(self.path, error) from error
             self.study.save(self.path)
 
     @contextlib.contextmanager
@@ -121,7 +130,7 @@ class Workspace:
             together: the processes that torchrun started share the work, and the first holds it for all.
 
         Raises:
-            WorkspaceError: another process writes here, or each of several would do the whole work.
+            WorkspaceError: another process writes here, nothing can be written, or each of several would do the whole work.
         """
         from trainers import processes
 
@@ -131,9 +140,14 @@ class Workspace:
             yield
             return
         self.begin()
-        with (self.path / ".lock").open("w") as lock:
+        lock = self.path / ".lock"
+        try:
+            lock.touch()
+        except OSError as error:
+            raise unwritable(lock, error) from error
+        with lock.open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise WorkspaceError(f"Another saekit command is writing to {self.path}.", "Wait for it to end.") from error
             yield
@@ -185,55 +199,16 @@ class Workspace:
             raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
         return ActivationStore.open(self.path / "activations")
 
-    def sae_folder(self, site: str | Site, name: str = "") -> Path:
-        """Where the dictionary of `site` is kept, or another one of it by its name."""
-        return self.path / "sae" / str(site) / name
-
-    def trained(self) -> list[Site]:
-        """Sites with a finished dictionary, in the order of computation."""
-        return sorted(route.site for route in self._routes() if not route.crosses)
-
-    def crossed(self) -> list[str]:
-        """What finished dictionaries of several sites read, as they are named: `resid_post.1..2`."""
-        return sorted(route.start for route in self._routes() if route.crosses)
-
-    def _routes(self) -> list[Route]:
-        from trainers import Route
-
-        return [Route.parse(folder.parent.name) for folder in (self.path / "sae").glob("*/cfg.json")]
-
-    def site(self, text: str | None) -> Site:
-        """The site meant: `text`, or the only one that has a dictionary.
-
-        Raises:
-            WorkspaceError: there is no dictionary there, there are several and `text` is None, or it is one of several sites.
-        """
-        from saekit.lm.sites import Site
-        from trainers import Route
-
-        trained = self.trained()
-        names = ", ".join(map(str, trained))
-        crossed = self.crossed()
-        if (text is not None and Route.parse(text).start in crossed) or (text is None and crossed and not trained):
-            hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one."
-            raise WorkspaceError(f"{text or crossed[0]} is a dictionary of several sites.", hint)
-        if not trained:
-            raise WorkspaceError(f"{self.path} has no dictionary yet.", "Run `saekit train` or `saekit fit` first.")
-        if text is None:
-            if len(trained) > 1:
-                hint = f"Say which: --site {trained[0]}, or {trained[0]}/7 for a feature."
-                raise WorkspaceError(f"{self.path} has dictionaries at {names}.", hint)
-            return trained[0]
-        site = Site.parse(text)
-        if site not in trained:
-            raise WorkspaceError(f"{self.path} has no dictionary at {site}; it has {names}.", "Train one with `saekit train`.")
-        return site
+    @property
+    def dictionaries(self) -> Dictionaries:
+        """The finished dictionaries."""
+        return Dictionaries(self.path / "sae")
 
     def sae(self, site: str | Site, name: str = "") -> SAE:
         """The dictionary trained at `site`, or another one of it by its name; where the model is if that is loaded."""
         from saekit.sae import SAE
 
-        return SAE.load(self.sae_folder(site, name), device="cpu" if self._model is None else str(self._model.device))
+        return SAE.load(self.dictionaries.folder(site, name), device="cpu" if self._model is None else str(self._model.device))
 
     def database(self) -> FeatureDB:
         """The feature database.
@@ -257,7 +232,7 @@ class Workspace:
         from saekit.objects import Ref
 
         if text.isdecimal():
-            return Ref.parse(f"feature:{self.site(None)}/{text}")
+            return Ref.parse(f"feature:{self.dictionaries.site(None)}/{text}")
         ref = Ref.parse(text if ":" in text else f"feature:{text}")
         if ref.kind != "feature":
             raise UnknownRef(f"{text!r} is no feature.", "Write 1042 or feature:resid_post.3/1042.")
@@ -289,7 +264,7 @@ class Workspace:
         from trainers import Plan, Route
 
         route = Route.parse(route)
-        (error,) = self.train_all([Plan(route, config, self.sae_folder(route.start))], wandb=wandb, progress=progress)
+        (error,) = self.train_all([Plan(route, config, self.dictionaries.folder(route.start))], wandb=wandb, progress=progress)
         if error is not None:
             raise error
         return self.sae(route.start)
@@ -345,7 +320,8 @@ class Workspace:
         again: bool = True,
         progress: bool = True,
     ) -> dict[str, Any]:
-        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`).
+        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`),
+        with what else is known of it from there.
 
         Args:
             site: or what a dictionary of several sites reads: `resid_post.1..2`.
@@ -354,25 +330,34 @@ class Workspace:
             again: measure it even if `reports/` has what was measured of the same weights.
         """
         from saekit.evaluate.quality import quality
-        from saekit.files import write_whole
         from trainers import Route, TrainConfig
 
-        route = Route.parse(site)
-        one = None if route.crosses else self.lm.site(route.site) if name else self.site(str(site))
-        site = one or route.start
-        sae = self.sae(site, name)
-        kept = self.path / "reports" / f"eval-{'-'.join((str(site), name) if name else (str(site),))}.json"
-        if not again and kept.exists():
-            before: dict[str, Any] = json.loads(kept.read_text())
-            if before.get("fingerprint") == sae.fingerprint():
-                return before
+        place, name = self.dictionaries.find(str(site), name)
+        sae, known = self.sae(place, name), self.evaluation(place, name)
+        if known and not again:
+            return known
         store = self.store(other)
         store.check_model(self.lm)
-        settings = TrainConfig.load(self.sae_folder(site, name) / "train.json")
+        route, settings = Route.parse(place), TrainConfig.load(self.dictionaries.folder(place, name) / "train.json")
+        one = None if route.crosses else self.lm.site(route.site)
         metrics = quality(sae, self.lm, store, one, heldout=settings.heldout, progress=progress)
-        metrics["fingerprint"] = sae.fingerprint()
-        write_whole(kept, json.dumps(metrics, indent=2).encode())
-        return metrics
+        return self.keep_evaluation(place, name, known | metrics | {"fingerprint": sae.fingerprint()})
+
+    def evaluation(self, site: str | Site, name: str = "") -> dict[str, Any]:
+        """What `reports/` has of what was measured of the dictionary that is there now; empty where it has nothing."""
+        kept = self._evaluation_file(site, name)
+        measured = json.loads(kept.read_text()) if kept.exists() else {}
+        if not measured or measured.get("fingerprint") != self.sae(site, name).fingerprint():
+            return {}
+        return {key: math.nan if value is None else value for key, value in measured.items()}  # JSON has no NaN
+
+    def keep_evaluation(self, site: str | Site, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """Put what was measured into `reports/`."""
+        write_whole(self._evaluation_file(site, name), document(facts))
+        return facts
+
+    def _evaluation_file(self, site: str | Site, name: str) -> Path:
+        return self.path / "reports" / f"eval-{stem(site, name)}.json"
 
     def intervention(self, features: Iterable[str], *, op: str = "clamp") -> Intervention:
         """An intervention on features by ID, its strengths turned into coefficients.
@@ -419,7 +404,7 @@ class Workspace:
         """
         from saekit.lm.fingerprint import differs
 
-        site = self.site(None if site is None else str(site))
+        site = self.dictionaries.site(None if site is None else str(site))
         if site in self.lm.dictionaries:
             return
         sae = self.sae(site)
@@ -450,14 +435,14 @@ class Workspace:
             store = self.store()
             store.verify(progress=progress)
             found["activations"] = f"{store.n_tokens:,} tokens, every checksum right"
-        for site in (*map(str, self.trained()), *self.crossed()):
-            sae = self.sae(site)
-            found[f"sae/{site}"] = f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"
+        for site, name in self.dictionaries.all():
+            sae = self.sae(site, name)
+            found["/".join(filter(None, ("sae", site, name)))] = f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"
         if self.database_path.exists():
             with self.database() as database:
                 database.verify()
                 for indexed in database.saes():
-                    folder = self.sae_folder(indexed.site)
+                    folder = self.dictionaries.folder(indexed.site)
                     if not folder.exists() or self.sae(indexed.site).fingerprint() != indexed.fingerprint:
                         raise StoreMismatch(
                             f"The features of {indexed.site} in {self.database_path} are not those of {folder}.",

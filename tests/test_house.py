@@ -25,6 +25,7 @@ FLOORS = {
     "feature_db": 2,
     "saekit.steer": 3,
     "saekit.evaluate": 3,
+    "saekit.dictionaries": 4,
     "saekit.study": 4,
     "saekit.workspace": 4,
     "saekit.report": 4,

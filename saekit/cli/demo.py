@@ -25,7 +25,9 @@ _QUERY = Annotated[
 def demo(
     folder: Annotated[Path, typer.Argument(help="Workspace to make, or to go on with.")] = Path("saekit-demo"),
     model: Annotated[str, typer.Option("--model", help="Hub name or local folder of a model, or lab: the built-in one.")] = "lab",
-    data: options.DATA = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help=f"{options.TEXTS} [default: lab, for the model lab]", show_default=False)
+    ] = None,
     query: _QUERY = None,
     site: Annotated[
         str | None,
@@ -98,7 +100,7 @@ def report(
     if training:
         _report_training(ws, site, as_json)
         return
-    chosen = ws.site(site)
+    chosen = ws.dictionaries.site(site)
     sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
     path = pages.write(pages.gather(ws, chosen, sections), out or ws.path / "reports" / f"{chosen}.html")
     if as_json:
@@ -159,7 +161,7 @@ def _steered(section: Section) -> list[dict[str, Any]]:
             "of baseline": result.lift_text(arm) if name != "baseline" else "",
             "perplexity": f"{result.cost(arm):.2f}×" if name != "baseline" else "",
         }
-        for name, arm in (("baseline", result.baseline), ("steered", point.steered), ("random", point.random))
+        for name, arm in result.arms(point).items()
     ]
 
 
@@ -172,7 +174,7 @@ def _print_texts(section: Section) -> None:
     result = section.steered.result
     (point,) = result.points
     say((section.title, "bold"))
-    for name, arm in (("baseline", result.baseline), ("steered", point.steered), ("random", point.random)):
+    for name, arm in result.arms(point).items():
         text = Text(result.sample(arm, 0, section.mentions).replace("\n", "↵"))
         for start, stop in section.mentions.spans(text.plain):
             text.stylize("bold green", start, stop)

@@ -9,10 +9,9 @@ import typer
 
 from saekit.cli import app, options
 from saekit.cli.laboratory import print_recoveries, recovery_facts
-from saekit.cli.output import bar, document, emit, number, print_quality, quiet_libraries, say, table
+from saekit.cli.output import bar, emit, number, print_quality, quiet_libraries, say, table
 
 if TYPE_CHECKING:
-    from saekit.evaluate.concepts import Recoveries
     from saekit.evaluate.probing import Probes
     from saekit.evaluate.transfer import Transfer
     from saekit.lab import Document
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 def evaluate(
     workspace: options.WORKSPACE,
     site: options.SITE = None,
-    name: Annotated[
-        str, typer.Option("--name", help="Another dictionary of the site, as `saekit train` called it.", show_default=False)
-    ] = "",
+    name: options.NAME = "",
     with_: options.WITH = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Probe known concepts with 1, 2 and 5 latents, and measure what others absorb.")
@@ -73,44 +70,40 @@ def evaluate(
     Example: `saekit eval pythia --probe`
     """
     quiet_libraries()
+    from saekit.dictionaries import stem
     from saekit.errors import ConfigError
+    from saekit.evaluate.concepts import concept_recovery
     from saekit.evaluate.examples import read_labelled
+    from saekit.report import write_evaluation
     from saekit.workspace import Workspace
     from trainers import Route
 
     ws = Workspace.open(workspace)
-    crossed = ws.crossed()
-    if (site is not None and Route.parse(site).crosses) or (site is None and crossed and not ws.trained()):
-        if probe or concepts or labelled or model:
-            raise ConfigError("These are measured of dictionaries of one site.", "Leave them out.")
-        place = crossed[0] if site is None else Route.parse(site).start
-        measured = ws.evaluate(place, name, other=None if with_ is None else Workspace.open(with_))
-        if as_json:
-            emit(measured)
-        else:
-            print_quality(place, measured)
-            _print_distributions(measured)
-        return
-    chosen = ws.site(site) if not name else _named(ws, site, name)
+    place, name = ws.dictionaries.find(site, name)
+    route = Route.parse(place)
+    if route.crosses and (probe or concepts or labelled or model):
+        raise ConfigError("These are measured of dictionaries of one site.", "Leave them out.")
     own = None if labelled is None else read_labelled(labelled)
-    other = None if model is None else _load(ws, ws.sae(chosen, name), chosen, model, revision)
-    facts: dict[str, Any] = dict(ws.evaluate(chosen, name))
-    sae = ws.sae(chosen, name)
+    other = None if model is None else _load(ws, ws.sae(place, name), route.site, model, revision)
+    facts = ws.evaluate(place, name, other=None if with_ is None else Workspace.open(with_))
+    sae = ws.sae(place, name)
     laboratory = _laboratory(documents, seed) if concepts or (probe and own is None) else []
-    probes = _probe(ws, sae, chosen, laboratory if own is None else own, seed) if probe or own is not None else None
-    recoveries = _recover(ws, sae, chosen, laboratory) if concepts else None
-    moved = None if other is None else _transfer(ws, sae, chosen, name, other)
+    probed = laboratory if own is None else own
+    probes = _probe(ws, sae, route.site, probed, seed) if probe or own is not None else None
+    recoveries = concept_recovery(ws.lm, sae, route.site, laboratory) if concepts else None
+    moved = None if other is None else _transfer(ws, sae, route.site, name, other)
     parts = {
         "probe": None if probes is None else probes.to_dict(),
         "concepts": None if recoveries is None else recovery_facts(recoveries),
         "transfer": None if moved is None else moved.to_dict(),
     }
     facts |= {name: part for name, part in parts.items() if part is not None}
-    page = _keep(ws, chosen, name, facts)
+    ws.keep_evaluation(place, name, facts)
+    page = write_evaluation(stem(place, name), ws.study.model, facts, ws.path / "reports" / f"eval-{stem(place, name)}.html")
     if as_json:
         emit(facts | {"page": str(page)})
         return
-    print_quality(" ".join(filter(None, (str(chosen), name))), facts)
+    print_quality(" ".join(filter(None, (place, name))), facts)
     _print_distributions(facts)
     if probes is not None:
         _print_probes(probes)
@@ -119,25 +112,6 @@ def evaluate(
     if moved is not None:
         print_transfer(moved)
     say("pictures: ", (str(page), "bold"))
-
-
-def _named(ws: Workspace, site: str | None, name: str) -> Site:
-    """The site of the dictionary called `name`.
-
-    Raises:
-        WorkspaceError: there is none, or at several sites.
-    """
-    from saekit.errors import WorkspaceError
-    from saekit.lm.sites import Site
-
-    known = [file.parent.relative_to(ws.path / "sae").parts for file in sorted((ws.path / "sae").glob("*/*/cfg.json"))]
-    sites = [own for own, each in known if each == name and site in (None, own)]
-    if not sites:
-        has = ", ".join("/".join(each) for each in known)
-        raise WorkspaceError(f"{ws.path} has no dictionary called {name!r}.", f"It has {has}." if has else None)
-    if len(sites) > 1:
-        raise WorkspaceError(f"{name!r} is the name of dictionaries at {', '.join(sites)}.", f"Say which: --site {sites[0]}.")
-    return Site.parse(sites[0])
 
 
 def _load(ws: Workspace, sae: SAE, site: Site, model: str, revision: str | None) -> LanguageModel:
@@ -165,30 +139,14 @@ def _probe(ws: Workspace, sae: SAE, site: Site, labelled: list[Document] | tuple
     return probe(sae, token_examples(ws.lm, sae, site, labelled, seed=seed), site=str(site))
 
 
-def _recover(ws: Workspace, sae: SAE, site: Site, documents: list[Document]) -> Recoveries:
-    from saekit.evaluate.concepts import concept_recovery
-
-    return concept_recovery(ws.lm, sae, site, documents)
-
-
 def _transfer(ws: Workspace, sae: SAE, site: Site, name: str, other: LanguageModel) -> Transfer:
     from saekit.evaluate.quality import MAX_TOKENS, heldout_documents
     from saekit.evaluate.transfer import transfer
     from trainers import TrainConfig
 
-    heldout = TrainConfig.load(ws.sae_folder(site, name) / "train.json").heldout
+    heldout = TrainConfig.load(ws.dictionaries.folder(site, name) / "train.json").heldout
     rows, _ = heldout_documents(ws.lm, ws.store(), heldout, MAX_TOKENS)
     return transfer(sae, ws.lm, other, site, rows)
-
-
-def _keep(ws: Workspace, site: Site, name: str, facts: dict[str, Any]) -> Path:
-    """Put everything into reports/; returns the page."""
-    from saekit.files import write_whole
-    from saekit.report import write_evaluation
-
-    title = "-".join(filter(None, (str(site), name)))
-    write_whole(ws.path / "reports" / f"eval-{title}.json", document(facts).encode())
-    return write_evaluation(title, ws.study.model, facts, ws.path / "reports" / f"eval-{title}.html")
 
 
 def _print_distributions(facts: dict[str, Any]) -> None:

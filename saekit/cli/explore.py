@@ -44,7 +44,7 @@ def search(
     extra: dict[str, Any] = {"by": by} if by else {}
     if deep:
         quiet_libraries()
-        chosen = ws.site(site)
+        chosen = ws.dictionaries.site(site)
         extra |= {"lm": ws.lm, "sae": ws.sae(chosen)}
         site = str(chosen)
     hits = ws.database().search(query, k=k, site=site, **extra)

@@ -164,7 +164,7 @@ def _print_document(document: Document) -> None:
 @lab_app.command()
 def concepts(
     workspace: options.WORKSPACE,
-    site: options.SITES = None,
+    site: options.TRAINED_SITES = None,
     documents: Annotated[int, typer.Option(help="Labelled documents to measure on.", min=2)] = 4000,
     split: _SPLIT = "heldout",
     seed: options.SEED = 0,
@@ -186,7 +186,7 @@ def concepts(
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = [ws.site(name) for name in site] if site else ws.trained() or [ws.site(None)]
+    sites = ws.dictionaries.chosen(site)
     labelled = list(lab.documents(split=split, seed=seed, n=documents))  # type: ignore[arg-type]
     found = [concept_recovery(ws.lm, ws.sae(each), each, labelled) for each in sites]
     if as_json:

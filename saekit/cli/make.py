@@ -1,4 +1,4 @@
-"""Commands that make things: fit, cache, train, index, verify."""
+"""Commands that make things: fit, cache, train, choose, index, verify."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from saekit.builtin import NAME, is_lab
 from saekit.cli import app, options
-from saekit.cli.output import emit, print_quality, quiet_libraries, say, table
+from saekit.cli.output import emit, print_quality, quiet_libraries, say, table, told
 from saekit.cli.settings import with_settings
 from trainers.processes import leads
 
@@ -27,10 +27,13 @@ def _plan(
     model: str, sites: list[str] | None, data: str | None, out: Path | None, site_out: str | None = None, **settings: Any
 ) -> Workspace:
     quiet_libraries()
+    from saekit.errors import ConfigError
     from saekit.lm import LanguageModel
     from saekit.workspace import Workspace, study_of
     from trainers import Route
 
+    if site_out and not sites:
+        raise ConfigError("--site-out says what is predicted, and nothing says from what.", "Give --site, too.")
     lm = None
     if not sites:
         lm = LanguageModel.load(model, dtype=settings.get("dtype"), revision=settings.get("revision"))
@@ -45,6 +48,7 @@ def _describe(
     workspace: Workspace, settings: dict[str, Any], site: list[str] | None, sweep: Path | None = None, **more: str | None
 ) -> dict[str, Any]:
     """What to train: what a sweep's file says, and over it what the options say; at all the sites of the study by default."""
+    from saekit.errors import ConfigError
     from trainers import TrainConfig, read_sweep
     from trainers.sweep import KEYS
 
@@ -52,6 +56,8 @@ def _describe(
     described |= settings | {key: value for key, value in {"site": tuple(site or ()), **more}.items() if value}
     parts = (described, described.get("grid", ()), *described.get("runs", ()))
     if not any(key in part for part in parts for key in ("site", "from")):  # an SAE to start from has a site
+        if any("site_out" in part for part in parts):
+            raise ConfigError("site_out says what is predicted, and nothing says from what.", "Give a site, too.")
         described["site"] = workspace.study.sites
     return described
 
@@ -124,7 +130,7 @@ def fit(
 
 def _next(workspace: Workspace, route: Route) -> None:
     ws = workspace.path
-    feature = f"feature:{route.site}/7" if len(workspace.trained()) > 1 else "7"
+    feature = f"feature:{route.site}/7" if len(workspace.dictionaries.sites()) > 1 else "7"
     lines = (f'search {ws} "happy"', f"show {ws} {feature}", f'steer {ws} --feature {feature} "Once upon a time"')
     say(("next:", "dim"), *(f"\n  saekit {line}" for line in lines))
 
@@ -179,7 +185,7 @@ def cache(
 @with_settings
 def train(
     workspace: options.WORKSPACE,
-    site: options.SITES = None,
+    site: options.CACHED_SITES = None,
     site_out: options.SITE_OUT = None,
     sweep: Annotated[
         Path | None,
@@ -206,8 +212,9 @@ def train(
     every layer, which write to it and to all later ones.
 
     A sweep's file holds settings under the names below, and `grid:` with lists of values, every combination of which is trained;
-    or `runs:` with a list of settings. They are compared in a table, and in reports/sweep.html. Run it again after an
-    interruption, or with more in the file: what is finished is not trained again.
+    or `runs:` with a list of settings. They are compared in a table, and in reports/sweep-FILE.html. Run it again after an
+    interruption, or with more in the file: what is finished is not trained again. `saekit choose` makes one of them the
+    dictionary of its site, whose features are indexed, searched and steered.
 
     How each was trained is told in reports/train-SITE.html, or train-SITE-NAME.html; `saekit report WS --training` writes that
     page while training goes on.
@@ -240,26 +247,39 @@ def train(
             stopped = ws.train_all(plans, other=second, wandb=wandb)
             if leads():
                 if sweep is not None:
-                    _print_sweep(ws, plans, sweep.stem, as_json)
-                pages = _write_pages(ws, plans)
-    if sweep is None and leads():
-        rows = [
-            {"site": str(plan.route), "folder": str(plan.out), "report": str(page)}
-            for plan, page, error in zip(plans, pages, stopped)
-            if error is None
-        ]
-        emit(rows) if as_json else table(rows)
+                    _print_sweep(ws, plans, stopped, sweep.stem, as_json)
+                pages = _write_pages(ws, plans)  # which link to that of the sweep
+                if sweep is None:
+                    _print_trained(plans, stopped, pages, as_json)
+    if as_json and any(stopped):
+        raise typer.Exit(2)  # what was printed says why
     _raise_first(stopped)
 
 
-def _print_sweep(ws: Workspace, plans: Sequence[Plan], title: str, as_json: bool) -> None:
+def _print_trained(plans: Sequence[Plan], stopped: Sequence[SaekitError | None], pages: Sequence[Path], as_json: bool) -> None:
+    rows = [
+        {"site": str(plan.route), "folder": str(plan.out), "report": str(page)} | ({"error": told(error)} if error else {})
+        for plan, page, error in zip(plans, pages, stopped)
+    ]
+    if as_json:
+        emit(rows)
+    elif done := [row for row in rows if "error" not in row]:
+        table(done)
+
+
+def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitError | None], title: str, as_json: bool) -> None:
     """Measure what was trained, and compare it."""
     from saekit.report import compare, write_sweep
 
     compared = compare(ws, plans)
-    page = write_sweep(f"Sweep {title}", compared, ws.path / "reports" / f"{title}.html")
+    page = write_sweep(f"Sweep {title}", compared, ws.path / "reports" / f"sweep-{title}.html")
     if as_json:
-        emit({"page": str(page), "dictionaries": [each.row() for each in compared]})
+        errors = [
+            {"site": str(plan.route), "name": plan.name, "error": told(error)} for plan, error in zip(plans, stopped) if error
+        ]
+        emit({"page": str(page), "dictionaries": [each.row() for each in compared], "stopped": errors})
+        return
+    if not compared:
         return
     shown = {"ce_recovered": "{:.2%}", "dead_fraction": "{:.2%}", "fvu": "{:.4f}", "l0": "{:.4g}"}
     names = {"ce_recovered": "CE recovered", "dead_fraction": "dead", "fvu": "FVU", "l0": "L0", "best": ""}
@@ -273,6 +293,8 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], title: str, as_json: bool
         ]
     )
     say("pictures: ", (str(page), "bold"))
+    if best := [each.name for each in compared if each.best]:
+        say(("next:", "dim"), f"\n  saekit choose {ws.path} {best[0]}")
 
 
 def _write_pages(ws: Workspace, plans: Sequence[Plan]) -> list[Path]:
@@ -289,8 +311,37 @@ def _raise_first(stopped: Sequence[SaekitError | None]) -> None:
 
 
 @app.command()
-def index(workspace: options.WORKSPACE, site: options.SITES = None, as_json: options.JSON = False) -> None:
-    """Put a dictionary's features into the searchable database, with free labels.
+def choose(
+    workspace: options.WORKSPACE,
+    name: Annotated[str, typer.Argument(help="A dictionary, as `saekit train` called it.")],
+    site: options.SITE = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Name under which the site's dictionary until now is kept.", show_default=False)
+    ] = None,
+    as_json: options.JSON = False,
+) -> None:
+    """Make a dictionary that has a name its site's own, whose features are indexed, searched and steered.
+
+    Example: `saekit choose pythia topk-l0=16`
+    """
+    quiet_libraries()
+    from saekit.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    with ws.writing():
+        chosen = ws.dictionaries.choose(name, site, keep=keep)
+    if as_json:
+        emit({"site": chosen, "name": name, "folder": str(ws.dictionaries.folder(chosen))})
+    else:
+        say("the dictionary of ", (chosen, "bold"), " is now ", (name, "bold"))
+        say(("next:", "dim"), f"\n  saekit index {ws.path} --site {chosen}")
+
+
+@app.command()
+def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_json: options.JSON = False) -> None:
+    """Put the features of each site's dictionary into the searchable database, with free labels.
+
+    Of several at a site that have names, `saekit choose` says which.
 
     Example: `saekit index pythia`
     """
@@ -298,7 +349,7 @@ def index(workspace: options.WORKSPACE, site: options.SITES = None, as_json: opt
     from saekit.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = [ws.site(name) for name in site] if site else ws.trained() or [ws.site(None)]
+    sites = ws.dictionaries.chosen(site)
     with ws.writing():
         for each in sites:
             ws.index(each)

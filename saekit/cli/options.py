@@ -12,15 +12,20 @@ MODEL = Annotated[
     typer.Argument(help="Hub name or local folder of a causal language model, or lab: the built-in one.", show_default=False),
 ]
 WORKSPACE = Annotated[Path, typer.Argument(help="Folder that `saekit fit` or `saekit cache` made.", show_default=False)]
+_ROUTES = (
+    "Where to read activations, e.g. resid_post.3; or from where to where: mlp_in.3->mlp_out.3; or several for one dictionary: "
+    "resid_post.1+resid_post.3, mlp_in.0..3->mlp_out.0..3. May be repeated."
+)
 SITES = Annotated[
     list[str] | None,
-    typer.Option(
-        "--site",
-        help="Where to read activations, e.g. resid_post.3; or from where to where: mlp_in.3->mlp_out.3; or several for one "
-        "dictionary: resid_post.1+resid_post.3, mlp_in.0..3->mlp_out.0..3. May be repeated. "
-        "[default: resid_post at mid depth]",
-        show_default=False,
-    ),
+    typer.Option("--site", help=f"{_ROUTES} [default: resid_post at mid depth]", show_default=False),
+]
+CACHED_SITES = Annotated[
+    list[str] | None, typer.Option("--site", help=f"{_ROUTES} [default: every cached site]", show_default=False)
+]
+TRAINED_SITES = Annotated[
+    list[str] | None,
+    typer.Option("--site", help="Site of a dictionary; may be repeated. [default: all that have one]", show_default=False),
 ]
 WITH = Annotated[
     Path | None,
@@ -32,19 +37,15 @@ WITH = Annotated[
 ]
 SITE_OUT = Annotated[
     str | None,
-    typer.Option("--site-out", help="What to predict from --site, for transcoders. [default: --site]", show_default=False),
+    typer.Option("--site-out", help="What to predict from --site, for transcoders. [default: what is read]", show_default=False),
 ]
 SITE = Annotated[
     str | None, typer.Option("--site", help="Site of the dictionary; needed where the workspace has several.", show_default=False)
 ]
+TEXTS = "Hub data set, local txt / jsonl / parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus."
 DATA = Annotated[
     str | None,
-    typer.Option(
-        "--data",
-        help="Hub data set, local txt / jsonl / parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus. "
-        "[default: lab for the model lab, NeelNanda/pile-10k for others]",
-        show_default=False,
-    ),
+    typer.Option("--data", help=f"{TEXTS} [default: lab for the model lab, NeelNanda/pile-10k for others]", show_default=False),
 ]
 OUT = Annotated[
     Path | None, typer.Option("--out", help="Workspace folder. [default: MODEL-SITE in this folder]", show_default=False)
@@ -69,7 +70,10 @@ BATCH = Annotated[
     int | None, typer.Option("--cache-batch", help="Contexts in a forward pass. [default: about 8192 tokens]", show_default=False)
 ]
 L0 = Annotated[int, typer.Option("--l0", "--k", help="Features active per token (k of TopK).", min=1)]
-SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
+SEED = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)]
+NAME = Annotated[
+    str, typer.Option("--name", help="Another dictionary of the site, as `saekit train` called it.", show_default=False)
+]
 WANDB = Annotated[
     str | None, typer.Option(help="Log to this Weights & Biases project; nothing is sent without it.", show_default=False)
 ]

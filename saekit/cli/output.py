@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from typing import TYPE_CHECKING, Any
+
+from saekit.files import document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,21 +29,13 @@ def say(*parts: str | tuple[str, str]) -> None:
 
 
 def emit(data: Any) -> None:
-    """Print `data` as :func:`document` has it."""
+    """Print `data` as :func:`saekit.files.document` has it."""
     print(document(data))
 
 
-def document(data: Any) -> str:
-    """`data` as one JSON document, in which a number that does not exist is null."""
-    return json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+def told(error: SaekitError) -> dict[str, str | None]:
+    """An error as JSON has it."""
+    return {"error": type(error).__name__, "message": error.what, "hint": error.hint}
 
 
 def fail(error: SaekitError, *, as_json: bool) -> int:
@@ -52,7 +44,7 @@ def fail(error: SaekitError, *, as_json: bool) -> int:
     from rich.text import Text
 
     if as_json:
-        emit({"error": type(error).__name__, "message": error.what, "hint": error.hint})
+        emit(told(error))
     message = Text.assemble(("error: ", "bold red"), error.what)
     if error.hint:
         message.append(f"\n  {error.hint}", style="yellow")
@@ -97,7 +89,7 @@ def print_quality(site: str, metrics: dict[str, Any]) -> None:
     lines = [
         ("variance unexplained (FVU)", f"{metrics['fvu']:.4f}", where),
         ("features active (L0)", number(metrics["l0"]), "per token"),
-        ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
+        ("dead features", f"{metrics['dead_fraction']:.2%}", f"fire on none of {metrics['density_tokens']:,} tokens"),
     ]
     if "ce" in metrics:
         recovered = f"{metrics['ce']:.3f} as it is, {metrics['ce_spliced']:.3f} spliced in, {metrics['ce_zero']:.3f} at zero"

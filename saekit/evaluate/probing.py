@@ -60,7 +60,9 @@ class Probe:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        scores = {name: {k: score._asdict() for k, score in getattr(self, name).items()} for name in ("sparse", "coordinates")}
+        scores = {
+            name: {str(k): score._asdict() for k, score in getattr(self, name).items()} for name in ("sparse", "coordinates")
+        }
         return asdict(self) | {"dense": self.dense._asdict()} | scores
 
 
@@ -95,8 +97,9 @@ class Probes:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        concepts = [each.to_dict() for each in self.found]
-        return {"examples": self.examples, "means": self.means(), "concepts": concepts, "missing": list(self.missing)}
+        concepts, means = [each.to_dict() for each in self.found], self.means()
+        means |= {name: {str(k): score for k, score in means[name].items()} for name in ("sparse", "coordinates")}
+        return {"examples": self.examples, "means": means, "concepts": concepts, "missing": list(self.missing)}
 
 
 def probe(

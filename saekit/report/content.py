@@ -108,8 +108,8 @@ def gather(
     return Content(
         title=title or f"Dictionary at {site}",
         settings=_settings(ws, site),
-        quality=ws.evaluate(site) if quality is None else quality,
-        curve=read_log(ws.sae_folder(site) / "metrics.jsonl"),
+        quality=ws.evaluate(site, again=False) if quality is None else quality,
+        curve=read_log(ws.dictionaries.folder(site) / "metrics.jsonl"),
         density_F=density_F,
         densest=densest,
         rarest=rarest,
@@ -128,7 +128,7 @@ def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
 def _settings(ws: Workspace, site: Site) -> dict[str, str]:
     from trainers import TrainConfig
 
-    study, store, config = ws.study, ws.store(), TrainConfig.load(ws.sae_folder(site) / "train.json")
+    study, store, config = ws.study, ws.store(), TrainConfig.load(ws.dictionaries.folder(site) / "train.json")
     return {
         "model": study.model,
         "site": str(site),
@@ -136,7 +136,7 @@ def _settings(ws: Workspace, site: Site) -> dict[str, str]:
         "cached": f"{store.n_tokens:,} tokens of {study.store_dtype}",
         "architecture": config.arch,
         "features": f"{config.n_latents:,}",
-        "active per token": f"{config.l0}",
+        **({"active per token, as asked": f"{config.l0}"} if config.sparsity is None else {"sparsity": f"{config.sparsity:g}"}),
         "trained on": f"{config.tokens or 0:,} tokens, repeats counted",
         "batch": f"{config.batch_size or 0:,} tokens",
         "learning rate": f"{config.lr or 0:.3g}",

@@ -24,7 +24,7 @@ def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str 
         StorageFull: there is no room.
     """
     path = Path(path)
-    write_whole(path, render_evaluation(site, model, facts).encode("utf-8", "replace"))
+    write_whole(path, render_evaluation(site, model, facts))
     return path
 
 
@@ -71,7 +71,7 @@ def _by_k(means: Mapping[str, Any]) -> Markup:
         "coordinates of the activation": ([means["coordinates"][k]["accuracy"] for k in ks], "c dots"),
         "dense probe": ([means["dense"]["accuracy"]] * len(ks), "b dashed"),
     }
-    lines = [Line(name, ks, ys, kind) for name, (ys, kind) in rows.items()]
-    x = Axis("latents or coordinates", 0.0, float(max(ks)))
+    lines = [Line(name, [float(k) for k in ks], ys, kind) for name, (ys, kind) in rows.items()]
+    x = Axis("latents or coordinates", 0.0, max(map(float, ks)))
     y = Axis("accuracy", min(0.5, *(y for line in lines for y in line.ys)), 1.0, show=percent)
     return line_chart(lines, x, y)

@@ -32,7 +32,7 @@ def write(content: Content, path: str | Path) -> Path:
         StorageFull: there is no room.
     """
     path = Path(path)
-    write_whole(path, render(content).encode("utf-8", "replace"))
+    write_whole(path, render(content))
     return path
 
 
@@ -74,7 +74,7 @@ def quality_tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
     tiles = [
         ("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", where),
         ("features active (L0)", f"{metrics['l0']:.3g}", "per token"),
-        ("dead features", f"{metrics['dead_fraction']:.2%}", "fire on no cached token"),
+        ("dead features", f"{metrics['dead_fraction']:.2%}", f"fire on none of {int(metrics['density_tokens']):,} tokens"),
     ]
     if "ce" in metrics:  # crosscoders cannot be spliced in
         lost = f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats"
@@ -143,9 +143,8 @@ def _side_by_side(steered: Steered, mentions: Mentions) -> Iterable[Row]:
     """The first prompts. Every arm is shown by its sample with most mentions, so none is chosen in another way than another."""
     result = steered.result
     (point,) = result.points
-    arms = {"baseline": result.baseline, "steered": point.steered, "random": point.random}
     for i, prompt in list(enumerate(result.prompts))[:_SHOWN]:
-        yield Row(prompt, [(name, result.sample(arm, i, mentions)) for name, arm in arms.items()])
+        yield Row(prompt, [(name, result.sample(arm, i, mentions)) for name, arm in result.arms(point).items()])
 
 
 def _outcome(section: Section) -> list[dict[str, Any]]:
@@ -153,7 +152,6 @@ def _outcome(section: Section) -> list[dict[str, Any]]:
     assert section.steered is not None
     result = section.steered.result
     (point,) = result.points
-    arms = {"baseline": result.baseline, "steered": point.steered, "random": point.random}
     return [
         {
             "name": name,
@@ -163,5 +161,5 @@ def _outcome(section: Section) -> list[dict[str, Any]]:
             "lift": result.lift_text(arm),
             "cost": result.cost(arm),
         }
-        for name, arm in arms.items()
+        for name, arm in result.arms(point).items()
     ]

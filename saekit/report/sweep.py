@@ -87,7 +87,7 @@ def write_sweep(title: str, compared: Sequence[Compared], path: str | Path, *, l
         StorageFull: there is no room.
     """
     path = Path(path)
-    write_whole(path, render_sweep(title, compared, linked=linked).encode("utf-8", "replace"))
+    write_whole(path, render_sweep(title, compared, linked=linked))
     return path
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from saekit.dictionaries import stem
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.page import environment, quality_tiles
@@ -74,7 +75,7 @@ def runs(ws: Workspace) -> list[tuple[str, str]]:
 
 def page_name(site: str, name: str = "") -> str:
     """Of the file in `reports/`."""
-    return f"train-{'-'.join(filter(None, (site, name)))}.html"
+    return f"train-{stem(site, name)}.html"
 
 
 def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
@@ -86,7 +87,7 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
     from saekit.errors import WorkspaceError
     from trainers.log import TIMING, read_log
 
-    folder = ws.sae_folder(site, name)
+    folder = ws.dictionaries.folder(site, name)
     if not (folder / "train.json").exists():
         known = ", ".join("/".join(filter(None, run)) for run in runs(ws))
         hint = f"It has {known}." if known else "Run `saekit train` or `saekit fit` first."
@@ -101,7 +102,7 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
         finished=finished,
         rows=read_log(folder / "metrics.jsonl"),
         timing=read_log(folder / TIMING),
-        quality=_measured(ws, site, name) if finished else None,
+        quality=(ws.evaluation(site, name) or None) if finished else None,
         density_F=_density(folder) if finished else None,
         links=_links(ws, site, name),
     )
@@ -115,7 +116,7 @@ def write_training(ws: Workspace, site: str, name: str = "") -> Path:
         StorageFull: there is no room.
     """
     path = ws.path / "reports" / page_name(site, name)
-    write_whole(path, render_training(gather_training(ws, site, name)).encode("utf-8", "replace"))
+    write_whole(path, render_training(gather_training(ws, site, name)))
     return path
 
 
@@ -181,16 +182,6 @@ def timing(rows: Sequence[Row]) -> Spent | None:
     return Spent(sum(own[-1]["seconds"] for own in processes.values()), len(processes), min(processes), ended, points)
 
 
-def _measured(ws: Workspace, site: str, name: str) -> dict[str, Any] | None:
-    from saekit.sae import SAE
-
-    kept = ws.path / "reports" / f"eval-{'-'.join(filter(None, (site, name)))}.json"
-    if not kept.exists():
-        return None
-    measured: dict[str, Any] = json.loads(kept.read_text())
-    return measured if measured.get("fingerprint") == SAE.load(ws.sae_folder(site, name)).fingerprint() else None
-
-
 def _density(folder: Path) -> NDArray[np.float64] | None:
     from saekit.sae import load_sparsity
 
@@ -202,11 +193,11 @@ def _density(folder: Path) -> NDArray[np.float64] | None:
 def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
     """The evaluation, comparisons that this run is part of, and the other runs of this site."""
     reports = ws.path / "reports"
-    evaluation = f"eval-{'-'.join(filter(None, (site, name)))}.html"
+    evaluation = f"eval-{stem(site, name)}.html"
     found = [("evaluation", evaluation)] if (reports / evaluation).exists() else []
     for page in sorted(reports.glob("*.html")):
         if not page.name.startswith("train-") and f'href="{page_name(site, name)}"' in page.read_text():
-            found.append((f"comparison {page.stem}", page.name))
+            found.append((f"comparison {page.stem.removeprefix('sweep-')}", page.name))
     others = [run for run in runs(ws) if run[0] == site and run != (site, name)]
     return found + [(each or site, page_name(site, each)) for _, each in others if (reports / page_name(site, each)).exists()]
 
@@ -227,12 +218,17 @@ def _tiles(run: Trained, spent: Spent | None) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def _goal(config: Mapping[str, Any]) -> int | None:
+    """The L0 that was asked for; a given weight of the penalty asks for none."""
+    return config["l0"] if config["sparsity"] is None else None
+
+
 def _charts(run: Trained) -> list[tuple[str, Markup]]:
     """(title, drawing)."""
     wanted = [
         ("Loss", figures.curve(run.rows, "loss")),
         ("Variance unexplained (FVU)", figures.curve(run.rows, "fvu")),
-        ("Features active per token (L0)", figures.curve(run.rows, "l0", goal=run.config["l0"])),
+        ("Features active per token (L0)", figures.curve(run.rows, "l0", goal=_goal(run.config))),
         ("Dead features", figures.curve(run.rows, "dead_fraction")),
         ("Learning rate", figures.curve(run.rows, "lr")),
         ("Weight of the sparsity penalty", figures.curve(run.rows, "sparsity")),

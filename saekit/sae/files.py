@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, SAENotFound, UnknownSite
-from saekit.files import PARTIAL, is_full, no_room, sync
+from saekit.files import PARTIAL, sync, unwritable
 from saekit.lm.sites import Site
 from saekit.sae.config import DTYPES, ROWS, SAEConfig
 
@@ -107,9 +107,7 @@ def save(sae: SAE, folder: str | Path, *, sparsity: Tensor | None = None) -> Non
         for path in beside.values():
             if folder.is_dir():
                 path.unlink(missing_ok=True)
-        if is_full(error):
-            raise no_room(folder) from error
-        raise
+        raise unwritable(folder, error) from error
 
 
 def load_sparsity(folder: str | Path) -> Tensor | None:

@@ -63,6 +63,10 @@ class Sweep:
     points: list[Point]
     """By strength, as given."""
 
+    def arms(self, point: Point) -> dict[str, Arm]:
+        """What is shown side by side, by its name."""
+        return {"baseline": self.baseline, "steered": point.steered, "random": point.random}
+
     def lift(self, arm: Arm) -> float:
         """How many times the baseline's rate. Where the baseline has no mention, as if it had one: no less than that is known."""
         words = max(self.baseline.rate.words, 1)

@@ -116,6 +116,8 @@ def test_running_again_changes_nothing(saekit: Saekit, fit_arguments: list[objec
         (("fit", "{model}", "--data", "{data}", "--arch", "topkk"), "ConfigError"),
         (("fit", "{model}", "--data", "{data}", "--latents", 64, "--k", 100), "ConfigError"),
         (("fit", "{model}", "--data", "{data}", "--store-dtype", "float12"), "ConfigError"),
+        (("fit", "{model}", "--data", "{data}", "--data-seed", -1), "ConfigError"),
+        (("fit", "{model}", "--data", "{data}", "--site-out", "mlp_out.2"), "ConfigError"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(
@@ -135,6 +137,16 @@ def test_bad_input_is_named_and_leaves_nothing(
     assert outcome.json["error"] == error
     assert "Traceback" not in outcome.stderr
     assert not (tmp_path / "ws").exists()
+
+
+def test_where_nothing_can_be_written(saekit: Saekit, fit_arguments: list[object], workspace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for command in ((*fit_arguments, "--out", file / "ws"), ("report", workspace, "--out", tmp_path)):
+        outcome = saekit(*command, "--json")
+        assert (outcome.status, outcome.json["error"]) == (2, "WorkspaceError"), outcome.stderr
+        assert "cannot be written" in outcome.json["message"]
+    assert [*tmp_path.iterdir()] == [file]
 
 
 def test_a_feature_out_of_range(saekit: Saekit, workspace: Path) -> None:

@@ -48,6 +48,8 @@ def test_dictionaries_of_several_sites_are_trained_and_measured(
     assert saekit("eval", ws, "--site", places[0], "--json").json["fvu"] == pytest.approx(cross["fvu"])
     shown = saekit("eval", ws, "--site", "resid_post.1..2")
     assert shown.status == 0 and "share of decoder norm" in shown.stdout
+    assert "share of decoder norm" in shown.stdout and (ws / "reports" / "eval-resid_post.1..2.html").exists()
+    assert saekit("eval", ws).status == 2  # of two, which?
     assert "jumprelu_clt" in str(saekit("verify", ws, "--json").json)
     for command in (("index", ws, "--site", "resid_post.1..2"), ("search", ws, "dog"), ("steer", ws, "--feature", "7", "Once")):
         refused = saekit(*command)

@@ -49,7 +49,7 @@ def test_a_sweep_is_trained_compared_and_extended(saekit: Saekit, ws: Path, tmp_
         assert row["best"] == (not better)
 
     page = check(Path(outcome.json["page"]).read_text())
-    assert Path(outcome.json["page"]) == ws / "reports" / "shapes.html"
+    assert Path(outcome.json["page"]) == ws / "reports" / "sweep-shapes.html"
     for name in (*names, "Sweep shapes", "on the front"):
         assert name in page.all_text
     dots = [dict(attributes)["class"] for tag, attributes in page.tags if tag == "circle"]
@@ -118,6 +118,23 @@ def test_fine_tuning_makes_another_dictionary_of_the_same_site(saekit: Saekit, w
     assert "name" in str(refused.json["hint"])
 
 
+def test_what_was_stopped_is_told_in_the_same_document(saekit: Saekit, ws: Path, tmp_path: Path) -> None:
+    stopped = saekit("train", ws, "--latents", 64, "--train-tokens", 20_000, "--lr", 1e30, "--name", "hot", "--json")
+    (row,) = stopped.json
+    assert stopped.status == 2 and row["error"]["error"] == "Diverged" and "Traceback" not in stopped.stderr
+    file = tmp_path / "rates.yaml"
+    file.write_text("{latents: 64, tokens: 20_000, runs: [{name: cold, lr: 1e-3}, {name: hotter, lr: 1e30}]}")
+    swept = saekit("train", ws, "--sweep", file, "--json")
+    assert swept.status == 2
+    assert [each["name"] for each in swept.json["dictionaries"]] == ["cold"]
+    assert [(each["name"], each["error"]["error"]) for each in swept.json["stopped"]] == [("hotter", "Diverged")]
+
+
+def _files(folder: Path) -> set[Path]:
+    """What is written; not what SQLite has beside a database that is open."""
+    return {path for path in folder.rglob("*") if path.name != ".lock" and not path.name.endswith(("-wal", "-shm"))}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -138,12 +155,12 @@ def test_mistakes_are_named_and_write_nothing(
 ) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("grid: {l0: [2, 4]}")
-    before = {path for path in workspace.rglob("*") if path.name != ".lock"}
+    before = _files(workspace)
     outcome = saekit("train", workspace, *(str(each).format(sweep=sweep) for each in arguments), "--json")
     assert (outcome.status, outcome.json["error"]) == (2, error), outcome.stderr
     text = json.dumps(outcome.json)
     assert all(word in text for word in words), text
-    assert {path for path in workspace.rglob("*") if path.name != ".lock"} == before
+    assert _files(workspace) == before
 
 
 def test_an_option_that_is_none_is_answered_with_the_nearest(saekit: Saekit, workspace: Path) -> None:

@@ -19,6 +19,7 @@ QUALITY = {
     "fvu": 0.05,
     "l0": 16.0,
     "dead_fraction": 0.01,
+    "density_tokens": 4096,
     "ce": 1.5,
     "ce_spliced": 1.6,
     "ce_zero": 9.0,
