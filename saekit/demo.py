@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": "personas"}
 """Concepts of the laboratory, each with the genre of the prompts to steer on: one that it does not belong to."""
+LAB_RATE = 1.6e-3
+"""The learning rate there: what the rule gives longer runs. At that of short ones more concepts have a feature, but the three
+above are found further down."""
 STRENGTHS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 """Of the scan, in median norms of the site."""
 AFFORDABLE = 1.3
@@ -114,7 +117,8 @@ def run(
     if not topics:
         raise ConfigError("What is to be searched for?", 'Give one or more --query "WORDS".')
     ws, site_ = _plan(folder, model, data, site, tokens)
-    config = TrainConfig(n_latents=latents, l0=l0, tokens=train_tokens, seed=seed)
+    lr = LAB_RATE if model == NAME else None
+    config = TrainConfig(n_latents=latents, l0=l0, tokens=train_tokens, seed=seed, lr=lr)
     with ws.writing():
         ws.cache(progress=progress)
         ws.train(site_, config, progress=progress)

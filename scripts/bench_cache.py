@@ -189,16 +189,6 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_for_quiet(most: float) -> None:
-    """Wait until nobody has used much of the machine for a second, but at most so many seconds."""
-    end = time.monotonic() + most
-    while time.monotonic() < end:
-        before = busy_seconds()
-        time.sleep(1)
-        if busy_seconds() - before <= _QUIET * (os.cpu_count() or 1):
-            return
-
-
 def ratio(found: Times, ours: str, other: str, kind: str) -> float | None:
     """How many times as fast `ours` is as `other`.
 
@@ -229,9 +219,6 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16, help="contexts in a forward pass")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument(
-        "--wait", type=float, default=0, help="before each sample, wait so many seconds at most for a quiet machine"
-    )
     parser.add_argument("--out", type=Path, help="a folder on the disk to write to; default: the system's temporary one")
     parser.add_argument("--json", type=Path, help="write everything measured there")
     args = parser.parse_args()

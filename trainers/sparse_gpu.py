@@ -1,8 +1,8 @@
 """What :mod:`trainers.sparse` does with numba on a CPU, with the Triton kernels on a GPU.
 
 Sums run over the entries of a token, or of a latent once they are sorted by latent: the same bits every time, and no (F, D)
-gradient in memory beyond the block of latents whose Adam step is being done. Triton's interpreter is how it is tested; no figure
-of a GPU has been measured.
+gradient in memory beyond the block of latents whose Adam step is being done. Losses and the L0 that a penalty is steered by are
+read in every step, which waits for the device. Triton's interpreter is how it is tested; no figure of a GPU has been measured.
 """
 
 from __future__ import annotations

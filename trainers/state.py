@@ -27,7 +27,7 @@ _FREQUENCY_SHARE = 0.2  # of the run, at its end, in which firings are counted f
 
 @dataclass
 class Window:
-    """Sums since the last row of metrics. Tensors where the computation is on a GPU: reading them would wait for it."""
+    """Sums since the last row of metrics. Tensors where torch computes them on a GPU: reading them would wait for it."""
 
     squares: Tensor | float = 0.0
     firings: Tensor | float = 0.0

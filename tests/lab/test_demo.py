@@ -25,13 +25,13 @@ def test_hits_are_checked_against_the_labels(
     known, words = outcome.json["concepts"]
     assert (known["concept"], words["concept"]) == ("birds", None)
     assert known["words"] == list(lab.CONCEPTS["birds"].words)
-    assert words["words"] == ["the", "river"]
+    assert words["words"] == ["river"]  # "the" is in every text
     assert all(hit["auc"] is None for hit in words["hits"])
     assert known["hits"]
 
     # The AUC of each hit again, document by document and from dense activations.
     ws = Workspace.open(tmp_path / "ws")
-    (site,) = ws.trained()
+    (site,) = ws.dictionaries.sites()
     sae = ws.sae(site)
     documents = demo.labelled(["birds"])
     assert all(document.split == "heldout" for document in documents)
