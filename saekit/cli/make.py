@@ -322,7 +322,7 @@ def choose(
 ) -> None:
     """Make a dictionary that has a name its site's own, whose features are indexed, searched and steered.
 
-    Example: `saekit choose pythia topk-l0=16`
+    Example: `saekit choose pythia arch=topk,l0=16`
     """
     quiet_libraries()
     from saekit.workspace import Workspace
