@@ -65,7 +65,8 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14), the rule of arXiv 2406.04093, times sqrt(768 / D) at sites
     narrower than those of the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are. And times
-    (16000 / steps)^(1/3), at most 2, in runs shorter than that, which do not get as far as the rule supposes."""
+    (16000 / steps)^(1/3), at most 2, in runs shorter than that, which do not get as far as the rule supposes; but not for Gated
+    SAEs, whose gates close for good at such rates."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from 0."""
     decay: float = 0.2
@@ -226,13 +227,18 @@ class TrainConfig:
             k_start=self.k_start or first,
             tokens=tokens,
             batch_size=batch_size,
-            lr=self.lr or _learning_rate(self.n_latents, width, tokens / batch_size),
+            lr=self.lr or self._learning_rate(width, tokens / batch_size),
             aux_k=self.aux_k or max(1, width // 2),
             dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // 20)),
             checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
             log_tokens=self.log_tokens or -(-tokens // 50),
             device=_device(self.device),
         )
+
+    def _learning_rate(self, width: int, steps: float) -> float:
+        """The rule in the description of `lr`."""
+        short = 1.0 if self.arch == "gated" else min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
+        return 2e-4 * (2**14 / self.n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) * short
 
     @property
     def kernels(self) -> Literal["numba", "triton", "torch"]:
@@ -267,11 +273,6 @@ class TrainConfig:
         """Names of the settings that make another dictionary in `other`."""
         names = (field.name for field in dataclasses.fields(self) if field.name not in _FREE)
         return [name for name in names if getattr(self, name) != getattr(other, name)]
-
-
-def _learning_rate(n_latents: int, width: int, steps: float) -> float:
-    """The rule in the description of `lr`."""
-    return 2e-4 * (2**14 / n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) * min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
 
 
 def _device(wanted: str | None) -> str:
