@@ -14,9 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from trainers.code import Code
-from trainers.objectives import Now, matched_size
+from trainers.objectives import Now
 from trainers.parameters import Parameters
-from trainers.schedule import latents_per_token
 from trainers.topk import TopK
 
 _START = 0.4  # of matched_size: at its whole the first steps unlearn; at .15 of it a tenth of 3072 latents stayed dead
@@ -25,19 +24,12 @@ _START = 0.4  # of matched_size: at its whole the first steps unlearn; at .15 of
 class BatchTopK(TopK):
     across_tokens = True
 
-    def start(self) -> Parameters:
-        """:meth:`Objective.start` with shorter encoder rows.
-
-        A token several times as large as others is given far more latents than k, all of which point a little its way: with
-        unit rows it would be reconstructed many times too large, and the first part of a run would go into unlearning that.
+    @property
+    def start_size(self) -> float:
+        """Short: a token several times as large as others is given far more latents than k, all of which point a little its way.
+        With unit rows it would be reconstructed many times too large, and the first part of a run would go into unlearning that.
         """
-        p = super().start()
-        if not self.transcoding:
-            share = min(0.5, latents_per_token(self.config, 0.0) / self.config.n_latents)
-            size = min(1.0, _START * matched_size(len(self.reads.centre_D), self.config.n_latents, share))
-            p.W_enc_FD *= size
-            p.b_enc_F *= size  # that of a crosscoder takes the centre off what is read
-        return p
+        return 1.0 if self.transcoding else min(1.0, _START * self.matched_size)
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
         return self.of_batch(p, x_BD, now, self.group, **how)

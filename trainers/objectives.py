@@ -19,6 +19,7 @@ from trainers.config import TrainConfig
 from trainers.encoder import Encoder
 from trainers.parallel import ALONE, Group
 from trainers.parameters import Parameters, random_rows
+from trainers.schedule import latents_per_token
 from trainers.sparse import SparseGradient, decode_gradient
 from trainers.statistics import Statistics
 
@@ -102,21 +103,37 @@ class Objective(ABC):
     def start(self) -> Parameters:
         """Float32 parameters on the CPU, of the latents that this process has.
 
-        Of an SAE: random unit decoder rows, the encoder their transpose, b_dec the centre of the data (arXiv 2406.04093, A.1).
-        Of a crosscoder: the same, with what b_dec would take off the input taken off b_enc. Of a transcoder: the mean is
-        predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the encoder, random unit rows, reads
-        x - E x.
+        Of an SAE: random unit decoder rows, the encoder their transpose times :attr:`start_size`, b_dec the centre of the data
+        (arXiv 2406.04093, A.1). Of a crosscoder: the same, with what b_dec would take off the input taken off b_enc. Of a
+        transcoder: the mean is predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the encoder,
+        random unit rows, reads x - E x.
         """
         D, E, own = len(self.reads.centre_D), len(self.writes.centre_D), self.group.own_latents(self.config.n_latents)
-        W_enc_FD = random_rows(self.config.n_latents, D // self.encoder.layers, self.config.seed, own)
+        W_dec_FE = random_rows(self.config.n_latents, D // self.encoder.layers, self.config.seed, own)
+        W_enc_FD = W_dec_FE * self.start_size
         b_enc_F, b_dec_E = torch.zeros(len(W_enc_FD)), self.writes.centre_D.clone()
         if not self.transcoding:
             b_enc_F = b_enc_F if self.centres else -W_enc_FD @ b_dec_E
-            return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_enc_FD.clone(), b_dec_E=b_dec_E)
+            return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_dec_FE, b_dec_E=b_dec_E)
         layers = zip(W_enc_FD.chunk(self.encoder.layers), self.reads.mean_D.chunk(self.encoder.layers))
         b_enc_F, b_dec_E = -torch.cat([W @ mean for W, mean in layers]), self.writes.mean_D.clone()
         p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=torch.zeros(len(W_enc_FD), E), b_dec_E=b_dec_E)
         return Parameters(p, W_skip_ED=torch.zeros(E, D)) if self.config.skip else p
+
+    @property
+    def start_size(self) -> float:
+        """Of encoder rows at first. A transcoder's are of 1: its decoder begins with 0 anyway."""
+        return 1.0
+
+    @property
+    def start_share(self) -> float:
+        """Of latents that fire on a token at first."""
+        return min(0.5, latents_per_token(self.config, 0.0) / self.config.n_latents)
+
+    @property
+    def matched_size(self) -> float:
+        """:func:`matched_size` of these data and latents."""
+        return matched_size(len(self.reads.centre_D), self.config.n_latents, self.start_share)
 
     @abstractmethod
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome: ...

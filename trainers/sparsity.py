@@ -8,8 +8,7 @@ from statistics import NormalDist
 import torch
 
 from trainers.config import TrainConfig
-from trainers.objectives import Now, Objective, Outcome, matched_size
-from trainers.parameters import Parameters
+from trainers.objectives import Now, Objective, Outcome
 from trainers.schedule import latents_per_token
 from trainers.statistics import Statistics
 
@@ -51,13 +50,6 @@ class Penalised(Objective):
         l0 = self.config.l0
         return _FIRST / (math.sqrt(l0) if self.shrinks else l0)
 
-    def start(self) -> Parameters:
-        """:meth:`Objective.start` with encoder rows of the length at which a reconstruction has the size of the data."""
-        p = super().start()
-        p.W_enc_FD *= self.start_size
-        p.b_enc_F *= self.start_size
-        return p
-
     @property
     def start_cut(self) -> float:
         """Where pre-activations are cut at first, so that as many latents fire as the schedule begins with.
@@ -68,14 +60,9 @@ class Penalised(Objective):
         return NormalDist().inv_cdf(1 - self.start_share) * deviation * self.start_size
 
     @property
-    def start_share(self) -> float:
-        """Of latents that fire on a token at first."""
-        return min(0.5, latents_per_token(self.config, 0.0) / self.config.n_latents)
-
-    @property
     def start_size(self) -> float:
-        """Of encoder rows. A transcoder's decoder begins with 0 anyway."""
-        return 1.0 if self.transcoding else matched_size(len(self.reads.centre_D), self.config.n_latents, self.start_share)
+        """That at which a reconstruction has the size of the data."""
+        return 1.0 if self.transcoding else self.matched_size
 
     @property
     def expected(self) -> float:
