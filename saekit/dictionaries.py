@@ -42,7 +42,14 @@ class Dictionaries:
 
     def all(self) -> list[tuple[str, str]]:
         """(what it reads, name) of each; a site's own has no name."""
-        files = [*self.root.glob(f"*/{_DONE}"), *self.root.glob(f"*/*/{_DONE}")]
+        return self._with(_DONE)
+
+    def begun(self) -> list[tuple[str, str]]:
+        """The same of all that have been trained or are being trained."""
+        return self._with("train.json")
+
+    def _with(self, file: str) -> list[tuple[str, str]]:
+        files = [*self.root.glob(f"*/{file}"), *self.root.glob(f"*/*/{file}")]
         folders = sorted(file.parent.relative_to(self.root).parts for file in files)
         return [(site, "/".join(name)) for site, *name in folders]
 

@@ -333,7 +333,8 @@ class Workspace:
         from trainers import Route, TrainConfig
 
         place, name = self.dictionaries.find(str(site), name)
-        sae, known = self.sae(place, name), self.evaluation(place, name)
+        sae = self.sae(place, name)
+        known = self._known(sae, place, name)
         if known and not again:
             return known
         store = self.store(other)
@@ -345,9 +346,12 @@ class Workspace:
 
     def evaluation(self, site: str | Site, name: str = "") -> dict[str, Any]:
         """What `reports/` has of what was measured of the dictionary that is there now; empty where it has nothing."""
+        return self._known(self.sae(site, name), site, name) if self._evaluation_file(site, name).exists() else {}
+
+    def _known(self, sae: SAE, site: str | Site, name: str) -> dict[str, Any]:
         kept = self._evaluation_file(site, name)
         measured = json.loads(kept.read_text()) if kept.exists() else {}
-        if not measured or measured.get("fingerprint") != self.sae(site, name).fingerprint():
+        if measured.get("fingerprint") != sae.fingerprint():
             return {}
         return {key: math.nan if value is None else value for key, value in measured.items()}  # JSON has no NaN
 

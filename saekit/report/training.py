@@ -67,12 +67,6 @@ class Trained:
     links: Sequence[tuple[str, str]] = field(default_factory=list)
 
 
-def runs(ws: Workspace) -> list[tuple[str, str]]:
-    """(site, name) of all that has been trained or is being trained in a workspace."""
-    folders = sorted(file.parent.relative_to(ws.path / "sae") for file in (ws.path / "sae").rglob("train.json"))
-    return [(folder.parts[0], "/".join(folder.parts[1:])) for folder in folders]
-
-
 def page_name(site: str, name: str = "") -> str:
     """Of the file in `reports/`."""
     return f"train-{stem(site, name)}.html"
@@ -89,7 +83,7 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
 
     folder = ws.dictionaries.folder(site, name)
     if not (folder / "train.json").exists():
-        known = ", ".join("/".join(filter(None, run)) for run in runs(ws))
+        known = ", ".join("/".join(filter(None, run)) for run in ws.dictionaries.begun())
         hint = f"It has {known}." if known else "Run `saekit train` or `saekit fit` first."
         raise WorkspaceError(f"No training was begun in {folder}.", hint)
     settings, finished = json.loads((folder / "train.json").read_text()), (folder / "cfg.json").exists()
@@ -198,7 +192,7 @@ def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
     for page in sorted(reports.glob("*.html")):
         if not page.name.startswith("train-") and f'href="{page_name(site, name)}"' in page.read_text():
             found.append((f"comparison {page.stem.removeprefix('sweep-')}", page.name))
-    others = [run for run in runs(ws) if run[0] == site and run != (site, name)]
+    others = [run for run in ws.dictionaries.begun() if run[0] == site and run != (site, name)]
     return found + [(each or site, page_name(site, each)) for _, each in others if (reports / page_name(site, each)).exists()]
 
 
