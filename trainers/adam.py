@@ -25,6 +25,7 @@ class Adam:
 
     @classmethod
     def start(cls, p: Parameters, config: TrainConfig) -> Adam:
+        assert config.beta2 is not None
         return cls(p.map(torch.zeros_like), p.map(torch.zeros_like), config.beta1, config.beta2, config.adam_eps)
 
     def constants(self, lr: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

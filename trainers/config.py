@@ -65,16 +65,16 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14), the rule of arXiv 2406.04093, times sqrt(768 / D) at sites
     narrower than those of the GPT-2 it was made on: entries of a unit row are the larger, the fewer they are. And times
-    (16000 / steps)^(1/3), at most 2, in runs shorter than that, which do not get as far as the rule supposes; but not for Gated
-    SAEs, whose gates close for good at such rates."""
+    (16000 / steps)^(1/3), at most 2, in runs shorter than that, which do not get as far as the rule supposes."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from 0."""
     decay: float = 0.2
     """Share of the run, at its end, in which the learning rate falls linearly to 0."""
     beta1: float = 0.9
     """Adam's decay of the mean. The papers on JumpReLU and Gated SAEs have 0."""
-    beta2: float = 0.999
-    """Adam's decay of the mean square."""
+    beta2: float | None = None
+    """Adam's decay of the mean square. None: .999; under a sparsity penalty 1 - 10 / steps in runs shorter than 10,000 steps, but
+    at least .99: the large gradients that it begins with would be remembered until the end of the run."""
     adam_eps: float = 6.25e-10
     """Adam's epsilon, as arXiv 2406.04093 has it."""
     aux_coefficient: float = 1 / 32
@@ -82,7 +82,8 @@ class TrainConfig:
     aux_k: int | None = None
     """Dead latents that take part in the AuxK loss of a token. None: half the width of the site."""
     dead_tokens: int | None = None
-    """A latent is dead when it has not fired for so many tokens. None: 10M, in shorter runs a twentieth of the run."""
+    """A latent is dead when it has not fired for so many tokens. None: 10M, in shorter runs a twentieth of the run, or a fortieth
+    under a sparsity penalty, which drives more latents out."""
     b_dec: Literal["geometric_median", "mean"] = "geometric_median"
     """What of the data b_dec starts from."""
     sample_tokens: int = 16384
@@ -128,7 +129,7 @@ class TrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} is impossible.", f"It is at most {2**63 - 1}.")
         for name in _SHARES:
             value = getattr(self, name)
-            if not 0 <= value < 1 and not (value == 1 and name in _SHARES[:4]):
+            if value is not None and not 0 <= value < 1 and not (value == 1 and name in _SHARES[:4]):
                 raise ConfigError(
                     f"{name}={value} is impossible.", f"It is a share: {'0' if value < 0 else '0.99'} is the nearest."
                 )
@@ -221,15 +222,18 @@ class TrainConfig:
                 tokens = min(tokens, max(16 * available, 4_000_000))
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
         # L0 of a sparsity penalty comes down more easily than it goes up, though not far in a short run.
-        first = self.l0 if begun or self.arch in _TOPK_FAMILY else max(self.l0, min(4 * self.l0, self.n_latents // 4))
+        penalised = self.arch not in _TOPK_FAMILY
+        first = max(self.l0, min(4 * self.l0, self.n_latents // 4)) if penalised and not begun else self.l0
+        memory = min(1000.0, max(100.0, tokens / batch_size / 10)) if penalised else 1000.0
         return dataclasses.replace(
             self,
             k_start=self.k_start or first,
             tokens=tokens,
             batch_size=batch_size,
             lr=self.lr or self._learning_rate(width, tokens / batch_size),
+            beta2=self.beta2 if self.beta2 is not None else 1 - 1 / memory,
             aux_k=self.aux_k or max(1, width // 2),
-            dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // 20)),
+            dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // (40 if penalised else 20))),
             checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
             log_tokens=self.log_tokens or -(-tokens // 50),
             device=_device(self.device),
@@ -237,7 +241,7 @@ class TrainConfig:
 
     def _learning_rate(self, width: int, steps: float) -> float:
         """The rule in the description of `lr`."""
-        short = 1.0 if self.arch == "gated" else min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
+        short = min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
         return 2e-4 * (2**14 / self.n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) * short
 
     @property

@@ -48,7 +48,7 @@ class Gated(Penalised):
         by_gates = (self.decode(p.map(Tensor.detach), gates) - y_BE.detach()).square().sum()
         penalty = self.per_gate(x_BD, now) * self.group.whole(gates.values_N.sum())
         loss = self.weight(x_BD) * (squares + by_gates) + penalty
-        loss = loss + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
+        loss = loss + self.auxk.loss(self.lifted(p), x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
@@ -73,7 +73,7 @@ class Gated(Penalised):
         )
         gradient.add(code, through_N + gate_grads_N + per_gate, error_BE)
         loss = scale / 2 * (squares + by_gates) + per_gate * float(self.group.whole(gates.values_N.sum()))
-        loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
+        loss += self.auxk.add_gradient(gradient, self.lifted(p), error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 
     def per_gate(self, x_BD: Tensor, now: Now) -> float:

@@ -111,14 +111,20 @@ class Objective(ABC):
         D, E, own = len(self.reads.centre_D), len(self.writes.centre_D), self.group.own_latents(self.config.n_latents)
         W_dec_FE = random_rows(self.config.n_latents, D // self.encoder.layers, self.config.seed, own)
         W_enc_FD = W_dec_FE * self.start_size
-        b_enc_F, b_dec_E = torch.zeros(len(W_enc_FD)), self.writes.centre_D.clone()
+        b_enc_F = self.centring(W_enc_FD)
         if not self.transcoding:
-            b_enc_F = b_enc_F if self.centres else -W_enc_FD @ b_dec_E
-            return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_dec_FE, b_dec_E=b_dec_E)
-        layers = zip(W_enc_FD.chunk(self.encoder.layers), self.reads.mean_D.chunk(self.encoder.layers))
-        b_enc_F, b_dec_E = -torch.cat([W @ mean for W, mean in layers]), self.writes.mean_D.clone()
-        p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=torch.zeros(len(W_enc_FD), E), b_dec_E=b_dec_E)
+            return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_dec_FE, b_dec_E=self.writes.centre_D.clone())
+        W_dec_FE, b_dec_E = torch.zeros(len(W_enc_FD), E), self.writes.mean_D.clone()
+        p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_dec_FE, b_dec_E=b_dec_E)
         return Parameters(p, W_skip_ED=torch.zeros(E, D)) if self.config.skip else p
+
+    def centring(self, W_enc_FD: Tensor) -> Tensor:
+        """The b_enc at which pre-activations of these encoder rows are those of x less its centre."""
+        if self.centres:  # b_dec is taken off
+            return W_enc_FD.new_zeros(len(W_enc_FD))
+        middle_D = self.reads.mean_D if self.transcoding else self.reads.centre_D
+        layers = zip(W_enc_FD.chunk(self.encoder.layers), middle_D.to(W_enc_FD).chunk(self.encoder.layers))
+        return -torch.cat([W @ middle for W, middle in layers])
 
     @property
     def start_size(self) -> float:

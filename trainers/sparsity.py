@@ -9,6 +9,7 @@ import torch
 
 from trainers.config import TrainConfig
 from trainers.objectives import Now, Objective, Outcome
+from trainers.parameters import Parameters
 from trainers.schedule import latents_per_token
 from trainers.statistics import Statistics
 
@@ -69,6 +70,14 @@ class Penalised(Objective):
         """About how many latents fire on a token."""
         l0: float = self.state["l0"].item()
         return latents_per_token(self.config, 0.0) if l0 < 0 else l0
+
+    def lifted(self, p: Parameters) -> Parameters:
+        """What AuxK reads where b_enc is what keeps latents from firing.
+
+        A latent that this has shut everywhere has no pre-activation above 0 for AuxK to work on. So it is put where
+        pre-activations are centred, and takes AuxK's gradient all the same: where the latent would help, it rises.
+        """
+        return Parameters(p, b_enc_F=self.centring(p.W_enc_FD.detach()) + (p.b_enc_F - p.b_enc_F.detach()))
 
     def penalty(self, now: Now) -> float:
         """lambda in the step to come."""

@@ -47,7 +47,7 @@ class Standard(Penalised):
         squares = (y_hat_BE - y_BE).square().sum()
         sizes_F = self.sizes_FS(p).sum(1)
         penalty = self.per_size(x_BD, now) * self.group.whole((code.values_N * sizes_F[code.latents_N]).sum())
-        loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
+        loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(self.lifted(p), x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
@@ -62,7 +62,7 @@ class Standard(Penalised):
         gradient.widths_S, gradient.along_FS = self.widths_S, per_size * totals_F[:, None] / sizes_FS.where(sizes_FS > 0, 1.0)
         gradient.add(code, grads_N + per_size * sizes_F[code.latents_N], error_BE)
         loss = scale / 2 * squares + per_size * float(self.group.whole(totals_F @ sizes_F))
-        loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
+        loss += self.auxk.add_gradient(gradient, self.lifted(p), error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:

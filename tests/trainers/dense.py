@@ -121,6 +121,11 @@ def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, config: T
     return config.aux_coefficient * (error_hat - error).square().sum() / spread if k else h.sum() * 0
 
 
+def lifted(config: TrainConfig, h: Tensor, p: Parameters, centring: Tensor | float) -> Tensor:
+    """What AuxK reads: without the bias where that is what keeps latents from firing, though it has the gradient."""
+    return h - p.b_enc_F.detach() + centring if config.arch in ("gated", "standard") else h
+
+
 def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
     """The loss of an architecture; `weight` is that of its sparsity penalty."""
 
@@ -153,7 +158,7 @@ def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
         if config.arch == "gated":
             frozen = Parameters(W_dec_FE=p.W_dec_FE.detach(), b_dec_E=p.b_dec_E.detach())
             more = more + fvu(frozen, torch.relu(h), y.detach())
-        return torch.stack(levels).mean() + more + auxk(p, h, f, y, dead, config)
+        return torch.stack(levels).mean() + more + auxk(p, lifted(config, h, p, 0.0), f, y, dead, config)
 
     return loss
 
@@ -232,7 +237,8 @@ def clear(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Tensor
     assert config.aux_k is not None
     p = p.map(Tensor.double)
     h = pre(p, x.double())
-    rows = (gap(h[:, dead], min(config.aux_k, len(dead))) > 1e-5) & (h.abs().min(1).values > 1e-6)
+    lift = lifted(config, h, p, 0.0)
+    rows = (gap(lift[:, dead], min(config.aux_k, len(dead))) > 1e-5) & (torch.minimum(h.abs(), lift.abs()).min(1).values > 1e-6)
     if config.arch == "topk":
         rows &= gap(h, config.l0) > 1e-5
     if config.arch == "jumprelu":

@@ -152,7 +152,13 @@ def test_paper_rules() -> None:
     for tokens, factor in ((2_000_000, 2.0), (2_000_000 * 8, 1.0), (1_000_000, 2.0), (4_000_000, 4 ** (1 / 3)), (10**9, 1.0)):
         short = TrainConfig(n_latents=2**14, tokens=tokens, batch_size=1000).resolve(768)
         assert short.lr == pytest.approx(2e-4 * factor)
-    assert TrainConfig(n_latents=2**14, arch="gated", tokens=10**6).resolve(768).lr == pytest.approx(2e-4)
+    for arch, tokens, beta2 in (
+        ("topk", 10**6, 0.999),
+        ("gated", 10**6, 0.99),
+        ("jumprelu", 4 * 10**6, 0.9975),
+        ("gated", 10**9, 0.999),
+    ):
+        assert TrainConfig(n_latents=64, arch=arch, tokens=tokens, batch_size=1000).resolve(768).beta2 == pytest.approx(beta2)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:

@@ -128,7 +128,10 @@ def _reference(kind: str, config: TrainConfig, dead: Tensor, weight: float) -> d
         if kind == "clt":
             for layer in range(L):
                 may[layer * F // L : (layer + 1) * F // L, : sum(WRITES[kind][:layer])] = 0
-        return main + more + dense.auxk(Parameters(p, W_dec_FE=p.W_dec_FE * may), h, f, y, dead, config)
+        reads, _ = _sides(kind)
+        middle = (reads.mean_D if kind == "clt" else reads.centre_D).double()
+        lift = dense.lifted(config, h, p, p.b_enc_F.detach() - _pre(kind, p.map(Tensor.detach), middle[None]))
+        return main + more + dense.auxk(Parameters(p, W_dec_FE=p.W_dec_FE * may), lift, f, y, dead, config)
 
     return loss
 
