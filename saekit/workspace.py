@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.dictionaries import Dictionaries, stem
-from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
+from saekit.errors import ConfigError, SaekitError, StoreMismatch, UnknownRef, WorkspaceError
 from saekit.files import PARTIAL, document, unwritable, write_whole
 from saekit.study import FILE, Study, portable
 
@@ -284,14 +284,29 @@ class Workspace:
         plans: Sequence[Plan],
         *,
         other: Workspace | None = None,
+        live: bool = False,
         wandb: str | None = None,
         progress: bool = True,
     ) -> list[SaekitError | None]:
-        """Train several dictionaries, reading the activations once; returns what stopped each, see :func:`trainers.train_all`."""
+        """Train several dictionaries, reading the activations once; returns what stopped each, see :func:`trainers.train_all`.
+
+        Args:
+            other: the workspace that sites like `resid_post.3@other` are in.
+            live: on the whole corpus, straight out of the model; what is cached is for the rest.
+
+        Raises:
+            ConfigError: live, and there is another workspace.
+        """
+        from saekit.activations import LiveStore
         from trainers import train_all
 
+        if live and other is not None:
+            raise ConfigError("Live activations are of one model.", "Cache both, and train without --live.")
         store = self.store(other)
-        store.check_model(self.lm)
+        if live:
+            store = LiveStore(store, self.lm, self.corpus)
+        else:
+            store.check_model(self.lm)
         return train_all(store, plans, lm=self.lm, wandb=wandb, progress=progress)
 
     def index(self, site: str | Site, *, progress: bool = True) -> FeatureDB:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saekit.activations import ActivationReader, ActivationStore, LiveActivations
+from saekit.activations import ActivationSource, ActivationStore, LiveActivations
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
 from saekit.lm.sites import Site
 from saekit.progress import track
@@ -257,10 +257,9 @@ def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | N
     }
 
 
-def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train", "heldout"]) -> ActivationReader:
+def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train", "heldout"]) -> ActivationSource:
     heldout = split == "heldout"
-    return ActivationReader(
-        store,
+    return store.reader(
         sorted({site for plan in plans for site in plan.route.sites}),
         batch_size=_HELDOUT_BATCH if heldout else max(plan.config.batch_size or 1 for plan in plans),
         seed=plans[0].config.data_seed,
@@ -270,7 +269,7 @@ def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train
     )
 
 
-def _heldout(store: ActivationStore, plans: Sequence[Plan]) -> ActivationReader | None:
+def _heldout(store: ActivationStore, plans: Sequence[Plan]) -> ActivationSource | None:
     try:
         return _reader(store, plans, "heldout") if plans[0].config.heldout else None
     except ConfigError:  # so few documents that chance held none out

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.activations import ActivationStore
+from saekit.activations import ActivationStore, LiveStore
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import SAE
 from trainers import finetune, parallel
@@ -70,7 +70,8 @@ class Plan:
             self._check_crosses(widths)
         elif self.start is not None:
             finetune.check(self.start, config, widths[0], source.width(route.writes[0]), transcodes=route.transcodes)
-        available = source.n_tokens if config.tokens is None else None
+        endless = config.tokens is not None or isinstance(source, LiveStore)  # of a corpus, nobody knows before it was read
+        available = None if endless else source.n_tokens
         width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
         return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
 
@@ -103,6 +104,7 @@ class Plan:
             data |= {"site_out": route.end, "width_out": shown[1]}
         if isinstance(source, ActivationStore):
             data["store"] = hashlib.sha256(" ".join(source.checksums).encode()).hexdigest()
+            data |= {"live": True} if isinstance(source, LiveStore) else {}
         elif (described := getattr(source, "settings", None)) is not None:
             data["source"] = described
         if self.start is not None:

@@ -2,7 +2,7 @@
 
 from saekit.activations.compared import ComparedStores
 from saekit.activations.corpus import Corpus, check_corpus
-from saekit.activations.live import LiveActivations
+from saekit.activations.live import LiveActivations, LiveStore
 from saekit.activations.reader import ActivationReader
 from saekit.activations.source import ActivationSource, Moments, is_heldout, moments
 from saekit.activations.store import ActivationStore, Block
@@ -18,6 +18,7 @@ __all__ = [
     "Corpus",
     "Cursor",
     "LiveActivations",
+    "LiveStore",
     "Moments",
     "TokenBatch",
     "check_corpus",

@@ -1,11 +1,11 @@
-"""Shuffled batches straight out of the model, with nothing on disk."""
+"""Shuffled batches straight out of the model, from a corpus of which nothing, or only the beginning, is on disk."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from saekit.activations.ahead import ahead
 from saekit.activations.corpus import Corpus
 from saekit.activations.rows import RowSource, check_finite, choose_rows, is_special
 from saekit.activations.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
+from saekit.activations.store import ActivationStore
 from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, token_batches
 from saekit.activations.writer import default_batch_size, default_context
-from saekit.errors import CorpusError
+from saekit.errors import CorpusError, StoreMismatch
 from saekit.lm.sites import Site
 
 if TYPE_CHECKING:
@@ -161,3 +162,33 @@ class LiveActivations(ActivationSource):
     def _group(self, place: Place, parts: list[dict[Site, Tensor]], after: Place) -> Group:
         acts = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
         return Group(place, acts, torch.arange(len(acts[self.sites[0]])), after)
+
+
+class LiveStore(ActivationStore):
+    """A store whose corpus goes on: rows to train on come straight out of the model, from all documents; all else is as stored.
+
+    Held-out documents are the same in both.
+
+    Args:
+        store: activations of the corpus, or of its beginning.
+        lm: the model.
+        corpus: the documents.
+
+    Raises:
+        StoreMismatch: the store is of another model or corpus.
+    """
+
+    def __init__(self, store: ActivationStore, lm: LanguageModel, corpus: Corpus) -> None:
+        super().__init__(store.path, store.manifest)
+        store.check_model(lm)
+        cached, now = ({**facts, "source": None} for facts in (store.provenance["corpus"], corpus.fingerprint()))
+        if cached != now:
+            what = f"{store.path} was cached from another corpus than {corpus.source} is now."
+            raise StoreMismatch(what, "Put the old one back, or cache this one to another folder.")
+        self._lm, self._corpus = lm, corpus
+
+    def reader(self, sites: Iterable[str | Site], **settings: Any) -> ActivationSource:
+        if settings.get("split", "train") != "train":
+            return super().reader(sites, **settings)
+        settings |= {name: self.provenance[name] for name in ("context", "packing")}
+        return LiveActivations(self._lm, [self.site(site) for site in sites], self._corpus, **settings)

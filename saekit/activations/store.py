@@ -26,6 +26,7 @@ from saekit.lm.sites import Site
 from saekit.progress import track
 
 if TYPE_CHECKING:
+    from saekit.activations.source import ActivationSource
     from saekit.lm import LanguageModel
 
 _MEND = "Remove that file and run the same cache command again: it is made anew."
@@ -222,6 +223,12 @@ class ActivationStore:
                 yield self._files[shard]
         except (OSError, KeyError, RuntimeError) as error:
             raise StoreCorrupt(f"{path} cannot be read: {error}.", _MEND) from error
+
+    def reader(self, sites: Iterable[str | Site], **settings: Any) -> ActivationSource:
+        """Shuffled batches at `sites`; settings are those of :class:`saekit.activations.ActivationReader`."""
+        from saekit.activations.reader import ActivationReader
+
+        return ActivationReader(self, sites, **settings)
 
     def stream(self, sites: Iterable[str | Site], *, batch_tokens: int = 4096, start: int = 0) -> Iterator[Block]:
         """Everything in stored order, read ahead in a thread.

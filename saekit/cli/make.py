@@ -80,6 +80,7 @@ def fit(
     dtype: options.DTYPE = None,
     store_dtype: options.STORE_DTYPE = "float32",
     cache_batch: options.BATCH = None,
+    live: options.LIVE = False,
     wandb: options.WANDB = None,
     as_json: options.JSON = False,
     *,
@@ -111,7 +112,7 @@ def fit(
     plans = workspace.plans(_describe(workspace, settings, site, site_out=site_out))
     with workspace.writing():
         store = workspace.cache(batch_size=cache_batch)
-        _raise_first(workspace.train_all(plans, wandb=wandb))
+        _raise_first(workspace.train_all(plans, live=live, wandb=wandb))
         for plan in plans:
             if not plan.route.crosses:
                 workspace.index(plan.route.site)
@@ -199,12 +200,13 @@ def train(
         str | None, typer.Option("--name", help="What to call it among others of its site.", show_default=False)
     ] = None,
     other: options.WITH = None,
+    live: options.LIVE = False,
     wandb: options.WANDB = None,
     as_json: options.JSON = False,
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Train one or many dictionaries on cached activations.
+    """Train one or many dictionaries on cached activations, or on live ones.
 
     A transcoder reads one site and predicts another: `--site "mlp_in.3->mlp_out.3"`, or `--site mlp_in.3 --site-out mlp_out.3`.
     A crosscoder has one code for several sites, `--site resid_post.1+resid_post.3`, or for the same place in two models, `--site
@@ -221,6 +223,9 @@ def train(
 
     From an SAE on: `--from FOLDER` (or the name of a published one) takes its weights, and its settings where none are given.
 
+    With `--live`, activations come straight out of the model as they are wanted, from all of the corpus, however little of it is
+    cached: nothing more goes to the disk, and a sweep shares the model's work, too. What is cached measures and indexes.
+
     On several GPUs: `torchrun --nproc-per-node 4 -m saekit train ...` gives each a part of every batch or, with `--shard true`, a
     part of the latents, for dictionaries that one GPU cannot hold. The result is the same.
 
@@ -229,6 +234,8 @@ def train(
     Example: `saekit train pythia --site resid_post.1+resid_post.3 --arch batchtopk --l0 32`
 
     Example: `saekit train pythia --sweep sweep.yaml`
+
+    Example: `saekit train pythia --live --train-tokens 500_000_000`
 
     Example: `saekit train pythia --from pythia/sae/resid_post.3 --l0 16 --name sparser`
     """
@@ -244,7 +251,7 @@ def train(
             for plan in plans:
                 _ = plan.route.site  # dictionaries of several sites are not compared
         with ws.writing(together=True):
-            stopped = ws.train_all(plans, other=second, wandb=wandb)
+            stopped = ws.train_all(plans, other=second, live=live, wandb=wandb)
             if leads():
                 if sweep is not None:
                     _print_sweep(ws, plans, stopped, sweep.stem, as_json)

@@ -74,6 +74,9 @@ SEED = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max
 NAME = Annotated[
     str, typer.Option("--name", help="Another dictionary of the site, as `saekit train` called it.", show_default=False)
 ]
+LIVE = Annotated[
+    bool, typer.Option("--live", help="Train on the whole corpus, straight out of the model, instead of what is cached of it.")
+]
 WANDB = Annotated[
     str | None, typer.Option(help="Log to this Weights & Biases project; nothing is sent without it.", show_default=False)
 ]

@@ -22,7 +22,7 @@ from trainers.log import TIMING
 KILLS = int(os.environ.get("SAEKIT_KILLS", "3"))
 
 
-def _files(workspace: Path) -> dict[str, bytes]:
+def files_of(workspace: Path) -> dict[str, bytes]:
     """Every file that is kept but those that tell times."""
     return {
         str(path.relative_to(workspace)): path.read_bytes()
@@ -36,10 +36,10 @@ def _content(workspace: Path) -> dict[str, object]:
     """The files, and every row of the database."""
     with sqlite3.connect(workspace / "features.sqlite") as connection:
         rows = list(connection.iterdump())
-    return {**_files(workspace), "features.sqlite": rows}
+    return {**files_of(workspace), "features.sqlite": rows}
 
 
-def _killed(arguments: tuple[object, ...], begun: Path, within: float | None, moments: random.Random) -> bool:
+def killed_in_time(arguments: tuple[object, ...], begun: Path, within: float | None, moments: random.Random) -> bool:
     """Run a command and kill it when it has `begun`, that is when this file is there, and a while later: so many seconds, or half
     again as long as that took. Whether it was killed in time."""
     process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
@@ -55,7 +55,7 @@ def _killed(arguments: tuple[object, ...], begun: Path, within: float | None, mo
 def test_kill_at_random_moments(new_process: Saekit, fit_arguments: list[object], workspace: Path, tmp_path: Path) -> None:
     folder, moments = tmp_path / "ws", random.Random(0)
     arguments = (*fit_arguments, "--out", folder)
-    assert sum(_killed(arguments, folder / "saekit.toml", None, moments) for _ in range(KILLS))
+    assert sum(killed_in_time(arguments, folder / "saekit.toml", None, moments) for _ in range(KILLS))
     outcome = new_process(*fit_arguments, "--out", folder)
     assert outcome.status == 0, outcome.stderr
     expected, found = _content(workspace), _content(folder)
@@ -91,12 +91,12 @@ def test_kill_a_sweep_at_random_moments(saekit: Saekit, workspace: Path, tmp_pat
     within, moments, killed, torn = time.monotonic() - started, random.Random(1), 0, 0
     begun = folder / "sae" / "resid_post.2" / "tuned" / "metrics.jsonl"
     for _ in range(KILLS):
-        killed += _killed(("train", folder, "--sweep", file), begun, within / (1 + KILLS / 4), moments)
+        killed += killed_in_time(("train", folder, "--sweep", file), begun, within / (1 + KILLS / 4), moments)
         torn += any((folder / "sae").rglob(".step-*"))
     assert killed
     print(f"killed {killed} times, {torn} of them while a checkpoint was written")
     outcome = saekit("train", folder, "--sweep", file, "--json")
     assert outcome.status == 0, outcome.stderr
-    expected, found = _files(whole), _files(folder)
+    expected, found = files_of(whole), files_of(folder)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []

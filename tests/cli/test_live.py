@@ -1,0 +1,89 @@
+"""Training straight out of the model, in a workspace that caches only the beginning of its corpus."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from saekit.activations import ActivationReader, LiveActivations, LiveStore
+from saekit.errors import ConfigError, StoreMismatch
+from saekit.sae import SAE
+from saekit.workspace import Workspace
+from tests.cli.conftest import Saekit
+from tests.cli.test_interrupted import files_of, killed_in_time
+from trainers import TrainConfig, train
+
+SITE = "resid_post.2"
+SETTINGS = ("--site", SITE, "--latents", 192, "--k", 8, "--train-tokens", 60_000, "--batch-size", 256, "--name", "live", "--live")
+
+
+@pytest.fixture(scope="module")
+def trained(saekit: Saekit, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workspace with a live dictionary in it."""
+    folder = tmp_path_factory.mktemp("live") / "ws"
+    shutil.copytree(workspace, folder)
+    outcome = saekit("train", folder, *SETTINGS, "--json")
+    assert outcome.status == 0, outcome.stderr
+    return folder
+
+
+def test_it_is_what_the_model_gives_when_it_is_asked_directly(trained: Path, tmp_path: Path) -> None:
+    ws = Workspace.open(trained)
+    found = ws.sae(SITE, "live")
+    settings = json.loads((trained / "sae" / SITE / "live" / "train.json").read_text())
+    assert settings["data"]["live"] is True
+    source = LiveActivations(ws.lm, [SITE], ws.corpus, batch_size=256, context=ws.store().context)
+    sae = train(source, TrainConfig.from_dict(settings["config"]), tmp_path, site=SITE, lm=ws.lm, progress=False)
+    assert sae.fingerprint() == found.fingerprint()
+    assert SAE.load(tmp_path).fingerprint() == found.fingerprint()
+
+
+def test_rows_to_train_on_go_beyond_the_cache_and_the_held_out_ones_are_the_same(trained: Path) -> None:
+    ws = Workspace.open(trained)
+    store = LiveStore(ws.store(), ws.lm, ws.corpus)
+    live, cached = store.reader([SITE], batch_size=512, epochs=1), ActivationReader(ws.store(), [SITE], batch_size=512, epochs=1)
+    assert live.n_tokens > 3 * cached.n_tokens
+    for one, other in zip(*(each.reader([SITE], batch_size=512, split="heldout", epochs=1) for each in (store, ws.store()))):
+        assert all(torch.equal(one[site], other[site]) for site in one)
+
+
+def test_held_out_documents_are_measured_on_and_it_is_told_from_a_cached_one(saekit: Saekit, trained: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "sae" / SITE / "live" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["heldout/fvu"] < 0.5
+    measured = saekit("eval", trained, "--site", SITE, "--name", "live", "--json")
+    assert measured.status == 0, measured.stderr
+    again = saekit("train", trained, *SETTINGS[:-1])
+    assert again.status == 2
+    assert "live was True" in again.stderr.replace("\n", " ")
+
+
+def test_another_corpus_and_a_second_model_are_refused(trained: Path, tmp_path: Path) -> None:
+    ws = Workspace.open(trained)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "Once upon a time there was a cat."}\n')
+    with pytest.raises(StoreMismatch, match="another corpus"):
+        LiveStore(ws.store(), ws.lm, type(ws.corpus).open(other))
+    with pytest.raises(ConfigError, match="one model"):
+        ws.train_all([], other=ws, live=True)
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_random_moments_it_ends_in_the_same(saekit: Saekit, workspace: Path, trained: Path, tmp_path: Path) -> None:
+    folder, moments, killed = tmp_path / "killed", random.Random(2), 0
+    shutil.copytree(workspace, folder)
+    arguments = ("train", folder, *SETTINGS, "--checkpoint-tokens", 2_000)
+    begun = folder / "sae" / SITE / "live" / "checkpoints"
+    started = time.monotonic()
+    for _ in range(2):
+        killed += killed_in_time(arguments, begun, max(0.5, (time.monotonic() - started) / 8), moments)
+    assert killed
+    outcome = saekit(*arguments)
+    assert outcome.status == 0, outcome.stderr
+    name = f"sae/{SITE}/live/sae_weights.safetensors"
+    assert files_of(folder)[name] == files_of(trained)[name]
