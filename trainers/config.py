@@ -22,6 +22,7 @@ _POSITIVE = (
 _SEEDS = ("seed", "data_seed")
 _SHARES = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
+_STARTS = {"jumprelu": (4, 0.0), "gated": (8, 0.5), "standard": (12, 0.75)}  # see `k_start`
 # How a run is carried out, not what comes out of it: these may change when it goes on.
 _FREE = ("checkpoint_tokens", "keep", "keep_best", "log_tokens", "eval_tokens", "device", "backend", "screen", "shard")
 
@@ -38,8 +39,9 @@ class TrainConfig:
     """Latents active per token: k of TopK, on average k of BatchTopK and Matryoshka, and what the sparsity penalty of JumpReLU,
     Gated and standard SAEs is adjusted to."""
     k_start: int | None = None
-    """`l0` at the start of the run, from where it falls evenly to what it is. None: no more in the TopK family; for JumpReLU,
-    Gated and standard SAEs 4 times as many, at most a quarter of the latents, unless they start from an SAE."""
+    """`l0` at the start of the run, from where it falls evenly to what it is. None: no more in the TopK family or from an SAE on;
+    else 4 times as many, for Gated SAEs up to 8 times while that is less than half of the site's width, for standard ones up to
+    12 times and three quarters; at most a quarter of the latents."""
     k_anneal: float = 0.2
     """Share of the run in which L0 falls from `k_start` to `l0`."""
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
@@ -82,8 +84,8 @@ class TrainConfig:
     aux_k: int | None = None
     """Dead latents that take part in the AuxK loss of a token. None: half the width of the site."""
     dead_tokens: int | None = None
-    """A latent is dead when it has not fired for so many tokens. None: 10M, in shorter runs a twentieth of the run, or a fortieth
-    under a sparsity penalty, which drives more latents out."""
+    """A latent is dead when it has not fired for so many tokens. None: 10M, in shorter runs a twentieth of the run, or an
+    eightieth under a sparsity penalty, which drives more latents out."""
     b_dec: Literal["geometric_median", "mean"] = "geometric_median"
     """What of the data b_dec starts from."""
     sample_tokens: int = 16384
@@ -221,23 +223,27 @@ class TrainConfig:
             if available is not None:
                 tokens = min(tokens, max(16 * available, 4_000_000))
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
-        # L0 of a sparsity penalty comes down more easily than it goes up, though not far in a short run.
         penalised = self.arch not in _TOPK_FAMILY
-        first = max(self.l0, min(4 * self.l0, self.n_latents // 4)) if penalised and not begun else self.l0
         memory = min(1000.0, max(100.0, tokens / batch_size / 10)) if penalised else 1000.0
         return dataclasses.replace(
             self,
-            k_start=self.k_start or first,
+            k_start=self.k_start or (self._first_l0(width) if penalised and not begun else self.l0),
             tokens=tokens,
             batch_size=batch_size,
             lr=self.lr or self._learning_rate(width, tokens / batch_size),
             beta2=self.beta2 if self.beta2 is not None else 1 - 1 / memory,
             aux_k=self.aux_k or max(1, width // 2),
-            dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // (40 if penalised else 20))),
+            dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // (80 if penalised else 20))),
             checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
             log_tokens=self.log_tokens or -(-tokens // 50),
             device=_device(self.device),
         )
+
+    def _first_l0(self, width: int) -> int:
+        """The rule in the description of `k_start`. L0 of a sparsity penalty comes down more easily than it goes up."""
+        times, share = _STARTS[self.arch]
+        wanted = max(4 * self.l0, min(times * self.l0, round(share * width)))
+        return max(self.l0, min(wanted, self.n_latents // 4))
 
     def _learning_rate(self, width: int, steps: float) -> float:
         """The rule in the description of `lr`."""

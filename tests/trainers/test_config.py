@@ -161,6 +161,28 @@ def test_paper_rules() -> None:
         assert TrainConfig(n_latents=64, arch=arch, tokens=tokens, batch_size=1000).resolve(768).beta2 == pytest.approx(beta2)
 
 
+@pytest.mark.parametrize(
+    ("arch", "l0", "width", "n_latents", "first"),
+    [
+        ("topk", 16, 256, 768, 16),
+        ("jumprelu", 16, 256, 768, 64),
+        ("gated", 16, 256, 768, 128),
+        ("gated", 16, 768, 768, 128),
+        ("gated", 32, 256, 3072, 128),
+        ("standard", 16, 256, 1024, 192),
+        ("standard", 50, 768, 2**14, 576),
+        ("standard", 50, 4096, 2**14, 600),
+        ("standard", 16, 64, 512, 64),
+        ("standard", 128, 256, 768, 192),
+        ("standard", 128, 256, 256, 128),
+    ],
+)
+def test_sparsity_penalties_begin_with_more_latents(arch: str, l0: int, width: int, n_latents: int, first: int) -> None:
+    config = TrainConfig(n_latents=n_latents, l0=l0, arch=arch)  # type: ignore[arg-type]
+    assert config.resolve(width).k_start == first
+    assert config.resolve(width, begun=True).k_start == l0
+
+
 def test_learning_rate_rises_stays_and_falls() -> None:
     config = TrainConfig(n_latents=64, tokens=10_000, batch_size=100, lr=1.0, warmup=0.1, decay=0.2).resolve(8)
     rates = [learning_rate(config, tokens) for tokens in range(100, 10_001, 100)]
