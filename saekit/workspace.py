@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.dictionaries import Dictionaries, stem
-from saekit.errors import ConfigError, SaekitError, StoreMismatch, UnknownRef, WorkspaceError
+from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
 from saekit.files import PARTIAL, document, unwritable, write_whole
 from saekit.study import FILE, Study, portable
 
@@ -165,16 +165,18 @@ class Workspace:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The documents."""
+        """The documents; of a data set on the hub, those of the commit that the first ones were cached from."""
         from saekit.activations import Corpus
+        from saekit.activations.manifest import Manifest
 
-        study = self.study
+        study, folder = self.study, self.path / "activations"
+        cached = Manifest.load(folder).provenance["corpus"] if (folder / "manifest.json").exists() else {}
         return Corpus.open(
             study.data,
             text_field=study.text_field,
             split=study.data_split,
             name=study.data_config,
-            revision=study.data_revision,
+            revision=cached.get("revision", study.data_revision),
         )
 
     @property
@@ -259,12 +261,22 @@ class Workspace:
             **extra,
         )
 
-    def train(self, route: str | Site | Route, config: TrainConfig, *, wandb: str | None = None, progress: bool = True) -> SAE:
-        """Train a dictionary at a site, or a transcoder between two (`mlp_in.3->mlp_out.3`); see :func:`trainers.train`."""
+    def train(
+        self,
+        route: str | Site | Route,
+        config: TrainConfig,
+        *,
+        live: bool = False,
+        wandb: str | None = None,
+        progress: bool = True,
+    ) -> SAE:
+        """Train a dictionary at a site, or a transcoder between two (`mlp_in.3->mlp_out.3`); see :meth:`train_all`."""
         from trainers import Plan, Route
 
         route = Route.parse(route)
-        (error,) = self.train_all([Plan(route, config, self.dictionaries.folder(route.start))], wandb=wandb, progress=progress)
+        (error,) = self.train_all(
+            [Plan(route, config, self.dictionaries.folder(route.start))], live=live, wandb=wandb, progress=progress
+        )
         if error is not None:
             raise error
         return self.sae(route.start)
@@ -296,12 +308,11 @@ class Workspace:
 
         Raises:
             ConfigError: live, and there is another workspace.
+            StoreMismatch: the model or, live, the corpus is another than what was cached.
         """
         from saekit.activations import LiveStore
         from trainers import train_all
 
-        if live and other is not None:
-            raise ConfigError("Live activations are of one model.", "Cache both, and train without --live.")
         store = self.store(other)
         if live:
             store = LiveStore(store, self.lm, self.corpus)

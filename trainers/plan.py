@@ -70,8 +70,8 @@ class Plan:
             self._check_crosses(widths)
         elif self.start is not None:
             finetune.check(self.start, config, widths[0], source.width(route.writes[0]), transcodes=route.transcodes)
-        endless = config.tokens is not None or isinstance(source, LiveStore)  # of a corpus, nobody knows before it was read
-        available = None if endless else source.n_tokens
+        counted = config.tokens is None and not isinstance(source, LiveStore)  # a corpus has to be read to count its tokens
+        available = source.n_tokens if counted else None
         width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
         return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
 
@@ -104,7 +104,7 @@ class Plan:
             data |= {"site_out": route.end, "width_out": shown[1]}
         if isinstance(source, ActivationStore):
             data["store"] = hashlib.sha256(" ".join(source.checksums).encode()).hexdigest()
-            data |= {"live": True} if isinstance(source, LiveStore) else {}
+            data["live"] = isinstance(source, LiveStore)
         elif (described := getattr(source, "settings", None)) is not None:
             data["source"] = described
         if self.start is not None:
@@ -128,8 +128,9 @@ class Plan:
             name: (before["config"].get(name), getattr(self.config, name))
             for name in TrainConfig.from_dict(before["config"]).differences(self.config)
         }
-        for name in before["data"].keys() | data.keys():
-            then, now = before["data"].get(name), data.get(name)
+        was = ({"live": False} if "live" in data else {}) | before["data"]  # runs of old did not say it
+        for name in was.keys() | data.keys():
+            then, now = was.get(name), data.get(name)
             changed |= {name: (then, now)} if then != now else {}
         if changed:
             facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())

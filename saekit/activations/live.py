@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from saekit.activations.ahead import ahead
+from saekit.activations.compared import ComparedStores
 from saekit.activations.corpus import Corpus
 from saekit.activations.rows import RowSource, check_finite, choose_rows, is_special
 from saekit.activations.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
 from saekit.activations.store import ActivationStore
 from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, token_batches
 from saekit.activations.writer import default_batch_size, default_context
-from saekit.errors import CorpusError, StoreMismatch
+from saekit.errors import ConfigError, CorpusError, StoreMismatch
 from saekit.lm.sites import Site
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
+
+_LIVE_TOKENS = 8192  # in a forward pass of a LiveStore
 
 
 class LiveActivations(ActivationSource):
@@ -175,20 +178,25 @@ class LiveStore(ActivationStore):
         corpus: the documents.
 
     Raises:
+        ConfigError: the store is of several models.
         StoreMismatch: the store is of another model or corpus.
     """
 
     def __init__(self, store: ActivationStore, lm: LanguageModel, corpus: Corpus) -> None:
+        if isinstance(store, ComparedStores):
+            raise ConfigError("Live activations are of one model.", "Train on what is cached of both.")
         super().__init__(store.path, store.manifest)
         store.check_model(lm)
         cached, now = ({**facts, "source": None} for facts in (store.provenance["corpus"], corpus.fingerprint()))
         if cached != now:
             what = f"{store.path} was cached from another corpus than {corpus.source} is now."
-            raise StoreMismatch(what, "Put the old one back, or cache this one to another folder.")
+            raise StoreMismatch(what, "Put the old one back, train on what is cached, or cache this one to another folder.")
         self._lm, self._corpus = lm, corpus
 
     def reader(self, sites: Iterable[str | Site], **settings: Any) -> ActivationSource:
         if settings.get("split", "train") != "train":
             return super().reader(sites, **settings)
-        settings |= {name: self.provenance[name] for name in ("context", "packing")}
-        return LiveActivations(self._lm, [self.site(site) for site in sites], self._corpus, **settings)
+        sites, context = [self.site(site) for site in sites], self.context
+        # As many on every device: where buffers end, and with it the order of rows, depends on it.
+        settings |= {"context": context, "packing": self.provenance["packing"], "contexts": max(1, _LIVE_TOKENS // context)}
+        return LiveActivations(self._lm, sites, self._corpus, **settings)

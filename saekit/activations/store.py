@@ -142,7 +142,10 @@ class ActivationStore:
         """
         site = Site.parse(site)
         if site not in self._widths:
-            raise UnknownSite(f"{self.path} has no activations at {site}; it has {', '.join(map(str, self.sites))}.", "Cache it.")
+            raise UnknownSite(
+                f"{self.path} has no activations at {site}; it has {', '.join(map(str, self.sites))}.",
+                "Cache it with the others that are wanted, to another folder.",
+            )
         return site
 
     def check_model(self, lm: LanguageModel) -> None:

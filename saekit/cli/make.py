@@ -223,11 +223,13 @@ def train(
 
     From an SAE on: `--from FOLDER` (or the name of a published one) takes its weights, and its settings where none are given.
 
-    With `--live`, activations come straight out of the model as they are wanted, from all of the corpus, however little of it is
-    cached: nothing more goes to the disk, and a sweep shares the model's work, too. What is cached measures and indexes.
+    With `--live`, activations of the cached sites come straight out of the model as they are wanted, from all of the corpus,
+    however little of it is cached: nothing more goes to the disk, and a sweep shares the model's work. What is cached measures
+    and indexes.
 
     On several GPUs: `torchrun --nproc-per-node 4 -m saekit train ...` gives each a part of every batch or, with `--shard true`, a
-    part of the latents, for dictionaries that one GPU cannot hold. The result is the same.
+    part of the latents, for dictionaries that one GPU cannot hold. The result is the same. Each reads, or with `--live` computes,
+    all the activations.
 
     Example: `saekit train pythia --site resid_post.3 --latents 8192 --l0 32`
 
@@ -235,7 +237,7 @@ def train(
 
     Example: `saekit train pythia --sweep sweep.yaml`
 
-    Example: `saekit train pythia --live --train-tokens 500_000_000`
+    Example: `saekit train pythia --latents 8192 --live --train-tokens 500_000_000 --name live`
 
     Example: `saekit train pythia --from pythia/sae/resid_post.3 --l0 16 --name sparser`
     """

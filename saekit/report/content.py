@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,8 @@ def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
 def _settings(ws: Workspace, site: Site) -> dict[str, str]:
     from trainers import TrainConfig
 
-    study, store, config = ws.study, ws.store(), TrainConfig.load(ws.dictionaries.folder(site) / "train.json")
+    study, store, record = ws.study, ws.store(), ws.dictionaries.folder(site) / "train.json"
+    config, live = TrainConfig.load(record), json.loads(record.read_text())["data"].get("live")
     return {
         "model": study.model,
         "site": str(site),
@@ -137,7 +139,7 @@ def _settings(ws: Workspace, site: Site) -> dict[str, str]:
         "architecture": config.arch,
         "features": f"{config.n_latents:,}",
         **({"active per token, as asked": f"{config.l0}"} if config.sparsity is None else {"sparsity": f"{config.sparsity:g}"}),
-        "trained on": f"{config.tokens or 0:,} tokens, repeats counted",
+        "trained on": f"{config.tokens or 0:,} tokens{' straight out of the model' if live else ''}, repeats counted",
         "batch": f"{config.batch_size or 0:,} tokens",
         "learning rate": f"{config.lr or 0:.3g}",
         "held out": f"{config.heldout:.0%} of the documents",

@@ -90,7 +90,7 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
     data = settings["data"]
     route = "->".join(str(data[side]) for side in ("site", "site_out") if side in data)
     return Trained(
-        title=f"Training of {name or settings['config']['arch']} at {route}",
+        title=f"Training of {name or settings['config']['arch']} at {route}{', live' if data.get('live') else ''}",
         model=ws.study.model,
         config=settings["config"],
         finished=finished,

@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,14 @@ def _content(workspace: Path) -> dict[str, object]:
     return {**files_of(workspace), "features.sqlite": rows}
 
 
-def killed_in_time(arguments: tuple[object, ...], begun: Path, within: float | None, moments: random.Random) -> bool:
-    """Run a command and kill it when it has `begun`, that is when this file is there, and a while later: so many seconds, or half
-    again as long as that took. Whether it was killed in time."""
+def killed_in_time(
+    arguments: tuple[object, ...], begun: Callable[[], bool], within: float | None, moments: random.Random
+) -> bool:
+    """Run a command and kill it when it has `begun` and a while later: so many seconds, or half again as long as that took.
+    Whether it was killed in time."""
     process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     started = time.monotonic()
-    while not begun.exists() and process.poll() is None:  # loading takes its own time
+    while not begun() and process.poll() is None:  # loading takes its own time
         time.sleep(0.02)
     time.sleep(moments.uniform(0, within or 1.5 * (time.monotonic() - started)))
     process.send_signal(signal.SIGKILL)
@@ -55,7 +58,7 @@ def killed_in_time(arguments: tuple[object, ...], begun: Path, within: float | N
 def test_kill_at_random_moments(new_process: Saekit, fit_arguments: list[object], workspace: Path, tmp_path: Path) -> None:
     folder, moments = tmp_path / "ws", random.Random(0)
     arguments = (*fit_arguments, "--out", folder)
-    assert sum(killed_in_time(arguments, folder / "saekit.toml", None, moments) for _ in range(KILLS))
+    assert sum(killed_in_time(arguments, (folder / "saekit.toml").exists, None, moments) for _ in range(KILLS))
     outcome = new_process(*fit_arguments, "--out", folder)
     assert outcome.status == 0, outcome.stderr
     expected, found = _content(workspace), _content(folder)
@@ -91,7 +94,7 @@ def test_kill_a_sweep_at_random_moments(saekit: Saekit, workspace: Path, tmp_pat
     within, moments, killed, torn = time.monotonic() - started, random.Random(1), 0, 0
     begun = folder / "sae" / "resid_post.2" / "tuned" / "metrics.jsonl"
     for _ in range(KILLS):
-        killed += killed_in_time(("train", folder, "--sweep", file), begun, within / (1 + KILLS / 4), moments)
+        killed += killed_in_time(("train", folder, "--sweep", file), begun.exists, within / (1 + KILLS / 4), moments)
         torn += any((folder / "sae").rglob(".step-*"))
     assert killed
     print(f"killed {killed} times, {torn} of them while a checkpoint was written")

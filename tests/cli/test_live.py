@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from saekit.activations import ActivationReader, LiveActivations, LiveStore
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import SAE
 from saekit.workspace import Workspace
+from tests.activations.tiny import make_lm
 from tests.cli.conftest import Saekit
 from tests.cli.test_interrupted import files_of, killed_in_time
 from trainers import TrainConfig, train
@@ -38,7 +39,8 @@ def test_it_is_what_the_model_gives_when_it_is_asked_directly(trained: Path, tmp
     found = ws.sae(SITE, "live")
     settings = json.loads((trained / "sae" / SITE / "live" / "train.json").read_text())
     assert settings["data"]["live"] is True
-    source = LiveActivations(ws.lm, [SITE], ws.corpus, batch_size=256, context=ws.store().context)
+    context = ws.store().context
+    source = LiveActivations(ws.lm, [SITE], ws.corpus, batch_size=256, context=context, contexts=8192 // context)
     sae = train(source, TrainConfig.from_dict(settings["config"]), tmp_path, site=SITE, lm=ws.lm, progress=False)
     assert sae.fingerprint() == found.fingerprint()
     assert SAE.load(tmp_path).fingerprint() == found.fingerprint()
@@ -60,7 +62,7 @@ def test_held_out_documents_are_measured_on_and_it_is_told_from_a_cached_one(sae
     assert measured.status == 0, measured.stderr
     again = saekit("train", trained, *SETTINGS[:-1])
     assert again.status == 2
-    assert "live was True" in again.stderr.replace("\n", " ")
+    assert "live was True, asked is False" in again.stderr.replace("\n", " ")
 
 
 def test_another_corpus_and_a_second_model_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -71,6 +73,49 @@ def test_another_corpus_and_a_second_model_are_refused(trained: Path, tmp_path: 
         LiveStore(ws.store(), ws.lm, type(ws.corpus).open(other))
     with pytest.raises(ConfigError, match="one model"):
         ws.train_all([], other=ws, live=True)
+    with pytest.raises(StoreMismatch, match="model"):
+        LiveStore(ws.store(), make_lm(), ws.corpus)
+
+
+def test_as_many_tokens_as_for_endless_data_are_the_default(workspace: Path) -> None:
+    ws = Workspace.open(workspace)
+    (plan,) = ws.plans({"site": SITE, "latents": 4096})
+    store = LiveStore(ws.store(), ws.lm, ws.corpus)
+    assert plan.resolve(store).config.tokens == TrainConfig(n_latents=4096).resolve(64).tokens
+    assert plan.resolve(ws.store()).config.tokens == 4_000_000
+
+
+SWEEP = """
+latents: 128
+l0: 8
+tokens: 20_000
+batch_size: 256
+runs:
+  - {site: resid_post.1, arch: topk}
+  - {site: mlp_in.1->mlp_out.1, arch: gated}
+"""
+
+
+def test_fit_and_a_sweep_over_transcoders(saekit: Saekit, stories_path: Path, tinystories_path: Path, tmp_path: Path) -> None:
+    """Documents one to a context, in bfloat16: what the store has is trained on live as well, one run as in the sweep."""
+    folder, file, sites = tmp_path / "ws", tmp_path / "sweep.yaml", ("mlp_in.1->mlp_out.1", "resid_post.1")
+    file.write_text(SWEEP)
+    common = ("--live", "--latents", 128, "--k", 8, "--train-tokens", 20_000, "--batch-size", 256)
+    outcome = saekit(
+        *("fit", stories_path, "--data", tinystories_path, "--site", sites[0], "--site", sites[1], "--tokens", 10_000, *common),
+        *("--packing", "document", "--store-dtype", "bfloat16", "--out", folder, "--json"),
+    )
+    assert outcome.status == 0, outcome.stderr
+    trained = {path.parent.name: json.loads(path.read_text())["data"] for path in folder.glob("sae/*/train.json")}
+    assert len(trained) == 2 and all(data["live"] for data in trained.values())
+    swept = saekit("train", folder, "--sweep", file, "--live", "--json")
+    assert swept.status == 0, swept.stderr
+    assert len(swept.json["dictionaries"]) == 2
+    name = next(each["name"] for each in swept.json["dictionaries"] if "topk" in each["name"])
+    ws = Workspace.open(folder)
+    assert ws.sae("resid_post.1", name).fingerprint() == ws.sae("resid_post.1").fingerprint()
+    both = saekit("train", folder, "--site", "mlp_out.1+resid_post.1", *common, "--json")
+    assert both.status == 0, both.stderr
 
 
 @pytest.mark.timeout(600)
@@ -78,12 +123,16 @@ def test_killed_at_random_moments_it_ends_in_the_same(saekit: Saekit, workspace:
     folder, moments, killed = tmp_path / "killed", random.Random(2), 0
     shutil.copytree(workspace, folder)
     arguments = ("train", folder, *SETTINGS, "--checkpoint-tokens", 2_000)
-    begun = folder / "sae" / SITE / "live" / "checkpoints"
-    started = time.monotonic()
+    checkpoints = folder / "sae" / SITE / "live" / "checkpoints"
     for _ in range(2):
-        killed += killed_in_time(arguments, begun, max(0.5, (time.monotonic() - started) / 8), moments)
+        another = partial(_another, checkpoints, set(checkpoints.glob("step-*")))
+        killed += killed_in_time(arguments, another, 0.1, moments)
     assert killed
     outcome = saekit(*arguments)
     assert outcome.status == 0, outcome.stderr
     name = f"sae/{SITE}/live/sae_weights.safetensors"
     assert files_of(folder)[name] == files_of(trained)[name]
+
+
+def _another(checkpoints: Path, known: set[Path]) -> bool:
+    return bool(set(checkpoints.glob("step-*")) - known)
