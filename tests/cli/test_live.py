@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,34 @@ def test_another_corpus_and_a_second_model_are_refused(trained: Path, tmp_path: 
         ws.train_all([], other=ws, live=True)
     with pytest.raises(StoreMismatch, match="model"):
         LiveStore(ws.store(), make_lm(), ws.corpus)
+
+
+def test_a_data_set_on_the_hub_stays_what_it_was_when_it_was_cached(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ws"
+    shutil.copytree(trained, folder)
+    manifest, study = folder / "activations" / "manifest.json", folder / "saekit.toml"
+    content = json.loads(manifest.read_text())
+    content["provenance"]["corpus"] = {
+        "source": "a/b",
+        "hub": "a/b",
+        "split": "train",
+        "revision": "0123abc",
+        "text_field": "text",
+    }
+    manifest.write_text(json.dumps(content))
+    study.write_text(re.sub(r"(?m)^data = .*$", 'data = "a/b"', study.read_text()))
+    asked: list[str | None] = []
+
+    def offline(api: object, repo: str, revision: str | None = None) -> None:
+        asked.append(revision)
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
+    ws = Workspace.open(folder)
+    LiveStore(ws.store(), ws.lm, ws.corpus)
+    assert asked == ["0123abc"]
 
 
 def test_as_many_tokens_as_for_endless_data_are_the_default(workspace: Path) -> None:

@@ -51,7 +51,12 @@ def config(F: int, D: int, k: int, arch: str = "topk", **settings: object) -> Tr
 def made(config: TrainConfig, D: int, E: int | None = None, variance: float = VARIANCE) -> Objective:
     """The objective, for data in the units of training; of a transcoder from D to E."""
     reads, writes = (Statistics(1.0, torch.zeros(width), variance, torch.zeros(width)) for width in (D, E or D))
-    return objective(config, reads, writes if E else reads)
+    return objective(config, dataclasses.replace(reads, mean_D=middle(D)) if E else reads, writes if E else reads)
+
+
+def middle(D: int) -> Tensor:
+    """The mean of what transcoders are said to read."""
+    return torch.linspace(-0.4, 0.3, D)
 
 
 # Losses, each as its paper has it
@@ -121,6 +126,12 @@ def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, config: T
     return config.aux_coefficient * (error_hat - error).square().sum() / spread if k else h.sum() * 0
 
 
+def centring(p: Parameters) -> Tensor | float:
+    """What stands in for the bias there: transcoders take nothing off their input, so it does."""
+    D = p.W_enc_FD.shape[1]
+    return 0.0 if len(p.b_dec_E) == D else -p.W_enc_FD.detach() @ middle(D).to(p.W_enc_FD)
+
+
 def lifted(config: TrainConfig, h: Tensor, p: Parameters, centring: Tensor | float) -> Tensor:
     """What AuxK reads: without the bias where that is what keeps latents from firing, though it has the gradient."""
     return h - p.b_enc_F.detach() + centring if config.arch in ("gated", "standard") else h
@@ -158,7 +169,7 @@ def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
         if config.arch == "gated":
             frozen = Parameters(W_dec_FE=p.W_dec_FE.detach(), b_dec_E=p.b_dec_E.detach())
             more = more + fvu(frozen, torch.relu(h), y.detach())
-        return torch.stack(levels).mean() + more + auxk(p, lifted(config, h, p, 0.0), f, y, dead, config)
+        return torch.stack(levels).mean() + more + auxk(p, lifted(config, h, p, centring(p)), f, y, dead, config)
 
     return loss
 
@@ -237,7 +248,7 @@ def clear(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Tensor
     assert config.aux_k is not None
     p = p.map(Tensor.double)
     h = pre(p, x.double())
-    lift = lifted(config, h, p, 0.0)
+    lift = lifted(config, h, p, centring(p))
     rows = (gap(lift[:, dead], min(config.aux_k, len(dead))) > 1e-5) & (torch.minimum(h.abs(), lift.abs()).min(1).values > 1e-6)
     if config.arch == "topk":
         rows &= gap(h, config.l0) > 1e-5
