@@ -69,7 +69,7 @@ def test_as_many_fire_at_first_as_the_schedule_says(arch: str) -> None:
     it = dense.made(config, D, variance=float(D))
     outcome, _ = it.gradient(it.start(), x, x, Now(0.0, torch.arange(0)))
     fired = float((outcome.code.values_N > 0).sum()) / len(x)
-    assert fired == pytest.approx(64, rel=0.1)
+    assert fired == pytest.approx(config.k_start, rel=0.1)
     size = (outcome.code.decode(it.start().W_dec_FE) * x).sum(1) / x.square().sum(1)
     assert size.mean().item() == pytest.approx(1, rel=0.1)
 
