@@ -15,6 +15,7 @@ FLOORS = {
     "saekit.errors": 0,
     "saekit.files": 0,
     "saekit.lazy": 0,
+    "saekit.plugins": 0,
     "saekit.progress": 0,
     "saekit.lab": 0,
     "saekit.lm": 1,

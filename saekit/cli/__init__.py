@@ -25,10 +25,12 @@ def main() -> None:
     """Run the command line; typed errors become one message and exit status 2."""
     from saekit.cli import demo, evaluate, explore, laboratory, make  # noqa: F401  (they register their commands)
     from saekit.cli.output import fail
+    from saekit.plugins import load
     from trainers.processes import leads
 
     try:
         with nullcontext() if leads() else redirect_stdout(io.StringIO()):  # the first of several processes speaks for all
+            load()
             app()
     except SaekitError as error:
         sys.exit(fail(error, as_json=leads() and "--json" in sys.argv))
