@@ -29,15 +29,51 @@ Pads are never touched, BOS and other special tokens only where a list names the
 """
 
 
+@dataclass(frozen=True)
+class DefaultPositions:
+    """A policy that holds unless the caller of `run` or `generate` names positions.
+
+    As the default of a run: its policy holds for edits that name no positions. As the positions of an edit: its policy takes
+    the place of the run's default policy. In a `run` without positions, every real token is touched all the same.
+    """
+
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class AnyPositions:
+    """The tokens that at least one of several choices names; None stands for the default of `run` or `generate`."""
+
+    choices: tuple[Choice | None, ...]
+
+
+Choice = Positions | DefaultPositions | AnyPositions
+"""What the positions of an edit may be besides None."""
+GENERATION = DefaultPositions("last+generated")
+"""The positions of `generate` and of measures of generations, where the caller names none."""
+
+
 class At(NamedTuple):
     """Where the rows given to an edit come from.
 
     batch_N: the row of the batch, under `generate` the prompt, each row belongs to.
     position_N: its place in its own sequence, counted from 0 without pads.
+    within: given positions (None: the run's default), tells which of the rows they name: (N,) bool.
     """
 
     batch_N: Tensor
     position_N: Tensor
+    within: Callable[[Choice | None], Tensor]
+
+    def to(self, device: torch.device) -> At:
+        """The same rows, described on another device."""
+        within = self.within
+        return At(self.batch_N.to(device), self.position_N.to(device), lambda positions: within(positions).to(device))
+
+    def rows(self, index_n: Tensor) -> At:
+        """Some of the rows, by their numbers (n,)."""
+        within = self.within
+        return At(self.batch_N[index_n], self.position_N[index_n], lambda positions: within(positions)[index_n])
 
 
 @dataclass(frozen=True)
@@ -56,7 +92,7 @@ class Edit:
     site: Site
     fn: Callable[[Tensor, At], Tensor]
     order: int = 0
-    positions: Positions | None = None
+    positions: Choice | None = None
 
 
 def expand_edits(lm: LanguageModel, edits: Any) -> dict[Site, list[Edit]]:
@@ -85,8 +121,14 @@ def expand_edits(lm: LanguageModel, edits: Any) -> dict[Site, list[Edit]]:
     return by_site
 
 
-def check_positions(positions: Positions | None) -> None:
-    """Raise ConfigError unless `positions` is one of the policies, integers or None."""
+def check_positions(positions: Choice | None) -> None:
+    """Raise ConfigError unless `positions` is one of the policies, integers, a choice among these, or None."""
+    if isinstance(positions, AnyPositions):
+        for choice in positions.choices:
+            check_positions(choice)
+        return
+    if isinstance(positions, DefaultPositions):
+        positions = positions.policy
     if positions is None or (isinstance(positions, str) and positions in POLICIES):
         return
     try:
@@ -113,8 +155,8 @@ class _Rows(NamedTuple):
         return _Rows(
             None if self.chosen_BT is None else self.chosen_BT.to(device),
             (b.to(device), t.to(device)),
-            At(*(each.to(device) for each in self.at)),
-            At(*(each.to(device) for each in self.everywhere)),
+            self.at.to(device),
+            self.everywhere.to(device),
         )
 
 
@@ -138,7 +180,7 @@ class Window:
     prompt_B: Tensor
     row_B: Tensor
     special: Tensor
-    default: Positions | None = None
+    default: Positions | DefaultPositions | None = None
     _cache: dict[tuple[Any, torch.device], _Rows] = field(default_factory=dict)
 
     @classmethod
@@ -148,7 +190,7 @@ class Window:
         mask_BT: Tensor | None,
         special: Tensor,
         prompt_B: Tensor | None = None,
-        default: Positions | None = None,
+        default: Positions | DefaultPositions | None = None,
         row_B: Tensor | None = None,
     ) -> Window:
         """The window of whole sequences; without `prompt_B` they are all prompt, without `row_B` each is its own."""
@@ -167,7 +209,7 @@ class Window:
 
     def apply(self, edit: Edit, x: Tensor) -> Tensor:
         """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself where it touches none."""
-        rows = self._rows(self.default if edit.positions is None else edit.positions, x.device)
+        rows = self._rows(edit.positions, x.device)
         if edit.site.kind == "pattern":
             new = _call(edit, x, rows.everywhere)
             return new if rows.chosen_BT is None else torch.where(rows.chosen_BT[:, None, :, None], new, x)
@@ -177,20 +219,48 @@ class Window:
             return x
         return x.index_put(rows.place, _call(edit, x[rows.place], rows.at))
 
-    def _rows(self, positions: Positions | None, device: torch.device) -> _Rows:
-        """The rows of `positions`, beside activations: with a model over several devices these lie elsewhere than the tokens."""
-        which = positions if positions is None or isinstance(positions, str) else _listed(positions)
+    def chosen(self, positions: Choice | None) -> Tensor:
+        """(B, T) True at the tokens that `positions` names; None is the default."""
+        chosen_BT = self._rows(positions, self.tokens_BT.device).chosen_BT
+        return torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
+
+    def _rows(self, positions: Choice | None, device: torch.device) -> _Rows:
+        """The rows of `positions` on the device of the activations, which may differ from that of the tokens."""
+        which = self._effective(positions)
         if (which, device) not in self._cache:
             chosen_BT = self._chosen(which)
             every_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
             b, t = every_BT.nonzero(as_tuple=True)
-            at, everywhere = At(self.row_B[b], self.position_BT[b, t]), At(self.row_B, self.position_BT)
+            at = At(self.row_B[b], self.position_BT[b, t], lambda positions: self.chosen(positions)[b, t])
+            everywhere = At(self.row_B, self.position_BT, self.chosen)
             self._cache[which, device] = _Rows(chosen_BT, (b, t), at, everywhere).to(device)
         return self._cache[which, device]
 
-    def _chosen(self, positions: str | tuple[int, ...] | None) -> Tensor | None:
+    def _effective(self, positions: Choice | None) -> Any:
+        """`positions` with the default filled in: a policy, a tuple of integers, None for every real token, or a set of these."""
+        if isinstance(positions, AnyPositions):
+            several = frozenset(self._effective(choice) for choice in positions.choices)
+            return next(iter(several)) if len(several) == 1 else several
+        default = self.default
+        if positions is None:
+            positions = default.policy if isinstance(default, DefaultPositions) else default
+        elif isinstance(positions, DefaultPositions):
+            positions = positions.policy if isinstance(default, DefaultPositions) else default
+        return positions if positions is None or isinstance(positions, str) else _listed(positions)
+
+    def _chosen(self, positions: str | tuple[int, ...] | frozenset[Any] | None) -> Tensor | None:
         if positions is None:
             return self.real_BT
+        if isinstance(positions, frozenset):
+            if None in positions:
+                return self.real_BT
+            chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
+            for each in positions:
+                chosen_BT |= self._named(each)
+            return chosen_BT
+        return self._named(positions)
+
+    def _named(self, positions: str | tuple[int, ...]) -> Tensor:
         position_BT, last_B1 = self.position_BT, self.prompt_B[:, None] - 1
         match positions:
             case "all":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saekit.errors import ConfigError
-from saekit.lm.edits import Positions, Window, check_positions, expand_edits, positions_from_mask
+from saekit.lm.edits import GENERATION, Positions, Window, check_positions, expand_edits, positions_from_mask
 from saekit.lm.hooks import Pass
 from saekit.lm.sampling import noise_seed, own_noise, sampled
 
@@ -46,7 +46,7 @@ def generate(
     prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tensor,
     *,
     interventions: Any = (),
-    positions: Positions = "last+generated",
+    positions: Positions | None = None,
     seed: int | None = None,
     max_new_tokens: int = 64,
     n_samples: int = 1,
@@ -60,7 +60,8 @@ def generate(
         prompts: texts (BOS is put before them), or token ids as they are: one row, several, or a tensor (B, T) padded on either
             side.
         interventions: Edits, or anything with `.edits(lm)`; the rows an edit is told of (`At.batch_N`) are prompts.
-        positions: which tokens are touched unless an edit says so itself; see :data:`saekit.lm.edits.Positions`.
+        positions: which tokens are touched by edits that name none; see :data:`saekit.lm.edits.Positions`. None is
+            "last+generated", or the edit's own default: ablations touch all tokens.
         seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
             in the batch; with and without interventions the same noise is used. None draws a seed from torch's generator.
         max_new_tokens: at most.
@@ -117,7 +118,7 @@ def _continue(
     rows: list[list[int]],
     prompt_of_row: list[int],
     interventions: Any,
-    positions: Positions,
+    positions: Positions | None,
     settings: dict[str, Any],
 ) -> list[list[int]]:
     """Continuations of `rows` as one batch."""
@@ -150,7 +151,7 @@ def _continue(
 
 
 def _window(
-    lm: LanguageModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions
+    lm: LanguageModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
 ) -> Window:
     """The window of a forward pass over slots start.. of sequences whose prompts lie where `mask_BT` is 1.
 
@@ -166,7 +167,7 @@ def _window(
         prompt_B=mask_BT.sum(1).repeat_interleave(beams),
         row_B=torch.tensor(prompt_of_row, device=ids.device).repeat_interleave(beams),
         special=lm.special_tensor,
-        default=positions,
+        default=GENERATION if positions is None else positions,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.lm.anatomy import Anatomy
-from saekit.lm.edits import Positions, Window, check_positions, expand_edits, positions_from_mask
+from saekit.lm.edits import DefaultPositions, Positions, Window, check_positions, expand_edits, positions_from_mask
 from saekit.lm.families import Family, family_of
 from saekit.lm.hooks import Pass
 from saekit.lm.replay import Recorder, Recording, replay
@@ -128,7 +128,7 @@ class LanguageModel(Anatomy):
         attention_mask: Tensor | None = None,
         read: Iterable[str | Site] = (),
         edits: Any = (),
-        positions: Positions | None = None,
+        positions: Positions | DefaultPositions | None = None,
         prompt_lengths: Tensor | Sequence[int] | None = None,
         prompt_of_row: Tensor | Sequence[int] | None = None,
         stop_after: str | Site | None = None,
@@ -145,7 +145,8 @@ class LanguageModel(Anatomy):
             attention_mask: (B, T), 1 at real tokens; None where there are no pads.
             read: sites to return, as they are after their edits.
             edits: Edits, or anything with `.edits(lm)`.
-            positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too.
+            positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too;
+                :data:`saekit.lm.edits.GENERATION` is what `generate` does by default.
             prompt_lengths: (B,) how many real tokens are prompt, for positions that tell prompt from generated; None is all.
             prompt_of_row: (B,) which prompt each row is of, told to edits as `At.batch_N`; None: each row is its own.
             stop_after: end once this site and what is read have been seen: no later layer and no unembedding is computed.
