@@ -20,6 +20,7 @@ from saekit.study import FILE, Study, portable
 if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import ActivationStore, Corpus
+    from saekit.evaluate.dictionary.cross_entropy import Baseline
     from saekit.lm import LanguageModel
     from saekit.lm.sites import Site
     from saekit.objects import Ref
@@ -344,6 +345,7 @@ class Workspace:
         *,
         other: Workspace | None = None,
         again: bool = True,
+        baseline: Baseline | None = None,
         progress: bool = True,
     ) -> dict[str, Any]:
         """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.quality`),
@@ -354,21 +356,37 @@ class Workspace:
             name: of another dictionary at `site`.
             other: as in :meth:`train_all`.
             again: measure it even if `reports/` has what was measured of the same weights.
+            baseline: of cross-entropy recovered (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`). None takes what was
+                measured with any, and measures with zeros at every token.
         """
+        from saekit.activations.source import HELDOUT
+        from saekit.evaluate.dictionary.remarks import remarks
         from saekit.evaluate.quality import quality
-        from trainers import Route, TrainConfig
+        from trainers import Route
 
         place, name = self.dictionaries.find(str(site), name)
         sae = self.sae(place, name)
         known = self._known(sae, place, name)
-        if known and not again:
+        if known and not again and baseline in (None, known.get("baseline")):
             return known
         store = self.store(other)
         store.check_model(self.lm)
-        route, settings = Route.parse(place), TrainConfig.load(self.dictionaries.folder(place, name) / "train.json")
+        route, settings = Route.parse(place), self.train_config(place, name)
         one = None if route.crosses else self.lm.site(route.site)
-        metrics = quality(sae, self.lm, store, one, heldout=settings.heldout, progress=progress)
-        return self.keep_evaluation(place, name, known | metrics | {"fingerprint": sae.fingerprint()})
+        heldout = HELDOUT if settings is None else settings.heldout
+        metrics = quality(sae, self.lm, store, one, heldout=heldout, baseline=baseline or "zero", progress=progress)
+        if settings is not None and settings.sparsity is None:
+            metrics["l0_asked"] = settings.l0
+        metrics |= {"remarks": remarks(metrics), "fingerprint": sae.fingerprint()}
+        extra = {key: known[key] for key in ("probe", "concepts", "transfer") if key in known}
+        return self.keep_evaluation(place, name, metrics | extra)
+
+    def train_config(self, site: str | Site, name: str = "") -> TrainConfig | None:
+        """The settings with which a dictionary was trained; None for one that was trained elsewhere and has no `train.json`."""
+        from trainers import TrainConfig
+
+        record = self.dictionaries.folder(site, name) / "train.json"
+        return TrainConfig.load(record) if record.exists() else None
 
     def evaluation(self, site: str | Site, name: str = "") -> dict[str, Any]:
         """What `reports/` has of what was measured of the dictionary that is there now; empty where it has nothing."""

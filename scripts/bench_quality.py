@@ -52,10 +52,11 @@ from torch import Tensor
 
 from saekit import LanguageModel
 from saekit.activations import Corpus, LiveActivations, token_batches
+from saekit.evaluate.dictionary.cross_entropy import ce_recovered
 from saekit.sae import SAE, SAEConfig
 from saekit.sae.kernels.threads import only_blocks
 from trainers import TrainConfig
-from trainers.metrics import Firings, ce_recovered, reconstruction
+from trainers.metrics import Firings, reconstruction
 from trainers.state import Training
 from trainers.statistics import Statistics
 

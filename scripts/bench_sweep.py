@@ -26,12 +26,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not 
 
 from saekit.activations import Corpus, LiveActivations
 from saekit.activations.tokens import token_batches
+from saekit.evaluate.dictionary.cross_entropy import ce_recovered
 from saekit.lm import LanguageModel
 from saekit.lm.sites import Site
 from saekit.report import rank, write_sweep
 from saekit.sae import SAE
 from trainers import Plan, plans, train_all
-from trainers.metrics import ce_recovered, reconstruction
+from trainers.metrics import reconstruction
 
 MEASURED = 2048  # tokens
 

@@ -1,22 +1,17 @@
-"""How good a dictionary is: reconstruction on held-out activations, and what the model loses when it is spliced in."""
+"""How well a dictionary reconstructs activations, and how often its latents fire."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from torch.nn.functional import cosine_similarity
 
 from saekit.errors import CorpusError, StoreMismatch
 from saekit.lm.sites import Site
 from saekit.sae import SAE, CrossCoder, SparseCode
-from trainers.splice import splice, written
-
-if TYPE_CHECKING:
-    from saekit.lm import At, Edit, LanguageModel
 
 Batch = Mapping[Site, Tensor] | Tensor
 
@@ -182,6 +177,8 @@ class Reconstruction:
         Returns:
             fvu: fraction of variance unexplained, `sum ||y - y_hat||^2 / sum ||y - mean||^2`, sums and mean over all tokens; 1
                 less it is the explained variance (R^2 of arXiv 2503.09532 and of sae-lens).
+            fvu_trimmed: the same over the 99 % of the tokens with the smallest norms, about their own mean. A few tokens of huge
+                norm (attention sinks, massive activations, arXiv 2402.17762) decide `fvu` and leave this one alone.
             cosine: mean over tokens of the cosine similarity of y and y_hat (2503.09532).
             shrinkage: gamma, such that all that the latents write is best divided by it: 1 is unbiased, less is shrunk. It is
                 `argmin E||u / gamma - (y - c)||^2 = E||u||^2 / E[u . (y - c)]`, where c is what the dictionary gives with no
@@ -195,6 +192,7 @@ class Reconstruction:
         n = self.firings.n_tokens
         return {
             "fvu": _ratio(*(float(each.sum()) for each in self._errors_and_spreads())),
+            "fvu_trimmed": self.fvu_trimmed(),
             "cosine": self._cosines / n,
             "shrinkage": self._written / self._aligned if self._aligned else math.nan,
             "l0": self.firings.l0,
@@ -211,6 +209,13 @@ class Reconstruction:
         spreads_E = self._squares_2E[1] - self._sums_QD.sum(0).square() / self.firings.n_tokens
         sums = torch.stack([self._squares_2E[0], spreads_E.clamp_min(0)]).split(self.sae.cfg.widths_out, 1)
         return {site: _ratio(*part_2E.sum(1).tolist()) for site, part_2E in zip(self.sae.cfg.sites_out, sums)}
+
+    def fvu_trimmed(self) -> float:
+        """FVU of the tokens below the largest of `QUANTILES` of the norms, as the first batch had it; NaN where there is none."""
+        tokens, _, error, spread = self._sums_QS[:-1].sum(0).tolist()
+        if not tokens:
+            return math.nan
+        return _ratio(error, max(0.0, spread - float(self._sums_QD[:-1].sum(0).square().sum()) / tokens))
 
     def fvu_by_norm(self) -> list[dict[str, float]]:
         """FVU of tokens by the size of their activations, the smallest first.
@@ -248,79 +253,6 @@ def reconstruction(sae: SAE, batches: Iterable[Batch]) -> dict[str, float]:
     return Reconstruction.of(sae, batches).scalars()
 
 
-@torch.no_grad()
-def ce_recovered(
-    lm: LanguageModel,
-    sae: SAE,
-    site: Site | str | None,
-    token_batches: Iterable[Any],
-    *,
-    baseline: Literal["zero", "mean"] = "zero",
-) -> dict[str, float]:
-    """What a model loses when `sae` stands in for the activations it reconstructs.
-
-    The SAE is spliced in at every token but BOS and other special ones, which it was not trained on and which keep their own
-    activations. Cross-entropy is that of every real, not special token that has one before it.
-
-    Args:
-        site: where it reads; a transcoder writes at its `site_out`, a cross-layer transcoder reads and writes at its own sites.
-        token_batches: :class:`saekit.activations.TokenBatch`, or (B, T) token ids without pads.
-        baseline: what is put in the place of what it writes for comparison: zeros, or the mean activation of these tokens.
-
-    Returns:
-        ce, ce_spliced: cross-entropy in nats per token of the model as it is, and with the SAE.
-        ce_zero or ce_mean: with the baseline.
-        ce_recovered: `(ce_baseline - ce_spliced) / (ce_baseline - ce)`; 1 is no loss, 0 is as bad as the baseline.
-        kl: mean KL(model || spliced) between next-token distributions, in nats.
-        n_tokens: tokens predicted.
-
-    Raises:
-        CorpusError: there is no token to predict.
-        StoreMismatch: a transcoder does not say where it writes, or a crosscoder, which reads what comes after it.
-    """
-    from saekit.lm import Edit
-    from saekit.lm.predictions import last_residuals, logits_of
-
-    spliced = splice(lm, sae, site)
-    batches = [_tokens(lm, batch) for batch in token_batches]
-
-    def ablation(target: Site) -> Edit:
-        mean = _mean(lm, target, batches) if baseline == "mean" else None
-
-        def ablate(y: Tensor, at: At) -> Tensor:
-            return torch.zeros_like(y) if mean is None else mean.to(y.device, y.dtype).expand_as(y)
-
-        return Edit(target, ablate, positions="all")
-
-    ablated = [ablation(target) for target in written(lm, sae, site)]
-    sums = torch.zeros(4, dtype=torch.float64)
-    n = 0
-    for tokens_BT, mask_BT, predicted_BT in batches:
-        row_N, position_N = predicted_BT.nonzero(as_tuple=True)
-        runs = [
-            last_residuals(lm, tokens_BT, (row_N, position_N - 1), attention_mask=mask_BT, edits=edits)
-            for edits in ((), spliced, ablated)
-        ]
-        for some, (own, other, base) in logits_of(lm, *runs):
-            next_N = tokens_BT[row_N[some], position_N[some]].to(own.device)
-            divergence = kl_div(other.log_softmax(-1), own.log_softmax(-1), reduction="sum", log_target=True)
-            losses = [cross_entropy(logits, next_N, reduction="sum") for logits in (own, other, base)]
-            sums += torch.stack([*losses, divergence]).double().cpu()
-        n += len(row_N)
-    if n == 0:
-        raise CorpusError("There is no token to predict.", "Give longer texts.")
-    ce, ce_spliced, ce_baseline, kl = (sums / n).tolist()
-    lost = ce_baseline - ce
-    return {
-        "ce": ce,
-        "ce_spliced": ce_spliced,
-        f"ce_{baseline}": ce_baseline,
-        "ce_recovered": (ce_baseline - ce_spliced) / lost if lost else float("nan"),
-        "kl": kl,
-        "n_tokens": n,
-    }
-
-
 def _read(sae: SAE, batch: Batch) -> Tensor:
     """(B, D) activations that the SAE reads."""
     return _side_by_side(sae, batch, sae.cfg.reads)
@@ -349,31 +281,3 @@ def silent(sae: SAE, x_BD: Tensor) -> Tensor:
 
 def _ratio(error: float, spread: float) -> float:
     return error / spread if spread > 0 else float(error > 0)
-
-
-def _tokens(lm: LanguageModel, batch: Any) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Token ids, mask, and which tokens are to be predicted: real, not special, and with a real one before."""
-    tokens_BT = (batch if isinstance(batch, Tensor) else batch.tokens_BT).to(lm.device)
-    mask_BT = None if isinstance(batch, Tensor) else batch.mask_BT.to(lm.device)
-    real_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
-    special = torch.tensor(sorted(lm.special_ids), dtype=tokens_BT.dtype, device=tokens_BT.device)
-    predicted_BT = real_BT & ~torch.isin(tokens_BT, special)
-    predicted_BT[:, 0] = False
-    predicted_BT[:, 1:] &= real_BT[:, :-1]
-    return tokens_BT, mask_BT, predicted_BT
-
-
-def _mean(lm: LanguageModel, site: Site, batches: list[tuple[Tensor, Tensor | None, Tensor]]) -> Tensor:
-    """Mean activation at `site` of the tokens that an SAE is spliced in at."""
-    from saekit.lm import Edit
-
-    total, n = torch.zeros(()), 0
-
-    def add(x: Tensor, at: At) -> Tensor:
-        nonlocal total, n
-        total, n = total + x.double().sum(0), n + len(x)
-        return x
-
-    for tokens_BT, mask_BT, _ in batches:
-        lm.run(tokens_BT, attention_mask=mask_BT, edits=[Edit(site, add, positions="all")], stop_after=site)
-    return total / max(n, 1)

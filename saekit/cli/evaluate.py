@@ -9,9 +9,10 @@ import typer
 
 from saekit.cli import app, options
 from saekit.cli.laboratory import print_recoveries, recovery_facts
-from saekit.cli.output import bar, emit, number, print_quality, quiet_libraries, say, table
+from saekit.cli.output import bar, emit, number, print_quality, print_remarks, quiet_libraries, say, table
 
 if TYPE_CHECKING:
+    from saekit.evaluate.dictionary.cross_entropy import Baseline
     from saekit.evaluate.probing import Probes
     from saekit.evaluate.transfer import Transfer
     from saekit.lab import Document
@@ -53,6 +54,13 @@ def evaluate(
         ),
     ] = None,
     revision: options.REVISION = None,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            help="What cross-entropy recovered compares with. zero: zeros at every token, as sae-lens and SAEBench have it; "
+            "zero-ordinary: zeros at all but special tokens; mean: the mean activation."
+        ),
+    ] = "zero",
     seed: options.SEED = 0,
     as_json: options.JSON = False,
 ) -> None:
@@ -60,7 +68,7 @@ def evaluate(
 
     Writes reports/eval-SITE.html (or eval-SITE-NAME.html) in the workspace, with the distributions behind the numbers.
 
-    Shrinkage: what the latents write is best divided by it; below 1 it is too small. Probes: accuracy of logistic regression on k
+    Shrinkage: 1.0 means none; below 1 the reconstruction is too small. Probes: accuracy of logistic regression on k
     latents, against all of the activation (dense) and k of its coordinates. Absorbed: the share of a concept that other latents
     hold than its own.
 
@@ -73,6 +81,7 @@ def evaluate(
     from saekit.dictionaries import stem
     from saekit.errors import ConfigError
     from saekit.evaluate.concepts import concept_recovery
+    from saekit.evaluate.dictionary.cross_entropy import check_baseline
     from saekit.evaluate.examples import read_labelled
     from saekit.report import write_evaluation
     from saekit.workspace import Workspace
@@ -83,15 +92,16 @@ def evaluate(
     route = Route.parse(place)
     if route.crosses and (probe or concepts or labelled or model):
         raise ConfigError("These are measured of dictionaries of one site.", "Leave them out.")
+    base = check_baseline(baseline)
     own = None if labelled is None else read_labelled(labelled)
     other = None if model is None else _load(ws, ws.sae(place, name), route.site, model, revision)
-    facts = ws.evaluate(place, name, other=None if with_ is None else Workspace.open(with_))
+    facts = ws.evaluate(place, name, other=None if with_ is None else Workspace.open(with_), baseline=base)
     sae = ws.sae(place, name)
     laboratory = _laboratory(documents, seed) if concepts or (probe and own is None) else []
     probed = laboratory if own is None else own
     probes = _probe(ws, sae, route.site, probed, seed) if probe or own is not None else None
     recoveries = concept_recovery(ws.lm, sae, route.site, laboratory) if concepts else None
-    moved = None if other is None else _transfer(ws, sae, route.site, name, other)
+    moved = None if other is None else _transfer(ws, sae, route.site, name, other, base)
     parts = {
         "probe": None if probes is None else probes.to_dict(),
         "concepts": None if recoveries is None else recovery_facts(recoveries),
@@ -105,6 +115,7 @@ def evaluate(
         return
     print_quality(" ".join(filter(None, (place, name))), facts)
     _print_distributions(facts)
+    print_remarks(facts)
     if probes is not None:
         _print_probes(probes)
     if recoveries is not None:
@@ -139,20 +150,20 @@ def _probe(ws: Workspace, sae: SAE, site: Site, labelled: list[Document] | tuple
     return probe(sae, token_examples(ws.lm, sae, site, labelled, seed=seed), site=str(site))
 
 
-def _transfer(ws: Workspace, sae: SAE, site: Site, name: str, other: LanguageModel) -> Transfer:
+def _transfer(ws: Workspace, sae: SAE, site: Site, name: str, other: LanguageModel, baseline: Baseline) -> Transfer:
+    from saekit.activations.source import HELDOUT
     from saekit.evaluate.quality import MAX_TOKENS, heldout_documents
     from saekit.evaluate.transfer import transfer
-    from trainers import TrainConfig
 
-    heldout = TrainConfig.load(ws.dictionaries.folder(site, name) / "train.json").heldout
-    rows, _ = heldout_documents(ws.lm, ws.store(), heldout, MAX_TOKENS)
-    return transfer(sae, ws.lm, other, site, rows)
+    settings = ws.train_config(site, name)
+    rows, _ = heldout_documents(ws.lm, ws.store(), HELDOUT if settings is None else settings.heldout, MAX_TOKENS)
+    return transfer(sae, ws.lm, other, site, rows, baseline=baseline)
 
 
 def _print_distributions(facts: dict[str, Any]) -> None:
     lines = [
         ("cosine similarity", f"{facts['cosine']:.4f}", "of activation and reconstruction"),
-        ("shrinkage", f"{facts['shrinkage']:.4f}", "1 is none; what the latents write is best divided by it"),
+        ("shrinkage", f"{facts['shrinkage']:.4f}", "1: none; below 1 the reconstruction is too small"),
         ("dense features", f"{facts['dense_fraction']:.2%}", f"fire on more than 10 % of {facts['density_tokens']:,} tokens"),
     ]
     for name, value, note in lines:

@@ -291,19 +291,21 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitE
     if not compared:
         return
     shown = {"ce_recovered": "{:.2%}", "dead_fraction": "{:.2%}", "fvu": "{:.4f}", "l0": "{:.4g}"}
-    names = {"ce_recovered": "CE recovered", "dead_fraction": "dead", "fvu": "FVU", "l0": "L0", "best": ""}
+    names = {"ce_recovered": "CE recovered", "dead_fraction": "dead", "fvu": "FVU", "l0": "L0", "verdict": ""}
     table(
         [
-            {
-                names.get(key, key): "on the front" * value if key == "best" else shown.get(key, "{}").format(value)
-                for key, value in each.row().items()
-            }
+            {names.get(key, key): shown.get(key, "{}").format(value) for key, value in each.row().items() if key != "best"}
             for each in compared
         ]
     )
     say("pictures: ", (str(page), "bold"))
     if best := [each.name for each in compared if each.best]:
         say(("next:", "dim"), f"\n  saekit choose {ws.path} {best[0]}")
+    else:
+        say(
+            ("note: ", "bold yellow"),
+            "none of them generalises to held-out documents: train on more documents, or on fewer latents",
+        )
 
 
 def _write_pages(ws: Workspace, plans: Sequence[Plan]) -> list[Path]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from saekit.activations import ActivationReader
 from saekit.activations.source import HELDOUT, Split, in_split
 from saekit.errors import CorpusError
+from saekit.evaluate.dictionary.cross_entropy import Baseline, ce_recovered, check_baseline
 from saekit.progress import track
 from saekit.sae import SAE, CrossCoder
-from trainers.metrics import Firings, Reconstruction, ce_recovered
+from trainers.metrics import Firings, Reconstruction
 
 if TYPE_CHECKING:
     from saekit.activations import ActivationStore
@@ -38,33 +39,39 @@ def quality(
     heldout: float = HELDOUT,
     max_tokens: int = MAX_TOKENS,
     density_tokens: int = 2**20,
+    baseline: Baseline = "zero",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure `sae` on held-out documents of a store.
 
-    Of a corpus so small that none is held out, on the documents that it was trained on: then `heldout_tokens` is 0, and a
-    warning is logged.
+    If the corpus is so small that no document is held out, `sae` is measured on the documents that it was trained on: then
+    `heldout_tokens` is 0, and a warning is logged.
 
     Args:
-        site: where it reads; None for a dictionary of several sites, which says so itself.
-        heldout: the share of documents that training held out.
-        max_tokens: of at most so many tokens.
-        density_tokens: at most so many tokens of the whole store decide how often latents fire.
+        site: where the SAE reads; None for a dictionary of several sites, whose configuration names them.
+        heldout: share of the documents that training held out.
+        max_tokens: number of held-out tokens to measure on, at most.
+        density_tokens: number of tokens of the whole store that decide how often latents fire, at most.
+        baseline: what cross-entropy recovered compares with (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`).
 
     Returns:
-        fvu, cosine, shrinkage, l0: of held-out activations (:meth:`trainers.metrics.Reconstruction.scalars`).
-        fvu_by_site, relative_norms: of a dictionary of several sites: the FVU of each; and for each, in ten equal steps, how many
-            of the latents that fire have which share of their decoder norm there
+        fvu, fvu_trimmed, cosine, shrinkage, l0: on held-out activations (:meth:`trainers.metrics.Reconstruction.scalars`).
+        fvu_train, l0_train: the same on at most `max_tokens` activations that were trained on; missing where no document is held
+            out.
+        fvu_by_site, relative_norms: only for a dictionary of several sites. The FVU of each site; and for each site a histogram
+            of ten equal bins of the share of a latent's decoder norm that lies there, over latents that fire
             (:meth:`saekit.sae.CrossCoder.relative_norms`).
-        fvu_by_norm, l0_quantiles: also of these (:meth:`trainers.metrics.Reconstruction.fvu_by_norm`,
+        fvu_by_norm, l0_quantiles: on held-out activations (:meth:`trainers.metrics.Reconstruction.fvu_by_norm`,
             :meth:`trainers.metrics.Firings.l0_quantiles`).
-        dead_fraction, dense_fraction, density_histogram: of `density_tokens` of the whole store
-            (:class:`trainers.metrics.Firings`), since on few tokens rare latents seem dead.
-        ce, ce_spliced, ce_zero, ce_recovered, kl: with the dictionary spliced into the model on held-out documents
-            (:func:`trainers.metrics.ce_recovered`); not of crosscoders, which cannot be.
-        heldout_tokens: how many held-out activations these are.
+        dead_fraction, dense_fraction, density_histogram: on `density_tokens` of the whole store
+            (:class:`trainers.metrics.Firings`), because on few tokens rare latents seem dead.
+        ce, ce_spliced, baseline, ce_zero (ce_mean), ce_uniform, ce_recovered, kl: with the dictionary spliced into the model on
+            held-out documents (:func:`saekit.evaluate.dictionary.cross_entropy.ce_recovered`); missing for crosscoders, which
+            cannot be spliced in.
+        heldout_tokens: number of held-out activations.
 
     Raises:
+        ConfigError: there is no such baseline.
         CorpusError: no document has two tokens.
         StoreMismatch: a transcoder does not say where it writes.
     """
@@ -76,17 +83,20 @@ def quality(
         reader = ActivationReader(store, sorted(sites), batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
         return islice(reader, -(-n_tokens // _BATCH))
 
+    check_baseline(baseline)
     with track("measuring", total=3, unit="steps", enabled=progress) as bar:
         found = Reconstruction.of(sae, batches(split, max_tokens))
         scalars = found.scalars()
+        training = Reconstruction.of(sae, batches("train", max_tokens)).scalars() if split == "heldout" else {}
         bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
         firings = Firings.of(sae, batches("all", density_tokens))
         bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
-        spliced = {} if crosses and not sae.cfg.layered else ce_recovered(lm, sae, site, padded(lm, rows))
+        spliced = {} if crosses and not sae.cfg.layered else ce_recovered(lm, sae, site, padded(lm, rows), baseline=baseline)
         bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}" if spliced else "")
     n_tokens = scalars["n_tokens"]
     return {
         **{name: value for name, value in scalars.items() if name != "n_tokens" and not name.startswith("fvu/")},
+        **{f"{name}_train": training[name] for name in ("fvu", "l0") if training},
         **_by_site(sae, found, firings),
         "dead_fraction": firings.dead_fraction,
         "dense_fraction": firings.dense_fraction,
@@ -100,7 +110,7 @@ def quality(
 
 
 def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any]:
-    """What is told of a dictionary of several sites beside what is told of all."""
+    """Additional measures of a dictionary of several sites."""
     if not isinstance(sae, CrossCoder):
         return {}
     shares_SF = sae.relative_norms()[firings.tokens_F > 0].T.cpu()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from saekit.errors import StoreMismatch
+from saekit.evaluate.dictionary.cross_entropy import Baseline, baseline_of, ce_recovered
 from saekit.evaluate.quality import padded
 from saekit.evaluate.texts import ordinary
 from saekit.progress import track
-from trainers.metrics import Reconstruction, ce_recovered
+from trainers.metrics import Reconstruction
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -29,27 +30,27 @@ class Transfer:
 
     Attributes:
         model, other: their names.
-        own, there: fvu, cosine, shrinkage, l0, dead_fraction, dense_fraction
-            (:meth:`trainers.metrics.Reconstruction.scalars`) and ce, ce_spliced, ce_zero, ce_recovered, kl
-            (:func:`trainers.metrics.ce_recovered`), on the model that it was trained on and on the other; tokens.
+        own, there: results of :meth:`trainers.metrics.Reconstruction.scalars` and
+            :func:`saekit.evaluate.dictionary.cross_entropy.ce_recovered`, on the model that the dictionary was trained on and on
+            the other one; `tokens` is the number of activations.
     """
 
     model: str
     other: str
-    own: dict[str, float]
-    there: dict[str, float]
+    own: dict[str, Any]
+    there: dict[str, Any]
 
     @property
     def verdict(self) -> str:
-        """ "transfers" where at most .05 less of the cross-entropy is recovered and at most .1 more of the variance unexplained,
-        "transfers in part" where at least half as much is recovered, else "does not transfer". A model that does not predict the
-        text better than with zeros at the site loses nothing that could be recovered.
+        """ "transfers", "transfers in part" or "does not transfer".
 
-        Both criteria are those of Kissane et al. 2024 ("SAEs (usually) transfer between base and chat models"); the borders are
-        ours.
+        A dictionary transfers if cross-entropy recovered falls by at most .05 and FVU rises by at most .1. It transfers in part
+        if it recovers at least half as much. It does not transfer to a model that predicts the text no better than with the
+        baseline at the site, because there is nothing to recover. Kissane et al. 2024 ("SAEs (usually) transfer between base and
+        chat models") compare these two measures; the thresholds are ours.
         """
         recovered, there = self.own["ce_recovered"], self.there["ce_recovered"]
-        if self.there["ce"] >= self.there["ce_zero"]:
+        if self.there["ce"] >= baseline_of(self.there)[1]:
             return "does not transfer"
         if there >= recovered - _RECOVERED and self.there["fvu"] <= self.own["fvu"] + _UNEXPLAINED:
             return "transfers"
@@ -76,13 +77,21 @@ def check_transfer(sae: SAE, other: LanguageModel, site: Site) -> None:
 
 
 def transfer(
-    sae: SAE, lm: LanguageModel, other: LanguageModel, site: Site, rows: Sequence[Sequence[int]], *, progress: bool = True
+    sae: SAE,
+    lm: LanguageModel,
+    other: LanguageModel,
+    site: Site,
+    rows: Sequence[Sequence[int]],
+    *,
+    baseline: Baseline = "zero",
+    progress: bool = True,
 ) -> Transfer:
     """Measure `sae` on the model it was trained on and on another of equal width, on the same text.
 
     Args:
         rows: token ids of documents for `lm`, BOS first (:func:`saekit.evaluate.quality.heldout_documents`). A model with another
             tokenizer gets their text.
+        baseline: of cross-entropy recovered.
 
     Raises:
         UnknownSite, StoreMismatch: as :func:`check_transfer` does.
@@ -92,14 +101,14 @@ def transfer(
     found = []
     with track("measuring", total=2, unit="models", enabled=progress) as bar:
         for done, each in enumerate((lm, other), 1):
-            found.append(_measure(sae, each, site, _rows_for(each, lm, rows)))
+            found.append(_measure(sae, each, site, _rows_for(each, lm, rows), baseline))
             bar.update(done, note=f"FVU {found[-1]['fvu']:.4f} on {each.name}")
     return Transfer(lm.name, other.name, *found)
 
 
-def _measure(sae: SAE, lm: LanguageModel, site: Site, rows: Sequence[Sequence[int]]) -> dict[str, float]:
+def _measure(sae: SAE, lm: LanguageModel, site: Site, rows: Sequence[Sequence[int]], baseline: Baseline) -> dict[str, Any]:
     found = Reconstruction.of(sae, _activations(sae, lm, site, rows)).scalars()
-    spliced = ce_recovered(lm, sae, site, padded(lm, rows))
+    spliced = ce_recovered(lm, sae, site, padded(lm, rows), baseline=baseline)
     spliced.pop("n_tokens")
     tokens = found.pop("n_tokens")
     return {**found, **spliced, "tokens": tokens}

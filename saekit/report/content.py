@@ -127,15 +127,18 @@ def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
 
 
 def _settings(ws: Workspace, site: Site) -> dict[str, str]:
-    from trainers import TrainConfig
-
-    study, store, record = ws.study, ws.store(), ws.dictionaries.folder(site) / "train.json"
-    config, live = TrainConfig.load(record), json.loads(record.read_text())["data"].get("live")
-    return {
+    study, store, config = ws.study, ws.store(), ws.train_config(site)
+    facts = {
         "model": study.model,
         "site": str(site),
         "data": study.data,
         "cached": f"{store.n_tokens:,} tokens of {study.store_dtype}",
+    }
+    if config is None:  # trained elsewhere
+        cfg = ws.sae(site).cfg
+        return facts | {"architecture": cfg.architecture, "features": f"{cfg.n_latents:,}", "trained": "elsewhere: no train.json"}
+    live = json.loads((ws.dictionaries.folder(site) / "train.json").read_text())["data"].get("live")
+    return facts | {
         "architecture": config.arch,
         "features": f"{config.n_latents:,}",
         **({"active per token, as asked": f"{config.l0}"} if config.sparsity is None else {"sparsity": f"{config.sparsity:g}"}),

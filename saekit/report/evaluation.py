@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent
 from saekit.report.page import environment, quality_tiles
@@ -33,11 +34,11 @@ def render_evaluation(site: str, model: str, facts: Mapping[str, Any]) -> str:
     tiles = [
         *quality_tiles(dict(facts)),
         ("cosine similarity", f"{facts['cosine']:.3f}", "of activation and reconstruction"),
-        ("shrinkage", f"{facts['shrinkage']:.3f}", "1 is none; less is shrunk"),
+        ("shrinkage", f"{facts['shrinkage']:.3f}", "1: none; below 1: the reconstruction is too small"),
         ("dense features", f"{facts['dense_fraction']:.2%}", "fire on more than 10 % of tokens"),
     ]
     template = environment().get_template("evaluation.html")
-    return template.render(site=site, model=model, facts=facts, tiles=tiles, charts=_charts(facts))
+    return template.render(site=site, model=model, facts=facts, tiles=tiles, remarks=remarks(facts), charts=_charts(facts))
 
 
 def _charts(facts: Mapping[str, Any]) -> list[tuple[str, Markup]]:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from saekit.evaluate.dictionary.cross_entropy import DESCRIBED, baseline_of
+from saekit.evaluate.dictionary.remarks import remarks
 from saekit.evaluate.mentions import Mentions
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.charts import percent, short, times
 from saekit.report.content import Content, Section, Steered
+from saekit.report.text import link, visible
 
 if TYPE_CHECKING:
     from feature_db.records import Example, FeatureRecord
@@ -45,17 +48,23 @@ def render(content: Content) -> str:
             content=content,
             figures=figures,
             quality=quality_tiles(content.quality),
+            remarks=remarks(content.quality),
         )
     )
 
 
 @cache
 def environment() -> Environment:
-    """Where templates come from; all that is no markup is escaped."""
+    """The templates. Values that are not Markup are escaped, and their control characters are made visible."""
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible}
+    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible, "link": link}
     environment.globals |= {
         "style": Markup((_HERE / "style.css").read_text()),
         "examples": _examples,
@@ -71,15 +80,18 @@ def quality_tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
     """(name, value, note) of what :func:`saekit.evaluate.quality.quality` gives."""
     held = int(metrics["heldout_tokens"])
     where = f"on {held:,} held-out tokens" if held else "on the training documents"
-    tiles = [
-        ("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", where),
+    tiles = [("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", f"all tokens, {where}")]
+    if "fvu_trimmed" in metrics:
+        tiles.append(("FVU, trimmed", f"{metrics['fvu_trimmed']:.3f}", "without the 1 % of the tokens of largest norm"))
+    tiles += [
         ("features active (L0)", f"{metrics['l0']:.3g}", "per token"),
         ("dead features", f"{metrics['dead_fraction']:.2%}", f"fire on none of {int(metrics['density_tokens']):,} tokens"),
     ]
     if "ce" in metrics:  # crosscoders cannot be spliced in
-        lost = f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats"
+        name, base = baseline_of(metrics)
+        lost = f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats per token; {base:.2f} with {DESCRIBED[name]}"
         tiles.append(("cross-entropy recovered", f"{metrics['ce_recovered']:.1%}", lost))
-        tiles.append(("KL when spliced in", f"{metrics['kl']:.3f}", "nats a token"))
+        tiles.append(("KL when spliced in", f"{metrics['kl']:.3f}", "nats per token"))
     return tiles
 
 
@@ -107,8 +119,13 @@ def _pieces(example: Example, largest: float) -> list[Piece]:
 
 
 def _visible(token: str) -> str:
-    """A token in running text: line breaks become signs."""
-    return token.replace("\r", "").replace("\n", "↵")
+    """A token in running text: line breaks become ↵, other control characters as in :func:`saekit.report.text.visible`."""
+    return visible(token.replace("\r\n", "\n").replace("\n", "↵"))
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints for a value: Markup as it is, other text with visible control characters."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _examples(record: FeatureRecord) -> Sequence[Example]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from saekit.evaluate.dictionary.remarks import overfitted, useless
 from saekit.files import write_whole
 from saekit.progress import track
 from saekit.report.charts import Axis, Line, line_chart, percent
@@ -32,8 +33,9 @@ class Compared:
         route: what it reads and predicts.
         name: what it is called there.
         series: what tells it from others, but for its sparsity and its seed.
-        metrics: of :func:`saekit.evaluate.quality.quality`.
-        best: no other at its route is better in FVU or in L0 and as good in the other.
+        metrics: of :func:`saekit.evaluate.quality.quality`, on held-out documents where there are any.
+        best: no other sound dictionary at its route is better in FVU or in L0 and as good in the other. A dictionary that is
+            overfitted or useless is never best (:mod:`saekit.evaluate.dictionary.remarks`).
     """
 
     route: str
@@ -43,6 +45,13 @@ class Compared:
     best: bool
 
     @property
+    def verdict(self) -> str:
+        """ "on the front", "overfitted", "no better than chance" or ""."""
+        if useless(self.metrics):
+            return "no better than chance"
+        return "overfitted" if overfitted(self.metrics) else "on the front" if self.best else ""
+
+    @property
     def page(self) -> str:
         """The file beside this one that tells how it was trained."""
         return page_name(self.route.partition("->")[0], self.name)
@@ -50,19 +59,20 @@ class Compared:
     def row(self) -> dict[str, Any]:
         """As a table has it."""
         keys = ("l0", "fvu", "ce_recovered", "dead_fraction")
-        return {"site": self.route, "name": self.name, **{key: self.metrics[key] for key in keys}, "best": self.best}
+        numbers = {key: self.metrics[key] for key in keys}
+        return {"site": self.route, "name": self.name, **numbers, "best": self.best, "verdict": self.verdict}
 
 
 def compare(ws: Workspace, plans: Sequence[Plan], *, progress: bool = True) -> list[Compared]:
     """Measure what plans have made, sparsest first; those that made nothing are left out.
 
-    What was measured of the same weights before is not measured again.
+    What was measured of the same weights before, with the same baseline, is not measured again.
     """
     done = [plan for plan in plans if (plan.out / "cfg.json").exists()]
     metrics = []
     with track("measuring", len(done), unit="dictionaries", enabled=progress) as bar:
         for plan in done:
-            metrics.append(ws.evaluate(plan.route.site, plan.name, again=False, progress=False))
+            metrics.append(ws.evaluate(plan.route.site, plan.name, again=False, baseline="zero", progress=False))
             bar.update(len(metrics), plan.name)
     return rank(done, metrics)
 
@@ -72,7 +82,7 @@ def rank(plans: Sequence[Plan], metrics: Sequence[dict[str, Any]]) -> list[Compa
     found = []
     for plan, own in zip(plans, metrics, strict=True):
         rivals = [other for plan2, other in zip(plans, metrics) if plan2.route == plan.route]
-        best = not any(_beats(other, own) for other in rivals)
+        best = _sound(own) and not any(_sound(other) and _beats(other, own) for other in rivals)
         found.append(Compared(str(plan.route), plan.name, _series(plan, plans), own, best))
     return sorted(found, key=lambda each: (each.route, each.metrics["l0"]))
 
@@ -120,6 +130,10 @@ def _against_l0(
         xs, ys = ([float(each.metrics[axis]) for each in some] for axis in ("l0", key))
         lines.append(Line(name or label, xs, ys, f"{_STYLES[i % len(_STYLES)]} dots"))
     return line_chart(lines, x, y)
+
+
+def _sound(metrics: dict[str, Any]) -> bool:
+    return not overfitted(metrics) and not useless(metrics)
 
 
 def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:

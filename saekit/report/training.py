@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from saekit.dictionaries import stem
+from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.page import environment, quality_tiles
+from saekit.report.text import link
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,6 +129,7 @@ def render_training(run: Trained) -> str:
             run=run,
             state=state,
             tiles=_tiles(run, spent),
+            remarks=_remarks(run),
             charts=_charts(run),
             metrics=_table(run),
             spent=_spent(spent, total - done),
@@ -190,7 +193,7 @@ def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
     evaluation = f"eval-{stem(site, name)}.html"
     found = [("evaluation", evaluation)] if (reports / evaluation).exists() else []
     for page in sorted(reports.glob("*.html")):
-        if not page.name.startswith("train-") and f'href="{page_name(site, name)}"' in page.read_text():
+        if not page.name.startswith("train-") and f'href="{link(page_name(site, name))}"' in page.read_text():
             found.append((f"comparison {page.stem.removeprefix('sweep-')}", page.name))
     others = [run for run in ws.dictionaries.begun() if run[0] == site and run != (site, name)]
     return found + [(each or site, page_name(site, each)) for _, each in others if (reports / page_name(site, each)).exists()]
@@ -210,6 +213,15 @@ def _tiles(run: Trained, spent: Spent | None) -> list[tuple[str, str, str]]:
         note = f"{spent.rate:,.0f} tokens a second" if spent.rate else "in all"
         tiles.append(("time", duration(spent.seconds), note))
     return tiles
+
+
+def _remarks(run: Trained) -> list[str]:
+    """Warnings about the evaluation where there is one, else about the last rows of the log."""
+    last = {key: row[key] for row in run.rows for key in row}
+    logged = {key: last.get(f"heldout/{key}") for key in ("fvu", "fvu_trimmed", "l0")}
+    logged |= {f"{key}_train": last.get(key) for key in ("fvu", "l0")}
+    facts: dict[str, Any] = {key: value for key, value in logged.items() if value is not None}
+    return remarks({"l0_asked": _goal(run.config)} | facts | dict(run.quality or {}))
 
 
 def _goal(config: Mapping[str, Any]) -> int | None:

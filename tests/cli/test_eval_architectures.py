@@ -85,30 +85,38 @@ def by_hand(model: Any, dictionary: Dense, rows: list[list[int]], special: set[i
     def read(module: Any, args: Any, output: Any) -> Any:
         kept["x"] = args[0] if dictionary.transcodes else output
         kept["y"] = output
-        return output if change is None else torch.where(mask[None, :, None], change(kept["x"][0])[None], output)
+        if change is None:
+            return output
+        new = change(kept["x"][0])[None]
+        return new if change is zeros else torch.where(mask[None, :, None], new, output)
+
+    def zeros(x: Tensor) -> Tensor:
+        return torch.zeros_like(kept["y"][0])
 
     handle = place.register_forward_hook(read)
-    xs, ys, sums, n = [], [], torch.zeros(4, dtype=torch.float64), 0
+    xs, ys, sums, kls = [], [], torch.zeros(3, dtype=torch.float64), []
+    n = 0
     with torch.no_grad():
         for row in rows:
             ids = torch.tensor([row])
             mask = torch.tensor([token not in special for token in row])
             logits = []
-            for change in (None, dictionary, lambda x: torch.zeros_like(kept["y"][0])):
-                logits.append(model(ids).logits[0, :-1][mask[1:]])
+            for change in (None, dictionary, zeros):
+                logits.append(model(ids).logits[0])
                 if change is None:
                     xs.append(kept["x"][0][mask])
                     ys.append(kept["y"][0][mask])
-            wanted = ids[0, 1:][mask[1:]]
-            losses = [cross_entropy(each, wanted, reduction="sum") for each in logits]
-            divergence = kl_div(logits[1].log_softmax(-1), logits[0].log_softmax(-1), reduction="sum", log_target=True)
-            sums += torch.stack([*losses, divergence])
+            followed = mask[:-1]
+            wanted = ids[0, 1:][followed]
+            sums += torch.stack([cross_entropy(each[:-1][followed], wanted, reduction="sum") for each in logits])
+            p, q = (each[mask].log_softmax(-1) for each in logits[:2])
+            kls.append(kl_div(q, p, reduction="none", log_target=True).sum(-1))
             n += len(wanted)
         x, y = torch.cat(xs), torch.cat(ys)
         error = (dictionary(x) - y).square().sum() / (y - y.mean(0)).square().sum()
         l0 = (dictionary.code(x) != 0).double().sum(1).mean()
     handle.remove()
-    ce, spliced, zero, kl = (sums / n).tolist()
+    ce, spliced, zero = (sums / n).tolist()
     return {
         "fvu": float(error),
         "l0": float(l0),
@@ -116,7 +124,7 @@ def by_hand(model: Any, dictionary: Dense, rows: list[list[int]], special: set[i
         "ce_spliced": spliced,
         "ce_zero": zero,
         "ce_recovered": (zero - spliced) / (zero - ce),
-        "kl": kl,
+        "kl": float(torch.cat(kls).mean()),
         "heldout_tokens": len(x),
     }
 

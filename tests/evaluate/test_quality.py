@@ -25,16 +25,17 @@ TEXTS = [f"{NAMES[n % 8]} had {n} big red balls. {'They were very happy. ' * (n 
 
 
 def by_hand(lm: LanguageModel, sae: SAE, texts: list[str]) -> dict[str, float]:
-    """fvu and l0 over all tokens of the texts but BOS, ce over what they predict, in float64."""
+    """fvu and l0 over all tokens of the texts but BOS, ce of the predictions made at them."""
     rows = lm.text.ids(texts)
     x = torch.cat([lm.run([row], read=[SITE], logits=None)[SITE][0, 1:] for row in rows])
     error, spread = sae(x).double() - x.double(), x.double() - x.double().mean(0)
     with torch.no_grad():
-        losses = [float(lm.model(torch.tensor([row]), labels=torch.tensor([row])).loss) * (len(row) - 1) for row in rows]
+        log_p = [lm.model(torch.tensor([row])).logits[0].log_softmax(-1) for row in rows]
+    losses = [-float(each[1:-1].gather(1, torch.tensor(row)[2:, None]).sum()) for each, row in zip(log_p, rows)]
     return {
         "fvu": float(error.square().sum() / spread.square().sum()),
         "l0": float((sae.encode_dense(x) != 0).double().sum(1).mean()),
-        "ce": sum(losses) / len(x),
+        "ce": sum(losses) / (len(x) - len(rows)),
         "heldout_tokens": len(x),
     }
 
@@ -54,6 +55,10 @@ def test_quality_is_that_of_held_out_documents(
         found = measured(stories_lm, sae, TEXTS, tmp_path / "store")
     expected = by_hand(stories_lm, sae, heldout)
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-3)
+    training = by_hand(stories_lm, sae, [text for text in TEXTS if text not in heldout])
+    assert found["fvu_train"] == pytest.approx(training["fvu"], rel=1e-3)
+    assert found["l0_train"] == pytest.approx(training["l0"], rel=1e-3)
+    assert found["baseline"] == "zero"
     assert not caplog.records
 
 
@@ -66,6 +71,7 @@ def test_a_corpus_too_small_to_hold_any_out_is_measured_whole(
         found = measured(stories_lm, sae, texts, tmp_path / "store")
     expected = by_hand(stories_lm, sae, texts) | {"heldout_tokens": 0}
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-3)
+    assert "fvu_train" not in found
     assert "No document" in caplog.text and "held out" in caplog.text
 
 

@@ -11,10 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from saekit.activations import Corpus, LiveActivations
 from saekit.errors import StoreMismatch, UnknownSite
+from saekit.evaluate.dictionary.cross_entropy import ce_recovered
 from saekit.evaluate.transfer import Transfer, transfer
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
-from trainers.metrics import ce_recovered, reconstruction
+from trainers.metrics import reconstruction
 
 SITE = Site("resid_post", 2)
 TEXTS = ["Once upon a time, there was a little girl named Lily. She liked to play.", "Tom had a red ball.", "The sun was big"] * 3
@@ -51,7 +52,7 @@ def test_on_the_model_itself_nothing_is_lost(stories_lm: LanguageModel, sae: SAE
     assert found.own["tokens"] == expected.pop("n_tokens") == len(x)
     assert {name: found.own[name] for name in expected} == pytest.approx(expected, rel=1e-3)
     spliced = ce_recovered(stories_lm, sae, SITE, [torch.tensor([row]) for row in rows])
-    spliced.pop("n_tokens")
+    del spliced["n_tokens"], spliced["baseline"]
     assert {name: found.own[name] for name in spliced} == pytest.approx(spliced, rel=1e-3)
 
 

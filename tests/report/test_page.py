@@ -10,11 +10,21 @@ from hypothesis import strategies as st
 from feature_db.records import Example, FeatureRecord, Histogram, Hit, TokenEffect
 from saekit.evaluate.mentions import Mentions, Rate
 from saekit.report import Content, Found, Section, Steered, render, write
+from saekit.report.text import visible
 from saekit.steer.strength import Strength
 from saekit.steer.sweep import Arm, Point, Sweep
 from tests.report.html import check
 
 EVIL = "<script>alert('x')</script>"
+CONTROL = {*map(chr, (*range(9), *range(11, 32), *range(127, 160)))} | set("\u202e\u2066")
+HOSTILE = [
+    "</style><script>alert(1)</script>",
+    "</title></svg><img src=x onerror=alert(1)>",
+    '"><a href="javascript:alert(1)">x</a>',
+    "{{ 7 * 7 }}{% include 'style.css' %}",
+    "\x1b]8;;http://evil\x07\x1b[2J\x00\x9b31m",
+    "\u202etxt.exe\u2066",
+]
 QUALITY = {
     "fvu": 0.05,
     "l0": 16.0,
@@ -102,11 +112,20 @@ def test_text_of_models_is_shown_and_never_run() -> None:
         assert place in shown, place
 
 
-@settings(max_examples=30)
-@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip))
-def test_any_text_is_shown_as_it_is(text: str) -> None:
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_and_neither_run_nor_linked(text: str) -> None:
     page = check(render(content(text)))
-    assert f"fires on {text}" in page.all_text
+    assert f"fires on {visible(text)}" in page.all_text
+    assert not CONTROL & set(page.all_text)
+    assert not any(tag == "a" for tag, _ in page.tags)
+
+
+@settings(max_examples=30)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
+def test_any_text_is_shown_with_its_control_characters_as_signs(text: str) -> None:
+    page = check(render(content(text)))
+    assert f"fires on {visible(text)}" in page.all_text
+    assert not CONTROL & set(page.all_text)
     assert any(attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg")
 
 

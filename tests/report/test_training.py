@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from saekit.report import Trained, render_training
 from saekit.report.training import duration, timing
-from tests.report.html import check
+from tests.report.html import Page, check
 from tests.report.test_page import EVIL, QUALITY
 from trainers import TrainConfig
 
@@ -60,6 +61,20 @@ def test_everything_is_shown_and_nothing_runs() -> None:
     assert all(drawing["aria-label"] and drawing["role"] == "img" for drawing in drawings)
     assert "training from 0.5 to 0.05; held out from 0.0625 to 0.0625" in drawings[1]["aria-label"]
     assert [attributes["href"] for tag, attributes in page.tags if tag == "a"] == ["other.html"]
+
+
+def test_a_held_out_fvu_far_above_that_of_training_is_remarked_upon() -> None:
+    rows = ROWS[:-1] + [{"step": 10, "tokens": 1000, "heldout/fvu": 0.34, "heldout/l0": 8.0}]
+    assert "Overfitted" in check(render_training(dataclasses.replace(FINISHED, rows=rows, quality=None))).all_text
+    assert "Overfitted" not in check(render_training(dataclasses.replace(FINISHED, quality=None))).all_text
+
+
+@pytest.mark.parametrize("file", ["javascript:alert(1)", "../../etc/passwd", 'x" onclick="alert(1)', "a#b?c.html"])
+def test_a_link_leads_to_a_file_beside_the_page(file: str) -> None:
+    source = render_training(dataclasses.replace(FINISHED, links=[("other", file)]))
+    (href,) = [attributes["href"] for tag, attributes in Page(source).tags if tag == "a"]
+    assert unquote(href) == file
+    assert urlsplit(href) == ("", "", href, "", "") and "/" not in href.replace("../", "/")
 
 
 def test_a_run_that_goes_on() -> None:

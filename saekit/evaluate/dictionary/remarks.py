@@ -1,0 +1,71 @@
+"""Warnings about the numbers of an evaluation: what makes a figure look better than the dictionary is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from saekit.evaluate.dictionary.cross_entropy import DESCRIBED, baseline_of
+
+FVU_RATIO, FVU_STEP = 1.25, 0.01
+"""A dictionary is overfitted if its held-out FVU exceeds its training FVU by this factor and by this difference."""
+L0_RATIO = 1.5
+"""The same for held-out L0 over L0 in training; and the ratio from which L0 misses the one that was asked for."""
+TRIMMED_RATIO = 1.5
+"""FVU over all tokens and FVU without the largest ones differ if one exceeds the other by this factor."""
+
+
+def overfitted(facts: Mapping[str, Any]) -> bool:
+    """Whether the dictionary does worse on held-out documents than on training documents, in FVU or in L0.
+
+    Args:
+        facts: `fvu`, `l0` on held-out documents; `fvu_train`, `l0_train` on training documents, where they are known.
+    """
+    fvu, fvu_train = facts.get("fvu", math.nan), facts.get("fvu_train", math.nan)
+    l0, l0_train = facts.get("l0", math.nan), facts.get("l0_train", math.nan)
+    return (fvu > FVU_RATIO * fvu_train and fvu > fvu_train + FVU_STEP) or l0 > L0_RATIO * l0_train
+
+
+def useless(facts: Mapping[str, Any]) -> bool:
+    """Whether the model with the dictionary predicts no better than a uniform guess or than with the baseline."""
+    if "ce_spliced" not in facts:
+        return False
+    return facts["ce_spliced"] >= min(facts.get("ce_uniform", math.inf), baseline_of(facts)[1])
+
+
+def remarks(facts: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a reader of the figures must know.
+
+    Args:
+        facts: of :func:`saekit.evaluate.quality.quality`, with `l0_asked` where training asked for an L0. Missing facts give no
+            remark.
+    """
+    found = []
+    if overfitted(facts):
+        found.append(
+            f"Overfitted: on held-out documents FVU is {facts['fvu']:.3f} and L0 {facts['l0']:.3g}, on training documents "
+            f"{facts['fvu_train']:.3f} and {facts['l0_train']:.3g}. Train on more documents, or on fewer latents."
+        )
+    asked, l0 = facts.get("l0_asked"), facts.get("l0", math.nan)
+    if asked and not asked / L0_RATIO <= l0 <= asked * L0_RATIO and not math.isnan(l0):
+        found.append(f"L0 is {l0:.3g}; training was asked for {asked}.")
+    if useless(facts):
+        uniform, base = facts.get("ce_uniform", math.inf), baseline_of(facts)[1]
+        what = "a uniform guess" if facts["ce_spliced"] >= uniform else f"with {DESCRIBED[baseline_of(facts)[0]]} at the site"
+        found.append(f"With this dictionary the model predicts no better than {what} ({min(uniform, base):.2f} nats per token).")
+    if "ce_uniform" in facts:
+        name, base = baseline_of(facts)
+        if base > facts["ce_uniform"]:
+            found.append(
+                f"The baseline of cross-entropy recovered ({DESCRIBED[name]}: {base:.2f} nats per token) is worse than a uniform "
+                f"guess ({facts['ce_uniform']:.2f}), which flatters every dictionary. Compare with the same baseline only, or "
+                "look at KL."
+            )
+    fvu, trimmed = facts.get("fvu", math.nan), facts.get("fvu_trimmed", math.nan)
+    if trimmed > TRIMMED_RATIO * fvu or fvu > TRIMMED_RATIO * trimmed:
+        found.append(
+            f"A few tokens of large norm decide FVU: it is {fvu:.3f} over all tokens and {trimmed:.3f} without the 1 % of the "
+            "largest norms."
+        )
+    return found

@@ -1,0 +1,59 @@
+"""What is said about figures that look better than the dictionary is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from saekit.evaluate.dictionary.remarks import overfitted, remarks, useless
+
+GOOD = {
+    "fvu": 0.23,
+    "fvu_train": 0.22,
+    "fvu_trimmed": 0.21,
+    "l0": 16.2,
+    "l0_train": 16.0,
+    "l0_asked": 16,
+    "ce": 2.0,
+    "ce_spliced": 2.3,
+    "ce_zero": 6.0,
+    "baseline": "zero",
+    "ce_uniform": math.log(512),
+}
+
+
+def test_good_figures_need_no_remark() -> None:
+    assert remarks(GOOD) == []
+    assert not overfitted(GOOD)
+    assert not useless(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("worse", "words"),
+    [
+        ({"fvu": 0.34, "fvu_trimmed": 0.33}, "Overfitted: on held-out documents FVU is 0.340"),
+        ({"l0": 36.0}, "Overfitted"),
+        ({"l0": 36.0, "l0_train": 36.0}, "L0 is 36; training was asked for 16"),
+        ({"l0": 5.0, "l0_train": 5.0}, "L0 is 5; training was asked for 16"),
+        ({"ce_zero": 7.4}, "worse than a uniform guess (6.24)"),
+        ({"ce_spliced": 6.5, "ce_zero": 7.4}, "predicts no better than a uniform guess"),
+        ({"ce_spliced": 6.1}, "predicts no better than with zeros at every token"),
+        ({"fvu": 0.01, "fvu_train": 0.01}, "A few tokens of large norm decide FVU"),
+    ],
+)
+def test_what_flatters_is_said(worse: dict[str, Any], words: str) -> None:
+    assert any(words in remark for remark in remarks(GOOD | worse))
+
+
+def test_facts_that_are_missing_give_no_remark() -> None:
+    old = {"fvu": 0.3, "l0": 16.0, "ce": 2.0, "ce_spliced": 2.3, "ce_zero": 9.0}
+    assert remarks(old) == []
+    assert remarks({}) == []
+
+
+def test_a_small_difference_is_not_overfitting() -> None:
+    assert not overfitted(GOOD | {"fvu": 0.009, "fvu_train": 0.004})
+    assert overfitted(GOOD | {"fvu": 0.34})
+    assert overfitted(GOOD | {"l0": 36.0})
