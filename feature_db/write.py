@@ -43,14 +43,18 @@ def write(path: Path, entry: Entry, rows: Rows, *, replace: bool = False) -> Non
         StoreMismatch: they would be lost, and `replace` is False.
         StorageFull: no room; the database is as it was.
     """
-    beside = path.with_name(path.name + ".partial")
-    for leftover in path.parent.glob(beside.name + "*"):
-        leftover.unlink()
-    fresh = not path.exists()
-    target = beside if fresh else path
-    if fresh:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    connection = schema.create(target) if fresh else schema.connect(target)
+    if path.exists():
+        _transact(schema.connect(path), path, entry, rows, replace)
+        return
+    files.clean(path.parent)
+    with files.temporary_folder(path.parent) as beside:
+        _transact(schema.create(beside / path.name), path, entry, rows, replace)
+        files.publish(beside / path.name, path)
+    files.sync(path.parent)
+
+
+def _transact(connection: sqlite3.Connection, path: Path, entry: Entry, rows: Rows, replace: bool) -> None:
+    """Write everything in one transaction, and close the connection."""
     try:
         with typed(path):
             connection.execute("BEGIN IMMEDIATE")
@@ -63,14 +67,8 @@ def write(path: Path, entry: Entry, rows: Rows, *, replace: bool = False) -> Non
                     connection.execute("ROLLBACK")
                 raise
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except BaseException:
+    finally:
         connection.close()
-        for leftover in path.parent.glob(beside.name + "*"):
-            leftover.unlink()
-        raise
-    connection.close()
-    if fresh:
-        files.replace(beside, path)
 
 
 def _write(db: sqlite3.Connection, entry: Entry, rows: Rows, replace: bool) -> None:

@@ -1,56 +1,193 @@
-"""Files that exist whole or not at all: written beside, forced to the disk, renamed."""
+"""Files that exist whole or not at all, and locks on folders.
+
+A file is written under a random temporary name in the folder that it goes to, forced to the disk, and renamed. Another person may
+have prepared that folder, so temporary files are created exclusively and symbolic links are never followed for writing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
+import logging
 import math
 import os
+import re
+import secrets
+import shutil
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from saekit.errors import SaekitError, StorageFull, WorkspaceError
 
-PARTIAL = ".partial"
+_log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_ABANDONED_SECONDS = 24 * 3600.0
+_PREFIX, PARTIAL = ".saekit-", ".partial"
+_LEFTOVER = re.compile(
+    r"\.saekit-[0-9a-f]{16}\.partial"
+    # Names that earlier versions used for the same purpose.
+    r"|(saekit\.toml|manifest\.json|shard-\d{5,}\.h5|features\.sqlite|(eval|train|sweep)-.+\.(json|html))\.partial"
+    r"|features\.sqlite\.partial-(wal|shm|journal)|features\.sqlite\..+\.state\.npz\.partial|.+-[0-9a-f]{16}\.npy\.partial"
+    r"|\.(cfg\.json|sae_weights\.safetensors|sparsity\.safetensors)\.partial"
+    r"|\.(step|best)-\d{9}\.partial"
+)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` when the block ends, and leaves nothing when it fails.
+    """Open a file for writing that becomes `path` when the block ends, and leaves nothing when the block fails.
+
+    A symbolic link at `path` is replaced, not followed.
 
     Raises:
-        StorageFull: there is no room; what `path` held before is still there.
-        WorkspaceError: nothing can be written there.
+        StorageFull: the disk is full; the previous content of `path` is kept.
+        WorkspaceError: `path` cannot be written.
     """
-    beside = path.with_name(path.name + PARTIAL)
+    beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        descriptor, beside = _create(path.parent)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        replace(beside, path)
+            replace(beside, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+        if beside is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(path, error) from error
         raise
 
 
 def write_whole(path: Path, data: bytes | memoryview | str) -> None:
-    """Write `data` to `path`, text as UTF-8 with ? for what has none; see :func:`whole`."""
+    """Write `data` to `path`; see :func:`whole`. Text is encoded as UTF-8; what UTF-8 cannot encode becomes a question mark."""
     with whole(path) as file:
         file.write(data.encode("utf-8", "replace") if isinstance(data, str) else data)
 
 
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` with a random name, removed when the block ends.
+
+    For files that a library writes by name, and for folders that appear as a whole: write into the temporary folder, then move
+    the files with :func:`publish` or the folder itself with :func:`replace`.
+
+    Raises:
+        OSError: `parent` cannot be made or written.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        beside = parent / _random_name()
+        beside.mkdir()  # exclusive: fails where anything has that name
+        descriptor = os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if _hold_new(descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield beside
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def publish(source: Path, path: Path) -> None:
+    """Move a file out of a :func:`temporary_folder` to `path`, with the permissions that new files have.
+
+    The file is on the disk before it appears under its new name. Call :func:`sync` on the folder after the last file.
+    """
+    source.chmod(source.parent.stat().st_mode & 0o666)  # some libraries write files that only their owner can read
+    sync(source)
+    source.replace(path)
+
+
 def replace(beside: Path, path: Path) -> None:
-    """Rename, and make the rename survive a power cut."""
+    """Rename a file or a folder, and make the new name survive a power cut."""
     beside.replace(path)
     sync(path.parent)
+
+
+def open_append(path: Path, *, truncate: bool = False) -> BinaryIO:
+    """Open a file for appending without following links.
+
+    Args:
+        path: made if it does not exist.
+        truncate: drop what it holds.
+
+    Raises:
+        WorkspaceError: the file cannot be opened, or is a symbolic link, has a second name or is no ordinary file.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _link(path, error) or unwritable(path, error) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise WorkspaceError(f"{path} is not an ordinary file, or has a second name elsewhere.", "Use another folder.")
+    if truncate:
+        os.ftruncate(descriptor, 0)
+    return os.fdopen(descriptor, "ab")
+
+
+def clean(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in `folder`. Files of running processes stay.
+
+    Only names that saekit gives to temporary files are considered. Symbolic links are neither followed nor removed.
+    """
+    with contextlib.suppress(OSError):
+        for item in list(os.scandir(folder)):
+            if is_leftover(item.name) and not item.is_symlink():
+                with contextlib.suppress(OSError):
+                    _remove_abandoned(Path(item.path))
+
+
+def is_leftover(name: str) -> bool:
+    """Whether `name` is one that saekit gives to temporary files and folders."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: SaekitError, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file or folder `path`; the lock ends with the process, however the process ends.
+
+    The file is made if it does not exist and is never truncated. Where the file system has no locks, a warning is logged and the
+    block runs without one.
+
+    Args:
+        path: a file, or an existing folder.
+        busy: raised when another process holds the lock.
+        wait: wait for the other process instead.
+
+    Raises:
+        WorkspaceError: the file cannot be made, or is a symbolic link.
+    """
+    kind = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() and not path.is_symlink() else os.O_RDWR | os.O_CREAT
+    try:
+        descriptor = os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _link(path, error) or unwritable(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in _BUSY:
+                raise busy from error
+            _log.warning(
+                "The file system of %s has no locks (%s): make sure that only one saekit command writes there at a time.",
+                path.parent,
+                error.strerror or error,
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:
@@ -58,6 +195,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):  # some file systems lack it
+            raise
     finally:
         os.close(descriptor)
 
@@ -66,19 +206,19 @@ def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk, or a quota on it, is full."""
     if isinstance(error, OSError):
         return error.errno in _FULL
-    return any(f"os error {code})" in str(error) for code in _FULL)  # all that safetensors passes on
+    return any(f"os error {code})" in str(error) for code in _FULL)  # safetensors passes on the text alone
 
 
 def unwritable(path: Path, error: Exception) -> SaekitError:
-    """The error for a `path` that could not be written, or made."""
+    """The typed error for a `path` that could not be written or made."""
     if is_full(error):
         what = f"No room for {path.name} in {path.parent}."
-        return StorageFull(what, "What was complete is kept: make room and run the same command again.")
+        return StorageFull(what, "Complete files are kept: free some space and run the same command again.")
     return WorkspaceError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.", "Choose another place.")
 
 
 def document(data: Any) -> str:
-    """`data` as one JSON document, in which a number that does not exist is null."""
+    """`data` as one JSON document; NaN and infinities become null."""
     return json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False)
 
 
@@ -88,3 +228,50 @@ def _finite(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _random_name() -> str:
+    return f"{_PREFIX}{secrets.token_hex(8)}{PARTIAL}"
+
+
+def _create(folder: Path) -> tuple[int, Path]:
+    """A new file with a random name, as (descriptor, path)."""
+    while True:
+        path = folder / _random_name()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if _hold_new(descriptor):
+            return descriptor, path
+        os.close(descriptor)
+
+
+def _hold_new(descriptor: int) -> bool:
+    """Mark a new temporary file or folder as in use; False where :func:`clean` of another process removed it just before."""
+    with contextlib.suppress(OSError):  # file systems without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a temporary file or folder unless a running process holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY or time.time() - status.st_mtime < _ABANDONED_SECONDS:
+                return  # a running process holds it or, on a file system without locks, may hold it
+        if stat.S_ISDIR(status.st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _link(path: Path, error: OSError) -> WorkspaceError | None:
+    if error.errno != errno.ELOOP:
+        return None
+    return WorkspaceError(f"{path} is a symbolic link; saekit does not write through it.", "Put an ordinary file in its place.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.dictionaries import Dictionaries, stem
 from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
-from saekit.files import PARTIAL, document, unwritable, write_whole
+from saekit.files import document, is_leftover, lock, unwritable, write_whole
 from saekit.study import FILE, Study, portable
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Workspace:
             workspace._model = lm
             return workspace
         # A killed `begin` leaves at most its unfinished file.
-        if path.exists() and (not path.is_dir() or any(PARTIAL not in item.name for item in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not is_leftover(item.name) for item in path.iterdir())):
             raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
         workspace = cls(path, study)
         workspace._model = lm
@@ -141,16 +140,8 @@ class Workspace:
             yield
             return
         self.begin()
-        lock = self.path / ".lock"
-        try:
-            lock.touch()
-        except OSError as error:
-            raise unwritable(lock, error) from error
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise WorkspaceError(f"Another saekit command is writing to {self.path}.", "Wait for it to end.") from error
+        busy = WorkspaceError(f"Another saekit command is writing to {self.path}.", "Wait for it to end.")
+        with lock(self.path / ".lock", busy):
             yield
 
     # What it is made of

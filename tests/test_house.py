@@ -14,6 +14,7 @@ FLOORS = {
     "saekit.builtin": 0,
     "saekit.errors": 0,
     "saekit.files": 0,
+    "saekit.json_files": 0,
     "saekit.lazy": 0,
     "saekit.plugins": 0,
     "saekit.progress": 0,

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from saekit.errors import CheckpointError
-from saekit.files import PARTIAL, replace, sync
+from saekit.files import clean, replace, sync, temporary_folder
 from saekit.sae import SAE
 
 _STATE, _BEST, _METRICS = "state", "best", "metrics.json"
@@ -73,16 +73,12 @@ def last(folder: Path) -> Path | None:
 @contextmanager
 def _whole(final: Path) -> Iterator[Path]:
     """A folder to fill that becomes `final` when the block ends, and leaves nothing when it fails."""
-    beside = final.with_name(f".{final.name}{PARTIAL}")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
+    clean(final.parent)
+    with temporary_folder(final.parent) as beside:
         yield beside
         sync(beside)
         shutil.rmtree(final, ignore_errors=True)
         replace(beside, final)
-    except Exception:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

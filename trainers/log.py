@@ -7,9 +7,10 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from saekit.errors import ConfigError
+from saekit.files import open_append
 
 TIMING = "timing.jsonl"
 
@@ -28,9 +29,9 @@ class Log:
     """
 
     def __init__(self, path: Path, position: int, wandb: str | None, config: dict[str, Any]) -> None:
-        self._file: IO[bytes] = path.open("ab")
+        self._file = open_append(path)
         self._file.truncate(min(position, self.position))  # shorter where it was lost: no row is made up
-        self._timing = path.with_name(TIMING).open("ab" if position else "wb", buffering=0)
+        self._timing = open_append(path.with_name(TIMING), truncate=not position)
         self._began, self._clock = time.time(), time.monotonic()
         self._run: Any = None
         if wandb is not None:
@@ -57,6 +58,7 @@ class Log:
         self._file.flush()
         times = {"began": self._began, "tokens": row["tokens"], "seconds": round(time.monotonic() - self._clock, 3)}
         self._timing.write(json.dumps(times).encode() + b"\n")
+        self._timing.flush()
         if self._run is not None:
             self._run.log(row, step=row["step"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from saekit.activations.shard import storage_dtype
 from saekit.activations.store import ActivationStore, damaged, model_facts
 from saekit.activations.tokens import BEGINNING, Cursor, Packing, TokenBatch, check_packing, token_batches
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
-from saekit.files import PARTIAL
+from saekit.files import clean, is_leftover, lock
 from saekit.lm.sites import Site
 from saekit.progress import Bar, track
 
@@ -181,8 +180,8 @@ class _Job:
         if self.path.exists() and not self.path.is_dir():
             raise StoreMismatch(f"{self.path} is a file.", "Choose a folder.")
         # What a process may leave that is killed before its first shard is entered.
-        ours = {shard_name(0), shard_name(0) + PARTIAL, FILE + PARTIAL}
-        if self.path.exists() and (others := sorted({file.name for file in self.path.iterdir()} - ours)):
+        found = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
+        if others := [name for name in found if name != shard_name(0) and not is_leftover(name)]:
             raise StoreMismatch(
                 f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder, or empty this one."
             )
@@ -195,7 +194,8 @@ class _Job:
     def clear(self, manifest: Manifest) -> None:
         """Remove what a killed process left in flight."""
         entered = {entry.file for entry in manifest.shards}
-        for file in [*self.path.glob(f"*{PARTIAL}"), *self.path.glob("shard-*.h5")]:
+        clean(self.path)
+        for file in self.path.glob("shard-*.h5"):
             if file.name not in entered:
                 file.unlink()
 
@@ -251,18 +251,12 @@ class _Job:
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Hold the folder for writing; the lock ends with the process. A folder in which nothing was completed is not left behind."""
-    import fcntl
-
     existed = path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise WorkspaceError(f"Another process is writing to {path}.", "Wait for it to end.") from error
+        with lock(path, WorkspaceError(f"Another process is writing to {path}.", "Wait for it to end.")):
+            yield
     finally:
-        os.close(folder)
         if not existed:
             with contextlib.suppress(OSError):  # not empty: something was completed
                 path.rmdir()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, SAENotFound, UnknownSite
-from saekit.files import PARTIAL, sync, unwritable
+from saekit.files import clean, publish, sync, temporary_folder, unwritable
 from saekit.lm.sites import Site
 from saekit.sae.config import DTYPES, ROWS, SAEConfig
 
@@ -86,27 +86,21 @@ def save(sae: SAE, folder: str | Path, *, sparsity: Tensor | None = None) -> Non
         if tuple(sparsity.shape) != (sae.cfg.n_latents,) or not bool(((sparsity >= 0) & (sparsity <= 1)).all()):
             raise ConfigError(f"sparsity must be ({sae.cfg.n_latents},) fractions of tokens.", "Pass no logarithms.")
         files[SPARSITY] = {"sparsity": (sparsity + 1e-10).log10()}
-    beside = {name: folder / f".{name}{PARTIAL}" for name in (WEIGHTS, SPARSITY, CONFIG)}
+    clean(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, tensors in files.items():
-            save_file(tensors, beside[name])
-        beside[CONFIG].write_text(cfg)
-        for name in (*files, CONFIG):
-            sync(beside[name])
-        # A configuration that does not fit the new weights goes first and the new one comes last: killed in between, the
-        # folder holds no SAE rather than a wrong one.
-        if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != cfg.encode():
-            (folder / CONFIG).unlink()
-        (folder / SPARSITY).unlink(missing_ok=True)
-        for name in (*files, CONFIG):
-            beside[name].replace(folder / name)
-        beside[SPARSITY].unlink(missing_ok=True)  # of a save that was killed
+        with temporary_folder(folder) as beside:
+            for name, tensors in files.items():
+                save_file(tensors, beside / name)
+            (beside / CONFIG).write_text(cfg)
+            # A configuration that does not fit the new weights goes first and the new one comes last: killed in between, the
+            # folder holds no SAE rather than a wrong one.
+            if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != cfg.encode():
+                (folder / CONFIG).unlink()
+            (folder / SPARSITY).unlink(missing_ok=True)
+            for name in (*files, CONFIG):
+                publish(beside / name, folder / name)
         sync(folder)
     except (OSError, SafetensorError) as error:
-        for path in beside.values():
-            if folder.is_dir():
-                path.unlink(missing_ok=True)
         raise unwritable(folder, error) from error
 
 

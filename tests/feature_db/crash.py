@@ -66,10 +66,9 @@ def checkpoints(state: Path, n: int) -> Callable[[], bool]:
 
 def writing(database: Path, size: int) -> Callable[[], bool]:
     """True once the transaction's log, of a new database or of the old one, is `size` bytes long."""
-    logs = [database.with_name(database.name + end) for end in ("-wal", ".partial-wal")]
 
     def now() -> bool:
-        for log in logs:
+        for log in [database.with_name(database.name + "-wal"), *database.parent.glob(f".saekit-*/{database.name}-wal")]:
             with contextlib.suppress(FileNotFoundError):  # it comes and goes
                 if log.stat().st_size >= size:
                     return True
