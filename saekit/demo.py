@@ -187,18 +187,24 @@ def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
 
 
 def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site: Site, progress: bool) -> list[Section]:
-    """The sections with every hit's AUC on labelled documents, where the concept is one of the laboratory's."""
+    """The sections with AUC and average precision of every hit on labelled documents, for concepts of the laboratory."""
     names = [each.concept for each in topics if each.concept is not None]
     if not names:
         return sections
-    from saekit.evaluate.concepts import concept_aucs
+    from saekit.evaluate.concepts import concept_detection
+    from saekit.report import Detected
 
-    auc_FC = concept_aucs(ws.lm, ws.sae(site), site, labelled(names), names, progress=progress)
+    found = concept_detection(ws.lm, ws.sae(site), site, labelled(names), names, progress=progress)
+
+    def detected(feature: int, concept: str) -> Detected:
+        c = found.concepts.index(concept)
+        return Detected(float(found.auc_FC[feature, c]), found.average_precision(feature, concept), float(found.base_rate_C[c]))
+
     checked = []
     for section in sections:
         if section.name in names:
-            auc_F = auc_FC[:, names.index(section.name)]
-            section = replace(section, found=[replace(each, auc=float(auc_F[each.hit.feature])) for each in section.found])
+            hits = [replace(each, detected=detected(each.hit.feature, section.name)) for each in section.found]
+            section = replace(section, found=hits)
         checked.append(section)
     return checked
 
@@ -322,7 +328,7 @@ def _plain(section: Section) -> dict[str, Any]:
         "query": section.query,
         "concept": section.name or None,
         "words": list(section.mentions.words) if section.mentions else [],
-        "hits": [found.hit.to_dict() | {"auc": found.auc, "max": found.record.max} for found in section.found],
+        "hits": [found.to_dict() for found in section.found],
         "steering": None,
     }
     if (steered := section.steered) is not None:

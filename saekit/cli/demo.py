@@ -140,7 +140,10 @@ def _hits(section: Section) -> list[dict[str, Any]]:
             "feature": each.hit.feature,
             "label": each.hit.label,
             "of tokens": f"{each.hit.density:.2%}",
-            "AUC": "" if each.auc is None else f"{each.auc:.3f}",
+            "AUC": "" if each.detected is None else f"{each.detected.auc:.3f}",
+            "average precision": ""
+            if each.detected is None
+            else f"{each.detected.average_precision:.3f} (base rate {each.detected.base_rate:.3f})",
         }
         for each in section.found
     ]

@@ -198,6 +198,7 @@ def _print_probes(found: Probes) -> None:
                 "dense": f"{each.dense.accuracy:.1%}",
                 **{f"k = {k}": f"{score.accuracy:.1%}" for k, score in each.sparse.items()},
                 "AUC, k = 1": f"{each.sparse[min(each.sparse)].auc:.3f}",
+                "AP": f"{each.sparse[min(each.sparse)].average_precision:.3f}",
                 "latents": " ".join(map(str, each.latents)),
                 "own": "" if each.absorption is None else str(len(each.absorption.main)),
                 "absorbed": "" if each.absorption is None else f"{each.absorption.fraction:.1%}",
@@ -210,7 +211,7 @@ def _print_probes(found: Probes) -> None:
     )
     means = found.means()
     say(
-        f"{means['concepts']} concepts on {number(found.examples)} examples: mean accuracy (AUC) of a dense probe ",
+        f"{means['concepts']} concepts on {number(found.examples)} examples: mean accuracy (AUC, AP) of a dense probe ",
         *_score(means["dense"]),
     )
     for k, score in means["sparse"].items():
@@ -222,12 +223,13 @@ def _print_probes(found: Probes) -> None:
             f"absorption, of {absorption['concepts']} concepts that the dense probe knows: {absorption['main']:.1f} latents of "
             f"their own, {absorption['fraction']:.1%} absorbed by others, {absorption['full']:.1%} of tokens in full"
         )
+    say(("AP: average precision. Half of the examples have the concept: a probe that says nothing has 50 % (.5, .5)", "dim"))
     if found.missing:
         say("too few examples to judge: ", ", ".join(found.missing))
 
 
 def _score(score: dict[str, float]) -> tuple[str | tuple[str, str], ...]:
-    return (f"{score['accuracy']:.1%}", "bold"), f" ({score['auc']:.3f})"
+    return (f"{score['accuracy']:.1%}", "bold"), f" ({score['auc']:.3f}, {score['average_precision']:.3f})"
 
 
 def print_transfer(found: Transfer) -> None:

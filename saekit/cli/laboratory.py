@@ -172,8 +172,9 @@ def concepts(
 ) -> None:
     """Which of the known concepts the dictionaries of a workspace recover in a single feature.
 
-    AUC: how surely the feature's activation tells the concept's tokens from all others, on documents that did not choose it.
-    Words: the same of the rule "is one of the concept's tokens", which knows no context. Same words: AUC of the best feature
+    AUC: of the best feature for the concept's tokens against all others, on documents that did not choose the feature. AP: its
+    average precision; a feature that says nothing has the base rate, the share of the tokens that are the concept's. Words: the
+    AUC of the rule "is one of the concept's tokens", which knows no context. Same words: AUC of the best feature
     against other occurrences of these tokens only. In context: AUC of the best feature between occurrences of one and the same
     token, where knowing the token gives 0.5. A concept is recovered in context if both are high. A dash: the words are the
     concept, or there is too little to compare.
@@ -229,6 +230,8 @@ def print_recoveries(each: Recoveries) -> None:
             {
                 "concept": one.concept,
                 "AUC": f"{one.auc:.3f}",
+                "AP": f"{one.average_precision:.3f}",
+                "base rate": f"{one.base_rate:.4f}",
                 "feature": str(one.feature),
                 "recall": f"{one.recall:.0%}",
                 "precision": f"{one.precision:.0%}",

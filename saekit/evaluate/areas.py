@@ -57,6 +57,23 @@ def auc(acts_NF: csc_array, labels_NC: csr_array, group_N: np.ndarray | None = N
     return auc_FC
 
 
+def average_precision(acts_NC: csc_array, labels_NC: csr_array) -> np.ndarray:
+    """(C,) average precision of column c of the activations for label c; NaN where no token has the label.
+
+    The mean of the precision over the tokens with the label, each at the threshold of its own activation
+    (:func:`sklearn.metrics.average_precision_score`). A feature that says nothing has the base rate, the share of the tokens with
+    the label. An AUC does not fall with the base rate: for a concept on 1 token in 1000, most of the tokens above any threshold
+    can be others although the AUC is .99.
+    """
+    from sklearn.metrics import average_precision_score
+
+    labels = labels_NC.tocsc()
+    found_C = np.full(labels.shape[1], np.nan)
+    for c in np.diff(labels.indptr).nonzero()[0]:
+        found_C[c] = average_precision_score(labels[:, [c]].toarray().ravel() > 0, acts_NC[:, [c]].toarray().ravel())
+    return found_C
+
+
 def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
     """Ranges of columns of about `_NONZEROS` together."""
     start, F = 0, len(indptr) - 1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from saekit.errors import CorpusError
-from saekit.evaluate.areas import auc
+from saekit.evaluate.areas import auc, average_precision
 from saekit.evaluate.texts import document_activations
 from saekit.progress import track
 
@@ -38,7 +38,9 @@ class Recovery:
     ties count half.
 
     Attributes:
-        auc: of `feature`: the chance that a token of the concept makes it fire stronger than any other token does.
+        auc: of `feature`: the chance that it fires more strongly on a random token of the concept than on a random other token.
+        average_precision: of `feature` (:func:`saekit.evaluate.areas.average_precision`); to compare with `base_rate`.
+        base_rate: share of the tokens that are the concept's.
         recall: share of the concept's tokens on which `feature` fires.
         precision: share of the tokens on which `feature` fires that are the concept's.
         tokens: of the concept, where it was measured.
@@ -56,6 +58,8 @@ class Recovery:
     concept: str
     feature: int
     auc: float
+    average_precision: float
+    base_rate: float
     recall: float
     precision: float
     tokens: int
@@ -210,7 +214,7 @@ def concept_recovery(
     chosen_C = best_C[enough]
     chosen = acts[1][:, chosen_C]
     wanted = labels[1][:, enough.nonzero()[0]]
-    auc_C = auc(chosen, wanted).diagonal()
+    auc_C, precision_C = auc(chosen, wanted).diagonal(), average_precision(chosen, wanted)
     fires = chosen.copy()
     fires.data = np.ones(len(fires.data), np.int64)
     both_C = np.asarray((fires * wanted.tocsc()).sum(axis=0)).ravel() if len(chosen_C) else np.zeros(0)
@@ -218,14 +222,34 @@ def concept_recovery(
     n_C = counts[1][enough]
     hard = _hard(acts, [each[:, enough.nonzero()[0]] for each in labels], ids, least)
     found = [
-        Recovery(str(name), int(f), float(a), float(b / n), float(b / max(1, k)), int(n), **each)
-        for name, f, a, b, k, n, each in zip(names[enough], chosen_C, auc_C, both_C, fired_C, n_C, hard)
+        Recovery(str(name), int(f), float(a), float(p), n / len(ids[1]), float(b / n), float(b / max(1, k)), int(n), **each)
+        for name, f, a, p, b, k, n, each in zip(names[enough], chosen_C, auc_C, precision_C, both_C, fired_C, n_C, hard)
     ]
     found.sort(key=lambda each: (-each.auc, each.concept))
     return Recoveries(str(site), tuple(found), tuple(map(str, names[~enough])), total)
 
 
-def concept_aucs(
+class Detection:
+    """How well features tell the tokens of concepts from all other tokens.
+
+    Attributes:
+        concepts: their names.
+        auc_FC: (F, C) area under the ROC curve (:func:`saekit.evaluate.areas.auc`).
+        base_rate_C: (C,) share of the tokens that are the concept's.
+    """
+
+    def __init__(self, concepts: Sequence[str], acts_NF: csc_array, labels_NC: csr_array) -> None:
+        self.concepts, self._acts_NF, self._labels_NC = tuple(concepts), acts_NF, labels_NC
+        self.auc_FC = auc(acts_NF, labels_NC)
+        self.base_rate_C = np.asarray(labels_NC.sum(axis=0)).ravel() / max(1, acts_NF.shape[0])
+
+    def average_precision(self, feature: int, concept: str) -> float:
+        """Average precision of a feature for a concept (:func:`saekit.evaluate.areas.average_precision`)."""
+        c = self.concepts.index(concept)
+        return float(average_precision(self._acts_NF[:, [feature]], self._labels_NC[:, [c]]).item())
+
+
+def concept_detection(
     lm: LanguageModel,
     sae: SAE,
     site: Site | str,
@@ -233,8 +257,8 @@ def concept_aucs(
     concepts: Sequence[str],
     *,
     progress: bool = True,
-) -> np.ndarray:
-    """(F, C) how well each feature tells the tokens of each of `concepts` from all others: see :func:`auc`.
+) -> Detection:
+    """Measure how well each feature tells the tokens of each of `concepts` from all others.
 
     Raises:
         ConfigError: the tokenizer does not tell which characters a token covers.
@@ -244,7 +268,7 @@ def concept_aucs(
     labelled = label(documents, lm.text.tokenizer, concepts)
     with track("reading", total=labelled.n_tokens, enabled=progress) as bar:
         codes, kept = _codes(lm, sae, lm.site(site), labelled, bar.update)
-    return auc(codes, _labels(labelled)[kept])
+    return Detection(labelled.concepts, codes, _labels(labelled)[kept])
 
 
 def _hard(acts: list[csc_array], labels: list[csr_array], ids: list[np.ndarray], least: int) -> list[dict[str, Any]]:

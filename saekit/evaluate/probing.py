@@ -29,11 +29,13 @@ where half are, that is no more than to say yes to all."""
 
 
 class Score(NamedTuple):
-    """Of a probe on examples that it was not trained on, half of which are the concept's."""
+    """Of a probe on examples that it was not trained on. Half of these are the concept's, so a probe that says nothing has an
+    accuracy, an AUC and an average precision of .5."""
 
     accuracy: float
     auc: float
     f1: float
+    average_precision: float
 
 
 @dataclass(frozen=True)
@@ -208,12 +210,15 @@ class _Logistic:
         return weight_D / (np.linalg.norm(weight_D) or 1.0)
 
     def score(self, x_NK: np.ndarray, label_N: np.ndarray) -> Score:
-        from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+        from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
         odds_N = self(x_NK)
         guess_N = odds_N > 0
         return Score(
-            float(accuracy_score(label_N, guess_N)), float(roc_auc_score(label_N, odds_N)), float(f1_score(label_N, guess_N))
+            accuracy=float(accuracy_score(label_N, guess_N)),
+            auc=float(roc_auc_score(label_N, odds_N)),
+            f1=float(f1_score(label_N, guess_N)),
+            average_precision=float(average_precision_score(label_N, odds_N)),
         )
 
     def _scaled(self, x_NK: np.ndarray) -> np.ndarray:

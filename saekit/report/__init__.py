@@ -1,6 +1,6 @@
 """HTML files that show a dictionary: how it was trained, how good it is, what its features are and what they do."""
 
-from saekit.report.content import Content, Found, Section, Steered, gather, search
+from saekit.report.content import Content, Detected, Found, Section, Steered, gather, search
 from saekit.report.evaluation import render_evaluation, write_evaluation
 from saekit.report.page import render, write
 from saekit.report.sweep import Compared, compare, rank, render_sweep, write_sweep
@@ -9,6 +9,7 @@ from saekit.report.training import Trained, gather_training, render_training, wr
 __all__ = [
     "Compared",
     "Content",
+    "Detected",
     "Found",
     "Section",
     "Steered",

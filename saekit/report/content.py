@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saekit.evaluate.mentions import Mentions
 
@@ -21,14 +21,27 @@ if TYPE_CHECKING:
 EXTREMES = 8
 
 
+class Detected(NamedTuple):
+    """How well a feature's activation tells the labelled tokens of a concept from all other tokens."""
+
+    auc: float
+    average_precision: float
+    base_rate: float
+    """Share of the tokens that have the label: the average precision of a feature that says nothing."""
+
+
 @dataclass(frozen=True)
 class Found:
-    """A feature that a search found."""
+    """A feature that a search found; `detected` where there are labels to measure it on."""
 
     hit: Hit
     record: FeatureRecord
-    auc: float | None = None
-    """How well its activation tells the concept's labelled tokens from the others, where labels are at hand."""
+    detected: Detected | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        measured = dict.fromkeys(Detected._fields) if self.detected is None else self.detected._asdict()
+        return self.hit.to_dict() | measured | {"max": self.record.max}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from saekit import lab
 from saekit.errors import CorpusError
@@ -99,7 +99,9 @@ def test_scores_equal_scikit_learn_on_dense_matrices() -> None:
         centred /= np.sqrt((centred[~test] ** 2).mean())
         model = LogisticRegression(max_iter=1000).fit(centred[~test], label[~test])
         assert score.accuracy == pytest.approx(accuracy_score(label[test], model.predict(centred[test])), abs=2e-3)
-        assert score.auc == pytest.approx(roc_auc_score(label[test], model.decision_function(centred[test])), abs=2e-3)
+        odds_N = model.decision_function(centred[test])
+        assert score.average_precision == pytest.approx(average_precision_score(label[test], odds_N), abs=2e-3)
+        assert score.auc == pytest.approx(roc_auc_score(label[test], odds_N), abs=2e-3)
 
 
 def test_concepts_of_few_examples_are_missing() -> None:

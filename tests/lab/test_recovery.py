@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csc_array, csr_array
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saekit import LanguageModel, lab
 from saekit.errors import CorpusError
@@ -117,6 +117,9 @@ def test_planted_features_are_found(lm: LanguageModel) -> None:
         column, each = names.index(name), by_name[name]
         member_N, fires_N = labels_NC[:, column], acts_NF[:, each.feature] > 0
         assert each.auc == pytest.approx(roc_auc_score(member_N, acts_NF[:, each.feature]), abs=1e-6)
+        expected = average_precision_score(member_N, acts_NF[:, each.feature])
+        assert each.average_precision == pytest.approx(expected, abs=1e-6)
+        assert each.base_rate == pytest.approx(member_N.mean())
         assert each.recall == pytest.approx(fires_N[member_N].mean())
         assert each.precision == pytest.approx(member_N[fires_N].mean())
         assert each.tokens == member_N.sum()
@@ -247,7 +250,7 @@ def test_words_are_not_context(lm: LanguageModel) -> None:
 
 
 def test_outcomes_and_reasons() -> None:
-    good = Recovery("a", 1, 0.99, 0.9, 0.9, 500, 3, 1.0, 1.0)
+    good = Recovery("a", 1, 0.99, 0.9, 0.01, 0.9, 0.9, 500, 3, 1.0, 1.0)
     assert (good.outcome, good.reason) == ("as words", "")
     assert replace(good, label_share=0.9).outcome == "words at least"
     judged = replace(good, label_share=0.05, auc_same_words=0.95, auc_in_context=0.6)

@@ -9,7 +9,7 @@ from saekit.report import render_evaluation, write_evaluation
 from tests.report.html import check
 from tests.report.test_page import EVIL, QUALITY
 
-SCORE = {"accuracy": 0.8125, "auc": 0.9, "f1": 0.8}
+SCORE = {"accuracy": 0.8125, "auc": 0.9, "f1": 0.8, "average_precision": 0.6875}
 FACTS: dict[str, Any] = QUALITY | {
     "cosine": 0.98,
     "shrinkage": 0.93,
@@ -41,7 +41,20 @@ def test_everything_is_shown_and_nothing_runs() -> None:
     absorption = {"main": [31], "examples": 100, "fraction": 0.34375, "full": 0.15625, "absorber": 77}
     page = check(render_evaluation("resid_post.2", EVIL, FACTS | {"probe": _probe(absorption), "transfer": _transfer()}))
     shown = page.all_text
-    for part in (f"on {EVIL}", "0.930", "12.50%", "75%", "93.8%", "1,234", "31, 4", "34.4%", "15.6%", "77", "transfers in part"):
+    for part in (
+        f"on {EVIL}",
+        "0.930",
+        "12.50%",
+        "75%",
+        "93.8%",
+        "1,234",
+        "31, 4",
+        "34.4%",
+        "15.6%",
+        "77",
+        "0.688",
+        "transfers in part",
+    ):
         assert part in shown, part
     assert len([tag for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "chart"]) == 4
     assert len(page.of_class("bar")) == 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from feature_db.records import Example, FeatureRecord, Histogram, Hit, TokenEffect
 from saekit.evaluate.mentions import Mentions, Rate
-from saekit.report import Content, Found, Section, Steered, render, write
+from saekit.report import Content, Detected, Found, Section, Steered, render, write
 from saekit.report.text import visible
 from saekit.steer.strength import Strength
 from saekit.steer.sweep import Arm, Point, Sweep
@@ -78,7 +78,13 @@ def content(text: str = EVIL, auc: float | None = 0.97) -> Content:
     scan = Sweep([text], 1, arm(text, 0, 2), points)
     result = Sweep([text], 2, arm(text, 1, 2), [Point(Strength(0.5, "norm"), arm(f"{text} a Cat", 6, 2.4), arm("none", 1, 2.2))])
     hit = Hit("resid_post.1", 3, 0.9, f"fires on {text}", 0.01, f"fires on {text}")
-    section = Section(text, [Found(hit, record(text), auc)], "", Mentions(["cat"]), Steered(record(text), scan, result))
+    section = Section(
+        text,
+        [Found(hit, record(text), None if auc is None else Detected(auc, 0.25, 0.01))],
+        "",
+        Mentions(["cat"]),
+        Steered(record(text), scan, result),
+    )
     return Content(
         title=f"About {text}",
         settings={"model": text, "site": "resid_post.1", "features": "4", text: text},
@@ -155,6 +161,7 @@ def test_charts_have_their_points() -> None:
 def test_auc_is_shown_where_it_is_known(auc: float | None, shown: str | None) -> None:
     page = check(render(content(auc=auc)))
     assert (shown in page.all_text) if shown else ("AUC" not in page.all_text)
+    assert ("average precision 0.250" in page.all_text) == (auc is not None)
 
 
 def test_half_a_character_does_not_spoil_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
