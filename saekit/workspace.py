@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -357,7 +355,12 @@ class Workspace:
 
         place, name = self.dictionaries.find(str(site), name)
         sae = self.sae(place, name)
-        known = self._known(sae, place, name)
+        try:
+            known = self._known(sae, place, name)
+        except WorkspaceError:
+            if not again:
+                raise
+            known = {}  # damaged, and written anew below
         if known and not again and baseline in (None, known.get("baseline")):
             return known
         store = self.store(other)
@@ -384,11 +387,11 @@ class Workspace:
         return self._known(self.sae(site, name), site, name) if self._evaluation_file(site, name).exists() else {}
 
     def _known(self, sae: SAE, site: str | Site, name: str) -> dict[str, Any]:
+        from saekit.evaluate.dictionary.stored import read_evaluation
+
         kept = self._evaluation_file(site, name)
-        measured = json.loads(kept.read_text()) if kept.exists() else {}
-        if measured.get("fingerprint") != sae.fingerprint():
-            return {}
-        return {key: math.nan if value is None else value for key, value in measured.items()}  # JSON has no NaN
+        measured = read_evaluation(kept) if kept.exists() else {}
+        return measured if measured.get("fingerprint") == sae.fingerprint() else {}
 
     def keep_evaluation(self, site: str | Site, name: str, facts: dict[str, Any]) -> dict[str, Any]:
         """Put what was measured into `reports/`."""

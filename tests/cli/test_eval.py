@@ -146,3 +146,44 @@ def test_bad_input_is_found_before_the_work(saekit: Saekit, workspace: Path, arg
     outcome = saekit("eval", workspace, *arguments, "--json")
     assert (outcome.status, outcome.json["error"]) == (2, error)
     assert "measuring" not in outcome.stderr
+
+
+def test_a_dictionary_without_train_json_is_measured_and_shown(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:
+    """SAEs that were trained elsewhere have weights and a cfg.json only."""
+    copy = Path(shutil.copytree(workspace, tmp_path / "ws"))
+    folder = copy / "sae" / SITE
+    for file in folder.iterdir():
+        if file.name not in ("cfg.json", "sae_weights.safetensors"):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    outcome = saekit("eval", copy, "--json")
+    assert outcome.status == 0, outcome.stderr
+    assert 0 < outcome.json["fvu"] < 0.2 and "l0_asked" not in outcome.json
+    outcome = saekit("report", copy, "--json")
+    assert outcome.status == 0, outcome.stderr
+    assert "elsewhere: no train.json" in check(Path(outcome.json["report"]).read_text()).all_text
+
+
+def test_a_damaged_evaluation_is_named_by_report_and_replaced_by_eval(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(workspace, tmp_path / "ws"))
+    (copy / "reports").mkdir(exist_ok=True)
+    kept = copy / "reports" / f"eval-{SITE}.json"
+    kept.write_text("[" * 5000)
+    outcome = saekit("report", copy)
+    assert (outcome.status == 2 and "is damaged" in outcome.stderr.replace("\n", " ")) or "nested deeper" in outcome.stderr
+    assert saekit("eval", copy).status == 0
+    assert saekit("report", copy).status == 0
+
+
+@pytest.mark.parametrize("baseline", ["zero", "zero-ordinary", "mean"])
+def test_the_baseline_is_chosen_and_named(saekit: Saekit, workspace: Path, baseline: str) -> None:
+    found = saekit("eval", workspace, "--baseline", baseline, "--json").json
+    assert found["baseline"] == baseline
+    assert ("ce_mean" in found) == (baseline == "mean") and ("ce_zero" in found) == (baseline != "mean")
+    shown = saekit("eval", workspace, "--baseline", baseline).stdout
+    words = {"zero": "zeros at every token", "zero-ordinary": "every token but special ones", "mean": "the mean activation"}
+    assert words[baseline] in " ".join(shown.split())
+
+
+def test_an_unknown_baseline_is_refused_before_the_work(saekit: Saekit, workspace: Path) -> None:
+    outcome = saekit("eval", workspace, "--baseline", "median")
+    assert outcome.status == 2 and "zero-ordinary" in outcome.stderr

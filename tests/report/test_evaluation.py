@@ -28,7 +28,7 @@ def _probe(absorption: dict[str, Any] | None) -> dict[str, Any]:
     concept = {"concept": EVIL, "dense": SCORE, "sparse": by_k, "coordinates": by_k, "latents": [31, 4], "absorption": absorption}
     means = {"concepts": 1, "dense": SCORE, "sparse": by_k, "coordinates": by_k}
     if absorption:
-        means["absorption"] = absorption | {"concepts": 1}
+        means["absorption"] = absorption | {"concepts": 1, "main": 1.0}
     return {"examples": 1234, "means": means, "concepts": [concept], "missing": []}
 
 

@@ -1,0 +1,99 @@
+"""Evaluations in `reports/` that somebody else wrote: a typed error, or facts that every page can show."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saekit.errors import WorkspaceError
+from saekit.evaluate.dictionary.stored import read_evaluation
+from saekit.report import render_evaluation
+from tests.report.test_evaluation import FACTS, _probe, _transfer
+
+ABSORPTION = {"main": [31], "examples": 9, "fraction": 0.3, "full": 0.2, "absorber": None}
+ALL: dict[str, Any] = json.loads(
+    json.dumps(
+        FACTS
+        | {
+            "transfer": _transfer(),
+            "probe": _probe(ABSORPTION),
+        }
+        | {"fvu_by_site": {"resid_post.1": 0.5}, "relative_norms": {"resid_post.1": [1] * 10}, "baseline": "zero"}
+    )
+)
+
+
+def _written(folder: Path, facts: Any) -> Path:
+    path = folder / "eval.json"
+    path.write_text(facts if isinstance(facts, str) else json.dumps(facts))
+    return path
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    assert read_evaluation(_written(tmp_path, ALL)) == ALL
+    assert read_evaluation(_written(tmp_path, ALL | {"of a later version": [1]}))["of a later version"] == [1]
+
+
+def test_null_is_nan_where_a_number_belongs(tmp_path: Path) -> None:
+    found = read_evaluation(_written(tmp_path, ALL | {"shrinkage": None}))
+    assert math.isnan(found["shrinkage"])
+    assert found["probe"]["concepts"][0]["absorption"]["absorber"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"fvu": "0.1"}, ".fvu is not a number"),
+        ({"fvu": True}, ".fvu is not a number"),
+        ({"heldout_tokens": -1}, ".heldout_tokens is not a count"),
+        ({"density_histogram": {"edges": [0], "counts": []}}, "edges that do not fit"),
+        ({"fvu_by_norm": [{"from": 0.0}]}, r".fvu_by_norm\[0\].to is missing"),
+        ({"fvu_by_norm": {}}, "is not a list"),
+        ({"l0_quantiles": {"half": 3}}, "half is not a percentage"),
+        ({"baseline": "median"}, "is not one of zero"),
+        ({"remarks": [1]}, r".remarks\[0\] is not a text"),
+        ({"ce_zero": "x"}, ".ce_zero is not a number"),
+    ],
+)
+def test_wrong_types_are_named(tmp_path: Path, change: dict[str, Any], where: str) -> None:
+    with pytest.raises(WorkspaceError, match=where):
+        read_evaluation(_written(tmp_path, ALL | change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"fvu": NaN}', "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, "\x00\xff"])
+def test_what_is_no_evaluation_is_a_typed_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(WorkspaceError):
+        read_evaluation(_written(tmp_path, text))
+
+
+JUNK = st.sampled_from([None, True, -1, 0, 1.5, 1e300, "", "x", [], [None], [[]], {}, {"a": 1}, {"1": None}])
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [place for key, each in inner for place in _places(each, (*path, key))]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(_places(ALL)), st.one_of(JUNK, st.just("remove")))
+def test_any_change_is_refused_or_shown(tmp_path_factory: pytest.TempPathFactory, place: tuple[Any, ...], junk: Any) -> None:
+    facts = json.loads(json.dumps(ALL))
+    *way, last = place
+    inner = facts
+    for key in way:
+        inner = inner[key]
+    if junk == "remove":
+        del inner[last]
+    else:
+        inner[last] = junk
+    try:
+        found = read_evaluation(_written(tmp_path_factory.getbasetemp(), facts))
+    except WorkspaceError:
+        return
+    assert "<html" in render_evaluation("resid_post.2", "model", found)
