@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -181,7 +180,8 @@ _PACKINGS = {"pack": _packed, "document": _one_each}
 
 def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[int, np.ndarray]]:
     """(document, its ids without special tokens added), documents without a token left out."""
-    encode = _encoder(lm)
+    if lm.tokenizer is None:
+        raise ConfigError(f"{lm.name} has no tokenizer.", "Give one to LanguageModel.attach.")
     texts: list[str] = []
     waiting = 0
     first = start
@@ -191,21 +191,8 @@ def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[
             texts.append(text)
             waiting += len(text)
         if texts and (text is None or waiting >= _CHARACTERS or len(texts) == _DOCUMENTS):
-            for document, ids in enumerate(encode(texts), start=first):
+            for document, ids in enumerate(lm.text.plain_ids(texts), start=first):
                 # Some texts spell their BOS out.
                 if len(ids := ids[1:] if ids[:1] == [lm.bos_token_id] else ids):
                     yield document, np.asarray(ids, np.int64)
             first, texts, waiting = first + len(texts), [], 0
-
-
-def _encoder(lm: LanguageModel) -> Callable[[list[str]], list[list[int]]]:
-    tokenizer = lm.tokenizer
-    if tokenizer is None:
-        raise ConfigError(f"{lm.name} has no tokenizer.", "Give one to LanguageModel.attach.")
-    if getattr(tokenizer, "is_fast", False):
-        # Twice as fast as the tokenizer's own call. A copy, since some are saved with truncation or padding switched on.
-        backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        backend.no_truncation()
-        backend.no_padding()
-        return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    return lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

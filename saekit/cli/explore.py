@@ -108,8 +108,10 @@ def steer(
     ],
     op: Annotated[str, typer.Option(help="clamp, add, scale or ablate.")] = "clamp",
     max_new_tokens: Annotated[int, typer.Option(help="Length of a continuation in tokens.", min=1)] = 48,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
-    n_samples: Annotated[int, typer.Option("-n", "--samples", help="Continuations a prompt, with --sample.", min=1)] = 1,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest tokens.")] = False,
+    n_samples: Annotated[
+        int, typer.Option("-n", "--samples", help="Continuations of each prompt; more than one are sampled.", min=1)
+    ] = 1,
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
     ] = True,
@@ -134,7 +136,7 @@ def steer(
         feature,
         op=op,
         max_new_tokens=max_new_tokens,
-        do_sample=sample,
+        do_sample=sample or None,
         n_samples=n_samples,
         control=control,
         positions=positions,

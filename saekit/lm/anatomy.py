@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saekit.errors import ContextTooLong, UnknownSite
+from saekit.lm.exclusive import lock_of
 from saekit.lm.families import Family, require, submodule
 from saekit.lm.offload import device_of, present
 from saekit.lm.sites import KINDS, Site
@@ -45,6 +47,11 @@ class Anatomy:
         self.max_context: int = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
         self._final = [module for path in family.final if (module := submodule(model, path)) is not None]
         self._taps: dict[Site, Tap | None] = {}
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by the thread whose pass runs; all wrappers of the same modules share it."""
+        return lock_of(self.blocks[0])
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +116,10 @@ class Anatomy:
         if site not in self._taps:
             self._taps[site] = self._make_tap(site)
         return self._taps[site]
+
+    def attention(self, site: Site) -> nn.Module:
+        """The module of the site's layer that calls the attention function."""
+        return self._module(site.layer or 0, "attn")
 
     def unembed(self, resid_ND: Tensor) -> Tensor:
         """Logits (N, V) of residual vectors (N, d_model), as after the last block: final norm, head, soft-cap."""

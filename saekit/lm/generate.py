@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError
 from saekit.lm.edits import GENERATION, Positions, Window, check_positions, expand_edits, positions_from_mask
+from saekit.lm.exclusive import is_innermost
+from saekit.lm.generation_settings import check_number, decoding_settings
 from saekit.lm.hooks import Pass
 from saekit.lm.sampling import noise_seed, own_noise, sampled
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from saekit.lm.model import LanguageModel
 
 _PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
-# Arguments of transformers' generate that would change what comes back.
-_OURS = {"num_return_sequences": "n_samples", "max_length": "max_new_tokens", "return_dict_in_generate": "lm.run for more"}
 
 
 @dataclass
@@ -50,7 +50,7 @@ def generate(
     seed: int | None = None,
     max_new_tokens: int = 64,
     n_samples: int = 1,
-    do_sample: bool = False,
+    do_sample: bool | None = None,
     attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
     **hf_kwargs: Any,
 ) -> Generation:
@@ -65,29 +65,27 @@ def generate(
         seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
             in the batch; with and without interventions the same noise is used. None draws a seed from torch's generator.
         max_new_tokens: at most.
-        n_samples: continuations of each prompt, which differ only when sampling.
-        do_sample: sample (temperature, top_k, top_p, ... in `hf_kwargs`, with transformers' defaults) instead of the likeliest.
+        n_samples: continuations of each prompt.
+        do_sample: sample (with temperature, top_k, top_p, ... in `hf_kwargs`, transformers' defaults otherwise), or take the
+            likeliest tokens. None samples where `n_samples` is more than 1 or a setting of sampling is given.
         attention_mask: (B, T), where `prompts` is a padded tensor.
         hf_kwargs: for transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...; of a
             generation_config what it sets, max_length and max_new_tokens aside.
 
     Raises:
         ContextTooLong: a prompt and the new tokens are more than the model has positions for.
-        ConfigError: no prompt, or settings that do not fit.
+        ConfigError: no prompt; a setting that is unknown or outside its range; several samples without sampling.
     """
     check_positions(positions)
-    if (config := hf_kwargs.pop("generation_config", None)) is not None:
-        hf_kwargs = {**_set_in(config), **hf_kwargs}
-    if hf_kwargs.get("stop_strings"):
-        hf_kwargs.setdefault("tokenizer", lm.text.tokenizer)
-    if taken := _OURS.keys() & hf_kwargs.keys():
-        name = min(taken)
-        raise ConfigError(f"{name} cannot be passed on to transformers' generate.", f"Use {_OURS[name]}.")
-    if n_samples < 1 or max_new_tokens < 1:
-        raise ConfigError(f"n_samples={n_samples} and max_new_tokens={max_new_tokens} must be at least 1.")
+    n_samples = check_number("n_samples", n_samples)
+    seed = seed if seed is None else check_number("seed", seed)
+    sample, settings = decoding_settings(
+        lm.model, n_samples, do_sample, {"pad_token_id": lm.text.pad_token_id, **hf_kwargs, "max_new_tokens": max_new_tokens}
+    )
+    if settings.get("stop_strings"):
+        settings.setdefault("tokenizer", lm.text.tokenizer)
     rows, texts = _rows(lm, prompts, attention_mask)
-    lm.check_context(max(map(len, rows)) + max_new_tokens)
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": lm.text.pad_token_id, **hf_kwargs}
+    lm.check_context(max(map(len, rows)) + settings["max_new_tokens"])
     which = [p for p in range(len(rows)) for _ in range(n_samples)]
     wanted = [rows[p] for p in which]
 
@@ -95,18 +93,19 @@ def generate(
         ids = [wanted[s] for s in samples]
         return _continue(lm, ids, [which[s] for s in samples], interventions, positions, settings)
 
-    if not do_sample:
-        found = run(range(len(wanted)), settings)
-    else:
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
-        if settings.get("num_beams", 1) == 1:
-            found = run(range(len(wanted)), sampled(lm.model, settings, seeds))
-        else:  # beams draw from torch's generator, all rows together
-            found = []
-            for s, own in enumerate(seeds):
-                with own_noise(own, lm.device):
-                    found += run([s], settings | {"do_sample": True})
+    with lm.lock:
+        if not sample:
+            found = run(range(len(wanted)), settings | {"do_sample": False})
+        else:
+            seed = int(torch.randint(2**31, ())) if seed is None else seed
+            seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
+            if settings.get("num_beams", 1) == 1:
+                found = run(range(len(wanted)), sampled(lm.model, settings | {"do_sample": False}, seeds))
+            else:  # beams draw from torch's generator, all rows together
+                found = []
+                for s, own in enumerate(seeds):
+                    with own_noise(own, lm.device):
+                        found += run([s], settings | {"do_sample": True})
     decoded = (
         [lm.text.continuation(row, ids) for row, ids in zip(wanted, found)] if lm.tokenizer is not None else [""] * len(found)
     )
@@ -121,21 +120,20 @@ def _continue(
     positions: Positions | None,
     settings: dict[str, Any],
 ) -> list[list[int]]:
-    """Continuations of `rows` as one batch."""
+    """Continuations of `rows` as one batch. The caller holds the model's lock."""
     tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
     edits = expand_edits(lm, interventions)
     act = Pass(lm, edits=edits)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not is_innermost(act):
+            return
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         start = 0 if cache is None else int(cache.get_seq_length())
         act.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
 
-    if lm.model.training:
-        lm.model.eval()
-    with ExitStack() as stack, torch.no_grad():
+    with act.hooked(), ExitStack() as stack, torch.no_grad():
         if edits:
-            stack.enter_context(act.hooked())
             stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
             # A compiled decoding step would not see the hooks.
             settings = settings | {"disable_compile": True}
@@ -201,12 +199,6 @@ def _not_empty(rows: list[list[int]]) -> list[list[int]]:
     if not rows or not all(rows):
         raise ConfigError("There is no prompt, or one without a token.", "Give at least one token for each.")
     return rows
-
-
-def _set_in(config: Any) -> dict[str, Any]:
-    """What a GenerationConfig says that nothing else decides."""
-    ours = {"transformers_version", "max_length", "max_new_tokens", "do_sample"}
-    return {key: value for key, value in config.to_diff_dict().items() if key not in ours and not key.startswith("_")}
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

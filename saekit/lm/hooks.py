@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.edits import Edit, Window
+from saekit.lm.exclusive import innermost, is_innermost
 from saekit.lm.sites import Site
 from saekit.lm.taps import Tap, find_input, find_output, replace_input, replace_output
 
@@ -42,6 +43,7 @@ class Pass:
     ) -> None:
         self.lm, self.read, self.edits, self.grad = lm, frozenset(read), dict(edits or {}), grad
         self.acts: dict[Site, Tensor] = {}
+        self.patterns: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         self._stop = frozenset(stop)
         self._window: Window | None = None
         self._shape = (0, 0)
@@ -50,14 +52,22 @@ class Pass:
 
     @contextmanager
     def hooked(self) -> Iterator[Pass]:
-        """Hooks are on within the block, and off after it whatever happens."""
+        """Within the block this model belongs to this thread, and hooks are on; they are removed after it whatever happens.
+
+        A block of another pass inside this one (an edit that runs the model) suspends these hooks until it ends.
+        """
         sites = sorted(self.read | self.edits.keys() | self._stop)
         patterns = [site for site in sites if site.kind == "pattern" and self.lm.tap(site) is None]
         with ExitStack() as stack:
+            stack.enter_context(self.lm.lock)
+            stack.enter_context(innermost(self))
+            if self.lm.model.training:
+                self.lm.model.eval()
             if patterns:
                 from saekit.lm.patterns import patterns_through
 
-                stack.enter_context(patterns_through(self.lm, {site: self._visit_pattern(site) for site in patterns}))
+                self.patterns = {self.lm.attention(site): self._visit_pattern(site) for site in patterns}
+                stack.enter_context(patterns_through(self.lm))
             for site in sites:
                 tap = self.lm.tap(site)
                 if tap is not None:
@@ -95,6 +105,8 @@ class Pass:
         if tap.side == "in":
 
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if not is_innermost(self):
+                    return None
                 where, raw = find_input(args, kwargs)
                 new = self._visit(site, tap, raw)
                 return None if new is raw else replace_input(args, kwargs, where, new)
@@ -102,6 +114,8 @@ class Pass:
             return tap.module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if not is_innermost(self):
+                return None
             raw = find_output(output)
             new = self._visit(site, tap, raw)
             return None if new is raw else replace_output(output, new)

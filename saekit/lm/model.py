@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -52,14 +53,13 @@ class LanguageModel(Anatomy):
         tokenizer: Hugging Face's own; None where the model was attached without one.
         revision: commit on the hub, or "".
         text: what turns text into tokens and back.
-        dictionaries: SAEs attached with :meth:`attach_sae`, by site.
     """
 
     def __init__(self, model: Any, tokenizer: Any, family: Family, name: str, revision: str = "") -> None:
         super().__init__(model, family, name)
         self.tokenizer, self.revision = tokenizer, revision
         self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)])
-        self.dictionaries: dict[Site, SAE] = {}
+        self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole, never changed
         self._mark: dict[str, str] | None = None
         model.eval()
 
@@ -164,47 +164,53 @@ class LanguageModel(Anatomy):
         """
         check_positions(positions)
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, start_at)
-        sites, by_site = {self.site(site) for site in read}, expand_edits(self, edits)
-        if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
-            raise ConfigError(f"A site before layer {start_at[1]}, where the pass starts, is never seen.", "Start earlier.")
-        if logits == "auto":
-            logits = None if sites else "all"
-        if logits not in ("all", "last", None):
-            raise ConfigError(f"logits={logits!r} is none of 'all', 'last', 'auto' and None.")
-        end = Site("resid_post", self.n_layers - 1)
-        stop = set(sites)
-        if stop_after is not None:
-            stop, logits = sites | {self.site(stop_after)}, None
-        elif logits == "last":
-            stop = sites | {end}
-        elif logits == "all":
-            stop = set()
-        elif not sites:
-            return Run({}, None)
-
-        window = None
-        if by_site:
-            lengths_B = _per_row("prompt_lengths", prompt_lengths, tokens_BT)
-            row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
-            window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
-        if self.model.training:
-            self.model.eval()
-        act = Pass(self, sites | {end} if logits == "last" else sites, by_site, stop, grad)
-        with act.hooked(), torch.set_grad_enabled(grad):
-            act.begin(tokens_BT.shape[0], tokens_BT.shape[1], window)
-            out = act.finish(lambda: self._forward(tokens_BT, mask_BT, start_at))
-            if logits == "last":
-                out = self.unembed(_last_real(act.acts[end], mask_BT))
+        sites = {self.site(site) for site in read}
+        logits, stop = self._ends(sites, logits, stop_after)
+        # Edits are made under the lock too, so that the attached SAEs stay the same until they have run.
+        with self.lock:
+            by_site = expand_edits(self, edits)
+            if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
+                raise ConfigError(f"A site before layer {start_at[1]}, where the pass starts, is never seen.", "Start earlier.")
+            if logits is None and not stop:
+                return Run({}, None)
+            window = None
+            if by_site:
+                lengths_B = _per_row("prompt_lengths", prompt_lengths, tokens_BT)
+                row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
+                window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
+            act = Pass(self, sites | {self._end} if logits == "last" else sites, by_site, stop, grad)
+            with act.hooked(), torch.set_grad_enabled(grad):
+                act.begin(tokens_BT.shape[0], tokens_BT.shape[1], window)
+                out = act.finish(lambda: self._forward(tokens_BT, mask_BT, start_at))
+                if logits == "last":
+                    out = self.unembed(_last_real(act.acts[self._end], mask_BT))
         return Run({site: act.acts[site] for site in sites}, out)
+
+    @property
+    def _end(self) -> Site:
+        return Site("resid_post", self.n_layers - 1)
+
+    def _ends(
+        self, sites: set[Site], logits: str | None, stop_after: str | Site | None
+    ) -> tuple[Literal["all", "last"] | None, set[Site]]:
+        """Which logits are wanted, and the sites after which a pass ends; no site: it runs to the end, or not at all."""
+        if logits not in ("all", "last", "auto", None):
+            raise ConfigError(f"logits={logits!r} is not one of 'all', 'last', 'auto' and None.")
+        if stop_after is not None:
+            return None, sites | {self.site(stop_after)}
+        if logits == "last":
+            return "last", sites | {self._end}
+        if logits == "all" or (logits == "auto" and not sites):
+            return "all", set()
+        return None, sites
 
     def record(self, tokens_BT: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Recording:
         """Run once and keep what every block was called with, for `run(start_at=...)`."""
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, None)
-        recorder = Recorder()
-        if self.model.training:
-            self.model.eval()
         act = Pass(self, stop=[Site("resid_pre", self.n_layers - 1)])
-        with ExitStack() as stack, torch.no_grad():
+        recorder = Recorder(act)
+        with self.lock, ExitStack() as stack, torch.no_grad():
+            # Before the hooks of the pass, which end it at the input of the last block.
             for block in self.blocks:
                 stack.callback(block.register_forward_pre_hook(recorder, with_kwargs=True).remove)
             stack.enter_context(act.hooked())
@@ -302,9 +308,22 @@ class LanguageModel(Anatomy):
             self._mark = {"model": model_sha256(self), "tokenizer": self.text.sha256, "weights": weights_text(self)}
         return {**self._mark, "name": self.name, "revision": self.revision}
 
+    @property
+    def dictionaries(self) -> Mapping[Site, SAE]:
+        """The SAEs attached with :meth:`attach_sae`, by site. A later attachment does not change a mapping given before."""
+        return MappingProxyType(self._dictionaries)
+
     def attach_sae(self, site: str | Site, sae: SAE) -> None:
-        """Let `space(site)` give the SAE's features."""
-        self.dictionaries[self.site(site)] = sae
+        """Let `space(site)` give the SAE's features, in passes that begin after this call."""
+        site = self.site(site)
+        with self.lock:
+            self._dictionaries = {**self._dictionaries, site: sae}
+
+    def detach_sae(self, site: str | Site | None = None) -> None:
+        """Let `space(site)` give raw objects again; None detaches the SAEs of all sites. A site without an SAE stays as it is."""
+        site = None if site is None else self.site(site)
+        with self.lock:
+            self._dictionaries = {key: sae for key, sae in self._dictionaries.items() if site is not None and key != site}
 
     def space(self, site: str | Site) -> Any:
         """The interpretable coordinates at a site: features where an SAE is attached, raw objects where not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
-from saekit.lm.families import require
-from saekit.lm.sites import Site
+from saekit.lm.exclusive import innermost_pass
 
 if TYPE_CHECKING:
     from saekit.lm.anatomy import Anatomy
 
 _NAME = "saekit_pattern"
-# Attention modules whose pattern is wanted now, each with what to do to it.
-_visits: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
 
 
 def _attention(
@@ -42,7 +39,8 @@ def _attention(
         scores = torch.tanh(scores / softcap) * softcap
     scores = _masked(scores, attention_mask)
     pattern = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    visit = _visits.get(module)
+    # The pass of this thread, not a global table: threads that run other models may be here at the same time.
+    visit = getattr(innermost_pass(), "patterns", {}).get(module)
     if visit is not None:
         pattern = visit(pattern)
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
@@ -59,8 +57,10 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def patterns_through(lm: Anatomy, visits: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Give the patterns of `visits` to their functions within the block; the model's own attention comes back after it.
+def patterns_through(lm: Anatomy) -> Iterator[None]:
+    """Within the block, attention gives its patterns to the `patterns` of the innermost pass; the model's own comes back after.
+
+    The caller holds the model's lock, because the choice of attention lives in the configuration that all threads share.
 
     Raises:
         UnsupportedModel: the model does not let its attention be chosen.
@@ -77,18 +77,14 @@ def patterns_through(lm: Anatomy, visits: Mapping[Site, Callable[[Tensor], Tenso
         if isinstance(module, PreTrainedModel) and (not name or lm.family.layers.startswith(name + "."))
     )
     before = owner.config._attn_implementation
-    modules = {require(lm.blocks[site.layer or 0], lm.family.attn, lm.family, "attn"): visit for site, visit in visits.items()}
     try:
         owner.set_attn_implementation(_NAME)
         if owner.config._attn_implementation != _NAME:
             raise UnsupportedModel(
                 f"{lm.name} computes its attention itself, so its patterns cannot be reached through AttentionInterface.",
-                "Name a module that puts them out as `pattern` in the path table.",
+                "Name a module that returns them as `pattern` in the path table.",
             )
-        _visits.update(modules)
         yield
     finally:
-        for module in modules:
-            _visits.pop(module, None)
         if owner.config._attn_implementation == _NAME:
             owner.set_attn_implementation(before)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from saekit.errors import ConfigError
+from saekit.lm.exclusive import is_innermost
 from saekit.lm.taps import find_input, find_output, replace_input
 
 
@@ -73,10 +74,16 @@ def _repeat(value: Any, B: int, times: int) -> Any:
 
 
 class Recorder:
-    """A pre-hook that keeps the arguments of blocks, in the order they are called."""
+    """A pre-hook that keeps the arguments of blocks in the order of their calls.
 
-    def __init__(self) -> None:
+    Args:
+        owner: the pass that it records; calls from other threads are not kept.
+    """
+
+    def __init__(self, owner: object) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._owner = owner
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append((args, kwargs))
+        if is_innermost(self._owner):
+            self.calls.append((args, kwargs))

@@ -15,6 +15,7 @@ from saekit.objects.spaces import Coordinates, Heads, Space, ToResidual
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
+    from saekit.sae import SAE
 
 _ADDED = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _PROJECTED = ("heads", "neurons")
@@ -28,7 +29,8 @@ def space_at(lm: LanguageModel, site: Site | str) -> Space:
         StoreMismatch: the attached SAE was made for another width.
     """
     site = lm.site(site)
-    return features_at(lm, site) if site in lm.dictionaries else raw_space(lm, site)
+    sae = lm.dictionaries.get(site)
+    return raw_space(lm, site) if sae is None else _features(lm, site, sae)
 
 
 def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
@@ -50,12 +52,12 @@ def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
         raise UnknownRef(f"{lm.name} has no {ref}: {error.what}", error.hint) from error
     if ref.kind != "feature":
         space = Coordinates(site, token_shape(lm, site), _writer(lm, site)) if ref.kind == "residual" else raw_space(lm, site)
-    elif site in lm.dictionaries:
-        space = features_at(lm, site)
+    elif (sae := (attached := lm.dictionaries).get(site)) is not None:
+        space = _features(lm, site, sae)
     else:
-        attached = ", ".join(map(str, sorted(lm.dictionaries))) or "none"
+        places = ", ".join(map(str, sorted(attached))) or "none"
         raise UnknownRef(
-            f"{ref} needs an SAE at {site}, where none is attached (attached: {attached}).", "Call lm.attach_sae(site, sae)."
+            f"{ref} needs an SAE at {site}, where none is attached (attached: {places}).", "Call lm.attach_sae(site, sae)."
         )
     space.check([ref.unit])
     return space
@@ -65,9 +67,15 @@ def features_at(lm: LanguageModel, site: Site) -> Features:
     """The features of the SAE attached at `site`.
 
     Raises:
-        StoreMismatch: its widths are not those of the model, or it is a transcoder that writes nobody knows where.
+        UnknownSite: no SAE is attached there.
+        StoreMismatch: its widths are not those of the model, or it is a transcoder that does not say where it writes.
     """
-    sae = lm.dictionaries[site]
+    if (sae := lm.dictionaries.get(site)) is None:
+        raise UnknownSite(f"No SAE is attached at {site} of {lm.name}.", "Call lm.attach_sae(site, sae).")
+    return _features(lm, site, sae)
+
+
+def _features(lm: LanguageModel, site: Site, sae: SAE) -> Features:
     out = lm.site(sae.writes_at(site))
     return Features(
         sae,

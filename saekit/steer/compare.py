@@ -60,7 +60,7 @@ def compare(
     seed: int = 0,
     max_new_tokens: int = 64,
     n_samples: int = 1,
-    do_sample: bool = False,
+    do_sample: bool | None = None,
     control: bool | Literal["direction", "feature"] = True,
     positions: Positions = "last+generated",
     **hf_kwargs: Any,

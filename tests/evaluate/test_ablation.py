@@ -61,7 +61,7 @@ def test_it_is_a_whole_run_for_each_object(
             assert effect == pytest.approx(whole, rel=1e-3, abs=1e-5), ref
         assert max(map(abs, found.values())) > 1e-3
     finally:
-        lm.dictionaries.pop(site)
+        lm.detach_sae(site)
 
 
 def test_heads_are_all_there_are(stories_lm: LanguageModel) -> None:

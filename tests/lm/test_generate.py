@@ -191,7 +191,7 @@ def test_edits_are_told_which_prompt_and_place(tiny_named: Named) -> None:
         seen.extend(zip(at.batch_N.tolist(), at.position_N.tolist()))
         return rows
 
-    lm.generate(PROMPTS, interventions=[Edit(Site("q", 1), look)], max_new_tokens=3, eos_token_id=None, n_samples=2)
+    lm.generate(PROMPTS, interventions=[Edit(Site("q", 1), look)], n_samples=2, seed=0, **{**ON, "max_new_tokens": 3})
     # The last token's own logits are never needed, so of three new tokens two are fed back.
     wanted = [(p, place) for p, prompt in enumerate(PROMPTS) for place in range(len(prompt) - 1, len(prompt) + 2)]
     assert sorted(seen) == sorted(wanted * 2)
@@ -271,6 +271,18 @@ def test_the_same_noise_with_and_without_steering(stories_lm: LanguageModel) -> 
         assert stories_lm.generate(["The cat", "Once"], interventions=[nothing], max_new_tokens=10, **settings) == plain
 
 
+def test_several_samples_and_settings_of_sampling_sample(stories_lm: LanguageModel) -> None:
+    """Nobody who asks for three samples wants three equal texts."""
+    settings: dict[str, Any] = {"seed": 2, "max_new_tokens": 8}
+    sampled = stories_lm.generate("The", n_samples=3, **settings)
+    assert sampled == stories_lm.generate("The", n_samples=3, do_sample=True, **settings)
+    assert len(set(sampled.texts)) == 3
+    for given in ({"temperature": 2}, {"top_k": 5}, {"top_p": 0.9}):
+        assert stories_lm.generate("The", **given, **settings) == stories_lm.generate("The", do_sample=True, **given, **settings)
+    greedy = stories_lm.generate("The", do_sample=False, max_new_tokens=8)
+    assert stories_lm.generate("The", **settings) == greedy != stories_lm.generate("The", temperature=2, **settings)
+
+
 # Text
 
 
@@ -348,6 +360,34 @@ def test_hooks_come_off_whatever_happens(tiny: LanguageModel) -> None:
         ({"num_return_sequences": 2}, ConfigError, "n_samples"),
         ({"max_new_tokens": 0}, ConfigError, "at least 1"),
         ({"n_samples": 0}, ConfigError, "at least 1"),
+        ({"n_samples": 1.5}, ConfigError, "n_samples=1.5 must be an integer"),
+        ({"n_samples": True}, ConfigError, "n_samples=True must be an integer"),
+        ({"n_samples": 3, "do_sample": False}, ConfigError, "3 equal texts.*do_sample=True"),
+        ({"max_new_tokens": -4}, ConfigError, "max_new_tokens=-4 must be an integer at least 1"),
+        ({"max_new_tokens": "many"}, ConfigError, "max_new_tokens='many'"),
+        ({"seed": 0.5}, ConfigError, "seed=0.5 must be an integer"),
+        ({"num_beams": 0}, ConfigError, "num_beams=0 must be an integer at least 1"),
+        ({"num_beams": 2.5}, ConfigError, "num_beams=2.5"),
+        ({"temperature": float("nan")}, ConfigError, "temperature=nan must be a finite number above 0"),
+        ({"temperature": 0}, ConfigError, "temperature=0 .*do_sample=False"),
+        ({"temperature": -1.0}, ConfigError, "temperature=-1.0"),
+        ({"temperature": "hot"}, ConfigError, "temperature='hot'"),
+        ({"temperature": 0.5, "do_sample": False}, ConfigError, "temperature=0.5 has no effect"),
+        ({"do_sample": "yes"}, ConfigError, "do_sample='yes'"),
+        ({"top_p": 1.5}, ConfigError, "top_p=1.5 must be a finite number above 0 and at most 1"),
+        ({"top_p": 0.0}, ConfigError, "top_p=0.0"),
+        ({"top_k": -1}, ConfigError, "top_k=-1"),
+        ({"top_k": 2.5}, ConfigError, "top_k=2.5"),
+        ({"min_p": 2}, ConfigError, "min_p=2"),
+        ({"typical_p": float("inf")}, ConfigError, "typical_p=inf"),
+        ({"epsilon_cutoff": -0.1}, ConfigError, "epsilon_cutoff=-0.1"),
+        ({"repetition_penalty": 0.0}, ConfigError, "repetition_penalty=0.0"),
+        ({"prefill_chunk_size": 0}, ConfigError, "prefill_chunk_size=0"),
+        ({"min_new_tokens": 9}, ConfigError, "min_new_tokens=9 is more than max_new_tokens=2"),
+        ({"early_stopping": "soon", "num_beams": 2}, ConfigError, "early_stopping"),
+        ({"cache_implementation": "big"}, ConfigError, "cache_implementation"),
+        ({"temprature": 0.5}, ConfigError, "temprature.*'temperature'"),
+        ({"output_scores": True}, ConfigError, "lm.run"),
         ({"prompts": [[5] * 500], "max_new_tokens": 20}, ContextTooLong, "520 tokens .* 512"),
         ({"interventions": [Edit(Site("resid_post", 9), lambda rows, at: rows)]}, UnknownSite, "no layer 9"),
         ({"interventions": ["happier"]}, ConfigError, "no intervention"),

@@ -39,7 +39,7 @@ def attached(stories_lm: LanguageModel, make_sae: Callable[..., SAE]) -> Iterato
         stories_lm.attach_sae(site, make_sae("topk", width, 300))
     stories_lm.attach_sae("mlp_in.3", make_sae("transcoder", 64, 300, d_out=64, site_out=Site("mlp_out", 3)))
     yield stories_lm
-    stories_lm.dictionaries.clear()
+    stories_lm.detach_sae()
 
 
 def test_the_same_call_gives_features_where_there_is_a_dictionary(attached: LanguageModel) -> None:
@@ -141,7 +141,7 @@ def test_a_dictionary_of_another_model(stories_lm: LanguageModel, make_sae: Call
         with pytest.raises(StoreMismatch, match="32 wide"):
             stories_lm.space("resid_post.2")
     finally:
-        stories_lm.dictionaries.clear()
+        stories_lm.detach_sae()
 
 
 def test_reading_through_the_model_is_encoding(attached: LanguageModel) -> None:
@@ -158,4 +158,4 @@ def test_a_transcoder_that_writes_nobody_knows_where_has_no_space(
         with pytest.raises(StoreMismatch, match="where it writes is unknown"):
             stories_lm.space("mlp_in.3")
     finally:
-        stories_lm.dictionaries.clear()
+        stories_lm.detach_sae()

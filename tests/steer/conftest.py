@@ -17,4 +17,4 @@ def lm(stories_lm: LanguageModel, make_sae: Callable[..., SAE]) -> Iterator[Lang
     stories_lm.attach_sae("resid_post.3", make_sae("topk", 64, 200, k=20))
     stories_lm.attach_sae("mlp_in.1", make_sae("skip_transcoder", 64, 200, d_out=64, site_out=Site("mlp_out", 1)))
     yield stories_lm
-    stories_lm.dictionaries.clear()
+    stories_lm.detach_sae()
