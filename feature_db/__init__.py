@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
-    from feature_db.accumulators import BuildConfig
     from feature_db.db import FeatureDB
-    from feature_db.indexing import build
-    from feature_db.labels import Label
+    from feature_db.index.accumulators import BuildConfig
+    from feature_db.index.indexing import build
+    from feature_db.labels.rules import Label
     from feature_db.records import FeatureRecord, Hit
 
 __all__ = ["BuildConfig", "FeatureDB", "FeatureRecord", "Hit", "Label", "build"]
@@ -19,11 +19,11 @@ __all__ = ["BuildConfig", "FeatureDB", "FeatureRecord", "Hit", "Label", "build"]
 __getattr__ = attributes(
     __name__,
     {
-        "BuildConfig": "feature_db.accumulators",
+        "BuildConfig": "feature_db.index.accumulators",
         "FeatureDB": "feature_db.db",
         "FeatureRecord": "feature_db.records",
         "Hit": "feature_db.records",
-        "Label": "feature_db.labels",
-        "build": "feature_db.indexing",
+        "Label": "feature_db.labels.rules",
+        "build": "feature_db.index.indexing",
     },
 )

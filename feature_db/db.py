@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db import read, schema
 from feature_db.errors import damaged, typed
-from feature_db.examples import unpack
-from feature_db.labels import HUMAN, HUMAN_RANK, Label
+from feature_db.labels.rules import HUMAN, HUMAN_RANK, Label
 from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
-from feature_db.search import SIGNALS, WEIGHTS, Filter, fired_by_query, search
-from feature_db.tables import add_labels, next_id, refresh_fts
+from feature_db.search.search import SIGNALS, WEIGHTS, Filter, fired_by_query, search
+from feature_db.store import read, schema
+from feature_db.store.examples import unpack
+from feature_db.store.tables import add_labels, next_id, refresh_fts
 from saekit.errors import ConfigError, UnknownRef, UnknownSite
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
-    from saekit.lm.sites import Site
+    from saekit.names.site import Site
     from saekit.objects import Ref
     from saekit.sae import SAE
 
@@ -147,7 +147,7 @@ class FeatureDB:
             return read.stats(self._db, sae, number)
 
     def _locate(self, ref: Ref | str | tuple[str | Site, int], number: int | None) -> tuple[IndexedSAE, int]:
-        from saekit.lm.sites import Site
+        from saekit.names.site import Site
         from saekit.objects import Ref
 
         if isinstance(ref, tuple):
@@ -173,7 +173,7 @@ class FeatureDB:
         saes = self.saes()
         found = [sae for sae in saes if sae.site == str(site)]
         if not found:
-            from saekit.lm.sites import Site
+            from saekit.names.site import Site
 
             name = str(Site.parse(site))
             found = [sae for sae in saes if sae.site == name]

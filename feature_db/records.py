@@ -81,7 +81,7 @@ class TokenEffect:
     token: str
     token_id: int
     value: float
-    """Change of its logit, see :func:`feature_db.projection.promoted`."""
+    """Change of its logit, see :func:`feature_db.index.projection.promoted`."""
 
 
 @dataclass(frozen=True)

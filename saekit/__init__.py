@@ -16,10 +16,10 @@ from saekit.lazy import attributes
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
-    from saekit.lm.sites import Site
+    from saekit.names.site import Site
     from saekit.objects import Ref
     from saekit.sae import SAE
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
 __version__ = "0.1.0"
 __all__ = ["SAE", "LanguageModel", "Ref", "Site", "Workspace", "__version__"]
@@ -31,7 +31,7 @@ __getattr__ = attributes(
         "LanguageModel": "saekit.lm",
         "Ref": "saekit.objects",
         "SAE": "saekit.sae",
-        "Site": "saekit.lm.sites",
-        "Workspace": "saekit.workspace",
+        "Site": "saekit.names.site",
+        "Workspace": "saekit.workspace.workspace",
     },
 )

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from saekit.builtin import NAME, is_lab
 from saekit.errors import ConfigError, CorpusError
 from saekit.progress import track
-from saekit.workspace import Workspace, study_of
+from saekit.workspace.workspace import Workspace, study_of
 
 if TYPE_CHECKING:
     from feature_db import FeatureRecord
-    from saekit.evaluate.mentions import Mentions
+    from saekit.evaluate.steering.dose_response import Sweep
+    from saekit.evaluate.steering.mentions import Mentions
     from saekit.lab import Document
-    from saekit.lm.sites import Site
+    from saekit.names.site import Site
     from saekit.report import Section
-    from saekit.steer.sweep import Sweep
     from trainers import TrainConfig
 
 LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": "personas"}
@@ -146,7 +146,7 @@ def topic(query: str, *, laboratory: bool) -> Topic:
 
         if (concept := CONCEPTS.get(query)) is not None and concept.words:
             return Topic(" ".join(concept.words[:_QUERY_WORDS]), concept.words, query)
-    from feature_db.search import query_words
+    from feature_db.search.search import query_words
 
     if not query.strip():
         raise ConfigError("A query holds no word.", 'Give one or more --query "WORDS".')
@@ -181,7 +181,7 @@ def _plan(folder: str | Path, model: str, data: str, site: str | None, tokens: i
 
 def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
     from saekit import report
-    from saekit.evaluate.mentions import Mentions
+    from saekit.evaluate.steering.mentions import Mentions
 
     return replace(report.search(ws, site, topic.query), name=topic.concept or "", mentions=Mentions(topic.words))
 
@@ -191,7 +191,7 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
     names = [each.concept for each in topics if each.concept is not None]
     if not names:
         return sections
-    from saekit.evaluate.concepts import concept_detection
+    from saekit.evaluate.concepts.recovery import concept_detection
     from saekit.report import Detected
 
     found = concept_detection(ws.lm, ws.sae(site), site, labelled(names), names, progress=progress)
@@ -269,8 +269,8 @@ def _sweep(
     n_samples: int = 4,
     controls: int = 1,
 ) -> Sweep:
+    from saekit.evaluate.steering.dose_response import sweep
     from saekit.steer import clamp
-    from saekit.steer.sweep import sweep
 
     ws.attach(record.site)
     return sweep(
@@ -290,7 +290,7 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
     trained on either, and without it: of the genre that :data:`LAB_QUERIES` says, or where it is most at home."""
     import torch
 
-    from saekit.activations.source import in_split
+    from saekit.activations.loader.source import in_split
 
     if topic.concept is not None:
         from saekit.lab import documents

@@ -14,7 +14,7 @@ import sys
 from saekit import LanguageModel, lab
 from saekit.cli.output import table
 from saekit.errors import SaekitError
-from saekit.evaluate.laboratory import Measurement, measure
+from saekit.evaluate.lab import Measurement, measure
 
 CLOSE = 0.03
 """How far two models may be from each other."""

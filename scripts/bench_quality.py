@@ -55,10 +55,10 @@ from saekit.activations import Corpus, LiveActivations, token_batches
 from saekit.evaluate.dictionary.cross_entropy import ce_recovered
 from saekit.sae import SAE, SAEConfig
 from saekit.sae.kernels.threads import only_blocks
+from saekit.sae.metrics import Firings, reconstruction
 from trainers import TrainConfig
-from trainers.metrics import Firings, reconstruction
-from trainers.state import Training
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
 
 PENALISED = ("jumprelu", "gated", "standard")
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", *PENALISED)

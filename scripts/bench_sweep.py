@@ -25,14 +25,14 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not count as work
 
 from saekit.activations import Corpus, LiveActivations
-from saekit.activations.tokens import token_batches
+from saekit.activations.corpus.batches import token_batches
 from saekit.evaluate.dictionary.cross_entropy import ce_recovered
 from saekit.lm import LanguageModel
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.report import rank, write_sweep
 from saekit.sae import SAE
+from saekit.sae.metrics import reconstruction
 from trainers import Plan, plans, train_all
-from trainers.metrics import reconstruction
 
 MEASURED = 2048  # tokens
 

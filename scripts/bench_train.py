@@ -40,10 +40,10 @@ from torch import Tensor, nn
 
 from saekit.sae.kernels.threads import only_blocks
 from trainers import TrainConfig
-from trainers.objectives import Now, Outcome
-from trainers.parameters import Parameters
-from trainers.state import Training
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
+from trainers.objectives.base import Now, Outcome
+from trainers.step.parameters import Parameters
 
 ARCHITECTURES = ("topk", "transcoder", "skip_transcoder", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
 PENALISED = ("jumprelu", "gated", "standard")

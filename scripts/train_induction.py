@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from saekit.evaluate.ablation import exhaustive_ablation, heads
 from saekit.files import write_whole
 from saekit.lab.induction_model import BOS, CONTEXT, LONGEST, UNKNOWN, VOCABULARY, WORDS, induction_path, prompts
 from saekit.lm import LanguageModel
+from saekit.locate.causal import exhaustive_ablation, heads
 from saekit.progress import track
 
 LENGTHS = [length for length in range(4, LONGEST - 2) if length % 4 != 1]

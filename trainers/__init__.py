@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
-    from trainers.config import TrainConfig
-    from trainers.feed import Source
-    from trainers.loop import train, train_all
-    from trainers.objectives import OBJECTIVES
-    from trainers.plan import Plan
-    from trainers.route import Route
-    from trainers.sweep import plans, read_sweep
+    from saekit.names.site_map import Route
+    from trainers.loop.batches import Source
+    from trainers.loop.train import train, train_all
+    from trainers.objectives.base import OBJECTIVES
+    from trainers.settings.config import TrainConfig
+    from trainers.settings.job import Plan
+    from trainers.settings.sweep import plans, read_sweep
 
 __all__ = ["OBJECTIVES", "Plan", "Route", "Source", "TrainConfig", "plans", "read_sweep", "train", "train_all"]
 
@@ -21,14 +21,14 @@ __all__ = ["OBJECTIVES", "Plan", "Route", "Source", "TrainConfig", "plans", "rea
 __getattr__ = attributes(
     __name__,
     {
-        "OBJECTIVES": "trainers.objectives",
-        "Plan": "trainers.plan",
-        "Route": "trainers.route",
-        "Source": "trainers.feed",
-        "TrainConfig": "trainers.config",
-        "plans": "trainers.sweep",
-        "read_sweep": "trainers.sweep",
-        "train": "trainers.loop",
-        "train_all": "trainers.loop",
+        "OBJECTIVES": "trainers.objectives.base",
+        "Plan": "trainers.settings.job",
+        "Route": "saekit.names.site_map",
+        "Source": "trainers.loop.batches",
+        "TrainConfig": "trainers.settings.config",
+        "plans": "trainers.settings.sweep",
+        "read_sweep": "trainers.settings.sweep",
+        "train": "trainers.loop.train",
+        "train_all": "trainers.loop.train",
     },
 )

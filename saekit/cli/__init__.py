@@ -26,7 +26,7 @@ def main() -> None:
     from saekit.cli import demo, evaluate, explore, laboratory, make  # noqa: F401  (they register their commands)
     from saekit.cli.output import fail
     from saekit.plugins import load
-    from trainers.processes import leads
+    from saekit.processes import leads
 
     try:
         with nullcontext() if leads() else redirect_stdout(io.StringIO()):  # the first of several processes speaks for all

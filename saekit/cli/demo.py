@@ -13,7 +13,7 @@ from saekit.cli.output import console, emit, print_quality, quiet_libraries, say
 if TYPE_CHECKING:
     from saekit.demo import Demo
     from saekit.report import Section
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
 _QUERY = Annotated[
     list[str] | None,
@@ -94,7 +94,7 @@ def report(
     """
     quiet_libraries()
     from saekit import report as pages
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     if training:

@@ -13,13 +13,13 @@ from saekit.cli.output import bar, emit, number, print_quality, print_remarks, q
 
 if TYPE_CHECKING:
     from saekit.evaluate.dictionary.cross_entropy import Baseline
-    from saekit.evaluate.probing import Probes
-    from saekit.evaluate.transfer import Transfer
+    from saekit.evaluate.dictionary.probing import Probes
+    from saekit.evaluate.dictionary.transfer import Transfer
     from saekit.lab import Document
     from saekit.lm import LanguageModel
-    from saekit.lm.sites import Site
+    from saekit.names.site import Site
     from saekit.sae import SAE
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
 
 @app.command("eval")
@@ -78,13 +78,13 @@ def evaluate(
     Example: `saekit eval pythia --probe`
     """
     quiet_libraries()
-    from saekit.dictionaries import stem
     from saekit.errors import ConfigError
-    from saekit.evaluate.concepts import concept_recovery
+    from saekit.evaluate.concepts.recovery import concept_recovery
     from saekit.evaluate.dictionary.cross_entropy import check_baseline
-    from saekit.evaluate.examples import read_labelled
+    from saekit.evaluate.dictionary.examples import read_labelled
     from saekit.report import write_evaluation
-    from saekit.workspace import Workspace
+    from saekit.workspace.dictionaries import stem
+    from saekit.workspace.workspace import Workspace
     from trainers import Route
 
     ws = Workspace.open(workspace)
@@ -127,7 +127,7 @@ def evaluate(
 
 def _load(ws: Workspace, sae: SAE, site: Site, model: str, revision: str | None) -> LanguageModel:
     """The other model, if the dictionary fits into it."""
-    from saekit.evaluate.transfer import check_transfer
+    from saekit.evaluate.dictionary.transfer import check_transfer
     from saekit.lm import LanguageModel
 
     other = LanguageModel.load(model, dtype=ws.study.dtype, revision=revision)
@@ -142,8 +142,8 @@ def _laboratory(n: int, seed: int) -> list[Document]:
 
 
 def _probe(ws: Workspace, sae: SAE, site: Site, labelled: list[Document] | tuple[list[str], list[str]], seed: int) -> Probes:
-    from saekit.evaluate.examples import text_examples, token_examples
-    from saekit.evaluate.probing import probe
+    from saekit.evaluate.dictionary.examples import text_examples, token_examples
+    from saekit.evaluate.dictionary.probing import probe
 
     if isinstance(labelled, tuple):
         return probe(sae, text_examples(ws.lm, sae, site, *labelled, seed=seed), site=str(site))
@@ -151,9 +151,9 @@ def _probe(ws: Workspace, sae: SAE, site: Site, labelled: list[Document] | tuple
 
 
 def _transfer(ws: Workspace, sae: SAE, site: Site, name: str, other: LanguageModel, baseline: Baseline) -> Transfer:
-    from saekit.activations.source import HELDOUT
-    from saekit.evaluate.quality import MAX_TOKENS, heldout_documents
-    from saekit.evaluate.transfer import transfer
+    from saekit.activations.loader.source import HELDOUT
+    from saekit.evaluate.dictionary.quality import MAX_TOKENS, heldout_documents
+    from saekit.evaluate.dictionary.transfer import transfer
 
     settings = ws.train_config(site, name)
     rows, _ = heldout_documents(ws.lm, ws.store(), HELDOUT if settings is None else settings.heldout, MAX_TOKENS)

@@ -38,7 +38,7 @@ def search(
     from rich.padding import Padding
     from rich.text import Text
 
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     extra: dict[str, Any] = {"by": by} if by else {}
@@ -72,7 +72,7 @@ def show(
 
     Example: `saekit show pythia 1042`
     """
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     facts = ws.database().feature(ws.ref(feature)).to_dict()
@@ -128,7 +128,7 @@ def steer(
     Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
     """
     quiet_libraries()
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     result = ws.steer(

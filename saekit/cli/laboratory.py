@@ -14,7 +14,7 @@ from saekit.cli import app, options
 from saekit.cli.output import console, emit, number, quiet_libraries, say, table
 
 if TYPE_CHECKING:
-    from saekit.evaluate.concepts import Recoveries
+    from saekit.evaluate.concepts.recovery import Recoveries
     from saekit.lab import Document
 
 lab_app = typer.Typer(
@@ -45,8 +45,8 @@ def info(
     Example: `saekit lab info --json`
     """
     from saekit import lab
-    from saekit.evaluate.laboratory import measure as measure_tasks
-    from saekit.evaluate.laboratory import model_facts
+    from saekit.evaluate.lab import measure as measure_tasks
+    from saekit.evaluate.lab import model_facts
 
     facts = model_facts(model_folder(model) if is_lab(model) else Path(model))
     total = sum(genre.weight for genre in lab.GENRES.values())
@@ -183,8 +183,8 @@ def concepts(
     """
     quiet_libraries()
     from saekit import lab
-    from saekit.evaluate.concepts import concept_recovery
-    from saekit.workspace import Workspace
+    from saekit.evaluate.concepts.recovery import concept_recovery
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     sites = ws.dictionaries.chosen(site)
@@ -223,7 +223,7 @@ def _summary(each: Recoveries, criterion: str) -> dict[str, Any]:
 
 def print_recoveries(each: Recoveries) -> None:
     """Print what `lab concepts` found."""
-    from saekit.evaluate.concepts import RECOVERED
+    from saekit.evaluate.concepts.recovery import RECOVERED
 
     table(
         [

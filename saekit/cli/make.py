@@ -13,11 +13,11 @@ from saekit.builtin import NAME, is_lab
 from saekit.cli import app, options
 from saekit.cli.output import emit, print_quality, quiet_libraries, say, table, told
 from saekit.cli.settings import with_settings
-from trainers.processes import leads
+from saekit.processes import leads
 
 if TYPE_CHECKING:
     from saekit.errors import SaekitError
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
     from trainers import Plan, Route
 
 _DATA = "NeelNanda/pile-10k"
@@ -29,7 +29,7 @@ def _plan(
     quiet_libraries()
     from saekit.errors import ConfigError
     from saekit.lm import LanguageModel
-    from saekit.workspace import Workspace, study_of
+    from saekit.workspace.workspace import Workspace, study_of
     from trainers import Route
 
     if site_out and not sites:
@@ -50,7 +50,7 @@ def _describe(
     """What to train: what a sweep's file says, and over it what the options say; at all the sites of the study by default."""
     from saekit.errors import ConfigError
     from trainers import TrainConfig, read_sweep
-    from trainers.sweep import KEYS
+    from trainers.settings.sweep import KEYS
 
     described = {} if sweep is None else TrainConfig.named(read_sweep(sweep), KEYS)
     described |= settings | {key: value for key, value in {"site": tuple(site or ()), **more}.items() if value}
@@ -242,8 +242,8 @@ def train(
     Example: `saekit train pythia --from pythia/sae/resid_post.3 --l0 16 --name sparser`
     """
     quiet_libraries()
-    from saekit.workspace import Workspace
-    from trainers.parallel import joined
+    from saekit.workspace.workspace import Workspace
+    from trainers.step.distributed import joined
 
     with joined():  # before the model is loaded, so that each process loads it to its own GPU
         ws = Workspace.open(workspace)
@@ -336,7 +336,7 @@ def choose(
     Example: `saekit choose pythia arch=topk,l0=16`
     """
     quiet_libraries()
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     with ws.writing():
@@ -357,7 +357,7 @@ def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_j
     Example: `saekit index pythia`
     """
     quiet_libraries()
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     sites = ws.dictionaries.chosen(site)
@@ -378,7 +378,7 @@ def verify(workspace: options.WORKSPACE, as_json: options.JSON = False) -> None:
     Example: `saekit verify pythia`
     """
     quiet_libraries()
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
     checks = Workspace.open(workspace).verify()
     if as_json:

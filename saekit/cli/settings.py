@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from trainers.config import ALIASES, TrainConfig
+from trainers.settings.config import ALIASES, TrainConfig
 
 _PANEL = "Training settings, as in a sweep's file"
 
@@ -79,6 +79,6 @@ def _metavar(name: str) -> str:
 
 
 def _read(name: str, text: str) -> Any:
-    from trainers.sweep import parse
+    from trainers.settings.sweep import parse
 
     return text if all(kind is str or isinstance(kind, str) for kind in _kinds(name)) else parse(text)

@@ -1,5 +1,5 @@
 """Measures of what an intervention does to a model."""
 
-from saekit.evaluate.side_effects import Perplexity, distinct_n, kl, ngram_entropy, perplexity
+from saekit.evaluate.steering.side_effects import Perplexity, distinct_n, kl, ngram_entropy, perplexity
 
 __all__ = ["Perplexity", "distinct_n", "kl", "ngram_entropy", "perplexity"]

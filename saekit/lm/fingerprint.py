@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saekit.lm.offload import present
+from saekit.lm.layout.offload import present
 
 if TYPE_CHECKING:
     from saekit.lm.model import LanguageModel

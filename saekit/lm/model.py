@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.lm.anatomy import Anatomy
-from saekit.lm.edits import DefaultPositions, Positions, Window, check_positions, expand_edits, positions_from_mask
-from saekit.lm.families import Family, family_of
-from saekit.lm.hooks import Pass
-from saekit.lm.replay import Recorder, Recording, replay
-from saekit.lm.sites import Site
-from saekit.lm.text import Text
+from saekit.lm.layout.families import Family, family_of
+from saekit.lm.layout.layout import Anatomy
+from saekit.lm.run.edits import DefaultPositions, Positions, Window, check_positions, expand_edits, positions_from_mask
+from saekit.lm.run.hooks import Pass
+from saekit.lm.run.prefix import Recorder, Recording, replay
+from saekit.lm.tokenization import Text
+from saekit.names.site import Site
 
 if TYPE_CHECKING:
-    from saekit.lm.generate import Generation
+    from saekit.lm.generate.generate import Generation
     from saekit.sae import SAE
 
 
@@ -49,7 +49,7 @@ class LanguageModel(Anatomy):
 
     The model is only ever hooked, and put in eval mode.
 
-    Attributes, besides those of :class:`saekit.lm.anatomy.Anatomy`:
+    Attributes, besides those of :class:`saekit.lm.layout.layout.Anatomy`:
         tokenizer: Hugging Face's own; None where the model was attached without one.
         revision: commit on the hub, or "".
         text: what turns text into tokens and back.
@@ -111,7 +111,7 @@ class LanguageModel(Anatomy):
         Raises:
             UnsupportedModel: an identity between its sites failed; the message says which, and how to pass a path table.
         """
-        from saekit.lm.identities import check_identities
+        from saekit.lm.layout.checks import check_identities
 
         name = name or getattr(model, "name_or_path", "") or type(model).__name__
         lm = cls(model, tokenizer, family_of(model, paths), name, revision)
@@ -146,7 +146,7 @@ class LanguageModel(Anatomy):
             read: sites to return, as they are after their edits.
             edits: Edits, or anything with `.edits(lm)`.
             positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too;
-                :data:`saekit.lm.edits.GENERATION` is what `generate` does by default.
+                :data:`saekit.lm.run.edits.GENERATION` is what `generate` does by default.
             prompt_lengths: (B,) how many real tokens are prompt, for positions that tell prompt from generated; None is all.
             prompt_of_row: (B,) which prompt each row is of, told to edits as `At.batch_N`; None: each row is its own.
             stop_after: end once this site and what is read have been seen: no later layer and no unembedding is computed.
@@ -219,8 +219,8 @@ class LanguageModel(Anatomy):
         return Recording(tokens_BT, mask_BT, recorder.calls)
 
     def generate(self, prompts: Any, **kwargs: Any) -> Generation:
-        """Continue prompts, with interventions: see :func:`saekit.lm.generate.generate`."""
-        from saekit.lm.generate import generate
+        """Continue prompts, with interventions: see :func:`saekit.lm.generate.generate.generate`."""
+        from saekit.lm.generate.generate import generate
 
         return generate(self, prompts, **kwargs)
 

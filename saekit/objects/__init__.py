@@ -1,8 +1,8 @@
 """Objects of a model: their names (refs) and the spaces they are coordinates of."""
 
+from saekit.names.ref import Ref
 from saekit.objects.features import Features
 from saekit.objects.lookup import features_at, raw_space, space_at, space_of
-from saekit.objects.ref import Ref
 from saekit.objects.spaces import Coordinates, Directions, Heads, Space
 
 __all__ = [

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch
-from saekit.lm.sites import Site
-from saekit.objects.ref import Ref
+from saekit.names.ref import Ref
+from saekit.names.site import Site
 from saekit.objects.spaces import Space, ToResidual, Units, add_vectors, wide
 
 if TYPE_CHECKING:

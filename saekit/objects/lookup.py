@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnknownRef, UnknownSite
-from saekit.lm.sites import Site
+from saekit.names.ref import Ref
+from saekit.names.site import Site
 from saekit.objects.features import Features
-from saekit.objects.ref import Ref
 from saekit.objects.spaces import Coordinates, Heads, Space, ToResidual
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from saekit.errors import InterventionError, UnknownRef, UnknownSite
-from saekit.lm.sites import Site
-from saekit.objects.ref import Ref
+from saekit.names.ref import Ref
+from saekit.names.site import Site
 
 Units = Sequence[int] | Tensor
 # Takes (n, width) vectors at a site to what they write to the residual stream, (n, d_model).

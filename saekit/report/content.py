@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saekit.evaluate.mentions import Mentions
+from saekit.evaluate.steering.mentions import Mentions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from feature_db import FeatureRecord, Hit
-    from saekit.lm.sites import Site
-    from saekit.steer.sweep import Sweep
-    from saekit.workspace import Workspace
+    from saekit.evaluate.steering.dose_response import Sweep
+    from saekit.names.site import Site
+    from saekit.workspace.workspace import Workspace
 
 EXTREMES = 8
 
@@ -111,7 +111,7 @@ def gather(
     """
     import numpy as np
 
-    from trainers.log import read_log
+    from trainers.loop.log import read_log
 
     with ws.database() as database:
         density_F = database.densities(site)

@@ -18,8 +18,8 @@ def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str 
     """Write the page, whole or not at all.
 
     Args:
-        facts: of :func:`saekit.evaluate.quality.quality`; and where they were asked for, `probe`
-            (:meth:`saekit.evaluate.probing.Probes.to_dict`), `transfer` (:meth:`saekit.evaluate.transfer.Transfer.to_dict`).
+        facts: of :func:`saekit.evaluate.dictionary.quality.quality`; and where they were asked for, `probe`
+            (:meth:`saekit.evaluate.dictionary.probing.Probes.to_dict`), `transfer` (:meth:`saekit.evaluate.dictionary.transfer.Transfer.to_dict`).
 
     Raises:
         StorageFull: there is no room.

@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from saekit.evaluate.steering.dose_response import Arm, Sweep
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent, times
 from saekit.report.content import Steered
-from saekit.steer.sweep import Arm, Sweep
 
 COST = 1.5
 """A perplexity ratio beyond which text is no longer the model's."""

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from saekit.evaluate.dictionary.cross_entropy import DESCRIBED, baseline_of
 from saekit.evaluate.dictionary.remarks import remarks
-from saekit.evaluate.mentions import Mentions
+from saekit.evaluate.steering.mentions import Mentions
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.charts import percent, short, times
@@ -77,7 +77,7 @@ def environment() -> Environment:
 
 
 def quality_tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
-    """(name, value, note) of what :func:`saekit.evaluate.quality.quality` gives."""
+    """(name, value, note) of what :func:`saekit.evaluate.dictionary.quality.quality` gives."""
     held = int(metrics["heldout_tokens"])
     where = f"on {held:,} held-out tokens" if held else "on the training documents"
     tiles = [("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", f"all tokens, {where}")]

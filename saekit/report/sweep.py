@@ -17,7 +17,7 @@ from saekit.report.page import environment
 from saekit.report.training import page_name
 
 if TYPE_CHECKING:
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
     from trainers import Plan
 
 _SPARSITY = ("l0", "sparsity", "k_start", "seed", "data_seed")
@@ -33,7 +33,7 @@ class Compared:
         route: what it reads and predicts.
         name: what it is called there.
         series: what tells it from others, but for its sparsity and its seed.
-        metrics: of :func:`saekit.evaluate.quality.quality`, on held-out documents where there are any.
+        metrics: of :func:`saekit.evaluate.dictionary.quality.quality`, on held-out documents where there are any.
         best: no other sound dictionary at its route is better in FVU or in L0 and as good in the other. A dictionary that is
             overfitted or useless is never best (:mod:`saekit.evaluate.dictionary.remarks`).
     """

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from saekit.dictionaries import stem
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.page import environment, quality_tiles
 from saekit.report.text import link
+from saekit.workspace.dictionaries import stem
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from saekit.workspace import Workspace
+    from saekit.workspace.workspace import Workspace
 
 Row = dict[str, Any]
 
@@ -53,7 +53,7 @@ class Trained:
         finished: whether the dictionary is there.
         rows: of `metrics.jsonl`.
         timing: rows of `timing.jsonl`.
-        quality: of :func:`saekit.evaluate.quality.quality`, where these very weights have been measured.
+        quality: of :func:`saekit.evaluate.dictionary.quality.quality`, where these very weights have been measured.
         density_F: share of the last tokens on which each latent fired; None where they were not counted yet.
         links: (title, file) of other pages beside this one.
     """
@@ -81,7 +81,7 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
         WorkspaceError: no such run was ever begun.
     """
     from saekit.errors import WorkspaceError
-    from trainers.log import TIMING, read_log
+    from trainers.loop.log import TIMING, read_log
 
     folder = ws.dictionaries.folder(site, name)
     if not (folder / "train.json").exists():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import kernels
 from saekit.sae.config import DTYPES, SAEConfig
 

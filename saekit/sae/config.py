@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from saekit.errors import ConfigError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 
 Activation = Literal["relu", "topk", "abstopk", "jumprelu", "gated"]
 

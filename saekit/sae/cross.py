@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from saekit.errors import StoreMismatch
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae.architectures import SAE, SparseCode
 
 Acts = Mapping[Site, Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, SAENotFound, UnknownSite
 from saekit.files import clean, publish, sync, temporary_folder, unwritable
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae.config import DTYPES, ROWS, SAEConfig
 
 if TYPE_CHECKING:

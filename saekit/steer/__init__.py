@@ -1,8 +1,8 @@
 """Steering: interventions on the coefficients of any space, their strengths, and what they do to generations."""
 
+from saekit.lazy import attributes
 from saekit.steer.amplitude import ablate, add, clamp, intervene, patch, scale
 from saekit.steer.change import Change
-from saekit.steer.compare import Comparison, compare
 from saekit.steer.control import RandomControl
 from saekit.steer.intervention import Intervention, combine
 from saekit.steer.measure import Measures, measure
@@ -30,3 +30,8 @@ __all__ = [
     "patch",
     "scale",
 ]
+
+# Comparisons are measurements: they live in saekit.evaluate, above this package.
+__getattr__ = attributes(
+    __name__, {"Comparison": "saekit.evaluate.steering.compare", "compare": "saekit.evaluate.steering.compare"}
+)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.evaluate.texts import text_rows
+from saekit.lm.run.batches import text_rows
 from saekit.objects import Ref
 from saekit.steer.change import Change
 from saekit.steer.intervention import Intervention

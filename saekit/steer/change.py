@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.objects import Ref, Space
 from saekit.steer.strength import FeatureStats, NormSource, StatsSource, Strength, look_up
 from saekit.steer.target import Target, Vector

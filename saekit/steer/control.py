@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.steer.apply import Relay
 from saekit.steer.intervention import Intervention
 

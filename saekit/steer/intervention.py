@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.objects import Ref
 from saekit.steer import files
 from saekit.steer.apply import edits_of

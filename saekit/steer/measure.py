@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.evaluate.texts import ordinary, text_batches
-from saekit.lm.sites import Site
+from saekit.lm.run.batches import ordinary, text_batches
+from saekit.names.site import Site
 from saekit.steer.strength import FeatureStats
 from saekit.steer.target import Target, place, read_together
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.lm.sites import Site
-from saekit.objects.ref import FORMS
+from saekit.names.ref import FORMS
+from saekit.names.site import Site
 
 # What one unit of strength is:
 #   raw       the coefficient itself (for `scale`, the factor)

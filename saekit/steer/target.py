@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.objects import Directions, Ref, Space, space_of
 from saekit.objects.lookup import token_shape
 

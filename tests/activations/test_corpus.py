@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saekit.activations import Corpus, check_corpus
-from saekit.activations.corpus import _Hub
+from saekit.activations.corpus.base import _Hub
 from saekit.errors import CorpusError
 
 TEXTS = ["One day.", "", 'Zwei\nZeilen, „Anführung“ und "Kommas", ja', "  spaces  ", "日本語 🙂", "last"]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from saekit.activations import ActivationStore, Corpus, TokenBatch, token_batches, write_store
-from saekit.activations.manifest import ShardEntry
-from saekit.activations.pipe import ShardPipe
+from saekit.activations.store.manifest import ShardEntry
+from saekit.activations.store.shard_writer import ShardPipe
 from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, StoreMismatch, WorkspaceError
 from saekit.lm import LanguageModel, Site
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.activations import ActivationReader, ActivationStore, Corpus, LiveActivations, token_batches, write_store
-from saekit.activations.shard import ShardBuilder
+from saekit.activations.store.shard import ShardBuilder
 from saekit.errors import ConfigError, ContextTooLong, CorpusError, StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.lm import LanguageModel, Site
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from saekit import dictionaries
 from saekit.errors import WorkspaceError
 from saekit.sae import SAE
-from saekit.workspace import Workspace
+from saekit.workspace import dictionaries
+from saekit.workspace.workspace import Workspace
 from tests.cli.conftest import Saekit
 
 SITE = "resid_post.2"

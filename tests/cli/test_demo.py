@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saekit.evaluate.mentions import Mentions
+from saekit.evaluate.steering.mentions import Mentions
 from tests.cli.conftest import Outcome, Saekit
 from tests.report.html import check
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from saekit.cli.evaluate import print_transfer
-from saekit.evaluate.transfer import Transfer
+from saekit.evaluate.dictionary.transfer import Transfer
 from tests.cli.conftest import Saekit
 from tests.report.html import check
 

@@ -133,8 +133,8 @@ def by_hand(model: Any, dictionary: Dense, rows: list[list[int]], special: set[i
 def test_numbers_are_those_of_dense_float64(saekit: Saekit, ws: Path, stories_path: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from saekit.evaluate.quality import MAX_TOKENS, heldout_documents
-    from saekit.workspace import Workspace
+    from saekit.evaluate.dictionary.quality import MAX_TOKENS, heldout_documents
+    from saekit.workspace.workspace import Workspace
 
     workspace = Workspace.open(ws)
     rows, split = heldout_documents(workspace.lm, workspace.store(), 0.3, MAX_TOKENS)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Saekit, command, environment
-from trainers.log import TIMING
+from trainers.loop.log import TIMING
 
 KILLS = int(os.environ.get("SAEKIT_KILLS", "3"))
 

@@ -15,7 +15,7 @@ import torch
 from saekit.activations import ActivationReader, LiveActivations, LiveStore
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import SAE
-from saekit.workspace import Workspace
+from saekit.workspace.workspace import Workspace
 from tests.activations.tiny import make_lm
 from tests.cli.conftest import Saekit
 from tests.cli.test_interrupted import files_of, killed_in_time

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saekit.errors import InterventionError, UnknownRef
-from saekit.evaluate.ablation import exhaustive_ablation, heads
+from saekit.locate.causal import exhaustive_ablation, heads
 from saekit.objects import Ref
 from saekit.steer import ablate
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 
-from saekit.evaluate.absorption import Absorption
-from saekit.evaluate.examples import Examples
-from saekit.evaluate.probing import Probe, probe
+from saekit.evaluate.dictionary.absorption import Absorption
+from saekit.evaluate.dictionary.examples import Examples
+from saekit.evaluate.dictionary.probing import Probe, probe
 from saekit.sae import SAE, SAEConfig
 
 

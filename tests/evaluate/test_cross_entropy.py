@@ -12,10 +12,11 @@ from torch import Tensor
 
 from saekit.errors import ConfigError, CorpusError, StoreMismatch
 from saekit.evaluate.dictionary.cross_entropy import BASELINES, baseline_of, ce_recovered
-from saekit.lm import LanguageModel, predictions
-from saekit.lm.sites import Site
+from saekit.lm import LanguageModel
+from saekit.lm.run import next_token as predictions
+from saekit.names.site import Site
 from saekit.sae import SAE, SAEConfig
-from trainers.metrics import reconstruction
+from saekit.sae.metrics import reconstruction
 
 STORIES = ["Once upon a time, there was a little girl named Lily.", "Tom had a red ball. He", "The sun was big and"]
 SITE = Site("resid_post", 2)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError
-from saekit.evaluate.mentions import Mentions, Rate
+from saekit.evaluate.steering.mentions import Mentions, Rate
 
 WORDS = st.sampled_from(["cat", "Cat", "cats", "ice", "cream", "dog", "été", "don't", "concatenate"])
 

@@ -15,8 +15,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 
 from saekit import lab
 from saekit.errors import CorpusError
-from saekit.evaluate.examples import Examples, read_labelled, text_examples, token_examples
-from saekit.evaluate.probing import probe
+from saekit.evaluate.dictionary.examples import Examples, read_labelled, text_examples, token_examples
+from saekit.evaluate.dictionary.probing import probe
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
 
@@ -180,7 +180,7 @@ def test_tokens_have_their_own_activations_and_labels(stories_lm: LanguageModel,
 
 
 def _labelled(lm: LanguageModel, document: lab.Document) -> lab.Labelled:
-    from saekit.evaluate.examples import _label
+    from saekit.evaluate.dictionary.examples import _label
 
     empty = _label([document, _documents()[2]], lm.tokenizer)  # so that both concepts are known
     kept = empty.token_M < len(empty.ids[0])

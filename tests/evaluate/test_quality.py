@@ -12,7 +12,7 @@ import torch
 
 from saekit.activations import Corpus, is_heldout, write_store
 from saekit.errors import CorpusError
-from saekit.evaluate.quality import quality
+from saekit.evaluate.dictionary.quality import quality
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE
 

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import CorpusError
 from saekit.evaluate import distinct_n, kl, ngram_entropy, perplexity
-from saekit.lm import LanguageModel, predictions
+from saekit.lm import LanguageModel
+from saekit.lm.run import next_token as predictions
 from saekit.steer import Intervention, clamp
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily.", "The cat ran to the tree. It was very happy and"]

@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from saekit.activations import Corpus, LiveActivations
 from saekit.errors import StoreMismatch, UnknownSite
 from saekit.evaluate.dictionary.cross_entropy import ce_recovered
-from saekit.evaluate.transfer import Transfer, transfer
+from saekit.evaluate.dictionary.transfer import Transfer, transfer
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
-from trainers.metrics import reconstruction
+from saekit.sae.metrics import reconstruction
 
 SITE = Site("resid_post", 2)
 TEXTS = ["Once upon a time, there was a little girl named Lily. She liked to play.", "Tom had a red ball.", "The sun was big"] * 3

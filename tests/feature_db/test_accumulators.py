@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_db.accumulators import Accumulators, Block, BuildConfig, Hitters
-from feature_db.statistics import bin_edges
-from feature_db.words import CLASSES, Vocabulary, Words
+from feature_db.index.accumulators import Accumulators, Block, BuildConfig, Hitters
+from feature_db.index.statistics import bin_edges
+from feature_db.index.words import CLASSES, Vocabulary, Words
 from saekit.lm import LanguageModel
 
 from .planted import SITE, F, PlantedStore, make_store

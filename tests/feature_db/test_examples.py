@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_db.accumulators import Accumulators, BuildConfig
-from feature_db.examples import TOP, Window, choose, pack, unpack
-from feature_db.statistics import quantiles
+from feature_db.index.accumulators import Accumulators, BuildConfig
+from feature_db.index.statistics import quantiles
+from feature_db.store.examples import TOP, Window, choose, pack, unpack
 from saekit.errors import DatabaseError
 from saekit.lm import LanguageModel
 

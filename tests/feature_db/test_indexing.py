@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from feature_db import BuildConfig, FeatureDB, Label, write
-from saekit.activations.source import in_split
+from feature_db import BuildConfig, FeatureDB, Label
+from feature_db.store import write
+from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE

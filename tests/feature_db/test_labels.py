@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from feature_db import FeatureDB
-from feature_db.labels import AUTOMATIC_METHODS
+from feature_db.labels.rules import AUTOMATIC_METHODS
 from saekit.lm import LanguageModel
 
 from .planted import SITE, F, PlantedStore

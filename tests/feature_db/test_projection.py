@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from feature_db.projection import promoted, to_residual
+from feature_db.index.projection import promoted, to_residual
 from saekit.lm import LanguageModel, Site
 
 from .planted import F, make_lm

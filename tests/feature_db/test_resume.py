@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from feature_db import FeatureDB, indexing
+from feature_db import FeatureDB
+from feature_db.index import indexing
 
 from .contents import contents
 from .planted import PlantedStore, make_sae

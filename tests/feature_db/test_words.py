@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_db.words import CLASSES, Vocabulary, Words, word_text
+from feature_db.index.words import CLASSES, Vocabulary, Words, word_text
 from saekit.lm import LanguageModel
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from saekit import demo, lab
-from saekit.workspace import Workspace
+from saekit.workspace.workspace import Workspace
 from tests.cli.conftest import Saekit
 from tests.report.html import check
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.evaluate.ablation import exhaustive_ablation, heads
 from saekit.lab.induction_model import BOS, LONGEST, VOCABULARY, WORDS, Repeats, induction_path, prompts
+from saekit.locate.causal import exhaustive_ablation, heads
 from saekit.objects import Ref
 from saekit.steer import ablate, scale
 

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from saekit import LanguageModel, lab
 from saekit.errors import ConfigError, ModelNotFound
-from saekit.evaluate.laboratory import continuations, measure, measure_task, model_facts, preference, wilson
+from saekit.evaluate.lab import continuations, measure, measure_task, model_facts, preference, wilson
 from saekit.lab.registry import Prompt, Task
 from saekit.lab.splits import Split
 

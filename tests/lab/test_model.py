@@ -12,7 +12,7 @@ from safetensors import safe_open
 from saekit import LanguageModel, lab
 from saekit.activations import Corpus
 from saekit.builtin import model_folder
-from saekit.evaluate.laboratory import Measurement, measure_task
+from saekit.evaluate.lab import Measurement, measure_task
 
 NOT_YET: set[str] = set()
 """What the model that ships falls short of; strict, so that a better model is noticed."""

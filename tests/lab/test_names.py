@@ -11,7 +11,7 @@ import pytest
 from saekit import LanguageModel, lab
 from saekit.activations import Corpus
 from saekit.errors import CorpusError, ModelNotFound
-from saekit.study import portable
+from saekit.workspace.study import portable
 
 
 def test_the_model(tiny_lab: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_corpus() -> None:
 
 
 def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saekit.activations.laboratory.DOCUMENTS", 7)
+    monkeypatch.setattr("saekit.activations.corpus.lab.DOCUMENTS", 7)
     corpus = Corpus.open("lab")
     assert len(list(corpus.documents())) == 7
     assert len(list(corpus.documents(start=5))) == 2

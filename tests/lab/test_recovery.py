@@ -17,9 +17,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saekit import LanguageModel, lab
 from saekit.errors import CorpusError
-from saekit.evaluate import areas, concepts
-from saekit.evaluate.areas import auc
-from saekit.evaluate.concepts import Recovery, concept_recovery
+from saekit.evaluate.concepts import auc as areas
+from saekit.evaluate.concepts import recovery as concepts
+from saekit.evaluate.concepts.auc import auc
+from saekit.evaluate.concepts.recovery import Recovery, concept_recovery
 from saekit.sae import SAE, SAEConfig
 
 

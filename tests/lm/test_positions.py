@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError
-from saekit.lm.edits import GENERATION, POLICIES, AnyPositions, DefaultPositions, Window, check_positions
+from saekit.lm.run.edits import GENERATION, POLICIES, AnyPositions, DefaultPositions, Window, check_positions
 
 CHOICES: list[Any] = [None, *POLICIES, (0, 2), (-1, 4), (0, 0), ()]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, ContextTooLong, UnknownSite, UnsupportedModel
 from saekit.lm import At, Edit, LanguageModel, Site
-from saekit.lm.edits import POLICIES, Window
+from saekit.lm.run.edits import POLICIES, Window
 
 Named = Callable[[str], LanguageModel]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel
-from saekit.lm.text import Text
+from saekit.lm.tokenization import Text
 
 
 @cache

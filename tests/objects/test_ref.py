@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import UnknownRef
-from saekit.lm.sites import KINDS, Site
+from saekit.names.site import KINDS, Site
 from saekit.objects import Ref
 
 NUMBERS = st.integers(0, 10**9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch, UnknownRef, UnknownSite
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.objects import Coordinates, Directions, Features, Heads, Space
 from saekit.sae import ARCHITECTURES, SAE
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_db.records import Example, FeatureRecord, Histogram, Hit, TokenEffect
-from saekit.evaluate.mentions import Mentions, Rate
+from saekit.evaluate.steering.dose_response import Arm, Point, Sweep
+from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.report import Content, Detected, Found, Section, Steered, render, write
 from saekit.report.text import visible
 from saekit.steer.strength import Strength
-from saekit.steer.sweep import Arm, Point, Sweep
 from tests.report.html import check
 
 EVIL = "<script>alert('x')</script>"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import ARCHITECTURES, SAE, SAEConfig, SparseCode
 from saekit.sae.config import NORMALIZATIONS
 

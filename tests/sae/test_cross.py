@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import SAE, CrossCoder, SAEConfig
 
 KINDS = ("crosscoder", "jumprelu_crosscoder", "clt", "jumprelu_clt")

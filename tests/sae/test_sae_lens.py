@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from saekit.errors import SAEFormatError, SAENotFound
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import ARCHITECTURES, SAE
 from saekit.sae.config import NORMALIZATIONS
 from saekit.sae.files import load_sparsity

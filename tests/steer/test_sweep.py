@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from saekit.errors import ConfigError
-from saekit.evaluate.mentions import Mentions, Rate
-from saekit.evaluate.side_effects import perplexity
+from saekit.evaluate.steering.dose_response import Arm, Point, Sweep, sweep
+from saekit.evaluate.steering.mentions import Mentions, Rate
+from saekit.evaluate.steering.side_effects import perplexity
 from saekit.lm import LanguageModel
 from saekit.objects import Ref
 from saekit.steer import RandomControl, Strength, add
 from saekit.steer.intervention import Intervention
-from saekit.steer.sweep import Arm, Point, Sweep, sweep
 
 PROMPTS = ["Once upon a time", "One day, a girl"]
 FEATURE = Ref.parse("feature:resid_post.2/7")

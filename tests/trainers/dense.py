@@ -12,9 +12,9 @@ from hypothesis import reject
 from torch import Tensor
 
 from trainers import TrainConfig
-from trainers.objectives import Now, Objective, objective
-from trainers.parameters import Parameters
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.objectives.base import Now, Objective, objective
+from trainers.step.parameters import Parameters
 
 PATHS = ("torch", "sparse", "sparse, screened")
 VARIANCE = 3.0

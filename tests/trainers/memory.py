@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import CheckpointError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 
 SITE = Site("resid_post", 0)
 

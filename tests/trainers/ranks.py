@@ -18,12 +18,13 @@ from runs import CONFIG, Breaks, D, F, sparse_data
 from torch import Tensor
 
 from saekit.errors import ConfigError, SaekitError
-from saekit.lm.sites import Site
-from trainers import Plan, Route, parallel, train_all
-from trainers.parallel import Rows
-from trainers.parameters import Parameters
-from trainers.state import Training
-from trainers.statistics import Statistics
+from saekit.names.site import Site
+from trainers import Plan, Route, train_all
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
+from trainers.step import distributed as parallel
+from trainers.step.distributed import Rows
+from trainers.step.parameters import Parameters
 
 OTHER = Site("mlp_out", 0)
 # 30 whole steps, and a last one of a single row: fewer than there are processes.

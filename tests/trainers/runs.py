@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saekit.sae import SAE
 from trainers import TrainConfig, train
-from trainers.log import TIMING
+from trainers.loop.log import TIMING
 
 D, F = 24, 96
 CONFIG = TrainConfig(n_latents=F, l0=4, tokens=40_000, batch_size=256, lr=0.015, aux_k=8, dead_tokens=4_000, sample_tokens=1_024)

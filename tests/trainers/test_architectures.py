@@ -14,9 +14,9 @@ from runs import CONFIG, Breaks, files, rows, sparse_data, train_run
 from torch import Tensor
 
 from saekit.lm import LanguageModel
-from saekit.lm.sites import Site
+from saekit.names.site import Site
+from saekit.sae.metrics import reconstruction
 from trainers import OBJECTIVES, TrainConfig, train
-from trainers.metrics import reconstruction
 
 
 def _config(arch: str, tokens: int, **settings: Any) -> TrainConfig:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.sae.kernels import encode_above
-from trainers.code import Code
-from trainers.matryoshka import group_ends
-from trainers.objectives import Now, objective
-from trainers.statistics import Statistics
-from trainers.threshold import RunningThreshold, largest_of_batch
+from trainers.loop.data_scaling import Statistics
+from trainers.objectives.base import Now, objective
+from trainers.objectives.batch_threshold import RunningThreshold, largest_of_batch
+from trainers.objectives.matryoshka import group_ends
+from trainers.step.ragged_code import Code
 
 NO_DEAD = torch.arange(0)
 

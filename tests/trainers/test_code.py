@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainers.code import Code
+from trainers.step.ragged_code import Code
 
 
 def _ragged(counts: list[int], F: int, seed: int) -> Code:

@@ -15,13 +15,13 @@ from runs import Breaks, files, rows
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import CrossCoder
+from saekit.sae.metrics import reconstruction
 from trainers import TrainConfig, train
-from trainers.metrics import reconstruction
-from trainers.objectives import Now, Objective, objective
-from trainers.parameters import Parameters
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.objectives.base import Now, Objective, objective
+from trainers.step.parameters import Parameters
 
 CASES = [("crosscoder", arch) for arch in ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")]
 CASES += [("clt", arch) for arch in ("topk", "batchtopk", "jumprelu", "gated", "standard")]

@@ -16,10 +16,10 @@ from runs import CONFIG, Breaks, files, rows, sparse_data
 
 from saekit.errors import ConfigError, Diverged
 from saekit.sae import SAE
+from saekit.sae.metrics import reconstruction
 from trainers import TrainConfig, train
-from trainers.divergence import Watch
-from trainers.metrics import reconstruction
-from trainers.schedule import learning_rate
+from trainers.loop.divergence import Watch
+from trainers.settings.schedule import learning_rate
 
 SMALL = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=2_000)
 
@@ -80,7 +80,7 @@ def _explodes_after(tokens: int) -> Any:
 
 
 def test_an_explosion_stops_the_run_with_a_checkpoint_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainers.state.learning_rate", _explodes_after(10_000))
+    monkeypatch.setattr("trainers.loop.state.learning_rate", _explodes_after(10_000))
     with pytest.raises(Diverged) as caught:
         train(Memory(sparse_data(20_000), 256), SMALL, tmp_path, site=SITE, progress=False)
     # The 39th step ends at token 9984; the 40th is too large, and the 41st batch is the first to show it.
@@ -94,7 +94,7 @@ def test_the_best_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def worse_in_the_end(config: TrainConfig, at: int) -> float:
         return learning_rate(config, at) * (30 if at > 12_000 else 1)
 
-    monkeypatch.setattr("trainers.state.learning_rate", worse_in_the_end)
+    monkeypatch.setattr("trainers.loop.state.learning_rate", worse_in_the_end)
     held = sparse_data(3_000, seed=1)
     arguments: dict[str, Any] = {"site": SITE, "progress": False, "heldout": Memory(held, 500, epochs=1)}
     x = sparse_data(20_000)

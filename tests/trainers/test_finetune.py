@@ -16,8 +16,8 @@ from runs import CONFIG, Breaks, D, F, files, rows, sparse_data, train_run
 from saekit.errors import ConfigError, SAENotFound, StoreMismatch
 from saekit.sae import ARCHITECTURES, SAE
 from trainers import OBJECTIVES, TrainConfig, plans, train
-from trainers.state import Training
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
 
 ARCHS = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].transcodes]
 OTHER = 37.5 * sparse_data(2_000, seed=8) - 11

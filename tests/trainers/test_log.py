@@ -17,7 +17,7 @@ from runs import Breaks
 
 from saekit.errors import ConfigError
 from trainers import OBJECTIVES, TrainConfig, train
-from trainers.log import TIMING, Log, read_log
+from trainers.loop.log import TIMING, Log, read_log
 
 
 def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:

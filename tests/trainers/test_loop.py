@@ -16,10 +16,10 @@ from runs import CONFIG, LONGER, Breaks, D, F, files, rows, sparse_data, train_r
 
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, StoreMismatch
 from saekit.sae import SAE, load_sparsity
+from saekit.sae.metrics import reconstruction
 from trainers import TrainConfig, train
-from trainers.metrics import reconstruction
-from trainers.state import Training
-from trainers.statistics import Statistics, geometric_median
+from trainers.loop.data_scaling import Statistics, geometric_median
+from trainers.loop.state import Training
 
 
 def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.errors import CorpusError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import SAE, SAEConfig
-from trainers.metrics import QUANTILES, Firings, Reconstruction, reconstruction
+from saekit.sae.metrics import QUANTILES, Firings, Reconstruction, reconstruction
 
 
 def _data(seed: int, *shape: int) -> Tensor:

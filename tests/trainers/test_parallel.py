@@ -19,7 +19,7 @@ from ranks import RESUMED, SHARDED, VARIANTS, plans, train_plans
 from runs import D, F, files, rows
 
 from saekit.sae import SAE, load_sparsity
-from trainers.parameters import random_rows
+from trainers.step.parameters import random_rows
 
 pytestmark = pytest.mark.timeout(1800)  # on a busy core, processes that take turns are slow
 

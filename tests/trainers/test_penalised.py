@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import CONFIG, sparse_data
 
-from trainers.code import Code
-from trainers.objectives import Now, Outcome
-from trainers.sparsity import Penalised
-from trainers.state import Training
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
+from trainers.objectives.base import Now, Outcome
+from trainers.objectives.penalty import Penalised
+from trainers.step.ragged_code import Code
 
 ARCHITECTURES = ("jumprelu", "gated", "standard")
 

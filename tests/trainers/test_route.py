@@ -12,10 +12,10 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore
 from saekit.errors import ConfigError, StoreMismatch, UnknownSite
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import SAE
+from saekit.sae.metrics import reconstruction
 from trainers import Route, TrainConfig, train
-from trainers.metrics import reconstruction
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)
 ARROW = "mlp_in.1->mlp_out.1"

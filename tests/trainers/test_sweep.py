@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError, UnknownSite
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from trainers import Plan, TrainConfig, plans, read_sweep
-from trainers.sweep import parse
+from trainers.settings.sweep import parse
 
 OUT = Path("sae")
 

@@ -19,7 +19,7 @@ from runs import CONFIG, Breaks, files, sparse_data
 from torch import Tensor
 
 from saekit.errors import ConfigError, Diverged, SaekitError, StoreMismatch
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import SAE
 from trainers import Plan, Route, TrainConfig, train, train_all
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainers import TrainConfig
-from trainers.adam import Adam
-from trainers.objectives import Now
-from trainers.parameters import Parameters
-from trainers.sparse import SparseGradient
+from trainers.objectives.base import Now
+from trainers.step.adam import Adam
+from trainers.step.parameters import Parameters
+from trainers.step.sparse_gradient import SparseGradient
 
 
 def _gradient(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> SparseGradient:

@@ -17,12 +17,12 @@ from runs import Breaks, files
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.lm.sites import Site
+from saekit.names.site import Site
 from saekit.sae import SAE
+from saekit.sae.metrics import reconstruction
 from trainers import OBJECTIVES, TrainConfig, plans, train
-from trainers.metrics import reconstruction
-from trainers.state import Training
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)
 D, E = 16, 12

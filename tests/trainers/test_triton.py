@@ -18,10 +18,10 @@ pytest.importorskip("triton", reason="needs triton")
 from saekit.errors import ConfigError
 from saekit.sae.kernels import encode_above, gpu, runs_triton
 from trainers import OBJECTIVES, TrainConfig
-from trainers.adam import Adam
-from trainers.objectives import Now
-from trainers.state import Training
-from trainers.statistics import Statistics
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.state import Training
+from trainers.objectives.base import Now
+from trainers.step.adam import Adam
 
 if not runs_triton("cpu"):
     pytest.skip("the kernels are compiled; TRITON_INTERPRET=1 runs them in the interpreter", allow_module_level=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from saekit.errors import ConfigError, CorpusError
-from trainers.splice import splice, written
+from saekit.evaluate.dictionary.splice import splice, written
 
 if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
-    from saekit.lm.sites import Site
+    from saekit.names.site import Site
     from saekit.sae import SAE
 
 Baseline = Literal["zero", "zero-ordinary", "mean"]
@@ -80,7 +80,7 @@ def ce_recovered(
         CorpusError: there is no token to predict.
         StoreMismatch: a transcoder does not say where it writes; or `sae` is a crosscoder that reads after it writes.
     """
-    from saekit.lm.predictions import last_residuals, logits_of
+    from saekit.lm.run.next_token import last_residuals, logits_of
 
     check_baseline(baseline)
     spliced = splice(lm, sae, site)

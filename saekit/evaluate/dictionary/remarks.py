@@ -38,7 +38,7 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     """Sentences on what a reader of the figures must know.
 
     Args:
-        facts: of :func:`saekit.evaluate.quality.quality`, with `l0_asked` where training asked for an L0. Missing facts give no
+        facts: of :func:`saekit.evaluate.dictionary.quality.quality`, with `l0_asked` where training asked for an L0. Missing facts give no
             remark.
     """
     found = []

@@ -1,0 +1,1 @@
+"""One pass over the activations: everything the database says of a feature."""

@@ -1,0 +1,219 @@
+"""Everything that the pass gathers about every feature, in arrays whose size does not depend on the number of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.index import kernels
+from feature_db.index.statistics import BINS
+from feature_db.index.words import CLASSES
+
+if TYPE_CHECKING:
+    from feature_db.index.words import Reading
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What is kept of every feature. The defaults take about 30 KB a feature in memory."""
+
+    top: int = 20
+    """Strongest examples, at most one per document and context."""
+    per_decile: int = 2
+    """Examples from each tenth of the feature's activations."""
+    sample: int = 60
+    """Firing tokens sampled uniformly, from which those examples are taken; each tenth is missed with probability 0.9^60."""
+    before: int = 31
+    """Tokens of an example before its peak."""
+    after: int = 16
+    """Tokens of an example after its peak."""
+    duplicate_radius: int = 8
+    """Two examples are near-duplicates if the tokens this far around their peaks agree up to case, spaces and digits."""
+    slots: int = 64
+    """Tokens, words and following words tracked a feature; one with more than 1/slots of its activation is never missed."""
+    batch_tokens: int = 16384
+    """Tokens encoded at a time."""
+
+
+class Block(NamedTuple):
+    """What the accumulators need of a block: N rows of whole contexts."""
+
+    row: int
+    """Row of the store where it starts."""
+    tokens: NDArray[np.int32]
+    canonical: NDArray[np.int32]
+    """Tokens up to case, spaces and digits."""
+    position: NDArray[np.int32]
+    document: NDArray[np.int64]
+    counted: NDArray[np.bool_]
+    """Rows that count: ordinary tokens of the split."""
+    values: NDArray[np.float32]
+    """(N, K) code."""
+    indices: NDArray[np.int64]
+    """(N, K) features of the code."""
+
+
+class Moments(NamedTuple):
+    """Exact counts, sums and maxima, and a histogram. Arrays are (F, ...)."""
+
+    firing: NDArray[np.int64]
+    """Tokens on which it fires."""
+    total: NDArray[np.float64]
+    square: NDArray[np.float64]
+    largest: NDArray[np.float32]
+    histogram: NDArray[np.uint32]
+    """(F, BINS), see :func:`feature_db.index.statistics.bin_edges`."""
+    classes: NDArray[np.int64]
+    """(F, classes) tokens of each class of :data:`feature_db.index.words.CLASSES` on which it fires."""
+
+    @classmethod
+    def empty(cls, F: int) -> Moments:
+        return cls(
+            np.zeros(F, np.int64),
+            np.zeros(F, np.float64),
+            np.zeros(F, np.float64),
+            np.zeros(F, np.float32),
+            np.zeros((F, BINS), np.uint32),
+            np.zeros((F, len(CLASSES)), np.int64),
+        )
+
+
+class Hitters(NamedTuple):
+    """The items (tokens, words) on which a feature's activation mostly lies. Arrays are (F, slots)."""
+
+    item: NDArray[np.int32]
+    """-1: free."""
+    mass: NDArray[np.float64]
+    """Activation on the item since it came in: at most `slack` less than all of it."""
+    slack: NDArray[np.float64]
+    """What the item that it pushed out weighed."""
+    peak: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    """Firing tokens since it came in."""
+    hits: NDArray[np.int64]
+    """Occurrences with a firing token since it came in."""
+    last: NDArray[np.int64]
+    """The occurrence that was counted last."""
+
+    @classmethod
+    def empty(cls, F: int, slots: int) -> Hitters:
+        free, zeros = np.full((F, slots), -1, np.int32), np.zeros((F, slots))
+        counts = np.zeros((F, slots), np.int64)
+        return cls(free, zeros, zeros.copy(), zeros.astype(np.float32), counts, counts.copy(), counts - 1)
+
+
+class Windows(NamedTuple):
+    """Examples: a peak, where it is, and the tokens and activations around it. Arrays are (F, slots, ...)."""
+
+    filled: NDArray[np.int32]
+    """(F,) slots in use."""
+    worst: NDArray[np.int32]
+    """(F,) slot that the next better example takes."""
+    priority: NDArray[np.uint64]
+    key: NDArray[np.int64]
+    """Equal for near-duplicates."""
+    value: NDArray[np.float32]
+    row: NDArray[np.int64]
+    document: NDArray[np.int64]
+    position: NDArray[np.int32]
+    offset: NDArray[np.int32]
+    """Index of the peak in its window."""
+    length: NDArray[np.int32]
+    tokens: NDArray[np.integer]
+    """(F, slots, W), `length` of them in use."""
+    values: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, F: int, slots: int, width: int, vocab_size: int) -> Windows:
+        shape, token = (F, slots), np.uint16 if vocab_size <= 1 << 16 else np.int32
+        return cls(
+            np.zeros(F, np.int32),
+            np.zeros(F, np.int32),
+            np.zeros(shape, np.uint64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int32),
+            np.zeros(shape, np.int32),
+            np.zeros(shape, np.int32),
+            np.zeros((*shape, width), token),
+            np.zeros((*shape, width), np.float32),
+        )
+
+
+class Scratch(NamedTuple):
+    """A piece's peaks while it is read. Arrays are (F,)."""
+
+    best: NDArray[np.float32]
+    row: NDArray[np.int64]
+    """-1: not in this piece so far."""
+    touched: NDArray[np.int64]
+
+
+class Accumulators:
+    """All of them, fed together.
+
+    Args:
+        n_features: features F of the dictionary.
+        vocab_size: token ids there are.
+        config: what is kept.
+    """
+
+    def __init__(self, n_features: int, vocab_size: int, config: BuildConfig) -> None:
+        self.config = config
+        width = config.before + 1 + config.after
+        self.moments = Moments.empty(n_features)
+        self.tokens, self.words, self.next_words = (Hitters.empty(n_features, config.slots) for _ in range(3))
+        self.top = Windows.empty(n_features, config.top, width, vocab_size)
+        self.sample = Windows.empty(n_features, config.sample, width, vocab_size)
+        self.token_count = np.zeros(vocab_size, np.int64)
+        self.class_count = np.zeros(len(CLASSES), np.int64)
+        self.totals = np.array([0, 0, -1], np.int64)  # tokens, documents, the last document
+        F = n_features
+        self._scratch = Scratch(np.zeros(F, np.float32), np.full(F, -1, np.int64), np.zeros(F, np.int64))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted so far."""
+        return int(self.totals[0])
+
+    @property
+    def n_documents(self) -> int:
+        """Documents counted so far."""
+        return int(self.totals[1])
+
+    def add(self, block: Block, reading: Reading) -> int:
+        """Feed a block. Returns the first row with an activation that is not finite, or -1; after the former all is void."""
+        wrong = kernels.add_moments(block, reading.classes, self.moments)
+        if wrong >= 0:
+            return int(wrong)
+        rows = block.row + np.arange(len(block.tokens))
+        kernels.add_hits(block, block.tokens, rows, self.tokens)
+        kernels.add_hits(block, reading.word, block.row + reading.word_start, self.words)
+        kernels.add_hits(block, reading.next_word, rows, self.next_words)
+        c = self.config
+        kernels.add_top(block, reading.pieces, c.before, c.duplicate_radius, self._scratch, self.top)
+        kernels.add_sample(block, reading.pieces, c.before, c.duplicate_radius, self.sample)
+        self.token_count += np.bincount(block.tokens[block.counted], minlength=len(self.token_count))
+        self.class_count += ((reading.classes[block.counted, None] >> np.arange(len(CLASSES))) & 1).sum(0)
+        documents = block.document[block.counted]
+        if len(documents):
+            changes = np.count_nonzero(np.diff(documents, prepend=self.totals[2]))
+            self.totals[:] = self.totals[0] + len(documents), self.totals[1] + changes, documents[-1]
+        return -1
+
+    def state(self) -> dict[str, NDArray]:
+        """Everything gathered so far, as arrays."""
+        named: dict[str, NDArray] = {name: getattr(self, name) for name in ("token_count", "class_count", "totals")}
+        for part in ("moments", "tokens", "words", "next_words", "top", "sample"):
+            named |= {f"{part}.{name}": array for name, array in getattr(self, part)._asdict().items()}
+        return named
+
+    def load_state(self, state: dict[str, NDArray]) -> None:
+        """Take up where :meth:`state` left off."""
+        for name, array in self.state().items():
+            array[...] = state[name]

@@ -1,0 +1,266 @@
+"""One streaming pass over a store of activations, from which everything about a dictionary's features follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from feature_db.db import FeatureDB
+from feature_db.index.accumulators import Accumulators, Block, BuildConfig
+from feature_db.index.projection import promoted, to_residual
+from feature_db.index.rows import Rows
+from feature_db.index.terms import TermStat
+from feature_db.index.words import Vocabulary, Words
+from feature_db.store import schema
+from feature_db.store.write import Entry, write
+from saekit import files
+from saekit.activations.loader.source import HELDOUT, Split, check_split, in_split
+from saekit.errors import NonFiniteActivations, StoreMismatch
+from saekit.names.site import Site
+from saekit.progress import track
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.sae import SAE
+
+# Part of a build's identity: raised when the same inputs come to give other rows.
+_METHOD = 1
+
+
+class Store(Protocol):
+    """What a build needs of an activation store; :class:`saekit.activations.ActivationStore` is one."""
+
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+    def width(self, site: Any) -> int: ...
+    def stream(self, sites: Any, *, batch_tokens: int, start: int = 0) -> Iterator[Any]: ...
+
+
+def build(
+    path: str | Path,
+    *,
+    store: Store,
+    sae: SAE,
+    lm: LanguageModel,
+    site: str | Site,
+    vectors: str | Path,
+    split: Split = "all",
+    heldout: float = HELDOUT,
+    config: BuildConfig | None = None,
+    replace: bool = False,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> FeatureDB:
+    """Index the features of `sae` at `site` into the database at `path`.
+
+    The store is read once, in order; memory does not grow with its length. Special tokens (BOS, EOS, pads) are left out of all
+    statistics. Interrupted, the same command goes on from the last checkpoint (a file beside the database) and ends in the
+    same rows; features of other sites stay; the database changes in one transaction at the end. Where it already holds this
+    very build, nothing is done.
+
+    Args:
+        path: the SQLite file, made if it does not exist.
+        store: activations at `site`.
+        sae: the dictionary. A feature fires where its activation is positive (of abstopk, negative ones are not counted).
+        lm: the model; its tokenizer gives the texts of tokens, its head the promoted ones.
+        site: where the dictionary reads.
+        vectors: folder of the decoder directions, one memory-mapped .npy a dictionary.
+        split: count the tokens of "all" documents, of those that a reader trains on ("train") or of the "heldout" ones.
+        heldout: share of documents that are held out.
+        config: what is kept of every feature.
+        replace: put another dictionary in the place of one whose features people have labelled.
+        checkpoint_seconds: how much work an interruption may cost; 0 saves after every block.
+        progress: show a progress bar.
+
+    Raises:
+        StoreMismatch: store, model and dictionary do not fit, or labels would be lost (see `replace`).
+        NonFiniteActivations: an activation is NaN or infinite.
+        UnknownSite: the store has no such site.
+        DatabaseError: the file at `path` is none of ours, damaged, or of a newer version.
+        StorageFull: no room; what was complete is kept.
+    """
+    check_split(split, heldout)
+    path, folder, site, config = Path(path), Path(vectors), Site.parse(site), config or BuildConfig()
+    if store.width(site) != sae.cfg.d_in:
+        raise StoreMismatch(
+            f"The dictionary reads {sae.cfg.d_in} numbers a token; the store has {store.width(site)} at {site}.",
+            "Give the dictionary that was trained there.",
+        )
+    entry = _entry(store, sae, lm, site, folder, path, split if split == "all" else f"{split} {heldout}", config)
+    if path.exists():
+        with FeatureDB.open(path) as database:
+            done = database.holds(str(site), entry.key)
+        if done and (path.parent / entry.vectors).exists():
+            return FeatureDB.open(path)
+    vocabulary = Vocabulary.of(lm.token_strings(range(lm.vocab_size)))
+    words = Words(vocabulary, lm.decode)
+    accumulators = Accumulators(sae.cfg.n_latents, len(vocabulary), config)
+    state = path.with_name(f"{path.name}.{site}.state.npz")
+    _pass(
+        store,
+        sae,
+        site,
+        lambda document: in_split(document, split, heldout),
+        words,
+        accumulators,
+        _Checkpoint(state, entry.key, checkpoint_seconds),
+        progress,
+    )
+    rows = Rows(accumulators, words, _projector(lm, sae, site))
+    old = _write_vectors(path.parent / entry.vectors, sae)
+    write(path, entry, rows, replace=replace)
+    for file in [state, *old]:
+        file.unlink(missing_ok=True)
+    return FeatureDB.open(path)
+
+
+def _entry(
+    store: Store, sae: SAE, lm: LanguageModel, site: Site, folder: Path, path: Path, split: str, config: BuildConfig
+) -> Entry:
+    model = lm.fingerprint()
+    corpus = {"store": store.provenance, "rows": store.n_tokens, "split": split, "tokenizer": model["tokenizer"]}
+    corpus_key = _digest(corpus)
+    fingerprint = sae.fingerprint()
+    identity = {
+        "method": [_METHOD, schema.VERSION],
+        "corpus": corpus_key,
+        "sae": fingerprint,
+        "model": model["model"],
+        "site": str(site),
+        "config": dataclasses.asdict(config),
+    }
+    file = folder.absolute() / f"{site}-{fingerprint[:16]}.npy"
+    return Entry(
+        site=str(site),
+        site_out=str(sae.writes_at(site)),
+        key=_digest(identity),
+        fingerprint=fingerprint,
+        model=model,
+        architecture=sae.cfg.architecture,
+        n_features=sae.cfg.n_latents,
+        d_out=sae.cfg.d_out,
+        vectors=os.path.relpath(file, path.absolute().parent),
+        corpus_key=corpus_key,
+        corpus=corpus,
+    )
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _pass(
+    store: Store,
+    sae: SAE,
+    site: Site,
+    wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+    words: Words,
+    accumulators: Accumulators,
+    checkpoint: _Checkpoint,
+    progress: bool,
+) -> None:
+    row = checkpoint.load(words, accumulators)
+    with track("indexing", total=store.n_tokens, enabled=progress) as bar:
+        bar.update(row)
+        if row >= store.n_tokens:
+            return
+        for read in store.stream([site], batch_tokens=accumulators.config.batch_tokens, start=row):
+            tokens = read.tokens_N.numpy().astype(np.int32)
+            acts = read.acts[site]
+            if not bool(acts.isfinite().all()):
+                row = int((~acts.isfinite().all(1)).nonzero()[0, 0])
+                raise _not_finite(read, row, f"an activation at {site}")
+            code = sae.encode_sparse(acts.to(sae.W_dec.device))
+            document = read.document_N.numpy()
+            counted = ~read.special_N.numpy() & wanted(document)
+            block = Block(
+                row=read.start,
+                tokens=tokens,
+                canonical=words.vocabulary.canonical[tokens],
+                position=read.position_N.numpy().astype(np.int32),
+                document=document.astype(np.int64),
+                counted=counted,
+                values=np.ascontiguousarray(code.values.float().cpu().numpy()),
+                indices=np.ascontiguousarray(code.indices.cpu().numpy()),
+            )
+            wrong = accumulators.add(block, words.read(block.tokens, block.position, block.document, counted))
+            if wrong >= 0:
+                raise _not_finite(read, wrong, f"a feature of {site}")
+            row = read.start + len(block.tokens)
+            bar.update(row)
+            checkpoint.save(row, words, accumulators)
+
+
+def _not_finite(block: Any, row: int, what: str) -> NonFiniteActivations:
+    place = f"document {int(block.document_N[row])}, position {int(block.position_N[row])}"
+    return NonFiniteActivations(
+        f"Row {block.start + row} of the store ({place}) has {what} that is not finite.",
+        "Check the store with `saekit verify`, and the dictionary's weights.",
+    )
+
+
+def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], list[list[TermStat]]]:
+    """Promoted and suppressed tokens of features, by number; none where the site does not write to the residual stream."""
+    out = sae.writes_at(site)
+
+    def project(numbers: Sequence[int]) -> list[list[TermStat]]:
+        resid = to_residual(lm, out, sae.feature_vectors(list(numbers)).detach()) if numbers else None
+        return [[] for _ in numbers] if resid is None else promoted(lm, resid)
+
+    return project
+
+
+def _write_vectors(path: Path, sae: SAE) -> list[Path]:
+    """Write the decoder directions (F, d_out); returns the files that they replace, to be removed once nothing points there."""
+    if not path.exists():
+        with files.whole(path) as file:
+            np.save(file, sae.feature_vectors().detach().float().cpu().numpy())
+    prefix = path.name.rpartition("-")[0]
+    return [other for other in path.parent.glob(f"{prefix}-*.npy") if other != path]
+
+
+class _Checkpoint:
+    """Where a pass is and what it has gathered, saved beside the database now and then."""
+
+    def __init__(self, path: Path, key: str, seconds: float) -> None:
+        self._path, self._key, self._seconds = path, key, seconds
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def load(self, words: Words, accumulators: Accumulators) -> int:
+        """Take up the state of the same build, if there is one; returns the row to go on from."""
+        try:
+            with np.load(self._path, allow_pickle=False) as stored:
+                if str(stored["key"]) != self._key:
+                    return 0
+                state = dict(stored)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return 0
+        words.load_state({name.removeprefix("words/"): array for name, array in state.items() if name.startswith("words/")})
+        accumulators.load_state({name.removeprefix("acc/"): array for name, array in state.items() if name.startswith("acc/")})
+        return int(state["row"])
+
+    def save(self, row: int, words: Words, accumulators: Accumulators) -> None:
+        """Save if it is time, and not so often that it takes more than a twentieth of the work."""
+        if self._seconds and time.monotonic() - self._last < max(self._seconds, 20 * self._cost):
+            return
+        begun = time.monotonic()
+        state = {f"words/{name}": array for name, array in words.state().items()}
+        state |= {f"acc/{name}": array for name, array in accumulators.state().items()}
+        with files.whole(self._path) as file:
+            np.savez(file, key=np.array(self._key), row=np.array(row), **state)  # type: ignore[arg-type]
+        self._last = time.monotonic()
+        self._cost = self._last - begun

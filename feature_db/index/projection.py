@@ -1,0 +1,76 @@
+"""Vocabulary projection: which tokens a feature's decoder direction promotes and suppresses."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from feature_db.index.terms import TermStat
+from saekit.errors import UnknownSite
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.names.site import Site
+
+TOP = 50
+
+
+def to_residual(lm: LanguageModel, site: Site, vectors_ND: Tensor) -> Tensor | None:
+    """What directions at `site` write to the residual stream, (N, d_model); None where they write nothing to it directly."""
+    from saekit.objects import raw_space
+
+    space = raw_space(lm, site)
+    try:
+        units = space.directions().flatten(0, -2)
+    except UnknownSite:
+        return None
+    return vectors_ND.to(units) @ units
+
+
+@torch.no_grad()
+def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 128) -> list[list[TermStat]]:
+    """The `top` tokens that each direction promotes most and those that it suppresses most.
+
+    The logits are `unembed(ln_final(direction))` (VocabProj, as in arXiv 2501.08319), less what is the same for every
+    direction: the bias of a final LayerNorm and of the head, found as the even part of the map, since the rest is odd.
+    `score` is the logit's distance from the feature's mean logit in standard deviations, over twice what the largest of V
+    normal numbers reaches (2 sqrt(2 ln V)), at most 1.
+
+    Args:
+        lm: the model.
+        resid_ND: (N, d_model) directions in the residual stream.
+        top: tokens on each side.
+        chunk: directions projected at a time.
+    """
+    weight = lm.W_U
+    allowed = torch.ones(weight.shape[1], dtype=torch.bool)
+    if lm.tokenizer is not None:  # a vocabulary is often padded beyond it
+        allowed = torch.isin(torch.arange(len(allowed)), torch.tensor(sorted(lm.tokenizer.get_vocab().values())))
+    allowed[[i for i in lm.special_ids if i < len(allowed)]] = False
+    top = min(top, int(allowed.sum()) // 2)
+    scale = 2 * math.sqrt(2 * math.log(max(weight.shape[1], 2)))
+    bias: Tensor | None = None
+    rows: list[list[TermStat]] = []
+    for part in resid_ND.split(chunk):
+        part = part.to(weight.device, weight.dtype)
+        if bias is None:
+            one = part[:1]
+            bias = (lm.unembed(one).float() + lm.unembed(-one).float()) / 2
+        logits = (lm.unembed(part).float() - bias).cpu()
+        mean, std = logits.mean(1, keepdim=True), logits.std(1, keepdim=True).clamp_min(1e-12)
+        for role, sign in (("promotes", 1.0), ("suppresses", -1.0)):
+            best, ids = torch.where(allowed, sign * logits, -torch.inf).topk(top, dim=1)
+            score = ((best - sign * mean) / std / scale).clamp(0, 1)
+            found = [
+                [TermStat(role, t, sign * v, None, None, None, s) for t, v, s in zip(*columns)]
+                for columns in zip(ids.tolist(), best.tolist(), score.tolist())
+            ]
+            if role == "promotes":
+                rows += found
+            else:
+                for positive, negative in zip(rows[-len(found) :], found):
+                    positive += negative
+    return rows

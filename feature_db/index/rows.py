@@ -1,0 +1,149 @@
+"""From accumulators to the rows of the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feature_db.index.accumulators import Accumulators
+from feature_db.index.statistics import pack_histogram, quantiles, wilson
+from feature_db.index.terms import Lexicon, TermStat, fired, in_examples
+from feature_db.index.words import Words
+from feature_db.labels.rules import Evidence, Label, automatic, kind
+from feature_db.store.examples import TOP, Window, choose, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CHUNK = 256
+_CONTEXT_RADIUS = 8
+_CONTEXT_EXAMPLES = 10
+OF_TOKENS = ("promotes", "suppresses", "fires_token")
+"""Roles whose items are tokens; those of the others are words."""
+
+
+@dataclass
+class FeatureRow:
+    """Everything that is stored about one feature."""
+
+    number: int
+    count: int
+    density: float
+    density_low: float
+    density_high: float
+    mean: float
+    second_moment: float
+    max: float
+    histogram: bytes
+    kind: str
+    stats: list[TermStat]
+    labels: list[Label]
+    windows: bytes
+    context: str
+    """Text around its strongest peaks, for full-text search."""
+
+
+class Rows:
+    """All features of a dictionary as rows, made in chunks as they are asked for.
+
+    Args:
+        accumulators, words: what the pass gathered.
+        project: the promoted and suppressed tokens of some features that are alive, by number.
+    """
+
+    def __init__(
+        self, accumulators: Accumulators, words: Words, project: Callable[[Sequence[int]], Sequence[list[TermStat]]]
+    ) -> None:
+        self.accumulators, self.words, self._project = accumulators, words, project
+        self.lexicon = Lexicon.of(accumulators, words)
+
+    def text(self, role: str, item: int) -> str:
+        """Text of a row's token or word."""
+        return self.words.vocabulary.texts[item] if role in OF_TOKENS else self.words.texts[item]
+
+    def occurrences(self, role: str, item: int) -> int:
+        """How often a row's token or word occurs in the corpus."""
+        return int((self.lexicon.token_count if role in OF_TOKENS else self.lexicon.word_count)[item])
+
+    def pieces(self) -> dict[int, str]:
+        """For every word, JSON of the tokens of its commonest form, each with the share of its occurrences that lie in the word.
+
+        The share says how far promoting a token promotes the word: all the way for " happy", little for " ha".
+        """
+        words, counts = self.words, self.lexicon.token_count
+        inside: dict[tuple[int, int], int] = {}
+        form_of: dict[int, int] = {}
+        for form, word in enumerate(words.form_word):
+            n = int(words.form_count[form])
+            if word not in form_of or n > words.form_count[form_of[word]]:
+                form_of[word] = form
+            for token in set(words.forms[form]):
+                inside[word, token] = inside.get((word, token), 0) + n
+        return {
+            word: json.dumps(
+                [[t, round(min(inside[word, t] / max(int(counts[t]), 1), 1.0), 4)] for t in dict.fromkeys(words.forms[form])]
+            )
+            for word, form in form_of.items()
+        }
+
+    def __iter__(self) -> Iterator[FeatureRow]:
+        n_features = len(self.accumulators.moments.firing)
+        for start in range(0, n_features, _CHUNK):
+            yield from self._rows(slice(start, min(start + _CHUNK, n_features)))
+
+    def _rows(self, block: slice) -> Iterator[FeatureRow]:
+        a, lexicon = self.accumulators, self.lexicon
+        m, n, config = a.moments, a.n_tokens, a.config
+        alive = [f for f in range(block.start, block.stop) if m.firing[f]]
+        projected = dict(zip(alive, self._project(alive)))
+        by_role = [
+            fired(a.words, "fires_word", a, block, lexicon.word_count, lexicon.word_tokens),
+            fired(a.tokens, "fires_token", a, block, lexicon.token_count, lexicon.token_count),
+            fired(a.next_words, "before", a, block, lexicon.word_count, lexicon.word_count),
+            in_examples(a.top, self.words, lexicon, block),
+        ]
+        low, high = wilson(m.firing[block], n)
+        deciles = quantiles(m.histogram[block], m.largest[block], np.arange(1, 10) / 10)
+        for i, f in enumerate(range(block.start, block.stop)):
+            count = int(m.firing[f])
+            stats = [stat for role in by_role for stat in role[i]] + projected.get(f, [])
+            labels = automatic(self._evidence(f, stats)) if count else []
+            windows = choose(a.top, a.sample, f, deciles[i], config.per_decile)
+            density = count / max(n, 1)
+            yield FeatureRow(
+                number=f,
+                count=count,
+                density=density,
+                density_low=float(low[i]),
+                density_high=float(high[i]),
+                mean=float(m.total[f] / max(count, 1)),
+                second_moment=float(m.square[f] / max(count, 1)),
+                max=float(m.largest[f]),
+                histogram=pack_histogram(m.histogram[f]),
+                kind=kind(labels, count, density),
+                stats=stats,
+                labels=labels,
+                windows=pack(windows),
+                context=self._context(windows),
+            )
+
+    def _evidence(self, f: int, stats: list[TermStat]) -> Evidence:
+        a = self.accumulators
+        by_role: dict[str, list[TermStat]] = {}
+        for stat in stats:
+            by_role.setdefault(stat.role, []).append(stat)
+        classes, count = a.moments.classes[f], int(a.moments.firing[f])
+        recall, base = classes / np.maximum(a.class_count, 1), a.class_count / max(a.n_tokens, 1)
+        return Evidence(by_role, self.text, self.occurrences, count, classes / count, recall, base)
+
+    def _context(self, windows: list[Window]) -> str:
+        texts = self.words.vocabulary.texts
+        snippets = []
+        for window in [w for w in windows if w.bucket == TOP][:_CONTEXT_EXAMPLES]:
+            near = window.token_ids[max(window.peak - _CONTEXT_RADIUS, 0) : window.peak + _CONTEXT_RADIUS + 1]
+            snippets.append("".join(texts[t] for t in near.tolist()))
+        return "\n".join(snippets)

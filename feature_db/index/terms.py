@@ -1,0 +1,134 @@
+"""What a feature does with tokens and words: those it fires on, fires before, has around it, promotes and suppresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from feature_db.index.accumulators import Accumulators, Hitters, Windows
+    from feature_db.index.words import Words
+
+KEEP = {"fires_word": 24, "fires_token": 12, "peaks": 8, "before": 8, "context": 16}
+LEAST_SHARE = 0.005
+LEAST_SCORE = {"before": 0.03, "peaks": 0.05, "context": 0.1}
+
+
+class TermStat(NamedTuple):
+    """A row of `token_stat`. `item` is a token id for promotes, suppresses and fires_token, else a word's number."""
+
+    role: str
+    item: int
+    value: float
+    rate: float | None
+    peak: float | None
+    hits: int | None
+    score: float
+
+
+@dataclass
+class Lexicon:
+    """Occurrences of tokens and words in the corpus."""
+
+    n_tokens: int
+    token_count: NDArray[np.int64]
+    word_count: NDArray[np.int64]
+    word_tokens: NDArray[np.int64]
+    """Tokens that lie in each word."""
+
+    @classmethod
+    def of(cls, accumulators: Accumulators, words: Words) -> Lexicon:
+        lengths = np.array([len(form) for form in words.forms], np.int64)
+        spelled = np.bincount(words.form_word, weights=words.form_count * lengths, minlength=len(words.texts))
+        return cls(accumulators.n_tokens, accumulators.token_count, words.counts(), spelled.astype(np.int64))
+
+
+def strength(
+    share: NDArray[np.float64], rate: NDArray[np.float64], expected_share: NDArray[np.float64], expected_rate: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How much a feature is about a term, 0 to 1: the share of its activation on the term, times how surely the term makes it
+    fire, each beyond what a feature that fires at random with the same density would show.
+
+    A feature that fires on half of all words has little to say about "happy" though it fires on each; one whose activation is
+    on "happy" but misses most of them is about something narrower. The share counts in full, the rate by half.
+    """
+    excess = np.clip((share - expected_share) / np.maximum(1 - expected_share, 1e-12), 0, 1)
+    certain = np.clip((rate - expected_rate) / np.maximum(1 - expected_rate, 1e-12), 0, 1)
+    return excess * np.sqrt(certain)
+
+
+def fired(
+    hitters: Hitters,
+    role: str,
+    accumulators: Accumulators,
+    block: slice,
+    occurrences: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+) -> list[list[TermStat]]:
+    """Ranked terms of a block of features from a sketch of where their activation lies.
+
+    Args:
+        hitters: the sketch.
+        role: `fires_word`, `fires_token` or `before`.
+        accumulators: what else the pass gathered.
+        block: the features.
+        occurrences: how often each item occurs in the corpus.
+        tokens: how many tokens those occurrences hold (for `before`: how many precede them).
+    """
+    n = max(accumulators.n_tokens, 1)
+    items, mass, total = hitters.item[block], hitters.mass[block], accumulators.moments.total[block, None]
+    present = (items >= 0) & (mass > 0)
+    item = np.where(present, items, 0)
+    occurs = np.where(present, np.append(occurrences, 0)[item], 1)
+    spelled = np.where(present, np.append(tokens, 0)[item], 1)
+    share = mass / np.where(total > 0, total, 1)
+    rate = hitters.hits[block] / occurs
+    silent = np.log1p(-np.minimum(accumulators.moments.firing[block, None] / n, 1 - 1e-9))
+    score = strength(share, rate, spelled / n, 1 - np.exp(silent * spelled / occurs))
+    score[~present | (share < LEAST_SHARE) | (score < LEAST_SCORE.get(role, 0.0))] = -1
+    best = np.lexsort((item, -score))[:, : KEEP[role]]
+    columns = (items, share, rate, hitters.peak[block], hitters.tokens[block], score)
+    ranked = zip(*(np.take_along_axis(column, best, 1).tolist() for column in columns))
+    return [[TermStat(role, *row) for row in zip(*feature) if row[-1] >= 0] for feature in ranked]
+
+
+def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> list[list[TermStat]]:
+    """What the strongest examples of a block of features show: words at their peaks (`peaks`), and words around (`context`).
+
+    `value` is the share of examples that show the word there, `score` what of it is beyond chance, for windows of that length
+    anywhere in the text. Words cut by a window's edge do not count.
+    """
+    slots, length = top.tokens.shape[1:]
+    filled = np.maximum(top.filled[block], 1)
+    lengths = np.where(np.arange(slots) < top.filled[block, None], top.length[block], 0)
+    feature, window, place = np.nonzero(np.arange(length) < lengths[..., None])
+    tokens = top.tokens[block][feature, window, place].astype(np.int32)
+    word, begins = words.look_up(tokens, place == 0)
+    # The span that holds each window's peak.
+    peaks = np.flatnonzero(place == top.offset[block][feature, window])
+    at_peak = np.zeros(len(word), bool)
+    at_peak[np.searchsorted(begins, peaks, side="right") - 1] = True
+    found: list[list[TermStat]] = [[] for _ in filled]
+    for role, chances, in_corpus, there in (
+        ("peaks", np.ones(len(filled)), lexicon.word_tokens, at_peak),
+        ("context", lengths.sum(1) / filled, lexicon.word_count, ~at_peak),
+    ):
+        shown = begins[there & (word >= 0)]
+        triples = np.unique(np.stack([feature[shown], window[shown], word[there & (word >= 0)]], 1), axis=0)
+        pairs, examples = np.unique(triples[:, [0, 2]], axis=0, return_counts=True)
+        share = examples / filled[pairs[:, 0]]
+        expected = 1 - np.exp(-in_corpus[pairs[:, 1]] / max(lexicon.n_tokens, 1) * chances[pairs[:, 0]])
+        score = share - expected
+        if role == "context":
+            score[share < 2 * expected] = 0
+        keep = np.flatnonzero((examples >= 2) & (score >= LEAST_SCORE[role]))
+        kept = [0] * len(filled)
+        for i in keep[np.lexsort((pairs[keep, 1], -score[keep]))].tolist():
+            f = int(pairs[i, 0])
+            if kept[f] < KEEP[role]:
+                found[f].append(TermStat(role, int(pairs[i, 1]), float(share[i]), None, None, int(examples[i]), float(score[i])))
+                kept[f] += 1
+    return found

@@ -1,0 +1,268 @@
+"""Tokens as a reader sees them: what each token id looks like, and the whole words that a stream of tokens spells.
+
+A word is a run of tokens without a break between word characters (letters, digits, apostrophes, combining marks), inside one
+document; its text is case-folded and stripped of what surrounds it. A run without word characters (".", a line break) is a
+word of its own. Ideographs and kana stand alone, since nothing separates them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_FORMS = 1 << 20
+MAX_WORD_TOKENS = 16
+
+# Classes of a token in its text, in the order of their bits, and what one that fires on nothing else fires on.
+CLASSES = {
+    "capitalised": "capitalised words",
+    "upper": "words in capitals",
+    "digits": "digits",
+    "punctuation": "punctuation",
+    "quote": "quotation marks",
+    "newline": "line breaks",
+    "first_piece": "first pieces of longer words",
+    "later_piece": "later pieces of words",
+    "first_token": "the first token of a context",
+    "sentence_start": "first words of sentences",
+}
+BIT = {name: 1 << i for i, name in enumerate(CLASSES)}
+_QUOTES = frozenset("\"'“”‘’«»„`")
+
+
+# How the model's tokenizer shows a byte of a character torn between tokens.
+_TORN = re.compile(r"\\x[0-9a-f]{2}")
+
+
+def is_word_char(char: str) -> bool:
+    """Whether a character is part of a word."""
+    return char.isalnum() or char in "'’" or unicodedata.category(char).startswith("M")
+
+
+def _joins(text: str, side: int) -> bool:
+    """Whether a token goes on with the word on its left (side 0) or right (side -1). A torn character always does."""
+    torn = _TORN.match(text) if side == 0 else _TORN.match(text, len(text) - 4)
+    return bool(text) and (torn is not None or (is_word_char(text[side]) and not _alone(text[side])))
+
+
+def _alone(char: str) -> bool:
+    return "\u3040" <= char <= "\u30ff" or "\u3400" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff"
+
+
+def word_text(text: str) -> str:
+    """The word that a run of tokens spells: without what surrounds it, case-folded. Never empty."""
+    left, right = 0, len(text)
+    while left < right and not (is_word_char(text[left]) and text[left] not in _QUOTES):
+        left += 1
+    while right > left and not (is_word_char(text[right - 1]) and text[right - 1] not in _QUOTES):
+        right -= 1
+    return (text[left:right] or text.strip() or text or "?").casefold()
+
+
+@dataclass
+class Vocabulary:
+    """What every token id looks like. Arrays are (V,)."""
+
+    texts: list[str]
+    joins_left: NDArray[np.bool_]
+    """Begins with a word character, so that it continues the word before it."""
+    joins_right: NDArray[np.bool_]
+    """Ends with a word character."""
+    classes: NDArray[np.int32]
+    canonical: NDArray[np.int32]
+    """Equal for tokens that differ only in case, spaces or digits."""
+    neutral: NDArray[np.bool_]
+    """White space and quotation marks, through which the end of a sentence is seen."""
+    ends_sentence: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Vocabulary:
+        """From one display string per token id."""
+        canonical: dict[str, int] = {}
+        folded = ["".join("0" if c.isdigit() else c for c in text.strip().casefold()) or text for text in texts]
+        return cls(
+            list(texts),
+            np.array([_joins(text, 0) for text in texts], bool),
+            np.array([_joins(text, -1) for text in texts], bool),
+            np.array([_look(text) for text in texts], np.int32),
+            np.array([canonical.setdefault(f, len(canonical)) for f in folded], np.int32),
+            np.array([all(c in _QUOTES for c in text.strip()) and "\n" not in text for text in texts], bool),
+            np.array(["\n" in t or t.strip()[-1:] in tuple(".!?…。！？") for t in texts], bool),
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def _look(text: str) -> int:
+    bare = text.strip()
+    letters = [c for c in bare if c.isalpha()]
+    bits = 0
+    if bare.lstrip("".join(_QUOTES))[:1].isupper():
+        bits |= BIT["capitalised"]
+    if len(letters) > 1 and all(c.isupper() for c in letters):
+        bits |= BIT["upper"]
+    if not letters and any(c.isdigit() for c in bare):
+        bits |= BIT["digits"]
+    if bare and not any(is_word_char(c) and c not in _QUOTES for c in bare):
+        bits |= BIT["quote"] if all(c in _QUOTES for c in bare) else BIT["punctuation"]
+    if "\n" in text and not bare:
+        bits |= BIT["newline"]
+    return bits
+
+
+@dataclass
+class Reading:
+    """A block of tokens, read. Arrays are (N,) unless said otherwise; rows count from the block's start."""
+
+    pieces: NDArray[np.int64]
+    """(P + 1,) rows where a piece (the part of one document in one context) begins, and N."""
+    word: NDArray[np.int32]
+    """Word of each token, -1 for none."""
+    word_start: NDArray[np.int64]
+    """Row where that word begins."""
+    next_word: NDArray[np.int32]
+    """Word that begins at the next row of the piece, -1 where none does."""
+    classes: NDArray[np.int32]
+    """Bits of :data:`CLASSES`."""
+
+
+@dataclass
+class Words:
+    """The words of a stream.
+
+    Each way of cutting a word into tokens is a form. Forms and words are numbered as they first appear; once `limit` forms are
+    known, a new one is no word (-1), which bounds the memory and hits only what is rare by construction.
+    """
+
+    vocabulary: Vocabulary
+    decode: Callable[[list[int]], str]
+    """Text of token ids, for words with a character torn between tokens."""
+    limit: int = MAX_FORMS
+    texts: list[str] = field(default_factory=list)
+    forms: list[tuple[int, ...]] = field(default_factory=list)
+    form_word: list[int] = field(default_factory=list)
+    form_count: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    _form_of: dict[int, int] = field(default_factory=dict)
+    _word_of: dict[str, int] = field(default_factory=dict)
+
+    def read(
+        self, tokens: NDArray[np.int32], position: NDArray[np.int32], document: NDArray[np.int64], counted: NDArray[np.bool_]
+    ) -> Reading:
+        """Cut a block of whole contexts into words.
+
+        Args:
+            tokens: (N,) token ids.
+            position: (N,) place in the context; 0 begins one.
+            document: (N,) document of each token.
+            counted: (N,) ordinary tokens; the others are in no word.
+        """
+        from feature_db.index.kernels import span_hashes
+
+        n, rows = len(tokens), np.arange(len(tokens))
+        new_context = (position == 0) | (rows == 0)
+        new_piece = new_context.copy()
+        new_piece[1:] |= document[1:] != document[:-1]
+
+        v = self.vocabulary
+        joined = np.zeros(n, bool)
+        joined[1:] = v.joins_right[tokens[:-1]] & v.joins_left[tokens[1:]] & counted[:-1] & ~new_piece[1:]
+        starts, hashes, lengths = span_hashes(tokens, joined, counted, MAX_WORD_TOKENS)
+        begins = np.zeros(n, bool)
+        begins[starts] = True
+        word, word_start = np.full(n, -1, np.int32), np.full(n, -1, np.int64)
+        next_word = np.full(n, -1, np.int32)
+        span = np.cumsum(begins)[counted] - 1
+        word[counted] = self._count(tokens, starts, hashes, lengths)[span]
+        word_start[counted] = starts[span]
+        follows = begins[1:] & ~new_piece[1:]
+        next_word[:-1][follows] = word[1:][follows]
+
+        classes = v.classes[tokens]
+        long = np.zeros(n, bool)
+        long[counted] = lengths[span] > 1
+        classes[long & begins] |= BIT["first_piece"]
+        later = long & ~begins
+        classes[later] = (classes[later] | BIT["later_piece"]) & ~BIT["capitalised"]
+        ordinal = np.cumsum(counted)
+        context = np.maximum.accumulate(np.where(new_context, rows, 0))
+        classes[counted & (ordinal - ordinal[context] + counted[context] == 1)] |= BIT["first_token"]
+        # The last token before, in the same piece, that is neither white space nor a quotation mark.
+        solid = np.maximum.accumulate(np.where(counted & ~v.neutral[tokens], rows, -1))
+        before = np.concatenate([[-1], solid[:-1]])
+        piece = np.maximum.accumulate(np.where(new_piece, rows, 0))
+        classes[begins & (before >= piece) & v.ends_sentence[tokens[before]] & v.joins_right[tokens]] |= BIT["sentence_start"]
+        return Reading(np.append(np.flatnonzero(new_piece), n), word, word_start, next_word, classes)
+
+    def look_up(self, tokens: NDArray[np.int32], new_window: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Words in windows cut out of the text, (S,), -1 for unknown ones and for those at a window's edges, and their rows."""
+        from feature_db.index.kernels import span_hashes
+
+        v, n = self.vocabulary, len(tokens)
+        joined = np.zeros(n, bool)
+        joined[1:] = v.joins_right[tokens[:-1]] & v.joins_left[tokens[1:]] & ~new_window[1:]
+        starts, hashes, lengths = span_hashes(tokens, joined, np.ones(n, bool), MAX_WORD_TOKENS)
+        word = np.array(
+            [self.form_word[form] if form >= 0 else -1 for form in (self._form_of.get(h, -1) for h in hashes.tolist())], np.int32
+        )
+        ends_window = np.append(new_window[1:], True)
+        torn = (new_window[starts] & v.joins_left[tokens[starts]]) | (
+            ends_window[starts + lengths - 1] & v.joins_right[tokens[starts + lengths - 1]]
+        )
+        word[torn] = -1
+        return word, starts
+
+    def _count(
+        self, tokens: NDArray[np.int32], starts: NDArray[np.int64], hashes: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """The word of every span; new forms are added, all are counted."""
+        distinct, first, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+        form_of = np.full(len(distinct), -1, np.int64)
+        for j in np.argsort(first, kind="stable").tolist():
+            key, start = int(distinct[j]), int(starts[first[j]])
+            form = self._form_of.get(key, -1)
+            if form < 0 and len(self.forms) < self.limit:
+                form = self._add(key, tuple(tokens[start : start + int(lengths[first[j]])].tolist()))
+            form_of[j] = form
+        if len(self.forms) > len(self.form_count):
+            self.form_count = np.concatenate([self.form_count, np.zeros(len(self.forms) - len(self.form_count), np.int64)])
+        self.form_count[form_of[form_of >= 0]] += counts[form_of >= 0]
+        words = np.array([self.form_word[form] if form >= 0 else -1 for form in form_of.tolist()], np.int32)
+        return words[inverse]
+
+    def _add(self, key: int, form: tuple[int, ...]) -> int:
+        text = "".join(self.vocabulary.texts[t] for t in form)
+        word = word_text(self.decode(list(form)) if _TORN.search(text) else text)
+        self._form_of[key] = len(self.forms)
+        self.forms.append(form)
+        if word not in self._word_of:
+            self._word_of[word] = len(self.texts)
+            self.texts.append(word)
+        self.form_word.append(self._word_of[word])
+        return len(self.forms) - 1
+
+    def counts(self) -> NDArray[np.int64]:
+        """Occurrences of every word: (words,)."""
+        return np.bincount(self.form_word, weights=self.form_count, minlength=len(self.texts)).astype(np.int64)
+
+    def state(self) -> dict[str, NDArray]:
+        """Everything counted so far, as arrays."""
+        return {
+            "keys": np.fromiter(self._form_of, np.int64, len(self.forms)),
+            "lengths": np.array([len(form) for form in self.forms], np.int32),
+            "tokens": np.array([token for form in self.forms for token in form], np.int32),
+            "counts": self.form_count,
+        }
+
+    def load_state(self, state: dict[str, NDArray]) -> None:
+        """Take up where :meth:`state` left off."""
+        ends = np.cumsum(state["lengths"]).tolist()
+        tokens = state["tokens"].tolist()
+        for key, start, end in zip(state["keys"].tolist(), [0, *ends], ends):
+            self._add(key, tuple(tokens[start:end]))
+        self.form_count = state["counts"]

@@ -1,0 +1,135 @@
+"""Examples of a feature: which are kept, and how they are packed into one blob."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.errors import damaged
+
+if TYPE_CHECKING:
+    from feature_db.index.accumulators import Windows
+
+TOP = 0
+"""Bucket of the strongest examples; buckets 1 to 10 are the tenths of a feature's activations, weakest first."""
+_VERSION = 1
+_HEADER = struct.Struct("<BHBf")  # version, examples, bytes a token, largest activation
+_STEPS = 65535
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens around a peak, as stored: ids and the feature's activation at each."""
+
+    bucket: int
+    row: int
+    """Of the peak in the store."""
+    document: int
+    position: int
+    """Of the peak in its context."""
+    peak: int
+    """Index of the peak in `token_ids`."""
+    token_ids: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+def choose(top: Windows, sample: Windows, f: int, deciles: NDArray[np.float64], per_decile: int) -> list[Window]:
+    """The examples of feature f: its strongest, then some of each tenth of its activations, strongest first.
+
+    Args:
+        top, sample: what the pass kept.
+        f: the feature.
+        deciles: (9,) inner decile edges of its activations.
+        per_decile: examples from each tenth: none twice, none a near-duplicate of another, no two from one document.
+    """
+    n = int(top.filled[f])
+    order = np.lexsort((top.row[f, :n], -top.value[f, :n].astype(np.float64))).tolist()
+    chosen = [_window(top, f, s, TOP) for s in order]
+    keys = set(top.key[f, :n].tolist())
+    documents: dict[int, set[int]] = {}
+    tenths: dict[int, list[Window]] = {}
+    m = int(sample.filled[f])
+    tenth_of = np.searchsorted(deciles, sample.value[f, :m], side="right") + 1
+    for s in np.argsort(sample.priority[f, :m], kind="stable").tolist():
+        tenth, key, document = int(tenth_of[s]), int(sample.key[f, s]), int(sample.document[f, s])
+        if len(tenths.get(tenth, [])) < per_decile and key not in keys and document not in documents.get(tenth, set()):
+            tenths.setdefault(tenth, []).append(_window(sample, f, s, tenth))
+            documents.setdefault(tenth, set()).add(document)
+            keys.add(key)
+    for tenth in range(10, 0, -1):
+        chosen += tenths.get(tenth, [])
+    return chosen
+
+
+def _window(windows: Windows, f: int, s: int, bucket: int) -> Window:
+    n = int(windows.length[f, s])
+    return Window(
+        bucket,
+        int(windows.row[f, s]),
+        int(windows.document[f, s]),
+        int(windows.position[f, s]),
+        int(windows.offset[f, s]),
+        windows.tokens[f, s, :n].astype(np.int64),
+        windows.values[f, s, :n],
+    )
+
+
+def pack(windows: list[Window]) -> bytes:
+    """One blob: columns of pointers, all token ids, a bit for each that fires, and its activation in 65535ths of the largest."""
+    tokens = np.concatenate([np.zeros(0, np.int64), *(w.token_ids for w in windows)])
+    values = np.concatenate([np.zeros(0, np.float64), *(w.values for w in windows)])
+    width = 2 if not len(tokens) or tokens.max() < 1 << 16 else 4
+    scale = float(values.max(initial=0.0))
+    fires = values > 0
+    columns = [
+        np.array([w.row for w in windows], "<i8"),
+        np.array([w.document for w in windows], "<i8"),
+        np.array([w.position for w in windows], "<i4"),
+        np.array([w.bucket for w in windows], "<u1"),
+        np.array([w.peak for w in windows], "<u2"),
+        np.array([len(w.token_ids) for w in windows], "<u2"),
+        tokens.astype(f"<u{width}"),
+        np.packbits(fires),
+        np.maximum(np.rint(values[fires] / (scale or 1) * _STEPS), 1).astype("<u2"),
+    ]
+    return zlib.compress(_HEADER.pack(_VERSION, len(windows), width, scale) + b"".join(c.tobytes() for c in columns), 6)
+
+
+def unpack(blob: bytes) -> list[Window]:
+    """What :func:`pack` packed.
+
+    Raises:
+        DatabaseError: the blob is damaged.
+    """
+    try:
+        data = zlib.decompress(blob)
+        version, n, width, scale = _HEADER.unpack_from(data)
+        at = _HEADER.size
+        if version != _VERSION:
+            raise ValueError(f"unknown format {version}")
+
+        def column(dtype: str, count: int) -> NDArray[Any]:
+            nonlocal at
+            values = np.frombuffer(data, dtype, count, at)
+            at += values.nbytes
+            return values
+
+        pointers = [column("<i8", n), column("<i8", n), column("<i4", n), column("<u1", n), column("<u2", n)]
+        lengths = column("<u2", n)
+        total = int(lengths.sum())
+        tokens = column(f"<u{width}", total).astype(np.int64)
+        fires = np.unpackbits(column("<u1", (total + 7) // 8))[:total].astype(bool)
+        values = np.zeros(total, np.float32)
+        values[fires] = column("<u2", int(fires.sum())) * (scale / _STEPS)
+        ends = np.cumsum(lengths).tolist()
+        return [
+            Window(bucket, row, document, position, peak, tokens[start:end], values[start:end])
+            for row, document, position, bucket, peak, start, end in zip(*(p.tolist() for p in pointers), [0, *ends], ends)
+        ]
+    except (zlib.error, struct.error, ValueError, IndexError) as error:
+        raise damaged("the examples of a feature", error) from error

@@ -1,0 +1,1 @@
+"""Text in: corpora, and the batches of tokens made of them."""

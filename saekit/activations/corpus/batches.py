@@ -1,0 +1,198 @@
+"""Documents to batches of tokens: exactly as many tokens as asked, each from one place of the corpus, never twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saekit.activations.corpus.base import Corpus
+from saekit.errors import ConfigError, ContextTooLong, CorpusError
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+Packing = Literal["pack", "document"]
+# Tokenised at a time: enough to fill every core, little enough to start soon.
+_CHARACTERS, _DOCUMENTS = 2**18, 2**10
+
+
+class Cursor(NamedTuple):
+    """A place in a corpus: a document and how many of its tokens (its BOS not counted) lie before the place."""
+
+    document: int = 0
+    offset: int = 0
+
+
+BEGINNING = Cursor()
+
+
+class TokenBatch(NamedTuple):
+    """Contexts for one forward pass, padded on the right. B contexts, T positions."""
+
+    tokens_BT: Tensor
+    """int64 token ids; 0 at pads."""
+    mask_BT: Tensor
+    """bool, False at pads."""
+    document_BT: Tensor
+    """int64 row of the corpus that the token comes from; -1 at pads."""
+    position_BT: Tensor
+    """int64 place in the context, from 0."""
+    after: Cursor
+    """Where the next batch begins."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, pads not counted."""
+        return int(self.mask_BT.sum())
+
+
+def token_batches(
+    lm: LanguageModel,
+    corpus: Corpus,
+    *,
+    context: int,
+    n_tokens: int | None = None,
+    batch_size: int = 32,
+    packing: Packing = "pack",
+    start: Cursor = BEGINNING,
+) -> Iterator[TokenBatch]:
+    """Tokenise `corpus` into batches of `batch_size` contexts of up to `context` tokens.
+
+    - `pack`: documents follow one another and go on in the next context. Each begins with BOS, and so does each context.
+      A document sees those before it in its context, as it did when the model was trained. A tokenizer without BOS separates
+      documents with EOS and begins contexts with text.
+    - `document`: a context holds one document, cut at `context` tokens; BOS first.
+
+    Args:
+        n_tokens: how many tokens in all, BOS included; the last context is cut to fit. None, or more than there are: all, once.
+        start: go on from here (a batch's `after`).
+
+    Raises:
+        ContextTooLong: the model has fewer positions.
+        ConfigError: a count is not positive, or there is no such packing.
+        CorpusError: see :meth:`Corpus.documents`; or the corpus has not a single token.
+    """
+    check_packing(lm, context, n_tokens, packing)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+    return _batches(_PACKINGS[packing](lm, corpus, context, start), n_tokens, batch_size, corpus, start)
+
+
+def check_packing(lm: LanguageModel, context: int, n_tokens: int | None, packing: Packing) -> None:
+    """Raise where :func:`token_batches` cannot make contexts so."""
+    for setting, value, least in (("context", context, 2), ("n_tokens", n_tokens, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{setting} is {value}; it must be at least {least}.")
+    if packing not in _PACKINGS:
+        raise ConfigError(f"There is no packing {packing!r}.", "Choose 'pack' or 'document'.")
+    if context > lm.max_context:
+        raise ContextTooLong(
+            f"A context of {context} tokens is more than the {lm.max_context} positions of {lm.name}.", "Ask for less."
+        )
+
+
+class _Context(NamedTuple):
+    tokens_T: np.ndarray
+    document_T: np.ndarray
+    after: Cursor
+
+
+def _batches(
+    contexts: Iterator[_Context], n_tokens: int | None, batch_size: int, corpus: Corpus, start: Cursor
+) -> Iterator[TokenBatch]:
+    left = n_tokens
+    empty = start == BEGINNING
+    while left is None or left > 0:
+        rows: list[_Context] = []
+        for context in itertools.islice(contexts, batch_size):
+            size = len(context.tokens_T) if left is None else min(left, len(context.tokens_T))
+            rows.append(context._replace(tokens_T=context.tokens_T[:size], document_T=context.document_T[:size]))
+            if left is not None:
+                left -= size
+                if left == 0:
+                    break
+        if not rows:
+            if empty:
+                raise CorpusError(f"{corpus.source} holds no text.", "Is it the right file, split and text_field?")
+            return
+        empty = False
+        yield _padded(rows)
+
+
+def _padded(rows: list[_Context]) -> TokenBatch:
+    length = max(len(row.tokens_T) for row in rows)
+    tokens_BT = np.zeros((len(rows), length), np.int64)
+    document_BT = np.full((len(rows), length), -1, np.int64)
+    for tokens_T, document_T, row in zip(tokens_BT, document_BT, rows):
+        tokens_T[: len(row.tokens_T)] = row.tokens_T
+        document_T[: len(row.tokens_T)] = row.document_T
+    position_BT = np.broadcast_to(np.arange(length), tokens_BT.shape).copy()
+    tokens, mask, document, position = map(torch.from_numpy, (tokens_BT, document_BT >= 0, document_BT, position_BT))
+    return TokenBatch(tokens, mask, document, position, rows[-1].after)
+
+
+def _packed(lm: LanguageModel, corpus: Corpus, context: int, start: Cursor) -> Iterator[_Context]:
+    opening = lm.bos_token_id
+    separator = opening if opening is not None else lm.tokenizer.eos_token_id
+    tokens_T, document_T, filled = np.empty(context, np.int64), np.empty(context, np.int64), 0
+
+    def put(ids: np.ndarray | int, document: int, count: int) -> None:
+        nonlocal filled
+        tokens_T[filled : filled + count] = ids
+        document_T[filled : filled + count] = document
+        filled += count
+
+    after = start
+    for document, ids in _tokenised(lm, corpus, start.document):
+        offset = start.offset if document == start.document else 0
+        if filled and separator is not None:
+            put(separator, document, 1)
+        while True:
+            if filled == context:
+                yield _Context(tokens_T.copy(), document_T.copy(), Cursor(document, offset))
+                filled = 0
+            if offset == len(ids):
+                break
+            if filled == 0 and opening is not None:
+                put(opening, document, 1)
+            size = min(context - filled, len(ids) - offset)
+            put(ids[offset : offset + size], document, size)
+            offset += size
+        after = Cursor(document + 1)
+    if filled:
+        yield _Context(tokens_T[:filled], document_T[:filled], after)
+
+
+def _one_each(lm: LanguageModel, corpus: Corpus, context: int, start: Cursor) -> Iterator[_Context]:
+    opening = np.array([] if lm.bos_token_id is None else [lm.bos_token_id], np.int64)
+    for document, ids in _tokenised(lm, corpus, start.document):
+        tokens_T = np.concatenate([opening, ids])[:context]
+        yield _Context(tokens_T, np.full(len(tokens_T), document, np.int64), Cursor(document + 1))
+
+
+_PACKINGS = {"pack": _packed, "document": _one_each}
+
+
+def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(document, its ids without special tokens added), documents without a token left out."""
+    if lm.tokenizer is None:
+        raise ConfigError(f"{lm.name} has no tokenizer.", "Give one to LanguageModel.attach.")
+    texts: list[str] = []
+    waiting = 0
+    first = start
+
+    for text in itertools.chain(corpus.documents(start), [None]):
+        if text is not None:
+            texts.append(text)
+            waiting += len(text)
+        if texts and (text is None or waiting >= _CHARACTERS or len(texts) == _DOCUMENTS):
+            for document, ids in enumerate(lm.text.plain_ids(texts), start=first):
+                # Some texts spell their BOS out.
+                if len(ids := ids[1:] if ids[:1] == [lm.bos_token_id] else ids):
+                    yield document, np.asarray(ids, np.int64)
+            first, texts, waiting = first + len(texts), [], 0

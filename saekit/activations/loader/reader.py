@@ -1,0 +1,174 @@
+"""Shuffled batches out of a store."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from saekit.activations.loader.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
+from saekit.activations.store.shard import as_numpy, as_tensor, storage_dtype
+from saekit.activations.store.store import ActivationStore
+from saekit.errors import ConfigError
+from saekit.names.site import Site
+
+_PIECE = 1024  # rows read together; a power of two like the chunks of a shard
+
+
+class _Piece(NamedTuple):
+    shard: int
+    start: int
+    stop: int
+    first: int
+    """Wanted rows in the pieces before it."""
+    rows: int
+    """Wanted rows in it."""
+
+
+class ActivationReader(ActivationSource):
+    """Shuffled batches out of a store: pieces of 1024 rows in random order fill a buffer, rows leave it in random order.
+
+    The next buffer is read in a thread while one is in use, so two are in memory, in the stored dtype; or all rows, if they fit.
+
+    Args:
+        store: what to read.
+        sites: aligned row by row, as transcoders need them.
+        batch_size: rows of a batch.
+        seed: of the order.
+        split: "train", "heldout" or "all", by document; see :func:`saekit.activations.loader.source.in_split`.
+        heldout: share of documents that are held out.
+        buffer_tokens: rows in the mixing buffer.
+        epochs: passes over the split; None never ends.
+        drop_special: leave out BOS, EOS and other tokens that stand for no text: their activations are of another size.
+        memory: up to so many bytes, all rows are kept as they are read, and later epochs need no disk. Does not change the order.
+
+    Raises:
+        ConfigError: a setting is impossible, or not one row is in the split.
+        UnknownSite: a site is not in the store.
+        StoreCorrupt: a shard cannot be read (while iterating, too).
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        sites: Iterable[str | Site],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        split: Split = "train",
+        heldout: float = HELDOUT,
+        buffer_tokens: int = BUFFER,
+        epochs: int | None = None,
+        drop_special: bool = True,
+        memory: int = 2**30,
+    ) -> None:
+        check_split(split, heldout)
+        self.store = store
+        super().__init__(
+            [store.site(site) for site in sites],
+            batch_size=batch_size,
+            seed=seed,
+            epochs=epochs,
+            split=split,
+            heldout=heldout,
+            buffer_tokens=buffer_tokens,
+            drop_special=drop_special,
+            stored=store.n_tokens,
+        )
+        self._buffer_tokens = buffer_tokens
+        self._pieces: list[_Piece] = []
+        self._wanted: list[np.ndarray] = []  # by shard, a bit a row
+        self._n_tokens = 0
+        for shard, entry in enumerate(store.manifest.shards):
+            document_N, special_N = store.columns(shard, ["document", "special"])
+            wanted_N = in_split(document_N, split, heldout) & ~(special_N & drop_special)
+            self._wanted.append(np.packbits(wanted_N))
+            starts = np.arange(0, entry.tokens, _PIECE)
+            for start, rows in zip(starts.tolist(), np.add.reduceat(wanted_N, starts, dtype=np.int64).tolist()):
+                if rows:
+                    self._pieces.append(_Piece(shard, start, min(start + _PIECE, entry.tokens), self._n_tokens, rows))
+                    self._n_tokens += rows
+        if not self._n_tokens:
+            raise ConfigError(f"No document of {store.path} is in the split {split!r}.", "Cache more, or change heldout.")
+        row_bytes = sum(store.width(site) for site in self.sites) * storage_dtype(store.dtype).itemsize
+        self._kept = self._room(self._n_tokens) if self._n_tokens * row_bytes <= memory else None
+        self._read_already = np.zeros(len(self._pieces), bool)
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of one epoch in this split."""
+        return self._n_tokens
+
+    def width(self, site: str | Site) -> int:
+        """Numbers per token at `site`."""
+        return self.store.width(site)
+
+    @property
+    def context(self) -> int:
+        """Tokens in a context, at most."""
+        return self.store.context
+
+    def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
+        epoch, first = place.epoch, place.group
+        size = min(self._n_tokens, self._buffer_tokens + _PIECE)
+        # Two take turns: when the second next group is asked for, nobody reads this one any more.
+        buffers = itertools.cycle([self._room(size), self._room(size)] if self._kept is None else [self._kept])
+        while epochs is None or epoch < epochs:
+            plan = self._plan(epoch)
+            for group in range(first, len(plan)):
+                buffer = next(buffers)
+                rows = self._keep(plan[group]) if self._kept is not None else self._fill(buffer, plan[group])
+                acts = {site: as_tensor(x, self._dtype) for site, x in buffer.items()}
+                after = Place(epoch, group + 1) if group + 1 < len(plan) else Place(epoch + 1)
+                yield Group(Place(epoch, group), acts, torch.from_numpy(rows), after)
+            epoch, first = epoch + 1, 0
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        """Which pieces fill which buffer."""
+        order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._pieces))
+        plan: list[list[int]] = [[]]
+        rows = 0
+        for index in order.tolist():
+            if rows >= self._buffer_tokens:
+                plan.append([])
+                rows = 0
+            plan[-1].append(index)
+            rows += self._pieces[index].rows
+        return plan
+
+    def _fill(self, buffer: dict[Site, np.ndarray], pieces: list[int]) -> np.ndarray:
+        """Put the pieces into `buffer`, one after the other; returns where they are."""
+        at = 0
+        for index in pieces:
+            self._read(index, buffer, at)
+            at += self._pieces[index].rows
+        return np.arange(at)
+
+    def _keep(self, pieces: list[int]) -> np.ndarray:
+        """Put the pieces into their own places among all, unless they are there; returns where they are."""
+        assert self._kept is not None
+        for index in pieces:
+            if not self._read_already[index]:
+                self._read(index, self._kept, self._pieces[index].first)
+                self._read_already[index] = True
+        chosen = [self._pieces[index] for index in pieces]
+        return np.concatenate([np.arange(piece.first, piece.first + piece.rows) for piece in chosen])
+
+    def _read(self, index: int, into: dict[Site, np.ndarray], at: int) -> None:
+        shard, start, stop, _, rows = self._pieces[index]
+        wanted = np.unpackbits(self._wanted[shard][start // 8 : -(-stop // 8)], count=stop - start).nonzero()[0]
+        for site in self.sites:
+            # numpy, because torch would use threads of its own in this one.
+            stored = self.store.columns(shard, [f"sites/{site}"], start, stop)[0]
+            np.take(stored, wanted, axis=0, out=into[site][at : at + rows], mode="clip")
+
+    def _room(self, rows: int) -> dict[Site, np.ndarray]:
+        dtype = as_numpy(torch.empty(0, dtype=self._dtype)).dtype
+        return {site: np.empty((rows, self.store.width(site)), dtype) for site in self.sites}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return storage_dtype(self.store.dtype)

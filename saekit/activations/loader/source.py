@@ -1,0 +1,214 @@
+"""What training reads from: shuffled batches of activations, endless or not, from a place that can be written down."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saekit.activations.corpus.batches import BEGINNING, Cursor
+from saekit.activations.loader.prefetch import ahead
+from saekit.errors import CheckpointError, ConfigError
+from saekit.names.site import Site
+
+Split = Literal["train", "heldout", "all"]
+HELDOUT = 0.05
+BUFFER = 2**17
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a source has been read."""
+
+    epoch: int = 0
+    group: int = 0
+    """Mixing buffers used up in this epoch."""
+    row: int = 0
+    """Rows given out of the current one."""
+    cursor: Cursor = BEGINNING
+    """Where in the corpus the current one begins (live activations only)."""
+    seen: int = 0
+    """Tokens of the corpus before `cursor` (live activations only)."""
+
+
+class Group(NamedTuple):
+    """The contents of one mixing buffer, not shuffled yet."""
+
+    place: Place
+    acts: dict[Site, Tensor]
+    """Valid until the next group is asked for."""
+    rows: Tensor
+    """Which rows of `acts` they are."""
+    after: Place
+
+
+class ActivationSource(ABC):
+    """Iterating gives batches {site: (batch_size, width) float32}: rows at random from a mixing buffer, aligned between sites.
+
+    An epoch gives each row exactly once, in an order that depends on `seed` and the epoch alone. Batches go on over the end of
+    a buffer and of an epoch, so that all have `batch_size` rows, but for the last of a source with a finite number of epochs.
+
+    Iterating goes on from the current place, which :meth:`state` gives and :meth:`load_state` sets: the batches that follow are
+    the same, bit for bit. A source that was read to its end begins anew.
+
+    Attributes:
+        sites: what a batch holds.
+        batch_size: rows of a batch.
+    """
+
+    _in_thread = True
+
+    def __init__(self, sites: Sequence[Site], *, batch_size: int, seed: int, epochs: int | None, **settings: Any) -> None:
+        if not sites:
+            raise ConfigError("No site was given.", "Name at least one, like 'resid_post.3'.")
+        for name, value in (("batch_size", batch_size), ("buffer_tokens", settings["buffer_tokens"]), ("epochs", epochs)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; it must not be negative.")
+        self.sites, self.batch_size, self.seed, self.epochs = list(sites), batch_size, seed, epochs
+        self._settings = {"seed": seed, **settings}
+        self._place = Place()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes other batches, or another order of them; fit for JSON."""
+        return dict(self._settings)
+
+    @property
+    @abstractmethod
+    def n_tokens(self) -> int:
+        """Rows of one epoch."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Tokens in a context, at most."""
+
+    @abstractmethod
+    def width(self, site: str | Site) -> int:
+        """Numbers per token at `site`."""
+
+    @abstractmethod
+    def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
+        """Mixing buffers from the one at `place` on, up to the end of epoch number `epochs`."""
+
+    def __iter__(self) -> Iterator[dict[Site, Tensor]]:
+        for batch, place in self._batches(self._place, self.epochs):
+            self._place = place
+            yield batch
+        self._place = Place()
+
+    def _batches(self, place: Place, epochs: int | None) -> Iterator[tuple[dict[Site, Tensor], Place]]:
+        groups = self._groups(place, epochs)
+        row, parts, missing = place.row, list[dict[Site, Tensor]](), self.batch_size
+        after = place
+        for group in ahead(groups) if self._in_thread else groups:
+            n = len(group.rows)
+            order = np.random.default_rng([self.seed, group.place.epoch, 1 + group.place.group]).permutation(n)
+            while row < n:
+                chosen = group.rows[torch.from_numpy(order[row : row + missing])]
+                parts.append({site: acts[chosen.to(acts.device)].float() for site, acts in group.acts.items()})
+                row += len(chosen)
+                missing -= len(chosen)
+                after = group.after if row == n else dataclasses.replace(group.place, row=row)
+                if missing == 0:
+                    yield _joined(parts), after
+                    parts, missing = [], self.batch_size
+            row = 0
+        if parts:
+            yield _joined(parts), after
+
+    def state(self) -> dict[str, Any]:
+        """The place after the last batch given, small and fit for JSON."""
+        return {**dataclasses.asdict(self._place), "cursor": list(self._place.cursor), "settings": self.settings}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a place that :meth:`state` gave.
+
+        Raises:
+            CheckpointError: it is not of a source like this one; the message says which setting differs.
+        """
+        try:
+            settings = dict(state["settings"])
+            place = Place(state["epoch"], state["group"], state["row"], Cursor(*state["cursor"]), state["seen"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"This is no state of a source of activations: {error}.", "Give what state() returned."
+            ) from error
+        for name in sorted(settings.keys() | self._settings.keys()):
+            before, now = settings.get(name), self._settings.get(name)
+            if before != now:
+                raise CheckpointError(
+                    f"The checkpoint's activations were read with {name} {before!r}, now it is {now!r}.",
+                    "Use the same settings, or start anew.",
+                )
+        self._place = place
+
+    def sample(self, n_tokens: int) -> dict[Site, Tensor]:
+        """The first `n_tokens` rows of the first epoch, or all there are: always the same ones. The place stays where it is."""
+        parts: list[dict[Site, Tensor]] = []
+        rows = 0
+        for batch, _ in self._batches(Place(), 1):
+            parts.append(batch)
+            rows += len(batch[self.sites[0]])
+            if rows >= n_tokens:
+                break
+        return {site: acts[:n_tokens] for site, acts in _joined(parts).items()}
+
+
+def _joined(parts: Sequence[dict[Site, Tensor]]) -> dict[Site, Tensor]:
+    return parts[0] if len(parts) == 1 else {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
+
+
+class Moments(NamedTuple):
+    """Of activations (N, D), computed in float64."""
+
+    mean_D: Tensor
+    """float32 mean of each coordinate."""
+    mean_norm: float
+    """Mean of ||x||."""
+    variance: float
+    """Mean of ||x - mean||^2: what a reconstruction's squared error is measured against."""
+
+
+def moments(acts_ND: Tensor) -> Moments:
+    """The moments of a sample, for instance of :meth:`ActivationSource.sample`."""
+    x_ND = acts_ND.double()
+    mean_D = x_ND.mean(0)
+    return Moments(mean_D.float(), float(x_ND.norm(dim=1).mean()), float((x_ND - mean_D).square().sum(1).mean()))
+
+
+def is_heldout(document_N: Tensor | np.ndarray, heldout: float = HELDOUT) -> np.ndarray:
+    """(N,) bool: which documents are held out, by a hash of their number in the corpus: everywhere the same ones.
+
+    Args:
+        document_N: rows of the corpus.
+        heldout: expected share of documents that are held out, from 0 to 1.
+    """
+    # splitmix64 (Steele, Lea & Flood 2014): neighbours fall independently of one another.
+    x = np.asarray(document_N).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) < heldout * 2**53
+
+
+def in_split(document_N: Tensor | np.ndarray, split: Split, heldout: float = HELDOUT) -> np.ndarray:
+    """(N,) bool: which rows belong to `split`."""
+    if split == "all":
+        return np.ones(document_N.shape, bool)
+    return is_heldout(document_N, heldout) ^ (split == "train")
+
+
+def check_split(split: str, heldout: float) -> None:
+    """Raise ConfigError where the two make no sense."""
+    if split not in ("train", "heldout", "all"):
+        raise ConfigError(f"There is no split {split!r}.", "Choose 'train', 'heldout' or 'all'.")
+    if not 0 <= heldout < 1:
+        raise ConfigError(f"heldout is {heldout}; it must be a share of the documents, from 0 to less than 1.")

@@ -1,0 +1,1 @@
+"""Activations on disk: HDF5 shards and their manifest."""

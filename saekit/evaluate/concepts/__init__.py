@@ -1,0 +1,1 @@
+"""Which concepts a dictionary has a feature for."""

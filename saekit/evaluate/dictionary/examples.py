@@ -1,0 +1,247 @@
+"""What probes are trained and tested on: activations and codes of labelled tokens, or of whole labelled texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from saekit.errors import CorpusError
+from saekit.lm.run.batches import document_activations
+from saekit.progress import track
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from saekit.lab import Document, Labelled, Span
+    from saekit.lm import LanguageModel
+    from saekit.names.site import Site
+    from saekit.sae import SAE, SparseCode
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N labelled examples, C concepts.
+
+    Attributes:
+        acts_ND: (N, D) float32, what the dictionary reads; of a text the mean over its tokens.
+        codes_NF: (N, F), its latents there; of a text the mean over its tokens. Each is counted by the length of what it writes
+            (its activation times the norm of its decoder row), so that no rescaling of a dictionary changes anything.
+        labels_NC: (N, C) bool.
+        test_N: bool; the others are to train on. No document has examples of both.
+        any_N: bool; False at examples that were looked for because of a label, so that they are no fair sample of what lacks
+            other labels.
+        texts: whether an example is a whole text and not a token.
+    """
+
+    concepts: tuple[str, ...]
+    acts_ND: np.ndarray
+    codes_NF: csr_array
+    labels_NC: np.ndarray
+    test_N: np.ndarray
+    any_N: np.ndarray
+    texts: bool = False
+
+
+@torch.no_grad()
+def token_examples(
+    lm: LanguageModel,
+    sae: SAE,
+    site: Site,
+    documents: Sequence[Document],
+    *,
+    most: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Examples:
+    """Tokens of documents whose spans are labelled, as the laboratory's are.
+
+    Half of the documents, at random, are to train on, half to test on. From either come up to `most` tokens of each concept and
+    twice as many tokens of any kind, at random; special tokens are left out, and documents are cut where the context ends.
+
+    Raises:
+        CorpusError: there are fewer than two documents, or no span is labelled.
+        ConfigError: the tokenizer does not tell which characters a token covers.
+    """
+    if len(documents) < 2:
+        raise CorpusError("Two documents at least are needed: one to train probes on, one to test them on.")
+    labelled = _label(documents, lm.text.tokenizer)
+    if not labelled.concepts:
+        raise CorpusError("No span of these documents is labelled.", 'Give records with "spans": [[start, end, "concept"], ...].')
+    rng = np.random.default_rng(seed)
+    length_d = np.array([len(row) for row in labelled.ids])
+    room = lm.max_context - (lm.bos_token_id is not None)
+    place_T = np.concatenate([np.arange(length) for length in length_d])
+    half_T = np.repeat(rng.permutation(len(documents)) % 2, length_d)
+    half_T[place_T >= room] = -1
+    any_T, chosen_T = _chosen(labelled, half_T, most, rng)
+    parts: list[tuple[np.ndarray, np.ndarray, csr_array]] = []
+    done = 0
+    with track("reading", total=labelled.n_tokens, enabled=progress) as bar:
+        for which, acts in document_activations(lm, [site], labelled.ids):
+            wanted = chosen_T[which]
+            x_BD = acts[site][torch.from_numpy(wanted).to(acts[site].device)]
+            if len(x_BD):
+                parts.append((which[wanted], x_BD.float().cpu().numpy(), _codes(sae, x_BD)))
+            done += len(which)
+            bar.update(done)
+        bar.end(done)
+    token_N, acts_ND, codes_NF = _joined(parts)
+    labels_NC = np.zeros((len(token_N), len(labelled.concepts)), bool)
+    of_T = np.full(labelled.n_tokens, -1)
+    of_T[token_N] = np.arange(len(token_N))
+    known = of_T[labelled.token_M] >= 0
+    labels_NC[of_T[labelled.token_M[known]], labelled.concept_M[known]] = True
+    return Examples(labelled.concepts, acts_ND, codes_NF, labels_NC, half_T[token_N] == 1, any_T[token_N])
+
+
+@torch.no_grad()
+def text_examples(
+    lm: LanguageModel,
+    sae: SAE,
+    site: Site,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> Examples:
+    """Whole texts of one label each: means over their tokens, special ones left out (SAEBench, arXiv 2503.09532).
+
+    Half of the texts of each label, at random, are to train on. Of two labels the second in alphabetical order is the concept,
+    of more each against all others.
+
+    Raises:
+        CorpusError: there are fewer than two labels.
+    """
+    from scipy.sparse import csr_array
+
+    names = sorted(set(labels))
+    if len(names) < 2:
+        raise CorpusError(f"All texts have the label {names[0]!r}." if names else "There is no text.", "Give two labels or more.")
+    ids = lm.text.ids(texts, bos=False)
+    begin = np.cumsum([0, *map(len, ids)])
+    parts: list[tuple[np.ndarray, np.ndarray, csr_array]] = []
+    with track("reading", total=int(begin[-1]), enabled=progress) as bar:
+        for which, acts in document_activations(lm, [site], ids):
+            text_n = np.searchsorted(begin, which, side="right") - 1
+            text_B, row_n, size_B = np.unique(text_n, return_inverse=True, return_counts=True)
+            mean_Bn = csr_array((1 / size_B[row_n], (row_n, np.arange(len(which)))), shape=(len(text_B), len(which)))
+            acts_nD = acts[site].float().cpu().numpy()
+            parts.append((text_B, (mean_Bn @ acts_nD).astype(np.float32), mean_Bn @ _codes(sae, acts[site])))
+            bar.update(sum(len(part[0]) for part in parts))
+        bar.end(int(begin[-1]))
+    text_N, acts_ND, codes_NF = _joined(parts)
+    label_N = np.array(labels)[text_N]
+    test_N = np.zeros(len(text_N), bool)
+    rng = np.random.default_rng(seed)
+    for name in names:
+        test_N[rng.permutation((label_N == name).nonzero()[0])[1::2]] = True
+    concepts = tuple(names[1:] if len(names) == 2 else names)
+    labels_NC = label_N[:, None] == np.array(concepts)
+    return Examples(concepts, acts_ND, codes_NF, labels_NC, test_N, np.ones(len(text_N), bool), texts=True)
+
+
+def read_labelled(path: str | Path) -> list[Document] | tuple[list[str], list[str]]:
+    """Labelled data of one's own: records with a "text" and either "spans" ([start, end, concept], in characters) or a "label".
+
+    Args:
+        path: a file that :func:`saekit.activations.corpus.formats.read_rows` reads: jsonl, json, csv, parquet, ...
+
+    Returns:
+        Documents where the records have spans, else texts and their labels.
+
+    Raises:
+        CorpusError: there is no such file, or a record lacks a field or has something else in it.
+    """
+    from saekit.activations import Corpus
+    from saekit.lab import Document
+
+    corpus = Corpus.open(Path(path))
+    documents: list[Document] = []
+    texts: list[str] = []
+    labels: list[str] = []
+    for number, (row, text) in enumerate(zip(corpus.rows(), corpus.documents())):
+        facts: dict[str, Any] = {} if isinstance(row, str) else dict(row)
+        if "spans" not in facts and facts.get("label") is None:
+            raise CorpusError(
+                f"{path}, row {number} has no label; it has {', '.join(facts) or 'text only'}.",
+                'Give records with "text" and either "label" or "spans": [[start, end, "concept"], ...].',
+            )
+        if "spans" in facts:
+            documents.append(Document(text, tuple(_spans(path, number, text, facts["spans"])), "", "train"))
+        else:
+            texts.append(text)
+            labels.append(str(facts["label"]))
+    if documents and texts:
+        raise CorpusError(f"Some rows of {path} have spans and others only labels.", "Keep them in two files.")
+    return documents or (texts, labels)
+
+
+def _spans(path: str | Path, number: int, text: str, spans: Any) -> Iterator[Span]:
+    from saekit.lab import Span
+
+    for span in spans if isinstance(spans, list) else [spans]:
+        match [span[key] for key in Span._fields if key in span] if isinstance(span, dict) else span:
+            case [int(start), int(end), str(concept)] if 0 <= start < end <= len(text):
+                yield Span(start, end, concept)
+            case _:
+                raise CorpusError(
+                    f"{path}, row {number}: {span!r} is no span of its {len(text)} characters.", 'Write [start, end, "concept"].'
+                )
+
+
+def _label(documents: Sequence[Document], tokenizer: Any) -> Labelled:
+    """As :func:`saekit.lab.label`, with whatever concepts the documents have."""
+    from saekit.lab import Labelled
+    from saekit.lab.labels import align
+    from saekit.lab.tokens import encode
+
+    texts, spans = [document.text for document in documents], [document.spans for document in documents]
+    names = tuple(sorted({span.concept for each in spans for span in each}))
+    encoded = encode(texts, tokenizer)
+    return Labelled(encoded.ids, names, *align(texts, spans, encoded.offsets, names))
+
+
+def _chosen(labelled: Labelled, half_T: np.ndarray, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of any kind, and these and those of each concept, (T,) bool; `half_T` is -1 at tokens that cannot be had."""
+    any_T = np.zeros(len(half_T), bool)
+    for half in (0, 1):
+        any_T[rng.permutation((half_T == half).nonzero()[0])[: 2 * most]] = True
+    chosen_T = any_T.copy()
+    order = rng.permutation(len(labelled.token_M))
+    token_M, concept_M = labelled.token_M[order], labelled.concept_M[order]
+    group_M = 2 * concept_M + half_T[token_M]
+    kept = half_T[token_M] >= 0
+    token_M, group_M = token_M[kept], group_M[kept]
+    order = np.argsort(group_M, kind="stable")
+    start = np.searchsorted(group_M[order], group_M[order])
+    chosen_T[token_M[order][np.arange(len(order)) - start < most]] = True
+    return any_T, chosen_T
+
+
+def _codes(sae: SAE, x_BD: torch.Tensor) -> csr_array:
+    """(B, F) latents, each by the length of what it writes."""
+    code: SparseCode = sae.encode_sparse(x_BD)
+    return _csr(code.values * sae.scale(x_BD) * sae.W_dec.norm(dim=1)[code.indices], code.indices, sae.cfg.n_latents)
+
+
+def _csr(values_BK: torch.Tensor, indices_BK: torch.Tensor, F: int) -> csr_array:
+    from scipy.sparse import csr_array
+
+    row, slot = (values_BK != 0).nonzero(as_tuple=True)
+    values, latents = values_BK[row, slot].float().cpu().numpy(), indices_BK[row, slot].cpu().numpy()
+    return csr_array((values, (row.cpu().numpy(), latents)), shape=(len(values_BK), F))
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, csr_array]]) -> tuple[np.ndarray, np.ndarray, csr_array]:
+    from scipy.sparse import csr_array, vstack
+
+    if not parts:
+        raise CorpusError("There is no token to read.", "Give longer texts.")
+    number, acts, codes = zip(*parts)
+    return np.concatenate(number), np.concatenate(acts), csr_array(vstack(codes, format="csr"))

@@ -1,0 +1,172 @@
+"""How good a dictionary is, measured on documents that it was not trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saekit.activations import ActivationReader
+from saekit.activations.loader.source import HELDOUT, Split, in_split
+from saekit.errors import CorpusError
+from saekit.evaluate.dictionary.cross_entropy import Baseline, ce_recovered, check_baseline
+from saekit.progress import track
+from saekit.sae import SAE, CrossCoder
+from saekit.sae.metrics import Firings, Reconstruction
+
+if TYPE_CHECKING:
+    from saekit.activations import ActivationStore
+    from saekit.lm import LanguageModel
+    from saekit.names.site import Site
+
+_log = logging.getLogger(__name__)
+_BATCH = 4096
+_SEQUENCES = 16
+MAX_TOKENS = 2**16
+"""Held-out tokens that are enough to measure on."""
+
+
+def quality(
+    sae: SAE,
+    lm: LanguageModel,
+    store: ActivationStore,
+    site: Site | None,
+    *,
+    heldout: float = HELDOUT,
+    max_tokens: int = MAX_TOKENS,
+    density_tokens: int = 2**20,
+    baseline: Baseline = "zero",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure `sae` on held-out documents of a store.
+
+    If the corpus is so small that no document is held out, `sae` is measured on the documents that it was trained on: then
+    `heldout_tokens` is 0, and a warning is logged.
+
+    Args:
+        site: where the SAE reads; None for a dictionary of several sites, whose configuration names them.
+        heldout: share of the documents that training held out.
+        max_tokens: number of held-out tokens to measure on, at most.
+        density_tokens: number of tokens of the whole store that decide how often latents fire, at most.
+        baseline: what cross-entropy recovered compares with (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`).
+
+    Returns:
+        fvu, fvu_trimmed, cosine, shrinkage, l0: on held-out activations (:meth:`saekit.sae.metrics.Reconstruction.scalars`).
+        fvu_train, l0_train: the same on at most `max_tokens` activations that were trained on; missing where no document is held
+            out.
+        fvu_by_site, relative_norms: only for a dictionary of several sites. The FVU of each site; and for each site a histogram
+            of ten equal bins of the share of a latent's decoder norm that lies there, over latents that fire
+            (:meth:`saekit.sae.CrossCoder.relative_norms`).
+        fvu_by_norm, l0_quantiles: on held-out activations (:meth:`saekit.sae.metrics.Reconstruction.fvu_by_norm`,
+            :meth:`saekit.sae.metrics.Firings.l0_quantiles`).
+        dead_fraction, dense_fraction, density_histogram: on `density_tokens` of the whole store
+            (:class:`saekit.sae.metrics.Firings`), because on few tokens rare latents seem dead.
+        ce, ce_spliced, baseline, ce_zero (ce_mean), ce_uniform, ce_recovered, kl: with the dictionary spliced into the model on
+            held-out documents (:func:`saekit.evaluate.dictionary.cross_entropy.ce_recovered`); missing for crosscoders, which
+            cannot be spliced in.
+        heldout_tokens: number of held-out activations.
+
+    Raises:
+        ConfigError: there is no such baseline.
+        CorpusError: no document has two tokens.
+        StoreMismatch: a transcoder does not say where it writes.
+    """
+    crosses = isinstance(sae, CrossCoder)
+    sites = {*sae.cfg.sites, *sae.cfg.sites_out} if site is None else {site, sae.writes_at(site)}
+    rows, split = heldout_documents(lm, store, heldout, max_tokens)
+
+    def batches(split: Split, n_tokens: int) -> Iterator[dict[Site, Tensor]]:
+        reader = ActivationReader(store, sorted(sites), batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
+        return islice(reader, -(-n_tokens // _BATCH))
+
+    check_baseline(baseline)
+    with track("measuring", total=3, unit="steps", enabled=progress) as bar:
+        found = Reconstruction.of(sae, batches(split, max_tokens))
+        scalars = found.scalars()
+        training = Reconstruction.of(sae, batches("train", max_tokens)).scalars() if split == "heldout" else {}
+        bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
+        firings = Firings.of(sae, batches("all", density_tokens))
+        bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
+        spliced = {} if crosses and not sae.cfg.layered else ce_recovered(lm, sae, site, padded(lm, rows), baseline=baseline)
+        bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}" if spliced else "")
+    n_tokens = scalars["n_tokens"]
+    return {
+        **{name: value for name, value in scalars.items() if name != "n_tokens" and not name.startswith("fvu/")},
+        **{f"{name}_train": training[name] for name in ("fvu", "l0") if training},
+        **_by_site(sae, found, firings),
+        "dead_fraction": firings.dead_fraction,
+        "dense_fraction": firings.dense_fraction,
+        **{name: value for name, value in spliced.items() if name != "n_tokens"},
+        "l0_quantiles": found.firings.l0_quantiles(),
+        "fvu_by_norm": found.fvu_by_norm(),
+        "density_histogram": firings.histogram(),
+        "density_tokens": firings.n_tokens,
+        "heldout_tokens": n_tokens if split == "heldout" else 0,
+    }
+
+
+def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any]:
+    """Additional measures of a dictionary of several sites."""
+    if not isinstance(sae, CrossCoder):
+        return {}
+    shares_SF = sae.relative_norms()[firings.tokens_F > 0].T.cpu()
+    counts = {str(site): share_F.histc(10, 0, 1).long().tolist() for site, share_F in zip(sae.cfg.sites_out, shares_SF)}
+    return {"fvu_by_site": {str(site): fvu for site, fvu in found.fvu_by_site().items()}, "relative_norms": counts}
+
+
+def heldout_documents(
+    lm: LanguageModel, store: ActivationStore, heldout: float, max_tokens: int
+) -> tuple[list[list[int]], Split]:
+    """Tokens of the documents that training held out, BOS first; of all where it held none out, which is logged as a warning.
+
+    Returns:
+        rows: a document of two tokens or more each.
+        split: "heldout" or "all".
+
+    Raises:
+        CorpusError: no document has two tokens.
+    """
+    if rows := _documents(lm, store, "heldout", heldout, max_tokens):
+        return rows, "heldout"
+    _log.warning("No document of %s is held out: the dictionary is measured on those that it was trained on.", store.path)
+    if rows := _documents(lm, store, "all", heldout, max_tokens):
+        return rows, "all"
+    raise CorpusError(f"{store.path} holds no document of two tokens.", "Cache longer documents.")
+
+
+class PaddedRows(NamedTuple):
+    """Token ids (B, T), and the mask that is 1 at real tokens."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+
+
+def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:
+    """Tokens of the documents in a split that have two, each in a row of its own: nothing of another document is before it."""
+    rows: list[list[int]] = []
+    n = 0
+    for block in store.stream([]):
+        begins_N = torch.ones(len(block.tokens_N), dtype=torch.bool)
+        begins_N[1:] = (block.document_N[1:] != block.document_N[:-1]) | (block.position_N[1:] == 0)
+        starts = begins_N.nonzero().flatten().tolist()
+        for start, stop in zip(starts, [*starts[1:], len(begins_N)]):
+            if stop - start < 2 or not in_split(block.document_N[start : start + 1], split, heldout)[0]:
+                continue
+            row = block.tokens_N[start:stop].tolist()
+            first = lm.bos_token_id
+            row = row if first is None or row[0] == first else [first, *row]
+            rows.append(row[: lm.max_context])
+            n += len(row)
+        if n >= max_tokens:
+            break
+    return rows
+
+
+def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[PaddedRows]:
+    """The rows a few at a time, pads on the right."""
+    for i in range(0, len(rows), _SEQUENCES):
+        yield PaddedRows(*lm.text.pad(rows[i : i + _SEQUENCES], "right"))

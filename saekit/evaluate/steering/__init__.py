@@ -1,0 +1,1 @@
+"""What steering does to generations, and at which cost."""

@@ -1,0 +1,120 @@
+"""Generations with and without an intervention, side by side, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING, Any, Literal
+
+from saekit.evaluate.steering.side_effects import distinct_n, kl, ngram_entropy, perplexity
+from saekit.steer.control import RandomControl
+from saekit.steer.intervention import Intervention, combine
+
+if TYPE_CHECKING:
+    from saekit.lm import Generation, LanguageModel, Positions
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found; continuations are n_samples for each prompt, side by side."""
+
+    prompts: list[str]
+    baseline: list[str]
+    steered: list[str]
+    random: list[str] | None
+    """With a random push of the same norm at the same tokens."""
+    kl: float
+    """Nats a token from the unsteered to the steered model, on the unsteered continuations."""
+    random_kl: float | None
+    perplexity: dict[str, float]
+    """Of the continuations under the unsteered model: baseline, steered, and random where there is a control."""
+    repetition: dict[str, dict[str, float]]
+    """For each, distinct_2 (1: no bigram twice) and ngram_entropy (bits); NaN where every continuation is too short."""
+    intervention: Intervention
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: null for a measure that is NaN; what belongs to the control is left out where there is none."""
+        data = {
+            "prompts": self.prompts,
+            "baseline": self.baseline,
+            "steered": self.steered,
+            "random": self.random,
+            "kl": self.kl,
+            "random_kl": self.random_kl,
+            "perplexity": self.perplexity,
+            "repetition": {
+                name: {key: None if isnan(value) else value for key, value in found.items()}
+                for name, found in self.repetition.items()
+            },
+            "intervention": self.intervention.to_dict(),
+        }
+        return {key: value for key, value in data.items() if value is not None}
+
+
+def compare(
+    lm: LanguageModel,
+    prompts: str | Sequence[str],
+    intervention: Intervention | Sequence[Intervention],
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    n_samples: int = 1,
+    do_sample: bool | None = None,
+    control: bool | Literal["direction", "feature"] = True,
+    positions: Positions = "last+generated",
+    **hf_kwargs: Any,
+) -> Comparison:
+    """Generate without and with an intervention on the same seed, and with a random push of the same norm as a control.
+
+    Args:
+        lm: the model, with the SAEs attached that the intervention needs.
+        prompts: one or more texts.
+        intervention: resolved, or of raw strengths; several are applied together.
+        seed: of the sampling and of the control's direction.
+        control: whether to make the control, and along what: a random direction (also True), or that of a random feature.
+        positions: tokens steered where the intervention does not say.
+        hf_kwargs: as for `lm.generate`.
+
+    Raises:
+        InterventionError: a strength lacks its measure, or changes conflict.
+        UnknownRef: the model has no such object.
+    """
+    intervention = combine(intervention)
+    arms: dict[str, Any] = {"baseline": None, "steered": intervention}
+    if control:
+        arms["random"] = RandomControl(intervention, seed, control if isinstance(control, str) else "direction")
+    made: dict[str, Generation] = {
+        name: lm.generate(
+            prompts,
+            interventions=[] if arm is None else [arm],
+            positions=positions,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            n_samples=n_samples,
+            do_sample=do_sample,
+            **hf_kwargs,
+        )
+        for name, arm in arms.items()
+    }
+    base = made["baseline"]
+    prompt_of = [n // n_samples for n in range(len(base.prompts))]
+    kls = {
+        name: kl(lm, arm, base.prompt_tokens, continuations=base.tokens, positions=positions, prompt_of_text=prompt_of)
+        for name, arm in arms.items()
+        if arm is not None
+    }
+    return Comparison(
+        prompts=base.prompts,
+        baseline=base.texts,
+        steered=made["steered"].texts,
+        random=made["random"].texts if control else None,
+        kl=kls["steered"],
+        random_kl=kls.get("random"),
+        perplexity={name: perplexity(lm, one.prompt_tokens, continuations=one.tokens).overall for name, one in made.items()},
+        repetition={
+            name: {"distinct_2": distinct_n(one.tokens, 2), "ngram_entropy": ngram_entropy(one.tokens)}
+            for name, one in made.items()
+        },
+        intervention=intervention,
+    )

@@ -1,0 +1,179 @@
+"""What strength does: the concept's rate and the perplexity of sampled text, against a random push of the same norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saekit.errors import ConfigError
+from saekit.evaluate.steering.mentions import Mentions, Rate
+from saekit.evaluate.steering.side_effects import perplexity
+from saekit.steer.control import RandomControl
+from saekit.steer.intervention import Intervention
+from saekit.steer.strength import Strength
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+_BATCH = 64
+# The model's own distribution: cut to its likeliest tokens, a concept that it rarely names would never be seen.
+_SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Texts sampled in one way, and what they are like."""
+
+    texts: list[str]
+    """Continuations, n_samples of each prompt side by side (one such block after another for each control)."""
+    rate: Rate
+    """Mentions of the concept among the words of the continuations."""
+    perplexity: float
+    """Of the continuations, under the unsteered model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "rate": self.rate.value,
+            "mentions": self.rate.hits,
+            "words": self.rate.words,
+            "perplexity": self.perplexity,
+            "texts": self.texts,
+        }
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strength."""
+
+    strength: Strength
+    steered: Arm
+    random: Arm
+    """Pushed as far at every token, along random directions."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What :func:`sweep` found."""
+
+    prompts: list[str]
+    n_samples: int
+    baseline: Arm
+    points: list[Point]
+    """By strength, as given."""
+
+    def arms(self, point: Point) -> dict[str, Arm]:
+        """What is shown side by side, by its name."""
+        return {"baseline": self.baseline, "steered": point.steered, "random": point.random}
+
+    def lift(self, arm: Arm) -> float:
+        """How many times the baseline's rate. Where the baseline has no mention, as if it had one: no less than that is known."""
+        words = max(self.baseline.rate.words, 1)
+        return arm.rate.value / max(self.baseline.rate.value, 1 / words)
+
+    def lift_text(self, arm: Arm) -> str:
+        """:meth:`lift` for people: "5.2×", or "≥ 5.2×" where no more than a bound is known."""
+        bound = "" if self.baseline.rate.hits or arm is self.baseline else "≥ "
+        return f"{bound}{self.lift(arm):.3g}×"
+
+    def cost(self, arm: Arm) -> float:
+        """How many times the baseline's perplexity."""
+        return arm.perplexity / self.baseline.perplexity
+
+    def sample(self, arm: Arm, prompt: int, mentions: Mentions) -> str:
+        """Of an arm's `n_samples` continuations of a prompt (of the first control's), the one with most mentions."""
+        start = prompt * self.n_samples
+        return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
+
+    def best(self, cost: float) -> Point:
+        """The highest rate at no more than `cost` times the baseline's perplexity; where there is none, the cheapest point."""
+        affordable = [point for point in self.points if self.cost(point.steered) <= cost]
+        if not affordable:
+            return min(self.points, key=lambda point: self.cost(point.steered))
+        return max(affordable, key=lambda point: point.steered.rate.value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "prompts": self.prompts,
+            "n_samples": self.n_samples,
+            "baseline": self.baseline.to_dict(),
+            "points": [
+                {
+                    "strength": str(point.strength),
+                    **{
+                        name: arm.to_dict() | {"lift": self.lift(arm), "perplexity_ratio": self.cost(arm)}
+                        for name, arm in (("steered", point.steered), ("random", point.random))
+                    },
+                }
+                for point in self.points
+            ],
+        }
+
+
+def sweep(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    change: Callable[[Strength], Intervention],
+    strengths: Sequence[float],
+    mentions: Mentions,
+    *,
+    unit: str = "norm",
+    n_samples: int = 4,
+    max_new_tokens: int = 40,
+    controls: int = 1,
+    seed: int = 0,
+) -> Sweep:
+    """Sample continuations at several strengths, with the same noise for all of them, and count.
+
+    Args:
+        lm: the model, with the dictionaries attached that `change` needs.
+        prompts: one or more texts.
+        change: the intervention, resolved, of a strength that holds one number for each prompt of a batch.
+        strengths: in `unit`s.
+        mentions: of the concept.
+        n_samples: continuations of each prompt, sampled from the whole distribution at temperature 1.
+        controls: random directions, each for all prompts and strengths.
+        seed: of the sampling and of the random directions.
+
+    Raises:
+        ConfigError: no prompt or no strength.
+        InterventionError: as `change` says, or as for :func:`saekit.evaluate.steering.compare`.
+    """
+    prompts, strengths = list(prompts), list(strengths)
+    if not prompts or not strengths:
+        raise ConfigError("A sweep needs at least one prompt and one strength.")
+    # All strengths in one batch: most of the time of a small model goes into the number of steps.
+    repeated = [prompt for _ in strengths for prompt in prompts]
+    intervention = change(Strength(tuple(value for value in strengths for _ in prompts), unit))
+    block = len(prompts) * n_samples
+
+    def sampled(prompts: list[str], arms: Sequence[Any]) -> list[Arm]:
+        made = lm.generate(
+            prompts, interventions=arms, seed=seed, max_new_tokens=max_new_tokens, n_samples=n_samples, **_SAMPLING
+        )
+        found = []
+        for start in range(0, len(made.texts), block):
+            some = slice(start, start + block)
+            texts = made.texts[some]
+            cost = perplexity(lm, made.prompt_tokens[some], continuations=made.tokens[some], batch_size=_BATCH).overall
+            found.append(Arm(texts, mentions.rate(texts), cost))
+        return found
+
+    (baseline,) = sampled(prompts, [])
+    steered = sampled(repeated, [intervention])
+    randoms = [sampled(repeated, [RandomControl(intervention, seed + i)]) for i in range(max(controls, 1))]
+    points = [
+        Point(Strength(value, unit), arm, _pooled(parts)) for value, arm, *parts in zip(strengths, steered, *randoms, strict=True)
+    ]
+    return Sweep(prompts, n_samples, baseline, points)
+
+
+def _pooled(arms: Sequence[Arm]) -> Arm:
+    """Several directions as one arm; its perplexity is their geometric mean."""
+    from math import exp, log
+
+    texts = [text for arm in arms for text in arm.texts]
+    cost = exp(sum(log(arm.perplexity) for arm in arms) / len(arms))
+    return Arm(texts, sum((arm.rate for arm in arms), Rate(0, 0)), cost)

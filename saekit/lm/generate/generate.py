@@ -1,0 +1,217 @@
+"""Generation with interventions, in prefill and in every step of decoding."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from saekit.errors import ConfigError
+from saekit.lm.exclusive import is_innermost
+from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
+from saekit.lm.generation_settings import check_number, decoding_settings
+from saekit.lm.run.edits import GENERATION, Positions, Window, check_positions, expand_edits, positions_from_mask
+from saekit.lm.run.hooks import Pass
+
+if TYPE_CHECKING:
+    from saekit.lm.model import LanguageModel
+
+_PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
+
+
+@dataclass
+class Generation:
+    """What was generated: n_samples continuations of each prompt, side by side.
+
+    Attributes:
+        prompts: as text, one per continuation.
+        texts: the continuations alone.
+        tokens: their ids, up to and with the end-of-text token where one came.
+        prompt_tokens: the prompts' ids, with BOS, without pads.
+    """
+
+    prompts: list[str]
+    texts: list[str]
+    tokens: list[list[int]]
+    prompt_tokens: list[list[int]]
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tensor,
+    *,
+    interventions: Any = (),
+    positions: Positions | None = None,
+    seed: int | None = None,
+    max_new_tokens: int = 64,
+    n_samples: int = 1,
+    do_sample: bool | None = None,
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    **hf_kwargs: Any,
+) -> Generation:
+    """Continue prompts with transformers' own `generate`, interventions applied in prefill and decoding.
+
+    Args:
+        prompts: texts (BOS is put before them), or token ids as they are: one row, several, or a tensor (B, T) padded on either
+            side.
+        interventions: Edits, or anything with `.edits(lm)`; the rows an edit is told of (`At.batch_N`) are prompts.
+        positions: which tokens are touched by edits that name none; see :data:`saekit.lm.run.edits.Positions`. None is
+            "last+generated", or the edit's own default: ablations touch all tokens.
+        seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
+            in the batch; with and without interventions the same noise is used. None draws a seed from torch's generator.
+        max_new_tokens: at most.
+        n_samples: continuations of each prompt.
+        do_sample: sample (with temperature, top_k, top_p, ... in `hf_kwargs`, transformers' defaults otherwise), or take the
+            likeliest tokens. None samples where `n_samples` is more than 1 or a setting of sampling is given.
+        attention_mask: (B, T), where `prompts` is a padded tensor.
+        hf_kwargs: for transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...; of a
+            generation_config what it sets, max_length and max_new_tokens aside.
+
+    Raises:
+        ContextTooLong: a prompt and the new tokens are more than the model has positions for.
+        ConfigError: no prompt; a setting that is unknown or outside its range; several samples without sampling.
+    """
+    check_positions(positions)
+    n_samples = check_number("n_samples", n_samples)
+    seed = seed if seed is None else check_number("seed", seed)
+    sample, settings = decoding_settings(
+        lm.model, n_samples, do_sample, {"pad_token_id": lm.text.pad_token_id, **hf_kwargs, "max_new_tokens": max_new_tokens}
+    )
+    if settings.get("stop_strings"):
+        settings.setdefault("tokenizer", lm.text.tokenizer)
+    rows, texts = _rows(lm, prompts, attention_mask)
+    lm.check_context(max(map(len, rows)) + settings["max_new_tokens"])
+    which = [p for p in range(len(rows)) for _ in range(n_samples)]
+    wanted = [rows[p] for p in which]
+
+    def run(samples: Sequence[int], settings: dict[str, Any]) -> list[list[int]]:
+        ids = [wanted[s] for s in samples]
+        return _continue(lm, ids, [which[s] for s in samples], interventions, positions, settings)
+
+    with lm.lock:
+        if not sample:
+            found = run(range(len(wanted)), settings | {"do_sample": False})
+        else:
+            seed = int(torch.randint(2**31, ())) if seed is None else seed
+            seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
+            if settings.get("num_beams", 1) == 1:
+                found = run(range(len(wanted)), sampled(lm.model, settings | {"do_sample": False}, seeds))
+            else:  # beams draw from torch's generator, all rows together
+                found = []
+                for s, own in enumerate(seeds):
+                    with own_noise(own, lm.device):
+                        found += run([s], settings | {"do_sample": True})
+    decoded = (
+        [lm.text.continuation(row, ids) for row, ids in zip(wanted, found)] if lm.tokenizer is not None else [""] * len(found)
+    )
+    return Generation([texts[p] for p in which], decoded, found, [list(row) for row in wanted])
+
+
+def _continue(
+    lm: LanguageModel,
+    rows: list[list[int]],
+    prompt_of_row: list[int],
+    interventions: Any,
+    positions: Positions | None,
+    settings: dict[str, Any],
+) -> list[list[int]]:
+    """Continuations of `rows` as one batch. The caller holds the model's lock."""
+    tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
+    edits = expand_edits(lm, interventions)
+    act = Pass(lm, edits=edits)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not is_innermost(act):
+            return
+        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())
+        act.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
+
+    with act.hooked(), ExitStack() as stack, torch.no_grad():
+        if edits:
+            stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
+            # A compiled decoding step would not see the hooks.
+            settings = settings | {"disable_compile": True}
+        out = lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, **settings)
+        if edits:
+            act.check()
+    eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
+    ends = set(eos) if isinstance(eos, list | tuple) else {eos}
+    found = [_until(row[tokens_BT.shape[1] :].tolist(), ends) for row in out]
+    if settings.get("stop_strings"):
+        found = [_until_string(row, ids, settings) for row, ids in zip(rows, found)]
+    return found
+
+
+def _window(
+    lm: LanguageModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
+) -> Window:
+    """The window of a forward pass over slots start.. of sequences whose prompts lie where `mask_BT` is 1.
+
+    Slots are counted from what the cache holds, so chunks of a prompt and steps of decoding are told apart by their place alone.
+    """
+    beams, end = ids.shape[0] // mask_BT.shape[0], start + ids.shape[1]
+    grown_BT = torch.nn.functional.pad(mask_BT, (0, max(0, end - mask_BT.shape[1])), value=1)
+    real_BT = grown_BT.bool().repeat_interleave(beams, 0)
+    return Window(
+        tokens_BT=ids,
+        real_BT=real_BT[:, start:end],
+        position_BT=positions_from_mask(real_BT)[:, start:end],
+        prompt_B=mask_BT.sum(1).repeat_interleave(beams),
+        row_B=torch.tensor(prompt_of_row, device=ids.device).repeat_interleave(beams),
+        special=lm.special_tensor,
+        default=GENERATION if positions is None else positions,
+    )
+
+
+def _rows(lm: LanguageModel, prompts: Any, attention_mask: Any) -> tuple[list[list[int]], list[str]]:
+    """Token ids and text of each prompt."""
+    if isinstance(prompts, Tensor):
+        prompts = prompts.tolist()
+    try:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if prompts and all(isinstance(prompt, str) for prompt in prompts):
+            if attention_mask is not None:
+                raise ConfigError("A mask was given for texts.", "Leave it out, or give token ids.")
+            return _not_empty(lm.text.ids(prompts)), prompts
+        if prompts and all(hasattr(prompt, "__index__") and not getattr(prompt, "ndim", 0) for prompt in prompts):
+            prompts = [prompts]
+        rows = [[operator.index(index) for index in row] for row in prompts]
+    except TypeError as error:
+        raise ConfigError(f"Prompts cannot be read: {error}.", _PROMPTS_HINT) from error
+    if attention_mask is not None:
+        mask = attention_mask.tolist() if isinstance(attention_mask, Tensor) else [list(row) for row in attention_mask]
+        if [len(row) for row in mask] != [len(row) for row in rows]:
+            raise ConfigError("The mask does not fit the prompts.", "Give a 0 or 1 for each token.")
+        rows = [[index for index, real in zip(row, each) if real] for row, each in zip(rows, mask)]
+    known = int(lm.embedding.num_embeddings)  # type: ignore[arg-type]
+    if any(not 0 <= index < known for row in rows for index in row):
+        raise ConfigError(f"Token ids must be from 0 to {known - 1}.", "Were they made by another tokenizer?")
+    return _not_empty(rows), [lm.decode(row) if lm.tokenizer is not None else "" for row in rows]
+
+
+def _not_empty(rows: list[list[int]]) -> list[list[int]]:
+    if not rows or not all(rows):
+        raise ConfigError("There is no prompt, or one without a token.", "Give at least one token for each.")
+    return rows
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    end = next((n + 1 for n, index in enumerate(ids) if index in ends), len(ids))
+    return ids[:end]
+
+
+def _until_string(prompt: list[int], ids: list[int], settings: dict[str, Any]) -> list[int]:
+    """`ids` up to the token that completes a stop string; rows that stop before others are filled up or go on."""
+    from transformers import StopStringCriteria
+
+    stop = StopStringCriteria(settings["tokenizer"], settings["stop_strings"])
+    whole = torch.tensor([[*prompt, *ids]])
+    lengths = range(1, len(ids) + 1)
+    end = next((n for n in lengths if bool(stop(whole[:, : len(prompt) + n], None)[0])), len(ids))
+    return ids[:end]

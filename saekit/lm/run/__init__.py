@@ -1,0 +1,1 @@
+"""One forward pass: which tokens, which edits, the hooks, the shared prefix."""

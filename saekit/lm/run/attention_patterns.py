@@ -1,0 +1,90 @@
+"""Attention patterns, through transformers' AttentionInterface and only while one is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from saekit.errors import UnsupportedModel
+from saekit.lm.exclusive import innermost_pass
+
+if TYPE_CHECKING:
+    from saekit.lm.layout.layout import Anatomy
+
+_NAME = "saekit_pattern"
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention, operation by operation that of transformers; query (B, H, Q, d), key and value (B, Hkv, K, d)."""
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise UnsupportedModel("Attention sinks and position biases have no pattern here.")
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = _masked(scores, attention_mask)
+    pattern = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    # The pass of this thread, not a global table: threads that run other models may be here at the same time.
+    visit = getattr(innermost_pass(), "patterns", {}).get(module)
+    if visit is not None:
+        pattern = visit(pattern)
+    return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:  # what sdpa is given when the mask is plainly causal
+        Q, K = scores.shape[-2:]
+        mask = torch.ones(Q, K, dtype=torch.bool, device=scores.device).tril(K - Q)
+    mask = mask[..., : scores.shape[-1]]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+@contextmanager
+def patterns_through(lm: Anatomy) -> Iterator[None]:
+    """Within the block, attention gives its patterns to the `patterns` of the innermost pass; the model's own comes back after.
+
+    The caller holds the model's lock, because the choice of attention lives in the configuration that all threads share.
+
+    Raises:
+        UnsupportedModel: the model does not let its attention be chosen.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+    from transformers.modeling_utils import PreTrainedModel
+
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, eager_mask)
+    owner = next(
+        module
+        for name, module in reversed(list(lm.model.named_modules()))
+        if isinstance(module, PreTrainedModel) and (not name or lm.family.layers.startswith(name + "."))
+    )
+    before = owner.config._attn_implementation
+    try:
+        owner.set_attn_implementation(_NAME)
+        if owner.config._attn_implementation != _NAME:
+            raise UnsupportedModel(
+                f"{lm.name} computes its attention itself, so its patterns cannot be reached through AttentionInterface.",
+                "Name a module that returns them as `pattern` in the path table.",
+            )
+        yield
+    finally:
+        if owner.config._attn_implementation == _NAME:
+            owner.set_attn_implementation(before)

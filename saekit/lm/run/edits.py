@@ -1,0 +1,297 @@
+"""Edits of activations, and which tokens they touch."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saekit.errors import ConfigError
+from saekit.names.site import Site
+
+if TYPE_CHECKING:
+    from saekit.lm.model import LanguageModel
+
+Policy = Literal["last+generated", "generated", "prompt", "last", "all"]
+POLICIES: tuple[str, ...] = ("last+generated", "generated", "prompt", "last", "all")
+Positions = Policy | Sequence[int]
+"""Which tokens an edit touches, in a prompt of n real tokens followed by generated ones.
+
+- `"last+generated"`: the prompt's last token and everything generated
+- `"generated"`, `"prompt"`, `"last"`, `"all"`: as they say
+- a list of integers: these tokens, counted from 0 without pads (BOS is 0 where there is one); -1 is the prompt's last token
+
+Pads are never touched, BOS and other special tokens only where a list names them.
+"""
+
+
+@dataclass(frozen=True)
+class DefaultPositions:
+    """A policy that holds unless the caller of `run` or `generate` names positions.
+
+    As the default of a run: its policy holds for edits that name no positions. As the positions of an edit: its policy takes
+    the place of the run's default policy. In a `run` without positions, every real token is touched all the same.
+    """
+
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class AnyPositions:
+    """The tokens that at least one of several choices names; None stands for the default of `run` or `generate`."""
+
+    choices: tuple[Choice | None, ...]
+
+
+Choice = Positions | DefaultPositions | AnyPositions
+"""What the positions of an edit may be besides None."""
+GENERATION = DefaultPositions("last+generated")
+"""The positions of `generate` and of measures of generations, where the caller names none."""
+
+
+class At(NamedTuple):
+    """Where the rows given to an edit come from.
+
+    batch_N: the row of the batch, under `generate` the prompt, each row belongs to.
+    position_N: its place in its own sequence, counted from 0 without pads.
+    within: given positions (None: the run's default), tells which of the rows they name: (N,) bool.
+    """
+
+    batch_N: Tensor
+    position_N: Tensor
+    within: Callable[[Choice | None], Tensor]
+
+    def to(self, device: torch.device) -> At:
+        """The same rows, described on another device."""
+        within = self.within
+        return At(self.batch_N.to(device), self.position_N.to(device), lambda positions: within(positions).to(device))
+
+    def rows(self, index_n: Tensor) -> At:
+        """Some of the rows, by their numbers (n,)."""
+        within = self.within
+        return At(self.batch_N[index_n], self.position_N[index_n], lambda positions: within(positions)[index_n])
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change at one site: the one thing that `run` and `generate` apply.
+
+    Attributes:
+        site: where.
+        fn: given the chosen tokens' activations (N, *shape of one token) in at least float32, and where they are from, returns
+            their new values in the same shape. At a `pattern` it is given the whole (B, H, Q, K), with `position_N` (B, Q), and
+            the rows of chosen queries are kept.
+        order: edits of one site run in this order; ablate 0, clamp 1, scale 2, add 3. Equal ones run as listed.
+        positions: which tokens; None takes what `run` or `generate` was told.
+    """
+
+    site: Site
+    fn: Callable[[Tensor, At], Tensor]
+    order: int = 0
+    positions: Choice | None = None
+
+
+def expand_edits(lm: LanguageModel, edits: Any) -> dict[Site, list[Edit]]:
+    """Edits by site, in the order they run; anything with `.edits(lm)` is asked for its own, several that add up for those of
+    their sum.
+
+    Raises:
+        ConfigError: one is neither an Edit nor has `.edits(lm)`.
+    """
+    items: list[Any] = []
+    summed: dict[type, int] = {}
+    for item in edits if isinstance(edits, Iterable) else [edits]:
+        if not isinstance(item, Edit) and not hasattr(item, "edits"):
+            raise ConfigError(f"{item!r} is no intervention.", "Give an Edit, or an object with .edits(lm).")
+        if hasattr(item, "__add__") and summed.setdefault(type(item), len(items)) < len(items):
+            items[summed[type(item)]] += item
+        else:
+            items.append(item)
+    flat: list[Edit] = []
+    for item in items:
+        flat.extend([item] if isinstance(item, Edit) else item.edits(lm))
+    by_site: dict[Site, list[Edit]] = {}
+    for edit in sorted(flat, key=lambda edit: edit.order):
+        check_positions(edit.positions)
+        by_site.setdefault(lm.site(edit.site), []).append(edit)
+    return by_site
+
+
+def check_positions(positions: Choice | None) -> None:
+    """Raise ConfigError unless `positions` is one of the policies, integers, a choice among these, or None."""
+    if isinstance(positions, AnyPositions):
+        for choice in positions.choices:
+            check_positions(choice)
+        return
+    if isinstance(positions, DefaultPositions):
+        positions = positions.policy
+    if positions is None or (isinstance(positions, str) and positions in POLICIES):
+        return
+    try:
+        if not isinstance(positions, str):
+            _listed(positions)
+            return
+    except TypeError:
+        pass
+    raise ConfigError(f"{positions!r} are no positions.", f"Give one of {', '.join(POLICIES)}, or a list of integers.")
+
+
+def _listed(positions: Sequence[int]) -> tuple[int, ...]:
+    return tuple(operator.index(position) for position in positions)
+
+
+class _Rows(NamedTuple):
+    chosen_BT: Tensor | None  # None: every token
+    place: tuple[Tensor, Tensor]
+    at: At
+    everywhere: At  # (B,) and (B, T), for patterns
+
+    def to(self, device: torch.device) -> _Rows:
+        b, t = self.place
+        return _Rows(
+            None if self.chosen_BT is None else self.chosen_BT.to(device),
+            (b.to(device), t.to(device)),
+            self.at.to(device),
+            self.everywhere.to(device),
+        )
+
+
+@dataclass
+class Window:
+    """The tokens that one forward pass covers: B rows, T tokens each.
+
+    Attributes:
+        tokens_BT: their ids.
+        real_BT: False at pads; None where there are none.
+        position_BT: place in the own sequence, counted without pads.
+        prompt_B: how many real tokens each row's prompt has.
+        row_B: what `At.batch_N` says for each row.
+        special: ids that policies leave alone.
+        default: the positions of edits that name none; None is every real token.
+    """
+
+    tokens_BT: Tensor
+    real_BT: Tensor | None
+    position_BT: Tensor
+    prompt_B: Tensor
+    row_B: Tensor
+    special: Tensor
+    default: Positions | DefaultPositions | None = None
+    _cache: dict[tuple[Any, torch.device], _Rows] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        tokens_BT: Tensor,
+        mask_BT: Tensor | None,
+        special: Tensor,
+        prompt_B: Tensor | None = None,
+        default: Positions | DefaultPositions | None = None,
+        row_B: Tensor | None = None,
+    ) -> Window:
+        """The window of whole sequences; without `prompt_B` they are all prompt, without `row_B` each is its own."""
+        B, T = tokens_BT.shape
+        device = tokens_BT.device
+        if mask_BT is None:
+            real_BT, position_BT = None, torch.arange(T, device=device).expand(B, T)
+            lengths_B = torch.full((B,), T, device=device)
+        else:
+            real_BT = mask_BT.bool()
+            position_BT = positions_from_mask(real_BT)
+            lengths_B = real_BT.sum(1)
+        prompt_B = lengths_B if prompt_B is None else prompt_B.to(device)
+        row_B = torch.arange(B, device=device) if row_B is None else row_B.to(device)
+        return cls(tokens_BT, real_BT, position_BT, prompt_B, row_B, special, default)
+
+    def apply(self, edit: Edit, x: Tensor) -> Tensor:
+        """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself where it touches none."""
+        rows = self._rows(edit.positions, x.device)
+        if edit.site.kind == "pattern":
+            new = _call(edit, x, rows.everywhere)
+            return new if rows.chosen_BT is None else torch.where(rows.chosen_BT[:, None, :, None], new, x)
+        if rows.chosen_BT is None:
+            return _call(edit, x.flatten(0, 1), rows.at).reshape(x.shape)
+        if not len(rows.at.batch_N):
+            return x
+        return x.index_put(rows.place, _call(edit, x[rows.place], rows.at))
+
+    def chosen(self, positions: Choice | None) -> Tensor:
+        """(B, T) True at the tokens that `positions` names; None is the default."""
+        chosen_BT = self._rows(positions, self.tokens_BT.device).chosen_BT
+        return torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
+
+    def _rows(self, positions: Choice | None, device: torch.device) -> _Rows:
+        """The rows of `positions` on the device of the activations, which may differ from that of the tokens."""
+        which = self._effective(positions)
+        if (which, device) not in self._cache:
+            chosen_BT = self._chosen(which)
+            every_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
+            b, t = every_BT.nonzero(as_tuple=True)
+            at = At(self.row_B[b], self.position_BT[b, t], lambda positions: self.chosen(positions)[b, t])
+            everywhere = At(self.row_B, self.position_BT, self.chosen)
+            self._cache[which, device] = _Rows(chosen_BT, (b, t), at, everywhere).to(device)
+        return self._cache[which, device]
+
+    def _effective(self, positions: Choice | None) -> Any:
+        """`positions` with the default filled in: a policy, a tuple of integers, None for every real token, or a set of these."""
+        if isinstance(positions, AnyPositions):
+            several = frozenset(self._effective(choice) for choice in positions.choices)
+            return next(iter(several)) if len(several) == 1 else several
+        default = self.default
+        if positions is None:
+            positions = default.policy if isinstance(default, DefaultPositions) else default
+        elif isinstance(positions, DefaultPositions):
+            positions = positions.policy if isinstance(default, DefaultPositions) else default
+        return positions if positions is None or isinstance(positions, str) else _listed(positions)
+
+    def _chosen(self, positions: str | tuple[int, ...] | frozenset[Any] | None) -> Tensor | None:
+        if positions is None:
+            return self.real_BT
+        if isinstance(positions, frozenset):
+            if None in positions:
+                return self.real_BT
+            chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
+            for each in positions:
+                chosen_BT |= self._named(each)
+            return chosen_BT
+        return self._named(positions)
+
+    def _named(self, positions: str | tuple[int, ...]) -> Tensor:
+        position_BT, last_B1 = self.position_BT, self.prompt_B[:, None] - 1
+        match positions:
+            case "all":
+                chosen_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool)
+            case "prompt":
+                chosen_BT = position_BT <= last_B1
+            case "last":
+                chosen_BT = position_BT == last_B1
+            case "generated":
+                chosen_BT = position_BT > last_B1
+            case "last+generated":
+                chosen_BT = position_BT >= last_B1
+            case _:
+                chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
+                for p in positions:
+                    assert isinstance(p, int)
+                    chosen_BT |= position_BT == (p if p >= 0 else last_B1 + 1 + p)
+        if isinstance(positions, str):
+            chosen_BT = chosen_BT & ~torch.isin(self.tokens_BT, self.special)
+        return chosen_BT if self.real_BT is None else chosen_BT & self.real_BT
+
+
+def positions_from_mask(real_BT: Tensor) -> Tensor:
+    """(B, T) place of each token in its own sequence, pads not counted (and given 0 or the place before them)."""
+    return (real_BT.long().cumsum(1) - 1).clamp_min(0)
+
+
+def _call(edit: Edit, rows: Tensor, at: At) -> Tensor:
+    # Half-precision activations are edited in float32: a delta smaller than their resolution still counts in a sum of deltas.
+    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    new = edit.fn(wide, at)
+    if new.shape != rows.shape:
+        raise ConfigError(f"An edit of {edit.site} returned {tuple(new.shape)} for {tuple(rows.shape)}.", "Keep the shape.")
+    return new.to(device=rows.device, dtype=rows.dtype)

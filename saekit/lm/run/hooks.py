@@ -1,0 +1,166 @@
+"""One pass through a model with hooks on the sites wanted, stopped as soon as they have all been seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from saekit.errors import UnsupportedModel
+from saekit.lm.exclusive import innermost, is_innermost
+from saekit.lm.layout.hook_points import Tap, find_input, find_output, replace_input, replace_output
+from saekit.lm.run.edits import Edit, Window
+from saekit.names.site import Site
+
+if TYPE_CHECKING:
+    from saekit.lm.layout.layout import Anatomy
+
+
+class _Stop(Exception):
+    """Everything wanted has been seen; the rest of the model need not run."""
+
+
+class Pass:
+    """What happens at each site during forward passes.
+
+    Args:
+        lm: the model.
+        read: sites whose activations to keep.
+        edits: changes by site, in the order they run.
+        stop: end the forward pass once all of these have been seen; empty runs to the end.
+        grad: keep the activations in the graph, with their gradients.
+    """
+
+    def __init__(
+        self,
+        lm: Anatomy,
+        read: Iterable[Site] = (),
+        edits: Mapping[Site, list[Edit]] | None = None,
+        stop: Iterable[Site] = (),
+        grad: bool = False,
+    ) -> None:
+        self.lm, self.read, self.edits, self.grad = lm, frozenset(read), dict(edits or {}), grad
+        self.acts: dict[Site, Tensor] = {}
+        self.patterns: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+        self._stop = frozenset(stop)
+        self._window: Window | None = None
+        self._shape = (0, 0)
+        self._pending: set[Site] = set()
+        self._missed: set[Site] = set()
+
+    @contextmanager
+    def hooked(self) -> Iterator[Pass]:
+        """Within the block this model belongs to this thread, and hooks are on; they are removed after it whatever happens.
+
+        A block of another pass inside this one (an edit that runs the model) suspends these hooks until it ends.
+        """
+        sites = sorted(self.read | self.edits.keys() | self._stop)
+        patterns = [site for site in sites if site.kind == "pattern" and self.lm.tap(site) is None]
+        with ExitStack() as stack:
+            stack.enter_context(self.lm.lock)
+            stack.enter_context(innermost(self))
+            if self.lm.model.training:
+                self.lm.model.eval()
+            if patterns:
+                from saekit.lm.run.attention_patterns import patterns_through
+
+                self.patterns = {self.lm.attention(site): self._visit_pattern(site) for site in patterns}
+                stack.enter_context(patterns_through(self.lm))
+            for site in sites:
+                tap = self.lm.tap(site)
+                if tap is not None:
+                    stack.callback(self._hook(site, tap).remove)
+            yield self
+
+    def begin(self, B: int, T: int, window: Window | None = None) -> None:
+        """A forward pass over B rows of T tokens begins; `window` is needed where there are edits."""
+        self._shape, self._window = (B, T), window
+        self._pending = set(self._stop)
+        self._missed = set(self.read | self.edits.keys())
+
+    def finish(self, forward: Callable[[], Any]) -> Any:
+        """Run `forward`; None where it was stopped.
+
+        Raises:
+            UnsupportedModel: a site that was wanted was never reached.
+        """
+        try:
+            output = forward()
+        except _Stop:
+            return None
+        self.check()
+        return output
+
+    def check(self) -> None:
+        """Raise UnsupportedModel where a site that was wanted was not reached in the last forward pass."""
+        if self._missed:
+            raise UnsupportedModel(
+                f"{', '.join(map(str, sorted(self._missed)))} was never reached in a forward pass of {self.lm.name}.",
+                "The path table names a module that this model does not call there.",
+            )
+
+    def _hook(self, site: Site, tap: Tap) -> Any:
+        if tap.side == "in":
+
+            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if not is_innermost(self):
+                    return None
+                where, raw = find_input(args, kwargs)
+                new = self._visit(site, tap, raw)
+                return None if new is raw else replace_input(args, kwargs, where, new)
+
+            return tap.module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if not is_innermost(self):
+                return None
+            raw = find_output(output)
+            new = self._visit(site, tap, raw)
+            return None if new is raw else replace_output(output, new)
+
+        return tap.module.register_forward_hook(after)
+
+    def _visit(self, site: Site, tap: Tap, raw: Tensor) -> Tensor:
+        # A write into the tensor itself would change what the graph before it has seen.
+        source = raw.clone() if tap.in_place and self.grad else raw
+        x = tap.view.get(source, *self._shape)
+        new = self._touch(site, x)
+        if new is not x or self.grad:
+            if tap.in_place:
+                raw.copy_(tap.view.put(raw, new))
+            else:
+                raw = tap.view.put(raw, new)
+        self._seen(site)
+        return raw
+
+    def _visit_pattern(self, site: Site) -> Callable[[Tensor], Tensor]:
+        def visit(pattern: Tensor) -> Tensor:
+            new = self._touch(site, pattern)
+            self._seen(site)
+            return new
+
+        return visit
+
+    def _touch(self, site: Site, x: Tensor) -> Tensor:
+        for edit in self.edits.get(site, ()):
+            assert self._window is not None
+            x = self._window.apply(edit, x)
+        if site in self.read:
+            if self.grad:
+                # A node of its own: what the module takes in may be used elsewhere too, and that is not this site's gradient.
+                x = x.view_as(x)
+                if x.requires_grad:
+                    x.retain_grad()
+                else:
+                    x.requires_grad_()
+            self.acts[site] = x
+        return x
+
+    def _seen(self, site: Site) -> None:
+        self._missed.discard(site)
+        if site in self._pending:
+            self._pending.discard(site)
+            if not self._pending:
+                raise _Stop

@@ -1,0 +1,89 @@
+"""Start at a layer: what every block was called with, recorded once and called again with other activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from saekit.errors import ConfigError
+from saekit.lm.exclusive import is_innermost
+from saekit.lm.layout.hook_points import find_input, find_output, replace_input
+
+
+@dataclass
+class Recording:
+    """One forward pass, block by block.
+
+    Attributes:
+        tokens_BT, mask_BT: what it ran on; no mask where there were no pads.
+        calls: each block's (args, kwargs).
+    """
+
+    tokens_BT: Tensor
+    mask_BT: Tensor | None
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    def resid_pre(self, layer: int) -> Tensor:
+        """(B, T, d_model) what went into block `layer`."""
+        return find_input(*self.calls[layer])[1]
+
+    def expanded(self, resid_pre: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens and mask of every row of `resid_pre` (K * B, T, d_model).
+
+        Raises:
+            ConfigError: the batch is no multiple of the recorded one, or lengths differ.
+        """
+        if resid_pre is None:
+            return self.tokens_BT, self.mask_BT
+        B, T = self.tokens_BT.shape
+        if resid_pre.ndim != 3 or resid_pre.shape[1] != T or resid_pre.shape[0] % B:
+            raise ConfigError(
+                f"resid_pre {tuple(resid_pre.shape)} does not fit a recording of {B} rows of {T} tokens.",
+                f"Give (K * {B}, {T}, d_model).",
+            )
+        times = resid_pre.shape[0] // B
+        return self.tokens_BT.repeat(times, 1), None if self.mask_BT is None else self.mask_BT.repeat(times, 1)
+
+
+def replay(blocks: Sequence[nn.Module], recording: Recording, layer: int, resid_pre: Tensor | None) -> Tensor:
+    """Run blocks `layer`.. on `resid_pre` (K * B, T, d_model), row r in the place of recorded row r % B; same shape."""
+    x = recording.resid_pre(layer) if resid_pre is None else resid_pre
+    B = recording.tokens_BT.shape[0]
+    times = x.shape[0] // B
+    for block, (args, kwargs) in zip(blocks[layer:], recording.calls[layer:]):
+        where, recorded = find_input(args, kwargs)
+        if times > 1 and B > 1:  # a single recorded row broadcasts by itself
+            args, kwargs = _repeat(args, B, times), _repeat(kwargs, B, times)
+        args, kwargs = replace_input(args, kwargs, where, x.to(recorded.device))
+        x = find_output(block(*args, **kwargs))
+    return x
+
+
+def _repeat(value: Any, B: int, times: int) -> Any:
+    """Masks and rotary tables that have a row per sequence, for `times` as many."""
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == B:
+        return value.repeat(times, *(1 for _ in value.shape[1:]))
+    if isinstance(value, tuple):
+        return tuple(_repeat(item, B, times) for item in value)
+    if isinstance(value, dict):
+        return {key: _repeat(item, B, times) for key, item in value.items()}
+    return value
+
+
+class Recorder:
+    """A pre-hook that keeps the arguments of blocks in the order of their calls.
+
+    Args:
+        owner: the pass that it records; calls from other threads are not kept.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._owner = owner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_innermost(self._owner):
+            self.calls.append((args, kwargs))

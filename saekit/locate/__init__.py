@@ -1,0 +1,1 @@
+"""Methods that locate the objects behind a behaviour."""

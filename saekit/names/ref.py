@@ -1,0 +1,130 @@
+"""Refs: names of single objects, such as `feature:resid_post.3/1042` or `head:3.5`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import total_ordering
+
+from saekit.errors import UnknownRef, UnknownSite
+from saekit.names.site import KINDS as SITE_KINDS
+from saekit.names.site import Site
+
+# How each kind is written; also the hint that an error gives.
+FORMS = {
+    "feature": "feature:resid_post.3/1042",
+    "neuron": "neuron:2/17",
+    "head": "head:3.5",
+    "residual": "residual:resid_post.3/12",
+    "weight": "weight:2.down_proj/17",
+}
+_LAYER_SITE = {"neuron": "neurons", "head": "heads"}
+_UNIT = re.compile(r"(?P<place>.+)/(?P<unit>[0-9]+)")
+_HEAD = re.compile(r"(?P<place>[0-9]+)\.(?P<unit>[0-9]+)")
+_MATRIX = re.compile(r"(?P<layer>[0-9]+)\.(?P<matrix>[A-Za-z_][A-Za-z0-9_.]*)")
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Ref:
+    """One object of a model: unit number `unit` of a place.
+
+    `site` is where the object is read (None for weights); `layer` and `matrix` place a vector of a weight matrix. Which axis
+    of the matrix its units run along is for the space that edits weights to say.
+
+    Refs sort in the order of computation (layer, then the site within the layer), then by kind and number.
+    """
+
+    kind: str
+    unit: int
+    site: Site | None = None
+    layer: int | None = None
+    matrix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in FORMS:
+            raise UnknownRef(f"There is no kind of object {self.kind!r}.", _nearest(self.kind))
+        if self.unit < 0:
+            raise UnknownRef(f"Unit {self.unit} of a {self.kind} is negative.", "Units count from 0.")
+
+    @classmethod
+    def feature(cls, site: Site | str, unit: int) -> Ref:
+        """Latent `unit` of the SAE that reads `site`."""
+        return cls._at("feature", Site.parse(site), unit)
+
+    @classmethod
+    def neuron(cls, layer: int, unit: int) -> Ref:
+        """Input `unit` of the down projection of `layer`."""
+        return cls._at("neuron", Site("neurons", layer), unit)
+
+    @classmethod
+    def head(cls, layer: int, unit: int) -> Ref:
+        """Attention head `unit` of `layer`."""
+        return cls._at("head", Site("heads", layer), unit)
+
+    @classmethod
+    def residual(cls, site: Site | str, unit: int) -> Ref:
+        """Coordinate `unit` of the activation at `site`."""
+        return cls._at("residual", Site.parse(site), unit)
+
+    @classmethod
+    def weight(cls, layer: int, matrix: str, unit: int) -> Ref:
+        """Vector `unit` of the weight matrix `matrix` of `layer`."""
+        return cls("weight", unit, None, layer, matrix)
+
+    @classmethod
+    def _at(cls, kind: str, site: Site, unit: int) -> Ref:
+        return cls(kind, unit, site, site.layer)
+
+    @classmethod
+    def parse(cls, text: str | Ref) -> Ref:
+        """Read a ref as :meth:`__str__` writes it; sites may also be sae-lens hook names.
+
+        Raises:
+            UnknownRef: the text is none; the message shows how one is written.
+        """
+        if isinstance(text, Ref):
+            return text
+        kind, colon, rest = text.partition(":")
+        if not colon or kind not in FORMS:
+            raise UnknownRef(f"{text!r} is not a reference to an object.", _nearest(kind if colon else ""))
+        match = (_HEAD if kind == "head" else _UNIT).fullmatch(rest)
+        if match is None:
+            raise UnknownRef(f"{text!r} is not a complete {kind}.", f"Write it like '{FORMS[kind]}'.")
+        place, unit = match["place"], int(match["unit"])
+        if kind in ("feature", "residual"):
+            try:
+                return cls._at(kind, Site.parse(place), unit)
+            except UnknownSite as error:
+                raise UnknownRef(f"{text!r} names no site: {error.what}", error.hint) from error
+        if kind == "weight":
+            if matrix := _MATRIX.fullmatch(place):
+                return cls.weight(int(matrix["layer"]), matrix["matrix"], unit)
+        elif re.fullmatch("[0-9]+", place):
+            return cls._at(kind, Site(_LAYER_SITE[kind], int(place)), unit)
+        raise UnknownRef(f"{text!r} is not a complete {kind}.", f"Write it like '{FORMS[kind]}'.")
+
+    def __str__(self) -> str:
+        if self.kind == "head":
+            return f"head:{self.layer}.{self.unit}"
+        if self.kind == "neuron":
+            return f"neuron:{self.layer}/{self.unit}"
+        place = f"{self.layer}.{self.matrix}" if self.kind == "weight" else str(self.site)
+        return f"{self.kind}:{place}/{self.unit}"
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Ref):
+            return NotImplemented
+        return self._order() < other._order()
+
+    def _order(self) -> tuple[int, int, str, str, int]:
+        layer = -1 if self.layer is None else self.layer
+        within = len(SITE_KINDS) if self.site is None else SITE_KINDS.index(self.site.kind)
+        return layer, within, self.kind, self.matrix or "", self.unit
+
+
+def _nearest(kind: str) -> str:
+    near = difflib.get_close_matches(kind, FORMS, n=1)
+    forms = [FORMS[near[0]]] if near else list(FORMS.values())
+    return f"Write it like {', '.join(repr(form) for form in forms)}."

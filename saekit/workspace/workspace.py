@@ -1,0 +1,499 @@
+"""A workspace: the folder that holds one study, and the steps that fill it. Every step resumes where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
+from saekit.files import document, is_leftover, lock, unwritable, write_whole
+from saekit.workspace.dictionaries import Dictionaries, stem
+from saekit.workspace.study import FILE, Study, portable
+
+if TYPE_CHECKING:
+    from feature_db import FeatureDB
+    from saekit.activations import ActivationStore, Corpus
+    from saekit.evaluate.dictionary.cross_entropy import Baseline
+    from saekit.lm import LanguageModel
+    from saekit.names.site import Site
+    from saekit.objects import Ref
+    from saekit.sae import SAE
+    from saekit.steer import Comparison, Intervention
+    from trainers import Plan, Route, TrainConfig
+
+_NORM_TOKENS = 8192  # to measure a median on
+
+
+class Workspace:
+    """One study on disk.
+
+    ::
+
+        saekit.toml         what is studied
+        activations/        manifest.json and HDF5 shards
+        sae/<site>/         a dictionary in sae-lens's layout, its training settings and metrics
+        sae/<site>/<name>/  others of that site, to compare
+        features.sqlite     the features of all its dictionaries, searchable
+        vectors/            decoder directions, memory-mapped
+        reports/            evaluations
+
+    Args:
+        path: the folder.
+        study: what it studies; :meth:`open` reads it from the folder.
+    """
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self.study = path, study
+        self._model: LanguageModel | None = None
+        self._norms: dict[Site, float] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Workspace:
+        """An existing workspace.
+
+        Raises:
+            WorkspaceError: the folder is none.
+            WorkspaceTooNew: a newer version of saekit wrote it.
+        """
+        path = Path(path)
+        return cls(path, Study.load(path))
+
+    @classmethod
+    def plan(cls, path: str | Path, study: Study, lm: LanguageModel | None = None) -> Workspace:
+        """The workspace of a study: the existing one if it studies exactly the same, or a new one that :meth:`begin` will write.
+
+        The model and the data are looked up here, so that a mistyped name leaves no folder behind.
+
+        Args:
+            lm: the study's model, where it is loaded already.
+
+        Raises:
+            StoreMismatch: the folder studies something else; the message names what differs.
+            WorkspaceError: the folder holds other things.
+            ModelNotFound, CorpusError, UnknownSite, ContextTooLong, ConfigError: the study cannot be done.
+        """
+        path = Path(path)
+        if (path / FILE).exists():
+            workspace = cls.open(path)
+            if changed := workspace.study.differences(study):
+                before, now = (", ".join(f"{name}={getattr(s, name)!r}" for name in changed) for s in (workspace.study, study))
+                raise StoreMismatch(
+                    f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
+                )
+            workspace._model = lm
+            return workspace
+        # A killed `begin` leaves at most its unfinished file.
+        if path.exists() and (not path.is_dir() or any(not is_leftover(item.name) for item in path.iterdir())):
+            raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
+        workspace = cls(path, study)
+        workspace._model = lm
+        workspace._check()
+        return workspace
+
+    def _check(self) -> None:
+        """Raise where the study cannot be done."""
+        from saekit.activations import check_settings
+
+        check_settings(
+            self.lm,
+            self.study.sites,
+            self.corpus,
+            context=self.study.context,
+            dtype=self.study.store_dtype,
+            packing=self.study.packing,
+        )
+
+    def begin(self) -> None:
+        """Make the folder where it is not there yet.
+
+        Raises:
+            WorkspaceError: it cannot be made.
+        """
+        if not (self.path / FILE).exists():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(self.path, error) from error
+            self.study.save(self.path)
+
+    @contextlib.contextmanager
+    def writing(self, *, together: bool = False) -> Iterator[None]:
+        """Make the folder where it is not there yet, and hold it for writing; the lock ends with the process, however it ends.
+
+        Args:
+            together: the processes that torchrun started share the work, and the first holds it for all.
+
+        Raises:
+            WorkspaceError: another process writes here, nothing can be written, or each of several would do the whole work.
+        """
+        from saekit import processes
+
+        if processes.world() > 1 and not together:
+            raise WorkspaceError("Only `saekit train` runs in several processes.", "Run this without torchrun.")
+        if not processes.leads():
+            yield
+            return
+        self.begin()
+        busy = WorkspaceError(f"Another saekit command is writing to {self.path}.", "Wait for it to end.")
+        with lock(self.path / ".lock", busy):
+            yield
+
+    # What it is made of
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded when first asked for; :meth:`attach` gives it the dictionaries."""
+        if self._model is None:
+            from saekit.lm import LanguageModel
+
+            self._model = LanguageModel.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+        return self._model
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The documents; of a data set on the hub, those of the commit that the first ones were cached from."""
+        from saekit.activations import Corpus
+        from saekit.activations.store.manifest import Manifest
+
+        study, folder = self.study, self.path / "activations"
+        cached = Manifest.load(folder).provenance["corpus"] if (folder / "manifest.json").exists() else {}
+        return Corpus.open(
+            study.data,
+            text_field=study.text_field,
+            split=study.data_split,
+            name=study.data_config,
+            revision=cached.get("revision", study.data_revision),
+        )
+
+    @property
+    def database_path(self) -> Path:
+        """Where the feature database is, or will be."""
+        return self.path / "features.sqlite"
+
+    def store(self, other: Workspace | None = None) -> ActivationStore:
+        """The cached activations; beside them, as `resid_post.3@other`, those of another workspace, of the same tokens.
+
+        Raises:
+            WorkspaceError: nothing is cached yet.
+            StoreCorrupt: a shard is missing or cut short.
+            StoreMismatch: the other's are of other tokens.
+        """
+        from saekit.activations import ActivationStore, ComparedStores
+
+        if other is not None:
+            return ComparedStores(self.store(), other=other.store())
+
+        if not (self.path / "activations" / "manifest.json").exists():
+            raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
+        return ActivationStore.open(self.path / "activations")
+
+    @property
+    def dictionaries(self) -> Dictionaries:
+        """The finished dictionaries."""
+        return Dictionaries(self.path / "sae")
+
+    def sae(self, site: str | Site, name: str = "") -> SAE:
+        """The dictionary trained at `site`, or another one of it by its name; where the model is if that is loaded."""
+        from saekit.sae import SAE
+
+        return SAE.load(self.dictionaries.folder(site, name), device="cpu" if self._model is None else str(self._model.device))
+
+    def database(self) -> FeatureDB:
+        """The feature database.
+
+        Raises:
+            WorkspaceError: no feature is indexed yet.
+        """
+        from feature_db import FeatureDB
+
+        if not self.database_path.exists():
+            raise WorkspaceError(f"{self.path} has no feature database yet.", "Run `saekit index` or `saekit fit` first.")
+        return FeatureDB.open(self.database_path)
+
+    def ref(self, text: str) -> Ref:
+        """The feature meant by `1042` (the only dictionary), `resid_post.3/1042` or `feature:resid_post.3/1042`.
+
+        Raises:
+            UnknownRef: the text is none of these.
+            WorkspaceError: a bare number, and there are several dictionaries.
+        """
+        from saekit.objects import Ref
+
+        if text.isdecimal():
+            return Ref.parse(f"feature:{self.dictionaries.site(None)}/{text}")
+        ref = Ref.parse(text if ":" in text else f"feature:{text}")
+        if ref.kind != "feature":
+            raise UnknownRef(f"{text!r} is no feature.", "Write 1042 or feature:resid_post.3/1042.")
+        return ref
+
+    # The steps
+
+    def cache(self, *, batch_size: int | None = None, progress: bool = True) -> ActivationStore:
+        """Stream the activations of every site to HDF5 (:func:`saekit.activations.write_store`)."""
+        from saekit.activations import write_store
+
+        study = self.study
+        extra: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+        return write_store(
+            self.path / "activations",
+            self.lm,
+            study.sites,
+            self.corpus,
+            n_tokens=study.tokens,
+            context=study.context,
+            dtype=study.store_dtype,
+            packing=study.packing,
+            progress=progress,
+            **extra,
+        )
+
+    def train(
+        self,
+        route: str | Site | Route,
+        config: TrainConfig,
+        *,
+        live: bool = False,
+        wandb: str | None = None,
+        progress: bool = True,
+    ) -> SAE:
+        """Train a dictionary at a site, or a transcoder between two (`mlp_in.3->mlp_out.3`); see :meth:`train_all`."""
+        from trainers import Plan, Route
+
+        route = Route.parse(route)
+        (error,) = self.train_all(
+            [Plan(route, config, self.dictionaries.folder(route.start))], live=live, wandb=wandb, progress=progress
+        )
+        if error is not None:
+            raise error
+        return self.sae(route.start)
+
+    def plans(self, settings: Mapping[str, Any], other: Workspace | None = None) -> list[Plan]:
+        """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.settings.sweep.plans`.
+
+        Args:
+            other: the workspace that sites like `resid_post.3@other` are in.
+        """
+        from trainers import plans
+
+        return plans(settings, self.path / "sae", self.lm.width if other is None else self.store(other).width)
+
+    def train_all(
+        self,
+        plans: Sequence[Plan],
+        *,
+        other: Workspace | None = None,
+        live: bool = False,
+        wandb: str | None = None,
+        progress: bool = True,
+    ) -> list[SaekitError | None]:
+        """Train several dictionaries, reading the activations once; returns what stopped each, see :func:`trainers.train_all`.
+
+        Args:
+            other: the workspace that sites like `resid_post.3@other` are in.
+            live: on the whole corpus, straight out of the model; what is cached is for the rest.
+
+        Raises:
+            ConfigError: live, and there is another workspace.
+            StoreMismatch: the model or, live, the corpus is another than what was cached.
+        """
+        from saekit.activations import LiveStore
+        from trainers import train_all
+
+        store = self.store(other)
+        if live:
+            store = LiveStore(store, self.lm, self.corpus)
+        else:
+            store.check_model(self.lm)
+        return train_all(store, plans, lm=self.lm, wandb=wandb, progress=progress)
+
+    def index(self, site: str | Site, *, progress: bool = True) -> FeatureDB:
+        """Put the features of the dictionary at `site` into the database, with free labels (:func:`feature_db.build`)."""
+        from feature_db import build
+
+        site = self.lm.site(site)
+        store = self.store()
+        store.check_model(self.lm)
+        return build(
+            self.database_path,
+            store=store,
+            sae=self.sae(site),
+            lm=self.lm,
+            site=site,
+            vectors=self.path / "vectors",
+            progress=progress,
+        )
+
+    def evaluate(
+        self,
+        site: str | Site,
+        name: str = "",
+        *,
+        other: Workspace | None = None,
+        again: bool = True,
+        baseline: Baseline | None = None,
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.dictionary.quality`),
+        with what else is known of it from there.
+
+        Args:
+            site: or what a dictionary of several sites reads: `resid_post.1..2`.
+            name: of another dictionary at `site`.
+            other: as in :meth:`train_all`.
+            again: measure it even if `reports/` has what was measured of the same weights.
+            baseline: of cross-entropy recovered (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`). None takes what was
+                measured with any, and measures with zeros at every token.
+        """
+        from saekit.activations.loader.source import HELDOUT
+        from saekit.evaluate.dictionary.quality import quality
+        from saekit.evaluate.dictionary.remarks import remarks
+        from trainers import Route
+
+        place, name = self.dictionaries.find(str(site), name)
+        sae = self.sae(place, name)
+        try:
+            known = self._known(sae, place, name)
+        except WorkspaceError:
+            if not again:
+                raise
+            known = {}  # damaged, and written anew below
+        if known and not again and baseline in (None, known.get("baseline")):
+            return known
+        store = self.store(other)
+        store.check_model(self.lm)
+        route, settings = Route.parse(place), self.train_config(place, name)
+        one = None if route.crosses else self.lm.site(route.site)
+        heldout = HELDOUT if settings is None else settings.heldout
+        metrics = quality(sae, self.lm, store, one, heldout=heldout, baseline=baseline or "zero", progress=progress)
+        if settings is not None and settings.sparsity is None:
+            metrics["l0_asked"] = settings.l0
+        metrics |= {"remarks": remarks(metrics), "fingerprint": sae.fingerprint()}
+        extra = {key: known[key] for key in ("probe", "concepts", "transfer") if key in known}
+        return self.keep_evaluation(place, name, metrics | extra)
+
+    def train_config(self, site: str | Site, name: str = "") -> TrainConfig | None:
+        """The settings with which a dictionary was trained; None for one that was trained elsewhere and has no `train.json`."""
+        from trainers import TrainConfig
+
+        record = self.dictionaries.folder(site, name) / "train.json"
+        return TrainConfig.load(record) if record.exists() else None
+
+    def evaluation(self, site: str | Site, name: str = "") -> dict[str, Any]:
+        """What `reports/` has of what was measured of the dictionary that is there now; empty where it has nothing."""
+        return self._known(self.sae(site, name), site, name) if self._evaluation_file(site, name).exists() else {}
+
+    def _known(self, sae: SAE, site: str | Site, name: str) -> dict[str, Any]:
+        from saekit.evaluate.dictionary.stored import read_evaluation
+
+        kept = self._evaluation_file(site, name)
+        measured = read_evaluation(kept) if kept.exists() else {}
+        return measured if measured.get("fingerprint") == sae.fingerprint() else {}
+
+    def keep_evaluation(self, site: str | Site, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """Put what was measured into `reports/`."""
+        write_whole(self._evaluation_file(site, name), document(facts))
+        return facts
+
+    def _evaluation_file(self, site: str | Site, name: str) -> Path:
+        return self.path / "reports" / f"eval-{stem(site, name)}.json"
+
+    def intervention(self, features: Iterable[str], *, op: str = "clamp") -> Intervention:
+        """An intervention on features by ID, its strengths turned into coefficients.
+
+        Args:
+            features: `1042`, `1042:2` (times its maximum), `1042:0.5norm`, `resid_post.3/1042:q.99`...
+            op: clamp, add, scale or ablate.
+
+        Raises:
+            UnknownRef: a feature does not exist.
+            InterventionError: a strength cannot be read.
+            WorkspaceError: the database is of other dictionaries than those in the workspace.
+        """
+        from saekit.steer import FeatureStats, combine, intervene, parse_feature
+
+        database = self.database()
+        changes = []
+        for text in features:
+            name, strength = parse_feature(text, op=op)
+            ref = self.ref(name)
+            database.stats(ref)
+            self.attach(ref.site)
+            changes.append(intervene(op, ref, strength))
+
+        def stats(ref: Ref) -> FeatureStats:
+            return FeatureStats(**dataclasses.asdict(database.stats(ref)))
+
+        return combine(changes).resolve(self.lm, stats=stats, norms=self.median_norm)
+
+    def median_norm(self, site: Site) -> float:
+        """Median length of the cached activations at `site`, special tokens left out."""
+        if site not in self._norms:
+            from saekit.activations import ActivationReader
+
+            reader = ActivationReader(self.store(), [site], split="all", batch_size=_NORM_TOKENS, buffer_tokens=_NORM_TOKENS)
+            self._norms[site] = float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())
+        return self._norms[site]
+
+    def attach(self, site: str | Site | None) -> None:
+        """Let `lm.space(site)` give the features of the dictionary there.
+
+        Raises:
+            WorkspaceError: there is none, or the database is of another dictionary or another model.
+        """
+        from saekit.lm.fingerprint import differs
+
+        site = self.dictionaries.site(None if site is None else str(site))
+        if site in self.lm.dictionaries:
+            return
+        sae = self.sae(site)
+        for indexed in self.database().saes() if self.database_path.exists() else ():
+            if indexed.site == str(site) and indexed.fingerprint != sae.fingerprint():
+                raise WorkspaceError(f"{self.path} has features of {site} that are of another dictionary.", "Run `saekit index`.")
+            if indexed.site == str(site) and (what := differs(indexed.model, self.lm.fingerprint())):
+                raise StoreMismatch(
+                    f"{self.study.model} is another model than {self.path} was made with: its {what} differs.",
+                    "Put the old one back, or start a new workspace.",
+                )
+        self.lm.attach_sae(site, sae)
+
+    def steer(self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", **settings: Any) -> Comparison:
+        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.evaluate.steering.compare`)."""
+        from saekit.steer import compare
+
+        return compare(self.lm, prompts, self.intervention(features, op=op), **settings)
+
+    def verify(self, *, progress: bool = True) -> dict[str, str]:
+        """Check every file; returns what was found of each part.
+
+        Raises:
+            StoreCorrupt, SAEFormatError, DatabaseError, StoreMismatch: what is damaged, and how to mend it.
+        """
+        found = {}
+        if (self.path / "activations").exists():
+            store = self.store()
+            store.verify(progress=progress)
+            found["activations"] = f"{store.n_tokens:,} tokens, every checksum right"
+        for site, name in self.dictionaries.all():
+            sae = self.sae(site, name)
+            found["/".join(filter(None, ("sae", site, name)))] = f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"
+        if self.database_path.exists():
+            with self.database() as database:
+                database.verify()
+                for indexed in database.saes():
+                    folder = self.dictionaries.folder(indexed.site)
+                    if not folder.exists() or self.sae(indexed.site).fingerprint() != indexed.fingerprint:
+                        raise StoreMismatch(
+                            f"The features of {indexed.site} in {self.database_path} are not those of {folder}.",
+                            "Run `saekit index`.",
+                        )
+                found["features.sqlite"] = ", ".join(f"{each.n_features:,} at {each.site}" for each in database.saes())
+        return found
+
+
+def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> Study:
+    """A :class:`Study` whose local paths are absolute, so that commands work from any folder."""
+    return Study(model=portable(model), sites=sites, data=portable(data), **settings)

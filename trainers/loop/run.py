@@ -1,0 +1,197 @@
+"""One dictionary in training: its steps, its log, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit.errors import Diverged, SaekitError
+from saekit.files import unwritable, write_whole
+from saekit.sae import SAE
+from saekit.sae.kernels.threads import only_blocks
+from saekit.sae.metrics import reconstruction
+from trainers.loop import checkpoints
+from trainers.loop.batches import Heldout, Portion
+from trainers.loop.divergence import Watch
+from trainers.loop.log import Log, NoLog
+from trainers.loop.state import Training
+from trainers.settings.job import Plan
+
+
+class Run:
+    """A plan being carried out.
+
+    Args:
+        plan: resolved.
+        training: its state, at the start or as a checkpoint had it.
+        settings: what its folder records.
+        facts: what its SAE tells of where it comes from.
+        resumed: `log`, bytes of its log to keep, and `watch`, what its watch had seen; as its checkpoint has them.
+        heldout: what it is measured on, if anything.
+        wandb: a Weights & Biases project, or None.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        training: Training,
+        settings: dict[str, Any],
+        facts: dict[str, Any],
+        resumed: Mapping[str, Any],
+        heldout: Heldout | None,
+        wandb: str | None,
+    ) -> None:
+        self.plan, self.training, self.group, self.heldout, self.note = plan, training, training.group, heldout, ""
+        self._facts, self._config = facts, training.config
+        self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
+        self._before = training.tokens
+        self.watch = Watch(training.writes.variance, resumed.get("watch"))
+        self.log: Log | NoLog = NoLog()
+        self.group.first(lambda: self._open_folder(settings, resumed["log"], wandb))
+
+    def _open_folder(self, settings: dict[str, Any], position: int, wandb: str | None) -> None:
+        plan = self.plan
+        # Of a run that has to start anew the best so far goes, too; of one that goes on, all before the best.
+        checkpoints.keep_best(plan.checkpoints, 1 if self.training.steps else 0)
+        with self.storage_errors():
+            plan.out.mkdir(parents=True, exist_ok=True)
+            write_whole(plan.out / "train.json", json.dumps(settings, indent=2) + "\n")
+            self.log = Log(plan.out / "metrics.jsonl", position, wandb, settings)
+
+    def stopped_by(self, error: SaekitError) -> SaekitError:
+        """An error that stopped it, with what is left and what to do about it."""
+        last = checkpoints.last(self.plan.checkpoints)
+        kept = f"{last} is from before that." if last else "It had no checkpoint yet."
+        advice = f"Lower the learning rate ({self._config.lr:g})." if isinstance(error, Diverged) else "Leave these data out."
+        return type(error)(error.what, f"{kept} {advice}")
+
+    @contextmanager
+    def storage_errors(self) -> Iterator[None]:
+        """What cannot be written is an error of the user's."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise unwritable(self.plan.out, error) from error
+
+    @property
+    def left(self) -> int:
+        """Tokens that it still wants to be trained on."""
+        assert self._config.tokens is not None
+        return self._config.tokens - self.training.tokens
+
+    def cores(self) -> AbstractContextManager[None]:
+        """How the cores are used while it works: the sparse step has threads of its own."""
+        return only_blocks() if self.training.sparse else nullcontext()
+
+    def take(self, portion: Portion) -> None:
+        """Train on the rows of `portion` that it has not had: of data that are read again for a run that is behind, it had some.
+
+        Raises:
+            NonFiniteActivations: see :meth:`trainers.loop.state.Training.update`.
+            Diverged: see :class:`trainers.loop.divergence.Watch`.
+        """
+        training, batch_size = self.training, self._config.batch_size
+        assert batch_size is not None
+        at = training.tokens + self._waiting - portion.start
+        while portion.start + at < portion.stop and self.left:
+            wanted = min(batch_size, self.left) - self._waiting
+            sides = zip(self.plan.route.sides, (training.reads, training.writes))
+            self._rows.append([portion.scaled(sites, training, data)[at : at + wanted] for sites, data in sides])
+            at += len(self._rows[-1][0])
+            if self._waiting == min(batch_size, self.left):
+                self._step()
+                if self._crossed(self._config.checkpoint_tokens) and self.left:
+                    self._checkpoint(portion.place(training.tokens))
+
+    def end(self) -> None:
+        """The data ended: train on what is left of them."""
+        if self._rows:
+            self._step()
+        self.watch.look()
+        self.training.check()
+        if self.left and self.group.leads:
+            total = self._config.tokens
+            warnings.warn(f"The data ended after {self.training.tokens} of {total} tokens.", stacklevel=4)
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(rows[0]) for rows in self._rows)
+
+    def _step(self) -> None:
+        x_BD, *y_BE = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._rows))
+        self._rows, self._before = [], self.training.tokens
+        outcome = self.training.update(x_BD, *y_BE or [x_BD])
+        self.watch.note(outcome.squares, len(x_BD), self._before)
+        if self.training.on_cpu:
+            self.watch.look()
+        if self._crossed(self._config.log_tokens) or not self.left:
+            self.watch.look()
+            row = self.training.row()
+            with self.storage_errors():
+                self.log.write(row)
+            self.note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
+
+    def _crossed(self, every: int | None) -> bool:
+        """Whether the last step went over a multiple of `every` tokens."""
+        assert every is not None
+        return self._before // every < self.training.tokens // every
+
+    def _checkpoint(self, place: dict[str, Any]) -> None:
+        """Measure, and write down everything that going on needs; not while it seems to diverge, lest no good one be left."""
+        training = self.training
+        self.watch.look()
+        if not self.watch.calm:
+            return
+        training.check()
+        sae, tensors = self.sae(), training.tensors()
+        facts = training.facts() | place | {"watch": self.watch.state()}
+        self.group.first(lambda: self._write_checkpoint(sae, tensors, facts))
+
+    def _write_checkpoint(self, sae: SAE, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        with self.storage_errors():
+            if self.heldout is not None:
+                measured = reconstruction(sae, self.heldout.first(self._config.eval_tokens))
+                self._write_measured(measured)
+                self._keep_if_best(sae, measured)
+            facts["log"] = self.log.position
+            checkpoints.save(self.plan.checkpoints, self.training.steps, sae, tensors, facts, self._config.keep)
+
+    def _keep_if_best(self, sae: SAE, measured: dict[str, float]) -> None:
+        metric = self._config.keep_best
+        if metric == "no":
+            return
+        before, better = checkpoints.best(self.plan.checkpoints), operator.gt if metric == "cosine" else operator.lt
+        if before is None or better(measured[metric], before[metric]):
+            checkpoints.save_best(self.plan.checkpoints, self.training.steps, sae, {"tokens": self.training.tokens, **measured})
+
+    def sae(self) -> SAE:
+        """The dictionary as it is now, in the units of the data."""
+        return self.training.sae(**self._facts)
+
+    def finish(self, sae: SAE, frequency: Tensor | None, measured: dict[str, float] | None) -> None:
+        """Write the result, and remove the checkpoints that led to it.
+
+        Args:
+            sae, frequency: the result, and how often its latents fired.
+            measured: what the log's last row says of held-out data.
+        """
+        with self.storage_errors():
+            if measured is not None:
+                self._write_measured(measured)
+                if self.heldout is not None and self._config.keep_best != "no":
+                    self._keep_if_best(sae, reconstruction(sae, self.heldout.first(self._config.eval_tokens)))
+            sae.save(self.plan.out, sparsity=frequency)
+            checkpoints.clear(self.plan.checkpoints)
+
+    def _write_measured(self, metrics: dict[str, float]) -> None:
+        row = {f"heldout/{name}": value for name, value in metrics.items()}
+        self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row})

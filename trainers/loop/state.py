@@ -1,0 +1,235 @@
+"""Everything that changes while a dictionary is trained, and one step of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit.errors import Diverged, NonFiniteActivations
+from saekit.sae import SAE
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.dead import DeadCounter
+from trainers.objectives.base import Now, Outcome, objective
+from trainers.settings import finetune
+from trainers.settings.config import TrainConfig
+from trainers.settings.schedule import learning_rate
+from trainers.step.adam import Adam
+from trainers.step.distributed import ALONE, Group
+from trainers.step.parameters import Parameters
+
+_FREQUENCY_SHARE = 0.2  # of the run, at its end, in which firings are counted for the SAE's sparsity file
+
+
+@dataclass
+class Window:
+    """Sums since the last row of metrics. Tensors where torch computes them on a GPU: reading them would wait for it."""
+
+    squares: Tensor | float = 0.0
+    firings: Tensor | float = 0.0
+    tokens: int = 0
+    losses: Tensor | float = 0.0
+
+
+class Training:
+    """The state of a run. Activations come in as they are; inside, they are scaled so that E||x|| = sqrt(D).
+
+    Args:
+        config: resolved settings.
+        reads: facts about what is read.
+        writes: facts about what is to be predicted from it; None for an SAE, which predicts what it reads.
+        start: an SAE to start from, instead of from chance.
+        group: the processes that train it together. Each has all that is here, or its part of the latents.
+
+    Raises:
+        ConfigError: the numba step was asked for where it cannot run, or `start` is nothing that the architecture can make.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        reads: Statistics,
+        writes: Statistics | None = None,
+        start: SAE | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        assert config.device is not None and config.dead_tokens is not None
+        self.device, self.dtype = device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+        self.config, self.reads, self.writes, self.group = config, reads, writes or reads, group
+        self.on_cpu = device.type == "cpu"
+        # The Triton kernels know one site: several take the torch step on a GPU.
+        self.sparse = config.sparse_step and not (reads.parts and config.kernels == "triton")
+        self.objective = objective(config, self.reads, self.writes, group)
+        p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
+        self.p = p.map(lambda tensor: tensor.to(device, dtype))
+        self.adam = Adam.start(self.p, config)
+        self.dead = DeadCounter.start(len(self.p.b_enc_F), config.dead_tokens, device)
+        self.fired_F = torch.zeros_like(self.dead.since_F)
+        self.fired_tokens = 0
+        self.steps = self.tokens = 0
+        self.window = Window()
+
+    # One step
+
+    def step(self, x_BD: Tensor, y_BE: Tensor | None = None) -> Outcome:
+        """:meth:`update` on activations as they are: those read, and (not for an SAE) those to be predicted."""
+        x_BD = self.scaled(x_BD, self.reads)
+        return self.update(x_BD, x_BD if y_BE is None else self.scaled(y_BE, self.writes))
+
+    def scaled(self, x_BD: Tensor, data: Statistics) -> Tensor:
+        """Activations in the units of training, where it computes."""
+        return x_BD.to(self.device, self.dtype, non_blocking=True) * data.scale
+
+    def update(self, x_BD: Tensor, y_BE: Tensor) -> Outcome:
+        """Train on one batch of scaled activations; an SAE's `y_BE` is `x_BD` itself.
+
+        Raises:
+            NonFiniteActivations: the loss is NaN or infinite because activations are; nothing was updated.
+            Diverged: it is so all the same. On a GPU nothing is looked at here; :meth:`check` finds it.
+        """
+        assert self.config.tokens is not None
+        now = self._now
+        lr = learning_rate(self.config, self.tokens + len(x_BD))
+        unit_rows, own = self.objective.unit_rows, self.group.begin(len(x_BD))
+        if self.sparse:
+            part, sparse_gradient = self.objective.gradient(self.p, x_BD[own], y_BE[own], now)
+            outcome, firings_F, firings = self._whole(part)
+            if self.on_cpu:
+                self._check(outcome.loss, x_BD, y_BE)
+            sparse_gradient.gathered().apply(self.p, self.adam, lr, unit_rows=unit_rows)
+        else:
+            leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
+            part = self.objective.loss(self.objective.written(leaves), x_BD[own], y_BE[own], now)
+            outcome, firings_F, firings = self._whole(part)
+            if self.on_cpu:
+                self._check(outcome.loss, x_BD, y_BE)
+            assert isinstance(part.loss, Tensor)
+            # What is predicted beside the code may be in the first process's part of the loss alone.
+            gradients = torch.autograd.grad(part.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            gradient = self.group.reduce(Parameters(zip(leaves, gradients)))
+            self.adam.apply(self.p, gradient, lr, unit_rows=unit_rows)
+        self.objective.observe(outcome, now)
+        self._count(outcome, firings_F, firings, len(x_BD))
+        return outcome
+
+    def _whole(self, part: Outcome) -> tuple[Outcome, Tensor, Tensor | float]:
+        """The outcome with loss and squares of the whole batch; how often latents here fired on it, and how often all did."""
+        firings_F = part.code.firings(len(self.fired_F))
+        loss, squares, firings_F, firings = self.group.sums(part.loss, part.squares, firings_F)
+        return part._replace(loss=loss, squares=squares), firings_F, firings
+
+    def _check(self, loss: Tensor | float, x_BD: Tensor, y_BE: Tensor) -> None:
+        if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):
+            return
+        where = f"batch {self.steps} (tokens {self.tokens} to {self.tokens + len(x_BD)})"
+        bad = (~(x_BD.isfinite().all(1) & y_BE.isfinite().all(1))).nonzero()
+        if len(bad):
+            raise NonFiniteActivations(
+                f"{len(bad)} activation vectors of {where} hold NaN or infinity, the first at row {int(bad[0])}."
+            )
+        raise Diverged(f"The loss of {where} is not finite: the run diverged.")
+
+    def _count(self, outcome: Outcome, firings_F: Tensor, firings: Tensor | float, n_tokens: int) -> None:
+        self.steps += 1
+        self.tokens += n_tokens
+        self.dead.count(firings_F, n_tokens, self.steps)
+        self.window.squares += outcome.squares
+        self.window.firings += float(firings) if self.on_cpu else firings
+        self.window.tokens += n_tokens
+        self.window.losses += n_tokens * (outcome.loss.detach() if isinstance(outcome.loss, Tensor) else outcome.loss)
+        assert self.config.tokens is not None
+        if self.tokens > (1 - _FREQUENCY_SHARE) * self.config.tokens:
+            self.fired_F += firings_F
+            self.fired_tokens += n_tokens
+
+    @property
+    def _now(self) -> Now:
+        assert self.config.tokens is not None
+        return Now(self.tokens / self.config.tokens, self.dead.dead)
+
+    # What it says of itself
+
+    def check(self) -> None:
+        """Raise Diverged if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
+        sound = all(bool(tensor.isfinite().all()) for tensor in self.p.values())
+        if self.group.count(int(not sound)) or not math.isfinite(float(self.window.squares)):
+            raise Diverged(
+                f"A weight or the loss is not finite in the {self.window.tokens} tokens before token {self.tokens}: "
+                "the activations hold NaN or the run diverged."
+            )
+
+    def row(self) -> dict[str, float]:
+        """Metrics since the last call: of the training data, before each step's update.
+
+        Raises:
+            Diverged: see :meth:`check`.
+        """
+        self.check()
+        window, self.window = self.window, Window()
+        squares = float(window.squares)
+        return {
+            "step": self.steps,
+            "tokens": self.tokens,
+            "loss": float(window.losses) / window.tokens,
+            "fvu": squares / (window.tokens * self.writes.variance),
+            "l0": float(window.firings) / window.tokens,
+            "dead_fraction": self.group.n_latents(len(self.dead.dead)) / self.config.n_latents,
+            "lr": learning_rate(self.config, self.tokens),
+            **self.objective.metrics(self._now),
+        }
+
+    def sae(self, **facts: Any) -> SAE:
+        """The dictionary as it is now, in the units of the data; `facts` as in :meth:`trainers.objectives.base.Objective.sae`.
+
+        The first process of a group has all of it; others may have that of their own latents.
+        """
+        p = Parameters({name: self.group.collect(name, tensor) for name, tensor in self.p.items()})
+        return self.objective.sae(p, **facts)
+
+    def frequency(self) -> Tensor | None:
+        """(F,) fraction of the last tokens on which each latent fired; None where the data ended before they were counted."""
+        fired_F = self.group.collect("fired_F", self.fired_F).cpu()
+        return fired_F.float() / self.fired_tokens if self.fired_tokens else None
+
+    # Checkpoints. There is no random state: chance decides only the initial weights and, in the source, the order of the data.
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state, by name; the whole of them on the first process."""
+        return {name: self.group.collect(name, tensor) for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        groups = {"p": self.p, "mean": self.adam.mean, "square": self.adam.square, "objective": self.objective.state}
+        named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+        return named | {"since_F": self.dead.since_F, "dead_F": self.dead.dead_F, "fired_F": self.fired_F}
+
+    def facts(self) -> dict[str, Any]:
+        """All else, fit for JSON."""
+        window = self.window
+        sums = (float(window.squares), float(window.firings), window.tokens, float(window.losses))
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "adam_steps": self.adam.step,
+            "fired_tokens": self.fired_tokens,
+            "window": sums,
+            "reads": self.reads.to_dict(),
+            "writes": None if self.writes is self.reads else self.writes.to_dict(),
+        }
+
+    @classmethod
+    def restore(
+        cls, config: TrainConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], group: Group = ALONE
+    ) -> Training:
+        """The training whose :meth:`tensors` and :meth:`facts` these are, with any number of processes."""
+        reads, writes = (facts[side] and Statistics.from_dict(facts[side]) for side in ("reads", "writes"))
+        training = cls(config, reads, writes, group=group)
+        for name, tensor in training._tensors().items():
+            tensor.copy_(group.part(name, tensors[name]))
+        training.dead.dead_F = group.part("dead_F", tensors["dead_F"]).to(training.device)
+        training.steps, training.tokens, training.adam.step = facts["steps"], facts["tokens"], facts["adam_steps"]
+        training.fired_tokens, training.window = facts["fired_tokens"], Window(*facts["window"])
+        return training

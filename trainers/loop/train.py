@@ -1,0 +1,277 @@
+"""The loop that trains dictionaries: data in, steps, metrics, checkpoints, and SAE folders out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from saekit.activations import ActivationSource, ActivationStore, LiveActivations
+from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
+from saekit.names.site import Site
+from saekit.names.site_map import Route
+from saekit.progress import track
+from saekit.sae import SAE
+from saekit.sae.kernels.threads import only_blocks
+from saekit.sae.metrics import Reconstruction
+from trainers.loop import checkpoints
+from trainers.loop.batches import Batch, Feed, Heldout, Source
+from trainers.loop.data_scaling import Statistics
+from trainers.loop.run import Run
+from trainers.loop.state import Training
+from trainers.settings.config import TrainConfig
+from trainers.settings.job import Plan
+from trainers.step import distributed as parallel
+from trainers.step.distributed import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saekit.lm import LanguageModel
+
+_FINAL_TOKENS = 1 << 18  # of the last look at held-out data
+_HELDOUT_BATCH = 4096  # the same for all runs: sums depend on it in their last digits
+
+
+def train(
+    source: Source | ActivationStore,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    site: Site | str | Route,
+    site_out: Site | str | None = None,
+    start: SAE | None = None,
+    lm: LanguageModel | None = None,
+    heldout: Iterable[Batch] | None = None,
+    progress: bool = True,
+    wandb: str | None = None,
+) -> SAE:
+    """Train a dictionary and write it to the folder `out`, with `train.json` (settings) and `metrics.jsonl`.
+
+    Interrupted and called again with the same arguments, it goes on from its last checkpoint; on a CPU the result is the same,
+    bit for bit, as without the interruption. A finished run is returned as it is.
+
+    Args:
+        source: where batches come from. Of a store, held-out documents are never trained on and are evaluated on.
+        site: what to read, and to reconstruct; or both sites of a transcoder, `mlp_in.3->mlp_out.3`.
+        site_out: what to predict from it, said by itself; None, or `site`, for SAEs.
+        start: an SAE to start from, instead of from chance.
+        lm: the model, recorded as the SAE's.
+        heldout: batches to evaluate on, iterated more than once; of a store they are taken by themselves.
+        wandb: a Weights & Biases project to log to.
+
+    Raises:
+        ConfigError: a setting is impossible.
+        StoreMismatch: `out` holds an SAE or a run with other settings or data, or `start` is of other widths.
+        CheckpointError: the last checkpoint cannot be resumed.
+        NonFiniteActivations: NaN or infinity in a batch; says which. The last checkpoint is kept.
+        Diverged: the loss exploded or is not finite; says from which batch on. The last checkpoint is from before that.
+        StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
+        ParallelError: another of the processes that torchrun started has ended. The last checkpoint is kept.
+    """
+    plan = Plan(Route.parse(site, site_out), config, Path(out), start=start)
+    (error,) = train_all(source, [plan], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
+    if error is not None:
+        raise error
+    return SAE.load(out)
+
+
+def train_all(
+    source: Source | ActivationStore,
+    plans: Sequence[Plan],
+    *,
+    lm: LanguageModel | None = None,
+    heldout: Iterable[Batch] | None = None,
+    progress: bool = True,
+    wandb: str | None = None,
+) -> list[SaekitError | None]:
+    """Train several dictionaries on the same data, read once for all of them; each becomes what :func:`train` makes of it alone.
+
+    Reading, the model's forward passes, moving to the device and scaling are shared. Each dictionary has its own state,
+    checkpoints, log and folder, so those that are finished are left alone, and those that are behind catch up. Of a store,
+    dictionaries share a pass if they agree on `data_seed` and `heldout`.
+
+    Processes that torchrun started train together, each on a part of every batch or, with `shard`, with a part of the latents;
+    the first one writes, with the same result as one process alone, but for rounding.
+
+    Args:
+        plans: what is to be trained, each into a folder of its own.
+
+    Returns:
+        For each plan None, or the error that stopped it; the others were trained to their ends.
+
+    Raises:
+        As :func:`train` does, except NonFiniteActivations in a batch and Diverged.
+    """
+    with parallel.joined():
+        everyone = parallel.group()
+        plans = [plan.resolve(source) for plan in plans]
+        _check_folders(plans)
+        finished = everyone.first(lambda: [_clear_if_finished(plan, source) for plan in plans])
+        stopped: dict[Plan, SaekitError] = {}
+        for together in _passes(source, [plan for plan, done in zip(plans, finished) if not done]):
+            stopped |= _Pass(source, together, lm, heldout, wandb, everyone).train(progress)
+    return [stopped.get(plan) for plan in plans]
+
+
+class _Pass:
+    """Plans that are carried out on the same rows in the same order."""
+
+    def __init__(
+        self,
+        source: Source | ActivationStore,
+        plans: Sequence[Plan],
+        lm: LanguageModel | None,
+        heldout: Iterable[Batch] | None,
+        wandb: str | None,
+        group: Group,
+    ) -> None:
+        self.plans, self.wandb, self.group = plans, wandb, group
+        self.settings = [plan.settings(source) for plan in plans]
+        self.facts = [_facts(plan.route, source, lm) for plan in plans]
+        if isinstance(source, ActivationStore):
+            heldout = _heldout(source, plans) if heldout is None else heldout
+            source = _reader(source, plans, "train")
+        self.source = source
+        choosing = [plan for plan in plans if plan.config.keep_best != "no"]
+        if heldout is None and choosing:
+            what = f"keep_best={choosing[0].config.keep_best!r} is impossible without held-out data."
+            raise ConfigError(what, "Hold some out, or choose 'no'.")
+        self.heldout = None if heldout is None else Heldout(heldout, max(plan.config.eval_tokens for plan in plans))
+
+    def train(self, progress: bool) -> dict[Plan, SaekitError]:
+        """Train all to their ends; returns what stopped those that did not get there."""
+        stopped: dict[Plan, SaekitError] = {}
+        with ExitStack() as stack:
+            stack.enter_context(self._cores())
+            feed, runs = self._begin()
+            for run in runs:
+                stack.enter_context(closing(run.log))
+            total = max(plan.config.tokens or 0 for plan in self.plans)
+            bar = stack.enter_context(track("training", total, enabled=progress and self.group.leads))
+            while runs:
+                portion = feed.next()
+                for run in runs:
+                    with run.cores():
+                        try:
+                            run.take(portion) if portion else run.end()
+                        except (NonFiniteActivations, Diverged) as error:
+                            stopped[run.plan] = run.stopped_by(error)
+                runs = [run for run in runs if run.plan not in stopped]
+                if portion:
+                    bar.update(min(portion.stop, total), runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
+                if ended := [run for run in runs if not (portion and run.left)]:
+                    made = [(run.sae(), run.training.frequency()) for run in ended]
+                    self.group.first(partial(self._finish, ended, made))
+                runs = [run for run in runs if portion and run.left]
+        return stopped
+
+    def _begin(self) -> tuple[Feed, list[Run]]:
+        """All runs at their last checkpoints, and the data from where the one that is least far goes on."""
+        beginning = {"position": 0, "source": self.source.state(), "log": 0, "watch": None}
+        restored = [self._restore(plan, beginning) for plan in self.plans]
+        place = min((place for _, place in restored), key=lambda place: int(place["position"]))
+        self.source.load_state(place["source"])
+        feed = Feed(self.source, place["position"])
+        runs = []
+        for i, (plan, (training, own)) in enumerate(zip(self.plans, restored)):
+            if training is None:
+                facts = self.group.first(partial(_statistics, feed, plan))
+                training = Training(plan.config, facts[0], facts[-1], plan.start, plan.group)
+            runs.append(Run(plan, training, self.settings[i], self.facts[i], own, self.heldout, self.wandb))
+        return feed, runs
+
+    def _restore(self, plan: Plan, beginning: dict[str, Any]) -> tuple[Training | None, dict[str, Any]]:
+        """The training in a plan's last checkpoint and how far that is, or None and the beginning."""
+        if (found := checkpoints.load(plan.checkpoints)) is None:
+            return None, beginning
+        tensors, facts = found
+        try:
+            self.source.load_state(facts["source"])  # raises where it is of other data
+            return Training.restore(plan.config, tensors, facts, plan.group), {key: facts[key] for key in beginning}
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Delete it to start anew."
+            ) from error
+
+    def _finish(self, runs: Sequence[Run], made: Sequence[tuple[SAE, Tensor | None]]) -> None:
+        """Measure what runs have made, all in one look at the held-out data, and write it."""
+        measured = [Reconstruction(sae) for sae, _ in made]
+        if self.heldout is not None:
+            for batch in self.heldout.first(_FINAL_TOKENS):
+                for run, each in zip(runs, measured):
+                    with run.cores():
+                        each.add(batch)
+        for run, (sae, frequency), each in zip(runs, made, measured):
+            run.finish(sae, frequency, None if self.heldout is None else each.scalars())
+
+    def _cores(self) -> AbstractContextManager[None]:
+        """How the cores are used where no run says it.
+
+        The sparse step has threads of its own. Torch's would spin beside them, at twice the cost in all, for the sake of small
+        operations; only a model that makes the batches between the steps, and steps of another kind, are worth them.
+        """
+        live = isinstance(self.source, LiveActivations)
+        return only_blocks() if not live and all(plan.config.sparse_step for plan in self.plans) else nullcontext()
+
+
+def _statistics(feed: Feed, plan: Plan) -> list[Statistics]:
+    return [feed.statistics(sites, plan.config) for sites in plan.route.sides]
+
+
+def _clear_if_finished(plan: Plan, source: Source | ActivationStore) -> bool:
+    if finished := plan.finished(source):
+        checkpoints.clear(plan.checkpoints)
+    return finished
+
+
+def _check_folders(plans: Sequence[Plan]) -> None:
+    folders = [plan.out.resolve() for plan in plans]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError(f"{folders.count(folder)} dictionaries are to go to {folder}.", "Give each a name of its own.")
+
+
+def _passes(source: Source | ActivationStore, plans: Sequence[Plan]) -> list[list[Plan]]:
+    """The plans, those together that are trained on the same rows in the same order."""
+    if not isinstance(source, ActivationStore):
+        return [list(plans)] if plans else []
+    passes: dict[tuple[int, float], list[Plan]] = {}
+    for plan in plans:
+        passes.setdefault((plan.config.data_seed, plan.config.heldout), []).append(plan)
+    return list(passes.values())
+
+
+def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
+    """What an SAE tells of where it comes from."""
+    place: dict[str, Any] = {"sites": route.reads, "sites_out": route.writes}
+    place |= {f"widths{side}": [source.width(site) for site in place[f"sites{side}"]] for side in ("", "_out")}
+    if not route.crosses:
+        place = {"site": route.site, "site_out": route.writes[0] if route.transcodes else None}
+    return {
+        **place,
+        "model_name": lm.name if lm else None,
+        "context_size": getattr(source, "context", None),
+        "prepend_bos": lm.bos_token_id is not None if lm else None,
+    }
+
+
+def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train", "heldout"]) -> ActivationSource:
+    heldout = split == "heldout"
+    return store.reader(
+        sorted({site for plan in plans for site in plan.route.sites}),
+        batch_size=_HELDOUT_BATCH if heldout else max(plan.config.batch_size or 1 for plan in plans),
+        seed=plans[0].config.data_seed,
+        split=split,
+        heldout=plans[0].config.heldout,
+        epochs=1 if heldout else None,
+    )
+
+
+def _heldout(store: ActivationStore, plans: Sequence[Plan]) -> ActivationSource | None:
+    try:
+        return _reader(store, plans, "heldout") if plans[0].config.heldout else None
+    except ConfigError:  # so few documents that chance held none out
+        return None

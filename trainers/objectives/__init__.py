@@ -1,0 +1,1 @@
+"""One file per architecture: its loss and the gradients of the loss."""

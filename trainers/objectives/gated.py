@@ -1,0 +1,89 @@
+"""Gated (arXiv 2404.16014): one pre-activation decides whether a latent fires, a rescaled one how strongly.
+
+    h = W_enc (x - b_dec),   pi = h + b_gate,   f = 1[pi > 0] * ReLU(exp(r_mag) h + b_mag),   x_hat = W_dec^T f + b_dec
+    L = mean_b ||x - x_hat||^2 / Var(x) + lambda mean_b sum_j ReLU(pi_j) / sqrt(Var(x))
+        + mean_b ||x - sg(W_dec)^T ReLU(pi) - sg(b_dec)||^2 / Var(x)
+
+with unit decoder rows. The last term teaches the gates, to which the first gives no gradient. Its decoder is a frozen copy (sg
+stops the gradient), a transcoder's skip with it: otherwise decoder rows would learn to suit the gates instead of the magnitudes.
+
+The parameter b_enc is b_gate.
+
+There is no file format for gated transcoders and crosscoders. Both conditions being on one pre-activation, they are stored as
+what they are, a JumpReLU: with u = exp(r_mag) h + b_mag, f = u * 1[u > max(0, b_mag - exp(r_mag) b_gate)].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.objectives.base import Now, Outcome
+from trainers.objectives.penalty import Penalised
+from trainers.step.parameters import Parameters
+from trainers.step.ragged_code import Code
+from trainers.step.sparse_gradient import SparseGradient
+
+
+class Gated(Penalised):
+    def start(self) -> Parameters:
+        p = super().start()
+        return Parameters(p, b_enc_F=p.b_enc_F - self.start_cut, b_mag_F=p.b_enc_F, r_mag_F=torch.zeros_like(p.b_enc_F))
+
+    def gates(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
+        """ReLU(pi)."""
+        zero = torch.zeros_like(p.b_enc_F[:1])
+        return self.encoder.above(p, x_BD, zero, self.expected, **how)
+
+    def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
+        gates = self.gates(p, x_BD, backend="torch")
+        latents_N = gates.latents_N
+        h_N = gates.values_N - p.b_enc_F[latents_N]
+        code = gates.with_values(torch.relu(h_N * p.r_mag_F.exp()[latents_N] + p.b_mag_F[latents_N]))
+        y_hat_BE = self.decode(p, code)
+        squares = (y_hat_BE - y_BE).square().sum()
+        by_gates = (self.decode(p.map(Tensor.detach), gates) - y_BE.detach()).square().sum()
+        penalty = self.per_gate(x_BD, now) * self.group.whole(gates.values_N.sum())
+        loss = self.weight(x_BD) * (squares + by_gates) + penalty
+        loss = loss + self.auxk.loss(self.lifted(p), x_BD, y_BE - y_hat_BE, now.dead)
+        return Outcome(loss, squares.detach(), code.detach())
+
+    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
+        gates = self.gates(p, x_BD, **self.config.encoding)
+        latents_N, n_latents = gates.latents_N, len(p.b_enc_F)
+        factor_N = p.r_mag_F.exp()[latents_N]
+        scaled_N = (gates.values_N - p.b_enc_F[latents_N]) * factor_N
+        code = gates.with_values(torch.relu(scaled_N + p.b_mag_F[latents_N]))
+        scale, per_gate = 2 * self.weight(x_BD), self.per_gate(x_BD, now)
+        error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
+        _, gate_grads_N, by_gates = self.decode_gradient(p, gates, y_BE, scale)
+        magnitude_N = grads_N * (code.values_N > 0)
+        through_N = magnitude_N * factor_N  # to h by way of the magnitude
+        gradient = self.sparse_gradient(
+            p,
+            x_BD,
+            error_BE,
+            b_enc_F=-code.sums(n_latents, through_N),  # b_gate is not on that way
+            b_mag_F=code.sums(n_latents, magnitude_N),
+            r_mag_F=code.sums(n_latents, magnitude_N * scaled_N),
+        )
+        gradient.add(code, through_N + gate_grads_N + per_gate, error_BE)
+        loss = scale / 2 * (squares + by_gates) + per_gate * float(self.group.whole(gates.values_N.sum()))
+        loss += self.auxk.add_gradient(gradient, self.lifted(p), error_BE / -scale, now.dead)
+        return Outcome(loss, squares, code), gradient
+
+    def per_gate(self, x_BD: Tensor, now: Now) -> float:
+        """Weight of one unit that a gate is open on one token of the batch."""
+        return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)
+
+    def tensors(self, p: Parameters) -> dict[str, Tensor]:
+        if not self.centres:
+            factor_F = p.r_mag_F.exp()
+            as_jumprelu = Parameters(p, W_enc_FD=p.W_enc_FD * factor_F[:, None], b_enc_F=p.b_mag_F)
+            return super().tensors(as_jumprelu) | {"threshold": torch.relu(p.b_mag_F - factor_F * p.b_enc_F)}
+        own = {"b_gate": p.b_enc_F, "b_mag": p.b_mag_F, "r_mag": p.r_mag_F}
+        return {name: tensor for name, tensor in super().tensors(p).items() if name != "b_enc"} | own

@@ -1,0 +1,57 @@
+"""Matryoshka BatchTopK (arXiv 2503.17547): the first latents alone reconstruct the data too, at every one of several levels.
+
+    x_hat_g = b_dec + sum_{j < w_g} f_j W_dec[j],   f as in BatchTopK
+    L = mean_g mean_b ||x - x_hat_g||^2 / Var(x) + AuxK of the last level
+
+w_g are the ends of groups of latents. The paper sums over levels; their mean has the same minimum, and keeps the loss in units of
+an FVU, in which AuxK has its weight. What a level gets wrong matters to all latents up to its end, so the gradient at a latent's
+contribution is the sum of the errors of its own level and those after it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainers.loop.data_scaling import Statistics
+from trainers.objectives.base import Now, Outcome
+from trainers.objectives.batchtopk import BatchTopK
+from trainers.settings.config import TrainConfig
+from trainers.step.parameters import Parameters
+from trainers.step.sparse_gradient import SparseGradient
+
+
+class Matryoshka(BatchTopK):
+    splits = False  # a level ends within one process's latents
+
+    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+        super().__init__(config, reads, writes)
+        self.ends_G = group_ends(config.groups, config.n_latents).to(config.device)
+
+    def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
+        x_BD, y_BE = self.sides(p, x_BD, y_BE)
+        code = self.encode(p, x_BD, now, backend="torch")
+        parts_BGE = code.split(self.ends_G).decode(p.W_dec_FE).view(len(x_BD), len(self.ends_G), -1)
+        errors_BGE = parts_BGE.cumsum(1) + (p.b_dec_E - y_BE)[:, None]
+        loss = self.weight(x_BD) * errors_BGE.square().sum() / len(self.ends_G)
+        last_BE = errors_BGE[:, -1]
+        loss = loss + self.auxk.loss(p, x_BD, -last_BE, now.dead)
+        return Outcome(loss, last_BE.detach().square().sum(), code.detach(), self.kept(p, x_BD, code, now))
+
+    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
+        (x_BD, y_BE), levels = self.sides(p, x_BD, y_BE), len(self.ends_G)
+        code = self.encode(p, x_BD, now, **self.config.encoding).split(self.ends_G)
+        scale = 2 * self.weight(x_BD) / levels
+        error_RE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
+        gradient = self.sparse_gradient(p, x_BD, error_RE[::levels])
+        gradient.add(code, grads_N, error_RE)
+        residual_BE = error_RE[levels - 1 :: levels] / -scale
+        loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, residual_BE, now.dead)
+        return Outcome(loss, float(residual_BE.square().sum()), code, self.kept(p, x_BD, code, now)), gradient
+
+
+def group_ends(groups: tuple[float, ...], n_latents: int) -> Tensor:
+    """The latents, counted from the first, at which groups end; groups too small for a latent of their own are left out."""
+    ends_G = (torch.tensor(groups, dtype=torch.float64).cumsum(0) * n_latents).round().long().clamp(1, n_latents)
+    ends_G[-1] = n_latents
+    return ends_G.unique()

@@ -1,0 +1,1 @@
+"""What is trained and how: settings, jobs, sweeps, fine-tuning."""

@@ -1,0 +1,142 @@
+"""What is to be trained and where it goes, and what a folder says about that."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saekit.activations import ActivationStore, LiveStore
+from saekit.errors import ConfigError, StoreMismatch
+from saekit.names.site_map import Route
+from saekit.sae import SAE
+from trainers.loop.batches import Source
+from trainers.objectives.base import objective_class
+from trainers.settings import finetune
+from trainers.settings.config import TrainConfig
+from trainers.step import distributed as parallel
+from trainers.step.distributed import Group
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One dictionary to train.
+
+    Attributes:
+        route: what it reads and predicts.
+        config: how.
+        out: the folder that it goes to, with `train.json` (settings), `metrics.jsonl` and, until it is finished, checkpoints.
+        name: what it is called among others at its site.
+        start: an SAE to start from, instead of from chance.
+    """
+
+    route: Route
+    config: TrainConfig
+    out: Path
+    name: str = ""
+    start: SAE | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    @property
+    def group(self) -> Group:
+        """The processes that train it together."""
+        return parallel.group(shard=self.config.shard)
+
+    def resolve(self, source: Source | ActivationStore) -> Plan:
+        """The same with every open setting filled.
+
+        Raises:
+            ConfigError: a setting is for transcoders only, or impossible in several processes.
+            StoreMismatch: the SAE to start from is of other widths.
+        """
+        route, config, group = self.route, self.config, self.group
+        if group.splits_latents and not objective_class(config.arch).splits:
+            raise ConfigError(f"The latents of {config.arch} cannot be divided over processes.", "Train it without shard.")
+        if group.splits_latents and config.n_latents % group.world:
+            nearest = max(1, round(config.n_latents / group.world)) * group.world
+            what = f"n_latents={config.n_latents} cannot be divided over {group.world} processes."
+            raise ConfigError(what, f"{nearest} is the nearest that can.")
+        if group.world > 1 and (config.device or "").startswith("cuda:"):
+            raise ConfigError(f"device={config.device!r} would be that of all processes.", "With 'cuda', each has its own.")
+        if config.skip and (route.crosses or not route.transcodes):
+            raise ConfigError(f"skip is for transcoders of one site, and this is {route}.", "Give one site_out, or no skip.")
+        widths = [source.width(site) for site in route.reads]
+        if route.crosses:
+            self._check_crosses(widths)
+        elif self.start is not None:
+            finetune.check(self.start, config, widths[0], source.width(route.writes[0]), transcodes=route.transcodes)
+        counted = config.tokens is None and not isinstance(source, LiveStore)  # a corpus has to be read to count its tokens
+        available = source.n_tokens if counted else None
+        width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
+        return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
+
+    def _check_crosses(self, widths: list[int]) -> None:
+        """Raise where there can be no such dictionary of several sites."""
+        route, n_latents, layers = self.route, self.config.n_latents, len(self.route.reads)
+        if self.start is not None:
+            raise ConfigError(f"{route} cannot start from a dictionary that there is.", "Train it from the beginning.")
+        if route.transcodes and self.config.arch == "matryoshka":
+            raise ConfigError(f"matryoshka has no prefixes across the layers of {route}.", "Choose batchtopk.")
+        if self.group.splits_latents:
+            raise ConfigError(f"The latents of {route} cannot be divided over processes.", "Train it without shard.")
+        if route.transcodes and len(set(widths)) > 1:
+            raise ConfigError(
+                f"The sites that {route} reads have widths {widths}.", "In a cross-layer transcoder they are equal."
+            )
+        if route.transcodes and n_latents % layers:
+            nearest = max(1, round(n_latents / layers)) * layers
+            raise ConfigError(
+                f"n_latents={n_latents} cannot be divided over {layers} layers.", f"{nearest} is the nearest that can."
+            )
+
+    def settings(self, source: Source | ActivationStore) -> dict[str, Any]:
+        """What `train.json` holds: the configuration, and what else makes another dictionary."""
+        route = self.route
+        widths = [[source.width(site) for site in sites] for sites in route.sides]
+        shown: list[Any] = widths if route.crosses else [width for (width,) in widths]
+        data: dict[str, Any] = {"site": route.start, "width": shown[0]}
+        if route.transcodes:
+            data |= {"site_out": route.end, "width_out": shown[1]}
+        if isinstance(source, ActivationStore):
+            data["store"] = hashlib.sha256(" ".join(source.checksums).encode()).hexdigest()
+            data["live"] = isinstance(source, LiveStore)
+        elif (described := getattr(source, "settings", None)) is not None:
+            data["source"] = described
+        if self.start is not None:
+            data["start"] = self.start.fingerprint()
+        return {"config": self.config.to_dict(), "data": data}
+
+    def finished(self, source: Source | ActivationStore) -> bool:
+        """Whether the folder holds the SAE that this plan makes.
+
+        Raises:
+            StoreMismatch: it holds something else.
+        """
+        finished = (self.out / "cfg.json").exists()
+        if not finished and not any(self.checkpoints.glob("step-*")):
+            return False
+        if not (self.out / "train.json").exists():
+            raise StoreMismatch(f"{self.out} holds an SAE that was not trained here.", "Choose another folder.")
+        before = json.loads((self.out / "train.json").read_text())
+        data = self.settings(source)["data"]
+        changed = {
+            name: (before["config"].get(name), getattr(self.config, name))
+            for name in TrainConfig.from_dict(before["config"]).differences(self.config)
+        }
+        was = ({"live": False} if "live" in data else {}) | before["data"]  # runs of old did not say it
+        for name in was.keys() | data.keys():
+            then, now = was.get(name), data.get(name)
+            changed |= {name: (then, now)} if then != now else {}
+        if changed:
+            facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
+            raise StoreMismatch(
+                f"{self.out} holds another {'dictionary' if finished else 'run'}: {facts}.",
+                "Remove it, or give this one another name.",
+            )
+        return finished

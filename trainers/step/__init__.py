@@ -1,0 +1,1 @@
+"""One optimiser step: encoders, gradients, kernels, Adam, several processes."""

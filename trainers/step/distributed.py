@@ -1,0 +1,375 @@
+"""Several processes that train one dictionary together, as torchrun starts them.
+
+All that differs from a single process is here, so that the loop, the losses and the steps are written once. Each process reads
+all the data, so the order of the data, a run's place in it, and its checkpoints are those of a single process, and a run can go
+on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import pad
+
+from saekit import processes
+from saekit.errors import ParallelError
+from trainers.step.parameters import Parameters, has_latents
+
+_PATIENCE = timedelta(minutes=30)  # to wait for another process; the first one measures and writes while others wait
+_COMPACT = 0.8  # share of the latents up to which sending only those that have a gradient is worth looking them up
+_WORD = 8  # bytes: that is where a tensor of any type may begin
+_T = TypeVar("_T")
+Number = Tensor | float
+
+
+class Group:
+    """The processes that train a dictionary. This one is alone: nothing is exchanged, and it gets back what it gives.
+
+    Attributes:
+        rank, world: the number of this process, and of all.
+        splits_rows: whether each has rows of its own.
+        splits_latents: whether each has latents of its own.
+        has_biases: whether what is predicted beside what latents decode to is counted here, where each process has a part.
+        copies: how many processes have each row of the batch, where each has rows of its own but for a batch too small.
+    """
+
+    rank, world = 0, 1
+    copies = 1
+    splits_rows = splits_latents = False
+    has_biases = True
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def first(self, work: Callable[[], _T]) -> _T:
+        """What the first process makes of `work`, or the error it raises, in all of them. The others wait."""
+        return work()
+
+    # Sums over processes
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Summed over processes."""
+        return tensor
+
+    def total_all(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each summed over processes, in one go."""
+        return dict(tensors)
+
+    def count(self, n: int) -> int:
+        """Summed over processes."""
+        return n
+
+    def least(self, tensor: Tensor) -> Tensor:
+        """The smallest of all processes."""
+        return tensor
+
+    def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
+        """For each tensor those of all processes, in their order. Their lengths may differ."""
+        return [[tensor] for tensor in tensors]
+
+    def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
+        """The mean loss of the batch, its squared error, how often each latent here fired on it and how often all did, given the
+        first three of this process's part."""
+        return loss, squares, firings_F, firings_F.sum()
+
+    # Rows of a batch
+
+    def begin(self, n_rows: int) -> slice:
+        """Divide a batch; returns which of its rows this process has."""
+        return slice(0, n_rows)
+
+    def n_rows(self, own: int) -> int:
+        """Rows that all processes have, copies counted, given that this one has `own`."""
+        return own
+
+    @property
+    def share(self) -> float:
+        """Of the rows of the batch that this process has: a mean over its own rows counts so much in that over all."""
+        return 1.0
+
+    def variance(self, e_BE: Tensor) -> Tensor:
+        """Mean squared distance of the batch's rows from their mean."""
+        return (e_BE - e_BE.mean(0)).square_().sum() / len(e_BE)
+
+    def from_first_rows(self, number: Tensor | None) -> Tensor | None:
+        """What the process with the first rows of the batch has computed from them."""
+        return number
+
+    # Latents
+
+    def own_latents(self, n_latents: int) -> slice:
+        """Which of all latents this process has."""
+        return slice(0, n_latents)
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        """What this process has of a named tensor."""
+        return tensor
+
+    def collect(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole of a named tensor on the first process, on the CPU if parts of it come from others; elsewhere the part."""
+        return tensor
+
+    def n_latents(self, here: int) -> int:
+        """Latents of all processes, given how many of them are here."""
+        return here
+
+    def largest(self, values_BK: Tensor, k: int) -> Tensor:
+        """The values with 0 in place of those that are not among the k largest of their row in all processes together."""
+        return values_BK
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The sum over all latents, given that over those here; its gradient is that of the part."""
+        return part
+
+    def reduce(self, gradient: Parameters) -> Parameters:
+        """The gradient of the whole loss, given that of this process's part of it."""
+        return gradient
+
+
+ALONE = Group()
+
+
+class _Together(Group):
+    """What both ways of dividing the work have in common."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def first(self, work: Callable[[], _T]) -> _T:
+        result: Any = None
+        failure: Exception | None = None
+        if self.leads:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        told = [result, _portable(failure)]
+        with _answering():
+            dist.broadcast_object_list(told, src=0)
+        if not self.leads:
+            result, failure = told
+        if failure is not None:
+            raise failure
+        return result
+
+    def total(self, tensor: Tensor) -> Tensor:
+        return self._all_reduce(tensor, dist.ReduceOp.SUM)
+
+    def total_all(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        flat = self.total(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]))
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        return {name: part.view_as(tensor) for (name, tensor), part in zip(tensors.items(), parts)}
+
+    def count(self, n: int) -> int:
+        return int(self.total(torch.tensor(n)))
+
+    def least(self, tensor: Tensor) -> Tensor:
+        return self._all_reduce(tensor, dist.ReduceOp.MIN)
+
+    def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
+        """All in one message of bytes, after one of the lengths."""
+        raw = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+        own = torch.cat([pad(each, (0, -len(each) % _WORD)) for each in raw])
+        lengths = torch.tensor([*map(len, tensors), len(own)], device=own.device)
+        all_lengths = torch.stack(self._all_gather(lengths)).tolist()
+        messages = self._all_gather(pad(own, (0, max(each[-1] for each in all_lengths) - len(own))))
+        gathered: list[list[Tensor]] = [[] for _ in tensors]
+        for message, found in zip(messages, all_lengths):
+            at = 0
+            for tensor, length, parts in zip(tensors, found, gathered):
+                size = length * math.prod(tensor.shape[1:]) * tensor.itemsize
+                parts.append(message[at : at + size].view(tensor.dtype).view(length, *tensor.shape[1:]))
+                at += size + -size % _WORD
+        return gathered
+
+    def _all_reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with _answering():
+            dist.all_reduce(tensor, how)
+        return tensor
+
+    def _all_gather(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        with _answering():
+            dist.all_gather(parts, tensor)
+        return parts
+
+
+class Rows(_Together):
+    """Each process has all of the dictionary and a part of every batch, and all do the same step with the sum of gradients.
+
+    A batch with fewer rows than there are processes is one that all of them work on.
+    """
+
+    splits_rows = True
+
+    def begin(self, n_rows: int) -> slice:
+        own = slice(n_rows * self.rank // self.world, n_rows * (self.rank + 1) // self.world)
+        if n_rows < self.world:
+            own = slice(0, n_rows)
+        self.copies = self.world if n_rows < self.world else 1
+        self._n_rows = n_rows * self.copies
+        self._share = (own.stop - own.start) / self._n_rows
+        return own
+
+    def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
+        own = _vector(loss * self._share, squares / self.copies, firings_F.sum())[:2]
+        sums = self.total(torch.cat([own, firings_F / self.copies]))
+        firings_F = sums[2:].round().long()
+        return *_numbers(sums[:2]), firings_F, firings_F.sum()  # type: ignore[return-value]
+
+    def n_rows(self, own: int) -> int:
+        return self._n_rows
+
+    @property
+    def share(self) -> float:
+        return self._share
+
+    def variance(self, e_BE: Tensor) -> Tensor:
+        e_BE = e_BE.double()
+        means = self.total(torch.cat([e_BE.sum(0), e_BE.square().sum()[None]])) / self._n_rows
+        return means[-1] - means[:-1].square().sum()
+
+    def from_first_rows(self, number: Tensor | None) -> Tensor | None:
+        known = (1.0, float(number)) if self.leads and number is not None else (0.0, 0.0)
+        there, value = self.total(torch.tensor(known))
+        return value if there else None
+
+    def reduce(self, gradient: Parameters) -> Parameters:
+        """The sum of the gradients of means over own rows, each in proportion to its rows.
+
+        Of matrices, only the rows of latents that have a gradient in some process are sent, where that is less.
+        """
+        matrices = [name for name, grad in gradient.items() if has_latents(name) and grad.ndim > 1]
+        touched_F = torch.stack([(gradient[name] != 0).flatten(1).any(1) for name in matrices]).any(0)
+        rows_U = self._all_reduce(touched_F.byte(), dist.ReduceOp.MAX).nonzero()[:, 0]
+        compact = len(rows_U) < _COMPACT * len(touched_F)
+        sums = self.total_all({name: grad * self._share for name, grad in gradient.items() if name not in matrices})
+        for name in matrices:
+            total = self.total((gradient[name][rows_U] if compact else gradient[name]) * self._share)
+            sums[name] = torch.zeros_like(gradient[name]).index_copy_(0, rows_U, total) if compact else total
+        return Parameters({name: sums[name] for name in gradient})
+
+
+class Latents(_Together):
+    """Each process has a part of the latents, with all that belongs to them, and every batch.
+
+    What is predicted is the sum of what all parts decode to. Biases and other parameters of no latent are the same everywhere;
+    in that sum they belong to the first process.
+    """
+
+    splits_latents = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_biases = self.leads
+
+    def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
+        sums = self.total(_vector(loss / self.world, squares / self.world, firings_F.sum()))
+        loss, squares, firings = _numbers(sums)
+        return loss, squares, firings_F, firings
+
+    def n_latents(self, here: int) -> int:
+        return self.count(here)
+
+    def own_latents(self, n_latents: int) -> slice:
+        n = n_latents // self.world
+        return slice(n * self.rank, n * (self.rank + 1))
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor[self.own_latents(len(tensor))].clone() if has_latents(name) else tensor
+
+    def collect(self, name: str, tensor: Tensor) -> Tensor:
+        if not has_latents(name):
+            return tensor
+        own = tensor.detach().to("cpu").contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.world)] if self.leads else None
+        with _answering():
+            dist.gather(own, parts, dst=0)
+        return own if parts is None else torch.cat(parts)
+
+    def largest(self, values_BK: Tensor, k: int) -> Tensor:
+        B, K = values_BK.shape
+        own_Bk = values_BK.new_zeros(B, k)
+        own_Bk[:, :K] = values_BK.detach()
+        all_BN = torch.cat(self._all_gather(own_Bk), dim=1)
+        keep_BN = torch.zeros_like(all_BN).scatter_(1, all_BN.topk(k, dim=1).indices, 1)
+        return values_BK * keep_BN[:, k * self.rank :][:, :K]
+
+    def whole(self, part: Tensor) -> Tensor:
+        own = part.detach()
+        return part + (self.total(own) - own)
+
+    def reduce(self, gradient: Parameters) -> Parameters:
+        """Parameters of no latent get gradients from the latents of all processes."""
+        sums = self.total_all({name: grad for name, grad in gradient.items() if not has_latents(name)})
+        return Parameters(gradient | sums)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within, the processes that torchrun started know each other, and each has its GPU. Does nothing for one alone.
+
+    Raises:
+        ParallelError: the others cannot be reached.
+    """
+    if processes.world() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    with _answering():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def group(*, shard: bool = False) -> Group:
+    """That of all processes: each with a part of the rows of a batch or, with `shard`, of the latents."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ALONE
+    return Latents() if shard else Rows()
+
+
+def _vector(*numbers: Number) -> Tensor:
+    """float64, where the tensors among the numbers are."""
+    place = next(number.device for number in numbers if isinstance(number, Tensor))
+    return torch.stack([torch.as_tensor(number, dtype=torch.float64, device=place) for number in numbers])
+
+
+def _numbers(vector: Tensor) -> list[Number]:
+    """On a GPU they are not read: that would wait for it."""
+    return list(vector) if vector.is_cuda else vector.tolist()
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # all that torch.distributed raises
+        raise ParallelError(
+            f"Another process of this run has ended or does not answer ({str(error).splitlines()[0]}).",
+            "It says why; the same command goes on from the last checkpoint.",
+        ) from error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error that can be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return ParallelError(f"The first process failed: {type(error).__name__}: {error}.")
+    return error
