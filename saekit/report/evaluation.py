@@ -19,7 +19,7 @@ def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str 
 
     Args:
         facts: of :func:`saekit.evaluate.dictionary.quality.quality`; and where they were asked for, `probe`
-            (:meth:`saekit.evaluate.dictionary.probing.Probes.to_dict`), `transfer` (:meth:`saekit.evaluate.dictionary.transfer.Transfer.to_dict`).
+            (:meth:`saekit.evaluate.dictionary.probing.Probes.to_dict`), `transfer` (:meth:`Transfer.to_dict`).
 
     Raises:
         StorageFull: there is no room.

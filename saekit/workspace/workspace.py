@@ -272,7 +272,7 @@ class Workspace:
         return self.sae(route.start)
 
     def plans(self, settings: Mapping[str, Any], other: Workspace | None = None) -> list[Plan]:
-        """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.settings.sweep.plans`.
+        """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.plans`.
 
         Args:
             other: the workspace that sites like `resid_post.3@other` are in.
@@ -337,7 +337,7 @@ class Workspace:
         baseline: Baseline | None = None,
         progress: bool = True,
     ) -> dict[str, Any]:
-        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:func:`saekit.evaluate.dictionary.quality`),
+        """Quality of the dictionary at `site` on held-out documents, kept in `reports/` too (:mod:`saekit.evaluate.dictionary`),
         with what else is known of it from there.
 
         Args:
@@ -461,7 +461,7 @@ class Workspace:
         self.lm.attach_sae(site, sae)
 
     def steer(self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", **settings: Any) -> Comparison:
-        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.evaluate.steering.compare`)."""
+        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.steer.compare`)."""
         from saekit.steer import compare
 
         return compare(self.lm, prompts, self.intervention(features, op=op), **settings)

@@ -67,7 +67,7 @@ class Objective(ABC):
 
     What is read is `x_BD` and what is to be predicted `y_BE`, both scaled; for an SAE they are the same tensor. `loss` is
     differentiable and runs anywhere; `gradient` gives the same loss and its gradient by hand, on a CPU in float32, in the sparse
-    form that :class:`trainers.step.sparse_gradient.SparseGradient` spends. Neither changes anything: what an objective learns from a step, it
+    form that :class:`.SparseGradient` spends. Neither changes anything: what an objective learns from a step, it
     notes in :meth:`observe`.
 
     Args:

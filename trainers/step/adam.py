@@ -35,7 +35,7 @@ class Adam:
 
     @torch.no_grad()
     def apply(self, p: Parameters, gradient: Parameters, lr: float, *, unit_rows: bool) -> None:
-        """One step of all parameters, in place, on any device. `unit_rows` as in :meth:`trainers.step.sparse_gradient.SparseGradient.apply`."""
+        """One step of all parameters, in place, on any device. `unit_rows` as in :meth:`SparseGradient.apply`."""
         self.step += 1
         if unit_rows:
             along_F1 = (gradient.W_dec_FE * p.W_dec_FE).sum(1, keepdim=True)

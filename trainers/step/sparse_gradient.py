@@ -153,7 +153,7 @@ class SparseGradient:
             step_kernels.adam_row(*(tensor.view(-1).numpy() for tensor in tensors), adam.constants(lr))
 
     def _update_latents(self, p: Parameters, adam: Adam, lr: float, *, unit_rows: bool) -> tuple[Tensor, Tensor]:
-        """:func:`trainers.step.numba_kernels.update_latents` of all latents."""
+        """:func:`.update_latents` of all latents."""
         n_latents, width = p.W_enc_FD.shape
         start, stop, *entries = self._by_latent(n_latents)
         errors, constants, sums_F = tuple(error.numpy() for error in self._errors), adam.constants(lr), torch.empty(n_latents)
@@ -206,7 +206,7 @@ class SparseGradient:
         return torch.tensor(self.first_L).repeat_interleave(n_latents // len(self.first_L))
 
     def _by_latent(self, n_latents: int) -> tuple[step_kernels.Array, ...]:
-        """Where entries start and stop, and those sorted by latent, as :func:`trainers.step.numba_kernels.update_latents` has them."""
+        """Where entries start and stop, and those sorted by latent, as :func:`.update_latents` has them."""
         terms = [
             (code.values_N.numpy(), code.latents_N.numpy(), grads_N.numpy(), code.start_B1.numpy())
             for code, grads_N in self._terms

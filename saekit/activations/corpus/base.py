@@ -39,7 +39,7 @@ class Corpus(ABC):
         """The documents of `source`. Nothing is read yet: see :func:`check_corpus`.
 
         Args:
-            source: a file (:func:`saekit.activations.corpus.formats.read_rows` has the formats), a folder of them (every one below it,
+            source: a file (formats: :func:`.formats.read_rows`), a folder of them (every one below it,
                 in the order of their names) or one that `datasets` saved; the name of a data set on the hub; or an iterable of
                 texts or of records. An iterator, which can be read only once, is read into memory. "lab", "lab:GENRE" and
                 "lab:GENRE@SEED" are the built-in laboratory's own documents, whatever files lie here; ./lab is a folder.

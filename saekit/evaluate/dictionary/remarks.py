@@ -38,8 +38,8 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     """Sentences on what a reader of the figures must know.
 
     Args:
-        facts: of :func:`saekit.evaluate.dictionary.quality.quality`, with `l0_asked` where training asked for an L0. Missing facts give no
-            remark.
+        facts: of :func:`saekit.evaluate.dictionary.quality.quality`, with `l0_asked` where training asked for an L0. Missing
+            facts give no remark.
     """
     found = []
     if overfitted(facts):

@@ -18,7 +18,7 @@ Reader = Callable[[Any], Any]
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The facts in a file of `reports/`: those of :func:`saekit.evaluate.dictionary.quality.quality`, and results of further evaluations.
+    """The facts in a file of `reports/`: those of :func:`.quality.quality`, and results of further evaluations.
 
     JSON has no NaN: null is read as NaN where a number belongs. Facts that this version does not know are kept as they are.
 

@@ -89,7 +89,7 @@ def transfer(
     """Measure `sae` on the model it was trained on and on another of equal width, on the same text.
 
     Args:
-        rows: token ids of documents for `lm`, BOS first (:func:`saekit.evaluate.dictionary.quality.heldout_documents`). A model with another
+        rows: token ids of documents for `lm`, BOS first (:func:`.quality.heldout_documents`). A model with another
             tokenizer gets their text.
         baseline: of cross-entropy recovered.
 
