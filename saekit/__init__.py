@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from saekit.sae import SAE
     from saekit.workspace.workspace import Workspace
 
-__version__ = "0.1.0"
+from saekit.version import VERSION as __version__
+
 __all__ = ["SAE", "LanguageModel", "Ref", "Site", "Workspace", "__version__"]
 
 # Loaded when first used: importing torch and transformers takes seconds, `import saekit` must not.

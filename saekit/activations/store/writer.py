@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saekit import __version__
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, check_packing, token_batches
 from saekit.activations.loader.prefetch import ahead
@@ -23,6 +22,7 @@ from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
 from saekit.files import clean, is_leftover, lock
 from saekit.names.site import Site
 from saekit.progress import Bar, track
+from saekit.version import VERSION
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -86,7 +86,7 @@ def write_store(
         shard_tokens=max(1, min(_SHARD_TOKENS, _SHARD_BYTES // row_bytes)) if shard_tokens is None else shard_tokens,
     )
     provenance = {
-        "saekit": __version__,
+        "saekit": VERSION,
         "model": model_facts(lm),
         "corpus": {"source": corpus.source, **corpus.fingerprint()},
         "sites": {str(site): width for site, width in widths.items()},
