@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from saekit.environment import use_writable_caches
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 from saekit.version import VERSION as __version__
 
 __all__ = ["SAE", "LanguageModel", "Ref", "Site", "Workspace", "__version__"]
+
+use_writable_caches()  # before numba and the libraries of Hugging Face look for theirs
 
 # Loaded when first used: importing torch and transformers takes seconds, `import saekit` must not.
 __getattr__ = attributes(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
 def attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`.
+    """The `__getattr__` of a package whose names are loaded when first used. `dir(package)` lists them, too.
 
     Args:
-        package: its name.
-        homes: the module that each name comes from.
+        package: name of the package, which is being imported.
+        homes: name -> the module that defines it.
     """
 
     def load(name: str) -> Any:
@@ -20,4 +21,6 @@ def attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes[name]), name)
 
+    namespace = vars(sys.modules[package])
+    namespace["__dir__"] = lambda: sorted({*namespace, *homes})
     return load

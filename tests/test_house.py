@@ -18,6 +18,8 @@ FLOORS = {
     "saekit.lazy": 0,
     "saekit.plugins": 0,
     "saekit.progress": 0,
+    "saekit.environment": 0,
+    "saekit.terminal": 0,
     "saekit.lab": 0,
     "saekit.lm": 1,
     "saekit.sae": 1,
@@ -87,7 +89,7 @@ def test_imports_go_down_only() -> None:
     [
         "import saekit",
         "import saekit.lab, saekit.builtin",
-        "import saekit.cli, saekit.cli.make, saekit.cli.evaluate, saekit.cli.explore, saekit.workspace.workspace",
+        "import saekit.cli.run, saekit.cli.make, saekit.cli.evaluate, saekit.cli.explore, saekit.workspace.workspace",
         "import saekit.cli.demo, saekit.cli.laboratory",
     ],
 )

@@ -174,7 +174,7 @@ def _pass(
     progress: bool,
 ) -> None:
     row = checkpoint.load(words, accumulators)
-    with track("indexing", total=store.n_tokens, enabled=progress) as bar:
+    with track("indexing", total=store.n_tokens, subject=str(site), enabled=progress) as bar:
         bar.update(row)
         if row >= store.n_tokens:
             return

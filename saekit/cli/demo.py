@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saekit.cli import app, options
-from saekit.cli.output import console, emit, print_quality, quiet_libraries, say, table
+from saekit.cli import options
+from saekit.cli.app import Command, app
+from saekit.cli.output import console, emit, print_quality, quiet_libraries, say, table, text
+from saekit.terminal import clean
 
 if TYPE_CHECKING:
     from saekit.demo import Demo
@@ -21,7 +23,7 @@ _QUERY = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     folder: Annotated[Path, typer.Argument(help="Workspace to make, or to go on with.")] = Path("saekit-demo"),
     model: Annotated[str, typer.Option("--model", help="Hub name or local folder of a model, or lab: the built-in one.")] = "lab",
@@ -67,7 +69,7 @@ def demo(
         _print_demo(found)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     workspace: options.WORKSPACE,
     site: options.SITE = None,
@@ -178,8 +180,8 @@ def _print_texts(section: Section) -> None:
     (point,) = result.points
     say((section.title, "bold"))
     for name, arm in result.arms(point).items():
-        text = Text(result.sample(arm, 0, section.mentions).replace("\n", "↵"))
-        for start, stop in section.mentions.spans(text.plain):
-            text.stylize("bold green", start, stop)
-        console().print(Text.assemble((f"  {name:<9}", "dim"), (result.prompts[0], "dim"), text))
+        shown = Text(clean(result.sample(arm, 0, section.mentions).replace("\n", "↵")))
+        for start, stop in section.mentions.spans(shown.plain):
+            shown.stylize("bold green", start, stop)
+        console().print(text((f"  {name:<9}", "dim"), (result.prompts[0], "dim")).append_text(shown))
     say("")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saekit.cli import app, options
+from saekit.cli import options
+from saekit.cli.app import Command, app
 from saekit.cli.laboratory import print_recoveries, recovery_facts
 from saekit.cli.output import bar, emit, number, print_quality, print_remarks, quiet_libraries, say, table
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from saekit.workspace.workspace import Workspace
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate(
     workspace: options.WORKSPACE,
     site: options.SITE = None,

@@ -6,15 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from saekit.cli import app, options
-from saekit.cli.output import console, emit, highlighted, number, quiet_libraries, say
+from saekit.cli import options
+from saekit.cli.app import Command, app
+from saekit.cli.output import console, emit, highlighted, number, quiet_libraries, say, text
 
 _FEATURE = Annotated[
     str, typer.Argument(help="A feature: 1042, or feature:resid_post.3/1042 where there are several dictionaries.")
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def search(
     workspace: options.WORKSPACE,
     query: Annotated[str, typer.Argument(help="A concept, in plain words.")],
@@ -36,7 +37,6 @@ def search(
     Example: `saekit search pythia "happy"`
     """
     from rich.padding import Padding
-    from rich.text import Text
 
     from saekit.workspace.workspace import Workspace
 
@@ -58,10 +58,10 @@ def search(
         name = row["ref"].removeprefix("feature:")
         density = f"  {row['density']:.2%} of tokens"
         say((f"{row['score']:.2f}  ", "cyan"), (name, "bold"), "  ", (row["label"], "green"), (density, "dim"))
-        console().print(Padding(Text(row["why"], "dim"), (0, 0, 0, 6)))
+        console().print(Padding(text((row["why"], "dim")), (0, 0, 0, 6)))
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     workspace: options.WORKSPACE,
     feature: _FEATURE,
@@ -84,22 +84,18 @@ def show(
 
 
 def _print_record(facts: dict[str, Any]) -> None:
-    from rich.text import Text
-
     out = console()
-    out.print(Text.assemble((facts["ref"], "bold"), "  ", (facts["label"] or "no label", "green")))
-    out.print(
-        f"fires on {facts['density']:.3%} of tokens, mean {number(facts['mean'])} where it fires, max {number(facts['max'])}"
-    )
+    say((facts["ref"], "bold"), "  ", (facts["label"] or "no label", "green"))
+    say(f"fires on {facts['density']:.3%} of tokens, mean {number(facts['mean'])} where it fires, max {number(facts['max'])}")
     for name in ("promoted", "suppressed"):
         tokens = "  ".join(repr(item["token"]) for item in facts[name][:10])
-        out.print(Text.assemble((f"{name:<11}", "bold"), tokens))
+        say((f"{name:<11}", "bold"), tokens)
     for example in facts["examples"]:
         line = highlighted(example["tokens"], example["values"], facts["max"], out.width - 10)
-        out.print(Text.assemble((f"{max(example['values']):8.3g}  ", "dim"), line))
+        out.print(text((f"{max(example['values']):8.3g}  ", "dim")).append_text(line))
 
 
-@app.command()
+@app.command(cls=Command)
 def steer(
     workspace: options.WORKSPACE,
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
@@ -152,7 +148,6 @@ def steer(
 def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     columns = [name for name in ("baseline", "steered", "random") if facts.get(name)]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
@@ -160,7 +155,7 @@ def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) ->
         grid.add_column(name, ratio=1)
     for i in range(len(prompts) * n_samples):
         prompt = prompts[i // n_samples]
-        grid.add_row(*(Text.assemble((prompt, "dim"), facts[name][i]) for name in columns))
+        grid.add_row(*(text((prompt, "dim"), facts[name][i]) for name in columns))
     console().print(grid)
     perplexity = "  ".join(f"{name} {number(value)}" for name, value in facts["perplexity"].items())
-    console().print(f"KL to the unsteered model {number(facts['kl'])} nats a token;  perplexity under it: {perplexity}")
+    say(f"KL to the unsteered model {number(facts['kl'])} nats a token;  perplexity under it: {perplexity}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.builtin import NAME, is_lab, model_folder
-from saekit.cli import app, options
+from saekit.cli import options
+from saekit.cli.app import Command, app
 from saekit.cli.output import console, emit, number, quiet_libraries, say, table
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _DERIVED = ("recovered", "lexical", "contextual", "auc_hard", "outcome", "reason
 _COLOURS = ("yellow", "cyan", "green", "magenta", "red", "blue", "bright_yellow", "bright_cyan", "bright_green", "bright_magenta")
 
 
-@lab_app.command()
+@lab_app.command(cls=Command)
 def info(
     model: Annotated[str, typer.Option(help="The model to measure: lab, or a folder that scripts/train_lab.py made.")] = NAME,
     n: Annotated[int, typer.Option("-n", "--n", help="Prompts of each task.", min=1)] = 200,
@@ -112,7 +113,7 @@ def _row(each: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@lab_app.command()
+@lab_app.command(cls=Command)
 def sample(
     genre: Annotated[
         str | None, typer.Option(help="Only of this genre. [default: all, as in training]", show_default=False)
@@ -158,10 +159,10 @@ def _print_document(document: Document) -> None:
     for concept, spans in texts.items():
         whole = lab.CONCEPTS[concept].kind == "region"
         shown = f"{len(spans)} stretches" if whole and len(spans) > 1 else "a stretch" if whole else ", ".join(spans)
-        out.print(Text.assemble("  ", (f" {concept} ", styles[concept]), "  ", (shown, "dim")))
+        say("  ", (f" {concept} ", styles[concept]), "  ", (shown, "dim"))
 
 
-@lab_app.command()
+@lab_app.command(cls=Command)
 def concepts(
     workspace: options.WORKSPACE,
     site: options.TRAINED_SITES = None,

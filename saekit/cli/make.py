@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.builtin import NAME, is_lab
-from saekit.cli import app, options
+from saekit.cli import options
+from saekit.cli.app import Command, app
 from saekit.cli.output import emit, print_quality, quiet_libraries, say, table, told
 from saekit.cli.settings import with_settings
 from saekit.processes import leads
@@ -62,7 +63,7 @@ def _describe(
     return described
 
 
-@app.command()
+@app.command(cls=Command)
 @with_settings
 def fit(
     model: options.MODEL,
@@ -136,7 +137,7 @@ def _next(workspace: Workspace, route: Route) -> None:
     say(("next:", "dim"), *(f"\n  saekit {line}" for line in lines))
 
 
-@app.command()
+@app.command(cls=Command)
 def cache(
     model: options.MODEL,
     site: options.SITES = None,
@@ -182,7 +183,7 @@ def cache(
         say(f"{store.n_tokens:,} tokens at {', '.join(names)} in {workspace.path}")
 
 
-@app.command()
+@app.command(cls=Command)
 @with_settings
 def train(
     workspace: options.WORKSPACE,
@@ -321,7 +322,7 @@ def _raise_first(stopped: Sequence[SaekitError | None]) -> None:
             raise error
 
 
-@app.command()
+@app.command(cls=Command)
 def choose(
     workspace: options.WORKSPACE,
     name: Annotated[str, typer.Argument(help="A dictionary, as `saekit train` called it.")],
@@ -348,7 +349,7 @@ def choose(
         say(("next:", "dim"), f"\n  saekit index {ws.path} --site {chosen}")
 
 
-@app.command()
+@app.command(cls=Command)
 def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_json: options.JSON = False) -> None:
     """Put the features of each site's dictionary into the searchable database, with free labels.
 
@@ -371,7 +372,7 @@ def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_j
         table(rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(workspace: options.WORKSPACE, as_json: options.JSON = False) -> None:
     """Check every shard against its checksum, every dictionary and the database; says what is damaged and how to mend it.
 

@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saekit.files import document
+from saekit.terminal import clean, console, json_safe
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from saekit.errors import SaekitError
 
 
-def console() -> Console:
-    """The console for results."""
-    from rich.console import Console
+_answered = False
 
-    return Console(highlight=False, markup=False)
+
+@contextmanager
+def answer() -> Iterator[None]:
+    """The block of one command, which prints at most one JSON document; see :func:`answered`."""
+    global _answered
+    _answered = False
+    yield
+
+
+def answered() -> bool:
+    """Whether the command has printed its JSON document."""
+    return _answered
+
+
+def text(*parts: str | tuple[str, str]) -> Text:
+    """A line of plain and (text, style) parts, without control characters; brackets in them mean nothing."""
+    from rich.text import Text
+
+    return Text.assemble(*(clean(part) if isinstance(part, str) else (clean(part[0]), part[1]) for part in parts))
 
 
 def say(*parts: str | tuple[str, str]) -> None:
-    """Print one line of plain and (text, style) parts; brackets in them mean nothing."""
-    from rich.text import Text
-
-    console().print(Text.assemble(*parts))
+    """Print one line of plain and (text, style) parts; see :func:`text`."""
+    console().print(text(*parts))
 
 
 def emit(data: Any) -> None:
-    """Print `data` as :func:`saekit.files.document` has it."""
-    print(document(data))
+    """Print `data` as one JSON document."""
+    global _answered
+    _answered = True
+    sys.stdout.write(json_safe(document(data), sys.stdout.encoding) + "\n")
 
 
 def told(error: SaekitError) -> dict[str, str | None]:
     """An error as JSON has it."""
     return {"error": type(error).__name__, "message": error.what, "hint": error.hint}
-
-
-def fail(error: SaekitError, *, as_json: bool) -> int:
-    """Say what went wrong, without a traceback; returns the exit status."""
-    from rich.console import Console
-    from rich.text import Text
-
-    if as_json:
-        emit(told(error))
-    message = Text.assemble(("error: ", "bold red"), error.what)
-    if error.hint:
-        message.append(f"\n  {error.hint}", style="yellow")
-    Console(stderr=True, soft_wrap=True).print(message)
-    return 2
 
 
 def quiet_libraries() -> None:
@@ -74,11 +78,11 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
     if not rows:
         say(("nothing found", "dim"))
         return
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=title and clean(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in rows[0].items():
-        grid.add_column(name, justify="right" if isinstance(value, (int, float)) else "left", overflow="fold")
+        grid.add_column(clean(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(value if not isinstance(value, (int, float)) else number(value) for value in row.values()))
+        grid.add_row(*(text(number(value) if isinstance(value, int | float) else str(value)) for value in row.values()))
     console().print(grid)
 
 
@@ -147,7 +151,7 @@ def highlighted(tokens: list[str], values: list[float], peak: float, width: int)
     """One line of text around the strongest token; the background of a token is as strong as the feature fires on it."""
     from rich.text import Text
 
-    shown = [token.replace("\n", "↵") for token in tokens]
+    shown = [clean(token.replace("\n", "↵")) for token in tokens]
     start = stop = max(range(len(values)), key=values.__getitem__)
     room = width - len(shown[start])
     # Grow to both sides by turns, while there is room.

@@ -150,7 +150,8 @@ class _Pass:
             for run in runs:
                 stack.enter_context(closing(run.log))
             total = max(plan.config.tokens or 0 for plan in self.plans)
-            bar = stack.enter_context(track("training", total, enabled=progress and self.group.leads))
+            subject = ", ".join(dict.fromkeys(str(plan.route) for plan in self.plans))
+            bar = stack.enter_context(track("training", total, subject=subject, enabled=progress and self.group.leads))
             while runs:
                 portion = feed.next()
                 for run in runs:

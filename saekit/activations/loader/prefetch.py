@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Generator, Iterable
 from queue import SimpleQueue
@@ -46,4 +47,5 @@ def ahead(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
     finally:
         stop.set()
         slots.release()
-        thread.join()
+        if not sys.is_finalizing():  # when the interpreter ends, the thread no longer runs and would never be joined
+            thread.join()

@@ -202,7 +202,7 @@ class _Job:
     def run(self, manifest: Manifest, progress: bool) -> None:
         """Make the shards that are missing, then those still to come."""
         lost = [index for index, entry in enumerate(manifest.shards) if damaged(self.path, entry)]
-        with track("caching", total=self.n_tokens, unit="tokens", enabled=progress) as bar:
+        with track("caching", total=self.n_tokens, subject="activations", enabled=progress) as bar:
             for index in lost:
                 self._fill(manifest, index, manifest.shards[index].tokens, bar)
             if not manifest.complete:
