@@ -30,6 +30,7 @@ FLOORS = {
     "saekit.steer": 3,
     "saekit.evaluate": 4,
     "saekit.workspace": 5,
+    "saekit.views": 4,
     "saekit.report": 6,
     "saekit.demo": 6,
     "saekit.cli": 6,
@@ -43,7 +44,6 @@ FLOORS = {
     "saekit.version": 0,
     "saekit.statistics": 0,
     "saekit.locate": 4,
-    "saekit.views": 5,
 }
 HEAVY = ("torch", "transformers", "sae_lens", "datasets", "wandb", "numba", "h5py", "plotly", "sklearn", "numpy")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saekit.evaluate.steering.mentions import Mentions
+from saekit.views.run_files import read_rows, read_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +111,6 @@ def gather(
     """
     import numpy as np
 
-    from trainers.loop.log import read_log
-
     with ws.database() as database:
         density_F = database.densities(site)
         order = [int(f) for f in np.argsort(-density_F, kind="stable") if density_F[f] > 0]
@@ -123,7 +121,7 @@ def gather(
         title=title or f"Dictionary at {site}",
         settings=_settings(ws, site),
         quality=ws.evaluate(site, again=False) if quality is None else quality,
-        curve=read_log(ws.dictionaries.folder(site) / "metrics.jsonl"),
+        curve=read_rows(ws.dictionaries.folder(site) / "metrics.jsonl", "tokens"),
         density_F=density_F,
         densest=densest,
         rarest=rarest,
@@ -150,7 +148,7 @@ def _settings(ws: Workspace, site: Site) -> dict[str, str]:
     if config is None:  # trained elsewhere
         cfg = ws.sae(site).cfg
         return facts | {"architecture": cfg.architecture, "features": f"{cfg.n_latents:,}", "trained": "elsewhere: no train.json"}
-    live = json.loads((ws.dictionaries.folder(site) / "train.json").read_text())["data"].get("live")
+    live = read_settings(ws.dictionaries.folder(site) / "train.json")[1].get("live")
     return facts | {
         "architecture": config.arch,
         "features": f"{config.n_latents:,}",

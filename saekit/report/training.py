@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.page import environment, quality_tiles
 from saekit.report.text import link
+from saekit.views.run_files import read_rows, read_settings
 from saekit.workspace.dictionaries import stem
 
 if TYPE_CHECKING:
@@ -81,23 +81,23 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
         WorkspaceError: no such run was ever begun.
     """
     from saekit.errors import WorkspaceError
-    from trainers.loop.log import TIMING, read_log
+    from trainers.loop.log import TIMING
 
     folder = ws.dictionaries.folder(site, name)
     if not (folder / "train.json").exists():
         known = ", ".join("/".join(filter(None, run)) for run in ws.dictionaries.begun())
         hint = f"It has {known}." if known else "Run `saekit train` or `saekit fit` first."
         raise WorkspaceError(f"No training was begun in {folder}.", hint)
-    settings, finished = json.loads((folder / "train.json").read_text()), (folder / "cfg.json").exists()
-    data = settings["data"]
+    finished = (folder / "cfg.json").exists()
+    config, data = read_settings(folder / "train.json")
     route = "->".join(str(data[side]) for side in ("site", "site_out") if side in data)
     return Trained(
-        title=f"Training of {name or settings['config']['arch']} at {route}{', live' if data.get('live') else ''}",
+        title=f"Training of {name or config['arch']} at {route}{', live' if data.get('live') else ''}",
         model=ws.study.model,
-        config=settings["config"],
+        config=config,
         finished=finished,
-        rows=read_log(folder / "metrics.jsonl"),
-        timing=read_log(folder / TIMING),
+        rows=read_rows(folder / "metrics.jsonl", "tokens"),
+        timing=read_rows(folder / TIMING, "tokens", "began", "seconds"),
         quality=(ws.evaluation(site, name) or None) if finished else None,
         density_F=_density(folder) if finished else None,
         links=_links(ws, site, name),
