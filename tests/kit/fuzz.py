@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-_ODD = [b"", b"\xff\xfe", b"\x00" * 16, b"[" * 50_000, b'{"a":' * 50_000, b"1e999", b"NaN", b"-1", b'"\\ud800"', b"\xef\xbb\xbf", b"9" * 400]
+_DEEP = [b"[" * 50_000, b'{"a":' * 50_000]
+_NUMBERS = [b"1e999", b"NaN", b"-1", b"9" * 400]
+_ODD = [b"", b"\xff\xfe", b"\xef\xbb\xbf", b"\x00" * 16, b'"\\ud800"', *_DEEP, *_NUMBERS]
 
 
 def flip(data: bytes, random: random.Random) -> bytes:
