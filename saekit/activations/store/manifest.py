@@ -1,28 +1,46 @@
-"""The manifest of a store: what its activations are of, and which shards are whole."""
+"""The manifest of a store: what its activations are of, and which shards are complete."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saekit.activations.corpus.batches import Cursor
-from saekit.errors import StoreCorrupt, StoreMismatch
+from saekit.activations.store.shard import DTYPES
+from saekit.checksums import parse_object, seal, unseal
+from saekit.errors import StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.files import write_whole
 from saekit.lm.fingerprint import same_weights
+from saekit.names.site import Site
 
 FILE = "manifest.json"
 FORMAT, VERSION = "saekit-activations", 1
-# Recorded for the reader, but two stores that differ in them hold the same activations.
+_MEND = "Restore it, or remove the folder and cache again."
+_ENTRIES = ("format", "version", "n_tokens", "provenance", "shards", "complete")
+_FACTS: dict[str, type] = {"model": dict, "corpus": dict, "sites": dict, "context": int, "packing": str, "dtype": str}
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Recorded for readers. Two stores that differ in these entries hold the same activations.
 _INFORMATIVE = {"model.name", "model.revision", "corpus.source", "saekit"}
+
+
+def shard_name(index: int) -> str:
+    """File name of shard number `index`."""
+    return f"shard-{index:05d}.h5"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file name is one that :func:`shard_name` gives."""
+    return _SHARD_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard that is whole: a file that was synced to the disk before its entry was made."""
+    """A complete shard: its file was synced to the disk before its entry was made."""
 
     file: str
     tokens: int
@@ -30,9 +48,21 @@ class ShardEntry:
     bytes: int
     """Size of the file."""
     sha256: str
-    """Of the file, as `sha256sum` prints it."""
+    """SHA-256 of the file, as `sha256sum` prints it."""
     after: Cursor
     """Where in the corpus the next shard begins."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 1), ("bytes", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} of a shard is {value!r}")
+        if not isinstance(self.file, str) or not is_shard_name(self.file):
+            raise ValueError(f"{self.file!r} is not the name of a shard")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.sha256!r} is not a checksum")
+        if not all(type(number) is int and 0 <= number < 2**63 for number in self.after):
+            raise ValueError(f"{list(self.after)!r} is not a place in a corpus")
 
 
 @dataclass
@@ -40,10 +70,10 @@ class Manifest:
     """`manifest.json`."""
 
     provenance: dict[str, Any]
-    """What the activations are of: model, corpus, context, packing, dtype, sites and their widths."""
+    """What the activations are of: model, corpus, context, packing, dtype, and the width of each site."""
     shards: list[ShardEntry] = field(default_factory=list)
     complete: bool = False
-    """Every token that was asked for, or all that the corpus has, is in the shards."""
+    """Whether the shards hold every token that was asked for, or all that the corpus has."""
 
     @property
     def n_tokens(self) -> int:
@@ -53,36 +83,74 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Replace the manifest of `folder`, whole or not at all."""
         fields = {"format": FORMAT, "version": VERSION, "n_tokens": self.n_tokens, **dataclasses.asdict(self)}
-        write_whole(folder / FILE, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+        write_whole(folder / FILE, seal(fields))
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the manifest of `folder`.
+        """Read the manifest of `folder` and check its checksum. Manifests of earlier versions have none.
 
         Raises:
-            StoreCorrupt: there is none, or it does not parse.
+            StoreCorrupt: there is no manifest, it does not parse, it has changed since it was written, or it contradicts itself.
             StoreMismatch: a newer version of saekit wrote it.
         """
         path = folder / FILE
         try:
-            fields = json.loads(path.read_bytes())
-            version = fields["version"] if fields["format"] == FORMAT else None
+            data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreCorrupt(f"{folder} holds no activations: it has no {FILE}.", "`saekit cache` writes them.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreCorrupt(f"{path} is damaged: {error}.", "Restore it, or remove the folder and cache again.") from error
-        if not isinstance(version, int):
-            raise StoreCorrupt(f"{path} is not the manifest of an activation store.", "Restore it, or choose another folder.")
-        if version > VERSION:
+        except OSError as error:
+            raise StoreCorrupt(f"{path} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
+        try:
+            return cls._decode(data, folder)
+        except (ValueError, KeyError, TypeError, UnknownSite) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error).removesuffix(".")
+            raise StoreCorrupt(f"{path} is damaged: {what}.", _MEND) from error
+
+    @classmethod
+    def _decode(cls, data: bytes, folder: Path) -> Manifest:
+        version = _version(data)
+        if version is not None and version > VERSION:
             raise StoreMismatch(
                 f"{folder} has format version {version}; this saekit reads up to {VERSION}.",
                 "Upgrade saekit: pip install -U saekit.",
             )
-        try:
-            shards = [ShardEntry(**{**shard, "after": Cursor(*shard["after"])}) for shard in fields["shards"]]
-            return cls(fields["provenance"], shards, fields["complete"])
-        except (KeyError, TypeError) as error:
-            raise StoreCorrupt(f"{path} is damaged: {error}.", "Restore it, or remove the folder and cache again.") from error
+        fields = unseal(data, _ENTRIES)
+        if version is None:
+            raise ValueError("it is not the manifest of an activation store")
+        shards = [ShardEntry(**{**shard, "after": Cursor(*shard["after"])}) for shard in fields["shards"]]
+        if type(fields["complete"]) is not bool:
+            raise ValueError(f"complete is {fields['complete']!r}")
+        manifest = cls(fields["provenance"], shards, fields["complete"])
+        manifest._check()
+        if fields["n_tokens"] != manifest.n_tokens:
+            raise ValueError(f"n_tokens is {fields['n_tokens']!r} and the shards have {manifest.n_tokens}")
+        return manifest
+
+    def _check(self) -> None:
+        """Raise ValueError where entries have wrong types, or declare more rows than their files can hold."""
+        facts = self.provenance
+        if not isinstance(facts, dict):
+            raise ValueError("provenance is not an object")
+        for name, kind in _FACTS.items():
+            if type(facts[name]) is not kind:
+                raise ValueError(f"{name} is {facts[name]!r}")
+        flat = [facts, facts["model"], facts["corpus"]]
+        if any(isinstance(value, list | dict) for part in flat for name, value in part.items() if name not in _FACTS):
+            raise ValueError("an entry is nested more deeply than it can be")
+        if facts["dtype"] not in DTYPES:
+            raise ValueError(f"dtype is {facts['dtype']!r}")
+        if facts["context"] < 1 or not facts["sites"]:
+            raise ValueError("it has no site, or contexts without a token")
+        for site, width in facts["sites"].items():
+            Site.parse(site)
+            if type(width) is not int or width < 1:
+                raise ValueError(f"the width of {site} is {width!r}")
+        row_bytes = sum(facts["sites"].values()) * DTYPES[facts["dtype"]].itemsize
+        for index, shard in enumerate(self.shards):
+            if shard.file != shard_name(index):
+                raise ValueError(f"shard {index} is in {shard.file}")
+            if shard.tokens * row_bytes > shard.bytes:  # activations are stored uncompressed
+                raise ValueError(f"{shard.file} cannot hold {shard.tokens} rows in {shard.bytes} bytes")
 
     def require(self, provenance: Mapping[str, Any], folder: Path) -> None:
         """Raise unless the activations are of exactly this.
@@ -112,3 +180,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _version(data: bytes) -> int | None:
+    """Format version of a manifest; None where `data` is not one. Raises ValueError where it does not parse."""
+    fields = parse_object(data)
+    version = fields.get("version")
+    return version if fields.get("format") == FORMAT and type(version) is int else None

@@ -39,6 +39,35 @@ def as_tensor(stored: np.ndarray, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if dtype == torch.bfloat16 else torch.from_numpy(stored)
 
 
+def column_problem(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Say why the dataset `name` of a shard must not be read; "" where it is as :class:`ShardBuilder` writes it.
+
+    A shard may come from somebody else. Links, external and virtual datasets would read other files of the user, filters could
+    expand a few bytes to any size, and HDF5 allocates whole chunks.
+    """
+    *groups, last = name.split("/")
+    place: h5py.Group = file
+    for part in (*groups, last):
+        link = place.get(part, getlink=True)
+        if link is None:
+            return "is missing"
+        if not isinstance(link, h5py.HardLink):
+            return "is a link"
+        place = place[part]
+    dataset = place
+    if not isinstance(dataset, h5py.Dataset):
+        return "is not a dataset"
+    if dataset.shape != shape or dataset.dtype != dtype:
+        return f"is {dataset.shape} {dataset.dtype}, not {shape} {dtype}"
+    properties = dataset.id.get_create_plist()
+    if dataset.external or dataset.is_virtual or properties.get_nfilters():
+        return "is not stored plainly in the file"
+    row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+    if dataset.chunks is not None and int(np.prod(dataset.chunks)) * dtype.itemsize > max(2 * _CHUNK_BYTES, row_bytes):
+        return f"has chunks of {dataset.chunks} numbers"
+    return ""
+
+
 class ShardBuilder:
     """Rows appended column by column to an HDF5 file in memory.
 

@@ -16,17 +16,12 @@ from torch import Tensor
 
 from saekit.activations.corpus.batches import TokenBatch
 from saekit.activations.loader.rows import RowSource, check_finite, choose_rows, is_special
-from saekit.activations.store.manifest import ShardEntry
+from saekit.activations.store.manifest import ShardEntry, shard_name
 from saekit.activations.store.shard import ShardBuilder, as_numpy
 from saekit.files import write_whole
 from saekit.names.site import Site
 
 _WAITING_BYTES = 2**28
-
-
-def shard_name(index: int) -> str:
-    """File of a shard."""
-    return f"shard-{index:05d}.h5"
 
 
 class _Rows(NamedTuple):

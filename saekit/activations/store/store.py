@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saekit.activations.loader.prefetch import ahead
 from saekit.activations.store.manifest import Manifest, ShardEntry
-from saekit.activations.store.shard import TOKEN_COLUMNS, as_tensor, storage_dtype
+from saekit.activations.store.shard import TOKEN_COLUMNS, as_tensor, column_problem, storage_dtype
 from saekit.errors import StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.lm.fingerprint import differs
 from saekit.names.site import Site
@@ -178,21 +178,25 @@ class ActivationStore:
                 with path.open("rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                         raise StoreCorrupt(f"{path} has changed since it was written: its checksum is another.", _MEND)
-                self._verify_columns(index)
+                with self._reading(index):
+                    pass  # opening a shard checks its columns
                 bar.update(int(self._first_rows[index + 1]), note=entry.file)
 
-    def _verify_columns(self, shard: int) -> None:
+    def _check_columns(self, shard: int, file: h5py.File) -> None:
+        """Raise unless a shard holds what the manifest says, so that nothing larger is ever allocated.
+
+        Raises:
+            StoreCorrupt: a column is missing, has another shape or dtype, or is not stored plainly in this file.
+        """
         entry = self.manifest.shards[shard]
         stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
         expected: dict[str, tuple[tuple[int, ...], np.dtype]] = {
             name: ((entry.tokens,), np.dtype(dtype)) for name, dtype in TOKEN_COLUMNS.items()
         }
         expected |= {f"sites/{site}": ((entry.tokens, width), stored) for site, width in self._widths.items()}
-        with self._reading(shard) as file:
-            for name, (shape, dtype) in expected.items():
-                if file[name].shape != shape or file[name].dtype != dtype:
-                    found = f"{file[name].shape} {file[name].dtype}"
-                    raise StoreCorrupt(f"{self.path / entry.file}: {name} is {found}, not {shape} {dtype}.", _MEND)
+        for name, (shape, dtype) in expected.items():
+            if problem := column_problem(file, name, shape, dtype):
+                raise StoreCorrupt(f"{self.path / entry.file}: {name} {problem}.", _MEND)
 
     # Reading
 
@@ -219,12 +223,18 @@ class ActivationStore:
         try:
             with self._lock:  # readers may share a store between threads; h5py would take turns anyway
                 if shard not in self._files:
-                    self._files[shard] = h5py.File(path, "r")
+                    file = h5py.File(path, "r")
+                    try:
+                        self._check_columns(shard, file)
+                    except BaseException:
+                        file.close()
+                        raise
+                    self._files[shard] = file
                     while len(self._files) > _OPEN_FILES:
                         self._files.popitem(last=False)[1].close()
                 self._files.move_to_end(shard)
                 yield self._files[shard]
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise StoreCorrupt(f"{path} cannot be read: {error}.", _MEND) from error
 
     def reader(self, sites: Iterable[str | Site], **settings: Any) -> ActivationSource:

@@ -14,9 +14,9 @@ import torch
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, check_packing, token_batches
 from saekit.activations.loader.prefetch import ahead
-from saekit.activations.store.manifest import FILE, Manifest, ShardEntry
+from saekit.activations.store.manifest import FILE, Manifest, ShardEntry, is_shard_name, shard_name
 from saekit.activations.store.shard import storage_dtype
-from saekit.activations.store.shard_writer import ShardPipe, shard_name
+from saekit.activations.store.shard_writer import ShardPipe
 from saekit.activations.store.store import ActivationStore, damaged, model_facts
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
 from saekit.files import clean, is_leftover, lock
@@ -179,9 +179,9 @@ class _Job:
             return manifest
         if self.path.exists() and not self.path.is_dir():
             raise StoreMismatch(f"{self.path} is a file.", "Choose a folder.")
-        # What a process may leave that is killed before its first shard is entered.
-        found = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
-        if others := [name for name in found if name != shard_name(0) and not is_leftover(name)]:
+        # A process that is killed before its first shard is entered may leave this shard and temporary files.
+        names = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
+        if others := [name for name in names if name != shard_name(0) and not is_leftover(name)]:
             raise StoreMismatch(
                 f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder, or empty this one."
             )
@@ -195,8 +195,8 @@ class _Job:
         """Remove what a killed process left in flight."""
         entered = {entry.file for entry in manifest.shards}
         clean(self.path)
-        for file in self.path.glob("shard-*.h5"):
-            if file.name not in entered:
+        for file in self.path.iterdir():
+            if is_shard_name(file.name) and file.name not in entered:
                 file.unlink()
 
     def run(self, manifest: Manifest, progress: bool) -> None:
