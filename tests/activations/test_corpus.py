@@ -201,3 +201,36 @@ def test_bad_files(name: str, content: bytes, message: str, tmp_path: Path) -> N
     with pytest.raises(CorpusError, match=message):
         check_corpus(Corpus.open(tmp_path / name))
         list(Corpus.open(tmp_path / name).documents())
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.json", "array.json", "x.csv", "x.tsv", "x.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
+    plain = {
+        ".txt": "one\ntwo\n",
+        ".jsonl": '{"text": "one"}\n{"text": "two"}\n',
+        ".csv": "text,n\none,1\ntwo,2\n",
+        ".tsv": "text\tn\none\t1\ntwo\t2\n",
+    }
+    kind = ".jsonl" if name in ("x.json", "x.jsonl.gz") else Path(name).suffix
+    content = '[{"text": "one"}, {"text": "two"}]' if name == "array.json" else plain[kind]
+    data = b"\xef\xbb\xbf" + content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert list(Corpus.open(tmp_path / name).documents()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "array.json"])
+def test_deep_nesting_is_a_typed_error(name: str, tmp_path: Path) -> None:
+    deep = "[" * 10**5 + "]" * 10**5
+    (tmp_path / name).write_text(deep if name == "array.json" else f'{{"text": "a"}}\n{{"text": {deep}}}\n')
+    with pytest.raises(CorpusError, match=r"array.json is nested too deeply|line 2 is nested too deeply"):
+        list(Corpus.open(tmp_path / name).documents())
+
+
+@pytest.mark.parametrize("value", ["5", "true", "1.5", '{"a": "b"}', "[]", '[["a"]]'])
+def test_text_fields_of_other_types_are_typed_errors(value: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"text": {value}}}\n')
+    with pytest.raises(CorpusError, match=r"row 0 holds a \w+, not text"):
+        list(Corpus.open(tmp_path / "x.jsonl").documents())
+    (tmp_path / "x.jsonl").write_text(value + "\n")
+    with pytest.raises(CorpusError, match=r"row 0 (holds a \w+, not text|has no field 'text')"):
+        list(Corpus.open(tmp_path / "x.jsonl").documents())

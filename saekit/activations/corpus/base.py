@@ -1,4 +1,4 @@
-"""Corpora: documents of text in a fixed order, from files, the hub or memory."""
+"""Corpora: documents of text in a fixed order, from files, the Hugging Face hub or memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saekit.activations.corpus.formats import COMPRESSIONS, FORMATS, Row, file_format, read_rows
+from saekit.activations.corpus.formats import COMPRESSIONS, FORMATS, JsonLine, Row, file_format, is_compressed, read_rows
 from saekit.builtin import is_lab
-from saekit.errors import CorpusError
+from saekit.errors import ConfigError, CorpusError
+
+SHUFFLE_BUFFER = 10_000
+"""Documents of a streamed hub data set among which the next one is drawn when it is shuffled."""
 
 
 class Corpus(ABC):
     """Documents in a fixed order that can be read again and again.
 
     Args:
-        source: where they come from, for messages and records.
+        source: where the documents come from, for messages and records.
         text_field: field of a record that holds its text.
     """
 
@@ -35,44 +38,70 @@ class Corpus(ABC):
         name: str | None = None,
         revision: str | None = None,
         streaming: bool = True,
+        shuffle: int | None = None,
     ) -> Corpus:
-        """The documents of `source`. Nothing is read yet: see :func:`check_corpus`.
+        """Open the documents of `source`. Nothing is read yet: see :func:`check_corpus`.
 
         Args:
-            source: a file (formats: :func:`.formats.read_rows`), a folder of them (every one below it,
-                in the order of their names) or one that `datasets` saved; the name of a data set on the hub; or an iterable of
-                texts or of records. An iterator, which can be read only once, is read into memory. "lab", "lab:GENRE" and
-                "lab:GENRE@SEED" are the built-in laboratory's own documents, whatever files lie here; ./lab is a folder.
+            source: a file (:func:`.formats.read_rows` lists the formats); a folder of files (every one below it, in the order of
+                their names) or one that `datasets` saved; the name of a data set on the hub; or an iterable
+                of texts or of records. An iterator, which can be read only once, is read into memory. "lab", "lab:GENRE" and
+                "lab:GENRE@SEED" are the documents of the built-in laboratory, whatever files this folder holds; ./lab is a
+                folder.
             text_field: field of a record that holds its text.
-            split: split of a data set on the hub, of a folder that `datasets` saved with several, or of the laboratory (train,
-                heldout).
+            split: split of a data set on the hub, of a folder that `datasets` saved with several splits, or of the laboratory
+                (train, heldout).
             name: configuration of a data set on the hub ("wikitext-103-v1").
             revision: its branch, tag or commit.
-            streaming: read it over the network as needed; False downloads it first.
+            streaming: read a data set of the hub over the network as needed; False downloads it first.
+            shuffle: seed of a random order of the documents; None keeps the order of the source. The order is uniformly random,
+                except for a streamed data set of the hub: its files are read in random order, and each document is drawn from
+                the next 10,000.
 
         Raises:
-            CorpusError: there is no such file, or the folder holds none of a known format.
+            CorpusError: there is no such file, or the folder holds no file of a known format.
+            ConfigError: the laboratory, whose documents are random already, is to be shuffled.
         """
-        if not isinstance(source, str | Path):
-            return _Rows(source, text_field)
         if isinstance(source, str) and is_lab(source):
             from saekit.activations.corpus.lab import LabCorpus
 
+            if shuffle is not None:
+                raise ConfigError(f"The documents of {source} are in random order already.", "Leave shuffle out.")
             return LabCorpus(source, split)
-        path = Path(source).expanduser()
-        if path.exists():
-            return _Files(path, text_field, split)
-        if _looks_like_a_path(source):
-            raise CorpusError(f"There is no file or folder {str(source)!r}.", "Give one, or the name of a data set on the hub.")
-        return _Hub(str(source), text_field, split, name, revision, streaming)
+        local = _local(source, text_field, split)
+        if local is None:
+            return _Hub(str(source), text_field, split, name, revision, streaming, shuffle)
+        if shuffle is None:
+            return local
+        from saekit.activations.shuffled import ShuffledCorpus
+
+        return ShuffledCorpus(local, shuffle)
 
     @abstractmethod
     def rows(self, start: int = 0) -> Iterator[Any]:
-        """Strings or records, from row `start` on."""
+        """Strings or records, from row `start` on.
+
+        Raises:
+            CorpusError: a file does not parse, or the hub cannot be reached.
+        """
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
-        """What tells this corpus from another, independent of where its files lie."""
+        """What tells this corpus from another, independent of where its files are."""
+
+    @property
+    def unshuffled(self) -> Corpus:
+        """The same documents in the order of the source."""
+        return self
+
+    @property
+    def size(self) -> int | None:
+        """Estimated bytes of all rows, decompressed; None where nobody knows."""
+        return None
+
+    def raw_rows(self) -> Iterator[Any]:
+        """What :func:`decoded` makes :meth:`rows` of: for readers that skip most rows."""
+        return self.rows()
 
     def documents(self, start: int = 0) -> Iterator[str]:
         """The text of every row from `start` on; "" where a row has none.
@@ -81,9 +110,18 @@ class Corpus(ABC):
             CorpusError: a row has no text field or it holds no text, a file does not parse, or the hub cannot be reached.
         """
         for index, row in enumerate(self.rows(start), start=start):
-            yield self._text(row, index)
+            yield self.text(row, index)
 
-    def _text(self, row: Any, index: int) -> str:
+    def text(self, row: Any, index: int) -> str:
+        """The text of one decoded row.
+
+        Args:
+            row: as :meth:`rows` gives it.
+            index: its number in the source, for messages.
+
+        Raises:
+            CorpusError: the row has no text field, or this field holds no text.
+        """
         if isinstance(row, Mapping):
             if self.text_field not in row:
                 fields = ", ".join(map(repr, row))
@@ -103,13 +141,39 @@ class Corpus(ABC):
 
 
 def check_corpus(corpus: Corpus) -> None:
-    """Read up to the first text, so that a bad corpus is found before work begins.
+    """Read up to the first text, so that a bad corpus is found before work begins. A shuffled corpus is read in its own order.
 
     Raises:
         CorpusError: as :meth:`Corpus.documents` does, or there is no text at all.
     """
-    if not any(text for text in corpus.documents()):
+    if not any(text for text in corpus.unshuffled.documents()):
         raise CorpusError(f"{corpus.source} holds no text.", "Is it the right file, split and text_field?")
+
+
+def decoded(row: Any) -> Any:
+    """A row of :meth:`Corpus.raw_rows`, decoded.
+
+    Raises:
+        CorpusError: a line is not valid JSON.
+    """
+    return row.decode() if isinstance(row, JsonLine) else row
+
+
+def default_shuffle(source: object) -> int | None:
+    """The seed with which commands shuffle a corpus unless they are told otherwise; None for the laboratory's, which is random."""
+    return None if isinstance(source, str) and is_lab(source) else 0
+
+
+def _local(source: str | Path | Iterable[Row], text_field: str, split: str) -> Corpus | None:
+    """The corpus in a file, a folder or memory; None where `source` can only be the name of a data set on the hub."""
+    if not isinstance(source, str | Path):
+        return _Rows(source, text_field)
+    path = Path(source).expanduser()
+    if path.exists():
+        return _Files(path, text_field, split)
+    if _looks_like_a_path(source):
+        raise CorpusError(f"There is no file or folder {str(source)!r}.", "Give one, or the name of a data set on the hub.")
+    return None
 
 
 def _looks_like_a_path(source: str | Path) -> bool:
@@ -119,14 +183,23 @@ def _looks_like_a_path(source: str | Path) -> bool:
     )
 
 
+_EXPANSION = 5  # of compressed text, roughly
+
+
 class _Files(Corpus):
     def __init__(self, path: Path, text_field: str, split: str) -> None:
         super().__init__(str(path), text_field)
         self.files = _files(path, split)
 
+    def raw_rows(self) -> Iterator[Row | JsonLine]:
+        return itertools.chain.from_iterable(read_rows(path, self.text_field) for path in self.files)
+
     def rows(self, start: int = 0) -> Iterator[Row]:
-        rows = itertools.chain.from_iterable(read_rows(path, self.text_field) for path in self.files)
-        return itertools.islice(rows, start, None)
+        return map(decoded, itertools.islice(self.raw_rows(), start, None))
+
+    @property
+    def size(self) -> int:
+        return sum(path.stat().st_size * (_EXPANSION if is_compressed(path) else 1) for path in self.files)
 
     def fingerprint(self) -> dict[str, str]:
         return {"sha256": self._digest, "text_field": self.text_field}
@@ -165,8 +238,18 @@ def _files(path: Path, split: str) -> list[Path]:
 class _Hub(Corpus):
     """A data set that :func:`datasets.load_dataset` loads."""
 
-    def __init__(self, source: str, text_field: str, split: str, name: str | None, revision: str | None, streaming: bool) -> None:
+    def __init__(
+        self,
+        source: str,
+        text_field: str,
+        split: str,
+        name: str | None,
+        revision: str | None,
+        streaming: bool,
+        shuffle: int | None = None,
+    ) -> None:
         super().__init__(source, text_field)
+        self._shuffle = shuffle
         self.split, self.name, self.streaming, self._asked_revision = split, name, streaming, revision
 
     @cached_property
@@ -200,7 +283,10 @@ class _Hub(Corpus):
                 f"Data set {self.source!r} cannot be loaded: {error}", "Check its configuration (name) and split."
             ) from error
         # Other columns need not be read where the text is known to be there.
-        return data.select_columns([self.text_field]) if self.text_field in (data.column_names or ()) else data
+        data = data.select_columns([self.text_field]) if self.text_field in (data.column_names or ()) else data
+        if self._shuffle is None:
+            return data
+        return data.shuffle(seed=self._shuffle, **({"buffer_size": SHUFFLE_BUFFER} if self.streaming else {}))
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         data = self._data.skip(start) if start else self._data
@@ -209,6 +295,11 @@ class _Hub(Corpus):
         except Exception as error:
             raise CorpusError(f"Data set {self.source!r} broke off: {error}", "Run the same command again.") from error
 
+    @property
+    def unshuffled(self) -> Corpus:
+        settings = (self.source, self.text_field, self.split, self.name, self._asked_revision, self.streaming)
+        return self if self._shuffle is None else _Hub(*settings)
+
     def fingerprint(self) -> dict[str, str]:
         facts = {
             "hub": self.source,
@@ -216,6 +307,8 @@ class _Hub(Corpus):
             "split": self.split,
             "revision": self.revision,
             "text_field": self.text_field,
+            "shuffle": None if self._shuffle is None else str(self._shuffle),
+            "shuffle_buffer": str(SHUFFLE_BUFFER) if self._shuffle is not None and self.streaming else None,
         }
         return {key: value for key, value in facts.items() if value is not None}
 

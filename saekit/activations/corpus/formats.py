@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from saekit.errors import CorpusError
 
@@ -16,24 +17,53 @@ COMPRESSIONS = (".gz", ".zst", ".bz2")
 _MARKER = "<|endoftext|>"
 
 
-def read_rows(path: Path, text_field: str) -> Iterator[Row]:
-    """The rows of one file, in its order, without holding the file in memory (but for `.json`).
+class JsonLine(NamedTuple):
+    """A row that is not decoded yet, so that rows can be skipped quickly."""
 
-    - `.txt`: a line is a document; where the first MiB contains `<|endoftext|>`, documents are what lies between these instead.
-    - `.jsonl`, `.ndjson`: an object or a string a line. `.json`: an array of them, or one a line.
-    - `.csv`, `.tsv`: records under a header. `.parquet`, `.arrow`: records.
+    path: Path
+    number: int
+    """Line of the file, from 1."""
+    text: str
 
-    All but the last two may be compressed (`.gz`, `.zst`, `.bz2`).
+    def decode(self) -> Any:
+        """Decode the line.
+
+        Raises:
+            CorpusError: the line is not valid JSON.
+        """
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError) as error:
+            what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not valid JSON: {error}"
+            raise CorpusError(f"{self.path}, line {self.number} {what}.", "Correct or remove the line.") from error
+
+
+def read_rows(path: Path, text_field: str) -> Iterator[Row | JsonLine]:
+    """Read the rows of one file in order. Only `.json` files that hold an array are read into memory as a whole.
+
+    - `.txt`: each line is a document. If the first MiB contains `<|endoftext|>`, documents are the texts between these markers.
+    - `.jsonl`, `.ndjson`: an object or a string on each line. `.json`: an array of these, or one on each line.
+    - `.csv`, `.tsv`: records below a header. `.parquet`, `.arrow`: records.
+
+    All but the last two may be compressed (`.gz`, `.zst`, `.bz2`). A byte order mark at the beginning of a text file is skipped.
 
     Raises:
         CorpusError: the file does not parse; the message says where.
     """
-    try:
+    with _typed(path):
         yield from _READERS[file_format(path)](path, text_field)
+
+
+@contextlib.contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8: {error.reason}.", "Convert it first.") from error
+        raise CorpusError(f"{path} is not UTF-8: {error.reason}.", "Convert it to UTF-8 first.") from error
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{path} is not valid JSON: {error}.", "Correct or remove that line.") from error
+        raise CorpusError(f"{path} is not valid JSON: {error}.", "Correct the file.") from error
+    except RecursionError as error:
+        raise CorpusError(f"{path} is nested too deeply.", "Is it a corpus?") from error
     except (OSError, ValueError, EOFError, csv.Error) as error:
         raise CorpusError(
             f"{path} cannot be read: {error}.", "Is it damaged, or of another format than its name says?"
@@ -48,13 +78,19 @@ def file_format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether the name of a file ends with one of :data:`COMPRESSIONS`."""
+    return path.suffix.lower() in COMPRESSIONS
+
+
 def _open(path: Path) -> TextIO:
     import io
 
     import pyarrow as pa
 
-    # The empty newline keeps \r\n as it is, which the csv module asks for.
-    return io.TextIOWrapper(io.BufferedReader(pa.input_stream(str(path), compression="detect")), encoding="utf-8", newline="")
+    # utf-8-sig skips a byte order mark. The empty newline keeps \r\n as it is, as the csv module requires.
+    stream = io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
 
 
 def _txt(path: Path, text_field: str) -> Iterator[Row]:
@@ -64,28 +100,24 @@ def _txt(path: Path, text_field: str) -> Iterator[Row]:
         if not marked:
             yield from (line.strip() for line in file)
             return
-        document = ""
+        lines: list[str] = []
         for line in file:
-            document += line
-            while _MARKER in document:
-                before, document = document.split(_MARKER, 1)
-                yield before.strip()
-        yield document.strip()
+            *ended, rest = line.split(_MARKER)
+            for part in ended:
+                yield "".join([*lines, part]).strip()
+                lines = []
+            lines.append(rest)
+        yield "".join(lines).strip()
 
 
-def _jsonl(path: Path, text_field: str) -> Iterator[Row]:
+def _jsonl(path: Path, text_field: str) -> Iterator[JsonLine]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise CorpusError(
-                        f"{path}, line {number} is not valid JSON: {error}.", "Correct or remove the line."
-                    ) from error
+                yield JsonLine(path, number, line)
 
 
-def _json(path: Path, text_field: str) -> Iterator[Row]:
+def _json(path: Path, text_field: str) -> Iterator[Row | JsonLine]:
     with _open(path) as file:
         lines = not file.read(2**16).lstrip().startswith("[")
     if lines:
@@ -105,7 +137,7 @@ def _parquet(path: Path, text_field: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        # Only the text is decoded; a file without it gives whole records, so that the error can name their fields.
+        # Only the text is decoded. A file without the field gives whole records, so that the error can name their fields.
         columns = [text_field] if text_field in file.schema_arrow.names else None
         for batch in file.iter_batches(batch_size=256, columns=columns):
             yield from batch.to_pylist()
@@ -119,7 +151,7 @@ def _arrow(path: Path, text_field: str) -> Iterator[Row]:
             yield from (batch.select([text_field]) if text_field in batch.schema.names else batch).to_pylist()
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, str], Iterator[Row | JsonLine]]] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
