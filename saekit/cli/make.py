@@ -30,6 +30,7 @@ def _plan(
     quiet_libraries()
     from saekit.errors import ConfigError
     from saekit.lm import LanguageModel
+    from saekit.workspace.study import shuffle_seed
     from saekit.workspace.workspace import Workspace, study_of
     from trainers import Route
 
@@ -42,6 +43,7 @@ def _plan(
     names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site, site_out).sites})))
     out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
     data = data or (NAME if is_lab(model) else _DATA)
+    settings["shuffle_seed"] = shuffle_seed(out, data, settings.pop("shuffle"))
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 
 
@@ -77,6 +79,7 @@ def fit(
     text_field: options.TEXT_FIELD = "text",
     data_config: options.DATA_CONFIG = None,
     data_split: options.DATA_SPLIT = "train",
+    shuffle: options.SHUFFLE = None,
     revision: options.REVISION = None,
     dtype: options.DTYPE = None,
     store_dtype: options.STORE_DTYPE = "float32",
@@ -106,6 +109,7 @@ def fit(
         text_field=text_field,
         data_config=data_config,
         data_split=data_split,
+        shuffle=shuffle,
         revision=revision,
         dtype=dtype,
         store_dtype=store_dtype,
@@ -149,6 +153,7 @@ def cache(
     text_field: options.TEXT_FIELD = "text",
     data_config: options.DATA_CONFIG = None,
     data_split: options.DATA_SPLIT = "train",
+    shuffle: options.SHUFFLE = None,
     revision: options.REVISION = None,
     dtype: options.DTYPE = None,
     store_dtype: options.STORE_DTYPE = "float32",
@@ -170,6 +175,7 @@ def cache(
         text_field=text_field,
         data_config=data_config,
         data_split=data_split,
+        shuffle=shuffle,
         revision=revision,
         dtype=dtype,
         store_dtype=store_dtype,

@@ -53,6 +53,15 @@ OUT = Annotated[
 TEXT_FIELD = Annotated[str, typer.Option(help="Field of a record that holds the text.")]
 DATA_CONFIG = Annotated[str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)]
 DATA_SPLIT = Annotated[str, typer.Option(help="Split of a hub data set, or of the built-in corpus (train, heldout).")]
+SHUFFLE = Annotated[
+    bool | None,
+    typer.Option(
+        "--shuffle/--no-shuffle",
+        help="Read the documents in random order, so that a part of a sorted corpus stands for all of it. "
+        "[default: on; for the built-in corpus, which is random, off; in an existing workspace what it has]",
+        show_default=False,
+    ),
+]
 REVISION = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
 DTYPE = Annotated[
     str | None,

@@ -37,6 +37,8 @@ class Study:
     """Revision of a hub data set."""
     text_field: str = "text"
     """Field of a record that holds the text."""
+    shuffle_seed: int | None = None
+    """Seed of the order in which documents are read; None: the order of the corpus, as workspaces of earlier versions have it."""
     tokens: int = 2_000_000
     """Tokens to cache at most; a smaller corpus is cached whole, never twice."""
     context: int | None = None
@@ -100,6 +102,23 @@ class Study:
     def differences(self, other: Study) -> list[str]:
         """Names of the fields in which two studies differ."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+
+def shuffle_seed(folder: Path, data: str, shuffle: bool | None) -> int | None:
+    """The seed with which the documents of a study are shuffled; None where they are read in the order of the corpus.
+
+    Args:
+        folder: the workspace, which may not exist yet.
+        data: as :class:`Study` has it.
+        shuffle: what the user asks for; None: what an existing workspace has, and for a new one True, except for the documents of
+            the laboratory, which are random.
+
+    Raises:
+        As :meth:`Study.load` does.
+    """
+    if shuffle is None and (folder / FILE).exists():
+        return Study.load(folder).shuffle_seed
+    return 0 if shuffle or (shuffle is None and not is_lab(data)) else None
 
 
 def portable(source: str) -> str:

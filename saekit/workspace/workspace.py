@@ -167,6 +167,7 @@ class Workspace:
             split=study.data_split,
             name=study.data_config,
             revision=cached.get("revision", study.data_revision),
+            shuffle=study.shuffle_seed,
         )
 
     @property

@@ -159,11 +159,6 @@ def decoded(row: Any) -> Any:
     return row.decode() if isinstance(row, JsonLine) else row
 
 
-def default_shuffle(source: object) -> int | None:
-    """The seed with which commands shuffle a corpus unless they are told otherwise; None for the laboratory's, which is random."""
-    return None if isinstance(source, str) and is_lab(source) else 0
-
-
 def _local(source: str | Path | Iterable[Row], text_field: str, split: str) -> Corpus | None:
     """The corpus in a file, a folder or memory; None where `source` can only be the name of a data set on the hub."""
     if not isinstance(source, str | Path):
