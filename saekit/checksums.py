@@ -6,7 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
+
+from saekit.errors import SaekitError
+from saekit.json_files import read_json
 
 FIELD = "checksum"
 """Name of the entry that holds the checksum. It is the last entry of the file."""
@@ -22,42 +26,42 @@ def seal(fields: Mapping[str, Any], *, indent: int | None = 1) -> bytes:
     return head + hashlib.sha256(data).hexdigest().encode() + tail
 
 
-def unseal(data: bytes, known: Collection[str]) -> dict[str, Any]:
-    """Decode what :func:`seal` made. A file of an earlier version, which has no checksum, is decoded without this check.
+def seal_problem(data: bytes, fields: Mapping[str, Any], known: Collection[str]) -> str:
+    """Say why the content of a file is not what :func:`seal` wrote; "" where it is.
 
     Args:
         data: the content of the file.
-        known: entries that the file may have.
-
-    Raises:
-        ValueError: the content is not a JSON object, has an unknown entry, or does not match its checksum. An unknown entry is
-            refused because a change within the word "checksum" makes one.
+        fields: the same, decoded. Without a checksum, as in files of earlier versions, only the names of the entries are checked.
+        known: entries that the file may have. Others are refused because a change within the word "checksum" makes one.
     """
-    fields = parse_object(data)
     if unknown := sorted(fields.keys() - {*known, FIELD}):
-        raise ValueError(f"it has an unknown entry {unknown[0]!r}")
+        return f"it has an unknown entry {unknown[0]!r}"
     if FIELD not in fields:
-        return fields
+        return ""
     match = _ENTRY.search(data)
     if match is None:
-        raise ValueError("its checksum cannot be read")
+        return "its checksum cannot be read"
     digest = hashlib.sha256(data[: match.start(1)] + _BLANK + data[match.end(1) :]).hexdigest()
-    if digest != match[1].decode():
-        raise ValueError("its content does not match its checksum")
-    del fields[FIELD]
-    return fields
+    return "" if digest == match[1].decode() else "its content does not match its checksum"
 
 
-def parse_object(data: bytes | str) -> dict[str, Any]:
-    """Decode a JSON object.
+def read_sealed(
+    path: Path, known: Collection[str], *, error: type[SaekitError], hint: str, finite: bool = True
+) -> dict[str, Any]:
+    """Read a JSON file that :func:`seal` made, or that an earlier version wrote without a checksum.
+
+    Args:
+        path: the file.
+        known: entries that it may have.
+        error: type of the error raised.
+        hint: what to do about it.
+        finite: whether NaN and infinities are refused.
 
     Raises:
-        ValueError: the content is not JSON, is nested too deeply, or is not an object.
+        error: the file cannot be read, is not a JSON object, has an unknown entry, or has changed since it was written.
     """
-    try:
-        fields = json.loads(data)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"it holds a {type(fields).__name__}, not an object")
+    fields: dict[str, Any] = read_json(path, error=error, hint=hint, finite=finite)
+    if problem := seal_problem(path.read_bytes(), fields, known):
+        raise error(f"{path} is damaged: {problem}.", hint)
+    fields.pop(FIELD, None)
     return fields

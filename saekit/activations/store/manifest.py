@@ -11,9 +11,10 @@ from typing import Any
 
 from saekit.activations.corpus.batches import Cursor
 from saekit.activations.store.shard import DTYPES
-from saekit.checksums import parse_object, seal, unseal
+from saekit.checksums import read_sealed, seal
 from saekit.errors import StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.files import write_whole
+from saekit.json_files import read_json
 from saekit.lm.fingerprint import same_weights
 from saekit.names.site import Site
 
@@ -94,41 +95,34 @@ class Manifest:
             StoreMismatch: a newer version of saekit wrote it.
         """
         path = folder / FILE
-        try:
-            data = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreCorrupt(f"{folder} holds no activations: it has no {FILE}.", "`saekit cache` writes them.") from error
-        except OSError as error:
-            raise StoreCorrupt(f"{path} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
-        try:
-            return cls._decode(data, folder)
-        except (ValueError, KeyError, TypeError, UnknownSite) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error).removesuffix(".")
-            raise StoreCorrupt(f"{path} is damaged: {what}.", _MEND) from error
-
-    @classmethod
-    def _decode(cls, data: bytes, folder: Path) -> Manifest:
-        version = _version(data)
-        if version is not None and version > VERSION:
+        if not path.is_file():
+            raise StoreCorrupt(f"{folder} holds no activations: it has no {FILE}.", "`saekit cache` writes them.")
+        fields = read_json(path, error=StoreCorrupt, hint=_MEND)
+        version = fields.get("version") if fields.get("format") == FORMAT else None
+        if type(version) is int and version > VERSION:
             raise StoreMismatch(
                 f"{folder} has format version {version}; this saekit reads up to {VERSION}.",
                 "Upgrade saekit: pip install -U saekit.",
             )
-        fields = unseal(data, _ENTRIES)
-        if version is None:
-            raise ValueError("it is not the manifest of an activation store")
-        shards = [ShardEntry(**{**shard, "after": Cursor(*shard["after"])}) for shard in fields["shards"]]
-        if type(fields["complete"]) is not bool:
-            raise ValueError(f"complete is {fields['complete']!r}")
-        manifest = cls(fields["provenance"], shards, fields["complete"])
-        manifest._check()
-        if fields["n_tokens"] != manifest.n_tokens:
-            raise ValueError(f"n_tokens is {fields['n_tokens']!r} and the shards have {manifest.n_tokens}")
+        fields = read_sealed(path, _ENTRIES, error=StoreCorrupt, hint=_MEND)
+        if type(version) is not int:
+            raise StoreCorrupt(f"{path} is not the manifest of an activation store.", "Restore it, or choose another folder.")
+        try:
+            shards = [ShardEntry(**{**shard, "after": Cursor(*shard["after"])}) for shard in fields["shards"]]
+            manifest = cls(fields["provenance"], shards, fields["complete"])
+            manifest._check()
+            if fields["n_tokens"] != manifest.n_tokens:
+                raise ValueError(f"n_tokens is {fields['n_tokens']!r} and the shards have {manifest.n_tokens}")
+        except (ValueError, KeyError, TypeError, UnknownSite) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error).removesuffix(".")
+            raise StoreCorrupt(f"{path} is damaged: {what}.", _MEND) from error
         return manifest
 
     def _check(self) -> None:
         """Raise ValueError where entries have wrong types, or declare more rows than their files can hold."""
         facts = self.provenance
+        if type(self.complete) is not bool:
+            raise ValueError(f"complete is {self.complete!r}")
         if not isinstance(facts, dict):
             raise ValueError("provenance is not an object")
         for name, kind in _FACTS.items():
@@ -180,10 +174,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def _version(data: bytes) -> int | None:
-    """Format version of a manifest; None where `data` is not one. Raises ValueError where it does not parse."""
-    fields = parse_object(data)
-    version = fields.get("version")
-    return version if fields.get("format") == FORMAT and type(version) is int else None
