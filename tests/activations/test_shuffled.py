@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saekit.activations import ActivationStore, Corpus, check_corpus, shuffled, write_store
+from saekit.activations import ActivationStore, Corpus, check_corpus, write_store
+from saekit.activations.corpus import shuffled
 from saekit.activations.corpus.base import _Hub
 from saekit.errors import ConfigError, CorpusError, StoreMismatch
 from saekit.lm import LanguageModel

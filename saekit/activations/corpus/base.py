@@ -73,7 +73,7 @@ class Corpus(ABC):
             return _Hub(str(source), text_field, split, name, revision, streaming, shuffle)
         if shuffle is None:
             return local
-        from saekit.activations.shuffled import ShuffledCorpus
+        from saekit.activations.corpus.shuffled import ShuffledCorpus
 
         return ShuffledCorpus(local, shuffle)
 
