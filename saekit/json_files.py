@@ -37,6 +37,18 @@ def read_json(
     Raises:
         error: there is no such file, it cannot be read, or :func:`parse_json` refuses its content.
     """
+    data = read_bytes(path, error=error, hint=hint, max_bytes=max_bytes)
+    return parse_json(data, kind, where=str(path), error=error, hint=hint, finite=finite)
+
+
+def read_bytes(
+    path: Path, *, error: type[SaekitError] = WorkspaceError, hint: str | None = None, max_bytes: int = MAX_BYTES
+) -> bytes:
+    """The content of an ordinary file that somebody else may have made; arguments as for :func:`read_json`.
+
+    Raises:
+        error: there is no such file, it is a folder or a device, it is too large, or it cannot be read.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a named pipe does not wait
         with os.fdopen(descriptor, "rb") as file:
@@ -45,12 +57,11 @@ def read_json(
                 raise error(f"{path} is not a file.", hint)
             if status.st_size > max_bytes:
                 raise error(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read.", hint)
-            data = file.read(max_bytes + 1)
+            return file.read(max_bytes + 1)
     except FileNotFoundError as missing:
         raise error(f"There is no file {path}.", hint) from missing
     except OSError as unreadable:
         raise error(f"{path} cannot be read: {unreadable.strerror or unreadable}.", hint) from unreadable
-    return parse_json(data, kind, where=str(path), error=error, hint=hint, finite=finite)
 
 
 def parse_json(

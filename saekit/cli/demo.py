@@ -114,7 +114,8 @@ def report(
 def _report_training(ws: Workspace, site: str | None, as_json: bool) -> None:
     from saekit.report.training import write_training
 
-    found = [run for run in ws.dictionaries.begun() if site in (None, run[0])] or [(site or "", "")]  # which raises
+    runs = ws.dictionaries.begun()
+    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [(site or "", "")]  # which raises
     rows = [{"site": site, "name": name, "report": str(write_training(ws, site, name))} for site, name in found]
     emit(rows) if as_json else table(rows)
 

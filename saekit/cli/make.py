@@ -120,8 +120,8 @@ def fit(
         _raise_first(workspace.train_all(plans, live=live, wandb=wandb))
         for plan in plans:
             if not plan.route.crosses:
-                workspace.index(plan.route.site)
-        quality = {str(plan.route): workspace.evaluate(plan.route.start) for plan in plans}
+                workspace.index(plan.route)
+        quality = {str(plan.route): workspace.evaluate(plan.route) for plan in plans}
         _write_pages(workspace, plans)
     seconds = round(time.monotonic() - started, 1)
     if as_json:
@@ -319,7 +319,7 @@ def _write_pages(ws: Workspace, plans: Sequence[Plan]) -> list[Path]:
     """The pages that tell how dictionaries were trained."""
     from saekit.report import write_training
 
-    return [write_training(ws, plan.route.start, plan.name) for plan in plans]
+    return [write_training(ws, str(plan.route), plan.name) for plan in plans]
 
 
 def _raise_first(stopped: Sequence[SaekitError | None]) -> None:

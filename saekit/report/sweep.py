@@ -54,7 +54,7 @@ class Compared:
     @property
     def page(self) -> str:
         """The file beside this one that tells how it was trained."""
-        return page_name(self.route.partition("->")[0], self.name)
+        return page_name(self.route, self.name)
 
     def row(self) -> dict[str, Any]:
         """As a table has it."""
@@ -72,7 +72,7 @@ def compare(ws: Workspace, plans: Sequence[Plan], *, progress: bool = True) -> l
     metrics = []
     with track("measuring", len(done), unit="dictionaries", enabled=progress) as bar:
         for plan in done:
-            metrics.append(ws.evaluate(plan.route.site, plan.name, again=False, baseline="zero", progress=False))
+            metrics.append(ws.evaluate(plan.route, plan.name, again=False, baseline="zero", progress=False))
             bar.update(len(metrics), plan.name)
     return rank(done, metrics)
 

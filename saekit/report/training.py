@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from saekit.dictionary_names import stem
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.page import environment, quality_tiles
 from saekit.report.text import link
 from saekit.views.run_files import read_rows, read_settings
-from saekit.workspace.dictionaries import stem
 
 if TYPE_CHECKING:
     import numpy as np

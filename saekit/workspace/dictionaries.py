@@ -1,4 +1,4 @@
-"""The finished dictionaries of a workspace."""
+"""The dictionaries in a workspace: where they are kept, and which one a user means."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saekit.errors import WorkspaceError
+from saekit.dictionary_names import check_name, folder_name, place_of, stem
+from saekit.errors import SaekitError, WorkspaceError
+from saekit.json_files import read_json
 
 if TYPE_CHECKING:
     from saekit.names.site import Site
+    from trainers import Route
 
-_DONE = "cfg.json"  # which no dictionary has before it is finished
+__all__ = ["Dictionaries", "stem"]
 
-
-def stem(site: str | Site, name: str = "") -> str:
-    """What files about a dictionary are called after."""
-    return "-".join(filter(None, (str(site), name)))
+_DONE = "cfg.json"  # written last: a folder without it holds no finished dictionary
+_TRAINED = "train.json"
 
 
 @dataclass(frozen=True)
 class Dictionaries:
-    """A folder of dictionaries: each site's own, which is searched and steered, and others of it by their names, to compare.
+    """A folder of dictionaries: one default dictionary for each site map, and others with names, for comparison.
 
     ::
 
-        resid_post.3/           the site's own
-        resid_post.3/<name>/    another
-        resid_post.1..2/        one that reads several sites
+        resid_post.3/               the default dictionary of a site
+        resid_post.3/<name>/        another dictionary of that site
+        mlp_in.3--mlp_out.3/        a transcoder
+        resid_post.1..2/            a crosscoder
+
+    Earlier versions kept a transcoder in a folder named after its input site alone; such folders are still found. Folders whose
+    name is not a site map are ignored.
 
     Args:
         root: the folder.
@@ -36,57 +41,83 @@ class Dictionaries:
 
     root: Path
 
-    def folder(self, site: str | Site, name: str = "") -> Path:
-        """Where a dictionary is kept, or will be."""
-        return self.root / str(site) / name
+    def folder(self, place: str | Site | Route, name: str = "") -> Path:
+        """The folder of a dictionary, whether it exists or not.
+
+        Args:
+            place: its site map.
+            name: empty for the default dictionary.
+        """
+        new = self.root / folder_name(str(place)) / name
+        old = self.root / str(place).split("->")[0] / name
+        if old != new and not _begun(new) and _begun(old) and _recorded_place(old) == str(place):
+            return old
+        return new
 
     def all(self) -> list[tuple[str, str]]:
-        """(what it reads, name) of each; a site's own has no name."""
+        """(site map, name) of every finished dictionary; the name of a default dictionary is empty."""
         return self._with(_DONE)
 
     def begun(self) -> list[tuple[str, str]]:
-        """The same of all that have been trained or are being trained."""
-        return self._with("train.json")
+        """(site map, name) of every dictionary whose training has begun."""
+        return self._with(_TRAINED)
+
+    def names(self, place: str | Site | Route) -> list[str]:
+        """Names of the dictionaries with this site map, finished or not."""
+        return [name for found, name in {*self.all(), *self.begun()} if name and found == str(place)]
 
     def _with(self, file: str) -> list[tuple[str, str]]:
-        files = [*self.root.glob(f"*/{file}"), *self.root.glob(f"*/*/{file}")]
-        folders = sorted(file.parent.relative_to(self.root).parts for file in files)
-        return [(site, "/".join(name)) for site, *name in folders]
+        folders = {path.parent for pattern in ("*", "*/*") for path in self.root.glob(f"{pattern}/{file}")}
+        found = []
+        for folder in folders:
+            top, *names = folder.relative_to(self.root).parts
+            hidden = any(part.startswith(".") for part in (top, *names))
+            if not hidden and (place := _place(self.root / top, folder)) is not None:
+                found.append((place, "/".join(names)))
+        return sorted(found)
 
     def sites(self) -> list[Site]:
-        """Sites that have a dictionary of their own, in the order of computation."""
+        """Sites that a default dictionary of one site reads, in the order of computation."""
         from trainers import Route
 
-        routes = [Route.parse(site) for site, name in self.all() if not name]
-        return sorted(route.site for route in routes if not route.crosses)
+        routes = [Route.parse(place) for place, name in self.all() if not name]
+        return sorted({route.site for route in routes if not route.crosses})
 
-    def find(self, site: str | None = None, name: str = "") -> tuple[str, str]:
-        """(what it reads, name) of the dictionary meant.
+    def find(self, place: str | Site | Route | None = None, name: str = "") -> tuple[str, str]:
+        """(site map, name) of the dictionary meant.
 
         Args:
-            site: what it reads; needed where several have that name. Of those without a name, one of a single site goes before
-                those of several sites.
+            place: its site map, or only what it reads. A dictionary with exactly this site map is preferred. None: the only
+                dictionary of that name; default dictionaries of one site are preferred to those of several.
+            name: empty for the default dictionary.
 
         Raises:
-            WorkspaceError: there is none, or there are several.
+            WorkspaceError: there is no such dictionary, or there are several.
+            UnknownSite, ConfigError: `place` is not a site map.
         """
         from trainers import Route
 
         known = self.all()
-        start = None if site is None else Route.parse(site).start
-        found = [each for each in known if each[1] == name and start in (None, each[0])]
+        wanted = None if place is None else Route.parse(place)
+        named = [each for each in known if each[1] == name]
+        found = named
+        if wanted is not None:
+            found = [each for each in named if each[0] == str(wanted)]
+            if not found and not wanted.transcodes:
+                found = [each for each in named if Route.parse(each[0]).reads == wanted.reads]
         single = [each for each in found if not Route.parse(each[0]).crosses]
-        if not name and start is None:
+        if not name and wanted is None:
             found = single or found
         if len(found) == 1:
             return found[0]
         if found:
-            places = ", ".join(place for place, _ in found)
+            places = ", ".join(each for each, _ in found)
             what = f"There are dictionaries called {name!r}" if name else "There are dictionaries"
             first = found[0][0]
-            hint = f"Say which: --site {first}{f', or {first}/7 for a feature' if single and not name else ''}."
-            raise WorkspaceError(f"{what} at {places} in {self.root}.", hint)
-        what = " ".join(filter(None, (f"called {name!r}" if name else "", f"at {start}" if start else "")))
+            option = f"--site '{first}'" if "->" in first else f"--site {first}"
+            feature = f", or {first}/7 for a feature" if single and not name and "->" not in first else ""
+            raise WorkspaceError(f"{what} at {places} in {self.root}.", f"Say which: {option}{feature}.")
+        what = " ".join(filter(None, (f"called {name!r}" if name else "", f"at {wanted}" if wanted else "")))
         raise WorkspaceError(f"{self.root} has no dictionary{' ' if what else ''}{what}.", self._instead(known))
 
     def _instead(self, known: list[tuple[str, str]]) -> str:
@@ -98,52 +129,101 @@ class Dictionaries:
         return has
 
     def site(self, text: str | None = None) -> Site:
-        """The site whose own dictionary is meant: `text`, or the only one that has any.
+        """The site that a default dictionary reads: the one of `text`, or the only one.
 
         Raises:
-            WorkspaceError: there is none, there are several and `text` is None, or it is one of several sites.
+            WorkspaceError: there is no such dictionary, there are several and `text` is None, or it reads several sites.
         """
         from trainers import Route
 
+        if text is None and len(sites := self.sites()) == 1:
+            return sites[0]
         if text is None and not self.sites() and (others := [place for place, name in self.all() if not name]):
             text = others[0]
         route = Route.parse(self.find(text)[0])
         if route.crosses:
-            hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one."
-            raise WorkspaceError(f"{route.start} is a dictionary of several sites.", hint)
+            hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one site."
+            raise WorkspaceError(f"{route} is a dictionary of several sites.", hint)
         return route.site
 
     def chosen(self, texts: Sequence[str] | None) -> list[Site]:
-        """The sites of `texts`, or all that have a dictionary of their own.
+        """The sites of `texts`, or all that a default dictionary reads.
 
         Raises:
             WorkspaceError: there is none, or not at one of `texts`.
         """
         return [self.site(text) for text in texts] if texts else self.sites() or [self.site()]
 
-    def choose(self, name: str, site: str | None = None, *, keep: str | None = None) -> str:
-        """Make the dictionary called `name` its site's own, as a copy; returns the site.
+    def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
+        """Make the dictionary called `name` the default of its site map, as a copy; returns the site map.
 
-        Interrupted, it leaves the site without a dictionary of its own at worst, and done again it ends as it would have.
+        When it is interrupted, the site map has no default dictionary at worst; doing it again completes it.
 
         Args:
-            keep: the name under which the one before is kept.
+            place: the site map; needed where several have a dictionary of that name.
+            keep: the name under which the previous default dictionary is kept.
 
         Raises:
-            WorkspaceError: there is none of that name, the one before has no name to be kept under, or is being trained.
-            StorageFull: there is no room.
+            WorkspaceError: there is no dictionary of that name, the previous default needs a free name to be kept under, or it is
+                being trained.
+            ConfigError: `keep` cannot be the name of a dictionary.
+            StorageFull: the disk is full.
         """
-        site, name = self.find(site, name)
-        own, chosen = self.folder(site), self.folder(site, name)
-        if any((own / "checkpoints").glob("step-*")) and not (own / _DONE).exists():
-            raise WorkspaceError(f"{own} is being trained.", "Let it end, or remove it.")
+        place, name = self.find(place, name)
+        if not name:
+            return place
+        own, chosen = self.folder(place), self.folder(place, name)
+        _check_idle(own)
         if (own / _DONE).exists() and not _same(own, chosen):
-            if keep is None or (self.folder(site, keep) / _DONE).exists():
-                what = f"{site} has a dictionary of its own" + (f", and another called {keep!r}." if keep else ".")
+            kept = None if keep is None else own / check_name(keep, self.names(place))
+            if kept is None or (kept / _DONE).exists():
+                what = f"{place} has a default dictionary" + (f", and another called {keep!r}." if keep else ".")
                 raise WorkspaceError(what, f"Keep it under a free name: `saekit choose WORKSPACE {name} --keep NAME`.")
-            _copy(own, self.folder(site, keep))
+            _check_idle(kept)
+            _copy(own, kept)
         _copy(chosen, own)
-        return site
+        return place
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / _DONE).exists() or (folder / _TRAINED).exists()
+
+
+def _place(top: Path, folder: Path) -> str | None:
+    """The site map of the dictionary in `folder`, which lies in `top` or is it; None where `top` is not named after one."""
+    from trainers import Route
+
+    try:
+        place = str(Route.parse(place_of(top.name)))
+    except SaekitError:
+        return None
+    recorded = _recorded_place(folder) if "->" not in place else None
+    return recorded if recorded is not None and recorded.startswith(f"{place}->") else place
+
+
+def _recorded_place(folder: Path) -> str | None:
+    """The site map that the files of a dictionary tell; None where they tell none."""
+    from trainers import Route
+
+    try:
+        if (folder / _TRAINED).exists():
+            data = read_json(folder / _TRAINED)["data"]
+            return str(Route.parse(data["site"], data.get("site_out")))
+        config = read_json(folder / _DONE)
+        metadata = config.get("metadata", {})
+        reads = config.get("sites") or [metadata["hook_name"]]
+        writes = config.get("sites_out") or [metadata.get("hook_name_out") or metadata["hook_name"]]
+        return str(Route.parse("+".join(reads), None if reads == writes else "+".join(writes)))
+    except (SaekitError, KeyError, TypeError, AttributeError, ValueError):  # the folder's name decides; verify names the damage
+        return None
+
+
+def _check_idle(folder: Path) -> None:
+    """Raise while a training run in `folder` is unfinished."""
+    if any((folder / "checkpoints").glob("step-*")) and not (folder / _DONE).exists():
+        raise WorkspaceError(
+            f"{folder} is being trained.", "Let the run end: the same `saekit train` command completes an interrupted one."
+        )
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -153,7 +233,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The files of a dictionary, so that it is finished there when they are all there."""
+    """Copy the files of a dictionary; the configuration is removed first and written last, so that no mixture can be loaded."""
     import shutil
 
     from saekit.files import whole

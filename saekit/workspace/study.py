@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from saekit.builtin import is_lab
 from saekit.errors import ConfigError, WorkspaceError, WorkspaceTooNew
+from saekit.json_files import read_bytes
 
 FORMAT = 1
 FILE = "saekit.toml"
+_RESTORE = "Correct it, or restore it from a copy."
+_MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Study:
     context: int | None = None
     """Tokens in a context; None: what the model has, at most 256."""
     packing: Literal["pack", "document"] = "pack"
-    """`pack`: documents follow each other in every context. `document`: one document a context."""
+    """`pack`: a context is filled with one document after another. `document`: one document in each context."""
     store_dtype: str = "float32"
-    """Numbers in the store: float32, float16 or bfloat16."""
+    """Type of the stored numbers: float32, float16 or bfloat16."""
 
     def save(self, folder: Path) -> None:
         """Write `saekit.toml` into `folder`, whole or not at all.
@@ -69,34 +73,52 @@ class Study:
         """Read the study of a workspace.
 
         Raises:
-            WorkspaceError: `folder` is no workspace, or its `saekit.toml` does not parse.
+            WorkspaceError: `folder` is not a workspace, or its `saekit.toml` cannot be read or parsed.
             WorkspaceTooNew: a newer version of saekit wrote it.
-            ConfigError: it holds a key that is not known, or lacks one.
+            ConfigError: see :meth:`from_dict`.
         """
         path = folder / FILE
-        try:
-            table = tomllib.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError) as error:
+        if not path.exists():
             raise WorkspaceError(
                 f"{folder} is not a workspace: it has no {FILE}.", "`saekit fit MODEL --data DATA --out FOLDER` makes one."
-            ) from error
+            )
+        try:
+            table = tomllib.loads(read_bytes(path, max_bytes=_MAX_BYTES, hint=_RESTORE).decode("utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise WorkspaceError(f"{path} is not valid TOML: {error}.", "Restore it, or start a new workspace.") from error
+            raise WorkspaceError(f"{path} is not valid TOML: {error}.", _RESTORE) from error
+        except RecursionError as error:
+            raise WorkspaceError(f"{path} is nested too deeply.", _RESTORE) from error
         version = table.get("format")
-        if not isinstance(version, int) or version < 1:
-            raise WorkspaceError(f"{path} has no format number.", "Restore it, or start a new workspace.")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise WorkspaceError(f"{path} has no format number.", _RESTORE)
         if version > FORMAT:
             raise WorkspaceTooNew(
                 f"{folder} was written in format {version}; this saekit reads up to {FORMAT}.",
                 "Upgrade saekit: pip install -U saekit.",
             )
-        fields: dict[str, Any] = dict(table.get("study", {}))
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ConfigError(f"{path} has an unknown key {unknown[0]!r}.", f"Known keys: {', '.join(sorted(known))}.")
-        if missing := [name for name in ("model", "sites", "data") if name not in fields]:
-            raise ConfigError(f"{path} lacks {missing[0]!r}.", "Restore it, or start a new workspace.")
-        fields["sites"] = tuple(fields["sites"])
+        return cls.from_dict(table.get("study", {}), where=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: str) -> Study:
+        """A study from plain data, such as a TOML table.
+
+        Args:
+            where: what the message calls the data.
+
+        Raises:
+            ConfigError: `values` is no table, has an unknown key, lacks one, or a value is of another type or impossible.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: study is not a table.", _RESTORE)
+        hints = get_type_hints(cls)
+        if unknown := sorted(set(values) - set(hints)):
+            raise ConfigError(f"{where} has an unknown key {unknown[0]!r}.", f"Known keys: {', '.join(sorted(hints))}.")
+        if missing := [name for name in ("model", "sites", "data") if name not in values]:
+            raise ConfigError(f"{where} lacks {missing[0]!r}.", _RESTORE)
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name, value in fields.items():
+            if (wanted := _mismatch(value, hints[name])) is not None:
+                raise ConfigError(f"{where}: {name} is {value!r}; it must be {wanted}.", _RESTORE)
         return cls(**fields)
 
     def differences(self, other: Study) -> list[str]:
@@ -119,6 +141,18 @@ def shuffle_seed(folder: Path, data: str, shuffle: bool | None) -> int | None:
     if shuffle is None and (folder / FILE).exists():
         return Study.load(folder).shuffle_seed
     return 0 if shuffle or (shuffle is None and not is_lab(data)) else None
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """What a field of type `hint` must be, or None where `value` is that."""
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        texts = isinstance(value, tuple) and value and all(isinstance(each, str) and each for each in value)
+        return None if texts else "a list of one or more texts"
+    if int in (hint, *get_args(hint)):
+        return None if value is None or (type(value) is int and value >= 1) else "a whole number of at least 1"
+    return None if value is None or isinstance(value, str) else "a text"
 
 
 def portable(source: str) -> str:

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saekit.dictionary_names import stem
 from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
 from saekit.files import document, is_leftover, lock, unwritable, write_whole
-from saekit.workspace.dictionaries import Dictionaries, stem
+from saekit.workspace.dictionaries import Dictionaries
 from saekit.workspace.study import FILE, Study, portable
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ class Workspace:
     """
 
     def __init__(self, path: Path, study: Study) -> None:
-        self.path, self.study = path, study
+        self.path, self.study = Path(path).absolute(), study  # so that a later chdir changes nothing
         self._model: LanguageModel | None = None
         self._norms: dict[Site, float] = {}
+        self._attached: dict[Site, tuple[str, str]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Workspace:
@@ -197,11 +199,17 @@ class Workspace:
         """The finished dictionaries."""
         return Dictionaries(self.path / "sae")
 
-    def sae(self, site: str | Site, name: str = "") -> SAE:
-        """The dictionary trained at `site`, or another one of it by its name; where the model is if that is loaded."""
+    def sae(self, site: str | Site | Route, name: str = "") -> SAE:
+        """The default dictionary of a site map, or the one called `name`; on the model's device if the model is loaded.
+
+        Raises:
+            WorkspaceError: there is no such dictionary.
+            SAEFormatError: its files are damaged.
+        """
         from saekit.sae import SAE
 
-        return SAE.load(self.dictionaries.folder(site, name), device="cpu" if self._model is None else str(self._model.device))
+        device = "cpu" if self._model is None else str(self._model.device)
+        return SAE.load(self.dictionaries.folder(*self.dictionaries.find(site, name)), device=device)
 
     def database(self) -> FeatureDB:
         """The feature database.
@@ -266,11 +274,11 @@ class Workspace:
 
         route = Route.parse(route)
         (error,) = self.train_all(
-            [Plan(route, config, self.dictionaries.folder(route.start))], live=live, wandb=wandb, progress=progress
+            [Plan(route, config, self.dictionaries.folder(route))], live=live, wandb=wandb, progress=progress
         )
         if error is not None:
             raise error
-        return self.sae(route.start)
+        return self.sae(route)
 
     def plans(self, settings: Mapping[str, Any], other: Workspace | None = None) -> list[Plan]:
         """What a description of one or many dictionaries asks for, each in its folder here; see :func:`trainers.plans`.
@@ -278,9 +286,14 @@ class Workspace:
         Args:
             other: the workspace that sites like `resid_post.3@other` are in.
         """
+        from saekit.dictionary_names import check_name
         from trainers import plans
 
-        return plans(settings, self.path / "sae", self.lm.width if other is None else self.store(other).width)
+        made = plans(settings, self.path / "sae", self.lm.width if other is None else self.store(other).width)
+        for plan in made:
+            if plan.name:
+                check_name(plan.name, self.dictionaries.names(plan.route))
+        return [dataclasses.replace(plan, out=self.dictionaries.folder(plan.route, plan.name)) for plan in made]
 
     def train_all(
         self,
@@ -311,26 +324,35 @@ class Workspace:
             store.check_model(self.lm)
         return train_all(store, plans, lm=self.lm, wandb=wandb, progress=progress)
 
-    def index(self, site: str | Site, *, progress: bool = True) -> FeatureDB:
-        """Put the features of the dictionary at `site` into the database, with free labels (:func:`feature_db.build`)."""
-        from feature_db import build
+    def index(self, site: str | Site | Route, name: str = "", *, progress: bool = True) -> FeatureDB:
+        """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).
 
-        site = self.lm.site(site)
+        The database has one dictionary for each site that is read; the last one indexed there is searched.
+
+        Raises:
+            WorkspaceError: there is no such dictionary.
+            ConfigError: it reads several sites.
+        """
+        from feature_db import build
+        from trainers import Route
+
+        place, name = self.dictionaries.find(site, name)
+        reads = self.lm.site(Route.parse(place).site)
         store = self.store()
         store.check_model(self.lm)
         return build(
             self.database_path,
             store=store,
-            sae=self.sae(site),
+            sae=self.sae(place, name),
             lm=self.lm,
-            site=site,
+            site=reads,
             vectors=self.path / "vectors",
             progress=progress,
         )
 
     def evaluate(
         self,
-        site: str | Site,
+        site: str | Site | Route,
         name: str = "",
         *,
         other: Workspace | None = None,
@@ -354,7 +376,7 @@ class Workspace:
         from saekit.evaluate.dictionary.remarks import remarks
         from trainers import Route
 
-        place, name = self.dictionaries.find(str(site), name)
+        place, name = self.dictionaries.find(site, name)
         sae = self.sae(place, name)
         try:
             known = self._known(sae, place, name)
@@ -385,7 +407,8 @@ class Workspace:
 
     def evaluation(self, site: str | Site, name: str = "") -> dict[str, Any]:
         """What `reports/` has of what was measured of the dictionary that is there now; empty where it has nothing."""
-        return self._known(self.sae(site, name), site, name) if self._evaluation_file(site, name).exists() else {}
+        place, name = self.dictionaries.find(site, name)
+        return self._known(self.sae(place, name), place, name) if self._evaluation_file(place, name).exists() else {}
 
     def _known(self, sae: SAE, site: str | Site, name: str) -> dict[str, Any]:
         from saekit.evaluate.dictionary.stored import read_evaluation
@@ -400,14 +423,17 @@ class Workspace:
         return facts
 
     def _evaluation_file(self, site: str | Site, name: str) -> Path:
-        return self.path / "reports" / f"eval-{stem(site, name)}.json"
+        reports, file = self.path / "reports", f"eval-{stem(site, name)}.json"
+        old = f"eval-{stem(str(site).partition('->')[0], name)}.json"  # as earlier versions called that of a transcoder
+        return reports / (old if (reports / old).exists() and not (reports / file).exists() else file)
 
-    def intervention(self, features: Iterable[str], *, op: str = "clamp") -> Intervention:
+    def intervention(self, features: Iterable[str], *, op: str = "clamp", name: str = "") -> Intervention:
         """An intervention on features by ID, its strengths turned into coefficients.
 
         Args:
             features: `1042`, `1042:2` (times its maximum), `1042:0.5norm`, `resid_post.3/1042:q.99`...
             op: clamp, add, scale or ablate.
+            name: of the dictionary that the features are of, among others at its site; empty for the default dictionary.
 
         Raises:
             UnknownRef: a feature does not exist.
@@ -419,10 +445,10 @@ class Workspace:
         database = self.database()
         changes = []
         for text in features:
-            name, strength = parse_feature(text, op=op)
-            ref = self.ref(name)
+            feature, strength = parse_feature(text, op=op)
+            ref = self.ref(feature)
             database.stats(ref)
-            self.attach(ref.site)
+            self.attach(ref.site, name)
             changes.append(intervene(op, ref, strength))
 
         def stats(ref: Ref) -> FeatureStats:
@@ -439,33 +465,61 @@ class Workspace:
             self._norms[site] = float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())
         return self._norms[site]
 
-    def attach(self, site: str | Site | None) -> None:
-        """Let `lm.space(site)` give the features of the dictionary there.
+    def attach(self, site: str | Site | Route | None, name: str = "") -> None:
+        """Let `lm.space(site)` give the features of a dictionary; it takes the place of another that is attached there.
+
+        Args:
+            site: its site map, or the site that it reads; None: the only dictionary of that name.
+            name: empty for the default dictionary.
 
         Raises:
-            WorkspaceError: there is none, or the database is of another dictionary or another model.
+            WorkspaceError: there is no such dictionary, or the database describes another dictionary at its site.
+            StoreMismatch: the database describes another model.
+            ConfigError: the dictionary reads several sites.
+        """
+        from trainers import Route
+
+        place, name = self.dictionaries.find(site, name)
+        reads = Route.parse(place).site
+        attached = self._attached.get(reads, (place, "") if not name else None)  # or the one that the caller attached
+        if attached == (place, name) and reads in self.lm.dictionaries:
+            return
+        sae = self.sae(place, name)
+        self.check_indexed(reads, sae.fingerprint(), name)
+        self.lm.attach_sae(reads, sae)
+        self._attached[reads] = place, name
+
+    def check_indexed(self, site: Site, fingerprint: str, name: str = "") -> None:
+        """Raise where the database describes another dictionary at `site` than the one with this fingerprint, or another model.
+
+        Raises:
+            WorkspaceError: the database describes another dictionary; the message names the command that indexes this one.
+            StoreMismatch: the database describes another model.
         """
         from saekit.lm.fingerprint import differs
 
-        site = self.dictionaries.site(None if site is None else str(site))
-        if site in self.lm.dictionaries:
-            return
-        sae = self.sae(site)
         for indexed in self.database().saes() if self.database_path.exists() else ():
-            if indexed.site == str(site) and indexed.fingerprint != sae.fingerprint():
-                raise WorkspaceError(f"{self.path} has features of {site} that are of another dictionary.", "Run `saekit index`.")
-            if indexed.site == str(site) and (what := differs(indexed.model, self.lm.fingerprint())):
+            if indexed.site != str(site):
+                continue
+            if indexed.fingerprint != fingerprint:
+                option = f" --site {site}" + (f" --name {name}" if name else "")
+                raise WorkspaceError(
+                    f"The features of {site} in {self.database_path} are those of another dictionary.",
+                    f"Run `saekit index {self.path}{option}`.",
+                )
+            if what := differs(indexed.model, self.lm.fingerprint()):
                 raise StoreMismatch(
                     f"{self.study.model} is another model than {self.path} was made with: its {what} differs.",
                     "Put the old one back, or start a new workspace.",
                 )
-        self.lm.attach_sae(site, sae)
 
-    def steer(self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", **settings: Any) -> Comparison:
-        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.steer.compare`)."""
+    def steer(
+        self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", name: str = "", **settings: Any
+    ) -> Comparison:
+        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.evaluate.steering.compare`)."""
         from saekit.steer import compare
 
-        return compare(self.lm, prompts, self.intervention(features, op=op), **settings)
+        return compare(self.lm, prompts, self.intervention(features, op=op, name=name), **settings)
 
     def verify(self, *, progress: bool = True) -> dict[str, str]:
         """Check every file; returns what was found of each part.

@@ -21,7 +21,7 @@ def test_a_transcoder_from_the_cache_to_the_splice(
     quality = made.json["sites"]["mlp_in.2->mlp_out.2"]
     assert quality["fvu"] < 0.7
     assert quality["ce"] < quality["ce_spliced"] < quality["ce_zero"]
-    sae = SAE.load(tmp_path / "ws" / "sae" / "mlp_in.2")
+    sae = SAE.load(tmp_path / "ws" / "sae" / "mlp_in.2--mlp_out.2")
     assert (str(sae.cfg.site), str(sae.cfg.site_out)) == ("mlp_in.2", "mlp_out.2")
     assert "W_skip" in sae.state_dict()
 
@@ -30,6 +30,14 @@ def test_a_transcoder_from_the_cache_to_the_splice(
     assert saekit("show", ws, "5", "--json").json["ref"] == "feature:mlp_in.2/5"
     more = saekit("train", ws, "--site", "mlp_in.2->mlp_out.2", *SMALL[2:], "--arch", "batchtopk", "--name", "other", "--json")
     assert more.status == 0, more.stderr
+    beside = saekit("train", ws, "--site", "mlp_in.2", *SMALL[2:], "--json")
+    assert beside.status == 0, beside.stderr
+    own, transcoder = (saekit("eval", ws, "--site", place, "--json").json for place in ("mlp_in.2", "mlp_in.2->mlp_out.2"))
+    assert transcoder["ce_spliced"] == pytest.approx(quality["ce_spliced"], rel=1e-6) and own["fvu"] != transcoder["fvu"]
+    stale = saekit("steer", ws, "--feature", "5", "Once", "--json")
+    assert stale.status == 2 and "another dictionary" in stale.json["message"]
+    assert saekit("index", ws, "--site", "mlp_in.2", "--json").status == 0
+    assert saekit("steer", ws, "--feature", "5", "Once", "--json").status == 0
     not_cached = saekit("train", ws, "--site", "mlp_in.2", "--site-out", "mlp_out.3", *SMALL[2:], "--name", "third")
     assert not_cached.status == 2 and "has no activations at mlp_out.3" in not_cached.stderr
 

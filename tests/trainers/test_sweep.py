@@ -38,7 +38,7 @@ def test_sites_are_told_apart_by_their_folders() -> None:
     assert _folders("{grid: {site: [resid_post.1, resid_post.2]}}") == ["resid_post.1", "resid_post.2"]
     one, two = _plans("site: [resid_post.1, mlp_in.2->mlp_out.2]")
     assert [one.config.n_latents, two.config.n_latents] == [160, 96]
-    assert str(two.route) == "mlp_in.2->mlp_out.2" and two.out == OUT / "mlp_in.2"
+    assert str(two.route) == "mlp_in.2->mlp_out.2" and two.out == OUT / "mlp_in.2--mlp_out.2"
 
 
 def test_every_combination_of_a_grid_with_every_run() -> None:
@@ -96,9 +96,9 @@ def test_names_say_what_varies_and_no_more() -> None:
         ("{site: resid_post.1, runs: {l0: 4}}", "runs: .* is impossible"),
         ("{site: resid_post.1, runs: [4]}", "runs: 4 is impossible"),
         ("{site: resid_post.1, grid: {l0: [4, 4]}}", "2 dictionaries would go to sae/resid_post.1/l0=4"),
-        ("{site: [mlp_in.1, mlp_in.1->mlp_out.1]}", "2 dictionaries would go to sae/mlp_in.1"),
+        ("{site: [mlp_in.1->mlp_out.1, mlp_in.1->mlp_out.1]}", "2 dictionaries would go to sae/mlp_in.1--mlp_out.1"),
         ("{site: resid_post.1, runs: [{name: ../x}]}", "'../x' cannot be the name"),
-        ("{site: resid_post.1, runs: [{name: checkpoints}]}", "'checkpoints' cannot be the name"),
+        ("{site: resid_post.1, runs: [{name: checkpoints}]}", "'checkpoints' is reserved"),
         ("{site: resid_post.1, runs: [{name: 1}]}", "name: 1 is impossible.*name: '1'"),
         ("{site: resid_post.1, name: 2026-02-01}", "name: .* is impossible"),
         ("{site: resid_post.1, name: 2026-13-01}", "no YAML"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,13 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove all checkpoints but the best that is kept apart."""
+    """Remove all checkpoints but the best that is kept apart, and the folder if nothing else is in it."""
     keep_best(folder, 1)
-    if not _all(folder, _BEST):
-        shutil.rmtree(folder, ignore_errors=True)
     for old in _all(folder):
         shutil.rmtree(old)
+    clean(folder)
+    with suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
 
 def _all(folder: Path, kind: str = "step") -> list[Path]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from saekit.dictionary_names import check_name, folder_name
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 from saekit.names.site_map import Route
@@ -35,8 +37,6 @@ _PLACE = ("site", "site_out")
 _EACH = (*_PLACE, "from", "name")
 KEYS = (*_EACH, "grid", "runs")
 """What a description holds beside the settings of a run."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*")
-_RESERVED = ("checkpoints", "wandb")  # in the folder of a dictionary that has no name
 
 
 def read_sweep(path: str | Path) -> dict[str, Any]:
@@ -127,13 +127,16 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
                 raise ConfigError(f"name: {given!r} is impossible.", f"It is a text: name: '{given}'.")
         parts = [base.get("name"), own, _name({key: chosen[key] for key in varying})]
         made.append(_plan(base | chosen | run, ",".join(filter(None, parts)), Path(out), width, load))
-    folders = [plan.out for plan in made]
-    for plan in made:
-        if folders.count(plan.out) > 1:
+    folders = Counter(plan.out for plan in made)
+    for folder, count in folders.items():
+        if count > 1:
             raise ConfigError(
-                f"{folders.count(plan.out)} dictionaries would go to {plan.out}.",
+                f"{count} dictionaries would go to {folder}.",
                 "Remove what is repeated, or name them: runs: [{name: ..., ...}, ...].",
             )
+    for plan in made:
+        if plan.name:
+            check_name(plan.name, [other.name for other in made if other.route == plan.route])
     return made
 
 
@@ -153,11 +156,11 @@ def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site]
         if value is not None and not isinstance(value, str | Site):
             raise ConfigError(f"{key}={value!r} is impossible.", "It is one site; several are listed under grid:.")
     route = Route.parse(*place)
-    if name and (not _NAME.fullmatch(name) or name in _RESERVED):
-        raise ConfigError(f"{name!r} cannot be the name of a folder.", "Use letters, digits and . _ = , + -.")
+    if name:
+        check_name(name)
     widths = [width(site) for site in route.sites]  # raises where there is no such site
     config = TrainConfig.from_dict({"n_latents": 16 * widths[0]} | settings)
-    return Plan(route, config, out / route.start / name, name, start)
+    return Plan(route, config, out / folder_name(str(route)) / name, name, start)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
