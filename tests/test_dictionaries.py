@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saekit.dictionary_names import MAX_NAME, check_name, folder_name, place_of, stem
 from saekit.errors import ConfigError, SaekitError, WorkspaceError
+from saekit.names.dictionary import MAX_NAME, check_name, folder_name, place_of, stem
 from saekit.sae import SAE
 from saekit.workspace.dictionaries import Dictionaries
 from trainers import plans

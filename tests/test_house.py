@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "saekit.builtin": 0,
     "saekit.checksums": 0,
-    "saekit.dictionary_names": 0,
     "saekit.errors": 0,
     "saekit.files": 0,
     "saekit.json_files": 0,

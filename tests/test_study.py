@@ -29,6 +29,7 @@ STUDIES = st.builds(
     context=st.none() | COUNT,
     packing=st.sampled_from(["pack", "document"]),
     store_dtype=TEXT,
+    shuffle_seed=st.none() | st.integers(0, 2**62),
 )
 
 
@@ -57,6 +58,7 @@ GOOD = 'format = 1\n[study]\nmodel = "m"\nsites = ["resid_post.1"]\ndata = "d"\n
         (GOOD + "tokens = true\n", ConfigError, "tokens"),
         (GOOD + "tokens = 1e6\n", ConfigError, "tokens"),
         (GOOD + 'packing = "loose"\n', ConfigError, "packing"),
+        (GOOD + "shuffle_seed = -1\n", ConfigError, "shuffle_seed"),
         (GOOD + "colour = 3\n", ConfigError, "colour"),
         ("format = 1\nstudy = 3\n", ConfigError, "not a table"),
         ("format = 1\nstudy = [1]\n", ConfigError, "not a table"),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from saekit.dictionary_names import stem
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
+from saekit.names.dictionary import stem
 from saekit.report import figures
 from saekit.report.page import environment, quality_tiles
 from saekit.report.text import link

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saekit.dictionary_names import check_name, folder_name, place_of, stem
 from saekit.errors import SaekitError, WorkspaceError
 from saekit.json_files import read_json
+from saekit.names.dictionary import check_name, folder_name, place_of, stem
 
 if TYPE_CHECKING:
     from saekit.names.site import Site

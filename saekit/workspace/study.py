@@ -117,7 +117,7 @@ class Study:
             raise ConfigError(f"{where} lacks {missing[0]!r}.", _RESTORE)
         fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         for name, value in fields.items():
-            if (wanted := _mismatch(value, hints[name])) is not None:
+            if (wanted := _mismatch(value, hints[name], least=0 if name.endswith("seed") else 1)) is not None:
                 raise ConfigError(f"{where}: {name} is {value!r}; it must be {wanted}.", _RESTORE)
         return cls(**fields)
 
@@ -143,7 +143,7 @@ def shuffle_seed(folder: Path, data: str, shuffle: bool | None) -> int | None:
     return 0 if shuffle or (shuffle is None and not is_lab(data)) else None
 
 
-def _mismatch(value: Any, hint: Any) -> str | None:
+def _mismatch(value: Any, hint: Any, least: int) -> str | None:
     """What a field of type `hint` must be, or None where `value` is that."""
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else " or ".join(map(repr, get_args(hint)))
@@ -151,7 +151,7 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         texts = isinstance(value, tuple) and value and all(isinstance(each, str) and each for each in value)
         return None if texts else "a list of one or more texts"
     if int in (hint, *get_args(hint)):
-        return None if value is None or (type(value) is int and value >= 1) else "a whole number of at least 1"
+        return None if value is None or (type(value) is int and value >= least) else f"a whole number of at least {least}"
     return None if value is None or isinstance(value, str) else "a text"
 
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saekit.dictionary_names import stem
 from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
 from saekit.files import document, is_leftover, lock, unwritable, write_whole
+from saekit.names.dictionary import stem
 from saekit.workspace.dictionaries import Dictionaries
 from saekit.workspace.study import FILE, Study, portable
 
@@ -286,7 +286,7 @@ class Workspace:
         Args:
             other: the workspace that sites like `resid_post.3@other` are in.
         """
-        from saekit.dictionary_names import check_name
+        from saekit.names.dictionary import check_name
         from trainers import plans
 
         made = plans(settings, self.path / "sae", self.lm.width if other is None else self.store(other).width)
@@ -516,7 +516,7 @@ class Workspace:
     def steer(
         self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", name: str = "", **settings: Any
     ) -> Comparison:
-        """Generate with and without features set (:meth:`intervention`), side by side (:func:`saekit.evaluate.steering.compare`)."""
+        """Generate with and without features set (:meth:`intervention`), side by side."""
         from saekit.steer import compare
 
         return compare(self.lm, prompts, self.intervention(features, op=op, name=name), **settings)

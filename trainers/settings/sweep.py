@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from saekit.dictionary_names import check_name, folder_name
 from saekit.errors import ConfigError
+from saekit.names.dictionary import check_name, folder_name
 from saekit.names.site import Site
 from saekit.names.site_map import Route
 from saekit.sae import SAE
