@@ -192,7 +192,7 @@ class _Pass:
         try:
             self.source.load_state(facts["source"])  # raises where it is of other data
             return Training.restore(plan.config, tensors, facts, plan.group), {key: facts[key] for key in beginning}
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise CheckpointError(
                 f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Delete it to start anew."
             ) from error
