@@ -11,8 +11,11 @@ from typing import Any
 
 from saekit.errors import ConfigError
 from saekit.files import open_append
+from saekit.json_files import parse_json, read_bytes
 
 TIMING = "timing.jsonl"
+_MEND = "Remove the line, or train again."
+_MAX_BYTES = 2**30
 
 
 class Log:
@@ -87,6 +90,16 @@ class NoLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order; a last line that a killed run left unfinished is no row."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order. A last line without an end, which a killed run left, is skipped.
+
+    Raises:
+        WorkspaceError: the file cannot be read, or a line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = read_bytes(path, hint=_MEND, max_bytes=_MAX_BYTES).splitlines(keepends=True)
+    return [
+        parse_json(line, where=f"{path}, line {number}", hint=_MEND, finite=False)
+        for number, line in enumerate(lines, start=1)
+        if line.endswith(b"\n")
+    ]

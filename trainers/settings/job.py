@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saekit.activations import ActivationStore, LiveStore
-from saekit.errors import ConfigError, StoreMismatch
+from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
+from saekit.json_files import read_json
 from saekit.names.site_map import Route
 from saekit.sae import SAE
 from trainers.loop.batches import Source
@@ -123,7 +123,9 @@ class Plan:
             return False
         if not (self.out / "train.json").exists():
             raise StoreMismatch(f"{self.out} holds an SAE that was not trained here.", "Choose another folder.")
-        before = json.loads((self.out / "train.json").read_text())
+        before = read_json(self.out / "train.json", hint="Restore it, or give this dictionary another name.", finite=False)
+        if not all(isinstance(before.get(part), dict) for part in ("config", "data")):
+            raise WorkspaceError(f"{self.out / 'train.json'} holds no settings.", "Restore it, or give this one another name.")
         data = self.settings(source)["data"]
         changed = {
             name: (before["config"].get(name), getattr(self.config, name))
