@@ -53,13 +53,13 @@ def _describe(
     """What to train: what a sweep's file says, and over it what the options say; at all the sites of the study by default."""
     from saekit.errors import ConfigError
     from trainers import TrainConfig, read_sweep
-    from trainers.settings.sweep import KEYS
+    from trainers.settings.sweep import KEYS, mappings
 
     described = {} if sweep is None else TrainConfig.named(read_sweep(sweep), KEYS)
     described |= settings | {key: value for key, value in {"site": tuple(site or ()), **more}.items() if value}
-    parts = (described, described.get("grid", ()), *described.get("runs", ()))
-    if not any(key in part for part in parts for key in ("site", "from")):  # an SAE to start from has a site
-        if any("site_out" in part for part in parts):
+    given = mappings(described)
+    if not any(key in part for part in given for key in ("site", "from")):  # an SAE to start from has a site
+        if any("site_out" in part for part in given):
             raise ConfigError("site_out says what is predicted, and nothing says from what.", "Give a site, too.")
         described["site"] = workspace.study.sites
     return described

@@ -79,6 +79,6 @@ def _metavar(name: str) -> str:
 
 
 def _read(name: str, text: str) -> Any:
-    from trainers.settings.sweep import parse
+    from trainers.settings.yaml_files import parse_yaml
 
-    return text if all(kind is str or isinstance(kind, str) for kind in _kinds(name)) else parse(text)
+    return text if all(kind is str or isinstance(kind, str) for kind in _kinds(name)) else parse_yaml(text)

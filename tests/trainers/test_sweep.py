@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saekit.errors import ConfigError, UnknownSite
+from saekit.errors import ConfigError, SaekitError, UnknownSite
 from saekit.names.site import Site
 from trainers import Plan, TrainConfig, plans, read_sweep
-from trainers.settings.sweep import parse
+from trainers.settings.yaml_files import parse_yaml
 
 OUT = Path("sae")
 
 
 def _plans(text: str) -> list[Plan]:
-    return plans(parse(text), OUT, lambda site: 10 if site.kind == "resid_post" else 6)
+    return plans(parse_yaml(text), OUT, lambda site: 10 if site.kind == "resid_post" else 6)
 
 
 def _folders(text: str) -> list[str]:
@@ -101,13 +101,13 @@ def test_names_say_what_varies_and_no_more() -> None:
         ("{site: resid_post.1, runs: [{name: checkpoints}]}", "'checkpoints' is reserved"),
         ("{site: resid_post.1, runs: [{name: 1}]}", "name: 1 is impossible.*name: '1'"),
         ("{site: resid_post.1, name: 2026-02-01}", "name: .* is impossible"),
-        ("{site: resid_post.1, name: 2026-13-01}", "no YAML"),
+        ("{site: resid_post.1, name: 2026-13-01}", "not valid YAML"),
         ("{site: resid_post.1, lr: .e5}", "lr='.e5'"),
         ("{site: resid_post.1, seed: 100000000000000000000}", "seed=1.*at most"),
         ("{site: resid_post.1, data_seed: -1}", "data_seed=-1.*at least 0"),
         ("{site: 3}", "site=3 is impossible"),
         ("{l0: 4}", "'site' is missing"),
-        ("{site: [resid_post.1", "no YAML"),
+        ("{site: [resid_post.1", "not valid YAML"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:
@@ -124,17 +124,81 @@ def test_files(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("site: resid_post.1\ngrid:\n  l0: [4, 8]\n")
     assert read_sweep(file) == {"site": "resid_post.1", "grid": {"l0": [4, 8]}}
-    for text, message in (("- 3", "holds no settings"), ("a: [", "sweep.yaml: This is no YAML"), ("", "holds no settings")):
+    for text, message in (
+        ("- 3", "holds no settings"),
+        ("a: [", "sweep.yaml: This is not valid YAML"),
+        ("", "holds no settings"),
+        ("5: 3", "5 is not the name"),
+    ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_sweep(file)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_sweep(tmp_path / "no.yaml")
+    file.write_bytes(b"\xef\xbb\xbfsite: resid_post.1\n")  # a byte order mark
+    assert read_sweep(file) == {"site": "resid_post.1"}
+    file.write_bytes(b"site: caf\xe9\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_sweep(file)
+    for nowhere in (tmp_path / "no.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=r"no file|not a file|cannot be read"):
+            read_sweep(nowhere)
+
+
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "more than 100,000 values"),
+        ("a: &a [*a]", "an alias refers to what it is in"),
+        ("a: &a {b: *a}", "an alias refers to what it is in"),
+        ("[" * 100 + "]" * 100, "nested deeper than 32 levels"),
+        ("[" * 50_000 + "]" * 50_000, "nested deeper than 32 levels"),
+        ("- " * 50_000 + "a", "nested deeper than 32 levels|not valid YAML"),
+        ("a: " + "x" * 2**21, "characters; at most"),
+        ("? [a, b]\n: c", "not valid YAML"),
+        ("? {a: b}\n: c", "not valid YAML"),
+        ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("a: 1\n---\nb: 2", "not valid YAML"),
+        ("a: \x07", "not valid YAML"),
+        ("<<: 5", "not valid YAML"),
+    ],
+)
+def test_texts_that_would_take_long_or_end_in_a_traceback(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_yaml(text)
+
+
+def test_aliases_may_be_used() -> None:
+    assert parse_yaml("base: &base {l0: 4}\nruns: [{<<: *base, seed: 1}]")["runs"] == [{"l0": 4, "seed": 1}]
+
+
+def test_a_grid_of_millions_is_refused_before_it_is_made() -> None:
+    grid = {"seed": list(range(10_000)), "l0": list(range(1, 1_000)), "lr": [1e-4, 1e-3]}
+    with pytest.raises(ConfigError, match=r"describes 19,980,000 dictionaries \(10,000 x 999 x 2\).*at most 1,000"):
+        plans({"site": "embed", "n_latents": 2_000, "grid": grid}, OUT, lambda site: 8)
+    runs = [{"seed": seed} for seed in range(501)]
+    with pytest.raises(ConfigError, match=r"describes 1,002 dictionaries"):
+        plans({"site": ["embed", "resid_post.1"], "n_latents": 64, "runs": runs}, OUT, lambda site: 8)
+
+
+@pytest.mark.parametrize(
+    "key", ["site", "site_out", "l0", "lr", "arch", "groups", "shard", "seed", "from", "name", "grid", "runs"]
+)
+@pytest.mark.parametrize("value", [None, True, 1.5, "x", [], [[]], {}, {"a": []}, [None], [{"l0": {}}]])
+def test_values_of_any_type_give_typed_errors(key: str, value: Any) -> None:
+    for settings in ({key: value}, {"grid": {key: value}}, {"grid": {key: [value]}}, {"runs": [{key: value}]}):
+        try:
+            plans({"site": "embed", "n_latents": 64} | settings, OUT, lambda site: 8)
+        except SaekitError:
+            continue
 
 
 @pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("2e6", 2_000_000), ("1.5e3", 1500.0), ("8_000", 8000), (".5", 0.5)])
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
-    assert parse(text) == value and type(parse(text)) is type(value)
+    assert parse_yaml(text) == value and type(parse_yaml(text)) is type(value)
 
 
 _AXES: dict[str, st.SearchStrategy[Any]] = {

@@ -90,7 +90,7 @@ class NoLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order. A last line without an end, which a killed run left, is skipped.
+    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order. An unfinished last line of a killed run is skipped.
 
     Raises:
         WorkspaceError: the file cannot be read, or a line is not a JSON object.

@@ -1,28 +1,29 @@
-"""Many dictionaries from one description: what they share, and what varies.
+"""Sweeps: many dictionaries from one description of what they share and what varies.
 
     site: [resid_post.1, mlp_in.2->mlp_out.2]
-    tokens: 8_000_000           # keys are those of a run, under the names that the command line has for them, too
-    grid:                       # every combination of these
+    tokens: 8_000_000           # keys are the settings of a run; the option names of the command line are accepted, too
+    grid:                       # every combination of these values
       l0: [16, 32, 64]
       seed: [0, 1]
     runs:                       # each of these with every combination
       - {arch: topk}
       - {arch: jumprelu, lr: 7e-5}
 
-A single run is a sweep of one. Each goes to a folder `<site>/<name>`, named after what varies, or `<site>` where nothing does.
+A single run is a sweep of one. Each dictionary goes to a folder `<site>/<name>`, named after the settings that vary, or to
+`<site>` if nothing varies.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from saekit.errors import ConfigError
 from saekit.names.dictionary import check_name, folder_name
@@ -32,88 +33,61 @@ from saekit.sae import SAE
 from trainers.settings import finetune
 from trainers.settings.config import TrainConfig
 from trainers.settings.job import Plan
+from trainers.settings.yaml_files import read_yaml
 
 _PLACE = ("site", "site_out")
 _EACH = (*_PLACE, "from", "name")
 KEYS = (*_EACH, "grid", "runs")
-"""What a description holds beside the settings of a run."""
+"""Keys of a description in addition to the settings of a run."""
+MAX_RUNS = 1_000
+"""Dictionaries that one description may ask for. They are trained at the same time."""
 
 
 def read_sweep(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file.
 
     Raises:
-        ConfigError: there is no such file, it is no YAML, or it is not one of names and values.
+        ConfigError: see :func:`trainers.settings.yaml_files.read_yaml`.
     """
-    path = Path(path)
-    try:
-        settings = parse(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", "Give a YAML file of settings.") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.what}", error.hint) from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds no settings.", "Write them as `name: value`, one a line.")
-    return settings
+    return read_yaml(Path(path))
 
 
-def parse(text: str) -> Any:
-    """What a YAML text says; `3e-4` is a number.
+def mappings(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The mappings that a description gives settings in: the description itself, its grid, and each of its runs.
 
     Raises:
-        ConfigError: it is no YAML, or a key is there twice.
+        ConfigError: the grid is not a mapping, or the runs are not a list of mappings.
     """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
-        raise ConfigError(f"This is no YAML: {' '.join(str(error).split())}.") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """As YAML 1.2 has it: 1.1 takes 3e-4 for a text, and this library the last of two equal keys for the only one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"{key!r} is given twice.", f"Remove one, near line {node.start_mark.line + 1}.")
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        value = super().construct_yaml_float(node)
-        return int(value) if "." not in node.value and value.is_integer() else value  # 2e6 tokens
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+    runs = _values("runs", settings.get("runs", [{}]))
+    return [settings, _mapping("grid", settings.get("grid", {})), *(_mapping("runs", run) for run in runs)]
 
 
 def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], int]) -> list[Plan]:
-    """What a description asks for.
+    """The dictionaries that a description asks for.
 
     Args:
-        settings: as the file has them.
-        out: where the folders of the sites go.
-        width: numbers per token at a site; where the number of latents is not given, it is 16 times that.
+        settings: the description, as the file has it.
+        out: parent of the folders of the sites.
+        width: gives the width of a site. The default number of latents is 16 times that.
 
     Raises:
-        ConfigError: a key or a value is unknown or impossible (the message has the nearest valid one), two dictionaries would go
-            to the same folder, or no site is given.
+        ConfigError: a key or a value is unknown or impossible (the message has the nearest valid one), more than 1,000
+            dictionaries are described, two of them would go to the same folder, or no site is given.
         UnknownSite: a site does not parse; or what `width` raises.
-        SAEFormatError: what `from` names is no SAE.
+        SAEFormatError: what `from` names is not an SAE.
     """
     load = cache(SAE.load)
     base = TrainConfig.named(settings, KEYS)
-    grid = TrainConfig.named(_mapping("grid", base.pop("grid", {})), (*_PLACE, "from"))
-    rows = _values("runs", base.pop("runs", [{}]))
-    runs = [TrainConfig.named(_mapping("runs", row), _EACH) for row in rows]
+    _, in_grid, *rows = mappings(base)
+    base = {key: value for key, value in base.items() if key not in ("grid", "runs")}
+    grid = TrainConfig.named(in_grid, (*_PLACE, "from"))
+    runs = [TrainConfig.named(row, _EACH) for row in rows]
     sites = {"site": base.pop("site")} if isinstance(base.get("site"), tuple) else {}
     for key in grid:
         if key in base | sites or any(key in run for run in runs):
             raise ConfigError(f"{key!r} is given twice, once in the grid.", "Give it there alone, or elsewhere alone.")
     grid = sites | grid
+    _check_number([len(_values(key, values)) for key, values in grid.items()], len(runs))
     varying = [key for key, values in grid.items() if len(_values(key, values)) > 1 and key not in _PLACE]
     telling = _telling(runs)
     made = []
@@ -138,6 +112,17 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
         if plan.name:
             check_name(plan.name, [other.name for other in made if other.route == plan.route])
     return made
+
+
+def _check_number(lengths: Sequence[int], n_runs: int) -> None:
+    """Raise ConfigError where a grid has too many combinations, before any is made."""
+    number = n_runs * math.prod(lengths)
+    if number > MAX_RUNS:
+        sizes = " x ".join(f"{length:,}" for length in (*lengths, n_runs) if length > 1)
+        raise ConfigError(
+            f"The sweep describes {number:,} dictionaries ({sizes}).",
+            f"Describe at most {MAX_RUNS:,}; several files can describe more.",
+        )
 
 
 def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int], load: Callable[[str], SAE]) -> Plan:
@@ -165,13 +150,14 @@ def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site]
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}: {value!r} is impossible.", "It holds settings, as `name: value`.")
+        raise ConfigError(f"{name}: {reprlib.repr(value)} is impossible.", "It holds settings, as `name: value`.")
     return value
 
 
 def _values(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or not value:
-        raise ConfigError(f"{name}: {value!r} is impossible.", f"It is a list of one or more: [{value}].")
+        shown = reprlib.repr(value)
+        raise ConfigError(f"{name}: {shown} is impossible.", f"It is a list of one or more: [{shown}].")
     return value
 
 
