@@ -21,7 +21,8 @@ from saekit.lm.run.batches import text_rows
 from saekit.objects import Ref
 from saekit.steer.change import Change
 from saekit.steer.intervention import Intervention
-from saekit.steer.strength import DEFAULT, Strength
+from saekit.steer.operations import OPERATIONS, named
+from saekit.steer.strength import Strength
 from saekit.steer.target import Target, Vector, place, read_together
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ def scale(targets: Targets, factor: AnyStrength, *, positions: Positions | None 
 
 
 def ablate(targets: Targets, to: Literal["zero", "mean"] = "zero", *, positions: Positions | None = None) -> Intervention:
-    """Set coefficients to 0, or to their mean over a corpus (which `resolve` then needs)."""
+    """Set coefficients to 0, or to their mean over a corpus, which `resolve` then needs.
+
+    Without `positions`, `lm.generate` ablates at all tokens, not only at the last and the generated ones.
+    """
     if to not in ("zero", "mean"):
         raise InterventionError(f"There is no ablation to {to!r}.", "Ablate to 'zero' or to 'mean'.")
     return _each("ablate", targets, Strength(1.0, "mean") if to == "mean" else Strength(0.0), positions)
@@ -79,21 +83,24 @@ def patch(
 def intervene(
     op: str, targets: Targets, strength: AnyStrength | None = None, *, positions: Positions | None = None
 ) -> Intervention:
-    """Any of the above but patch by its name; clamp and add without a strength take :data:`DEFAULT`, ablate takes none.
+    """An intervention by the name of its operation, one of :func:`saekit.steer.operations.named`.
+
+    Without a strength, clamp and add take :data:`saekit.steer.strength.DEFAULT`. Scale needs a factor; ablate takes no strength.
 
     Raises:
-        InterventionError: no such operation, or a strength that is missing or means nothing to it.
+        ConfigError: there is no such operation; the message names the nearest.
+        InterventionError: the strength is missing, or the operation does not take one.
     """
-    if op in ("clamp", "add"):
-        return _each(op, targets, DEFAULT if strength is None else Strength.of(strength), positions)
-    if op == "scale" and strength is not None:
-        return scale(targets, strength, positions=positions)
-    if op == "ablate" and strength is None:
-        return ablate(targets, positions=positions)
-    if op in ("scale", "ablate"):
-        hint = "Scale needs a factor, like 1042:0.5." if op == "scale" else "Ablate takes no strength; clamp sets a value."
-        raise InterventionError(f"The strength of {op} is {strength}.", hint)
-    raise InterventionError(f"There is no operation {op!r}.", "Operations: clamp, add, scale, ablate.")
+    operation = OPERATIONS.find(op)
+    if not operation.named:
+        raise InterventionError(f"{op} cannot be made from a name and a strength.", f"Choose one of {', '.join(named())}.")
+    if strength is None:
+        strength = operation.strength
+        if strength is None:
+            raise InterventionError(f"{op} needs a factor.", "Write it after the feature, like 1042:0.5.")
+    elif operation.fixed:
+        raise InterventionError(f"{op} takes no strength, and {strength} is given.", "To set a value, use clamp.")
+    return _each(op, targets, Strength.of(strength), positions)
 
 
 def _listed(targets: Targets) -> list[Target]:

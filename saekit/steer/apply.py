@@ -1,88 +1,259 @@
-"""How an intervention becomes edits of a model's activations."""
+"""How an intervention becomes edits of a model's activations: one edit for each space.
+
+All changes to a space are computed from one reading of its original activation, at every token and however their positions are
+written. Where changes have different positions, the edit covers the union of these, and tokens at which the same changes hold are
+computed together.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.lm import Edit
-from saekit.objects import Directions, Ref, Space, space_of
-from saekit.objects.lookup import token_shape
-from saekit.steer.change import ORDER, Change
+from saekit.lm.run.edits import AnyPositions, Choice
+from saekit.objects import Directions, Ref, Space
+from saekit.steer.change import Change
+from saekit.steer.operations import OPERATIONS, Operation
 
 if TYPE_CHECKING:
-    from saekit.lm import At, LanguageModel
+    from saekit.lm import At
 
-_LAST = max(ORDER.values()) + 1
+_AFTER_ALL = 1 << 30
+"""Order of the edit that reads a transcoder's input: it comes after every change there."""
 
 
-def edits_of(lm: LanguageModel, changes: Iterable[Change]) -> list[Edit]:
-    """One edit for each space and choice of positions, and one more where something is added.
+class Placed(NamedTuple):
+    """A change with its amounts, and the unit of a space that it changes."""
 
-    All changes to a space that depend on it (ablate, clamp, patch, scale) come from one reading. What is added depends on
-    nothing, so it comes last without another reading. A transcoder is read by an edit of its own, at the site it reads.
+    change: Change
+    space: Space
+    unit: int
+
+    @property
+    def operation(self) -> Operation:
+        """What the change does."""
+        return OPERATIONS[self.change.op]
+
+
+def edits_of(placed: Iterable[Placed]) -> list[Edit]:
+    """One edit for each space, and one more where a transcoder is read, at the site that it reads.
+
+    Raises:
+        InterventionError: two changes are known to conflict, or amounts do not fit together. Conflicts that depend on the
+            tokens are found when the edit is applied.
     """
-    groups: dict[Any, list[Change]] = defaultdict(list)
-    for change in sorted(changes, key=_canonical):
-        kind = change.target.kind if isinstance(change.target, Ref) else "vector"
-        groups[kind, change.site, change.positions].append(change)
+    spaces: dict[Any, list[Placed]] = defaultdict(list)
+    for each in sorted(placed, key=lambda each: _canonical(each.change)):
+        # The same kind of space at the same site is one space, whatever its units are called: neuron:2/3 = residual:neurons.2/3.
+        spaces[type(each.space), each.space.site].append(each)
     edits: list[Edit] = []
-    for (_, _, positions), group in groups.items():
-        space, units = _space_and_units(lm, group)
-        placed = [(change.resolved(space, unit), unit) for change, unit in zip(group, units)]
-        reading = [pair for pair in placed if pair[0].op != "add"]
-        if reading:
-            setter = _Set.of(space, reading)
-            if space.site_out != space.site:
-                setter.relay = Relay(space, setter.units)
-                edits.append(Edit(space.site, setter.relay, _LAST, positions))
-            edits.append(Edit(space.site_out, setter, min(ORDER[change.op] for change, _ in reading), positions))
-        adding = [pair for pair in placed if pair[0].op == "add"]
-        if adding:
-            edits.append(Edit(space.site_out, _Add(space, *_merged(adding, torch.add)), ORDER["add"], positions))
+    for group in spaces.values():
+        space, setter = group[0].space, SpaceEdit.of(group)
+        positions = setter.choices[0] if len(setter.choices) == 1 else AnyPositions(setter.choices)
+        readers = [each.operation.order for each in group if each.operation.reads]
+        if readers and space.site_out != space.site:
+            setter.relay = Relay(space, sorted({each.unit for each in group}))
+            edits.append(Edit(space.site, setter.relay, _AFTER_ALL, positions))
+        order = min(readers) if readers else min(each.operation.order for each in group)
+        edits.append(Edit(space.site_out, setter, order, positions))
     return sorted(edits, key=lambda edit: edit.order)
 
 
 def _canonical(change: Change) -> Any:
     """Sorts changes so that the order in which they were given makes no difference, not even to rounding."""
+    return OPERATIONS[change.op].order, change.op, _name(change), change.strength.values, change.strength.unit
+
+
+def _name(change: Change) -> Any:
+    """Sortable, and equal for changes of one unit of a space."""
     target = change.target
-    name = (0, str(target), []) if isinstance(target, Ref) else (1, str(target.site), target.values.tolist())
-    return ORDER[change.op], name, change.strength.values, change.strength.unit
+    return (0, str(target), []) if isinstance(target, Ref) else (1, str(target.site), target.values.tolist())
 
 
-def _space_and_units(lm: LanguageModel, changes: list[Change]) -> tuple[Space, list[int]]:
-    refs = [change.target for change in changes if isinstance(change.target, Ref)]
-    if refs:
-        space = space_of(lm, refs[0])
-        space.check([ref.unit for ref in refs])
-        return space, [ref.unit for ref in refs]
-    vectors = [change.target.values for change in changes if not isinstance(change.target, Ref)]
-    site = lm.site(changes[0].site)
-    return Directions(site, torch.stack(vectors), token_shape(lm, site)), list(range(len(vectors)))
+@dataclass
+class SpaceEdit:
+    """All changes to one space. Called with the rows of the union of their positions."""
+
+    choices: tuple[Choice | None, ...]
+    """The different positions of the changes."""
+    groups: list[list[Placed]]
+    """The changes that have each of these positions."""
+    relay: Relay | None = None
+    plans: dict[tuple[int, ...], _Plan] = field(default_factory=dict)
+    """What is done where exactly these of the positions hold, made when first needed."""
+
+    @classmethod
+    def of(cls, group: Sequence[Placed]) -> SpaceEdit:
+        by_choice: dict[Choice | None, list[Placed]] = defaultdict(list)
+        for each in group:
+            by_choice[each.change.choice].append(each)
+        made = cls(tuple(by_choice), list(by_choice.values()))
+        for i in range(len(made.choices)):
+            made.plan((i,))
+        for i, j in combinations(range(len(made.choices)), 2):
+            if surely_overlap(made.choices[i], made.choices[j]):
+                made.plan((i, j))
+        return made
+
+    def __call__(self, rows: Tensor, at: At) -> Tensor:
+        current = None if self.relay is None else self.relay.take()
+        if len(self.choices) == 1:
+            return self.plan((0,)).apply(rows, at, current, self.relay)
+        holds_NC = torch.stack([at.within(choice).to(rows.device) for choice in self.choices], 1)
+        new = rows
+        for holds in holds_NC.unique(dim=0):
+            index = (holds_NC == holds).all(1).nonzero().squeeze(1)
+            plan = self.plan(tuple(holds.nonzero().squeeze(1).tolist()))
+            given = None if current is None else current[index]
+            new = new.index_copy(0, index, plan.apply(rows[index], at.rows(index.to(at.batch_N.device)), given, self.relay))
+        return new
+
+    def plan(self, which: tuple[int, ...]) -> _Plan:
+        """What is done where these of the choices hold and no other.
+
+        Raises:
+            InterventionError: a unit is set twice there, or amounts do not fit together.
+        """
+        if which not in self.plans:
+            self.plans[which] = _Plan.of([each for i in which for each in self.groups[i]])
+        return self.plans[which]
+
+
+@dataclass
+class _Plan:
+    """Changes to one space that hold at the same tokens."""
+
+    space: Space
+    units: list[int]
+    steps: list[tuple[str, Tensor, _Amounts]]
+    """(operation, which of `units`, amounts), in the order in which they are made."""
+    reads: bool
+
+    @classmethod
+    def of(cls, placed: Sequence[Placed]) -> _Plan:
+        space, placed = _together(sorted(placed, key=lambda each: _canonical(each.change)))
+        units = sorted({each.unit for each in placed})
+        column = {unit: i for i, unit in enumerate(units)}
+        steps = []
+        for name in sorted({each.change.op for each in placed}, key=lambda name: (OPERATIONS[name].order, name)):
+            operation, mine = OPERATIONS[name], [each for each in placed if each.change.op == name]
+            if operation.merge is not None:
+                mine = _merged(mine, operation)
+            amounts = _Amounts.stack([each.change for each in mine], operation)
+            if operation.factor:
+                amounts.values = amounts.values.reshape(*amounts.values.shape[:2], *(1 for _ in space.unit_shape))
+            steps.append((name, torch.tensor([column[each.unit] for each in mine]), amounts))
+        exclusive = [(each.operation.order, each.unit) for each in placed if each.operation.merge is None]
+        for order, unit in exclusive:
+            if exclusive.count((order, unit)) > 1:
+                target = next(each.change.target for each in placed if each.unit == unit)
+                raise InterventionError(f"{target} is set twice at one token.", "Set it once, or at other positions.")
+        return cls(space, units, steps, any(each.operation.reads for each in placed))
+
+    def apply(self, rows: Tensor, at: At, current: Tensor | None, relay: Relay | None) -> Tensor:
+        """`rows` changed; `current` are the coefficients of the relay's units where there is a relay."""
+        if not self.reads:
+            total = None
+            for _, columns, amounts in self.steps:
+                given = amounts.at(at, rows)
+                part = given.new_zeros(len(given), len(self.units), *given.shape[2:])
+                part = part.index_copy(1, columns.to(rows.device), given)
+                total = part if total is None else total + part
+            assert total is not None
+            return self.space.add(rows, self.units, total)
+        if relay is None or current is None:
+            current = self.space.read(rows, self.units)
+        else:
+            current = current[:, [relay.units.index(unit) for unit in self.units]]
+        new = current
+        for name, columns, amounts in self.steps:
+            columns = columns.to(new.device)
+            new = new.index_copy(1, columns, _applied(name, new.index_select(1, columns), amounts.at(at, new)))
+        return self.space.write(rows, self.units, new, current=current)
+
+
+def _applied(name: str, current: Tensor, amounts: Tensor) -> Tensor:
+    made = OPERATIONS[name].apply(current, amounts)
+    try:
+        return made.to(current.dtype).expand(current.shape)
+    except (RuntimeError, AttributeError) as error:
+        raise InterventionError(
+            f"The operation {name!r} returned {tuple(getattr(made, 'shape', ()))} for coefficients {tuple(current.shape)}.",
+            "Return one new value for each coefficient.",
+        ) from error
+
+
+def _together(placed: Sequence[Placed]) -> tuple[Space, list[Placed]]:
+    """The space that all lie in. Vectors are numbered in it: together they span one space, in which equal ones are one unit."""
+    if not isinstance(placed[0].space, Directions):
+        return placed[0].space, list(placed)
+    vectors: list[Tensor] = []
+    numbered = []
+    for each in placed:
+        assert not isinstance(each.change.target, Ref)
+        values = each.change.target.values
+        unit = next((i for i, vector in enumerate(vectors) if torch.equal(vector, values)), len(vectors))
+        if unit == len(vectors):
+            vectors.append(values)
+        numbered.append(each._replace(unit=unit))
+    space = placed[0].space
+    return Directions(space.site, torch.stack(vectors), space.token_shape), numbered
+
+
+def _merged(placed: list[Placed], operation: Operation) -> list[Placed]:
+    """Changes of one operation with those of the same unit combined, in the order of the units."""
+    assert operation.merge is not None
+    by_unit: dict[int, Placed] = {}
+    for each in placed:
+        if each.unit in by_unit:
+            before, now = by_unit[each.unit].change, each.change
+            assert before.amounts is not None and now.amounts is not None
+            if len(before.amounts) != len(now.amounts) and 1 not in (len(before.amounts), len(now.amounts)):
+                raise InterventionError(
+                    f"{now.target} has strengths for {len(before.amounts)} and {len(now.amounts)} prompts.",
+                    "Give each change as many strengths.",
+                )
+            amounts = operation.merge(before.amounts, now.amounts)
+            each = each._replace(change=Change(now.op, now.target, now.strength, amounts=amounts))
+        by_unit[each.unit] = each
+    return [by_unit[unit] for unit in sorted(by_unit)]
+
+
+def surely_overlap(one: Choice | None, other: Choice | None) -> bool:
+    """Whether two choices of positions have a token in common whatever the prompt. False where it depends on the prompt."""
+    if one == other:
+        return True
+    if isinstance(one, str) and isinstance(other, str):
+        return {one, other} not in ({"last", "generated"}, {"prompt", "generated"})
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return bool(set(one) & set(other))
+    return False
 
 
 @dataclass
 class _Amounts:
-    """What several units are given: (rows, units, *unit_shape), where rows are one for all, or prompts, or positions."""
+    """The amounts of several units: (rows, units, *unit_shape), where rows are one for all, or prompts, or positions."""
 
     values: Tensor
     by_position: bool = False
 
     @classmethod
-    def stack(cls, changes: list[Change]) -> _Amounts:
+    def stack(cls, changes: list[Change], operation: Operation) -> _Amounts:
         amounts = [change.amounts for change in changes if change.amounts is not None]
-        by_position = changes[0].op == "patch"
         rows = max(len(amount) for amount in amounts)
-        if any(len(amount) not in ({rows} if by_position else {1, rows}) for amount in amounts):
+        if any(len(amount) not in ({rows} if operation.by_position else {1, rows}) for amount in amounts):
             counts = sorted({len(amount) for amount in amounts})
-            raise InterventionError(f"Changes to one space have values for {counts} rows.", "Give as many to each.")
-        return cls(torch.stack([amount.expand(rows, *amount.shape[1:]) for amount in amounts], 1), by_position)
+            raise InterventionError(f"Changes to one space have values for {counts} rows.", "Give each as many values.")
+        stacked = torch.stack([amount.expand(rows, *amount.shape[1:]) for amount in amounts], 1)
+        return cls(stacked, operation.by_position)
 
     def at(self, at: At, like: Tensor) -> Tensor:
         """(1 or N, units, *unit_shape) for these tokens, in the dtype of `like`."""
@@ -100,60 +271,6 @@ class _Amounts:
 
 
 @dataclass
-class _Set:
-    """Reads units once, changes their coefficients step by step, and writes them back."""
-
-    space: Space
-    units: list[int]
-    steps: list[tuple[str, Tensor, _Amounts]]
-    """(operation, which of `units`, amounts)."""
-    relay: Relay | None = None
-
-    @classmethod
-    def of(cls, space: Space, placed: list[tuple[Change, int]]) -> _Set:
-        units = sorted({unit for _, unit in placed})
-        column = {unit: i for i, unit in enumerate(units)}
-        steps = []
-        for op in ORDER:
-            mine = [(change, unit) for change, unit in placed if change.op == op]
-            if not mine:
-                continue
-            if op == "scale":
-                merged, amounts = _merged(mine, torch.mul)
-                amounts.values = amounts.values.reshape(*amounts.values.shape[:2], *(1 for _ in space.unit_shape))
-            else:
-                merged, amounts = [unit for _, unit in mine], _Amounts.stack([change for change, _ in mine])
-            steps.append((op, torch.tensor([column[unit] for unit in merged]), amounts))
-        sets = [unit for change, unit in placed if change.op in ("clamp", "patch")]
-        ablations = [unit for change, unit in placed if change.op == "ablate"]
-        for given in (sets, ablations):
-            if twice := [unit for unit in given if given.count(unit) > 1]:
-                raise InterventionError(f"{space.label} {twice[0]} at {space.site} is set twice at once.", "Set it once.")
-        return cls(space, units, steps)
-
-    def __call__(self, rows: Tensor, at: At) -> Tensor:
-        current = self.space.read(rows, self.units) if self.relay is None else self.relay.take()
-        new = current
-        for op, columns, amounts in self.steps:
-            columns = columns.to(new.device)
-            given = amounts.at(at, new)
-            if op == "scale":
-                given = given * new.index_select(1, columns)
-            new = new.index_copy(1, columns, given.expand(len(new), *given.shape[1:]))
-        return self.space.write(rows, self.units, new, current=current)
-
-
-@dataclass
-class _Add:
-    space: Space
-    units: list[int]
-    amounts: _Amounts
-
-    def __call__(self, rows: Tensor, at: At) -> Tensor:
-        return self.space.add(rows, self.units, self.amounts.at(at, rows))
-
-
-@dataclass
 class Relay:
     """Carries the coefficients read at a transcoder's input to the edit at its output, within one forward pass."""
 
@@ -166,6 +283,11 @@ class Relay:
         return rows
 
     def take(self) -> Tensor:
+        """The coefficients (N, units), once.
+
+        Raises:
+            InterventionError: the site that the transcoder reads was not reached in this pass.
+        """
         if self.current is None:
             raise InterventionError(
                 f"{self.space.site_out} was reached without {self.space.site}, where its features are read.",
@@ -173,21 +295,3 @@ class Relay:
             )
         current, self.current = self.current, None
         return current
-
-
-def _merged(placed: list[tuple[Change, int]], combine: Any) -> tuple[list[int], _Amounts]:
-    """Changes of one operation with those of the same unit combined, in the order of the units."""
-    by_unit: dict[int, Change] = {}
-    for change, unit in placed:
-        if unit in by_unit:
-            before, now = by_unit[unit].amounts, change.amounts
-            assert before is not None and now is not None
-            if len(before) != len(now) and 1 not in (len(before), len(now)):
-                raise InterventionError(
-                    f"{change.target} has strengths for {len(before)} and {len(now)} prompts.", "Give as many."
-                )
-            by_unit[unit] = Change(change.op, change.target, change.strength, amounts=combine(before, now))
-        else:
-            by_unit[unit] = change
-    units = sorted(by_unit)
-    return units, _Amounts.stack([by_unit[unit] for unit in units])

@@ -2,58 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from saekit.errors import InterventionError
+from saekit.errors import ConfigError, InterventionError
+from saekit.lm.run.edits import DefaultPositions, check_positions
 from saekit.names.site import Site
 from saekit.objects import Ref, Space
+from saekit.steer.operations import OPERATIONS
 from saekit.steer.strength import FeatureStats, NormSource, StatsSource, Strength, look_up
 from saekit.steer.target import Target, Vector
 
 if TYPE_CHECKING:
     from saekit.lm import Positions
+    from saekit.lm.run.edits import Choice
 
-# The order in which changes to one space are made, whatever order they were given in; clamp and patch both set a value.
-ORDER = {"ablate": 0, "clamp": 1, "patch": 1, "scale": 2, "add": 3}
+_FARTHEST = 1 << 31
+_REQUIRED = {"op", "target", "strength", "unit", "positions"}
+_OPTIONAL = {"along", "amounts"}
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A unit and what happens to its coefficient a; :mod:`saekit.steer.amplitude` makes them."""
+    """A unit and an operation on its coefficient; :mod:`saekit.steer.amplitude` makes them.
+
+    Raises:
+        ConfigError: the operation or the positions do not exist.
+        InterventionError: the strength does not fit the operation, or a vector has values that are not finite.
+    """
 
     op: str
-    """ablate and clamp (a := c), patch (a := c[t] at position t), scale (a := c a), add (a := a + c)."""
+    """One of :data:`saekit.steer.operations.OPERATIONS`."""
     target: Target
     strength: Strength
     positions: Positions | None = None
-    """Which tokens; None leaves it to `run` or `generate`."""
+    """Which tokens; None leaves it to the operation's default and to the caller of `run` or `generate`."""
     along: Tensor | None = None
-    """What one unit of strength is for a head, whose coefficient is a vector: (d_head,)."""
+    """The vector that a strength of 1 stands for where the coefficient is a vector, as that of a head: (d_head,)."""
     amounts: Tensor | None = None
-    """c, float64: (1 or prompts, *unit_shape), or of a patch (positions, *unit_shape). None until :meth:`resolved`."""
+    """Amounts of the operation, float64: (1 or prompts, *unit_shape), or of a patch (positions, *unit_shape). None until
+    :meth:`resolved`."""
 
     def __post_init__(self) -> None:
-        if self.op not in ORDER:
-            raise InterventionError(f"There is no operation {self.op!r}.", f"Operations: {', '.join(ORDER)}.")
-        if self.op == "scale" and self.strength.unit != "raw":
-            raise InterventionError(f"A scale by {self.strength} is no factor.", "Give a plain number: 0 ablates, 2 doubles.")
-        if self.positions is not None and not isinstance(self.positions, str):
-            object.__setattr__(self, "positions", tuple(map(int, self.positions)))
+        operation = OPERATIONS.find(self.op)
+        if operation.factor and self.strength.unit != "raw":
+            raise InterventionError(
+                f"{self.op} by {self.strength} is not possible: its amount is a factor without unit.",
+                "Give a plain number: 0 ablates, 2 doubles.",
+            )
+        if operation.by_position and self.amounts is None:
+            raise InterventionError(f"{self.op} of {self.target} lacks its amounts.", "Make it with saekit.steer.patch.")
+        object.__setattr__(self, "positions", _checked(self.positions))
         for name in ("along", "amounts"):
             if (tensor := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tensor.detach().cpu().double())
+                tensor = tensor.detach().cpu().double()
+                if not tensor.float().isfinite().all() or not tensor.ndim:
+                    raise InterventionError(f"`{name}` of {self.target} has values that are not finite float32 numbers.")
+                object.__setattr__(self, name, tensor)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The positions, or the default that the operation has; equal for lists of the same positions."""
+        if self.positions is None:
+            policy = OPERATIONS[self.op].positions
+            return None if policy is None else DefaultPositions(policy)
+        return self.positions if isinstance(self.positions, str) else tuple(sorted(set(self.positions)))
 
     @property
     def site(self) -> Site:
-        """Where the unit is read.
+        """The site where the unit is read.
 
         Raises:
-            InterventionError: it is part of a weight matrix.
+            InterventionError: the unit is part of a weight matrix.
         """
         if self.target.site is None:
             raise InterventionError(f"{self.target} is no activation, so it cannot be changed by {self.op}.")
@@ -61,7 +86,7 @@ class Change:
 
     @property
     def needs(self) -> str | None:
-        """The measure that turns the strength into a coefficient: "norm", "stats", or None where none is needed."""
+        """The measure that turns the strength into a coefficient: "norm", "stats", or None if the strength needs no measure."""
         if self.amounts is not None or self.strength.unit == "raw":
             return None
         return "norm" if self.strength.unit == "norm" else "stats"
@@ -72,9 +97,15 @@ class Change:
         Raises:
             InterventionError: a measure is missing or useless, or the strength does not fit the space.
         """
+        vectors = bool(space.unit_shape) and not OPERATIONS[self.op].factor
         if self.amounts is not None:
+            if tuple(self.amounts.shape[1:]) != (space.unit_shape if vectors else ()):
+                raise InterventionError(
+                    f"The amounts of {self.target} have shape {tuple(self.amounts.shape)}.",
+                    f"Each must have the shape of its coefficient, {space.unit_shape if vectors else ()}.",
+                )
             return self
-        if space.unit_shape and self.op != "scale":
+        if vectors:
             return replace(self, amounts=self._vectors(space, stats, norms))
         if self.along is not None:
             raise InterventionError(f"The coefficient of {self.target} is a number, not a vector.", "Leave out `along`.")
@@ -85,7 +116,7 @@ class Change:
         if kind == "raw":
             return values
         if kind == "norm":
-            # So long that what the unit writes is `values` times as long as a typical activation.
+            # The vector that the unit then writes is `values` times as long as a typical activation.
             norm = float(look_up(norms, space.site_out, "the median norm"))
             length = float(space.lengths([unit], norm))
             if not length > 0:
@@ -97,15 +128,17 @@ class Change:
         if kind == "mean":
             return values * float(found.mean)
         if found.max <= 0:
-            raise InterventionError(f"{self.target} never fires, so {self.strength} is nothing.", "Use the unit norm or raw.")
+            raise InterventionError(
+                f"{self.target} never fires, so a strength of {self.strength} has no value.", "Use the unit norm or raw."
+            )
         return values * found.max
 
     def _vectors(self, space: Space, stats: StatsSource | None, norms: NormSource | None) -> Tensor:
         values, kind = torch.tensor(self.strength.values, dtype=torch.double)[:, None], self.strength.unit
         if kind == "mean":
             return values * torch.as_tensor(look_up(stats, self.target, "the mean").mean)
-        if self.op == "ablate":
-            return values.new_zeros(1, *space.unit_shape)
+        if self.along is None and kind == "raw" and not values.any():
+            return values.new_zeros(len(values), *space.unit_shape)
         if self.along is None or tuple(self.along.shape) != space.unit_shape:
             raise InterventionError(
                 f"The coefficient of {self.target} is a vector of {space.unit_shape[0]} numbers; a strength alone gives none.",
@@ -124,7 +157,12 @@ class Change:
         return values * length * self.along / self.along.norm()
 
     def to_dict(self, name: str, tensors: dict[str, Tensor] | None) -> dict[str, Any]:
-        """JSON values; vectors go to `tensors` under names that begin with `name`, where it is given."""
+        """JSON values.
+
+        Args:
+            name: prefix of the names of this change's tensors.
+            tensors: where given, vectors go here by name instead of into the JSON values.
+        """
 
         def pack(tensor: Tensor, part: str) -> Any:
             if tensors is None or tensor.numel() == 1:
@@ -150,19 +188,87 @@ class Change:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
-        """The change that :meth:`to_dict` was called on."""
+        """The change that :meth:`to_dict` was called on.
 
-        def unpack(value: Any, dtype: torch.dtype) -> Tensor:
-            return tensors[value["tensor"]] if isinstance(value, Mapping) else torch.tensor(value, dtype=dtype)
+        Raises:
+            SaekitError: a value is missing, unknown, of the wrong type, or names nothing.
+        """
+        keyed(data, "A change", _REQUIRED, _OPTIONAL)
 
-        target, value = data["target"], data["strength"]
+        def unpack(value: Any, dtype: torch.dtype, what: str) -> Tensor:
+            if isinstance(value, Mapping):
+                if set(value) != {"tensor"} or value["tensor"] not in tensors:
+                    raise InterventionError(f"{what} names no tensor of the file: {value!r:.80}.")
+                return tensors[value["tensor"]]
+            return torch.tensor(numbers(value, what), dtype=dtype)
+
+        target, strength = data["target"], data["strength"]
+        if isinstance(target, Mapping):
+            keyed(target, "The target", {"site", "values"})
+            aim: Target = Vector(
+                Site.parse(text(target["site"], "The site")), unpack(target["values"], torch.float32, "The target")
+            )
+        else:
+            aim = Ref.parse(text(target, "The target"))
+        numbers(strength, "The strength", depth=1)
         return cls(
-            data["op"],
-            Ref.parse(target)
-            if isinstance(target, str)
-            else Vector(Site.parse(target["site"]), unpack(target["values"], torch.float32)),
-            Strength(tuple(value) if isinstance(value, list) else value, data["unit"]),
+            text(data["op"], "The operation"),
+            aim,
+            Strength(tuple(strength) if isinstance(strength, list) else strength, text(data["unit"], "The unit")),
             data["positions"],
-            unpack(data["along"], torch.double) if "along" in data else None,
-            unpack(data["amounts"], torch.double) if "amounts" in data else None,
+            unpack(data["along"], torch.double, "along") if "along" in data else None,
+            unpack(data["amounts"], torch.double, "amounts") if "amounts" in data else None,
         )
+
+
+def _checked(positions: Any) -> Positions | None:
+    """Positions as a policy or a tuple of integers.
+
+    Raises:
+        ConfigError: they are neither.
+    """
+    if positions is None or isinstance(positions, str):
+        check_positions(cast("Positions | None", positions))
+        return cast("Positions | None", positions)
+    try:
+        listed = tuple(map(operator.index, positions))
+    except TypeError:
+        check_positions(positions)
+        raise
+    if any(abs(position) >= _FARTHEST or isinstance(given, bool) for position, given in zip(listed, positions)):
+        raise ConfigError(f"{positions!r:.80} are not positions.", "Give integers that count tokens of a prompt.")
+    return listed
+
+
+def keyed(data: Any, what: str, required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Raise InterventionError unless `data` is a mapping with all of the required keys and no unknown one."""
+    if not isinstance(data, Mapping):
+        raise InterventionError(f"{what} is {data!r:.80}, not an object with named values.")
+    if missing := sorted(required - data.keys()):
+        raise InterventionError(f"{what} lacks {', '.join(missing)}.")
+    if unknown := sorted(map(str, data.keys() - required - optional)):
+        raise InterventionError(
+            f"{what} has unknown values: {', '.join(unknown):.200}.", f"Known: {', '.join(sorted(required | optional))}."
+        )
+
+
+def text(value: Any, what: str) -> str:
+    """`value` if it is text; InterventionError otherwise."""
+    if not isinstance(value, str):
+        raise InterventionError(f"{what} is {value!r:.80}, not text.")
+    return value
+
+
+def numbers(value: Any, what: str, depth: int = 2) -> Any:
+    """`value` if it is a number or a list of numbers, nested at most `depth` times; InterventionError otherwise."""
+    if isinstance(value, list) and depth:
+        for each in cast("Sequence[Any]", value):
+            numbers(each, what, depth - 1)
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InterventionError(f"{what} is {value!r:.80}, not a number or a list of numbers.")
+    try:
+        float(value)
+    except OverflowError as error:
+        raise InterventionError(f"{what} has a number that is too large.") from error
+    return value

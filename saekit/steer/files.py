@@ -17,20 +17,33 @@ _KEY = "saekit"
 
 
 def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: Path) -> None:
-    """Write a file whole or not at all. `to_dict(tensors)` gives the JSON values, and fills `tensors` where it is not None.
+    """Write a file whole or not at all.
+
+    Args:
+        to_dict: given a dictionary or None, returns JSON values, and puts vectors into the dictionary where there is one.
 
     Raises:
-        StorageFull: there is no room for it.
+        InterventionError: the values have something that JSON cannot hold.
+        StorageFull: there is no room for the file.
     """
     if path.suffix == _SUFFIX:
         from safetensors.torch import save
 
         tensors: dict[str, Tensor] = {}
-        header = json.dumps(to_dict(tensors))  # fills `tensors`
+        header = _json(to_dict(tensors), path)  # fills `tensors`
         content = save(tensors, {_KEY: header})
     else:
-        content = (json.dumps(to_dict(None), indent=1) + "\n").encode()
+        content = (_json(to_dict(None), path, indent=1) + "\n").encode()
     write_whole(path, content)
+
+
+def _json(values: dict[str, Any], path: Path, indent: int | None = None) -> str:
+    try:
+        return json.dumps(values, indent=indent, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InterventionError(
+            f"The intervention cannot be written to {path}: {error}.", "Keep to JSON values in its notes."
+        ) from error
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -41,13 +54,22 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """
     try:
         if path.suffix != _SUFFIX:
-            return json.loads(path.read_text()), {}
+            return _parsed(path.read_text(encoding="utf-8-sig")), {}  # some editors begin a file with a byte order mark
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            return json.loads(header[_KEY]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return _parsed(header[_KEY]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InterventionError(f"There is no file {path}.", "Save an intervention there first.") from error
     except Exception as error:  # safetensors raises a type of its own
-        raise InterventionError(f"{path} holds no intervention: {error!r}.", "Choose a file that saekit saved.") from error
+        raise InterventionError(
+            f"{path} does not hold an intervention: {type(error).__name__}: {error}.", "Choose a file that saekit saved."
+        ) from error
+
+
+def _parsed(content: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    return json.loads(content, parse_constant=refuse)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from saekit.errors import InterventionError, StoreMismatch
+from saekit.errors import InterventionError, SaekitError, StoreMismatch
 from saekit.names.site import Site
 from saekit.objects import Ref
 from saekit.steer import files
-from saekit.steer.apply import edits_of
-from saekit.steer.change import Change
+from saekit.steer.apply import Placed, edits_of
+from saekit.steer.change import Change, keyed, text
 from saekit.steer.measure import measure
 from saekit.steer.strength import NormSource, StatsSource
 from saekit.steer.target import place
@@ -30,15 +30,19 @@ VERSION = 1
 class Intervention:
     """Changes to apply together; `a + b` has the changes of both, and does what `b + a` does.
 
-    Give it, or several, to `lm.generate(interventions=...)` or `lm.run(edits=...)`. Changes to one space are computed from one
-    reading of it, in the order ablate, clamp, scale, add: clamping two features sets each as if alone, whatever they share.
+    Give it, or several, to `lm.generate(interventions=...)` or `lm.run(edits=...)`. At every token, all changes to one space are
+    computed from one reading of its original activation: clamping two features sets each as if alone, however much their
+    directions overlap and however their positions are written. Changes of one unit are made in the order ablate, clamp or patch,
+    scale, add. Different spaces at one site (features and neurons, say) are changed one after the other, in the order of their
+    first operation that reads, each from what the one before left.
     """
 
     changes: tuple[Change, ...] = ()
     dictionaries: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprint of the SAE that each site's features are of, once known: a number means nothing with another SAE."""
+    """Fingerprint of the SAE that each site's features belong to, once resolved: the number of a feature means nothing with
+    another SAE."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """Anything to keep with it (JSON values), such as what it was chosen for and how it did."""
+    """JSON values to keep with the intervention, such as why it was chosen and what it did."""
 
     def __add__(self, other: Intervention) -> Intervention:
         for site in self.dictionaries.keys() & other.dictionaries.keys():
@@ -56,15 +60,30 @@ class Intervention:
         return replace(self, changes=tuple(replace(change, positions=positions) for change in self.changes))
 
     def edits(self, lm: LanguageModel) -> list[Edit]:
-        """What `run` and `generate` apply.
+        """The edits that `run` and `generate` apply. To use them more than once, :meth:`bind` is faster.
 
         Raises:
             InterventionError: a strength still lacks its measure (see :meth:`resolve`), or two changes conflict.
             UnknownRef: the model has no such object, or no SAE is attached for it.
-            StoreMismatch: another SAE is attached than the one it was made for.
+            StoreMismatch: another SAE is attached than the one that the intervention was made for.
         """
-        self._check_dictionaries(lm)
-        return edits_of(lm, self.changes)
+        return edits_of(self._placed(lm))
+
+    def bind(
+        self,
+        lm: LanguageModel,
+        *,
+        stats: StatsSource | None = None,
+        norms: NormSource | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> BoundIntervention:
+        """The intervention on one model: spaces, amounts and edits are made once. Arguments and errors as for :meth:`resolve`.
+
+        Raises:
+            InterventionError: two changes set one unit at the same token, as far as this is known before a run.
+        """
+        placed = self._placed(lm, stats, norms, texts)
+        return BoundIntervention(lm, self._with(lm, placed), tuple(edits_of(placed)), dict(lm.dictionaries))
 
     def resolve(
         self,
@@ -72,21 +91,31 @@ class Intervention:
         *,
         stats: StatsSource | None = None,
         norms: NormSource | None = None,
-        texts: list[str] | None = None,
+        texts: Sequence[str] | None = None,
     ) -> Intervention:
-        """The same intervention with every strength turned into a coefficient, and the SAEs that it is for on record.
+        """The same intervention with every strength turned into an amount, and the fingerprints of its SAEs recorded.
 
         Args:
-            lm: with the SAEs attached.
-            stats: of single units, by ref: from a feature database, say.
-            norms: median activation norms, by site.
-            texts: whatever is needed of `stats` or `norms` and not given is measured on these.
+            lm: the model, with the SAEs attached.
+            stats: statistics of single units by ref, for example from a feature database.
+            norms: median activation norms by site.
+            texts: measures that are needed, and not given by `stats` or `norms`, are taken on these.
 
         Raises:
-            InterventionError: a measure is needed and neither given nor measurable. Nothing is assumed in its place.
+            InterventionError: a measure is needed and neither given nor measurable. No value is assumed in its place.
             UnknownRef: the model has no such object, or no SAE is attached for it.
-            StoreMismatch: another SAE is attached than the one it was made for.
+            StoreMismatch: another SAE is attached than the one that the intervention was made for.
         """
+        return self._with(lm, self._placed(lm, stats, norms, texts))
+
+    def _placed(
+        self,
+        lm: LanguageModel,
+        stats: StatsSource | None = None,
+        norms: NormSource | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> list[Placed]:
+        """Every change with its amounts, in its space."""
         self._check_dictionaries(lm)
         places = [place(lm, change.target) for change in self.changes]
         if texts is not None:
@@ -97,7 +126,13 @@ class Intervention:
                 texts,
             )
             stats, norms = stats or measured.stats, norms or measured.norms
-        changes = tuple(change.resolved(space, unit, stats, norms) for change, (space, unit) in zip(self.changes, places))
+        return [
+            Placed(change.resolved(space, unit, stats, norms), space, unit) for change, (space, unit) in zip(self.changes, places)
+        ]
+
+    def _with(self, lm: LanguageModel, placed: list[Placed]) -> Intervention:
+        """The intervention with the changes of `placed`, and its SAEs on record."""
+        changes = tuple(each.change for each in placed)
         sites = sorted({c.site for c in changes if isinstance(c.target, Ref) and c.target.kind == "feature"})
         return replace(self, changes=changes, dictionaries={str(site): lm.dictionaries[site].fingerprint() for site in sites})
 
@@ -129,20 +164,44 @@ class Intervention:
         """The intervention that :meth:`to_dict` was called on.
 
         Raises:
-            InterventionError: it is none, is damaged, or comes from a newer version.
+            InterventionError: the values are not those of an intervention, or come from a newer version.
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise InterventionError("This is no intervention of saekit.", f'It lacks "format": "{FORMAT}".')
-        if data.get("version") != VERSION:
-            raise InterventionError(f"The intervention has version {data.get('version')}, not {VERSION}.", "Update saekit.")
-        try:
-            changes = tuple(Change.from_dict(change, tensors or {}) for change in data["changes"])
-            return cls(changes, dict(data["dictionaries"]), dict(data["notes"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InterventionError(f"The intervention is damaged: {error!r}.", "Take it anew from where it came.") from error
+            raise InterventionError("This is not an intervention of saekit.", f'It lacks "format": "{FORMAT}".')
+        version = data.get("version")
+        if version != VERSION or not isinstance(version, int) or isinstance(version, bool):
+            raise InterventionError(
+                f"The intervention has version {version!r:.20}; this saekit reads version {VERSION}.", "Update saekit."
+            )
+        keyed(data, "The intervention", {"format", "version", "changes", "dictionaries", "notes"})
+        listed, dictionaries = data["changes"], data["dictionaries"]
+        if not isinstance(listed, list | tuple):
+            raise InterventionError(f"The changes of the intervention are {listed!r:.80}, not a list.")
+        if not isinstance(dictionaries, Mapping) or not isinstance(data["notes"], Mapping):
+            raise InterventionError("The dictionaries and notes of an intervention must be objects with named values.")
+        changes = []
+        for number, each in enumerate(listed):
+            try:
+                changes.append(Change.from_dict(each, tensors or {}))
+            except (SaekitError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
+                what = error.what if isinstance(error, SaekitError) else f"{type(error).__name__}: {error}."
+                hint = error.hint if isinstance(error, SaekitError) else None
+                raise InterventionError(f"Change {number} of the intervention cannot be read: {what}", hint) from error
+        for site, fingerprint in dictionaries.items():
+            try:
+                Site.parse(text(site, "A site"))
+            except SaekitError as error:
+                raise InterventionError(f"The dictionaries of the intervention name no site: {error.what}", error.hint) from error
+            text(fingerprint, f"The fingerprint of the SAE at {site}")
+        return cls(tuple(changes), dict(dictionaries), dict(data["notes"]))
 
     def save(self, path: str | Path) -> None:
-        """Write one file, whole or not at all: JSON, or with vectors kept as tensors where it is named `.safetensors`."""
+        """Write one file, whole or not at all: safetensors where the name ends in `.safetensors`, JSON otherwise.
+
+        Raises:
+            InterventionError: the notes have something that JSON cannot hold.
+            StorageFull: there is no room for the file.
+        """
         files.write(self.to_dict, Path(path))
 
     @classmethod
@@ -150,9 +209,39 @@ class Intervention:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InterventionError: there is no such file, or it holds no intervention.
+            InterventionError: there is no such file, or it does not hold an intervention.
         """
         return cls.from_dict(*files.read(Path(path)))
+
+
+@dataclass(frozen=True, eq=False)
+class BoundIntervention:
+    """An intervention on one model. Use it wherever an intervention goes, with that model."""
+
+    lm: LanguageModel
+    intervention: Intervention
+    """Resolved: its amounts and SAEs are on record."""
+    bound_edits: tuple[Edit, ...]
+    dictionaries: Mapping[Site, Any]
+    """The SAEs that were attached."""
+
+    def edits(self, lm: LanguageModel) -> list[Edit]:
+        """The edits that `run` and `generate` apply.
+
+        Raises:
+            InterventionError: the model is not the one that the intervention is bound to.
+            StoreMismatch: another SAE has been attached since.
+        """
+        if lm is not self.lm:
+            raise InterventionError(f"The intervention is bound to {self.lm.name}, another model.", "Bind it to this one.")
+        for site in self.intervention.dictionaries:
+            if lm.dictionaries.get(Site.parse(site)) is not self.dictionaries.get(Site.parse(site)):
+                raise StoreMismatch(f"Another SAE was attached at {site} after the intervention was bound.", "Bind it again.")
+        return list(self.bound_edits)
+
+    def __add__(self, other: BoundIntervention | Intervention) -> BoundIntervention:
+        added = other.intervention if isinstance(other, BoundIntervention) else other
+        return (self.intervention + added).bind(self.lm)
 
 
 def combine(interventions: Intervention | Iterable[Intervention]) -> Intervention:

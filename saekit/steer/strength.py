@@ -14,6 +14,7 @@ from torch import Tensor
 from saekit.errors import InterventionError
 from saekit.names.ref import FORMS
 from saekit.names.site import Site
+from saekit.steer.operations import OPERATIONS
 
 # What one unit of strength is:
 #   raw       the coefficient itself (for `scale`, the factor)
@@ -23,6 +24,8 @@ from saekit.names.site import Site
 #   mean      the unit's own mean coefficient over all tokens (what mean ablation sets)
 UNITS = ("raw", "norm", "max", "quantile", "mean")
 
+_LARGEST = 3.4028234663852886e38
+"""The largest float32: activations are float32 or shorter."""
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _STRENGTH = re.compile(rf"(?P<quantile>q)?(?P<value>{_NUMBER})(?P<unit>raw|norm|max|mean|q)?")
 
@@ -37,11 +40,15 @@ class Strength:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise InterventionError(f"There is no unit of strength {self.unit!r}.", f"Units: {', '.join(UNITS)}.")
-        values = torch.as_tensor(self.values)
-        if not values.isfinite().all() or not len(self.values):
-            raise InterventionError(f"A strength of {self.value} is no number.", "Give a finite one.")
-        if self.unit == "quantile" and not ((values >= 0) & (values <= 1)).all():
+        try:
+            values = tuple(float(value) for value in self.values)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InterventionError(f"A strength of {self.value!r:.80} is not a number.", "Give a finite number.") from error
+        if not values or not all(abs(value) <= _LARGEST for value in values):
+            raise InterventionError(f"A strength of {self.value!r:.80} is not a finite float32 number.", "Give a finite number.")
+        if self.unit == "quantile" and not all(0 <= value <= 1 for value in values):
             raise InterventionError(f"A quantile of {self.value} does not exist.", "Give a number from 0 to 1, like q0.99.")
+        object.__setattr__(self, "value", values if isinstance(self.value, tuple) else values[0])
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -53,7 +60,7 @@ class Strength:
         """A strength from a number (raw), from text such as '0.5norm', from a list or tensor of these, or from itself.
 
         Raises:
-            InterventionError: it is none of these, or the texts of a list differ in their unit.
+            InterventionError: the value is none of these, or the texts of a list differ in their unit.
         """
         if isinstance(strength, Strength):
             return strength
@@ -64,8 +71,10 @@ class Strength:
             if not isinstance(given, Sequence):
                 return cls(float(given))
             each = [cls.parse(one, default="raw") if isinstance(one, str) else cls(float(one)) for one in given]
-        except (TypeError, ValueError) as error:
-            raise InterventionError(f"{strength!r} is no strength.", "Give a number, a text like 0.5norm, or a list.") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InterventionError(
+                f"{strength!r:.80} is not a strength.", "Give a number, a text like 0.5norm, or a list."
+            ) from error
         units = sorted({one.unit for one in each}) or ["raw"]
         if len(units) > 1:
             raise InterventionError(f"The strengths {given} are in different units: {', '.join(units)}.", "Give all in one.")
@@ -95,18 +104,20 @@ DEFAULT = Strength(0.5, "norm")
 
 
 def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None]:
-    """Split '1042:0.5norm' into what names the object and its strength, or None where none is given.
+    """Split '1042:0.5norm' into the name of the object and its strength, which is None where the text has none.
 
     The name may be a bare number or a ref with colons of its own ('feature:resid_post.3/1042:2', 'head:3.5'). A strength
-    without a unit is in multiples of the object's own maximum, or the factor where `op` is "scale".
+    without a unit has the unit of the operation: the object's own maximum, or for "scale" a plain factor.
 
     Raises:
-        InterventionError: what follows the name is no strength.
+        ConfigError: there is no operation `op`.
+        InterventionError: the text after the name is not a strength.
     """
+    unit = OPERATIONS.find(op).unit
     name, colon, last = text.rpartition(":")
     if not colon or name in FORMS:
         return text, None
-    return name, Strength.parse(last, default="raw" if op == "scale" else "max")
+    return name, Strength.parse(last, default=unit)
 
 
 @dataclass(frozen=True)

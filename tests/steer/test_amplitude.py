@@ -349,9 +349,12 @@ def test_operations_and_strengths_that_do_not_fit(lm: LanguageModel) -> None:
     for make, says in (
         (lambda: scale("neuron:2/17", "2max"), "factor"),
         (lambda: ablate("neuron:2/17", "median"), "median"),  # type: ignore[arg-type]
-        (lambda: intervene("push", "neuron:2/17"), "push"),
+        (lambda: intervene("patch", "neuron:2/17", 1.0), "strength"),
         (lambda: intervene("scale", "neuron:2/17"), "factor"),
         (lambda: intervene("ablate", "neuron:2/17", 2.0), "no strength"),
+        (lambda: clamp("neuron:2/17", 1e39), "finite"),
+        (lambda: clamp("neuron:2/17", 10**400), "not a strength"),
+        (lambda: clamp("neuron:2/17", "3e38max").resolve(lm, stats=lambda _: FeatureStats(max=100.0)), "finite"),
         (lambda: clamp("head:2.5", 1.0).edits(lm), "along"),
         (lambda: clamp("head:2.5", 1.0, along=torch.ones(7)).edits(lm), "along"),
         (lambda: clamp("neuron:2/17", 1.0, along=torch.ones(8)).edits(lm), "not a vector"),
@@ -361,5 +364,6 @@ def test_operations_and_strengths_that_do_not_fit(lm: LanguageModel) -> None:
     ):
         with pytest.raises(InterventionError, match=says):
             make()
-    with pytest.raises(ConfigError):
-        lm.run(tokens_of(lm), edits=[clamp("neuron:2/17", 1.0, positions="somewhere")])  # type: ignore[arg-type]
+    for positions in ("somewhere", [1.5], [True], [2**40], 3, [None]):
+        with pytest.raises(ConfigError):
+            clamp("neuron:2/17", 1.0, positions=positions)  # type: ignore[arg-type]

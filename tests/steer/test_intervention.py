@@ -6,15 +6,21 @@ import json
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch
 from saekit.lm import LanguageModel, Positions, Site
+from saekit.lm.run.edits import POLICIES
+from saekit.objects import Ref
 from saekit.sae import SAE
-from saekit.steer import FeatureStats, Intervention, Vector, ablate, add, clamp, combine, patch, scale
+from saekit.steer import Change, FeatureStats, Intervention, Strength, Vector, ablate, add, clamp, combine, patch, scale
 
 TEXT = "Once upon a time, there was a big dog."
 FEATURE = "feature:resid_post.2/7"
@@ -70,7 +76,7 @@ def test_steps_on_one_unit_come_in_order(lm: LanguageModel) -> None:
     torch.testing.assert_close(twice, logits_of(lm, [scale("neuron:2/17", 6.0)]), rtol=0, atol=1e-5)
     twice = logits_of(lm, [add("neuron:2/17", 3.0) + add("neuron:2/17", 2.0)])
     torch.testing.assert_close(twice, logits_of(lm, [add("neuron:2/17", 5.0)]), rtol=0, atol=1e-5)
-    assert [edit.order for edit in made.edits(lm)] == [0, 3]
+    assert [edit.order for edit in made.edits(lm)] == [0]
 
 
 def test_every_change_keeps_its_own_value(lm: LanguageModel) -> None:
@@ -228,30 +234,158 @@ def test_it_is_for_one_dictionary_only(lm: LanguageModel, make_sae: Callable[...
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "holds no intervention"),
-        ("{", "holds no intervention"),
-        ("[]", "no intervention"),
-        ('{"format": "other"}', "no intervention"),
+        ("", "does not hold"),
+        ("{", "does not hold"),
+        ("[]", "not an intervention"),
+        ('{"format": "other"}', "not an intervention"),
         ('{"format": "saekit-intervention", "version": 2}', "version 2"),
-        ('{"format": "saekit-intervention", "version": 1}', "damaged"),
-        ('{"format": "saekit-intervention", "version": 1, "changes": [{"op": "clamp"}]}', "damaged"),
-        ('{"format": "saekit-intervention", "version": 1, "changes": 3, "dictionaries": {}, "notes": {}}', "damaged"),
+        ('{"format": "saekit-intervention", "version": true}', "version True"),
+        ('{"format": "saekit-intervention", "version": 1}', "lacks changes, dictionaries, notes"),
+        ('{"format": "saekit-intervention", "version": 1, "changes": 3, "dictionaries": {}, "notes": {}}', "3, not a list"),
+        ('{"format": "saekit-intervention", "version": 1, "changes": [], "dictionaries": 3, "notes": {}}', "objects"),
+        ('{"format": "saekit-intervention", "version": 1, "changes": [], "dictionaries": {"a": ""}, "notes": {}}', "no site"),
+        (
+            '{"format": "saekit-intervention", "version": 1, "changes": [], "dictionaries": {}, "notes": {}, "x": 1}',
+            "unknown.* x",
+        ),
+        ("[" * 100_000, "does not hold"),
+        ("9" * 10_000, "does not hold"),
+        ("\udcff", "does not hold"),
     ],
 )
-def test_files_that_are_none(tmp_path: Path, content: str, says: str) -> None:
+def test_files_without_an_intervention_are_refused(tmp_path: Path, content: str, says: str) -> None:
     for name in ("a.json", "a.safetensors"):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(InterventionError, match=says if name == "a.json" else "holds no intervention"):
+        (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(InterventionError, match=says if name == "a.json" else "does not hold"):
             Intervention.load(tmp_path / name)
     with pytest.raises(InterventionError, match="no file"):
         Intervention.load(tmp_path / "absent.json")
+    with pytest.raises(InterventionError, match="does not hold"):
+        Intervention.load(tmp_path)
+
+
+def test_a_byte_order_mark_is_skipped(lm: LanguageModel, tmp_path: Path) -> None:
+    clamp(FEATURE, 2.0).save(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes())
+    assert Intervention.load(tmp_path / "b.json").to_dict() == clamp(FEATURE, 2.0).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("op", "clampp", "no operation 'clampp'. Did you mean 'clamp'"),
+        ("op", 3, "not text"),
+        ("op", "patch", "lacks its amounts"),
+        ("target", "feature:resid_post.2", "not a complete feature"),
+        ("target", None, "not text"),
+        ("target", {"site": "resid_post.2"}, "lacks values"),
+        ("target", {"site": "resid_post.2", "values": [0.0, 0.0]}, "zero"),
+        ("target", {"site": "resid_post.2", "values": [[1.0], [1.0, 2.0]]}, "Change 0"),
+        ("target", {"site": "resid_post.2", "values": {"tensor": "absent"}}, "no tensor"),
+        ("target", {"site": "resid_post.2", "values": [[[[1.0]]]]}, "not a number"),
+        ("strength", "1", "not a number"),
+        ("strength", True, "not a number"),
+        ("strength", None, "not a number"),
+        ("strength", [], "not a finite"),
+        ("strength", [1.0, [2.0]], "not a number"),
+        ("strength", 10**400, "too large"),
+        ("strength", 1e300, "not a finite float32"),
+        ("unit", "std", "no unit"),
+        ("unit", ["raw"], "not text"),
+        ("positions", "everywhere", "not positions|no positions"),
+        ("positions", [1.5], "positions"),
+        ("positions", [2**70], "positions"),
+        ("positions", {"a": 1}, "positions"),
+        ("amounts", [1e39], "not finite"),
+        ("amounts", 3.0, "not finite"),
+        ("amounts", "all", "not a number"),
+        ("along", [None], "not a number"),
+        ("unknown", 1, "unknown values: unknown"),
+    ],
+)
+def test_damaged_changes_say_which_value_is_wrong(tmp_path: Path, key: str, value: Any, says: str) -> None:
+    data = clamp(FEATURE, 2.0).to_dict()
+    data["changes"][0][key] = value
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(InterventionError, match=says):
+        Intervention.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_constants_that_are_not_json_are_refused(tmp_path: Path, constant: str) -> None:
+    content = json.dumps(clamp(FEATURE, 2.0).to_dict()).replace("2.0", constant)
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InterventionError, match=constant):
+        Intervention.load(tmp_path / "a.json")
+
+
+SITES = st.sampled_from(["resid_post.2", "heads.1", "neurons.3", "embed"]).map(Site.parse)
+NUMBERS = st.floats(-1e30, 1e30, allow_nan=False)
+REFS = st.sampled_from([FEATURE, "neuron:2/17", "head:1.3", "residual:resid_post.1/5"]).map(Ref.parse)
+VECTORS = st.builds(
+    lambda site, values: Vector(site, torch.tensor(values, dtype=torch.float32)),
+    SITES,
+    st.lists(NUMBERS, min_size=1, max_size=5).filter(lambda values: any(abs(value) > 1e-30 for value in values)),
+)
+POSITIONS = st.none() | st.sampled_from(POLICIES) | st.lists(st.integers(-(2**31) + 1, 2**31 - 1), max_size=4)
+STRENGTHS = st.builds(
+    lambda value, unit: Strength(tuple(value) if isinstance(value, list) else value, unit),
+    NUMBERS | st.lists(NUMBERS, min_size=1, max_size=3),
+    st.sampled_from(["raw", "norm", "max", "mean"]),
+)
+TENSORS = st.none() | st.lists(NUMBERS, min_size=1, max_size=4).map(torch.tensor)
+CHANGES = st.builds(Change, st.sampled_from(["clamp", "add", "ablate"]), REFS | VECTORS, STRENGTHS, POSITIONS, TENSORS, TENSORS)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(CHANGES, max_size=4),
+    st.dictionaries(SITES.map(str), st.text(), max_size=2),
+    st.dictionaries(st.text(), JSON_VALUES, max_size=3),
+    st.sampled_from([".json", ".safetensors"]),
+)
+def test_any_intervention_survives_saving_and_loading(
+    changes: list[Change], dictionaries: dict[str, str], notes: dict[str, Any], suffix: str
+) -> None:
+    made = Intervention(tuple(changes), dictionaries, notes)
+    with TemporaryDirectory() as folder:
+        made.save(Path(folder) / f"a{suffix}")
+        again = Intervention.load(Path(folder) / f"a{suffix}")
+    assert again.to_dict() == made.to_dict()
+    for one, other in zip(made.changes, again.changes):
+        assert one.strength == other.strength and one.positions == other.positions
+        for name in ("along", "amounts"):
+            left, right = getattr(one, name), getattr(other, name)
+            assert left is right is None or torch.equal(left, right)
+
+
+@given(st.data())
+def test_files_with_mutated_bytes_load_or_are_refused(data: st.DataObject) -> None:
+    suffix = data.draw(st.sampled_from([".json", ".safetensors"]))
+    vector = Vector(Site("resid_post", 1), torch.arange(1.0, 6))
+    made = clamp(FEATURE, 2.0) + ablate(vector) + clamp("head:1.4", 0.7, along=torch.arange(8.0), positions=[1, -1])
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        made.save(path)
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+        try:
+            Intervention.load(path)
+        except InterventionError as error:
+            assert str(error)
 
 
 def test_a_save_that_fails_leaves_the_old_file(lm: LanguageModel, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     clamp(FEATURE, 2.0).save(path)
     before = path.read_bytes()
-    with pytest.raises(TypeError):
+    with pytest.raises(InterventionError, match="notes"):
         Intervention(clamp(FEATURE, 3.0).changes, notes={"not": object()}).save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

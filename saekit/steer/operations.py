@@ -1,0 +1,83 @@
+"""The operations of steering: what each does to the coefficients of units, and how a user asks for it.
+
+An operation is one function and one row of :data:`OPERATIONS`. A plugin adds one by::
+
+    OPERATIONS.register("halve", Operation(lambda current, amounts: current / 2, order=2, strength=1.0, fixed=True))
+
+after which `intervene("halve", ...)`, saved interventions and `saekit steer --op halve` know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saekit.plugins import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saekit.lm.run.edits import Policy
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation on coefficients.
+
+    Attributes:
+        apply: given the current coefficients and the amounts, both (N, units, *unit_shape) and N possibly 1 in the amounts,
+            returns the new coefficients.
+        order: changes of one unit at one token are made in ascending order, whatever order they were given in.
+        merge: makes the amounts of two changes of one unit one amount. Without it the operation is exclusive: a unit may have
+            one exclusive change of an order at a token.
+        reads: False where the result is current + amounts, so that the current coefficients need not be known.
+        factor: whether an amount is a plain number even for units whose coefficient is a vector.
+        by_position: whether amounts are listed by position instead of by prompt.
+        strength: the strength where none is given, as text or number; None where one is required.
+        fixed: whether a strength other than that may not be given.
+        unit: unit of a strength that is written without one on the command line.
+        positions: default positions, for operations that `generate` should not restrict to the last and the generated tokens.
+        named: whether :func:`saekit.steer.intervene` and the command line can make it from its name and a strength.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    order: int
+    merge: Callable[[Tensor, Tensor], Tensor] | None = None
+    reads: bool = True
+    factor: bool = False
+    by_position: bool = False
+    strength: str | float | None = None
+    fixed: bool = False
+    unit: str = "max"
+    positions: Policy | None = None
+    named: bool = True
+
+
+def _set(current: Any, amounts: Any) -> Any:
+    return amounts
+
+
+def _add(current: Any, amounts: Any) -> Any:
+    return current + amounts
+
+
+def _scale(current: Any, amounts: Any) -> Any:
+    return amounts * current
+
+
+OPERATIONS: Registry[Operation] = Registry(
+    "operation",
+    {
+        "ablate": Operation(_set, order=0, strength=0.0, fixed=True, positions="all"),
+        "clamp": Operation(_set, order=1, strength="0.5norm"),
+        "patch": Operation(_set, order=1, by_position=True, named=False),
+        "scale": Operation(_scale, order=2, merge=lambda a, b: a * b, factor=True, unit="raw"),
+        "add": Operation(_add, order=3, merge=lambda a, b: a + b, reads=False, strength="0.5norm"),
+    },
+)
+
+
+def named() -> tuple[str, ...]:
+    """The operations that can be asked for by name and strength."""
+    return tuple(name for name, operation in OPERATIONS.items() if operation.named)
