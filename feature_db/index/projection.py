@@ -49,7 +49,7 @@ def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int 
     allowed = torch.ones(weight.shape[1], dtype=torch.bool)
     if lm.tokenizer is not None:  # a vocabulary is often padded beyond it
         allowed = torch.isin(torch.arange(len(allowed)), torch.tensor(sorted(lm.tokenizer.get_vocab().values())))
-    allowed[[i for i in lm.special_ids if i < len(allowed)]] = False
+    allowed &= ~torch.isin(torch.arange(len(allowed)), lm.special_tensor.cpu())
     top = min(top, int(allowed.sum()) // 2)
     scale = 2 * math.sqrt(2 * math.log(max(weight.shape[1], 2)))
     bias: Tensor | None = None

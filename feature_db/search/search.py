@@ -271,8 +271,10 @@ def fired_by_query(lm: LanguageModel, sae: SAE, site: str, query: str) -> list[t
     tokens_BT, mask_BT = lm.encode([query])
     with torch.no_grad():
         acts = lm.run(tokens_BT, attention_mask=mask_BT, read=[site], logits=None)[site][0]
-        ordinary = torch.tensor([t not in lm.special_ids for t in tokens_BT[0].tolist()]) & mask_BT[0].bool().cpu()
-        code = sae.encode_sparse(acts[ordinary.to(acts.device)])
+        counts = lm.ordinary(tokens_BT[0], mask_BT[0])
+        if not counts.any():  # a query of one token, from a tokenizer without BOS
+            counts = lm.ordinary(tokens_BT[0], mask_BT[0], keep_first=True)
+        code = sae.encode_sparse(acts[counts.to(acts.device)])
     largest: dict[int, float] = defaultdict(float)
     for values, features in zip(code.values.tolist(), code.indices.tolist()):
         for value, feature in zip(values, features):

@@ -3,8 +3,22 @@
 from saekit.lm.generate.generate import Generation
 from saekit.lm.layout.families import FAMILIES, Family
 from saekit.lm.model import LanguageModel, Run
+from saekit.lm.ordinary_tokens import ordinary
 from saekit.lm.run.edits import At, Edit, Positions
 from saekit.lm.run.prefix import Recording
 from saekit.names.site import KINDS, Site
 
-__all__ = ["FAMILIES", "KINDS", "At", "Edit", "Family", "Generation", "LanguageModel", "Positions", "Recording", "Run", "Site"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "At",
+    "Edit",
+    "Family",
+    "Generation",
+    "LanguageModel",
+    "Positions",
+    "Recording",
+    "Run",
+    "Site",
+    "ordinary",
+]

@@ -17,7 +17,9 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.lm.layout.families import Family, family_of
 from saekit.lm.layout.layout import Anatomy
-from saekit.lm.run.edits import DefaultPositions, Positions, Window, check_positions, expand_edits, positions_from_mask
+from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
+from saekit.lm.padding import Padded, Side
+from saekit.lm.run.edits import DefaultPositions, Positions, Window, check_positions, expand_edits
 from saekit.lm.run.hooks import Pass
 from saekit.lm.run.prefix import Recorder, Recording, replay
 from saekit.lm.tokenization import Text
@@ -61,6 +63,7 @@ class LanguageModel(Anatomy):
         self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)])
         self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole, never changed
         self._mark: dict[str, str] | None = None
+        self._special: Tensor | None = None
         model.eval()
 
     @classmethod
@@ -265,13 +268,11 @@ class LanguageModel(Anatomy):
     def _takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
-    def encode(
-        self, texts: str | Sequence[str], *, bos: bool = True, pad_side: Literal["left", "right"] = "left"
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, texts: str | Sequence[str], *, bos: bool = True, pad_side: Side = "left") -> Padded:
         """Tokens (B, T) and mask (B, T) of texts; BOS is prepended exactly once where the tokenizer has one."""
         rows = self.text.ids([texts] if isinstance(texts, str) else texts, bos=bos)
         tokens_BT, mask_BT = self.text.pad(rows, pad_side)
-        return tokens_BT.to(self.device), mask_BT.to(self.device)
+        return Padded(tokens_BT.to(self.device), mask_BT.to(self.device))
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
         """The text of token ids, special tokens included."""
@@ -293,8 +294,21 @@ class LanguageModel(Anatomy):
 
     @property
     def special_tensor(self) -> Tensor:
-        """`special_ids` as a tensor beside the tokens."""
-        return torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
+        """`special_ids` in ascending order, on the device of the model."""
+        device = self.device
+        if self._special is None or self._special.device != device:
+            self._special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=device)
+        return self._special
+
+    def ordinary(self, tokens: Tensor, mask: Tensor | None = None, *, keep_first: bool = False) -> Tensor:
+        """True at the tokens that count: real, not special, and not the first of their context (an attention sink).
+
+        Args:
+            tokens: ids, (B, T) or (T,), a context per row.
+            mask: 1 at real tokens, in the shape of `tokens`; None where there are no pads.
+            keep_first: count the first token of a context too, unless it is special.
+        """
+        return ordinary(tokens, self.special_tensor, mask=mask, keep_first=keep_first)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells this model from another, for :func:`saekit.lm.fingerprint.differs`.

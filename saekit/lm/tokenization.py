@@ -6,14 +6,14 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.lm.padding import Padded, Side, pad
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -96,18 +96,14 @@ class Text:
         backend.no_padding()
         return backend
 
-    def pad(self, rows: Sequence[Sequence[int]], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
-        """Rows of ids as one (B, T) tensor, and the mask that is 1 at real tokens."""
-        if side not in ("left", "right"):
-            raise ConfigError(f"pad_side={side!r} is neither 'left' nor 'right'.")
-        T = max((len(row) for row in rows), default=0)
-        tokens_BT = torch.full((len(rows), T), self.pad_token_id)
-        mask_BT = torch.zeros((len(rows), T), dtype=torch.long)
-        for b, row in enumerate(rows):
-            span = slice(T - len(row), T) if side == "left" else slice(0, len(row))
-            tokens_BT[b, span] = torch.tensor(row, dtype=torch.long)
-            mask_BT[b, span] = 1
-        return tokens_BT, mask_BT
+    def pad(self, rows: Sequence[Sequence[int]], side: Side) -> Padded:
+        """Rows of ids as one (B, T) tensor with `pad_token_id` at pads, and the mask that is 1 at real tokens."""
+        return pad(rows, side, self.pad_token_id)
+
+    def batches(self, rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[Padded]:
+        """The rows in the order given, `batch_size` at a time, with pads on the right."""
+        for start in range(0, len(rows), batch_size):
+            yield self.pad(rows[start : start + batch_size], "right")
 
     def decode(self, ids: Iterable[int] | Tensor, *, skip_special: bool = False) -> str:
         """The text of `ids`."""

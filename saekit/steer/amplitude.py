@@ -68,14 +68,14 @@ def patch(
     """Set coefficients at each position to what they are there when the model reads `source` (text or token ids).
 
     Args:
-        positions: unless given, those of the source's ordinary tokens (not BOS).
+        positions: unless given, those of the source's ordinary tokens (`lm.ordinary`: not BOS).
     """
     listed = _listed(targets)
     (row,) = text_rows(lm, [source])  # type: ignore[arg-type]
     places = {target: place(lm, target) for target in listed}
     acts = lm.run([row], read={space.site for space, _ in places.values()}, logits=None).acts
     if positions is None:
-        positions = [t for t, token in enumerate(row) if token not in lm.special_ids]
+        positions = lm.ordinary(torch.tensor(row)).nonzero().flatten().tolist()
     values = read_together(places, {site: act[0] for site, act in acts.items()})
     return Intervention(tuple(Change("patch", target, Strength(1.0), positions, amounts=values[target]) for target in listed))
 

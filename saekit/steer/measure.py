@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.lm.run.batches import ordinary, text_batches
+from saekit.lm.run.batches import text_batches
 from saekit.names.site import Site
 from saekit.steer.strength import FeatureStats
 from saekit.steer.target import Target, place, read_together
@@ -37,7 +37,8 @@ def measure(
 ) -> Measures:
     """Run the model on `texts` (or rows of token ids) and measure.
 
-    Pads, BOS and other special tokens are left out: a BOS is often tens of times longer than any other token.
+    Only ordinary tokens count (`lm.ordinary`): the activation of a BOS, or of another first token, is often tens of times longer
+    than any other.
 
     Raises:
         InterventionError: the texts have no ordinary token.
@@ -51,7 +52,7 @@ def measure(
         return Measures({}, {})
     for tokens_BT, mask_BT in text_batches(lm, texts, batch_size):
         acts = lm.run(tokens_BT, attention_mask=mask_BT, read=read, logits=None).acts
-        kept_BT = ordinary(lm, tokens_BT, mask_BT)
+        kept_BT = lm.ordinary(tokens_BT, mask_BT)
         rows = {site: act[kept_BT] for site, act in acts.items()}
         for site in wanted:
             norms[site].append(rows[site].float().flatten(1).norm(dim=1).cpu())

@@ -80,7 +80,7 @@ POLICY = {
 
 
 def without_special(chosen: Callable[[int], list[int]], prompt: list[int]) -> Callable[[int], list[int]]:
-    return lambda length: [p for p in chosen(length) if p >= len(prompt) or prompt[p] != 1]
+    return lambda length: [p for p in chosen(length) if p >= len(prompt) or (p > 0 and prompt[p] != 1)]
 
 
 def test_equals_recomputation_without_a_cache(tiny: LanguageModel) -> None:

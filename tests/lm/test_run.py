@@ -210,7 +210,7 @@ def test_positions_mean_what_they_say(
 
     site = Site("resid_pre", 0)
     lm.run(tokens_BT, attention_mask=mask_BT, edits=[Edit(site, look)], positions=policy, prompt_lengths=prompts)
-    special = [[p for p, token in enumerate(row) if token in (1, 2)] for row in rows]
+    special = [[p for p, token in enumerate(row) if token in (1, 2) or p == 0] for row in rows]
     wanted = [(b, p) for b, row in enumerate(rows) for p in expected(policy, len(row), prompts[b], special[b])]
     assert sorted(seen) == sorted(wanted)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saekit.activations.corpus.base import Corpus
 from saekit.errors import ConfigError, ContextTooLong, CorpusError
+from saekit.lm.padding import pad
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -125,15 +126,10 @@ def _batches(
 
 
 def _padded(rows: list[_Context]) -> TokenBatch:
-    length = max(len(row.tokens_T) for row in rows)
-    tokens_BT = np.zeros((len(rows), length), np.int64)
-    document_BT = np.full((len(rows), length), -1, np.int64)
-    for tokens_T, document_T, row in zip(tokens_BT, document_BT, rows):
-        tokens_T[: len(row.tokens_T)] = row.tokens_T
-        document_T[: len(row.tokens_T)] = row.document_T
-    position_BT = np.broadcast_to(np.arange(length), tokens_BT.shape).copy()
-    tokens, mask, document, position = map(torch.from_numpy, (tokens_BT, document_BT >= 0, document_BT, position_BT))
-    return TokenBatch(tokens, mask, document, position, rows[-1].after)
+    tokens_BT, mask_BT = pad([row.tokens_T for row in rows], "right")
+    document_BT, _ = pad([row.document_T for row in rows], "right", fill=-1)
+    position_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT).contiguous()
+    return TokenBatch(tokens_BT, mask_BT.bool(), document_BT, position_BT, rows[-1].after)
 
 
 def _packed(lm: LanguageModel, corpus: Corpus, context: int, start: Cursor) -> Iterator[_Context]:

@@ -14,11 +14,12 @@ from saekit.activations.corpus.base import Corpus
 from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, token_batches
 from saekit.activations.loader.paired import ComparedStores
 from saekit.activations.loader.prefetch import ahead
-from saekit.activations.loader.rows import RowSource, check_finite, choose_rows, is_special
+from saekit.activations.loader.rows import RowSource, check_finite, choose_rows
 from saekit.activations.loader.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
 from saekit.activations.store.store import ActivationStore
 from saekit.activations.store.writer import default_batch_size, default_context
 from saekit.errors import ConfigError, CorpusError, StoreMismatch
+from saekit.lm.ordinary_tokens import ordinary
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class LiveActivations(ActivationSource):
         """(B, T) bool: which tokens to give out."""
         wanted_BT = torch.from_numpy(in_split(batch.document_BT, self._split, self._heldout)) & batch.mask_BT
         if self._drop_special:
-            wanted_BT &= ~is_special(batch.tokens_BT, batch.position_BT, self.lm.special_ids)
+            wanted_BT &= ordinary(batch.tokens_BT, self.lm.special_ids, position=batch.position_BT)
         return wanted_BT
 
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -25,14 +24,6 @@ class RowSource(NamedTuple):
     def of(cls, batch: TokenBatch, keep_BT: Tensor) -> RowSource:
         """Of the chosen tokens of `batch`."""
         return cls(batch.tokens_BT[keep_BT], batch.position_BT[keep_BT], batch.document_BT[keep_BT])
-
-
-def is_special(tokens: Tensor, position: Tensor, special_ids: Collection[int]) -> Tensor:
-    """Which tokens stand for no text, or come first in their context.
-
-    Attention gathers at the first token, whose activations are huge even where a tokenizer has no BOS (Xiao et al. 2023).
-    """
-    return torch.isin(tokens, torch.tensor(sorted(special_ids), dtype=tokens.dtype)) | (position == 0)
 
 
 def choose_rows(acts: Tensor, keep_BT: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from saekit.activations.corpus.batches import TokenBatch
-from saekit.activations.loader.rows import RowSource, check_finite, choose_rows, is_special
+from saekit.activations.loader.rows import RowSource, check_finite, choose_rows
 from saekit.activations.store.manifest import ShardEntry, shard_name
 from saekit.activations.store.shard import ShardBuilder, as_numpy
 from saekit.files import write_whole
+from saekit.lm.ordinary_tokens import ordinary
 from saekit.names.site import Site
 
 _WAITING_BYTES = 2**28
@@ -44,7 +45,7 @@ class ShardPipe:
         first: number of the first shard.
         shard_tokens: rows after which a shard ends.
         dtype: of the stored numbers.
-        special_ids: tokens to mark; see :func:`saekit.activations.loader.rows.is_special`.
+        special_ids: tokens to mark; see :func:`saekit.lm.ordinary_tokens.ordinary`.
         enter: called in the thread with the number and the entry of each shard once it is safely on disk.
     """
 
@@ -131,7 +132,7 @@ class ShardPipe:
             "tokens": source.tokens_N.numpy().astype(np.int32),
             "position": source.position_N.numpy().astype(np.int32),
             "document": source.document_N.numpy(),
-            "special": is_special(source.tokens_N, source.position_N, self._special_ids).numpy(),
+            "special": (~ordinary(source.tokens_N, self._special_ids, position=source.position_N)).numpy(),
         }
         for site, (acts_ND, bounds, arrived) in rows.items():
             if arrived is not None:

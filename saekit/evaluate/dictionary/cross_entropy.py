@@ -140,10 +140,9 @@ def _tokens(lm: LanguageModel, batch: Any) -> _Tokens:
     tokens_BT = (batch if isinstance(batch, Tensor) else batch.tokens_BT).to(lm.device)
     mask_BT = None if isinstance(batch, Tensor) else batch.mask_BT.to(lm.device)
     real_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
-    special = torch.tensor(sorted(lm.special_ids), dtype=tokens_BT.dtype, device=tokens_BT.device)
     followed_BT = torch.zeros_like(real_BT)
     followed_BT[:, :-1] = real_BT[:, 1:]
-    return _Tokens(tokens_BT, mask_BT, real_BT & ~torch.isin(tokens_BT, special), followed_BT)
+    return _Tokens(tokens_BT, mask_BT, lm.ordinary(tokens_BT, mask_BT), followed_BT)
 
 
 def _ablation(lm: LanguageModel, site: Site, baseline: Baseline, batches: list[_Tokens]) -> Edit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from saekit.sae.metrics import Firings, Reconstruction
 if TYPE_CHECKING:
     from saekit.activations import ActivationStore
     from saekit.lm import LanguageModel
+    from saekit.lm.padding import Padded
     from saekit.names.site import Site
 
 _log = logging.getLogger(__name__)
@@ -138,13 +139,6 @@ def heldout_documents(
     raise CorpusError(f"{store.path} holds no document of two tokens.", "Cache longer documents.")
 
 
-class PaddedRows(NamedTuple):
-    """Token ids (B, T), and the mask that is 1 at real tokens."""
-
-    tokens_BT: Tensor
-    mask_BT: Tensor
-
-
 def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:
     """Tokens of the documents in a split that have two, each in a row of its own: nothing of another document is before it."""
     rows: list[list[int]] = []
@@ -166,7 +160,6 @@ def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout:
     return rows
 
 
-def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[PaddedRows]:
-    """The rows a few at a time, pads on the right."""
-    for i in range(0, len(rows), _SEQUENCES):
-        yield PaddedRows(*lm.text.pad(rows[i : i + _SEQUENCES], "right"))
+def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[Padded]:
+    """The rows a few at a time, with pads on the right."""
+    return lm.text.batches(rows, _SEQUENCES)

@@ -12,7 +12,6 @@ from torch import Tensor
 from saekit.errors import StoreMismatch
 from saekit.evaluate.dictionary.cross_entropy import Baseline, baseline_of, ce_recovered
 from saekit.evaluate.dictionary.quality import padded
-from saekit.lm.run.batches import ordinary
 from saekit.progress import track
 from saekit.sae.metrics import Reconstruction
 
@@ -119,7 +118,7 @@ def _activations(sae: SAE, lm: LanguageModel, site: Site, rows: Sequence[Sequenc
     sites = {site, sae.writes_at(site)}
     for tokens_BT, mask_BT in padded(lm, rows):
         acts = lm.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None).acts
-        kept_BT = ordinary(lm, tokens_BT, mask_BT)
+        kept_BT = lm.ordinary(tokens_BT, mask_BT)
         yield {each: x[kept_BT.to(x.device)] for each, x in acts.items()}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from saekit.errors import CorpusError
-from saekit.lm.run.batches import ordinary, text_rows
+from saekit.lm.run.batches import text_rows
 from saekit.lm.run.next_token import last_residuals, logits_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def kl(
         intervention: anything that `lm.run(edits=...)` takes.
         texts: neutral texts, or rows of token ids.
         continuations: token ids that follow each text. The mean is then over the tokens of the continuations (the distributions
-            from which they were chosen); without them it is over all tokens of the texts but pads, BOS and other special ones.
+            from which they were chosen); without them it is over the ordinary tokens of the texts (`lm.ordinary`).
         positions: tokens steered where the intervention does not say; "all", or with continuations "last+generated".
         prompt_of_text: which prompt each text is of, where the intervention has a strength for each prompt; None: each is one.
         batch_size: texts run at a time; it makes no difference to the result.
@@ -169,6 +169,6 @@ def _batches(
         if continuations is not None:
             chosen_BT = followed_BT & (place_BT >= prompt_B[:, None] - 1)
         else:
-            chosen_BT = followed_BT if targets else ordinary(lm, tokens_BT, mask_BT)
+            chosen_BT = followed_BT if targets else lm.ordinary(tokens_BT, mask_BT)
         batches.append(_Batch(tokens_BT, mask_BT, prompt_B, start + torch.arange(len(some)), chosen_BT))
     return batches

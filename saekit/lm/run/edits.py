@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ Positions = Policy | Sequence[int]
 - `"generated"`, `"prompt"`, `"last"`, `"all"`: as they say
 - a list of integers: these tokens, counted from 0 without pads (BOS is 0 where there is one); -1 is the prompt's last token
 
-Pads are never touched, BOS and other special tokens only where a list names them.
+Pads are never touched. BOS, other special tokens and the first token of a context, which is an attention sink, are touched only
+where a list names them: policies keep to the tokens that :func:`saekit.lm.ordinary_tokens.ordinary` counts.
 """
 
 
@@ -279,13 +281,8 @@ class Window:
                     assert isinstance(p, int)
                     chosen_BT |= position_BT == (p if p >= 0 else last_B1 + 1 + p)
         if isinstance(positions, str):
-            chosen_BT = chosen_BT & ~torch.isin(self.tokens_BT, self.special)
+            chosen_BT = chosen_BT & ordinary(self.tokens_BT, self.special, position=position_BT)
         return chosen_BT if self.real_BT is None else chosen_BT & self.real_BT
-
-
-def positions_from_mask(real_BT: Tensor) -> Tensor:
-    """(B, T) place of each token in its own sequence, pads not counted (and given 0 or the place before them)."""
-    return (real_BT.long().cumsum(1) - 1).clamp_min(0)
 
 
 def _call(edit: Edit, rows: Tensor, at: At) -> Tensor:
