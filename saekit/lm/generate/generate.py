@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saekit.errors import ConfigError
 from saekit.lm.exclusive import is_innermost
 from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
-from saekit.lm.generation_settings import check_number, decoding_settings
+from saekit.lm.generate.settings import check_number, decoding_settings
 from saekit.lm.ordinary_tokens import positions_from_mask
 from saekit.lm.run.edits import GENERATION, Positions, Window, check_positions, expand_edits
 from saekit.lm.run.hooks import Pass
