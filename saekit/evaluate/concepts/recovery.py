@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from saekit.errors import CorpusError
 from saekit.evaluate.concepts.auc import auc, average_precision
+from saekit.evaluate.report import Report, Section
 from saekit.lm.run.batches import document_activations
 from saekit.progress import track
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array, csr_array
 
+    from saekit.evaluate.subject import Subject
     from saekit.lab import Document, Labelled
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
@@ -28,6 +30,13 @@ RECOVERED = 0.9
 _SEQUENCES = 64
 LEXICAL = 0.98
 """Share of the occurrences of a concept's tokens that carry its label, from which the words alone are the concept."""
+_HARD = {
+    "auc_same_words": "against other occurrences of their words",
+    "auc_in_context": "between occurrences of one and the same token",
+    "auc_hard": "by the lower of these two",
+}
+"""Criteria that a feature which knows the words only does not meet."""
+_DERIVED = ("recovered", "lexical", "contextual", "auc_hard", "outcome", "reason")
 _FEW = 100
 _RARELY = 0.5
 
@@ -124,13 +133,63 @@ class Recovery:
 
 
 @dataclass(frozen=True)
-class Recoveries:
-    """All concepts, the best recovered first; `missing` are those of fewer tokens than can be judged."""
+class Recoveries(Report):
+    """All concepts, the best recovered first.
 
+    Attributes:
+        site: where the dictionary reads.
+        found: one entry for each concept.
+        missing: concepts of fewer tokens than can be judged.
+        tokens: number of tokens.
+    """
+
+    name: ClassVar[str] = "concepts"
     site: str
     found: tuple[Recovery, ...]
     missing: tuple[str, ...]
     tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "site": self.site,
+            "tokens": self.tokens,
+            "median": self.median,
+            "share_recovered": self.share,
+            "quantiles": self.quantiles(),
+            "outcomes": self.outcomes(),
+            "contextual": {name: self._summary_of(name) for name in _HARD},
+            "concepts": [{**asdict(one)} | {name: getattr(one, name) for name in _DERIVED} for one in self.found],
+            "missing": list(self.missing),
+        }
+
+    def _summary_of(self, criterion: str) -> dict[str, Any]:
+        return {
+            "concepts": len(self.aucs(criterion)),
+            "median": self.median_of(criterion),
+            "share_recovered": self.share_of(criterion),
+            "quantiles": self.quantiles(criterion),
+        }
+
+    @staticmethod
+    def section_of(data: Mapping[str, Any]) -> Section:
+        """A concept a row. Medians and shares over the concepts below, by each criterion."""
+        recovered = ", ".join(f"{name}: {count}" for name, count in data["outcomes"].items())
+        n, tokens, share = len(data["concepts"]), data["tokens"], data["share_recovered"]
+        lines = [
+            f"{n} concepts on {tokens:,} tokens: median AUC {data['median']:.3f}, {share:.0%} recovered",
+            _distribution(data["quantiles"]),
+            f"recovered {recovered}",
+        ]
+        for criterion, what in _HARD.items():
+            if (summary := data["contextual"][criterion])["concepts"]:
+                lines.append(
+                    f"{summary['concepts']} concepts {what}: median AUC {summary['median']:.3f}, "
+                    f"{summary['share_recovered']:.0%} at {RECOVERED} or more"
+                )
+                lines.append(_distribution(summary["quantiles"]))
+        lines += [f"too few tokens to judge: {', '.join(data['missing'])}"] * bool(data["missing"])
+        return Section(f"concepts at {data['site']}", [_row(each) for each in data["concepts"]], lines)
 
     def aucs(self, criterion: str = "auc") -> list[float]:
         """Of the concepts that have one. `criterion`: auc, lexical_auc, auc_same_words, auc_in_context or auc_hard."""
@@ -165,6 +224,38 @@ class Recoveries:
         """How many concepts are recovered in which way."""
         found = [each.outcome for each in self.found]
         return {name: found.count(name) for name in ("in context", "as words", "words at least", "words only", "no")}
+
+
+def _distribution(quantiles: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} below {value:.3f}" for name, value in quantiles.items())
+
+
+def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
+    def hard(name: str) -> str:
+        feature = concept[f"feature_{name}"]
+        return "–" if feature is None else f"{concept[f'auc_{name}']:.3f} #{feature}"
+
+    return {
+        "concept": concept["concept"],
+        "AUC": f"{concept['auc']:.3f}",
+        "AP": f"{concept.get('average_precision', math.nan):.3f}",
+        "base rate": f"{concept.get('base_rate', math.nan):.4f}",
+        "feature": str(concept["feature"]),
+        "recall": f"{concept['recall']:.0%}",
+        "precision": f"{concept['precision']:.0%}",
+        "tokens": concept["tokens"],
+        "words": f"{concept['lexical_auc']:.3f}",
+        "same words": hard("same_words"),
+        "in context": hard("in_context"),
+        "recovered": concept["outcome"],
+        "because": concept["reason"],
+    }
+
+
+def measure(subject: Subject) -> Recoveries:
+    """The evaluation "concepts"."""
+    where = (subject.lm, subject.sae, subject.one_site)
+    return concept_recovery(*where, subject.laboratory, progress=subject.options.progress)
 
 
 def concept_recovery(

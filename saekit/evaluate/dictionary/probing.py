@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from saekit.errors import CorpusError
 from saekit.evaluate.dictionary.absorption import Absorption
+from saekit.evaluate.report import Report, Section
 from saekit.progress import track
 from saekit.sae.metrics import silent
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from saekit.evaluate.dictionary.examples import Examples
+    from saekit.evaluate.subject import Subject
     from saekit.sae import SAE
 
 KS = (1, 2, 5)
@@ -69,9 +71,17 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Probes:
-    """All concepts, those that one latent tells best first; `missing` are those of fewer examples than can be judged."""
+class Probes(Report):
+    """All concepts, those that one latent tells best first.
 
+    Attributes:
+        site: where the dictionary reads.
+        found: one probe for each concept.
+        missing: concepts with fewer examples than can be judged.
+        examples: number of examples.
+    """
+
+    name: ClassVar[str] = "probe"
     site: str
     found: tuple[Probe, ...]
     missing: tuple[str, ...]
@@ -101,7 +111,72 @@ class Probes:
         """As JSON has it."""
         concepts, means = [each.to_dict() for each in self.found], self.means()
         means |= {name: {str(k): score for k, score in means[name].items()} for name in ("sparse", "coordinates")}
-        return {"examples": self.examples, "means": means, "concepts": concepts, "missing": list(self.missing)}
+        facts = {"site": self.site, "examples": self.examples, "means": means}
+        return facts | {"concepts": concepts, "missing": list(self.missing)}
+
+    @staticmethod
+    def section_of(data: Mapping[str, Any]) -> Section:
+        """A concept a row: accuracies, the latents, and what is absorbed. Means over the concepts below."""
+        means, at = data["means"], data.get("site")
+        dense = _score_text(means["dense"])
+        lines = [
+            f"{means['concepts']} concepts on {data['examples']:,} examples: mean accuracy (AUC, AP) of a dense probe {dense}"
+        ]
+        for k, score in means["sparse"].items():
+            latents, own = f"{k} latent{'s' * (k != '1')}", f"{k} coordinate{'s' * (k != '1')} of the activation"
+            lines.append(f"{latents} {_score_text(score)}; {own} {_score_text(means['coordinates'][k])}")
+        if "absorption" in means:
+            absorption = means["absorption"]
+            lines.append(
+                f"absorption, of {absorption['concepts']} concepts that the dense probe knows: {absorption['main']:.1f} latents "
+                f"of their own, {absorption['fraction']:.1%} absorbed by others, {absorption['full']:.1%} of tokens in full"
+            )
+        lines.append("AP: average precision. Half of the examples have the concept: a probe that says nothing has 50 % (.5, .5)")
+        lines += [f"too few examples to judge: {', '.join(data['missing'])}"] * bool(data["missing"])
+        return Section(f"probes at {at}" if at else "probes", [_row(each) for each in data["concepts"]], lines)
+
+
+def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
+    absorption = concept["absorption"] or {}
+    first = min(concept["sparse"], key=int)
+
+    def percent(name: str) -> str:
+        return f"{absorption[name]:.1%}" if absorption else ""
+
+    return {
+        "concept": concept["concept"],
+        "dense": f"{concept['dense']['accuracy']:.1%}",
+        **{f"k = {k}": f"{score['accuracy']:.1%}" for k, score in concept["sparse"].items()},
+        f"AUC, k = {first}": f"{concept['sparse'][first]['auc']:.3f}",
+        f"AP, k = {first}": _three(concept["sparse"][first].get("average_precision")),
+        "latents": " ".join(map(str, concept["latents"])),
+        "own": str(len(absorption["main"])) if absorption else "",
+        "absorbed": percent("fraction"),
+        "in full": percent("full"),
+        "by": "" if absorption.get("absorber") is None else f"#{absorption['absorber']}",
+    }
+
+
+def _score_text(score: Mapping[str, float]) -> str:
+    return f"{score['accuracy']:.1%} ({score['auc']:.3f}, {_three(score.get('average_precision'))})"
+
+
+def _three(value: float | None) -> str:
+    """A number with three decimals; a dash in results that were stored before it was measured."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def measure(subject: Subject) -> Probes:
+    """The evaluation "probe"."""
+    from saekit.evaluate.dictionary.examples import text_examples, token_examples
+
+    options, where = subject.options, (subject.lm, subject.sae, subject.one_site)
+    labelled = subject.labelled
+    if isinstance(labelled, tuple):
+        examples = text_examples(*where, *labelled, seed=options.seed, progress=options.progress)
+    else:
+        examples = token_examples(*where, labelled, seed=options.seed, progress=options.progress)
+    return probe(subject.sae, examples, site=str(subject.one_site), progress=options.progress)
 
 
 def probe(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,12 +15,17 @@ from saekit.activations import ActivationReader
 from saekit.activations.loader.source import HELDOUT, Split, in_split
 from saekit.errors import CorpusError
 from saekit.evaluate.dictionary.cross_entropy import Baseline, ce_recovered, check_baseline
+from saekit.evaluate.dictionary.measures import measures
+from saekit.evaluate.dictionary.remarks import remarks
+from saekit.evaluate.registry import QUALITY
+from saekit.evaluate.report import Report, Section
 from saekit.progress import track
 from saekit.sae import SAE, CrossCoder
 from saekit.sae.metrics import Firings, Reconstruction
 
 if TYPE_CHECKING:
     from saekit.activations import ActivationStore
+    from saekit.evaluate.subject import Subject
     from saekit.lm import LanguageModel
     from saekit.lm.padding import Padded
     from saekit.names.site import Site
@@ -137,6 +143,43 @@ def heldout_documents(
     if rows := _documents(lm, store, "all", heldout, max_tokens):
         return rows, "all"
     raise CorpusError(f"{store.path} holds no document of two tokens.", "Cache longer documents.")
+
+
+@dataclass(frozen=True)
+class Quality(Report):
+    """What :func:`quality` returned, as a report."""
+
+    name: ClassVar[str] = QUALITY
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts, and remarks about them."""
+        return self.facts | {"remarks": remarks(self.facts)}
+
+    @staticmethod
+    def section_of(data: Mapping[str, Any]) -> Section:
+        """A measure a row."""
+        return Section("quality", [each._asdict() for each in measures(data)], remarks(data))
+
+
+def measure(subject: Subject) -> Quality:
+    """The evaluation "quality"."""
+    options = subject.options
+    facts = quality(
+        subject.sae,
+        subject.lm,
+        subject.store,
+        subject.site,
+        heldout=subject.heldout,
+        baseline=options.baseline,
+        progress=options.progress,
+    )
+    return Quality(facts if subject.l0_asked is None else facts | {"l0_asked": subject.l0_asked})
+
+
+def check(subject: Subject) -> None:
+    """Raise ConfigError if there is no such baseline."""
+    check_baseline(subject.options.baseline)
 
 
 def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:

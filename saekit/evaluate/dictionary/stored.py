@@ -28,7 +28,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     hint = "Run `saekit eval` to write it again."
     facts = read_json(path, hint=hint)
     try:
-        facts = _FACTS(facts)
+        facts = (_FACTS if "fvu" in facts else _PARTS)(facts)
         if "ce" in facts:
             _SPLICED(facts)
             baseline_of(facts)
@@ -75,7 +75,7 @@ def _quantiles(value: Any) -> dict[str, int]:
     """Counts by shares such as "50%"."""
     if bad := [name for name in (value if isinstance(value, dict) else ()) if not re.fullmatch(r"\d{1,2}%", name)]:
         raise ValueError(f".{bad[0]} is not a percentage")
-    return _table(_count)(value)  # type: ignore[no-any-return]
+    return _table(_count)(value)
 
 
 def _histogram(value: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _histogram(value: Any) -> dict[str, Any]:
     edges = histogram["edges"]
     if len(edges) != len(histogram["counts"]) + 1 or len(edges) < 2 or any(a >= b for a, b in pairwise(edges)):
         raise ValueError("has edges that do not fit its counts")
-    return histogram  # type: ignore[no-any-return]
+    return histogram
 
 
 def _optional(reader: Reader) -> Reader:
@@ -140,14 +140,14 @@ def _by_k(value: Any) -> dict[str, Any]:
     """Scores by the number of latents, of which there is at least one."""
     if not isinstance(value, dict) or not value or not all(re.fullmatch(r"\d{1,6}", k) for k in value):
         raise ValueError("does not have scores by numbers of latents")
-    return _table(_SCORE)(value)  # type: ignore[no-any-return]
+    return _table(_SCORE)(value)
 
 
 def _means(value: Any) -> dict[str, Any]:
     means = _MEANS(value)
     if means["sparse"].keys() != means["coordinates"].keys():
         raise ValueError("has latents and coordinates of other numbers")
-    return means  # type: ignore[no-any-return]
+    return means
 
 
 _SCORE = _object(_numbers("accuracy", "auc", "f1"), _numbers("average_precision"))
@@ -161,10 +161,49 @@ _PROBE = _object(
         "dense": _SCORE,
         "sparse": _by_k,
         "latents": _list(_count),
-        "absorption": _optional(_object(_numbers("fraction", "full") | {"absorber": _optional(_count)})),
+        "absorption": _optional(
+            _object(_numbers("fraction", "full") | {"main": _list(_count), "absorber": _optional(_count)}),
+        ),
     }
 )
-_TRANSFERRED = _object(_numbers("fvu", "cosine", "l0", "ce_recovered", "kl"))
+_TRANSFERRED = _object(_numbers("fvu", "cosine", "l0", "ce_recovered", "kl"), _numbers("dead_fraction", "ce"))
+_CONCEPT = _object(
+    _numbers("auc", "recall", "precision", "lexical_auc", "auc_same_words", "auc_in_context")
+    | {
+        "concept": _text,
+        "feature": _count,
+        "feature_same_words": _optional(_count),
+        "feature_in_context": _optional(_count),
+        "tokens": _count,
+        "outcome": _text,
+        "reason": _text,
+    },
+    _numbers("average_precision", "base_rate"),
+)
+_CRITERION = _object(_numbers("median", "share_recovered") | {"concepts": _count, "quantiles": _table(_number)})
+_RECOVERIES = _object(
+    _numbers("median", "share_recovered")
+    | {
+        "site": _text,
+        "tokens": _count,
+        "quantiles": _table(_number),
+        "outcomes": _table(_count),
+        "contextual": _object(dict.fromkeys(("auc_same_words", "auc_in_context", "auc_hard"), _CRITERION)),
+        "concepts": _list(_CONCEPT),
+        "missing": _list(_text),
+    }
+)
+_CODED: dict[str, Reader] = {
+    "probe": _object(
+        {"examples": _count, "means": _means, "concepts": _list(_PROBE), "missing": _list(_text)},
+        {"site": _text},
+    ),
+    "concepts": _RECOVERIES,
+    "transfer": _object(
+        {"model": _text, "other": _text, "verdict": _text, "own": _TRANSFERRED, "there": _TRANSFERRED},
+    ),
+}
+_PARTS = _object({}, {"fingerprint": _text} | _CODED)
 _SPLICED = _object(_numbers("ce", "ce_spliced", "ce_recovered", "kl"))
 _FACTS = _object(
     _numbers("fvu", "cosine", "shrinkage", "l0", "dead_fraction", "dense_fraction")
@@ -183,9 +222,6 @@ _FACTS = _object(
         "remarks": _list(_text),
         "fvu_by_site": _table(_number),
         "relative_norms": _table(_list(_count)),
-        "probe": _object({"examples": _count, "means": _means, "concepts": _list(_PROBE), "missing": _list(_text)}),
-        "transfer": _object(
-            {"model": _text, "other": _text, "verdict": _text, "own": _TRANSFERRED, "there": _TRANSFERRED},
-        ),
-    },
+    }
+    | _CODED,
 )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from saekit.errors import StoreMismatch
 from saekit.evaluate.dictionary.cross_entropy import Baseline, baseline_of, ce_recovered
-from saekit.evaluate.dictionary.quality import padded
+from saekit.evaluate.dictionary.quality import MAX_TOKENS, heldout_documents, padded
+from saekit.evaluate.report import Report, Section
 from saekit.progress import track
 from saekit.sae.metrics import Reconstruction
 
 if TYPE_CHECKING:
+    from saekit.evaluate.subject import Subject
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
     from saekit.sae import SAE
@@ -23,8 +26,19 @@ if TYPE_CHECKING:
 _RECOVERED, _UNEXPLAINED = 0.05, 0.1
 
 
+_COMPARED = (
+    ("fvu", "variance unexplained (FVU)", "{:.4f}"),
+    ("cosine", "cosine similarity", "{:.4f}"),
+    ("l0", "features active (L0)", "{:.4g}"),
+    ("dead_fraction", "features silent on these", "{:.2%}"),
+    ("ce", "cross-entropy", "{:.3f}"),
+    ("ce_recovered", "cross-entropy recovered", "{:.2%}"),
+    ("kl", "KL when spliced in", "{:.4f}"),
+)
+
+
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Report):
     """One dictionary on two models, on the same documents, each a context of its own.
 
     Attributes:
@@ -34,6 +48,7 @@ class Transfer:
             the other one; `tokens` is the number of activations.
     """
 
+    name: ClassVar[str] = "transfer"
     model: str
     other: str
     own: dict[str, Any]
@@ -58,6 +73,34 @@ class Transfer:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"model": self.model, "other": self.other, "verdict": self.verdict, "own": self.own, "there": self.there}
+
+    @staticmethod
+    def section_of(data: Mapping[str, Any]) -> Section:
+        """A measure a row, the models side by side, and the verdict below."""
+        own, there = data["own"], data["there"]
+        here, other = (Path(data[name]).name for name in ("model", "other"))
+        other = other if other != here else f"{other} (the other)"
+        rows = [
+            {"on the same documents": name, here: form.format(own[key]), other: form.format(there[key])}
+            for key, name, form in _COMPARED
+            if key in own and key in there
+        ]
+        fvu = f"FVU {own['fvu']:.3f} → {there['fvu']:.3f}"
+        recovered = f"cross-entropy recovered {own['ce_recovered']:.1%} → {there['ce_recovered']:.1%}"
+        return Section(f"on {other}", rows, [f"{data['verdict']}: {fvu}, {recovered}"])
+
+
+def check(subject: Subject) -> None:
+    """Raise if the dictionary cannot be put into the other model, or if there is no other model."""
+    check_transfer(subject.sae, subject.other, subject.one_site)
+
+
+def measure(subject: Subject) -> Transfer:
+    """The evaluation "transfer"."""
+    options = subject.options
+    rows, _ = heldout_documents(subject.lm, subject.store, subject.heldout, MAX_TOKENS)
+    where = (subject.sae, subject.lm, subject.other, subject.one_site)
+    return transfer(*where, rows, baseline=options.baseline, progress=options.progress)
 
 
 def check_transfer(sae: SAE, other: LanguageModel, site: Site) -> None:
