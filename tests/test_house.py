@@ -31,7 +31,7 @@ FLOORS = {
     "saekit.steer": 3,
     "saekit.evaluate": 4,
     "saekit.workspace": 5,
-    "saekit.views": 4,
+    "saekit.views": 5,
     "saekit.report": 6,
     "saekit.demo": 6,
     "saekit.cli": 6,

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from saekit.cli import options
 from saekit.cli.app import Command, app
-from saekit.cli.laboratory import print_recoveries, recovery_facts
-from saekit.cli.output import bar, emit, number, print_quality, print_remarks, quiet_libraries, say, table
+from saekit.cli.output import bar, emit, print_quality, print_section, quiet_libraries, say, table
+from saekit.evaluate.registry import EVALUATIONS, QUALITY, wanted
+from saekit.evaluate.subject import DOCUMENTS
 
-if TYPE_CHECKING:
-    from saekit.evaluate.dictionary.cross_entropy import Baseline
-    from saekit.evaluate.dictionary.probing import Probes
-    from saekit.evaluate.dictionary.transfer import Transfer
-    from saekit.lab import Document
-    from saekit.lm import LanguageModel
-    from saekit.names.site import Site
-    from saekit.sae import SAE
-    from saekit.workspace.workspace import Workspace
+_PANEL = "Evaluations"
+
+
+def with_evaluations(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the argument `asked` of a command by an option for every registered evaluation that has one."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "asked"]
+    added = {f"_{name}": (name, row) for name, row in EVALUATIONS.items() if row.flag}
+    flags = [
+        inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option(f"--{name}", help=row.help, rich_help_panel=_PANEL)],
+        )
+        for key, (name, row) in added.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        asked = {name: values.pop(key) for key, (name, _) in added.items()}
+        command(**values, asked=asked)
+
+    # Typer looks at both; __wrapped__ would lead it to the command itself.
+    del run.__wrapped__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
+    run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+    return run
 
 
 @app.command("eval", cls=Command)
+@with_evaluations
 def evaluate(
     workspace: options.WORKSPACE,
     site: options.SITE = None,
     name: options.NAME = "",
     with_: options.WITH = None,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Probe known concepts with 1, 2 and 5 latents, and measure what others absorb.")
-    ] = False,
-    concepts: Annotated[
-        bool, typer.Option("--concepts", help="Which of the laboratory's concepts have a feature, as `saekit lab concepts` does.")
-    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            help=f"Run this evaluation alone; may be repeated. One of: {', '.join(EVALUATIONS)}. "
+            f"[default: {QUALITY}, and what is asked for besides]",
+            show_default=False,
+        ),
+    ] = None,
     labelled: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +73,7 @@ def evaluate(
     ] = None,
     documents: Annotated[
         int, typer.Option(help="Documents of the laboratory to probe and to look for concepts in.", min=2)
-    ] = 4000,
+    ] = DOCUMENTS,
     model: Annotated[
         str | None,
         typer.Option(
@@ -64,111 +91,49 @@ def evaluate(
     ] = "zero",
     seed: options.SEED = 0,
     as_json: options.JSON = False,
+    *,
+    asked: dict[str, bool],
 ) -> None:
     """Measure a dictionary on held-out documents: reconstruction, sparsity, and what the model loses when it is spliced in.
 
     Writes reports/eval-SITE.html (or eval-SITE-NAME.html) in the workspace, with the distributions behind the numbers.
 
-    Shrinkage: 1.0 means none; below 1 the reconstruction is too small. Probes: accuracy of logistic regression on k
-    latents, against all of the activation (dense) and k of its coordinates. Absorbed: the share of a concept that other latents
-    hold than its own.
+    Shrinkage: 1.0 means none; below 1 the reconstruction is too small. Probes: accuracy of logistic regression on k latents, on
+    the whole activation (dense) and on k of its coordinates. Absorbed: the share of a concept that latents other than its own
+    hold.
 
-    Of a crosscoder or a cross-layer transcoder it tells the FVU of every site, and where the decoder norms of its features are:
-    a feature with all of it at one site, or in one model, is of that alone.
+    For a crosscoder or a cross-layer transcoder it shows the FVU of every site, and how the decoder norm of each feature is
+    distributed over the sites. A feature with all of its norm at one site, or in one model, belongs to that one alone.
 
     Example: `saekit eval pythia --probe`
     """
     quiet_libraries()
-    from saekit.errors import ConfigError
-    from saekit.evaluate.concepts.recovery import concept_recovery
-    from saekit.evaluate.dictionary.cross_entropy import check_baseline
-    from saekit.evaluate.dictionary.examples import read_labelled
+    from saekit.evaluate.subject import Options
     from saekit.report import write_evaluation
+    from saekit.workspace import evaluations
     from saekit.workspace.dictionaries import stem
     from saekit.workspace.workspace import Workspace
-    from trainers import Route
 
+    chosen = Options(baseline=baseline, labelled=labelled, documents=documents, model=model, revision=revision, seed=seed)  # type: ignore[arg-type]
+    names = wanted(asked, only or [], chosen)
     ws = Workspace.open(workspace)
     place, name = ws.dictionaries.find(site, name)
-    route = Route.parse(place)
-    if route.crosses and (probe or concepts or labelled or model):
-        raise ConfigError("These are measured of dictionaries of one site.", "Leave them out.")
-    base = check_baseline(baseline)
-    own = None if labelled is None else read_labelled(labelled)
-    other = None if model is None else _load(ws, ws.sae(place, name), route.site, model, revision)
-    facts = ws.evaluate(place, name, other=None if with_ is None else Workspace.open(with_), baseline=base)
-    sae = ws.sae(place, name)
-    laboratory = _laboratory(documents, seed) if concepts or (probe and own is None) else []
-    probed = laboratory if own is None else own
-    probes = _probe(ws, sae, route.site, probed, seed) if probe or own is not None else None
-    recoveries = concept_recovery(ws.lm, sae, route.site, laboratory) if concepts else None
-    moved = None if other is None else _transfer(ws, sae, route.site, name, other, base)
-    parts = {
-        "probe": None if probes is None else probes.to_dict(),
-        "concepts": None if recoveries is None else recovery_facts(recoveries),
-        "transfer": None if moved is None else moved.to_dict(),
-    }
-    facts |= {name: part for name, part in parts.items() if part is not None}
-    ws.keep_evaluation(place, name, facts)
+    other = None if with_ is None else Workspace.open(with_)
+    facts = evaluations.evaluate(ws, place, name, names, options=chosen, other=other)
     page = write_evaluation(stem(place, name), ws.study.model, facts, ws.path / "reports" / f"eval-{stem(place, name)}.html")
     if as_json:
         emit(facts | {"page": str(page)})
         return
-    print_quality(" ".join(filter(None, (place, name))), facts)
-    _print_distributions(facts)
-    print_remarks(facts)
-    if probes is not None:
-        _print_probes(probes)
-    if recoveries is not None:
-        print_recoveries(recoveries)
-    if moved is not None:
-        print_transfer(moved)
+    if QUALITY in names:
+        print_quality(" ".join(filter(None, (place, name))), facts)
+        _print_distributions(facts)
+    for each in names:
+        if each != QUALITY:
+            print_section(EVALUATIONS[each].section_of(facts[each]))
     say("pictures: ", (str(page), "bold"))
 
 
-def _load(ws: Workspace, sae: SAE, site: Site, model: str, revision: str | None) -> LanguageModel:
-    """The other model, if the dictionary fits into it."""
-    from saekit.evaluate.dictionary.transfer import check_transfer
-    from saekit.lm import LanguageModel
-
-    other = LanguageModel.load(model, dtype=ws.study.dtype, revision=revision)
-    check_transfer(sae, other, site)
-    return other
-
-
-def _laboratory(n: int, seed: int) -> list[Document]:
-    from saekit.lab import documents
-
-    return list(documents(split="heldout", seed=seed, n=n))
-
-
-def _probe(ws: Workspace, sae: SAE, site: Site, labelled: list[Document] | tuple[list[str], list[str]], seed: int) -> Probes:
-    from saekit.evaluate.dictionary.examples import text_examples, token_examples
-    from saekit.evaluate.dictionary.probing import probe
-
-    if isinstance(labelled, tuple):
-        return probe(sae, text_examples(ws.lm, sae, site, *labelled, seed=seed), site=str(site))
-    return probe(sae, token_examples(ws.lm, sae, site, labelled, seed=seed), site=str(site))
-
-
-def _transfer(ws: Workspace, sae: SAE, site: Site, name: str, other: LanguageModel, baseline: Baseline) -> Transfer:
-    from saekit.activations.loader.source import HELDOUT
-    from saekit.evaluate.dictionary.quality import MAX_TOKENS, heldout_documents
-    from saekit.evaluate.dictionary.transfer import transfer
-
-    settings = ws.train_config(site, name)
-    rows, _ = heldout_documents(ws.lm, ws.store(), HELDOUT if settings is None else settings.heldout, MAX_TOKENS)
-    return transfer(sae, ws.lm, other, site, rows, baseline=baseline)
-
-
 def _print_distributions(facts: dict[str, Any]) -> None:
-    lines = [
-        ("cosine similarity", f"{facts['cosine']:.4f}", "of activation and reconstruction"),
-        ("shrinkage", f"{facts['shrinkage']:.4f}", "1: none; below 1 the reconstruction is too small"),
-        ("dense features", f"{facts['dense_fraction']:.2%}", f"fire on more than 10 % of {facts['density_tokens']:,} tokens"),
-    ]
-    for name, value, note in lines:
-        say(f"  {name:<27} {value:>8}  ", (note, "dim"))
     density = facts["density_histogram"]
     if any(density["counts"]):
         bars = "".join(bar(count, max(density["counts"])) for count in density["counts"])
@@ -189,69 +154,3 @@ def _print_distributions(facts: dict[str, Any]) -> None:
             for row in facts["fvu_by_norm"]
         ]
     )
-
-
-def _print_probes(found: Probes) -> None:
-    table(
-        [
-            {
-                "concept": each.concept,
-                "dense": f"{each.dense.accuracy:.1%}",
-                **{f"k = {k}": f"{score.accuracy:.1%}" for k, score in each.sparse.items()},
-                "AUC, k = 1": f"{each.sparse[min(each.sparse)].auc:.3f}",
-                "AP": f"{each.sparse[min(each.sparse)].average_precision:.3f}",
-                "latents": " ".join(map(str, each.latents)),
-                "own": "" if each.absorption is None else str(len(each.absorption.main)),
-                "absorbed": "" if each.absorption is None else f"{each.absorption.fraction:.1%}",
-                "in full": "" if each.absorption is None else f"{each.absorption.full:.1%}",
-                "by": "" if each.absorption is None or each.absorption.absorber is None else f"#{each.absorption.absorber}",
-            }
-            for each in found.found
-        ],
-        title=f"probes at {found.site}",
-    )
-    means = found.means()
-    say(
-        f"{means['concepts']} concepts on {number(found.examples)} examples: mean accuracy (AUC, AP) of a dense probe ",
-        *_score(means["dense"]),
-    )
-    for k, score in means["sparse"].items():
-        latents, own = f"{k} latent{'s' if k > 1 else ''}", f"{k} coordinate{'s' if k > 1 else ''} of the activation"
-        say(f"  {latents:<10} ", *_score(score), ("; ", "dim"), (own, "dim"), " ", *_score(means["coordinates"][k]))
-    if "absorption" in means:
-        absorption = means["absorption"]
-        say(
-            f"absorption, of {absorption['concepts']} concepts that the dense probe knows: {absorption['main']:.1f} latents of "
-            f"their own, {absorption['fraction']:.1%} absorbed by others, {absorption['full']:.1%} of tokens in full"
-        )
-    say(("AP: average precision. Half of the examples have the concept: a probe that says nothing has 50 % (.5, .5)", "dim"))
-    if found.missing:
-        say("too few examples to judge: ", ", ".join(found.missing))
-
-
-def _score(score: dict[str, float]) -> tuple[str | tuple[str, str], ...]:
-    return (f"{score['accuracy']:.1%}", "bold"), f" ({score['auc']:.3f}, {score['average_precision']:.3f})"
-
-
-def print_transfer(found: Transfer) -> None:
-    """Print the two models side by side, and the verdict."""
-    rows = {
-        "variance unexplained (FVU)": ("fvu", "{:.4f}"),
-        "cosine similarity": ("cosine", "{:.4f}"),
-        "features active (L0)": ("l0", "{:.4g}"),
-        "features silent on these": ("dead_fraction", "{:.2%}"),
-        "cross-entropy": ("ce", "{:.3f}"),
-        "cross-entropy recovered": ("ce_recovered", "{:.2%}"),
-        "KL when spliced in": ("kl", "{:.4f}"),
-    }
-    own, other = (Path(name).name for name in (found.model, found.other))
-    other = other if other != own else f"{other} (the other)"
-    grid = [
-        {"on the same documents": name, own: shown.format(found.own[key]), other: shown.format(found.there[key])}
-        for name, (key, shown) in rows.items()
-    ]
-    table(grid)
-    good = found.verdict == "transfers"
-    fvu = f"FVU {found.own['fvu']:.3f} → {found.there['fvu']:.3f}"
-    recovered = f"cross-entropy recovered {found.own['ce_recovered']:.1%} → {found.there['ce_recovered']:.1%}"
-    say((found.verdict, "bold green" if good else "bold yellow"), f": {fvu}, {recovered}")

@@ -12,10 +12,9 @@ import typer
 from saekit.builtin import NAME, is_lab, model_folder
 from saekit.cli import options
 from saekit.cli.app import Command, app
-from saekit.cli.output import console, emit, number, quiet_libraries, say, table
+from saekit.cli.output import console, emit, print_section, quiet_libraries, say, table
 
 if TYPE_CHECKING:
-    from saekit.evaluate.concepts.recovery import Recoveries
     from saekit.lab import Document
 
 lab_app = typer.Typer(
@@ -24,12 +23,6 @@ lab_app = typer.Typer(
 app.add_typer(lab_app, name="lab")
 
 _SPLIT = Annotated[str, typer.Option(help="train, or heldout: cases and phrasings that training never saw.")]
-_HARD = {
-    "auc_same_words": "against other occurrences of their words",
-    "auc_in_context": "between occurrences of one and the same token",
-    "auc_hard": "by the lower of these two",
-}
-_DERIVED = ("recovered", "lexical", "contextual", "auc_hard", "outcome", "reason")
 _COLOURS = ("yellow", "cyan", "green", "magenta", "red", "blue", "bright_yellow", "bright_cyan", "bright_green", "bright_magenta")
 
 
@@ -192,79 +185,7 @@ def concepts(
     labelled = list(lab.documents(split=split, seed=seed, n=documents))  # type: ignore[arg-type]
     found = [concept_recovery(ws.lm, ws.sae(each), each, labelled) for each in sites]
     if as_json:
-        emit([recovery_facts(each) for each in found])
+        emit([each.to_dict() for each in found])
         return
     for each in found:
-        print_recoveries(each)
-
-
-def recovery_facts(each: Recoveries) -> dict[str, Any]:
-    """What `lab concepts` found, as JSON has it."""
-    return {
-        "site": each.site,
-        "tokens": each.tokens,
-        "median": each.median,
-        "share_recovered": each.share,
-        "quantiles": each.quantiles(),
-        "outcomes": each.outcomes(),
-        "contextual": {name: _summary(each, name) for name in _HARD},
-        "concepts": [{**asdict(one)} | {name: getattr(one, name) for name in _DERIVED} for one in each.found],
-        "missing": list(each.missing),
-    }
-
-
-def _summary(each: Recoveries, criterion: str) -> dict[str, Any]:
-    return {
-        "concepts": len(each.aucs(criterion)),
-        "median": each.median_of(criterion),
-        "share_recovered": each.share_of(criterion),
-        "quantiles": each.quantiles(criterion),
-    }
-
-
-def print_recoveries(each: Recoveries) -> None:
-    """Print what `lab concepts` found."""
-    from saekit.evaluate.concepts.recovery import RECOVERED
-
-    table(
-        [
-            {
-                "concept": one.concept,
-                "AUC": f"{one.auc:.3f}",
-                "AP": f"{one.average_precision:.3f}",
-                "base rate": f"{one.base_rate:.4f}",
-                "feature": str(one.feature),
-                "recall": f"{one.recall:.0%}",
-                "precision": f"{one.precision:.0%}",
-                "tokens": one.tokens,
-                "words": f"{one.lexical_auc:.3f}",
-                "same words": _hard(one.auc_same_words, one.feature_same_words),
-                "in context": _hard(one.auc_in_context, one.feature_in_context),
-                "recovered": one.outcome,
-                "because": one.reason,
-            }
-            for one in each.found
-        ],
-        title=f"dictionary at {each.site}",
-    )
-    say(f"{len(each.found)} concepts on {number(each.tokens)} tokens: median AUC {each.median:.3f}, {each.share:.0%} recovered")
-    say((_distribution(each, "auc"), "dim"))
-    say("recovered ", ", ".join(f"{name}: {count}" for name, count in each.outcomes().items()))
-    for criterion, what in _HARD.items():
-        if count := len(each.aucs(criterion)):
-            say(
-                f"{count} concepts {what}: median AUC {each.median_of(criterion):.3f}, "
-                f"{each.share_of(criterion):.0%} at {RECOVERED} or more"
-            )
-            say((_distribution(each, criterion), "dim"))
-    if each.missing:
-        say("too few tokens to judge: ", ", ".join(each.missing))
-
-
-def _distribution(each: Recoveries, criterion: str) -> str:
-    return ", ".join(f"{name} below {value:.3f}" for name, value in each.quantiles(criterion).items())
-
-
-def _hard(auc: float, feature: int | None) -> str:
-    """An AUC and whose it is."""
-    return "–" if feature is None else f"{auc:.3f} #{feature}"
+        print_section(each.section)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from saekit.errors import SaekitError
+    from saekit.evaluate.report import Section
 
 
 _answered = False
@@ -87,38 +88,24 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
 
 
 def print_quality(site: str, metrics: dict[str, Any]) -> None:
-    """Print the quality of a dictionary as a person would report it."""
-    from saekit.evaluate.dictionary.cross_entropy import DESCRIBED, baseline_of
+    """Print the quality of a dictionary: figures, and remarks about them."""
+    from saekit.evaluate.dictionary.measures import measures
+    from saekit.evaluate.dictionary.remarks import remarks
 
-    held = int(metrics["heldout_tokens"])
-    where = f"on {held:,} held-out tokens" if held else "on the training documents: too few to hold any out"
-    lines = [("variance unexplained (FVU)", f"{metrics['fvu']:.4f}", f"of all tokens, {where}")]
-    if "fvu_trimmed" in metrics:
-        lines.append(("FVU, trimmed", f"{metrics['fvu_trimmed']:.4f}", "without the 1 % of the tokens of largest norm"))
-    if "fvu_train" in metrics:
-        lines.append(("FVU in training", f"{metrics['fvu_train']:.4f}", "of all tokens, on training documents"))
-    lines += [
-        ("features active (L0)", number(metrics["l0"]), "per token"),
-        ("dead features", f"{metrics['dead_fraction']:.2%}", f"fire on none of {metrics['density_tokens']:,} tokens"),
-    ]
-    if "ce" in metrics:
-        name, base = baseline_of(metrics)
-        recovered = f"{metrics['ce']:.3f} as it is, {metrics['ce_spliced']:.3f} spliced in, {base:.3f} with {DESCRIBED[name]}"
-        lines += [
-            ("cross-entropy recovered", f"{metrics['ce_recovered']:.2%}", recovered),
-            ("KL when spliced in", f"{metrics['kl']:.4f}", "nats a token"),
-        ]
     say("dictionary at ", (site, "bold"))
-    for name, value, note in lines:
-        say(f"  {name:<27} {value:>8}  ", (note, "dim"))
+    for measure, value, note in measures(metrics):
+        say(f"  {measure:<27} {value:>8}  ", (note, "dim"))
     if "fvu_by_site" in metrics:
         table([_site_row(site, fvu, metrics["relative_norms"][site]) for site, fvu in metrics["fvu_by_site"].items()])
-
-
-def print_remarks(metrics: dict[str, Any]) -> None:
-    """Print the warnings about the numbers of an evaluation."""
-    for remark in metrics.get("remarks", ()):
+    for remark in remarks(metrics):
         say(("note: ", "bold yellow"), remark)
+
+
+def print_section(section: Section) -> None:
+    """Print the report of an evaluation: a table, and sentences below it."""
+    table(section.rows, title=section.title)
+    for sentence in section.summary:
+        say(sentence)
 
 
 def _site_row(site: str, fvu: float, counts: list[int]) -> dict[str, str]:

@@ -78,7 +78,7 @@ EVALUATIONS: Registry[Evaluation] = Registry(
             "Probe known concepts with 1, 2 and 5 latents, and measure what other latents absorb.",
             "saekit.evaluate.dictionary.probing:measure",
             "saekit.evaluate.dictionary.probing:Probes",
-            check="saekit.evaluate.subject:Subject.read_labelled",
+            check="saekit.evaluate.dictionary.probing:check",
             asked_by="labelled",
         ),
         "concepts": Evaluation(

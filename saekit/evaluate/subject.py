@@ -78,18 +78,13 @@ class Subject:
             raise ConfigError(f"{self.sae.name} is a dictionary of several sites.", "Evaluate one of a single site.")
         return self.site
 
-    def read_labelled(self) -> None:
-        """Read the file of labelled texts, if one is named, so that mistakes in it are found.
+    @cached_property
+    def labelled(self) -> list[Document] | tuple[list[str], list[str]]:
+        """Documents with spans, or texts and their labels: of the file that the options name, or of the laboratory.
 
         Raises:
             CorpusError: there is no such file, or a record lacks a field.
         """
-        if self.options.labelled is not None:
-            _ = self.labelled
-
-    @cached_property
-    def labelled(self) -> list[Document] | tuple[list[str], list[str]]:
-        """Documents with spans, or texts and their labels: of the file that the options name, or of the laboratory."""
         from saekit.evaluate.dictionary.examples import read_labelled
 
         return self.laboratory if self.options.labelled is None else read_labelled(self.options.labelled)

@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent
-from saekit.report.page import environment, quality_tiles
+from saekit.report.page import environment
+from saekit.views.evaluation import evaluation_view
 
 
 def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str | Path) -> Path:
@@ -31,36 +31,31 @@ def write_evaluation(site: str, model: str, facts: Mapping[str, Any], path: str 
 
 def render_evaluation(site: str, model: str, facts: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    tiles = [
-        *quality_tiles(dict(facts)),
-        ("cosine similarity", f"{facts['cosine']:.3f}", "of activation and reconstruction"),
-        ("shrinkage", f"{facts['shrinkage']:.3f}", "1: none; below 1: the reconstruction is too small"),
-        ("dense features", f"{facts['dense_fraction']:.2%}", "fire on more than 10 % of tokens"),
-    ]
-    template = environment().get_template("evaluation.html")
-    return template.render(site=site, model=model, facts=facts, tiles=tiles, remarks=remarks(facts), charts=_charts(facts))
+    view = evaluation_view(site, model, facts)
+    return environment().get_template("evaluation.html").render(view=view, charts=_charts(view))
 
 
-def _charts(facts: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _charts(view: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """(title, drawing)."""
     charts = []
-    density, ranges = facts["density_histogram"], facts["fvu_by_norm"]
-    if any(density["counts"]):
+    density, ranges = view["density_histogram"], view["fvu_by_norm"] or []
+    if density is not None and any(density["counts"]):
         drawing = histogram(density["edges"], density["counts"], "log10 of the share of tokens", "features")
         charts.append(("How often features fire", drawing))
     if len(ranges) > 1:
         norms, unexplained = [row["norm"] for row in ranges], [row["fvu"] for row in ranges]
         x = Axis.around("norm of the activation, mean of each range", norms, log=True)
         drawing = line_chart([Line("FVU", norms, unexplained, "a dots")], x, Axis.around("FVU", unexplained, zero=True))
-        charts.append(("Variance unexplained (FVU) by the size of the activation", drawing))
-    quantiles = facts["l0_quantiles"]
+        charts.append(("Variance unexplained (FVU) by norm of the activation", drawing))
+    quantiles = view["l0_quantiles"] or {}
     if len(set(quantiles.values())) > 1:
         shares = [float(name.removesuffix("%")) / 100 for name in quantiles]
-        x, y = Axis("share of the tokens with at most so many", 0.0, 1.0, show=percent), [float(n) for n in quantiles.values()]
+        x = Axis("share of the tokens with at most this L0", 0.0, 1.0, show=percent)
+        y = [float(n) for n in quantiles.values()]
         drawing = line_chart([Line("L0", shares, y, "a dots")], x, Axis.around("L0", y, zero=True))
         charts.append(("Features active per token (L0)", drawing))
-    if "probe" in facts:
-        charts.append(("Accuracy of probes", _by_k(facts["probe"]["means"])))
+    if view["probe_means"] is not None:
+        charts.append(("Accuracy of probes", _by_k(view["probe_means"])))
     return charts
 
 

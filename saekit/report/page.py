@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from saekit.evaluate.dictionary.cross_entropy import DESCRIBED, baseline_of
+from saekit.evaluate.dictionary.measures import measures
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.evaluate.steering.mentions import Mentions
 from saekit.files import write_whole
@@ -47,7 +47,7 @@ def render(content: Content) -> str:
         .render(
             content=content,
             figures=figures,
-            quality=quality_tiles(content.quality),
+            quality=[each._asdict() for each in measures(content.quality)],
             remarks=remarks(content.quality),
         )
     )
@@ -64,7 +64,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible, "link": link}
+    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible, "link": link, "cell": _cell}
     environment.globals |= {
         "style": Markup((_HERE / "style.css").read_text()),
         "examples": _examples,
@@ -76,23 +76,11 @@ def environment() -> Environment:
     return environment
 
 
-def quality_tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
-    """(name, value, note) of what :func:`saekit.evaluate.dictionary.quality.quality` gives."""
-    held = int(metrics["heldout_tokens"])
-    where = f"on {held:,} held-out tokens" if held else "on the training documents"
-    tiles = [("variance unexplained (FVU)", f"{metrics['fvu']:.3f}", f"all tokens, {where}")]
-    if "fvu_trimmed" in metrics:
-        tiles.append(("FVU, trimmed", f"{metrics['fvu_trimmed']:.3f}", "without the 1 % of the tokens of largest norm"))
-    tiles += [
-        ("features active (L0)", f"{metrics['l0']:.3g}", "per token"),
-        ("dead features", f"{metrics['dead_fraction']:.2%}", f"fire on none of {int(metrics['density_tokens']):,} tokens"),
-    ]
-    if "ce" in metrics:  # crosscoders cannot be spliced in
-        name, base = baseline_of(metrics)
-        lost = f"{metrics['ce']:.2f} → {metrics['ce_spliced']:.2f} nats per token; {base:.2f} with {DESCRIBED[name]}"
-        tiles.append(("cross-entropy recovered", f"{metrics['ce_recovered']:.1%}", lost))
-        tiles.append(("KL when spliced in", f"{metrics['kl']:.3f}", "nats per token"))
-    return tiles
+def _cell(value: Any) -> str:
+    """A cell of a table: numbers with few digits, everything else as text."""
+    if isinstance(value, float):
+        return short(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 class Piece(NamedTuple):

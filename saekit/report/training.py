@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from saekit.evaluate.dictionary.measures import Measure, measures
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
 from saekit.names.dictionary import stem
 from saekit.report import figures
-from saekit.report.page import environment, quality_tiles
+from saekit.report.page import environment
 from saekit.report.text import link
 from saekit.views.run_files import read_rows, read_settings
 
@@ -199,19 +200,20 @@ def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
     return found + [(each or site, page_name(site, each)) for _, each in others if (reports / page_name(site, each)).exists()]
 
 
-def _tiles(run: Trained, spent: Spent | None) -> list[tuple[str, str, str]]:
-    """(name, value, note)."""
+def _tiles(run: Trained, spent: Spent | None) -> list[Measure]:
     if run.quality is not None:
-        tiles = quality_tiles(dict(run.quality))
+        tiles = measures(run.quality)
     else:
         last = {key: row[key] for row in run.rows for key in row}
         of = {"fvu": "variance unexplained (FVU)", "l0": "features active (L0)", "dead_fraction": "dead features"}
         tiles = [
-            (name, _METRICS[key][1].format(last[key]), "of the last rows of the log") for key, name in of.items() if key in last
+            Measure(name, _METRICS[key][1].format(last[key]), "in the last rows of the log")
+            for key, name in of.items()
+            if key in last
         ]
     if spent is not None:
         note = f"{spent.rate:,.0f} tokens a second" if spent.rate else "in all"
-        tiles.append(("time", duration(spent.seconds), note))
+        tiles.append(Measure("time", duration(spent.seconds), note))
     return tiles
 
 

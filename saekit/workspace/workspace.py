@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
-from saekit.files import document, is_leftover, lock, unwritable, write_whole
-from saekit.names.dictionary import stem
+from saekit.files import is_leftover, lock, unwritable
 from saekit.workspace.dictionaries import Dictionaries
 from saekit.workspace.study import FILE, Study, portable
 
@@ -371,32 +370,16 @@ class Workspace:
             baseline: of cross-entropy recovered (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`). None takes what was
                 measured with any, and measures with zeros at every token.
         """
-        from saekit.activations.loader.source import HELDOUT
-        from saekit.evaluate.dictionary.quality import quality
-        from saekit.evaluate.dictionary.remarks import remarks
-        from trainers import Route
+        from saekit.evaluate.subject import Options
+        from saekit.workspace import evaluations
 
         place, name = self.dictionaries.find(site, name)
-        sae = self.sae(place, name)
-        try:
-            known = self._known(sae, place, name)
-        except WorkspaceError:
-            if not again:
-                raise
-            known = {}  # damaged, and written anew below
-        if known and not again and baseline in (None, known.get("baseline")):
-            return known
-        store = self.store(other)
-        store.check_model(self.lm)
-        route, settings = Route.parse(place), self.train_config(place, name)
-        one = None if route.crosses else self.lm.site(route.site)
-        heldout = HELDOUT if settings is None else settings.heldout
-        metrics = quality(sae, self.lm, store, one, heldout=heldout, baseline=baseline or "zero", progress=progress)
-        if settings is not None and settings.sparsity is None:
-            metrics["l0_asked"] = settings.l0
-        metrics |= {"remarks": remarks(metrics), "fingerprint": sae.fingerprint()}
-        extra = {key: known[key] for key in ("probe", "concepts", "transfer") if key in known}
-        return self.keep_evaluation(place, name, metrics | extra)
+        if not again:
+            known = evaluations.read(self, self.sae(place, name), place, name)
+            if "fvu" in known and baseline in (None, known.get("baseline")):
+                return known
+        options = Options(baseline=baseline or "zero", progress=progress)
+        return evaluations.evaluate(self, place, name, options=options, other=other)
 
     def train_config(self, site: str | Site, name: str = "") -> TrainConfig | None:
         """The settings with which a dictionary was trained; None for one that was trained elsewhere and has no `train.json`."""
@@ -407,25 +390,10 @@ class Workspace:
 
     def evaluation(self, site: str | Site, name: str = "") -> dict[str, Any]:
         """What `reports/` has of what was measured of the dictionary that is there now; empty where it has nothing."""
+        from saekit.workspace import evaluations
+
         place, name = self.dictionaries.find(site, name)
-        return self._known(self.sae(place, name), place, name) if self._evaluation_file(place, name).exists() else {}
-
-    def _known(self, sae: SAE, site: str | Site, name: str) -> dict[str, Any]:
-        from saekit.evaluate.dictionary.stored import read_evaluation
-
-        kept = self._evaluation_file(site, name)
-        measured = read_evaluation(kept) if kept.exists() else {}
-        return measured if measured.get("fingerprint") == sae.fingerprint() else {}
-
-    def keep_evaluation(self, site: str | Site, name: str, facts: dict[str, Any]) -> dict[str, Any]:
-        """Put what was measured into `reports/`."""
-        write_whole(self._evaluation_file(site, name), document(facts))
-        return facts
-
-    def _evaluation_file(self, site: str | Site, name: str) -> Path:
-        reports, file = self.path / "reports", f"eval-{stem(site, name)}.json"
-        old = f"eval-{stem(str(site).partition('->')[0], name)}.json"  # as earlier versions called that of a transcoder
-        return reports / (old if (reports / old).exists() and not (reports / file).exists() else file)
+        return evaluations.read(self, self.sae(place, name), place, name)
 
     def intervention(self, features: Iterable[str], *, op: str = "clamp", name: str = "") -> Intervention:
         """An intervention on features by ID, its strengths turned into coefficients.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from saekit.cli.evaluate import print_transfer
+from saekit.cli.output import print_section
 from saekit.evaluate.dictionary.transfer import Transfer
 from tests.cli.conftest import Saekit
 from tests.report.html import check
@@ -45,7 +45,7 @@ def test_distributions_are_of_the_same_tokens_as_the_numbers(saekit: Saekit, wor
     assert sum(metrics["density_histogram"]["counts"]) == round(512 * (1 - metrics["dead_fraction"]))
     assert metrics["density_tokens"] > metrics["heldout_tokens"]
     page = check(Path(metrics["page"]).read_text())
-    assert f"{metrics['fvu']:.3f}" in page.all_text
+    assert f"{metrics['fvu']:.4f}" in page.all_text
     assert json.loads((workspace / "reports" / f"eval-{SITE}.json").read_text()) == {
         name: value for name, value in metrics.items() if name != "page"
     }
@@ -127,7 +127,7 @@ def test_another_model(saekit: Saekit, workspace: Path, stories_path: Path, tmp_
 
 def test_a_transfer_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     facts = dict.fromkeys(("fvu", "cosine", "l0", "dead_fraction", "ce", "ce_zero", "ce_recovered", "kl"), 0.5)
-    print_transfer(Transfer("hub/base", "hub/chat", facts, facts | {"ce_zero": 9.0, "fvu": 0.75}))
+    print_section(Transfer("hub/base", "hub/chat", facts, facts | {"ce_zero": 9.0, "fvu": 0.75}).section)
     shown = capsys.readouterr().out
     for part in ("base", "chat", "0.7500", "transfers in part: FVU 0.500 → 0.750, cross-entropy recovered 50.0% → 50.0%"):
         assert part in shown, part
@@ -187,3 +187,60 @@ def test_the_baseline_is_chosen_and_named(saekit: Saekit, workspace: Path, basel
 def test_an_unknown_baseline_is_refused_before_the_work(saekit: Saekit, workspace: Path) -> None:
     outcome = saekit("eval", workspace, "--baseline", "median")
     assert outcome.status == 2 and "zero-ordinary" in outcome.stderr
+
+
+PLUGIN = """
+from saekit.evaluate.registry import EVALUATIONS, Evaluation
+from saekit.evaluate.report import Table
+
+
+def measure(subject):
+    norms = subject.sae.W_dec.norm(dim=1)
+    rows = [{"site": str(subject.one_site), "latents": len(norms), "mean norm": float(norms.mean())}]
+    return Table("decoder norms", rows, [f"measured on {subject.lm.name}"])
+
+
+EVALUATIONS.register("norms", Evaluation("Norms of the decoder rows.", measure))
+"""
+
+
+def test_an_evaluation_of_a_user_is_one_function_and_one_row(
+    new_process: Saekit, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "norms_plugin.py"
+    file.write_text(PLUGIN)
+    monkeypatch.setenv("SAEKIT_PLUGINS", str(file))
+    helped = new_process("eval", "--help")
+    assert "--norms" in helped.stdout and "Norms of the decoder rows." in " ".join(helped.stdout.split())
+    outcome = new_process("eval", workspace, "--only", "norms", "--json")
+    assert outcome.status == 0, outcome.stderr
+    (row,) = outcome.json["norms"]["rows"]
+    assert row["site"] == SITE and row["latents"] == 512 and row["mean norm"] > 0
+    page = check(Path(outcome.json["page"]).read_text()).all_text
+    assert "Decoder norms" in page and "mean norm" in page and "measured on" in page
+
+
+def test_only_measures_nothing_else_and_keeps_what_was_measured(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(workspace, tmp_path / "ws"))
+    kept = copy / "reports" / f"eval-{SITE}.json"
+    kept.unlink(missing_ok=True)
+    alone = saekit("eval", copy, "--only", "concepts", "--documents", 60, "--json")
+    assert alone.status == 0, alone.stderr
+    assert set(alone.json) == {"concepts", "fingerprint", "page"}
+    both = saekit("eval", copy, "--json").json
+    assert both["fvu"] > 0 and both["concepts"] == alone.json["concepts"]
+    assert saekit("report", copy).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--only", "prob"), "Did you mean 'probe'"),
+        (("--only", "transfer"), "--model NAME"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made_is_refused(
+    saekit: Saekit, workspace: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    outcome = saekit("eval", workspace, *arguments)
+    assert outcome.status == 2 and words in " ".join(outcome.stderr.split())

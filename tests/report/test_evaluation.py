@@ -48,7 +48,7 @@ def test_everything_is_shown_and_nothing_runs() -> None:
         "75%",
         "93.8%",
         "1,234",
-        "31, 4",
+        "31 4",
         "34.4%",
         "15.6%",
         "77",

@@ -166,6 +166,12 @@ def _three(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def check(subject: Subject) -> None:
+    """Read the file of labelled texts, if the options name one, so that its mistakes are found early."""
+    if subject.options.labelled is not None:
+        _ = subject.labelled
+
+
 def measure(subject: Subject) -> Probes:
     """The evaluation "probe"."""
     from saekit.evaluate.dictionary.examples import text_examples, token_examples

@@ -28,8 +28,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     hint = "Run `saekit eval` to write it again."
     facts = read_json(path, hint=hint)
     try:
-        facts = (_FACTS if "fvu" in facts else _PARTS)(facts)
-        if "ce" in facts:
+        facts = (_FACTS if facts.keys() & _QUALITY else _PARTS)(facts)
+        if facts.keys() & _RECOVERED:
             _SPLICED(facts)
             baseline_of(facts)
         return facts
@@ -204,24 +204,21 @@ _CODED: dict[str, Reader] = {
     ),
 }
 _PARTS = _object({}, {"fingerprint": _text} | _CODED)
-_SPLICED = _object(_numbers("ce", "ce_spliced", "ce_recovered", "kl"))
-_FACTS = _object(
-    _numbers("fvu", "cosine", "shrinkage", "l0", "dead_fraction", "dense_fraction")
-    | {
-        "density_tokens": _count,
-        "heldout_tokens": _count,
-        "l0_quantiles": _quantiles,
-        "fvu_by_norm": _list(_object(_numbers("from", "to", "norm", "fvu") | {"tokens": _count})),
-        "density_histogram": _histogram,
-    },
-    _numbers("fvu_trimmed", "fvu_train", "l0_train", "ce", "ce_spliced", "ce_zero", "ce_mean", "ce_uniform", "ce_recovered", "kl")
-    | {
-        "baseline": _baseline,
-        "l0_asked": _number,
-        "fingerprint": _text,
-        "remarks": _list(_text),
-        "fvu_by_site": _table(_number),
-        "relative_norms": _table(_list(_count)),
-    }
-    | _CODED,
-)
+_RECOVERED = ("ce", "ce_spliced", "ce_recovered", "kl")
+_SPLICED = _object(_numbers(*_RECOVERED))
+_MEASURED: dict[str, Reader] = _numbers("fvu", "cosine", "shrinkage", "l0", "dead_fraction", "dense_fraction") | {
+    "density_tokens": _count,
+    "heldout_tokens": _count,
+    "l0_quantiles": _quantiles,
+    "fvu_by_norm": _list(_object(_numbers("from", "to", "norm", "fvu") | {"tokens": _count})),
+    "density_histogram": _histogram,
+}
+_MORE: dict[str, Reader] = _numbers("fvu_trimmed", "fvu_train", "l0_train", "ce_zero", "ce_mean", "ce_uniform", *_RECOVERED) | {
+    "baseline": _baseline,
+    "l0_asked": _number,
+    "remarks": _list(_text),
+    "fvu_by_site": _table(_number),
+    "relative_norms": _table(_list(_count)),
+}
+_QUALITY = {*_MEASURED, *_MORE}
+_FACTS = _object(_MEASURED, _MORE | {"fingerprint": _text} | _CODED)
