@@ -273,8 +273,11 @@ def train(
 
 
 def _print_trained(plans: Sequence[Plan], stopped: Sequence[SaekitError | None], pages: Sequence[Path], as_json: bool) -> None:
+    from saekit.views.run_files import outcome
+
     rows = [
-        {"site": str(plan.route), "folder": str(plan.out), "report": str(page)} | ({"error": told(error)} if error else {})
+        {"site": str(plan.route), "folder": str(plan.out), "report": str(page)}
+        | ({"error": told(error)} if error else {name: round(value, 4) for name, value in outcome(plan.out).items()})
         for plan, page, error in zip(plans, pages, stopped)
     ]
     if as_json:

@@ -41,7 +41,8 @@ def test_it_is_what_the_model_gives_when_it_is_asked_directly(trained: Path, tmp
     settings = json.loads((trained / "sae" / SITE / "live" / "train.json").read_text())
     assert settings["data"]["live"] is True
     context = ws.store().context
-    source = LiveActivations(ws.lm, [SITE], ws.corpus, batch_size=256, context=context, contexts=8192 // context)
+    layout = {"context": context, "contexts": 8192 // context, "buffer_tokens": 60_000}  # as many as are trained on
+    source = LiveActivations(ws.lm, [SITE], ws.corpus, batch_size=256, **layout)
     sae = train(source, TrainConfig.from_dict(settings["config"]), tmp_path, site=SITE, lm=ws.lm, progress=False)
     assert sae.fingerprint() == found.fingerprint()
     assert SAE.load(tmp_path).fingerprint() == found.fingerprint()

@@ -107,7 +107,7 @@ _OTHER: dict[str, Any] = {
 def test_a_flag_a_file_and_the_dataclass_say_the_same(name: str) -> None:
     """Each value written as a person would, on a command line and in a file."""
     from saekit.cli.settings import _read
-    from trainers.settings.sweep import parse
+    from trainers.settings.yaml_files import parse_yaml as parse
 
     value = _OTHER[name]
     assert value != next(field.default for field in dataclasses.fields(TrainConfig) if field.name == name)

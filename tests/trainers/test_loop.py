@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
     last = rows(tmp_path)[-1]
     assert last["heldout/fvu"] == pytest.approx(quality["fvu"], rel=1e-6)
     assert last["tokens"] == LONGER.tokens
+    logged = [row for row in rows(tmp_path) if "fvu" in row]
+    sizes = [row["tokens"] - before["tokens"] for before, row in zip(logged, logged[1:])][-6:]
+    assert sum(sizes) == pytest.approx(LONGER.tokens / 10, rel=0.2)  # a log row covers a fiftieth
+    for name in ("fvu", "l0"):
+        expected = sum(size * row[name] for size, row in zip(sizes, logged[-6:])) / sum(sizes)
+        assert last[f"train/{name}"] == pytest.approx(expected)
+    assert last["epochs"] == json.loads((tmp_path / "train.json").read_text())["epochs"] == LONGER.tokens / 20_000
     assert [row["tokens"] for row in rows(tmp_path) if "lr" in row][-1] == LONGER.tokens
     frequency = load_sparsity(tmp_path)
     assert frequency is not None

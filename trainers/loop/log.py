@@ -32,7 +32,7 @@ class Log:
     """
 
     def __init__(self, path: Path, position: int, wandb: str | None, config: dict[str, Any]) -> None:
-        self._file = open_append(path)
+        self._path, self._file = path, open_append(path)
         self._file.truncate(min(position, self.position))  # shorter where it was lost: no row is made up
         self._timing = open_append(path.with_name(TIMING), truncate=not position)
         self._began, self._clock = time.time(), time.monotonic()
@@ -64,6 +64,10 @@ class Log:
         self._timing.flush()
         if self._run is not None:
             self._run.log(row, step=row["step"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far, those from before an interruption included; see :func:`read_log`."""
+        return read_log(self._path)
 
     @property
     def position(self) -> int:

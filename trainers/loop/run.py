@@ -24,6 +24,8 @@ from trainers.loop.log import Log, NoLog
 from trainers.loop.state import Training
 from trainers.settings.job import Plan
 
+_LAST_PART = 0.1  # of a run, over which the metrics of the training data are averaged at its end
+
 
 class Run:
     """A plan being carried out.
@@ -49,7 +51,7 @@ class Run:
         wandb: str | None,
     ) -> None:
         self.plan, self.training, self.group, self.heldout, self.note = plan, training, training.group, heldout, ""
-        self._facts, self._config = facts, training.config
+        self._facts, self._config, self._epochs = facts, training.config, settings.get("epochs")
         self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
         self._before = training.tokens
         self.watch = Watch(training.writes.variance, resumed.get("watch"))
@@ -63,7 +65,8 @@ class Run:
         with self.storage_errors():
             plan.out.mkdir(parents=True, exist_ok=True)
             write_whole(plan.out / "train.json", json.dumps(settings, indent=2) + "\n")
-            self.log = Log(plan.out / "metrics.jsonl", position, wandb, settings)
+            config = {name: settings[name] for name in ("config", "data")}
+            self.log = Log(plan.out / "metrics.jsonl", position, wandb, config)
 
     def stopped_by(self, error: SaekitError) -> SaekitError:
         """An error that stopped it, with what is left and what to do about it."""
@@ -186,12 +189,25 @@ class Run:
         """
         with self.storage_errors():
             if measured is not None:
-                self._write_measured(measured)
+                self._write_measured(measured, **self._last_part())
                 if self.heldout is not None and self._config.keep_best != "no":
                     self._keep_if_best(sae, reconstruction(sae, self.heldout.first(self._config.eval_tokens)))
             sae.save(self.plan.out, sparsity=frequency)
             checkpoints.clear(self.plan.checkpoints)
 
-    def _write_measured(self, metrics: dict[str, float]) -> None:
+    def _last_part(self) -> dict[str, float]:
+        """The epochs, and metrics of the training data over the last tenth of the run, for comparison with held-out data."""
+        assert isinstance(self.log, Log)
+        rows, before, tokens = [row for row in self.log.rows() if "fvu" in row], 0, self.training.tokens
+        sizes: list[tuple[dict[str, Any], int]] = []  # each row of the last part, and the tokens that it is about
+        for row in rows:
+            if row["tokens"] > (1 - _LAST_PART) * tokens:
+                sizes.append((row, row["tokens"] - before))
+            before = row["tokens"]
+        total = sum(size for _, size in sizes)
+        means = {f"train/{name}": sum(size * row[name] for row, size in sizes) / total for name in ("fvu", "l0") if total}
+        return means if self._epochs is None else means | {"epochs": self._epochs}
+
+    def _write_measured(self, metrics: dict[str, float], **more: float) -> None:
         row = {f"heldout/{name}": value for name, value in metrics.items()}
-        self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row})
+        self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row, **more})

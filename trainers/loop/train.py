@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saekit.activations import ActivationSource, ActivationStore, LiveActivations
+from saekit.activations import ActivationSource, ActivationStore, LiveActivations, LiveStore
+from saekit.activations.loader.source import BUFFER
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
 from saekit.names.site import Site
 from saekit.names.site_map import Route
-from saekit.progress import track
+from saekit.progress import Bar, track
 from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from saekit.sae.metrics import Reconstruction
@@ -129,12 +130,14 @@ class _Pass:
         group: Group,
     ) -> None:
         self.plans, self.wandb, self.group = plans, wandb, group
-        self.settings = [plan.settings(source) for plan in plans]
+        settings = [plan.settings(source) for plan in plans]
         self.facts = [_facts(plan.route, source, lm) for plan in plans]
         if isinstance(source, ActivationStore):
             heldout = _heldout(source, plans) if heldout is None else heldout
             source = _reader(source, plans, "train")
         self.source = source
+        self._done, self._waiting = 0, True
+        self.settings = [each | {"epochs": _epochs(plan, source)} for each, plan in zip(settings, plans)]
         choosing = [plan for plan in plans if plan.config.keep_best != "no"]
         if heldout is None and choosing:
             what = f"keep_best={choosing[0].config.keep_best!r} is impossible without held-out data."
@@ -146,14 +149,18 @@ class _Pass:
         stopped: dict[Plan, SaekitError] = {}
         with ExitStack() as stack:
             stack.enter_context(self._cores())
-            feed, runs = self._begin()
-            for run in runs:
-                stack.enter_context(closing(run.log))
             total = max(plan.config.tokens or 0 for plan in self.plans)
             subject = ", ".join(dict.fromkeys(str(plan.route) for plan in self.plans))
             bar = stack.enter_context(track("training", total, subject=subject, enabled=progress and self.group.leads))
+            if isinstance(self.source, LiveActivations):
+                self.source.on_fill = partial(self._show_filling, bar)
+            feed, runs = self._begin()
+            for run in runs:
+                stack.enter_context(closing(run.log))
             while runs:
+                self._waiting = True
                 portion = feed.next()
+                self._waiting = False
                 for run in runs:
                     with run.cores():
                         try:
@@ -162,12 +169,18 @@ class _Pass:
                             stopped[run.plan] = run.stopped_by(error)
                 runs = [run for run in runs if run.plan not in stopped]
                 if portion:
-                    bar.update(min(portion.stop, total), runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
+                    self._done = min(portion.stop, total)
+                    bar.update(self._done, runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
                 if ended := [run for run in runs if not (portion and run.left)]:
                     made = [(run.sae(), run.training.frequency()) for run in ended]
                     self.group.first(partial(self._finish, ended, made))
                 runs = [run for run in runs if portion and run.left]
         return stopped
+
+    def _show_filling(self, bar: Bar, rows: int, size: int) -> None:
+        """Say that steps wait for the model; called in another thread where batches are made beside the steps."""
+        if self._waiting:
+            bar.update(self._done, f"filling the shuffle buffer: {rows:,}/{size:,} tokens")
 
     def _begin(self) -> tuple[Feed, list[Run]]:
         """All runs at their last checkpoints, and the data from where the one that is least far goes on."""
@@ -239,10 +252,23 @@ def _passes(source: Source | ActivationStore, plans: Sequence[Plan]) -> list[lis
     """The plans, those together that are trained on the same rows in the same order."""
     if not isinstance(source, ActivationStore):
         return [list(plans)] if plans else []
-    passes: dict[tuple[int, float], list[Plan]] = {}
+    passes: dict[tuple[int, float, int], list[Plan]] = {}
     for plan in plans:
-        passes.setdefault((plan.config.data_seed, plan.config.heldout), []).append(plan)
+        passes.setdefault((plan.config.data_seed, plan.config.heldout, _buffer_tokens(source, [plan])), []).append(plan)
     return list(passes.values())
+
+
+def _buffer_tokens(source: ActivationStore, plans: Sequence[Plan]) -> int:
+    """Rows in the mixing buffer: of live activations no more than are trained on, since the first step waits for all of them."""
+    return min(BUFFER, max(plan.config.tokens or 1 for plan in plans)) if isinstance(source, LiveStore) else BUFFER
+
+
+def _epochs(plan: Plan, source: Source) -> float | None:
+    """Passes over the data that a run makes; None for live activations, whose tokens nobody has counted."""
+    if isinstance(source, LiveActivations) or not source.n_tokens:
+        return None
+    assert plan.config.tokens is not None
+    return round(plan.config.tokens / source.n_tokens, 3)
 
 
 def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
@@ -261,6 +287,9 @@ def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | N
 
 def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train", "heldout"]) -> ActivationSource:
     heldout = split == "heldout"
+    settings = {} if heldout else {"buffer_tokens": _buffer_tokens(store, plans)}
+    if heldout or not isinstance(store, LiveStore):
+        settings["memory"] = max(plan.config.store_memory for plan in plans)
     return store.reader(
         sorted({site for plan in plans for site in plan.route.sites}),
         batch_size=_HELDOUT_BATCH if heldout else max(plan.config.batch_size or 1 for plan in plans),
@@ -268,6 +297,7 @@ def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train
         split=split,
         heldout=plans[0].config.heldout,
         epochs=1 if heldout else None,
+        **settings,
     )
 
 

@@ -17,14 +17,25 @@ ALIASES = {"k": "l0", "latents": "n_latents", "train_dtype": "dtype", "train_tok
 """Other names of settings, in files and on the command line."""
 _POSITIVE = (
     *("n_latents", "l0", "k_start", "sparsity", "bandwidth", "tokens", "batch_size", "lr", "aux_k", "dead_tokens"),
-    *("sample_tokens", "keep", "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"),
+    *("sample_tokens", "store_memory", "keep", "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"),
 )
 _SEEDS = ("seed", "data_seed")
 _SHARES = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
 _TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
 _STARTS = {"jumprelu": (4, 0.0), "gated": (8, 0.5), "standard": (12, 0.75)}  # see `k_start`
 # How a run is carried out, not what comes out of it: these may change when it goes on.
-_FREE = ("checkpoint_tokens", "keep", "keep_best", "log_tokens", "eval_tokens", "device", "backend", "screen", "shard")
+_FREE = (
+    "store_memory",
+    "checkpoint_tokens",
+    "keep",
+    "keep_best",
+    "log_tokens",
+    "eval_tokens",
+    "device",
+    "backend",
+    "screen",
+    "shard",
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,9 @@ class TrainConfig:
     """Seed of the order of the data where the trainer reads a store: what is trained together reads them in one order."""
     heldout: float = 0.05
     """Share of a store's documents that is kept for evaluation and never trained on."""
+    store_memory: int = 2**30
+    """Bytes of cached activations that are kept in memory. If those that a run reads fit, they are read from the disk once. If
+    not, they are read again in every epoch, through two buffers of 131072 tokens."""
     checkpoint_tokens: int | None = None
     """Tokens between checkpoints. None: a tenth of the run, at most 10M."""
     keep: int = 2

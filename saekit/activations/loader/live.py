@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +45,17 @@ class LiveActivations(ActivationSource):
 
     Batches are on the device that the model computes the site on.
 
+    Attributes:
+        on_fill: called after each forward pass with the rows in the mixing buffer so far, and the rows that fill it. The first
+            batch comes when the buffer is full.
+
     Raises:
         UnknownSite, ContextTooLong, ConfigError: what is asked for cannot be done.
         CorpusError: while iterating: see :meth:`Corpus.documents`; or no row is in the split.
         NonFiniteActivations: while iterating: the model gives NaN or infinity.
     """
+
+    on_fill: Callable[[int, int], None] | None = None
 
     def __init__(
         self,
@@ -146,6 +152,8 @@ class LiveActivations(ActivationSource):
                 if wanted_BT.any():
                     parts.append(self._run(batch, wanted_BT))
                     rows += int(wanted_BT.sum())
+                if self.on_fill is not None:
+                    self.on_fill(min(rows, self._buffer_tokens), self._buffer_tokens)
                 if rows >= self._buffer_tokens:
                     yield self._group(here, parts, after)
                     here, parts, rows = after, [], 0
