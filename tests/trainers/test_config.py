@@ -81,6 +81,7 @@ _OTHER: dict[str, Any] = {
     **{
         "n_latents": 96,
         "arch": "jumprelu",
+        "store_memory": 2**20,
         "l0": 5,
         "k_start": 17,
         "k_anneal": 0.25,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -38,7 +39,7 @@ def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
     assert last["heldout/fvu"] == pytest.approx(quality["fvu"], rel=1e-6)
     assert last["tokens"] == LONGER.tokens
     logged = [row for row in rows(tmp_path) if "fvu" in row]
-    sizes = [row["tokens"] - before["tokens"] for before, row in zip(logged, logged[1:])][-6:]
+    sizes = [row["tokens"] - before["tokens"] for before, row in itertools.pairwise(logged)][-6:]
     assert sum(sizes) == pytest.approx(LONGER.tokens / 10, rel=0.2)  # a log row covers a fiftieth
     for name in ("fvu", "l0"):
         expected = sum(size * row[name] for size, row in zip(sizes, logged[-6:])) / sum(sizes)
