@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from saekit.errors import ConfigError, ModelNotFound
 
@@ -25,10 +27,9 @@ def load_pretrained(
 
     Raises:
         ModelNotFound: no such folder, no configuration or tokenizer in it, no such hub name, or no way to the hub.
-        ConfigError: no such dtype or device.
+        ConfigError: no such dtype or device; found before anything is loaded.
     """
-    place = _device(device)
-    from safetensors import SafetensorError
+    place, weights_dtype = check_device(device), check_dtype(dtype)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"revision": revision} if revision else {}
@@ -44,13 +45,20 @@ def load_pretrained(
         config = AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model, found = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=_dtype(dtype), device_map=device_map, output_loading_info=True, **source
+            name, config=config, dtype=weights_dtype, device_map=device_map, output_loading_info=True, **source
         )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers stumbles on in files that it did not write
+        if _is_pickled(folder) and isinstance(error, pickle.UnpicklingError | EOFError | ValueError):
+            raise ModelNotFound(
+                f"torch refuses pytorch_model.bin of {name}: it is damaged, or loading it would run code that it holds.",
+                "If you trust it, convert it to safetensors: load it with transformers, then call model.save_pretrained(folder).",
+            ) from error
+        damaged = isinstance(error, RecursionError | TypeError | AttributeError | UnicodeDecodeError | ArithmeticError)
         raise ModelNotFound(
-            f"No causal language model with a tokenizer can be loaded from {name}: {_first_line(error)}"
+            f"No causal language model with a tokenizer can be loaded from {name}: {_summary(error)}.",
+            "Are its config.json and tokenizer files damaged? Fetch them again." if damaged else None,
         ) from error
     if missing := sorted(found["missing_keys"]):  # transformers fills these with random numbers
         raise ModelNotFound(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
@@ -131,26 +139,52 @@ def _ask_hub(name: str, revision: str | None) -> BaseException | None:
     return answer[0] if answer else TimeoutError(f"no answer in {_HUB_SECONDS:.0f} seconds")
 
 
-def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+def _is_pickled(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("pytorch_model*.bin"))
+
+
+def check_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    """The dtype as torch has it; "auto" for None.
+
+    Raises:
+        ConfigError: it is not a floating-point type in which a model can compute.
+    """
     if dtype is None or dtype == "auto":
         return "auto"
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype={dtype!r} is no floating-point type.", "Give float32, bfloat16 or float16.")
+    if found not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype={dtype!r} is not a type to compute in.", "Give float32, bfloat16, float16 or float64.")
     return found
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device, after a first allocation on it; None is a GPU where there is one, else the CPU.
+
+    Call it before long work that will need the device at its end.
+
+    Raises:
+        ConfigError: there is no such device here, or nothing can be computed on it.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
+        if place.type == "meta":
+            raise RuntimeError("it holds shapes without numbers")
+        torch.empty(1, device=place).item()
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"There is no device {str(device)!r} here: {_first_line(error)}", "Give cpu, cuda or cuda:1."
-        ) from error
+        if isinstance(device, str) and device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"There is no CUDA device for {device!r} here.", "Use cpu, or leave the device out.") from error
+        raise ConfigError(f"There is no device {str(device)!r} here: {_summary(error)}.", "Give cpu, cuda or cuda:1.") from error
     return place
+
+
+def _summary(error: BaseException) -> str:
+    """A message without control characters, full stop and (except for errors of configurations) later lines."""
+    text = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else _first_line(error)
+    return "".join(filter(str.isprintable, text)).rstrip(".: ")
 
 
 def _first_line(error: BaseException) -> str:

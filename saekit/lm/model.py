@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from saekit.errors import ConfigError
-from saekit.lm.layout.families import Family, family_of
+from saekit.errors import ConfigError, UnsupportedModel
+from saekit.lm.layout.families import PATHS_HINT, Family, family_of
 from saekit.lm.layout.layout import Anatomy
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.lm.padding import Padded, Side
@@ -117,7 +117,12 @@ class LanguageModel(Anatomy):
         from saekit.lm.layout.checks import check_identities
 
         name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        lm = cls(model, tokenizer, family_of(model, paths), name, revision)
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise UnsupportedModel(f"{name} is not a model of transformers.", "Give an AutoModelForCausalLM.")
+        try:
+            lm = cls(model, tokenizer, family_of(model, paths), name, revision)
+        except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError, RuntimeError) as error:
+            raise UnsupportedModel(f"{name} cannot be read as a causal language model: {error}.", PATHS_HINT) from error
         check_identities(lm)
         return lm
 

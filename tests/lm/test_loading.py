@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -13,13 +15,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from saekit.errors import ConfigError, ModelNotFound
+from saekit.errors import ConfigError, ModelNotFound, UnsupportedModel
 from saekit.lm import LanguageModel
 from saekit.lm.fingerprint import _sampled, differs, same_weights, weights_text
+from saekit.lm.loading import check_device
 
 Named = Callable[[str], LanguageModel]
 
@@ -213,6 +217,82 @@ def test_folders_without_a_model(stories_path: Path, tmp_path: Path) -> None:
     (encoder / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ModelNotFound):
         LanguageModel.load(encoder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000 + "]" * 100_000, "[]", "3", '{"a": '])
+def test_files_that_hold_something_else(stories_path: Path, tmp_path: Path, name: str, content: str) -> None:
+    folder = shutil.copytree(stories_path, tmp_path / "model")
+    (folder / name).write_text(content)
+    try:
+        lm = LanguageModel.load(folder)
+    except ModelNotFound as error:
+        assert str(folder) in str(error)
+    else:  # a generation configuration is optional, so transformers may ignore a damaged one
+        assert name == "generation_config.json" and lm.n_layers == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_attention_heads", "four"),
+        ("num_attention_heads", 0),
+        ("hidden_size", -3),
+        ("vocab_size", None),
+        ("max_position_embeddings", "x"),
+        ("bos_token_id", "x"),
+        ("num_hidden_layers", 0),
+        ("model_type", 3),
+    ],
+)
+def test_configurations_with_impossible_values(stories_path: Path, tmp_path: Path, field: str, value: object) -> None:
+    folder = shutil.copytree(stories_path, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, field: value}))
+    with pytest.raises((ModelNotFound, UnsupportedModel), match=str(folder)):
+        LanguageModel.load(folder)
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, ("ran",))
+
+
+@pytest.mark.parametrize(
+    "content", [b"garbage" * 100, b"", pickle.dumps({"x": 1}), None], ids=["garbage", "empty", "old", "code"]
+)
+def test_pickled_weights_that_torch_refuses(
+    stories_path: Path, tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(stories_path, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    if content is None:
+        torch.save({"weight": _RunsCode()}, folder / "pytorch_model.bin")
+    else:
+        (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelNotFound, match=r"pytorch_model\.bin.*safetensors") as caught:
+        LanguageModel.load(folder)
+    assert str(caught.value).isprintable() and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("device", ["banana", "", "meta", 3.5, *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])])
+def test_devices_that_cannot_be_used_are_refused_before_anything_is_loaded(device: Any) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        LanguageModel.load("./no-such-folder", device=device)
+    with pytest.raises(ConfigError, match="device"):
+        check_device(device)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "float8_e4m3fn", "single", 3, torch.int32])
+def test_types_that_cannot_be_computed_in(dtype: Any) -> None:
+    with pytest.raises(ConfigError, match="is not a type to compute in"):
+        LanguageModel.load("./no-such-folder", dtype=dtype)
+
+
+@pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), None, "gpt2"])
+def test_attaching_something_else(model: Any) -> None:
+    with pytest.raises(UnsupportedModel, match="not a model of transformers"):
+        LanguageModel.attach(model, None)
 
 
 def test_a_hub_name_in_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
