@@ -90,8 +90,8 @@ def test_imports_go_down_only() -> None:
     [
         "import saekit",
         "import saekit.lab, saekit.builtin",
-        "import saekit.cli.run, saekit.cli.make, saekit.cli.evaluate, saekit.cli.explore, saekit.workspace.workspace",
-        "import saekit.cli.demo, saekit.cli.laboratory",
+        "import saekit.cli.run, saekit.cli.app, saekit.cli.fit, saekit.cli.train, saekit.cli.eval, saekit.workspace.workspace",
+        "import saekit.cli.demo, saekit.cli.lab_info, saekit.cli.report, saekit.cli.steer",
     ],
 )
 def test_nothing_heavy_is_imported_early(statement: str) -> None:

@@ -1,29 +1,99 @@
-"""The root of the command line, and what all commands have in common."""
+"""The command line made of the registry of commands; each command is imported when it runs."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from saekit.cli.commands import COMMANDS, GROUPS, CommandRow
+from saekit.cli.settings import expand
 from saekit.errors import ConfigError
+from saekit.terminal import write_line
 
-SETTINGS = {"help_option_names": ["-h", "--help"]}
-
-app = typer.Typer(
-    name="saekit",
-    help="Train sparse autoencoders on any Hugging Face causal LM, search their features, steer generations by feature ID.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings=SETTINGS,
-)
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+_HELP = "Train sparse autoencoders on any Hugging Face causal LM, search their features, steer generations by feature ID."
 
 
-class Command(TyperCommand):
-    """A command whose texts are UTF-8."""
+def root() -> TyperGroup:
+    """The command `saekit`."""
+    return _Group("", name="saekit", help=_HELP)
+
+
+class _Group(TyperGroup):
+    """The commands of the registry whose names begin with `prefix`."""
+
+    def __init__(self, prefix: str, **attributes: Any) -> None:
+        super().__init__(no_args_is_help=True, context_settings=_CONTEXT, rich_markup_mode="markdown", **attributes)
+        self._prefix = prefix
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = [name.removeprefix(self._prefix) for name in COMMANDS if name.startswith(self._prefix)]
+        return list(dict.fromkeys(name.split(" ")[0] for name in names))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in that only has the summary, so that the list of commands imports none of them."""
+        name = self._prefix + cmd_name
+        if name in GROUPS:
+            return _Group(f"{name} ", name=cmd_name, help=GROUPS[name])
+        return TyperCommand(cmd_name, help=COMMANDS[name].summary) if name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        cmd_name, command, rest = super().resolve_command(ctx, args)
+        name = f"{self._prefix}{cmd_name}"
+        return cmd_name, build(name) if name in COMMANDS else command, rest
+
+
+def build(name: str) -> Any:
+    """The command of that name in the registry, with its options."""
+    row = COMMANDS.find(name)
+    single = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    function = row.function
+    text = inspect.cleandoc(function.__doc__ or row.summary)
+    single.command(name.split(" ")[-1], cls=_Command, help=text, context_settings=_CONTEXT)(expand(function))
+    command = typer.main.get_command(single)
+    assert isinstance(command, _Command)
+    command.row = row
+    return command
+
+
+class _Command(TyperCommand):
+    """A command that takes former spellings of its options, and whose texts are UTF-8."""
+
+    row: CommandRow
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        return super().parse_args(ctx, list(self._present(args)))
+
+    def _present(self, args: list[str]) -> Iterator[str]:
+        """The arguments in their present spelling: options that were renamed, and `true` or `false` after a flag."""
+        flags = [each for each in self.params if getattr(each, "is_flag", False)]
+        switches = {name: each for each in flags for name in each.opts}
+        rest = list(args)
+        while rest:
+            given = rest.pop(0)
+            if given == "--":
+                yield from (given, *rest)
+                return
+            option, equals, value = given.partition("=")
+            if option in self.row.renamed:
+                new = self.row.renamed[option]
+                write_line(f"warning: {option} is now called {new}", stderr=True)
+                option, given = new, f"{new}{equals}{value}"
+            word = value if equals else rest[0] if rest else ""
+            if option not in switches or word not in ("true", "false"):
+                yield given
+                continue
+            if not equals:
+                rest.pop(0)
+            present = switches[option].opts if word == "true" else switches[option].secondary_opts
+            write_line(
+                f"warning: {option} takes no value; " + (f"write {present[0]}" if present else "leave it out"), stderr=True
+            )
+            yield from present[:1]
 
     def invoke(self, ctx: Any) -> Any:
         for parameter in self.params:

@@ -1,123 +1,84 @@
-"""Commands that show: demo, report."""
+"""The command demo: everything on one small study."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saekit.cli import options
-from saekit.cli.app import Command, app
-from saekit.cli.output import console, emit, print_quality, quiet_libraries, say, table, text
-from saekit.terminal import clean
+from saekit.cli.output import console, emit, quiet_libraries, say, table, text
+from saekit.cli.quality import print_quality
+from saekit.cli.values import count
+from saekit.terminal import clean, write_line
 
 if TYPE_CHECKING:
     from saekit.demo import Demo
     from saekit.report import Section
-    from saekit.workspace.workspace import Workspace
 
-_QUERY = Annotated[
-    list[str] | None,
-    typer.Option("--query", "-q", help="A concept to look for, in plain words; may be repeated.", show_default=False),
-]
+_FOLDER = Path("saekit-demo")
 
 
-@app.command(cls=Command)
+@dataclass(frozen=True)
+class SizeOptions:
+    """How much to cache and to train."""
+
+    tokens: options.TOKENS = 250_000
+    train_tokens: Annotated[
+        int, typer.Option("--train-tokens", help="Tokens to train on, repeats counted.", parser=count(1), metavar="COUNT")
+    ] = 1_500_000
+    latents: Annotated[int, typer.Option("--latents", help="Features of the dictionary.", parser=count(1), metavar="COUNT")] = (
+        1024
+    )
+    l0: options.L0 = 16
+    seed: options.SEED = 0
+
+
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Workspace to make, or to go on with.")] = Path("saekit-demo"),
+    folder: Annotated[Path | None, typer.Argument(hidden=True, metavar="")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the workspace. An existing one is used again.")] = _FOLDER,
     model: Annotated[str, typer.Option("--model", help="Hub name or local folder of a model, or lab: the built-in one.")] = "lab",
     data: Annotated[
         str | None, typer.Option("--data", help=f"{options.TEXTS} [default: lab, for the model lab]", show_default=False)
     ] = None,
-    query: _QUERY = None,
+    query: options.QUERIES = None,
     site: Annotated[
         str | None,
-        typer.Option("--site", help="Where to read. [default: resid_post at two thirds of the depth]", show_default=False),
+        typer.Option("--site", help="Site to read. [default: resid_post at two thirds of the depth]", show_default=False),
     ] = None,
-    tokens: options.TOKENS = 250_000,
-    train_tokens: Annotated[int, typer.Option(help="Tokens to train on, counting repeats.", min=1)] = 1_500_000,
-    latents: Annotated[int, typer.Option("--latents", help="Features.", min=1)] = 1024,
-    l0: options.L0 = 16,
-    seed: options.SEED = 0,
     as_json: options.JSON = False,
+    *,
+    sizes: SizeOptions,
 ) -> None:
-    """Show everything on the built-in model, without a network: train a dictionary, search it, steer by what was found.
+    """Show everything on the built-in model, without a network: train a dictionary, search it, and steer by what was found.
 
-    Ends with reports/demo.html in the folder, a page to look at. Run it again and it uses what is there.
+    The demonstration ends with a page to look at, reports/demo.html in the folder. Run it again and it uses what is there.
 
-    Example: `saekit demo`
+    Example: `saekit demo --out my-demo`
     """
     quiet_libraries()
     from saekit import demo as show
 
+    if folder is not None:
+        write_line(f"warning: write `saekit demo --out {folder}`", stderr=True)
     found = show.run(
-        folder,
+        folder or out,
         model,
         data,
         query or (),
         site=site,
-        tokens=tokens,
-        train_tokens=train_tokens,
-        latents=latents,
-        l0=l0,
-        seed=seed,
+        tokens=sizes.tokens,
+        train_tokens=sizes.train_tokens,
+        latents=sizes.latents,
+        l0=sizes.l0,
+        seed=sizes.seed,
     )
     if as_json:
         emit(found.to_dict())
     else:
         _print_demo(found)
-
-
-@app.command(cls=Command)
-def report(
-    workspace: options.WORKSPACE,
-    site: options.SITE = None,
-    query: _QUERY = None,
-    top: Annotated[int, typer.Option("-n", "--top", help="Features a query.", min=1)] = 5,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The page. [default: reports/SITE.html in the workspace]", show_default=False)
-    ] = None,
-    training: Annotated[
-        bool, typer.Option("--training", help="How dictionaries were trained, or are being trained: of all, a page each.")
-    ] = False,
-    as_json: options.JSON = False,
-) -> None:
-    """Write a page on a dictionary: training curves, quality, density of its features, and what searches find.
-
-    One HTML file that loads nothing from elsewhere.
-
-    With `--training`, pages on the training of every dictionary (of a site, with `--site`), finished or not, as `saekit train`
-    ends with: reports/train-SITE.html, or train-SITE-NAME.html.
-
-    Example: `saekit report pythia --query "happy" --query "money"`
-
-    Example: `saekit report pythia --training`
-    """
-    quiet_libraries()
-    from saekit import report as pages
-    from saekit.workspace.workspace import Workspace
-
-    ws = Workspace.open(workspace)
-    if training:
-        _report_training(ws, site, as_json)
-        return
-    chosen = ws.dictionaries.site(site)
-    sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
-    path = pages.write(pages.gather(ws, chosen, sections), out or ws.path / "reports" / f"{chosen}.html")
-    if as_json:
-        emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
-    else:
-        say((str(path), "bold"))
-
-
-def _report_training(ws: Workspace, site: str | None, as_json: bool) -> None:
-    from saekit.report.training import write_training
-
-    runs = ws.dictionaries.begun()
-    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [(site or "", "")]  # which raises
-    rows = [{"site": site, "name": name, "report": str(write_training(ws, site, name))} for site, name in found]
-    emit(rows) if as_json else table(rows)
 
 
 def _print_demo(found: Demo) -> None:

@@ -1,54 +1,71 @@
-"""Options that several commands share, each described once."""
+"""Options that several commands share, each described once. An option means the same in every command that has it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from saekit.cli.values import count
+
 MODEL = Annotated[
     str,
-    typer.Argument(help="Hub name or local folder of a causal language model, or lab: the built-in one.", show_default=False),
+    typer.Argument(
+        help="Hub name or local folder of a causal language model, or lab: the built-in one.", show_default=False, metavar="MODEL"
+    ),
 ]
-WORKSPACE = Annotated[Path, typer.Argument(help="Folder that `saekit fit` or `saekit cache` made.", show_default=False)]
-_ROUTES = (
-    "Where to read activations, e.g. resid_post.3; or from where to where: mlp_in.3->mlp_out.3; or several for one dictionary: "
-    "resid_post.1+resid_post.3, mlp_in.0..3->mlp_out.0..3. May be repeated."
+WORKSPACE = Annotated[
+    Path, typer.Argument(help="Folder that `saekit fit` or `saekit cache` made.", show_default=False, metavar="WORKSPACE")
+]
+_PLACES = (
+    "Site to read, as resid_post.3. For a transcoder, the sites to read and to predict: mlp_in.3->mlp_out.3. For a dictionary "
+    "of several sites: resid_post.1+resid_post.3 or mlp_in.0..3->mlp_out.0..3. May be repeated."
 )
 SITES = Annotated[
     list[str] | None,
-    typer.Option("--site", help=f"{_ROUTES} [default: resid_post at mid depth]", show_default=False),
+    typer.Option("--site", help=f"{_PLACES} [default: resid_post at mid depth]", show_default=False),
 ]
 CACHED_SITES = Annotated[
-    list[str] | None, typer.Option("--site", help=f"{_ROUTES} [default: every cached site]", show_default=False)
+    list[str] | None, typer.Option("--site", help=f"{_PLACES} [default: every cached site]", show_default=False)
 ]
 TRAINED_SITES = Annotated[
     list[str] | None,
-    typer.Option("--site", help="Site of a dictionary; may be repeated. [default: all that have one]", show_default=False),
+    typer.Option("--site", help="Site of a dictionary. May be repeated. [default: all that have one]", show_default=False),
+]
+SITE = Annotated[
+    str | None,
+    typer.Option("--site", help="Site of the dictionary. Needed if the workspace has several.", show_default=False),
+]
+NAME = Annotated[
+    str,
+    typer.Option(
+        "--name", help="Name of the dictionary among those of its site. [default: the site's default one]", show_default=False
+    ),
 ]
 WITH = Annotated[
     Path | None,
     typer.Option(
         "--with",
-        help="Workspace of another model on the same tokens; its sites are called resid_post.3@other.",
+        help="Workspace of another model that cached the same tokens. Its sites are called resid_post.3@other.",
         show_default=False,
     ),
 ]
 SITE_OUT = Annotated[
     str | None,
-    typer.Option("--site-out", help="What to predict from --site, for transcoders. [default: what is read]", show_default=False),
+    typer.Option(
+        "--site-out", help="Site that a transcoder predicts from --site. [default: the site that it reads]", show_default=False
+    ),
 ]
-SITE = Annotated[
-    str | None, typer.Option("--site", help="Site of the dictionary; needed where the workspace has several.", show_default=False)
-]
-TEXTS = "Hub data set, local txt / jsonl / parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus."
+TEXTS = "Hub data set, local txt, jsonl or parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus."
 DATA = Annotated[
     str | None,
     typer.Option("--data", help=f"{TEXTS} [default: lab for the model lab, NeelNanda/pile-10k for others]", show_default=False),
 ]
 OUT = Annotated[
-    Path | None, typer.Option("--out", help="Workspace folder. [default: MODEL-SITE in this folder]", show_default=False)
+    Path | None,
+    typer.Option("--out", help="Folder of the workspace. [default: MODEL-SITE in the current folder]", show_default=False),
 ]
 TEXT_FIELD = Annotated[str, typer.Option(help="Field of a record that holds the text.")]
 DATA_CONFIG = Annotated[str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)]
@@ -57,8 +74,8 @@ SHUFFLE = Annotated[
     bool | None,
     typer.Option(
         "--shuffle/--no-shuffle",
-        help="Read the documents in random order, so that a part of a sorted corpus stands for all of it. "
-        "[default: on; for the built-in corpus, which is random, off; in an existing workspace what it has]",
+        help="Read the documents in random order, so that a part of a sorted corpus represents all of it. "
+        "[default: on, except for the built-in corpus, which is random; an existing workspace keeps its order]",
         show_default=False,
     ),
 ]
@@ -66,27 +83,71 @@ REVISION = Annotated[str | None, typer.Option(help="Revision of a hub model.", s
 DTYPE = Annotated[
     str | None,
     typer.Option(
-        help="Computing dtype of the model: float32, bfloat16, float16. [default: the checkpoint's]", show_default=False
+        help="Number format that the model computes in: float32, bfloat16 or float16. [default: that of its checkpoint]",
+        show_default=False,
     ),
 ]
-TOKENS = Annotated[int, typer.Option(help="Tokens to cache at most; a smaller corpus is cached whole, never twice.", min=1)]
+TOKENS = Annotated[
+    int,
+    typer.Option("--tokens", help="Tokens to cache at most. A smaller corpus is cached once.", parser=count(1), metavar="COUNT"),
+]
 CONTEXT = Annotated[
-    int | None, typer.Option(help="Tokens in a context. [default: what the model has, at most 256]", show_default=False)
+    int | None,
+    typer.Option(
+        help="Tokens in a context. [default: the model's maximum, at most 256]",
+        show_default=False,
+        parser=count(1),
+        metavar="COUNT",
+    ),
 ]
-PACKING = Annotated[str, typer.Option(help="pack: documents follow each other in a context; document: one a context.")]
-STORE_DTYPE = Annotated[str, typer.Option(help="Numbers on disk: float32, float16 or bfloat16.")]
+PACKING = Annotated[str, typer.Option(help="pack: several documents share a context. document: one document in each context.")]
+STORE_DTYPE = Annotated[str, typer.Option(help="Number format on disk: float32, float16 or bfloat16.")]
 BATCH = Annotated[
-    int | None, typer.Option("--cache-batch", help="Contexts in a forward pass. [default: about 8192 tokens]", show_default=False)
+    int | None,
+    typer.Option(
+        "--cache-batch",
+        help="Contexts in a forward pass. [default: about 8192 tokens]",
+        show_default=False,
+        parser=count(1),
+        metavar="COUNT",
+    ),
 ]
-L0 = Annotated[int, typer.Option("--l0", "--k", help="Features active per token (k of TopK).", min=1)]
-SEED = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)]
-NAME = Annotated[
-    str, typer.Option("--name", help="Another dictionary of the site, as `saekit train` called it.", show_default=False)
+L0 = Annotated[int, typer.Option("--l0", "--k", help="Active features per token (k of TopK).", parser=count(1), metavar="COUNT")]
+SEED = Annotated[int, typer.Option("--seed", help="Seed of all random choices.", parser=count(0, 2**63 - 1), metavar="COUNT")]
+DOCUMENTS = Annotated[
+    int, typer.Option("--documents", help="Labelled documents of the laboratory to measure on.", parser=count(2), metavar="COUNT")
 ]
+SPLIT = Annotated[str, typer.Option("--split", help="train, or heldout: cases and phrasings that are not in the training data.")]
 LIVE = Annotated[
-    bool, typer.Option("--live", help="Train on the whole corpus, straight out of the model, instead of what is cached of it.")
+    bool, typer.Option("--live", help="Train on activations computed from the whole corpus, instead of on the cached ones.")
 ]
 WANDB = Annotated[
-    str | None, typer.Option(help="Log to this Weights & Biases project; nothing is sent without it.", show_default=False)
+    str | None, typer.Option(help="Log to this Weights & Biases project. Without it, nothing is sent.", show_default=False)
 ]
+QUERIES = Annotated[
+    list[str] | None,
+    typer.Option("--query", "-q", help="Concept to search for, in plain words. May be repeated.", show_default=False),
+]
+TOP = Annotated[int, typer.Option("-n", "--top", help="Features to show for a query.", parser=count(1), metavar="COUNT")]
 JSON = Annotated[bool, typer.Option("--json", help="Print data instead of tables.")]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What a workspace caches, besides the model and the sites."""
+
+    data: DATA = None
+    tokens: TOKENS = 2_000_000
+    context: CONTEXT = None
+    packing: PACKING = "pack"
+    text_field: TEXT_FIELD = "text"
+    data_config: DATA_CONFIG = None
+    data_split: DATA_SPLIT = "train"
+    shuffle: SHUFFLE = None
+    revision: REVISION = None
+    dtype: DTYPE = None
+    store_dtype: STORE_DTYPE = "float32"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`saekit.workspace.study.Study` that have the same names here."""
+        return {name: value for name, value in asdict(self).items() if name not in ("data", "shuffle")}

@@ -87,36 +87,11 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
     console().print(grid)
 
 
-def print_quality(site: str, metrics: dict[str, Any]) -> None:
-    """Print the quality of a dictionary: figures, and remarks about them."""
-    from saekit.evaluate.dictionary.measures import measures
-    from saekit.evaluate.dictionary.remarks import remarks
-
-    say("dictionary at ", (site, "bold"))
-    for measure, value, note in measures(metrics):
-        say(f"  {measure:<27} {value:>8}  ", (note, "dim"))
-    if "fvu_by_site" in metrics:
-        table([_site_row(site, fvu, metrics["relative_norms"][site]) for site, fvu in metrics["fvu_by_site"].items()])
-    for remark in remarks(metrics):
-        say(("note: ", "bold yellow"), remark)
-
-
 def print_section(section: Section) -> None:
     """Print the report of an evaluation: a table, and sentences below it."""
     table(section.rows, title=section.title)
     for sentence in section.summary:
         say(sentence)
-
-
-def _site_row(site: str, fvu: float, counts: list[int]) -> dict[str, str]:
-    """What a dictionary of several sites does at one of them, and how many of its features write there alone, or not at all."""
-    return {
-        "site": site,
-        "FVU": f"{fvu:.4f}",
-        "share of decoder norm, 0 to 1": "".join(bar(count, max(counts)) for count in counts),
-        "below 0.1": number(counts[0]),
-        "above 0.9": number(counts[-1]),
-    }
 
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -18,13 +18,12 @@ import typer
 
 from saekit import terminal
 from saekit.cli import failure, output
+from saekit.cli.commands import COMMANDS
 from saekit.errors import ConfigError, SaekitError
 from saekit.processes import leads
 from saekit.progress import doing
 
-RESUMED = ("fit", "cache", "train", "index", "demo")
-"""Commands that go on where they were stopped."""
-_ClickError = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+_ClickError: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 
 class Terminated(KeyboardInterrupt):
@@ -63,12 +62,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _command(arguments: Sequence[str]) -> int:
     """Parse and run one command, without the handling of errors that typer does."""
-    from saekit.cli import demo, evaluate, explore, laboratory, make  # noqa: F401  (they register their commands)
-    from saekit.cli.app import app
+    from saekit.cli.app import root
 
-    command = typer.main.get_command(app)
+    command = root()
     try:
-        with doing(f"running saekit {' '.join(_names(command, arguments))}".rstrip()):
+        with doing(f"running saekit {_name(arguments)}".rstrip()):
             with command.make_context("saekit", list(arguments)) as context:
                 command.invoke(context)
             return 0
@@ -80,13 +78,9 @@ def _command(arguments: Sequence[str]) -> int:
         raise _usage(error) from error
 
 
-def _names(command: Any, arguments: Sequence[str]) -> Iterator[str]:
-    """The names of the command and of its subcommand, without other arguments."""
-    for argument in arguments:
-        command = getattr(command, "commands", {}).get(argument)
-        if command is None:
-            return
-        yield argument
+def _name(arguments: Sequence[str]) -> str:
+    """The name of the command that a command line begins with; empty where there is none."""
+    return next((name for length in (2, 1) if (name := " ".join(arguments[:length])) in COMMANDS), "")
 
 
 def _usage(error: Any) -> SaekitError:
@@ -110,7 +104,8 @@ def _stopped(stopped: KeyboardInterrupt, arguments: Sequence[str]) -> int:
     terminated = isinstance(stopped, Terminated)
     if leads():
         word = "terminated" if terminated else "interrupted"
-        again = any(name in RESUMED for name in arguments[:1])
+        name = _name(arguments)
+        again = bool(name) and COMMANDS[name].resumes
         with contextlib.suppress(OSError):
             terminal.write_line(f"{word}; run the same command again and it goes on from here" if again else word, stderr=True)
     return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
@@ -150,7 +145,7 @@ def _notices() -> Iterator[None]:
     root.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = show  # type: ignore[assignment]
+            warnings.showwarning = show
             yield
     finally:
         root.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""Training settings as options: every field of `TrainConfig` is one, under all its names, with the field's own description."""
+"""Options made of dataclasses: one for every field, described where the field is."""
 
 from __future__ import annotations
 
@@ -6,51 +6,93 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from saekit.cli.values import read_count
 from trainers.settings.config import ALIASES, TrainConfig
 
-_PANEL = "Training settings, as in a sweep's file"
+PANEL = "Training settings, as in the file of a sweep"
+# On the command line, --tokens, --dtype and --keep mean something else.
+_FLAGS = {"tokens": ("train-tokens",), "dtype": ("train-dtype",), "keep": ("keep-checkpoints",)}
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the argument `settings` of a command by an option for every field; it gets those that were given.
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """A function for typer that has an option for every field of the dataclasses among the command's parameters.
 
-    Values are written as in a sweep's file and checked there, so that a mistake is named the same way. Where the command has an
-    option of the same name, the field keeps its other names.
+    A parameter whose type is a dataclass of annotated fields gets an object of it. A parameter called `settings` gets a
+    dictionary of the fields of :class:`TrainConfig` that were given; their values are written and checked as in the file of a
+    sweep, so that a mistake has the same message. The option --json comes last.
     """
     signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
-    described = _descriptions()
-    added = {f"_{field.name}": field for field in fields(TrainConfig)}
-    options = []
-    for key, field in added.items():
-        taken = {parameter.name for parameter in own}
-        names = [field.name, *(alias for alias, name in ALIASES.items() if name == field.name)]
-        flags = [f"--{name.replace('_', '-')}" for name in names if name not in taken]
-        text = described[field.name].replace(" None: ", " By default: ")
-        if field.default not in (None, MISSING):
-            text += f" [default: {field.default}]"
-        option = typer.Option(*flags, help=text, metavar=_metavar(field.name), show_default=False, rich_help_panel=_PANEL)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        options.append(inspect.Parameter(key, kind, default=None, annotation=Annotated[str | None, option]))
+    parts: dict[str, list[inspect.Parameter]] = {}
+    for name, parameter in signature.parameters.items():
+        if name == "settings":
+            parts[name] = [_training_option(field) for field in fields(TrainConfig)]
+        elif is_dataclass(parameter.annotation):
+            parts[name] = _options_of(parameter.annotation)
+        else:
+            parts[name] = [parameter]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        given = {key: values.pop(key) for key in added}
-        settings = {added[key].name: _read(added[key].name, text) for key, text in given.items() if text is not None}
-        command(**values, settings=settings)
+        given: dict[str, Any] = {}
+        for name, options in parts.items():
+            own = {option.name: values[option.name] for option in options}
+            if name == "settings":
+                given[name] = _settings({key.removeprefix("_"): value for key, value in own.items() if value is not None})
+            elif is_dataclass(kind := signature.parameters[name].annotation):
+                given[name] = kind(**own)  # type: ignore[operator]
+            else:
+                given |= own
+        command(**given)
 
     # Typer looks at both; __wrapped__ would lead it to the command itself.
     del run.__wrapped__
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
-    run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    options = [option.replace(kind=kind) for each in parts.values() for option in each]
+    options.sort(key=lambda option: option.name == "as_json")
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return run
 
 
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass, whose annotations describe options."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)
+    ]
+
+
+def _training_option(field: Field[Any]) -> inspect.Parameter:
+    """The option for a training setting, under all the names of the setting."""
+    names = [field.name, *(alias for alias, name in ALIASES.items() if name == field.name)]
+    names = list(_FLAGS.get(field.name, (each.replace("_", "-") for each in names)))
+    switch = bool in _kinds(field.name)
+    flags = [f"--{name}/--no-{name}" if switch else f"--{name}" for name in names]
+    text = _descriptions()[field.name].replace(" None: ", " By default: ")
+    if field.default not in (None, MISSING) and not switch:
+        text += f" [default: {_written(field.default)}]"
+    metavar = None if switch else _metavar(field.name)
+    option = typer.Option(*flags, help=text, metavar=metavar, show_default=False, rich_help_panel=PANEL)
+    annotation = Annotated[bool | None, option] if switch else Annotated[str | None, option]
+    return inspect.Parameter(f"_{field.name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _written(value: Any) -> str:
+    return ", ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
+
+
+@functools.cache
 def _descriptions() -> dict[str, str]:
     """Field -> the string that stands below it."""
     body = ast.parse(inspect.getsource(TrainConfig)).body[0]
@@ -62,23 +104,34 @@ def _descriptions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(TrainConfig)
+
+
 def _kinds(name: str) -> tuple[Any, ...]:
     """The types or, for a choice, the values that a field may have."""
-    declared = get_type_hints(TrainConfig)[name]
+    declared = _types()[name]
     kinds = get_args(declared) or (declared,)
     return tuple(kind for kind in kinds if kind is not type(None))
 
 
 def _metavar(name: str) -> str:
-    declared = get_type_hints(TrainConfig)[name]
-    kinds = _kinds(name)
-    if get_origin(declared) is tuple:
+    if get_origin(_types()[name]) is tuple:
         return "[NUMBER, ...]"
-    words = {int: "NUMBER", float: "NUMBER", str: "TEXT", bool: "true|false"}
-    return "|".join(kind if isinstance(kind, str) else words[kind] for kind in kinds)
+    words = {int: "COUNT", float: "NUMBER", str: "TEXT"}
+    return "|".join(kind if isinstance(kind, str) else words[kind] for kind in _kinds(name))
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: _read(name, value) if isinstance(value, str) else value for name, value in given.items()}
 
 
 def _read(name: str, text: str) -> Any:
+    """The value of a setting that was written as `text`."""
     from trainers.settings.yaml_files import parse_yaml
 
-    return text if all(kind is str or isinstance(kind, str) for kind in _kinds(name)) else parse_yaml(text)
+    kinds = _kinds(name)
+    if int in kinds and (number := read_count(text)) is not None:
+        return number
+    return text if all(kind is str or isinstance(kind, str) for kind in kinds) else parse_yaml(text)

@@ -108,5 +108,5 @@ class Subject:
         from saekit.lm import LanguageModel
 
         if self.options.model is None:
-            raise ConfigError("No other model is named.", "Name one: --model NAME.")
+            raise ConfigError("No other model is named.", "Name one: --other-model NAME.")
         return LanguageModel.load(self.options.model, dtype=self.dtype, revision=self.options.revision)

@@ -142,7 +142,7 @@ def test_bad_input_is_named_and_leaves_nothing(
 def test_where_nothing_can_be_written(saekit: Saekit, fit_arguments: list[object], workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    for command in ((*fit_arguments, "--out", file / "ws"), ("report", workspace, "--out", tmp_path)):
+    for command in ((*fit_arguments, "--out", file / "ws"), ("report", workspace, "--page", tmp_path)):
         outcome = saekit(*command, "--json")
         assert (outcome.status, outcome.json["error"]) == (2, "WorkspaceError"), outcome.stderr
         assert "cannot be written" in outcome.json["message"]

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shown(saekit: Saekit, arguments: list[object], folder: Path) -> Outcome:
     """The demo as people see it."""
-    outcome = saekit(*arguments, folder)
+    outcome = saekit(*arguments, "--out", folder)
     assert outcome.status == 0, outcome.stderr
     return outcome
 
@@ -41,7 +41,7 @@ def shown(saekit: Saekit, arguments: list[object], folder: Path) -> Outcome:
 def again(saekit: Saekit, arguments: list[object], folder: Path, shown: Outcome) -> Outcome:
     """The same demo with another query, as data."""
     weights = (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat()
-    outcome = saekit(*arguments, folder, "--query", "script alert", "--json")
+    outcome = saekit(*arguments, "--out", folder, "--query", "script alert", "--json")
     assert outcome.status == 0, outcome.stderr
     assert (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat() == weights  # what is there is used
     return outcome
@@ -91,7 +91,7 @@ def test_the_page(again: Outcome, folder: Path) -> None:
 
 
 def test_a_report_on_any_workspace(saekit: Saekit, shown: Outcome, folder: Path, tmp_path: Path) -> None:
-    outcome = saekit("report", folder, "--query", "mom", "--out", tmp_path / "page.html", "--json")
+    outcome = saekit("report", folder, "--query", "mom", "--page", tmp_path / "page.html", "--json")
     assert outcome.status == 0, outcome.stderr
     assert outcome.json["found"]["mom"] >= 1
     page = check((tmp_path / "page.html").read_text())
@@ -103,12 +103,15 @@ def test_a_report_on_any_workspace(saekit: Saekit, shown: Outcome, folder: Path,
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("demo", "{out}", "--model", "{model}"), "ConfigError"),
-        (("demo", "{out}", "--model", "lab:induction"), "ConfigError"),
-        (("demo", "{out}", "--model", "{model}", "--data", "{data}"), "ConfigError"),
-        (("demo", "{out}", "--model", "{model}", "--data", "{data}", "--query", "a", "--site", "resid_post.9"), "UnknownSite"),
-        (("demo", "{out}", "--model", "{model}", "--data", "./nothing.txt", "--query", "a"), "CorpusError"),
-        (("demo", "{out}", "--model", "{model}", "--data", "{data}", "--query", " "), "ConfigError"),
+        (("demo", "--out", "{out}", "--model", "{model}"), "ConfigError"),
+        (("demo", "--out", "{out}", "--model", "lab:induction"), "ConfigError"),
+        (("demo", "--out", "{out}", "--model", "{model}", "--data", "{data}"), "ConfigError"),
+        (
+            ("demo", "--out", "{out}", "--model", "{model}", "--data", "{data}", "--query", "a", "--site", "resid_post.9"),
+            "UnknownSite",
+        ),
+        (("demo", "--out", "{out}", "--model", "{model}", "--data", "./nothing.txt", "--query", "a"), "CorpusError"),
+        (("demo", "--out", "{out}", "--model", "{model}", "--data", "{data}", "--query", " "), "ConfigError"),
         (("report", "{out}"), "WorkspaceError"),
     ],
 )

@@ -118,7 +118,7 @@ def test_another_model(saekit: Saekit, workspace: Path, stories_path: Path, tmp_
     tensors = load_file(sibling / "model.safetensors")
     moved = {name: w + 0.03 * w.float().std() * torch.randn(w.shape, generator=generator) for name, w in tensors.items()}
     save_file(moved, sibling / "model.safetensors", metadata={"format": "pt"})
-    found = saekit("eval", workspace, "--model", sibling, "--json").json
+    found = saekit("eval", workspace, "--other-model", sibling, "--json").json
     transfer = found["transfer"]
     assert transfer["verdict"] == "transfers"
     assert found["fvu"] == pytest.approx(transfer["own"]["fvu"], rel=0.2)  # there documents follow each other in a context
@@ -137,8 +137,8 @@ def test_a_transfer_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "error"),
     [
         (("--labelled", "none.jsonl"), "CorpusError"),
-        (("--model", "./none"), "ModelNotFound"),
-        (("--model", "lab"), "StoreMismatch"),
+        (("--other-model", "./none"), "ModelNotFound"),
+        (("--other-model", "lab"), "StoreMismatch"),
         (("--site", "resid_post.0"), "WorkspaceError"),
     ],
 )
@@ -236,7 +236,7 @@ def test_only_measures_nothing_else_and_keeps_what_was_measured(saekit: Saekit, 
     ("arguments", "words"),
     [
         (("--only", "prob"), "Did you mean 'probe'"),
-        (("--only", "transfer"), "--model NAME"),
+        (("--only", "transfer"), "--other-model NAME"),
     ],
 )
 def test_an_evaluation_that_cannot_be_made_is_refused(

@@ -54,8 +54,7 @@ def test_an_error_after_the_result_adds_no_second_document(
         raise RuntimeError("too late")
 
     real = output.emit
-    for module in ("explore", "make"):
-        monkeypatch.setattr(f"saekit.cli.{module}.emit", emit)
+    monkeypatch.setattr("saekit.cli.show.emit", emit)
     outcome = saekit("show", workspace, "3", "--json")
     assert outcome.status == 1 and "too late" in outcome.stderr
     assert outcome.json["ref"] == "feature:resid_post.2/3"

@@ -39,7 +39,7 @@ def test_the_data_sheet(saekit: Saekit, tiny_lab: Path) -> None:
 
 
 def test_measured_then_and_there(saekit: Saekit, tiny_lab: Path) -> None:
-    shown = saekit("lab", "info", "--n", 2, "--model", tiny_lab)
+    shown = saekit("lab", "info", "--prompts", 2, "--model", tiny_lab)
     assert shown.status == 0, shown.stderr
     assert "not met" in shown.stdout
     for task in lab.TASKS.values():

@@ -20,7 +20,7 @@ def test_hits_are_checked_against_the_labels(
 ) -> None:
     monkeypatch.setattr(demo, "_DOCUMENTS", 400)
     sizes = ("--tokens", 20_000, "--train-tokens", 40_000, "--latents", 64, "--k", 4)
-    outcome = saekit("demo", tmp_path / "ws", "--query", "birds", "--query", "the river", *sizes, "--json")
+    outcome = saekit("demo", "--out", tmp_path / "ws", "--query", "birds", "--query", "the river", *sizes, "--json")
     assert outcome.status == 0, outcome.stderr
     known, words = outcome.json["concepts"]
     assert (known["concept"], words["concept"]) == ("birds", None)

@@ -1,4 +1,4 @@
-"""The command eval: how good a dictionary is."""
+"""The command eval: the quality of a dictionary."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from saekit.cli import options
-from saekit.cli.app import Command, app
-from saekit.cli.output import bar, emit, print_quality, print_section, quiet_libraries, say, table
+from saekit.cli.output import bar, emit, print_section, quiet_libraries, say, table
+from saekit.cli.quality import print_quality
 from saekit.evaluate.registry import EVALUATIONS, QUALITY, wanted
 from saekit.evaluate.subject import DOCUMENTS
 
@@ -46,7 +46,6 @@ def with_evaluations(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-@app.command("eval", cls=Command)
 @with_evaluations
 def evaluate(
     workspace: options.WORKSPACE,
@@ -57,7 +56,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--only",
-            help=f"Run this evaluation alone; may be repeated. One of: {', '.join(EVALUATIONS)}. "
+            help=f"Run this evaluation alone; May be repeated. One of: {', '.join(EVALUATIONS)}. "
             f"[default: {QUALITY}, and what is asked for besides]",
             show_default=False,
         ),
@@ -71,13 +70,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    documents: Annotated[
-        int, typer.Option(help="Documents of the laboratory to probe and to look for concepts in.", min=2)
-    ] = DOCUMENTS,
-    model: Annotated[
+    documents: options.DOCUMENTS = DOCUMENTS,
+    other_model: Annotated[
         str | None,
         typer.Option(
-            help="Measure the dictionary on this model too, of equal width: an instruction-tuned sibling, say.",
+            "--other-model",
+            help="Also measure the dictionary on this model of equal width, such as an instruction-tuned version.",
             show_default=False,
         ),
     ] = None,
@@ -94,13 +92,13 @@ def evaluate(
     *,
     asked: dict[str, bool],
 ) -> None:
-    """Measure a dictionary on held-out documents: reconstruction, sparsity, and what the model loses when it is spliced in.
+    """Measure a dictionary on held-out documents: reconstruction, sparsity, and the model's loss with it spliced in.
 
-    Writes reports/eval-SITE.html (or eval-SITE-NAME.html) in the workspace, with the distributions behind the numbers.
+    The page reports/eval-SITE.html (or eval-SITE-NAME.html) in the workspace shows the distributions behind the numbers.
 
     Shrinkage: 1.0 means none; below 1 the reconstruction is too small. Probes: accuracy of logistic regression on k latents, on
-    the whole activation (dense) and on k of its coordinates. Absorbed: the share of a concept that latents other than its own
-    hold.
+    the whole activation (dense) and on k of its coordinates. Absorbed: the share of a concept's tokens on which other latents
+    fire in place of the concept's own latents.
 
     For a crosscoder or a cross-layer transcoder it shows the FVU of every site, and how the decoder norm of each feature is
     distributed over the sites. A feature with all of its norm at one site, or in one model, belongs to that one alone.
@@ -114,7 +112,7 @@ def evaluate(
     from saekit.workspace.dictionaries import stem
     from saekit.workspace.workspace import Workspace
 
-    chosen = Options(baseline=baseline, labelled=labelled, documents=documents, model=model, revision=revision, seed=seed)  # type: ignore[arg-type]
+    chosen = Options(baseline=baseline, labelled=labelled, documents=documents, model=other_model, revision=revision, seed=seed)  # type: ignore[arg-type]
     names = wanted(asked, only or [], chosen)
     ws = Workspace.open(workspace)
     place, name = ws.dictionaries.find(site, name)

@@ -1,0 +1,75 @@
+"""The registry of commands. A command is one file with one function, and one row here.
+
+A plugin (:mod:`saekit.plugins`) adds a row with ``COMMANDS.register("mine", CommandRow(function, "What it does."))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from saekit.plugins import Registry, resolve
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    """One command."""
+
+    target: str | Callable[..., None]
+    """The function, whose parameters and docstring become options and help; or `"package.module:function"`, imported when the
+    command runs, so that `saekit --help` stays fast."""
+    summary: str
+    """One line for the list of commands."""
+    resumes: bool = False
+    """Whether the same command goes on where it was stopped."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Former spelling of an option -> the present one. The former is still taken, with a warning."""
+
+    @property
+    def function(self) -> Callable[..., None]:
+        """The function, imported."""
+        return resolve(self.target)  # type: ignore[no-any-return]
+
+
+GROUPS = {"lab": "The built-in language model and corpus whose true concepts are known."}
+"""Help of each group of commands; `"lab info"` is the command `info` in the group `lab`."""
+
+_TRAINING = {"--tokens": "--train-tokens", "--dtype": "--train-dtype", "--keep": "--keep-checkpoints"}
+
+COMMANDS: Registry[CommandRow] = Registry(
+    "command",
+    {
+        "demo": CommandRow("saekit.cli.demo:demo", "Show everything on the built-in model, without a network.", resumes=True),
+        "fit": CommandRow(
+            "saekit.cli.fit:fit",
+            "Cache activations, train a dictionary, and index its features.",
+            resumes=True,
+            renamed={"--keep": "--keep-checkpoints"},
+        ),
+        "cache": CommandRow("saekit.cli.cache:cache", "Write a model's activations at one or more sites to disk.", resumes=True),
+        "train": CommandRow(
+            "saekit.cli.train:train", "Train one or many dictionaries on activations.", resumes=True, renamed=_TRAINING
+        ),
+        "choose": CommandRow("saekit.cli.choose:choose", "Make a trained dictionary the default of its site."),
+        "index": CommandRow("saekit.cli.index:index", "Put a dictionary's features into the searchable database.", resumes=True),
+        "search": CommandRow("saekit.cli.search:search", "Find features by concept."),
+        "show": CommandRow("saekit.cli.show:show", "Show a feature: statistics, tokens, words and example texts."),
+        "steer": CommandRow(
+            "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}
+        ),
+        "eval": CommandRow(
+            "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
+        ),
+        "report": CommandRow("saekit.cli.report:report", "Write an HTML page about a dictionary.", renamed={"--out": "--page"}),
+        "verify": CommandRow("saekit.cli.verify:verify", "Check every file of a workspace."),
+        "lab info": CommandRow(
+            "saekit.cli.lab_info:info",
+            "Describe the laboratory, and measure how well its model does its tasks.",
+            renamed={"-n": "--prompts", "--n": "--prompts"},
+        ),
+        "lab sample": CommandRow(
+            "saekit.cli.lab_sample:sample", "Print documents of the corpus with their concepts.", renamed={"--n": "-n"}
+        ),
+        "lab concepts": CommandRow("saekit.cli.lab_concepts:concepts", "Find which known concepts a dictionary recovers."),
+    },
+)

@@ -1,0 +1,26 @@
+"""The command index: the features of a dictionary in the database."""
+
+from __future__ import annotations
+
+from saekit.cli import options
+from saekit.cli.output import emit, quiet_libraries, table
+
+
+def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_json: options.JSON = False) -> None:
+    """Put the features of each site's default dictionary into the searchable database, with labels made by rules.
+
+    Example: `saekit index pythia`
+    """
+    quiet_libraries()
+    from saekit.workspace.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    sites = ws.dictionaries.chosen(site)
+    with ws.writing():
+        for each in sites:
+            ws.index(each)
+    rows = [{"site": str(each), "features": ws.sae(each).cfg.n_latents} for each in sites]
+    if as_json:
+        emit(rows)
+    else:
+        table(rows)

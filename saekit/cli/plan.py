@@ -1,0 +1,90 @@
+"""What `fit`, `cache` and `train` share: the workspace that is meant, and the dictionaries to train in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saekit.builtin import NAME, is_lab
+from saekit.cli.options import StudyOptions
+from saekit.cli.output import quiet_libraries
+
+if TYPE_CHECKING:
+    from saekit.errors import SaekitError
+    from saekit.workspace.workspace import Workspace
+    from trainers import Plan
+
+_DATA = "NeelNanda/pile-10k"
+_NO_SITE = "A transcoder needs the site that it reads beside the one that it predicts."
+
+
+def plan_workspace(
+    model: str, sites: Sequence[str] | None, study: StudyOptions, out: Path | None, site_out: str | None = None
+) -> Workspace:
+    """The workspace that the options describe, which is not written yet.
+
+    Raises:
+        ConfigError: `site_out` is given without a site.
+        SaekitError: as :meth:`Workspace.plan` does.
+    """
+    quiet_libraries()
+    from saekit.errors import ConfigError
+    from saekit.lm import LanguageModel
+    from saekit.workspace.study import shuffle_seed
+    from saekit.workspace.workspace import Workspace, study_of
+    from trainers import Route
+
+    if site_out and not sites:
+        raise ConfigError(_NO_SITE, "Give --site with --site-out.")
+    lm = None
+    if not sites:
+        lm = LanguageModel.load(model, dtype=study.dtype, revision=study.revision)
+        sites = [f"resid_post.{lm.n_layers // 2}"]
+    names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site, site_out).sites})))
+    out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
+    data = study.data or (NAME if is_lab(model) else _DATA)
+    settings = study.settings() | {"shuffle_seed": shuffle_seed(out, data, study.shuffle)}
+    return Workspace.plan(out, study_of(model, names, data, **settings), lm)
+
+
+def describe(
+    workspace: Workspace, settings: dict[str, Any], sites: Sequence[str] | None, sweep: Path | None = None, **more: str | None
+) -> dict[str, Any]:
+    """The description of what to train: the file of a sweep, overridden by options; by default at all sites of the study."""
+    from saekit.errors import ConfigError
+    from trainers import TrainConfig, read_sweep
+    from trainers.settings.sweep import KEYS, mappings
+
+    described = {} if sweep is None else TrainConfig.named(read_sweep(sweep), KEYS)
+    described |= settings | {key: value for key, value in {"site": tuple(sites or ()), **more}.items() if value}
+    given = mappings(described)
+    if not any(key in part for part in given for key in ("site", "from")):  # an SAE to start from has a site
+        if any("site_out" in part for part in given):
+            raise ConfigError(_NO_SITE, "Give site with site_out.")
+        described["site"] = workspace.study.sites
+    return described
+
+
+def check_devices(plans: Sequence[Plan]) -> None:
+    """Refuse a device or a backend that is not here, before anything is computed.
+
+    Raises:
+        ConfigError: this machine cannot train as asked.
+    """
+    for plan in plans:
+        _ = plan.config.resolve(1).kernels
+
+
+def write_pages(ws: Workspace, plans: Sequence[Plan]) -> list[Path]:
+    """Write the page about the training of each dictionary."""
+    from saekit.report import write_training
+
+    return [write_training(ws, str(plan.route), plan.name) for plan in plans]
+
+
+def raise_first(stopped: Sequence[SaekitError | None]) -> None:
+    """Raise the first error."""
+    for error in stopped:
+        if error is not None:
+            raise error

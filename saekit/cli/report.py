@@ -1,0 +1,65 @@
+"""The command report: an HTML page about a dictionary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saekit.cli import options
+from saekit.cli.output import emit, quiet_libraries, say, table
+
+if TYPE_CHECKING:
+    from saekit.workspace.workspace import Workspace
+
+
+def report(
+    workspace: options.WORKSPACE,
+    site: options.SITE = None,
+    query: options.QUERIES = None,
+    top: options.TOP = 5,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="File to write. [default: reports/SITE.html in the workspace]", show_default=False),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Write a page about the training of every dictionary, finished or not.")
+    ] = False,
+    as_json: options.JSON = False,
+) -> None:
+    """Write a page about a dictionary: training curves, quality, density of its features, and the results of searches.
+
+    The page is one HTML file that loads nothing from other places.
+
+    With `--training`, write a page about the training of every dictionary, or of those at `--site`, as `saekit train` does at its
+    end: reports/train-SITE.html, or train-SITE-NAME.html.
+
+    Example: `saekit report pythia --query "happy" --query "money"`
+
+    Example: `saekit report pythia --training`
+    """
+    quiet_libraries()
+    from saekit import report as pages
+    from saekit.workspace.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    if training:
+        _report_training(ws, site, as_json)
+        return
+    chosen = ws.dictionaries.site(site)
+    sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
+    path = pages.write(pages.gather(ws, chosen, sections), page or ws.path / "reports" / f"{chosen}.html")
+    if as_json:
+        emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
+    else:
+        say((str(path), "bold"))
+
+
+def _report_training(ws: Workspace, site: str | None, as_json: bool) -> None:
+    from saekit.report.training import write_training
+
+    runs = ws.dictionaries.begun()
+    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [(site or "", "")]  # which raises
+    rows = [{"site": site, "name": name, "report": str(write_training(ws, site, name))} for site, name in found]
+    emit(rows) if as_json else table(rows)

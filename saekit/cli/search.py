@@ -1,0 +1,57 @@
+"""The command search: features by concept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from saekit.cli import options
+from saekit.cli.output import console, emit, quiet_libraries, say, text
+
+
+def search(
+    workspace: options.WORKSPACE,
+    query: Annotated[str, typer.Argument(help="A concept, in plain words.", metavar="QUERY")],
+    k: options.TOP = 10,
+    site: options.SITE = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", help="Search by this signal only: promotes, fires_word, label, ... May be repeated.", show_default=False
+        ),
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also run the words through the model and the dictionary. This loads both.")
+    ] = False,
+    as_json: options.JSON = False,
+) -> None:
+    """Find features by concept: by their labels, the words they fire on, their examples, and the tokens they promote.
+
+    To steer towards a concept, look for features that promote its words: `--by promotes`.
+
+    Example: `saekit search pythia "happy"`
+    """
+    from rich.padding import Padding
+
+    from saekit.workspace.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    extra: dict[str, Any] = {"by": by} if by else {}
+    if deep:
+        quiet_libraries()
+        chosen = ws.dictionaries.site(site)
+        extra |= {"lm": ws.lm, "sae": ws.sae(chosen)}
+        site = str(chosen)
+    hits = ws.database().search(query, k=k, site=site, **extra)
+    rows = [hit.to_dict() for hit in hits]
+    if as_json:
+        emit(rows)
+        return
+    if not rows:
+        say(f"nothing found for {query!r}")
+    for row in rows:
+        name = row["ref"].removeprefix("feature:")
+        density = f"  {row['density']:.2%} of tokens"
+        say((f"{row['score']:.2f}  ", "cyan"), (name, "bold"), "  ", (row["label"], "green"), (density, "dim"))
+        console().print(Padding(text((row["why"], "dim")), (0, 0, 0, 6)))

@@ -1,0 +1,95 @@
+"""The command steer: generation with a feature turned on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from saekit.cli import options
+from saekit.cli.output import console, emit, number, quiet_libraries, say, text
+from saekit.cli.values import count
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to generate."""
+
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Tokens to generate after each prompt.", parser=count(1), metavar="COUNT")
+    ] = 48
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False
+    n_samples: Annotated[
+        int, typer.Option("--samples", help="Continuations of each prompt. Needs --sample.", parser=count(1), metavar="COUNT")
+    ] = 1
+    seed: options.SEED = 0
+
+
+def steer(
+    workspace: options.WORKSPACE,
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", metavar="PROMPT")],
+    feature: Annotated[
+        list[str],
+        typer.Option(
+            "--feature",
+            "-f",
+            help="Feature and strength: 1042, 1042:0.8norm or 1042:2. May be repeated.",
+            metavar="ID[:STRENGTH]",
+        ),
+    ],
+    op: Annotated[str, typer.Option(help="Operation on the feature: clamp, add, scale or ablate.")] = "clamp",
+    control: Annotated[
+        bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
+    ] = True,
+    positions: Annotated[
+        str, typer.Option(help="Tokens to steer at: last+generated, generated, prompt, last or all.")
+    ] = "last+generated",
+    as_json: options.JSON = False,
+    *,
+    generation: GenerationOptions,
+) -> None:
+    """Generate with and without a feature turned on, side by side and from the same seed.
+
+    1042 clamps the feature to half the typical norm of its site, 1042:0.8norm to 0.8 of that norm, 1042:2 to twice the feature's
+    maximum activation, 1042:q.99 to the 0.99 quantile of its activations. Features that promote a concept's tokens push towards
+    the concept; features that only fire on them may not.
+
+    Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
+    """
+    quiet_libraries()
+    from saekit.workspace.workspace import Workspace
+
+    ws = Workspace.open(workspace)
+    result = ws.steer(
+        prompts,
+        feature,
+        op=op,
+        max_new_tokens=generation.max_new_tokens,
+        do_sample=generation.sample or None,
+        n_samples=generation.n_samples,
+        control=control,
+        positions=positions,
+        seed=generation.seed,
+    )
+    facts = result.to_dict()
+    if as_json:
+        emit(facts)
+        return
+    _print_steered(prompts, generation.n_samples, facts)
+
+
+def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    columns = [name for name in ("baseline", "steered", "random") if facts.get(name)]
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    for name in columns:
+        grid.add_column(name, ratio=1)
+    for i in range(len(prompts) * n_samples):
+        prompt = prompts[i // n_samples]
+        grid.add_row(*(text((prompt, "dim"), facts[name][i]) for name in columns))
+    console().print(grid)
+    perplexity = "  ".join(f"{name} {number(value)}" for name, value in facts["perplexity"].items())
+    say(f"KL to the unsteered model {number(facts['kl'])} nats a token;  perplexity under it: {perplexity}")
