@@ -28,7 +28,7 @@ class CommandRow:
     @property
     def function(self) -> Callable[..., None]:
         """The function, imported."""
-        return resolve(self.target)  # type: ignore[no-any-return]
+        return resolve(self.target)
 
 
 GROUPS = {"lab": "The built-in language model and corpus whose true concepts are known."}
