@@ -68,7 +68,7 @@ def resolve(target: Any) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.3) -> str:
+def nearest(name: object, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """A hint for an error message about an unknown name: the nearest known one, and the list of all."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff)

@@ -1,4 +1,4 @@
-"""One module for all architectures: they share encoder, decoder and files, and differ in their activation only."""
+"""The module of all architectures: they share encoder, decoder and files, and differ in their activation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,14 @@ from torch.nn.functional import linear
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
 from saekit.names.site import Site
-from saekit.sae import kernels
+from saekit.plugins import resolve
+from saekit.sae import files, kernels, published
+from saekit.sae.activations import Selection, Threshold
+from saekit.sae.code import Code, SparseCode
 from saekit.sae.config import DTYPES, SAEConfig
+from saekit.sae.format import VERSION_KEYS, config_from_dict, config_to_dict
 
-
-class SparseCode(NamedTuple):
-    """The latents that fire on each token.
-
-    Attributes:
-        values: (..., K), coefficients. A row may be padded with zeros.
-        indices: (..., K) int64, their latents, in no particular order. Those of padding mean nothing.
-    """
-
-    values: Tensor
-    indices: Tensor
-
-    def dense(self, n_latents: int) -> Tensor:
-        """The same code as one (..., n_latents) tensor."""
-        zeros = self.values.new_zeros(*self.values.shape[:-1], n_latents)
-        return zeros.scatter_add(-1, self.indices, self.values)  # add: padding may repeat the index of a real value
+_USUALLY = 64.0  # latents that fire on a token, where an SAE does not say how many
 
 
 class SAE(nn.Module):
@@ -78,7 +67,8 @@ class SAE(nn.Module):
         shapes = cfg.shapes()
         if tensors is None:
             tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
-        _check_shapes(tensors, shapes, cfg.architecture)
+        _check_names(tensors, shapes, cfg.architecture)
+        _check_shapes(tensors, shapes)
         for name in shapes:
             data = tensors[name].detach().to(dtype)
             # In memory a latent's encoder weights lie side by side: one feature then costs one short read, whatever F is.
@@ -90,39 +80,34 @@ class SAE(nn.Module):
     def encode(self, x_BD: Tensor) -> SparseCode | Tensor:
         """Codes of x (..., D): a :class:`SparseCode` (K = k) from topk and abstopk, a dense (..., F) tensor from the others.
 
+        Prefer :meth:`encode_sparse`, which gives one kind for every architecture and never holds a (..., F) tensor.
+
+        Raises:
+            StoreMismatch: x has another width than the SAE reads.
+        """
+        code = self.encode_sparse(x_BD)
+        return code if self.cfg.selects else code.dense(self.cfg.n_latents)
+
+    def encode_dense(self, x_BD: Tensor) -> Tensor:
+        """Codes of x (..., D) as one (..., F) tensor, for every architecture."""
+        return self.encode_sparse(x_BD).dense(self.cfg.n_latents)
+
+    def encode_sparse(self, x_BD: Tensor) -> SparseCode:
+        """Codes of x (..., D), for every architecture. Memory grows with the number of latents that fire, not with F.
+
+        topk and abstopk give k latents per token. The others give the latents that fire, in ascending order; their
+        :attr:`SparseCode.values` have K of the busiest token (at least 1), and shorter rows are padded with value 0 at latent 0.
+        A row of x that is not finite has NaN at latent 0.
+
         Raises:
             StoreMismatch: x has another width than the SAE reads.
         """
         x_ND, lead = self._rows(x_BD)
-        if not self._selects:
-            return self._activate(self._centre(x_ND)).reshape(*lead, self.cfg.n_latents)
-        values_NK, indices_NK = self._select(self._centre(x_ND))
-        K = values_NK.shape[1]
-        return SparseCode(values_NK.reshape(*lead, K), indices_NK.reshape(*lead, K))
-
-    def encode_dense(self, x_BD: Tensor) -> Tensor:
-        """Codes of x (..., D) as one (..., F) tensor, for every architecture."""
-        code = self.encode(x_BD)
-        return code if isinstance(code, Tensor) else code.dense(self.cfg.n_latents)
-
-    def encode_sparse(self, x_BD: Tensor) -> SparseCode:
-        """Codes of x (..., D) as a :class:`SparseCode`, for every architecture.
-
-        Where the architecture is dense, K is the number of latents that fire on the busiest token (at least 1), a row's latents
-        are in ascending order, and shorter rows are padded with value 0 at latent 0.
-        """
-        code = self.encode(x_BD)
-        if not isinstance(code, Tensor):
-            return code
-        acts_NF = code.reshape(-1, self.cfg.n_latents)
-        row, latent = acts_NF.detach().nonzero(as_tuple=True)
-        count_N = torch.bincount(row, minlength=acts_NF.shape[0])
-        K = max(1, int(count_N.max())) if len(count_N) else 1
-        slot = torch.arange(len(row), device=row.device) - (count_N.cumsum(0) - count_N)[row]
-        values_NK = acts_NF.new_zeros(acts_NF.shape[0], K).index_put((row, slot), acts_NF[row, latent])
-        indices_NK = latent.new_zeros(values_NK.shape).index_put((row, slot), latent)
-        lead = code.shape[:-1]
-        return SparseCode(values_NK.reshape(*lead, K), indices_NK.reshape(*lead, K))
+        x_ND = self._centre(x_ND)
+        function = self.cfg.activation_function
+        if isinstance(function, Threshold):
+            return SparseCode.of_rows(_marked(self._above(x_ND, function), x_ND), lead)
+        return SparseCode.of_rows(Code.of(*self._select(x_ND)), lead)
 
     def encode_features(self, x_BD: Tensor, features: Sequence[int] | Tensor) -> Tensor:
         """The columns `features` of :meth:`encode_dense`, (..., n), in the order given; repeats are allowed.
@@ -134,7 +119,7 @@ class SAE(nn.Module):
         """
         wanted = self._features(features)
         x_ND, lead = self._rows(x_BD)
-        if not self._selects:
+        if not self.cfg.selects:
             return self._activate(self._centre(x_ND), wanted).reshape(*lead, len(wanted))
         values_NK, indices_NK = self._select(self._centre(x_ND))
         unique, inverse = wanted.unique(return_inverse=True)
@@ -161,10 +146,7 @@ class SAE(nn.Module):
             lead = code.shape[:-1]
             out_NO = code.reshape(-1, self.cfg.n_latents).to(self.device, self.dtype) @ self.W_dec + self.b_dec
         else:
-            lead, K = code.values.shape[:-1], code.values.shape[-1]
-            values_NK = code.values.reshape(-1, K).to(self.device, self.dtype)
-            indices_NK = code.indices.reshape(-1, K).to(self.device)
-            out_NO = kernels.gather_decode(values_NK, indices_NK, self.W_dec, self.b_dec)
+            lead, out_NO = torch.Size(code.lead), self._gather(code.rows)
         if x_BD is None:
             if self.cfg.normalizes and not self.cfg.transcodes:
                 raise ConfigError(
@@ -184,7 +166,7 @@ class SAE(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Reconstruction of x (..., D): x's shape, or (..., d_out) for transcoders, whose skip is included."""
-        return self.decode(self.encode(x_BD), x_BD)
+        return self.decode(self.encode_sparse(x_BD), x_BD)
 
     def feature_vectors(self, features: Sequence[int] | Tensor | None = None) -> Tensor:
         """Decoder rows, (n, d_out): what each feature writes per unit of activation. All F of them by default.
@@ -205,26 +187,39 @@ class SAE(nn.Module):
 
     @staticmethod
     def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> SAE:
-        """Load a sae-lens folder, or a published SAE as `"release/sae_id"`; see :func:`saekit.sae.files.load`."""
-        from saekit.sae import files
+        """Load an SAE for inference.
 
-        return files.load(source, device=device, dtype=dtype)
+        Args:
+            source: a folder that saekit or sae-lens wrote (inference or training classes, also those from before sae-lens 6), or
+                `"release/sae_id"` of a published SAE in sae-lens's list, such as
+                `"gpt2-small-res-jb/blocks.8.hook_resid_pre"`.
+            device: where its tensors go.
+            dtype: of its tensors; None for what the configuration says.
+
+        Raises:
+            SAENotFound: there is no such folder, release or id, or it cannot be fetched.
+            SAEFormatError: the folder holds no SAE, its configuration and tensors disagree, its numbers are not finite, or its
+                architecture is not one of :data:`saekit.sae.ARCHITECTURES`.
+            ConfigError: there is no such dtype for SAEs.
+        """
+        wanted = None if dtype is None else _dtype_name(dtype)
+        if (folder := files.find(source)) is None:
+            return assemble(published.fetch(source, wanted or "float32")).to(device)
+        content = files.read(folder)
+        with files.in_folder(folder):
+            return assemble(content if wanted is None else content._replace(raw=content.raw | {"dtype": wanted})).to(device)
 
     def save(self, folder: str | Path, *, sparsity: Tensor | None = None) -> None:
         """Write a folder that sae-lens loads with equal outputs; see :func:`saekit.sae.files.save`."""
-        from saekit.sae import files
-
-        files.save(self, folder, sparsity=sparsity)
+        files.save(self.cfg, self.state_dict(), folder, sparsity=sparsity)
 
     def fingerprint(self) -> str:
         """sha256 of configuration and weights. The same after saving and loading, in any folder and on any device.
 
         Kept until torch counts a change of a weight; it counts none made through `.data` or numpy.
         """
-        from saekit.sae import files
-
-        facts = files.config_to_dict(self.cfg)
-        facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in files.VERSION_KEYS}
+        facts = config_to_dict(self.cfg)
+        facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in VERSION_KEYS}
         config = json.dumps(facts, sort_keys=True).encode()
         tensors = sorted(self.state_dict(keep_vars=True).items())
         counted = not any(tensor.is_inference() for _, tensor in tensors)
@@ -312,10 +307,6 @@ class SAE(nn.Module):
 
     # -- the parts
 
-    @property
-    def _selects(self) -> bool:
-        return self.cfg.activation in ("topk", "abstopk")
-
     def _rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:
         """x as (N, D) rows on the device and in the dtype of the weights, and the shape in front that was flattened away."""
         lead, D = x.shape[:-1], self.cfg.d_in
@@ -333,35 +324,47 @@ class SAE(nn.Module):
             x_ND, _, _ = _normalize(x_ND, self.cfg.normalize_activations)
         return x_ND - self.b_dec if self.cfg.apply_b_dec_to_input else x_ND
 
-    def _activate(self, x_ND: Tensor, features: Tensor | None = None) -> Tensor:
-        """Dense codes (N, F) of centred rows, or only those of `features`, for activations that act on each latent alone."""
+    def _parameters_of(self, features: Tensor | None = None) -> dict[str, Tensor]:
+        """The (F,) tensors of the activation, or those of some latents."""
+        named = {name: self.get_parameter(name) for name in self.cfg.activation_function.parameters}
+        return named if features is None else {name: tensor[features] for name, tensor in named.items()}
 
-        def pick(name: str) -> Tensor:
-            tensor = self.get_parameter(name)
-            return tensor if features is None else tensor[features]
+    def _activate(self, x_ND: Tensor, features: Tensor) -> Tensor:
+        """Coefficients (N, n) of some latents on centred rows, for activations that act on each latent alone."""
+        function, p = self.cfg.activation_function, self._parameters_of(features)
+        assert isinstance(function, Threshold)
+        pre_Nn = self._project(x_ND, features, function.bias(p))
+        return function.values(pre_Nn, p).masked_fill(pre_Nn <= function.floor(p), 0)
 
-        if self.cfg.activation == "gated":
-            pre_NF = self._project(x_ND, features, None)
-            magnitude_NF = torch.relu(pre_NF * pick("r_mag").exp() + pick("b_mag"))
-            return magnitude_NF.masked_fill(pre_NF + pick("b_gate") <= 0, 0)
-        pre_NF = self._project(x_ND, features, pick("b_enc"))
-        if self.cfg.activation == "relu":
-            return torch.relu(pre_NF)
-        return pre_NF.masked_fill(pre_NF <= pick("threshold").clamp_min(0), 0)  # ReLU and jump in one comparison
+    def _project(self, x_ND: Tensor, features: Tensor, bias_n: Tensor | None) -> Tensor:
+        """Pre-activations (N, n) of some latents."""
+        return linear(x_ND, self.W_enc.T[features], bias_n)
 
-    def _project(self, x_ND: Tensor, features: Tensor | None, bias_F: Tensor | None) -> Tensor:
-        """The encoder's product (N, F), or that of `features`, with what is added to it."""
-        return linear(x_ND, self.W_enc.T if features is None else self.W_enc.T[features], bias_F)
+    def _above(self, x_ND: Tensor, function: Threshold) -> Code:
+        """What fires on centred rows."""
+        p = self._parameters_of()
+        pre = self._candidates(x_ND, function.bias(p), function.floor(p))
+        values_N = function.values(pre.values_N, {name: tensor[pre.latents_N] for name, tensor in p.items()})
+        code = pre.with_values(values_N)
+        fires_N = values_N.detach() != 0
+        return code if bool(fires_N.all()) else code.keep(fires_N)
+
+    def _candidates(self, x_ND: Tensor, bias_F: Tensor | None, floor_F: Tensor) -> Code:
+        """Pre-activations above the floor, which is (F,) or one number for all latents."""
+        return Code(*kernels.encode_above(x_ND, self.W_enc.T, bias_F, floor_F, expected=self.cfg.k or _USUALLY))
 
     def _select(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Values and latents (N, k) of centred rows, for activations that rank all latents of a row."""
-        assert self.cfg.k is not None
-        W_enc_FD, b_enc, k = self.W_enc.T, self.get_parameter("b_enc"), int(self.cfg.k)
-        if self.cfg.activation == "topk":
-            return kernels.encode_topk(x_ND, W_enc_FD, b_enc, k)
-        pre_NF = linear(x_ND, W_enc_FD, b_enc)
-        _, indices_NK = kernels.topk(pre_NF.detach().abs(), k)
-        return pre_NF.gather(-1, indices_NK), indices_NK
+        function = self.cfg.activation_function
+        assert isinstance(function, Selection) and self.cfg.k is not None
+        return function.select(x_ND, self.W_enc.T, self._parameters_of(), int(self.cfg.k))
+
+    def _gather(self, code: Code) -> Tensor:
+        """What a code writes, and b_dec, (N, d_out)."""
+        values, latents = code.values_N.to(self.device, self.dtype), code.latents_N.to(self.device)
+        if code.K:
+            return kernels.gather_decode(values.view(-1, code.K), latents.view(-1, code.K), self.W_dec, self.b_dec)
+        return kernels.gather_decode(values, latents, self.W_dec, self.b_dec, start_B1=code.start_B1.to(self.device))
 
     def _features(self, features: Sequence[int] | Tensor) -> Tensor:
         wanted = torch.as_tensor(features, dtype=torch.int64, device=self.device).reshape(-1)
@@ -383,13 +386,97 @@ def _normalize(x_ND: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
     return x_ND / scale_N1, torch.zeros_like(scale_N1), scale_N1
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
+def _marked(code: Code, x_ND: Tensor) -> Code:
+    """The code, with NaN at latent 0 for rows that are not finite: comparisons with a threshold would pass over them silently."""
+    wrong_N = ~x_ND.detach().isfinite().all(1)
+    if not bool(wrong_N.any()):
+        return code
+    values = code.values_N.new_full((int(wrong_N.sum()),), torch.nan)
+    start_N1 = torch.cat([wrong_N.new_zeros(1, dtype=torch.int64), wrong_N.cumsum(0)])
+    return Code.beside([Code(values, torch.zeros_like(values, dtype=torch.int64), start_N1), code])
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"There is no dtype {name!r} for SAEs.", f"Known: {', '.join(DTYPES)}.")
+    return name
+
+
+def assemble(content: files.Content) -> SAE:
+    """An SAE from sae-lens's configuration and tensors. Every scale that can be folded into the weights is folded.
+
+    Raises:
+        SAEFormatError: configuration and tensors disagree, or numbers are not finite.
+    """
+    raw, scale = content.raw, content.scale
+    cfg = config_from_dict(raw, content.tensors)
+    state, factor = _named_as_here(content, cfg)
+    sae: SAE = resolve(cfg.row.module)(cfg, state)
+    for name, tensor in sae.state_dict().items():
+        # A threshold of infinity is a latent that is switched off.
+        if not bool((~tensor.isnan() if name == "threshold" else tensor.isfinite()).all()):
+            raise SAEFormatError(f"{name} holds numbers that are not finite.", "The run diverged or the file is damaged.")
+    if factor is not None:
+        sae.W_dec.mul_(factor[:, None])  # fine-tuned scales act on the codes when they are decoded
+    if scale is not None:
+        sae.fold_scale(scale)
+    if raw.get("rescale_acts_by_decoder_norm"):
+        _fold_decoder_norm(sae)
+    return sae
+
+
+def _named_as_here(content: files.Content, cfg: SAEConfig) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The tensors under the names of :meth:`SAEConfig.shapes`, and factors (F,) on the codes where the file has them."""
+    raw, scale, dtype = content.raw, content.scale, DTYPES[cfg.dtype]
+    for name, tensor in content.tensors.items():
+        if not tensor.is_floating_point():
+            raise SAEFormatError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, not real numbers.")
+    shapes = cfg.shapes()
+    _check_shapes(content.tensors, {name: shapes[name] for name in shapes if name in content.tensors})
+    if "W_enc" not in content.tensors:
+        raise SAEFormatError("The tensors have no W_enc.", f"A {cfg.architecture} SAE needs {', '.join(shapes)}.")
+    state = {name: tensor if name == "topk_threshold" else tensor.to(dtype) for name, tensor in content.tensors.items()}
+    if "log_threshold" in state:  # JumpReLU checkpoints of sae-lens 5
+        state["threshold"] = state.pop("log_threshold").exp()
+    if "topk_threshold" in state:  # BatchTopK and Matryoshka checkpoints
+        threshold = state.pop("topk_threshold")
+        if threshold.numel() != 1:
+            raise SAEFormatError(f"topk_threshold has shape {tuple(threshold.shape)}.", "It is one number.")
+        # With rescale_acts_by_decoder_norm it is in units of h * |W_dec|, and folding the scale divides W_dec.
+        unit = scale if scale and raw.get("rescale_acts_by_decoder_norm") else 1.0
+        state["threshold"] = torch.full((cfg.n_latents,), threshold.item() / unit, dtype=dtype)
+    factor = next((state.pop(key) for key in ("scaling_factor", "finetuning_scaling_factor") if key in state), None)
+    if factor is None or torch.allclose(factor, torch.ones_like(factor)):
+        return state, None
+    if not raw.get("finetuning_scaling_factor"):
+        raise SAEFormatError("There is a scaling_factor among the tensors that the configuration does not mention.")
+    if factor.shape != (cfg.n_latents,) or not bool(factor.isfinite().all()):
+        raise SAEFormatError(f"scaling_factor is not {cfg.n_latents} finite numbers.", "The file is damaged.")
+    return state, factor
+
+
+@torch.no_grad()
+def _fold_decoder_norm(sae: SAE) -> None:
+    """Fold |W_dec| of a file that selects and reports codes as `h * |W_dec|` and decodes them with unit rows."""
+    if "b_enc" not in sae.cfg.activation_function.parameters:
+        raise SAEFormatError(f"rescale_acts_by_decoder_norm is not supported for {sae.cfg.architecture}.")
+    norm_F = sae.W_dec.float().norm(dim=-1) if sae.dtype.itemsize < 4 else sae.W_dec.norm(dim=-1)
+    sae.W_enc.copy_(sae.W_enc * norm_F)
+    sae.get_parameter("b_enc").copy_(sae.get_parameter("b_enc") * norm_F)
+    sae.W_dec.copy_(sae.W_dec / norm_F.where(norm_F > 0, 1.0)[:, None])
+
+
+def _check_names(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
     missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing or extra:
         parts = [f"{label} {', '.join(names)}" for label, names in (("missing", missing), ("unexpected", extra)) if names]
         raise SAEFormatError(
-            f"The tensors do not make a {architecture} SAE: {'; '.join(parts)}.", f"It needs {', '.join(shapes)}."
+            f"The tensors do not make a {architecture} SAE: {'; '.join(parts)[:500]}.", f"It needs {', '.join(shapes)}."
         )
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise SAEFormatError(

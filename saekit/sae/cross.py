@@ -10,7 +10,9 @@ from torch.nn.functional import linear
 
 from saekit.errors import StoreMismatch
 from saekit.names.site import Site
-from saekit.sae.architectures import SAE, SparseCode
+from saekit.sae.architectures import SAE
+from saekit.sae.code import Code, SparseCode
+from saekit.sae.kernels import encode_above
 
 Acts = Mapping[Site, Tensor]
 
@@ -37,6 +39,9 @@ class CrossCoder(SAE):
             StoreMismatch: x has other widths than are read.
         """
         return super().encode(self.side_by_side(x_BD))
+
+    def encode_sparse(self, x_BD: Tensor | Acts) -> SparseCode:
+        return super().encode_sparse(self.side_by_side(x_BD))
 
     def decode(self, code: SparseCode | Tensor, x_BD: Tensor | Acts | None = None) -> Tensor:
         return super().decode(code)
@@ -113,16 +118,24 @@ class CrossCoder(SAE):
         self.cfg.metadata["scales_out"] = [float(scale) for scale in writes]
         return self
 
-    def _project(self, x_ND: Tensor, features: Tensor | None, bias_F: Tensor | None) -> Tensor:
+    def _project(self, x_ND: Tensor, features: Tensor, bias_n: Tensor | None) -> Tensor:
         if not self.cfg.layered:
-            return super()._project(x_ND, features, bias_F)
+            return super()._project(x_ND, features, bias_n)
         W_FD, parts = self.W_enc.T, x_ND.split(self.cfg.widths[0], 1)
-        if features is None:
-            out_NF = torch.cat([x @ W_FD[self.latents_of(layer)].T for layer, x in enumerate(parts)], 1)
-        else:
-            layer_F = features // (self.cfg.n_latents // len(parts))
-            out_NF = x_ND.new_empty(len(x_ND), len(features))
-            for layer in layer_F.unique().tolist():
-                chosen = (layer_F == layer).nonzero()[:, 0]
-                out_NF = out_NF.index_copy(1, chosen, linear(parts[layer], W_FD[features[chosen]]))
-        return out_NF if bias_F is None else out_NF + bias_F
+        layer_n = features // (self.cfg.n_latents // len(parts))
+        out_Nn = x_ND.new_empty(len(x_ND), len(features))
+        for layer in layer_n.unique().tolist():
+            chosen = (layer_n == layer).nonzero()[:, 0]
+            out_Nn = out_Nn.index_copy(1, chosen, linear(parts[layer], W_FD[features[chosen]]))
+        return out_Nn if bias_n is None else out_Nn + bias_n
+
+    def _candidates(self, x_ND: Tensor, bias_F: Tensor | None, floor_F: Tensor) -> Code:
+        if not self.cfg.layered:
+            return super()._candidates(x_ND, bias_F, floor_F)
+        codes = []
+        for layer, x in enumerate(x_ND.split(self.cfg.widths[0], 1)):
+            own = self.latents_of(layer)
+            bias, floor = bias_F if bias_F is None else bias_F[own], floor_F[own] if floor_F.numel() > 1 else floor_F
+            pre_N, latents_N, start_N1 = encode_above(x.contiguous(), self.W_enc.T[own], bias, floor)
+            codes.append(Code(pre_N, latents_N + own.start, start_N1))
+        return Code.beside(codes)

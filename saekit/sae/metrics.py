@@ -44,20 +44,17 @@ class Firings:
         """
         firings = cls(sae)
         for batch in batches:
-            firings.add(sae.encode(_read(sae, batch)))
+            firings.add(sae.encode_sparse(_read(sae, batch)))
         firings.check()
         return firings
 
-    def add(self, code: SparseCode | Tensor) -> None:
-        """Count a batch: codes (B, F), or sparse ones of (B, K)."""
-        F = len(self.tokens_F)
-        if isinstance(code, Tensor):
-            fires = code != 0
-            self.tokens_F += fires.sum(0)
-        else:
-            fires = code.values != 0
-            self.tokens_F += torch.bincount(code.indices[fires], minlength=F)
-        self.tokens_L += torch.bincount(fires.sum(1), minlength=F + 1)
+    def add(self, code: SparseCode) -> None:
+        """Count the codes of a batch of tokens."""
+        F, rows = len(self.tokens_F), code.rows
+        fires_N = rows.values_N != 0
+        self.tokens_F += torch.bincount(rows.latents_N[fires_N], minlength=F)
+        n_fired_B = torch.bincount(rows.row_N[fires_N], minlength=len(rows))
+        self.tokens_L += torch.bincount(n_fired_B, minlength=F + 1)
 
     def check(self) -> None:
         """Raise CorpusError where nothing was counted."""
@@ -144,7 +141,7 @@ class Reconstruction:
         y_BD = x_BD if isinstance(batch, Tensor) else _side_by_side(sae, batch, _written(sae))
         if not len(x_BD):
             return
-        code = sae.encode(x_BD)
+        code = sae.encode_sparse(x_BD)
         scale_E = sae.scale_E() if isinstance(sae, CrossCoder) else 1.0
         y_BD, y_hat_BD, silent_BD = (each.double() * scale_E for each in (y_BD, sae.decode(code, x_BD), silent(sae, x_BD)))
         self.firings.add(code)

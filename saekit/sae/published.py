@@ -6,26 +6,20 @@ import difflib
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saekit.errors import SAENotFound
-
-if TYPE_CHECKING:
-    from saekit.sae.architectures import SAE
+from saekit.sae.files import Content
 
 
-def load(source: str | Path, dtype: str) -> SAE:
+def fetch(source: str | Path, dtype: str) -> Content:
     """Fetch `release/sae_id` through sae-lens, from the Hugging Face hub or its cache on disk.
 
-    The release ends at the first slash; ids have slashes of their own. `owner/repository/folder` of a repository that sae-lens
-    does not list works too, if it is in sae-lens's layout.
+    The release ends at the first slash, since ids contain slashes. `owner/repository/folder` of a repository that sae-lens does
+    not list works too, if it is in sae-lens's layout.
 
     Raises:
         SAENotFound: no such folder, release or id (the message has the nearest), or it cannot be fetched.
-        SAEFormatError: its architecture is not supported.
     """
-    from saekit.sae.files import assemble
-
     release, sae_id = _split(source)
     try:
         import sae_lens
@@ -38,7 +32,7 @@ def load(source: str | Path, dtype: str) -> SAE:
             "Check the network, or fetch it elsewhere, save it with sae_lens and load the folder.",
         ) from error
     tensors = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
-    return assemble(theirs.cfg.to_dict(), tensors)
+    return Content(theirs.cfg.to_dict(), tensors)
 
 
 def _split(source: str | Path) -> tuple[str, str]:

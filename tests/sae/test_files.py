@@ -62,7 +62,7 @@ def test_damaged_configurations(text: str, folder: Path) -> None:
         ({"d_in": 13}, "W_enc has shape"),
         ({"architecture": "standard"}, "unexpected threshold"),
         ({"architecture": "gated"}, "missing b_gate, b_mag, r_mag; unexpected b_enc, threshold"),
-        ({"architecture": "nonsense"}, "Supported: standard"),
+        ({"architecture": "nonsense"}, "Known: standard"),
         ({"architecture": "jumprelu_transcoder", "d_out": 12}, "cannot subtract b_dec"),
         ({"architecture": "jumprelu_transcoder", "apply_b_dec_to_input": False}, "has no 'd_out'"),
         ({"dtype": "int4"}, "no dtype 'int4'"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from saekit.errors import CorpusError
 from saekit.names.site import Site
 from saekit.sae import SAE, SAEConfig
+from saekit.sae.code import Code, SparseCode
 from saekit.sae.metrics import QUANTILES, Firings, Reconstruction, reconstruction
 
 
@@ -163,7 +164,7 @@ def test_planted_densities() -> None:
     code = torch.stack([(torch.arange(1000) < share).float() for share in shares], 1)
     firings = Firings(_sae("standard", F=len(shares)))
     for part in code.split(300):
-        firings.add(part)
+        firings.add(SparseCode.of_rows(Code.of_dense(part)))
     assert firings.density_F.tolist() == [share / 1000 for share in shares]
     assert firings.dead_fraction == pytest.approx(1 / 7)
     assert firings.dense_fraction == pytest.approx(3 / 7)  # 10 % itself is not dense

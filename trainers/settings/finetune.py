@@ -39,7 +39,7 @@ def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, A
         arch = arch if arch in OBJECTIVES else {"relu": "standard"}.get(row.activation, row.activation)
     if arch in OBJECTIVES:
         found["arch"] = arch
-    frequency = load_sparsity(source) if Path(source).is_dir() else None
+    frequency = load_sparsity(source, cfg.n_latents) if Path(source).is_dir() else None
     if cfg.k is not None or frequency is not None:
         found["l0"] = max(1, round(cfg.k if cfg.k is not None else float(frequency.sum())))  # type: ignore[union-attr]
     if with_site:
