@@ -18,11 +18,12 @@ from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, SAENotFound
 from saekit.files import clean, publish, sync, temporary_folder, unwritable
+from saekit.json_files import read_json
 from saekit.sae.config import SAEConfig
 from saekit.sae.format import CONFIG, config_to_dict, modernize, positive_number
 
 WEIGHTS, SPARSITY, SCALER = "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
-_MOST_BYTES, _MOST_DEPTH = 1 << 24, 64  # of a JSON file
+_MOST_BYTES = 1 << 24  # of a JSON file
 _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 _FOREIGN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.pkl")
 
@@ -50,7 +51,7 @@ def read(folder: Path) -> Content:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise SAEFormatError(f"{folder} holds no SAE: it has no {name}.", _where_else(folder))
-    raw = read_json(folder / CONFIG)
+    raw = _read_json(folder / CONFIG)
     tensors = _read_tensors(folder / WEIGHTS)
     with in_folder(folder / CONFIG):
         raw = modernize(raw)
@@ -150,28 +151,6 @@ def load_sparsity(folder: str | Path, n_latents: int | None = None) -> Tensor | 
     return (10 ** log10_F.float() - 1e-10).clamp(0, 1)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that may come from anybody.
-
-    Raises:
-        SAEFormatError: it is no JSON, longer than 16 MiB, or nested more than 64 levels deep.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise SAEFormatError(f"{path} is {size} bytes long.", f"At most {_MOST_BYTES} are read.")
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error)[:200]}"
-        raise SAEFormatError(f"{path} cannot be read: {reason}.", "It must be a JSON file.") from error
-    level = [content]
-    for _ in range(_MOST_DEPTH):
-        level = [child for item in level for child in _children(item)]
-    if level:
-        raise SAEFormatError(f"{path} is nested more than {_MOST_DEPTH} levels deep.", "It is no configuration.")
-    return content
-
-
 @contextmanager
 def in_folder(where: Path) -> Iterator[None]:
     """Name the file or folder that an SAEFormatError is about."""
@@ -181,11 +160,9 @@ def in_folder(where: Path) -> Iterator[None]:
         raise SAEFormatError(f"{where}: {error.what}", error.hint) from error
 
 
-def _children(item: Any) -> Iterator[Any]:
-    if isinstance(item, dict):
-        yield from item.values()
-    elif isinstance(item, list):
-        yield from item
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(path, error=SAEFormatError, max_bytes=_MOST_BYTES, finite=False)
+    return content
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -203,9 +180,7 @@ def _checkpoint_scale(folder: Path, raw: dict[str, Any]) -> float | None:
     path = folder / SCALER
     if raw.get("normalize_activations") not in _UNFOLDED or not path.exists():
         return None
-    scaler = read_json(path)
-    if not isinstance(scaler, dict):
-        raise SAEFormatError(f"{path} holds no scaling_factor.", "The file is damaged.")
+    scaler = _read_json(path)
     if scaler.get("has_whitening"):
         raise SAEFormatError("The checkpoint was trained on whitened inputs, which is not supported.", "Load the finished SAE.")
     with in_folder(path):

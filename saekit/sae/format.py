@@ -100,14 +100,12 @@ def config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConf
         raise SAEFormatError(error.what, error.hint) from error
 
 
-def modernize(raw: Any) -> dict[str, Any]:
+def modernize(raw: dict[str, Any]) -> dict[str, Any]:
     """The content of a `cfg.json` of any version, in the layout of sae-lens 6.
 
     Raises:
-        SAEFormatError: it is no JSON object, or of an unknown architecture or activation.
+        SAEFormatError: it is of an unknown architecture or activation.
     """
-    if not isinstance(raw, dict):
-        raise SAEFormatError(f"{CONFIG} is no JSON object.")
     _architecture(raw)
     metadata = _object(raw, "metadata")
     saved_by = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")

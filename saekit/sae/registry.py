@@ -21,8 +21,8 @@ class Architecture:
         activation: how pre-activations become codes: a name from `saekit.sae.activations.ACTIVATIONS`, or `"module:name"` of
             an :class:`saekit.sae.activations.Activation` object.
         paper: arXiv number or address of its source.
-        objective: `"module:name"` of its training objective, a subclass of `trainers.objectives.base.Objective`; None where saekit
-            loads this architecture and does not train it.
+        objective: `"module:name"` of its training objective, a subclass of `trainers.objectives.Objective`; None for an
+            architecture that saekit loads and does not train.
         sparsity: what sets the number of active latents in training: "k" (the objective selects k latents) or "penalty" (the
             weight of a sparsity penalty is adjusted until `l0` latents fire).
         l0_start: (factor, share): training under a penalty starts at L0 = `factor * l0`, but at most `share * width` where that

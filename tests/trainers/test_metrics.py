@@ -147,8 +147,8 @@ def test_planted_shrinkage_is_found_whatever_the_mean(gamma: float, mean: float)
     x = true_BF @ directions_FD + b_dec
 
     class Known(SAE):
-        def encode(self, x_BD: Tensor) -> Tensor:
-            return gamma * true_BF
+        def encode_sparse(self, x_BD: Tensor) -> SparseCode:
+            return SparseCode.of_rows(Code.of_dense(gamma * true_BF))
 
     sae = Known(SAEConfig("standard", d_in=D, n_latents=F))
     sae.W_dec[:], sae.b_dec[:] = directions_FD, b_dec
