@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -313,3 +315,24 @@ def test_live_finds_nan() -> None:
     source = LiveActivations(lm, ["embed"], Corpus.open(["w1", "w2 w7"]), batch_size=2, split="all")
     with pytest.raises(NonFiniteActivations, match=r"embed at document 1, position \d+ \(token 10\) is NaN"):
         next(iter(source))
+
+
+@pytest.mark.parametrize("name", ["epoch", "group", "row", "seen", "cursor", "settings"])
+@pytest.mark.parametrize("value", [None, "1", -1, 1.5, True, [[1]], {"a": 1}, ["a", "b"]])
+def test_states_of_other_types_are_refused(name: str, value: object, tiny_store: ActivationStore) -> None:
+    reader = ActivationReader(tiny_store, ["resid_post.0"], batch_size=8)
+    with pytest.raises(CheckpointError):
+        reader.load_state({**reader.state(), name: value})
+    assert next(iter(reader))
+
+
+def test_a_store_and_a_corpus_can_be_read_after_the_folder_changed(
+    tiny_store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    monkeypatch.chdir(tmp_path)
+    corpus = Corpus.open("x.txt")
+    store = ActivationStore.open(os.path.relpath(tiny_store.path))
+    monkeypatch.chdir("/")
+    assert list(corpus.documents()) == ["one", "two"]
+    assert sum(len(block.tokens_N) for block in store.stream([])) == store.n_tokens

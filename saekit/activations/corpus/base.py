@@ -184,7 +184,7 @@ _EXPANSION = 5  # of compressed text, roughly
 class _Files(Corpus):
     def __init__(self, path: Path, text_field: str, split: str) -> None:
         super().__init__(str(path), text_field)
-        self.files = _files(path, split)
+        self.files = [file.absolute() for file in _files(path, split)]  # they are read later, perhaps from another folder
 
     def raw_rows(self) -> Iterator[Row | JsonLine]:
         return itertools.chain.from_iterable(read_rows(path, self.text_field) for path in self.files)

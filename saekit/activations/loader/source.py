@@ -138,7 +138,10 @@ class ActivationSource(ABC):
         try:
             settings = dict(state["settings"])
             place = Place(state["epoch"], state["group"], state["row"], Cursor(*state["cursor"]), state["seen"])
-        except (KeyError, TypeError) as error:
+            for number in (place.epoch, place.group, place.row, *place.cursor, place.seen):
+                if type(number) is not int or number < 0:
+                    raise TypeError(f"{number!r} is not a count")
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"This is no state of a source of activations: {error}.", "Give what state() returned."
             ) from error

@@ -84,7 +84,7 @@ class ActivationStore:
             StoreCorrupt: there is none, it is not finished, its manifest does not parse, or a shard is missing or cut short.
             StoreMismatch: a newer version of saekit wrote it.
         """
-        path = Path(path)
+        path = Path(path).absolute()  # shards are opened later, perhaps from another folder
         manifest = Manifest.load(path)
         for entry in manifest.shards:
             if problem := damaged(path, entry):
