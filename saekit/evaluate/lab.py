@@ -86,6 +86,8 @@ def measure(
 
 def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measurement:
     """One task: its accuracy from generated continuations, or its strength from next-token probabilities."""
+    from scipy.stats import binomtest
+
     task, n = bound.task, len(bound)
     failures: list[tuple[str, str]] = []
     cases: dict[str, float] = {}
@@ -104,7 +106,8 @@ def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measu
         unwanted = task.at_most is not None
         failures = [(p.clean, text) for p, text, ok in zip(bound.prompts, said, right) if ok == unwanted][:_SAMPLES]
         value = sum(right) / n
-        low, high = wilson(sum(right), n)
+        interval = binomtest(sum(right), n).proportion_ci(0.95, method="wilson")
+        low, high = float(interval.low), float(interval.high)
     goal, met = _goal(task, value)
     return Measurement(
         task.name, task.genre, task.description, task.metric, n, value, low, high, goal, met, tuple(failures), cases
@@ -134,14 +137,6 @@ def preference(lm: LanguageModel, bound: BoundTask) -> torch.Tensor:
         pair_B2 = torch.stack([bound.answer_B[rows], bound.foil_B[rows]], dim=1)
         share_B[rows] = logits_BV.gather(1, pair_B2).softmax(1)[:, 0]
     return share_B
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    margin = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - margin), min(1.0, middle + margin)
 
 
 def model_facts(folder: Path) -> dict[str, Any]:

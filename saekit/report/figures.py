@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saekit.evaluate.steering.dose_response import Arm, Sweep
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent, times
-from saekit.report.content import Steered
+from saekit.views.dictionary import Steered
 
 COST = 1.5
 """A perplexity ratio beyond which text is no longer the model's."""
@@ -25,7 +25,7 @@ _CURVES: dict[str, tuple[str, str, Callable[[float], str] | None]] = {
     "dead_fraction": ("dead", "", percent),
     "lr": ("learning rate", "", None),
     "sparsity": ("weight", "log", None),
-    "rate": ("tokens a second", "", None),
+    "rate": ("tokens per second", "", None),
 }
 
 

@@ -16,8 +16,9 @@ from saekit.evaluate.steering.mentions import Mentions
 from saekit.files import write_whole
 from saekit.report import figures
 from saekit.report.charts import percent, short, times
-from saekit.report.content import Content, Section, Steered
-from saekit.report.text import link, visible
+from saekit.terminal import clean
+from saekit.views.dictionary import Content, Section, Steered
+from saekit.views.links import link
 
 if TYPE_CHECKING:
     from feature_db.records import Example, FeatureRecord
@@ -49,6 +50,7 @@ def render(content: Content) -> str:
             figures=figures,
             quality=[each._asdict() for each in measures(content.quality)],
             remarks=remarks(content.quality),
+            settings=[{"name": name, "value": value} for name, value in content.settings.items()],
         )
     )
 
@@ -107,13 +109,13 @@ def _pieces(example: Example, largest: float) -> list[Piece]:
 
 
 def _visible(token: str) -> str:
-    """A token in running text: line breaks become ↵, other control characters as in :func:`saekit.report.text.visible`."""
-    return visible(token.replace("\r\n", "\n").replace("\n", "↵"))
+    """A token in running text: line breaks become ↵, other control characters as in :func:`saekit.terminal.clean`."""
+    return clean(token.replace("\r\n", "\n").replace("\n", "↵"))
 
 
 def _shown(value: Any) -> Any:
     """What a template prints for a value: Markup as it is, other text with visible control characters."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _examples(record: FeatureRecord) -> Sequence[Example]:

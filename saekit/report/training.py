@@ -1,25 +1,17 @@
-"""A page on how a dictionary was trained, or is being trained: what its log says, in pictures and tables."""
+"""A page on how a dictionary was trained, or is being trained: its log in pictures and tables."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from saekit.evaluate.dictionary.measures import Measure, measures
-from saekit.evaluate.dictionary.remarks import remarks
 from saekit.files import write_whole
-from saekit.names.dictionary import stem
 from saekit.report import figures
 from saekit.report.page import environment
-from saekit.report.text import link
-from saekit.views.run_files import read_rows, read_settings
+from saekit.views.training import Trained, gather_training, page_name, training_view
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,89 +19,12 @@ if TYPE_CHECKING:
 
     from saekit.workspace.workspace import Workspace
 
-Row = dict[str, Any]
-
-# Name in the log -> what it is called, and how it is written.
-_METRICS = {
-    "loss": ("loss", "{:.4f}"),
-    "fvu": ("variance unexplained (FVU)", "{:.4f}"),
-    "l0": ("features active per token (L0)", "{:.4g}"),
-    "dead_fraction": ("dead features", "{:.2%}"),
-    "cosine": ("cosine similarity", "{:.4f}"),
-    "shrinkage": ("shrinkage", "{:.4f}"),
-    "dense_fraction": ("dense features", "{:.2%}"),
-    "ce_recovered": ("cross-entropy recovered", "{:.2%}"),
-    "kl": ("KL when spliced in", "{:.4f}"),
-}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run, finished or not, as its folder shows it.
-
-    Attributes:
-        title: what was trained where.
-        model: whose activations.
-        config: resolved settings.
-        finished: whether the dictionary is there.
-        rows: of `metrics.jsonl`.
-        timing: rows of `timing.jsonl`.
-        quality: of :func:`saekit.evaluate.dictionary.quality.quality`, where these very weights have been measured.
-        density_F: share of the last tokens on which each latent fired; None where they were not counted yet.
-        links: (title, file) of other pages beside this one.
-    """
-
-    title: str
-    model: str
-    config: Mapping[str, Any]
-    finished: bool
-    rows: Sequence[Row]
-    timing: Sequence[Row]
-    quality: Mapping[str, Any] | None = None
-    density_F: NDArray[np.float64] | None = None
-    links: Sequence[tuple[str, str]] = field(default_factory=list)
-
-
-def page_name(site: str, name: str = "") -> str:
-    """Of the file in `reports/`."""
-    return f"train-{stem(site, name)}.html"
-
-
-def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
-    """Read what the folder of a run, and the pages beside it, show.
-
-    Raises:
-        WorkspaceError: no such run was ever begun.
-    """
-    from saekit.errors import WorkspaceError
-    from trainers.loop.log import TIMING
-
-    folder = ws.dictionaries.folder(site, name)
-    if not (folder / "train.json").exists():
-        known = ", ".join("/".join(filter(None, run)) for run in ws.dictionaries.begun())
-        hint = f"It has {known}." if known else "Run `saekit train` or `saekit fit` first."
-        raise WorkspaceError(f"No training was begun in {folder}.", hint)
-    finished = (folder / "cfg.json").exists()
-    config, data = read_settings(folder / "train.json")
-    route = "->".join(str(data[side]) for side in ("site", "site_out") if side in data)
-    return Trained(
-        title=f"Training of {name or config['arch']} at {route}{', live' if data.get('live') else ''}",
-        model=ws.study.model,
-        config=config,
-        finished=finished,
-        rows=read_rows(folder / "metrics.jsonl", "tokens"),
-        timing=read_rows(folder / TIMING, "tokens", "began", "seconds"),
-        quality=(ws.evaluation(site, name) or None) if finished else None,
-        density_F=_density(folder) if finished else None,
-        links=_links(ws, site, name),
-    )
-
 
 def write_training(ws: Workspace, site: str, name: str = "") -> Path:
     """Write the page of a run into `reports/`, whole or not at all.
 
     Raises:
-        WorkspaceError: no such run was ever begun.
+        WorkspaceError: no such run was ever begun, or its files are damaged.
         StorageFull: there is no room.
     """
     path = ws.path / "reports" / page_name(site, name)
@@ -119,189 +34,22 @@ def write_training(ws: Workspace, site: str, name: str = "") -> Path:
 
 def render_training(run: Trained) -> str:
     """The page as HTML."""
-    done, total = (run.rows[-1]["tokens"] if run.rows else 0), run.config["tokens"]
-    state = "finished" if run.finished else f"not finished: {done / total:.0%} of {total:,} tokens"
-    spent = timing(run.timing)
-    settings = _settings(run.config)
-    return (
-        environment()
-        .get_template("training.html")
-        .render(
-            run=run,
-            state=state,
-            tiles=_tiles(run, spent),
-            remarks=_remarks(run),
-            charts=_charts(run),
-            metrics=_table(run),
-            spent=_spent(spent, total - done),
-            settings=settings,
-        )
-    )
+    view = training_view(run)
+    return environment().get_template("training.html").render(view=view, charts=_charts(view, run.density_F))
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Time that went into a run. What a killed process did after its last row is not counted.
-
-    Attributes:
-        seconds: in all, reading and the model's forward passes included, and what was trained beside it.
-        processes: how many times it was begun or gone on with.
-        began, ended: Unix times of the first process and of the last row.
-        points: (tokens, tokens a second since the row before).
-    """
-
-    seconds: float
-    processes: int
-    began: float
-    ended: float
-    points: list[tuple[int, float]]
-
-    @property
-    def rate(self) -> float | None:
-        """Tokens a second, half of the points being above."""
-        rates = sorted(rate for _, rate in self.points)
-        return rates[len(rates) // 2] if rates else None
-
-
-def timing(rows: Sequence[Row]) -> Spent | None:
-    """What `timing.jsonl` says; None where it says nothing."""
-    processes: dict[float, list[Row]] = {}
-    for row in rows:
-        processes.setdefault(row["began"], []).append(row)
-    if not processes:
-        return None
-    points = [
-        (later["tokens"], (later["tokens"] - row["tokens"]) / (later["seconds"] - row["seconds"]))
-        for own in processes.values()
-        for row, later in itertools.pairwise(own)
-        if later["tokens"] > row["tokens"] and later["seconds"] > row["seconds"]
-    ]
-    ended = max(own[-1]["began"] + own[-1]["seconds"] for own in processes.values())
-    return Spent(sum(own[-1]["seconds"] for own in processes.values()), len(processes), min(processes), ended, points)
-
-
-def _density(folder: Path) -> NDArray[np.float64] | None:
-    from saekit.sae import load_sparsity
-
-    density_F = load_sparsity(folder)
-    # The file has logarithms of what is 1e-10 at least.
-    return None if density_F is None else density_F.where(density_F > 1e-9, 0).double().numpy()
-
-
-def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
-    """The evaluation, comparisons that this run is part of, and the other runs of this site."""
-    reports = ws.path / "reports"
-    evaluation = f"eval-{stem(site, name)}.html"
-    found = [("evaluation", evaluation)] if (reports / evaluation).exists() else []
-    for page in sorted(reports.glob("*.html")):
-        if not page.name.startswith("train-") and f'href="{link(page_name(site, name))}"' in page.read_text():
-            found.append((f"comparison {page.stem.removeprefix('sweep-')}", page.name))
-    others = [run for run in ws.dictionaries.begun() if run[0] == site and run != (site, name)]
-    return found + [(each or site, page_name(site, each)) for _, each in others if (reports / page_name(site, each)).exists()]
-
-
-def _tiles(run: Trained, spent: Spent | None) -> list[Measure]:
-    if run.quality is not None:
-        tiles = measures(run.quality)
-    else:
-        last = {key: row[key] for row in run.rows for key in row}
-        of = {"fvu": "variance unexplained (FVU)", "l0": "features active (L0)", "dead_fraction": "dead features"}
-        tiles = [
-            Measure(name, _METRICS[key][1].format(last[key]), "in the last rows of the log")
-            for key, name in of.items()
-            if key in last
-        ]
-    if spent is not None:
-        note = f"{spent.rate:,.0f} tokens a second" if spent.rate else "in all"
-        tiles.append(Measure("time", duration(spent.seconds), note))
-    return tiles
-
-
-def _remarks(run: Trained) -> list[str]:
-    """Warnings about the evaluation where there is one, else about the last rows of the log."""
-    last = {key: row[key] for row in run.rows for key in row}
-    logged = {key: last.get(f"heldout/{key}") for key in ("fvu", "fvu_trimmed", "l0")}
-    logged |= {f"{key}_train": last.get(key) for key in ("fvu", "l0")}
-    facts: dict[str, Any] = {key: value for key, value in logged.items() if value is not None}
-    return remarks({"l0_asked": _goal(run.config)} | facts | dict(run.quality or {}))
-
-
-def _goal(config: Mapping[str, Any]) -> int | None:
-    """The L0 that was asked for; a given weight of the penalty asks for none."""
-    return config["l0"] if config["sparsity"] is None else None
-
-
-def _charts(run: Trained) -> list[tuple[str, Markup]]:
+def _charts(view: Mapping[str, Any], density_F: NDArray[np.float64] | None) -> list[tuple[str, Markup]]:
     """(title, drawing)."""
+    rows = view["rows"]
     wanted = [
-        ("Loss", figures.curve(run.rows, "loss")),
-        ("Variance unexplained (FVU)", figures.curve(run.rows, "fvu")),
-        ("Features active per token (L0)", figures.curve(run.rows, "l0", goal=_goal(run.config))),
-        ("Dead features", figures.curve(run.rows, "dead_fraction")),
-        ("Learning rate", figures.curve(run.rows, "lr")),
-        ("Weight of the sparsity penalty", figures.curve(run.rows, "sparsity")),
-        ("Threshold at which latents fire", figures.curve(run.rows, "threshold")),
-        ("How often features fire", None if run.density_F is None else figures.densities(run.density_F)),
+        ("Loss", figures.curve(rows, "loss")),
+        ("Variance unexplained (FVU)", figures.curve(rows, "fvu")),
+        ("Features active per token (L0)", figures.curve(rows, "l0", goal=view["l0_asked"])),
+        ("Dead features", figures.curve(rows, "dead_fraction")),
+        ("Learning rate", figures.curve(rows, "lr")),
+        ("Weight of the sparsity penalty", figures.curve(rows, "sparsity")),
+        ("Threshold at which latents fire", figures.curve(rows, "threshold")),
+        ("How often features fire", None if density_F is None else figures.densities(density_F)),
+        ("Tokens per second", figures.curve(view["rates"], "rate")),
     ]
-    spent = timing(run.timing)
-    if spent is not None and len(spent.points) > 1:
-        rows = [{"tokens": tokens, "rate": rate} for tokens, rate in spent.points]
-        wanted.append(("Tokens a second", figures.curve(rows, "rate")))
     return [(title, drawing) for title, drawing in wanted if drawing is not None]
-
-
-def _table(run: Trained) -> list[tuple[str, str, str]]:
-    """(metric, at the end of training, on held-out documents)."""
-    last = {key: row[key] for row in run.rows for key in row}
-    held = {key.removeprefix("heldout/"): value for key, value in last.items() if key.startswith("heldout/")}
-    held |= {key: run.quality[key] for key in ("ce_recovered", "kl") if run.quality and key in run.quality}
-
-    def show(values: Mapping[str, Any], key: str, form: str) -> str:
-        return form.format(values[key]) if values.get(key) is not None else ""
-
-    cells = [(name, show(last, key, form), show(held, key, form)) for key, (name, form) in _METRICS.items()]
-    return [cell for cell in cells if any(cell[1:])]
-
-
-def _spent(spent: Spent | None, left: int) -> list[tuple[str, str]]:
-    """What is told of the time, as (name, value)."""
-    if spent is None:
-        return []
-    form = "%Y-%m-%d %H:%M:%S UTC"
-    began, ended = (time.strftime(form, time.gmtime(moment)) for moment in (spent.began, spent.ended))
-    told = [("begun", began), ("last row", ended), ("time in all", duration(spent.seconds)), ("processes", str(spent.processes))]
-    if spent.rate:
-        told.append(("tokens a second", f"{spent.rate:,.0f} (median)"))
-        if left > 0:
-            told.append(("left", f"{left:,} tokens, about {duration(left / spent.rate)}"))
-    return told
-
-
-def _settings(config: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(name, value) of the settings that are not what they are by default, and of the others."""
-    from trainers import TrainConfig
-
-    defaults = {each.name: each.default for each in dataclasses.fields(TrainConfig)}
-    chosen: list[tuple[str, str]] = []
-    usual: list[tuple[str, str]] = []
-    for name, value in config.items():
-        value = tuple(value) if isinstance(value, list) else value
-        (usual if defaults.get(name, dataclasses.MISSING) == value else chosen).append((name, _shown(value)))
-    return chosen, usual
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(_shown, value))
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """A time with few characters: 2 h 05 min, 3 min 20 s, 12.3 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -8,11 +8,10 @@ from random import Random
 
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from saekit import LanguageModel, lab
 from saekit.errors import ConfigError, ModelNotFound
-from saekit.evaluate.lab import continuations, measure, measure_task, model_facts, preference, wilson
+from saekit.evaluate.lab import continuations, measure, measure_task, model_facts, preference
 from saekit.lab.registry import Prompt, Task
 from saekit.lab.splits import Split
 
@@ -117,12 +116,6 @@ def test_all_tasks_in_order(lm: LanguageModel) -> None:
     assert [each.task for each in measure(lm, ["addition"], n=3, progress=False)] == ["addition"]
     with pytest.raises(ConfigError, match="Did you mean"):
         measure(lm, ["additoin"], n=3, progress=False)
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (3, 10), (190, 200), (1, 1)])
-def test_wilson(hits: int, n: int) -> None:
-    wanted = binomtest(hits, n).proportion_ci(0.95, "wilson")
-    assert wilson(hits, n) == pytest.approx((wanted.low, wanted.high), abs=1e-4)
 
 
 def test_facts_of_a_model(lm: LanguageModel, tiny_lab: Path, tmp_path: Path) -> None:

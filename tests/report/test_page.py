@@ -11,8 +11,8 @@ from feature_db.records import Example, FeatureRecord, Histogram, Hit, TokenEffe
 from saekit.evaluate.steering.dose_response import Arm, Point, Sweep
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.report import Content, Detected, Found, Section, Steered, render, write
-from saekit.report.text import visible
 from saekit.steer.strength import Strength
+from saekit.terminal import clean
 from tests.report.html import check
 
 EVIL = "<script>alert('x')</script>"
@@ -121,7 +121,7 @@ def test_text_of_models_is_shown_and_never_run() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_and_neither_run_nor_linked(text: str) -> None:
     page = check(render(content(text)))
-    assert f"fires on {visible(text)}" in page.all_text
+    assert f"fires on {clean(text)}" in page.all_text
     assert not CONTROL & set(page.all_text)
     assert not any(tag == "a" for tag, _ in page.tags)
 
@@ -130,7 +130,7 @@ def test_hostile_text_is_shown_and_neither_run_nor_linked(text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
 def test_any_text_is_shown_with_its_control_characters_as_signs(text: str) -> None:
     page = check(render(content(text)))
-    assert f"fires on {visible(text)}" in page.all_text
+    assert f"fires on {clean(text)}" in page.all_text
     assert not CONTROL & set(page.all_text)
     assert any(attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg")
 

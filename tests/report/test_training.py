@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.report import Trained, render_training
-from saekit.report.training import duration, timing
+from saekit.views.training import duration, timing
 from tests.report.html import Page, check
 from tests.report.test_page import EVIL, QUALITY
 from trainers import TrainConfig
@@ -36,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
 TIMING = [{"began": 1e9, "tokens": 100 * n, "seconds": 2.0 * n} for n in range(1, 11)]
 FINISHED = Trained(EVIL, EVIL, CONFIG, True, ROWS, TIMING, QUALITY, np.array([0.0, 0.5, 0.01, 0.02]), [(EVIL, "other.html")])
 CURVES = ("Loss", "Variance unexplained (FVU)", "Features active per token (L0)", "Dead features", "Learning rate")
-LATER = ("Weight of the sparsity penalty", "How often features fire", "Tokens a second")
+LATER = ("Weight of the sparsity penalty", "How often features fire", "Tokens per second")
 
 
 def test_everything_is_shown_and_nothing_runs() -> None:
