@@ -131,7 +131,7 @@ def run(
                 bar.update(i + 1, each.concept or each.query)
         steps = next_steps(ws, site_, sections)
         page = report.gather(ws, site_, sections, title="saekit demo", quality=quality, next_steps=steps)
-        path = report.write(page, ws.path / "reports" / "demo.html")
+        path = report.write(page, ws.reports / "demo.html")
     return Demo(ws, site_, quality, sections, path, time.monotonic() - started)
 
 

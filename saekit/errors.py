@@ -89,6 +89,10 @@ class WorkspaceError(SaekitError):
     """The folder is no workspace, or lacks what the command needs."""
 
 
+class Unwritable(WorkspaceError):
+    """A file or folder cannot be written, for another reason than a full disk."""
+
+
 class WorkspaceTooNew(WorkspaceError):
     """The workspace was written by a newer version of saekit."""
 

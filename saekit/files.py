@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from saekit.errors import SaekitError, StorageFull, WorkspaceError
+from saekit.errors import SaekitError, StorageFull, Unwritable
+from saekit.ledger import Ledger
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,14 +41,18 @@ _LEFTOVER = re.compile(
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, *, checksum: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that becomes `path` when the block ends, and leaves nothing when the block fails.
 
-    A symbolic link at `path` is replaced, not followed.
+    A symbolic link at `path` is replaced, not followed. The checksum of a file in a workspace is recorded in its ledger.
+
+    Args:
+        path: the file.
+        checksum: False where something else holds the checksum of the file.
 
     Raises:
         StorageFull: the disk is full; the previous content of `path` is kept.
-        WorkspaceError: `path` cannot be written.
+        Unwritable: `path` cannot be written.
     """
     beside = None
     try:
@@ -57,7 +62,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            replace(beside, path)
+            _place(beside, path, checksum=checksum)
+            sync(path.parent)
     except BaseException as error:
         if beside is not None:
             with contextlib.suppress(OSError):
@@ -67,9 +73,9 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_whole(path: Path, data: bytes | memoryview | str) -> None:
+def write_whole(path: Path, data: bytes | memoryview | str, *, checksum: bool = True) -> None:
     """Write `data` to `path`; see :func:`whole`. Text is encoded as UTF-8; what UTF-8 cannot encode becomes a question mark."""
-    with whole(path) as file:
+    with whole(path, checksum=checksum) as file:
         file.write(data.encode("utf-8", "replace") if isinstance(data, str) else data)
 
 
@@ -105,24 +111,81 @@ def publish(source: Path, path: Path) -> None:
     """
     source.chmod(source.parent.stat().st_mode & 0o666)  # some libraries write files that only their owner can read
     sync(source)
-    source.replace(path)
+    _place(source, path)
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Rename a file or a folder, and make the new name survive a power cut."""
-    beside.replace(path)
+    """Rename a file or a folder, and make the new name survive a power cut. Checksums are recorded as in :func:`whole`."""
+    _place(beside, path)
     sync(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder of ours, and its checksums from the ledger; nothing happens where there is none.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    if (ledger := _ledger(path)) is not None:
+        ledger.forget(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def record(path: Path, source: Path | None = None) -> None:
+    """Record the checksum of a file, or of all files in a folder, in the ledger of the workspace; nothing happens outside of one.
+
+    Args:
+        path: where the file will be.
+        source: where it is now; None: at `path`.
+
+    Raises:
+        OSError: the file cannot be read, or the ledger cannot be written.
+    """
+    source = source or path
+    if (ledger := _ledger(path)) is None:
+        return
+    if source.is_dir():
+        below = [each for each in source.rglob("*") if each.is_file() and not each.is_symlink()]
+        ledger.add({path / each.relative_to(source): each for each in below})
+    else:
+        ledger.add({path: source})
+
+
+def _ledger(path: Path) -> Ledger | None:
+    """The ledger that has to know of `path`: none for what is in a temporary folder."""
+    return None if any(map(is_leftover, path.parts)) else Ledger.of(path)
+
+
+def _place(beside: Path, path: Path, *, checksum: bool = True) -> None:
+    """Rename a file or a folder and record its checksums, in the order in which a kill leaves nothing that looks damaged."""
+    if not checksum:
+        beside.replace(path)
+    elif path.exists():
+        record(path, beside)  # the previous checksum stays valid, too
+        beside.replace(path)
+    else:
+        beside.replace(path)
+        try:
+            record(path)
+        except OSError:
+            remove(path)
+            raise
+
+
 def open_append(path: Path, *, truncate: bool = False) -> BinaryIO:
-    """Open a file for appending without following links.
+    """Open a file for appending without following links. Call :func:`record` when it is complete.
 
     Args:
         path: made if it does not exist.
         truncate: drop what it holds.
 
     Raises:
-        WorkspaceError: the file cannot be opened, or is a symbolic link, has a second name or is no ordinary file.
+        Unwritable: the file cannot be opened, or is a symbolic link, has a second name or is no ordinary file.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -131,7 +194,9 @@ def open_append(path: Path, *, truncate: bool = False) -> BinaryIO:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        raise WorkspaceError(f"{path} is not an ordinary file, or has a second name elsewhere.", "Use another folder.")
+        raise Unwritable(f"{path} is not an ordinary file, or has a second name elsewhere.", "Use another folder.")
+    if (ledger := _ledger(path)) is not None:
+        ledger.forget(path)
     if truncate:
         os.ftruncate(descriptor, 0)
     return os.fdopen(descriptor, "ab")
@@ -167,7 +232,7 @@ def lock(path: Path, busy: SaekitError, *, wait: bool = False) -> Iterator[None]
         wait: wait for the other process instead.
 
     Raises:
-        WorkspaceError: the file cannot be made, or is a symbolic link.
+        Unwritable: the file cannot be made, or is a symbolic link.
     """
     kind = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() and not path.is_symlink() else os.O_RDWR | os.O_CREAT
     try:
@@ -214,7 +279,8 @@ def unwritable(path: Path, error: Exception) -> SaekitError:
     if is_full(error):
         what = f"No room for {path.name} in {path.parent}."
         return StorageFull(what, "Complete files are kept: free some space and run the same command again.")
-    return WorkspaceError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.", "Choose another place.")
+    reason = getattr(error, "strerror", None) or error
+    return Unwritable(f"{path} cannot be written: {reason}.", "Check its permissions, or choose another place.")
 
 
 def document(data: Any) -> str:
@@ -271,7 +337,7 @@ def _remove_abandoned(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link(path: Path, error: OSError) -> WorkspaceError | None:
+def _link(path: Path, error: OSError) -> Unwritable | None:
     if error.errno != errno.ELOOP:
         return None
-    return WorkspaceError(f"{path} is a symbolic link; saekit does not write through it.", "Put an ordinary file in its place.")
+    return Unwritable(f"{path} is a symbolic link; saekit does not write through it.", "Put an ordinary file in its place.")

@@ -17,6 +17,7 @@ FLOORS = {
     "saekit.files": 0,
     "saekit.json_files": 0,
     "saekit.lazy": 0,
+    "saekit.ledger": 0,
     "saekit.plugins": 0,
     "saekit.progress": 0,
     "saekit.environment": 0,

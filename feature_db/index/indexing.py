@@ -123,7 +123,7 @@ def build(
     old = _write_vectors(path.parent / entry.vectors, sae)
     write(path, entry, rows, replace=replace)
     for file in [state, *old]:
-        file.unlink(missing_ok=True)
+        files.remove(file)
     return FeatureDB.open(path)
 
 

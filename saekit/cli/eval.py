@@ -15,6 +15,7 @@ from saekit.cli.output import bar, emit, print_section, quiet_libraries, say, ta
 from saekit.cli.quality import print_quality
 from saekit.evaluate.registry import EVALUATIONS, QUALITY, wanted
 from saekit.evaluate.subject import DOCUMENTS
+from saekit.names.dictionary import stem
 
 _PANEL = "Evaluations"
 
@@ -109,7 +110,7 @@ def evaluate(
     from saekit.evaluate.subject import Options
     from saekit.report import write_evaluation
     from saekit.workspace import evaluations
-    from saekit.workspace.dictionaries import stem
+    from saekit.workspace.access import optional
     from saekit.workspace.workspace import Workspace
 
     chosen = Options(baseline=baseline, labelled=labelled, documents=documents, model=other_model, revision=revision, seed=seed)  # type: ignore[arg-type]
@@ -118,7 +119,9 @@ def evaluate(
     place, name = ws.dictionaries.find(site, name)
     other = None if with_ is None else Workspace.open(with_)
     facts = evaluations.evaluate(ws, place, name, names, options=chosen, other=other)
-    page = write_evaluation(stem(place, name), ws.study.model, facts, ws.path / "reports" / f"eval-{stem(place, name)}.html")
+    page = ws.path / "reports" / f"eval-{stem(place, name)}.html"
+    with optional(str(page)):
+        write_evaluation(stem(place, name), ws.study.model, facts, ws.reports / page.name)
     if as_json:
         emit(facts | {"page": str(page)})
         return

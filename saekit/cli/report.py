@@ -49,7 +49,7 @@ def report(
         return
     chosen = ws.dictionaries.site(site)
     sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
-    path = pages.write(pages.gather(ws, chosen, sections), page or ws.path / "reports" / f"{chosen}.html")
+    path = pages.write(pages.gather(ws, chosen, sections), page or ws.reports / f"{chosen}.html")
     if as_json:
         emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
     else:

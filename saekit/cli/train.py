@@ -126,7 +126,7 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitE
     from saekit.report import compare, write_sweep
 
     compared = compare(ws, plans)
-    page = write_sweep(f"Sweep {title}", compared, ws.path / "reports" / f"sweep-{title}.html")
+    page = write_sweep(f"Sweep {title}", compared, ws.reports / f"sweep-{title}.html")
     if as_json:
         errors = [
             {"site": str(plan.route), "name": plan.name, "error": told(error)} for plan, error in zip(plans, stopped) if error

@@ -27,7 +27,7 @@ def write_training(ws: Workspace, site: str, name: str = "") -> Path:
         WorkspaceError: no such run was ever begun, or its files are damaged.
         StorageFull: there is no room.
     """
-    path = ws.path / "reports" / page_name(site, name)
+    path = ws.reports / page_name(site, name)
     write_whole(path, render_training(gather_training(ws, site, name)))
     return path
 

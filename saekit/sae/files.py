@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, SAENotFound
-from saekit.files import clean, publish, sync, temporary_folder, unwritable
+from saekit.files import clean, publish, remove, sync, temporary_folder, unwritable
 from saekit.json_files import read_json
 from saekit.sae.config import SAEConfig
 from saekit.sae.format import CONFIG, config_to_dict, modernize, positive_number
@@ -122,8 +122,8 @@ def save(cfg: SAEConfig, tensors: Mapping[str, Tensor], folder: str | Path, *, s
             # A configuration that does not fit the new weights goes first and the new one comes last: a process that is killed
             # in between leaves no SAE rather than a wrong one.
             if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != text.encode():
-                (folder / CONFIG).unlink()
-            (folder / SPARSITY).unlink(missing_ok=True)
+                remove(folder / CONFIG)
+            remove(folder / SPARSITY)
             for name in (*files, CONFIG):
                 publish(beside / name, folder / name)
         sync(folder)

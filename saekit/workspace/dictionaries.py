@@ -236,13 +236,13 @@ def _copy(source: Path, target: Path) -> None:
     """Copy the files of a dictionary; the configuration is removed first and written last, so that no mixture can be loaded."""
     import shutil
 
-    from saekit.files import whole
+    from saekit.files import remove, whole
 
-    (target / _DONE).unlink(missing_ok=True)
+    remove(target / _DONE)
     files = [file for file in source.iterdir() if file.is_file()]
     for old in target.iterdir() if target.exists() else ():
         if old.is_file() and old.name not in {file.name for file in files}:
-            old.unlink()
+            remove(old)
     for file in sorted(files, key=lambda file: file.name == _DONE):
         with file.open("rb") as data, whole(target / file.name) as copy:
             shutil.copyfileobj(data, copy)

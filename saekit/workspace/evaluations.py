@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from saekit.errors import ConfigError, WorkspaceError
 from saekit.evaluate.registry import EVALUATIONS, QUALITY
 from saekit.files import document, write_whole
-from saekit.workspace.dictionaries import stem
+from saekit.names.dictionary import stem
+from saekit.workspace.access import optional
 
 if TYPE_CHECKING:
     from saekit.evaluate.subject import Options, Subject
@@ -79,8 +80,9 @@ def read(ws: Workspace, sae: SAE, place: str | Site, name: str = "") -> dict[str
 
 
 def keep(ws: Workspace, place: str | Site, name: str, facts: dict[str, Any]) -> None:
-    """Write what was measured into `reports/`."""
-    write_whole(file(ws, place, name), document(facts))
+    """Write what was measured into `reports/`. A warning is logged where nothing can be written there."""
+    with optional(f"The evaluation of {stem(place, name)}"):
+        write_whole(ws.reports / file(ws, place, name).name, document(facts))
 
 
 def file(ws: Workspace, place: str | Site, name: str = "") -> Path:

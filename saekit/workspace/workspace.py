@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
-from saekit.files import is_leftover, lock, unwritable
+from saekit.files import is_leftover, unwritable
+from saekit.ledger import FILE as LEDGER
+from saekit.ledger import Ledger
+from saekit.workspace import access
 from saekit.workspace.dictionaries import Dictionaries
 from saekit.workspace.study import FILE, Study, portable
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from saekit.objects import Ref
     from saekit.sae import SAE
     from saekit.steer import Comparison, Intervention
+    from saekit.workspace.verification import Verification
     from trainers import Plan, Route, TrainConfig
 
 _NORM_TOKENS = 8192  # to measure a median on
@@ -88,7 +92,7 @@ class Workspace:
             workspace._model = lm
             return workspace
         # A killed `begin` leaves at most its unfinished file.
-        if path.exists() and (not path.is_dir() or any(not is_leftover(item.name) for item in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(map(_is_foreign, path.iterdir()))):
             raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
         workspace = cls(path, study)
         workspace._model = lm
@@ -117,6 +121,7 @@ class Workspace:
         if not (self.path / FILE).exists():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
+                Ledger(self.path).create()
             except OSError as error:
                 raise unwritable(self.path, error) from error
             self.study.save(self.path)
@@ -129,7 +134,9 @@ class Workspace:
             together: the processes that torchrun started share the work, and the first holds it for all.
 
         Raises:
-            WorkspaceError: another process writes here, nothing can be written, or each of several would do the whole work.
+            WorkspaceError: another command writes here, a symbolic link leads outside, or each of several processes would do the
+                whole work.
+            Unwritable, StorageFull: nothing can be written here.
         """
         from saekit import processes
 
@@ -139,8 +146,7 @@ class Workspace:
             yield
             return
         self.begin()
-        busy = WorkspaceError(f"Another saekit command is writing to {self.path}.", "Wait for it to end.")
-        with lock(self.path / ".lock", busy):
+        with access.held(self.path):
             yield
 
     # What it is made of
@@ -192,6 +198,16 @@ class Workspace:
         if not (self.path / "activations" / "manifest.json").exists():
             raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
         return ActivationStore.open(self.path / "activations")
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the reports, for writing.
+
+        Raises:
+            Unwritable: it is a symbolic link that leads out of the workspace.
+        """
+        access.check_link(self.path, self.path / "reports")
+        return self.path / "reports"
 
     @property
     def dictionaries(self) -> Dictionaries:
@@ -489,32 +505,42 @@ class Workspace:
 
         return compare(self.lm, prompts, self.intervention(features, op=op, name=name), **settings)
 
+    def check(self, *, progress: bool = True) -> Verification:
+        """Check every file; see :func:`saekit.workspace.verification.verify`."""
+        from saekit.workspace.verification import verify
+
+        return verify(self, progress=progress)
+
     def verify(self, *, progress: bool = True) -> dict[str, str]:
         """Check every file; returns what was found of each part.
 
         Raises:
-            StoreCorrupt, SAEFormatError, DatabaseError, StoreMismatch: what is damaged, and how to mend it.
+            StoreCorrupt, SAEFormatError, DatabaseError, StoreMismatch, WorkspaceError: names everything that is damaged.
         """
-        found = {}
-        if (self.path / "activations").exists():
-            store = self.store()
-            store.verify(progress=progress)
-            found["activations"] = f"{store.n_tokens:,} tokens, every checksum right"
-        for site, name in self.dictionaries.all():
-            sae = self.sae(site, name)
-            found["/".join(filter(None, ("sae", site, name)))] = f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"
-        if self.database_path.exists():
-            with self.database() as database:
-                database.verify()
-                for indexed in database.saes():
-                    folder = self.dictionaries.folder(indexed.site)
-                    if not folder.exists() or self.sae(indexed.site).fingerprint() != indexed.fingerprint:
-                        raise StoreMismatch(
-                            f"The features of {indexed.site} in {self.database_path} are not those of {folder}.",
-                            "Run `saekit index`.",
-                        )
-                found["features.sqlite"] = ", ".join(f"{each.n_features:,} at {each.site}" for each in database.saes())
-        return found
+        found = self.check(progress=progress)
+        if (error := found.error()) is not None:
+            raise error
+        return found.checks()
+
+    def record_checksums(self, accept: Iterable[str] = ()) -> list[str]:
+        """Add checksums of files that have none, such as those of an earlier version; returns their names.
+
+        Args:
+            accept: files, relative to the workspace, whose present content (or absence) is right.
+
+        Raises:
+            WorkspaceError: `accept` names a file that no checksum is kept of.
+            Unwritable, StorageFull: nothing can be written.
+        """
+        from saekit.workspace.verification import record
+
+        with self.writing():
+            return record(self.path, list(accept))
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether `path` is something else than what a killed `begin` leaves."""
+    return path.name != LEDGER and not is_leftover(path.name)
 
 
 def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> Study:

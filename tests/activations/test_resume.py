@@ -112,7 +112,7 @@ def test_damaged_shards_are_made_again(damage: str, tiny_lm: LanguageModel, corp
             data = shard.read_bytes()
             shard.write_bytes({"cut short": data[:-1], "emptied": b"", "longer": data + b"\0"}[damage])
     with pytest.raises(
-        StoreCorrupt, match=rf"shard-00000.h5 {'is missing' if damage == 'missing' else 'has [0-9]+ bytes of'}.*Remove that file"
+        StoreCorrupt, match=rf"shard-00000.h5 {'is missing' if damage == 'missing' else 'has [0-9]+ bytes of'}.*move it away"
     ):
         ActivationStore.open(path)
     write_store(path, tiny_lm, ["resid_post.1"], corpus, **SETTINGS).verify(progress=False)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from saekit.checksums import read_sealed, seal
 from saekit.errors import CheckpointError
-from saekit.files import clean, replace, sync, temporary_folder
+from saekit.files import clean, remove, replace, sync, temporary_folder
 from saekit.json_files import read_json
 from saekit.sae import SAE
 
@@ -45,7 +44,7 @@ def save(folder: Path, step: int, sae: SAE, tensors: Mapping[str, Tensor], facts
         for name in (f"{_STATE}.safetensors", f"{_STATE}.json"):
             sync(beside / name)
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
 
 
 def save_best(folder: Path, step: int, sae: SAE, metrics: Mapping[str, float]) -> None:
@@ -62,7 +61,7 @@ def keep_best(folder: Path, n: int) -> None:
     """Remove all but the last `n` best SAEs. A run that was killed while it replaced one may have left two."""
     found = _all(folder, _BEST)
     for old in found[: len(found) - n]:
-        shutil.rmtree(old)
+        remove(old)
 
 
 def best(folder: Path) -> dict[str, float] | None:
@@ -74,7 +73,7 @@ def best(folder: Path) -> dict[str, float] | None:
     if not (found := _all(folder, _BEST)):
         return None
     path = found[-1] / _METRICS
-    hint = f"Delete {found[-1]}: the best of the checkpoints to come is kept instead."
+    hint = f"Move {found[-1]} away: the best SAE of later steps is kept instead."
     metrics: dict[str, float] = read_json(path, error=CheckpointError, hint=hint, finite=False)
     if wrong := [name for name, value in metrics.items() if not _is_number(value)]:
         raise CheckpointError(f"{path} is damaged: {wrong[0]} is {metrics[wrong[0]]!r}.", hint)
@@ -93,7 +92,7 @@ def _whole(final: Path) -> Iterator[Path]:
     with temporary_folder(final.parent) as beside:
         yield beside
         sync(beside)
-        shutil.rmtree(final, ignore_errors=True)
+        remove(final)
         replace(beside, final)
 
 
@@ -111,7 +110,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not (found := _all(folder)):
         return None
     path = found[-1] / f"{_STATE}.safetensors"
-    hint = f"Delete {found[-1]} to go on from {found[-2].name}." if len(found) > 1 else f"Delete {found[-1]} to start anew."
+    hint = f"Move {found[-1]} away to {f'go on from {found[-2].name}' if len(found) > 1 else 'start anew'}."
     facts = read_sealed(found[-1] / f"{_STATE}.json", _FACTS, error=CheckpointError, hint=hint, finite=False)
     try:
         digest = facts.pop(_DIGEST, None)
@@ -152,7 +151,7 @@ def clear(folder: Path) -> None:
     """Remove all checkpoints except the best SAE, and the folder if nothing else is in it."""
     keep_best(folder, 1)
     for old in _all(folder):
-        shutil.rmtree(old)
+        remove(old)
     clean(folder)
     with suppress(OSError):  # not empty, or not there
         folder.rmdir()

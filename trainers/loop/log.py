@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.errors import ConfigError
-from saekit.files import open_append
+from saekit.files import open_append, record
 from saekit.json_files import parse_json, read_bytes
 
 TIMING = "timing.jsonl"
@@ -77,8 +78,10 @@ class Log:
         return self._file.seek(0, 2)
 
     def close(self) -> None:
-        self._file.close()
-        self._timing.close()
+        for file, path in ((self._file, self._path), (self._timing, self._path.with_name(TIMING))):
+            file.close()
+            with contextlib.suppress(OSError):  # a full disk: the rows are kept without a checksum
+                record(path)
         if self._run is not None:
             self._run.finish()
 

@@ -20,7 +20,7 @@ from saekit.names.site import Site
 
 FILE = "manifest.json"
 FORMAT, VERSION = "saekit-activations", 1
-_MEND = "Restore it, or remove the folder and cache again."
+_MEND = "Restore it from a copy, or cache again to another folder."
 _ENTRIES = ("format", "version", "n_tokens", "provenance", "shards", "complete")
 _FACTS: dict[str, type] = {"model": dict, "corpus": dict, "sites": dict, "context": int, "packing": str, "dtype": str}
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
@@ -165,7 +165,7 @@ class Manifest:
                 f"{key} differ" if key == "model.weights" else f"{key} is {here.get(key)!r}, asked was {asked.get(key)!r}"
                 for key in differing
             )
-            raise StoreMismatch(f"{folder} holds other activations: {facts}.", "Choose another folder, or remove this one.")
+            raise StoreMismatch(f"{folder} holds other activations: {facts}.", "Choose another folder.")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

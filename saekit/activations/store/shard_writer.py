@@ -145,7 +145,7 @@ class ShardPipe:
         data = builder.finish()
         file = shard_name(self._index)
         digest = hashlib.sha256(data).hexdigest()
-        write_whole(self._folder / file, data)
+        write_whole(self._folder / file, data, checksum=False)  # the manifest has it
         try:
             self._enter(self._index, ShardEntry(file, builder.n_tokens, len(data), digest, batch.after))
         except BaseException:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from saekit.activations.loader.source import ActivationSource
     from saekit.lm import LanguageModel
 
-_MEND = "Remove that file and run the same cache command again: it is made anew."
+_MEND = "Restore it from a copy, or move it away and run the same cache command again, which makes it anew."
 _OPEN_FILES = 16
 
 
@@ -170,17 +170,33 @@ class ActivationStore:
         Raises:
             StoreCorrupt: names the first shard that is damaged and how to mend it.
         """
+        for _, error in self.problems(progress):
+            raise error
+
+    def problems(self, progress: bool = True) -> Iterator[tuple[str, StoreCorrupt]]:
+        """Read everything; gives (file, error) of each shard that is damaged or cannot be read."""
         with track("verifying", total=self.n_tokens, unit="tokens", enabled=progress) as bar:
             for index, entry in enumerate(self.manifest.shards):
-                path = self.path / entry.file
-                if problem := damaged(self.path, entry):
-                    raise StoreCorrupt(f"{path} {problem}.", _MEND)
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                        raise StoreCorrupt(f"{path} has changed since it was written: its checksum is another.", _MEND)
-                with self._reading(index):
-                    pass  # opening a shard checks its columns
+                try:
+                    self._check_shard(index)
+                except StoreCorrupt as error:
+                    yield entry.file, error
                 bar.update(int(self._first_rows[index + 1]), note=entry.file)
+
+    def _check_shard(self, shard: int) -> None:
+        entry = self.manifest.shards[shard]
+        path = self.path / entry.file
+        if problem := damaged(self.path, entry):
+            raise StoreCorrupt(f"{path} {problem}.", _MEND)
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if digest != entry.sha256:
+            raise StoreCorrupt(f"{path} has changed since it was written: its checksum is another.", _MEND)
+        with self._reading(shard):
+            pass  # opening a shard checks its columns
 
     def _check_columns(self, shard: int, file: h5py.File) -> None:
         """Raise unless a shard holds what the manifest says, so that nothing larger is ever allocated.
@@ -223,7 +239,7 @@ class ActivationStore:
         try:
             with self._lock:  # readers may share a store between threads; h5py would take turns anyway
                 if shard not in self._files:
-                    file = h5py.File(path, "r")
+                    file = h5py.File(path, "r", locking=False)  # shards never change, and some file systems have no locks
                     try:
                         self._check_columns(shard, file)
                     except BaseException:
@@ -234,7 +250,9 @@ class ActivationStore:
                         self._files.popitem(last=False)[1].close()
                 self._files.move_to_end(shard)
                 yield self._files[shard]
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise StoreCorrupt(f"{path} cannot be read: {error}.", _MEND) from error
 
     def reader(self, sites: Iterable[str | Site], **settings: Any) -> ActivationSource:
@@ -284,6 +302,12 @@ def damaged(folder: Path, entry: ShardEntry) -> str:
     except FileNotFoundError:
         return "is missing"
     return "" if size == entry.bytes else f"has {size} bytes of {entry.bytes}"
+
+
+def _unreadable(path: Path, error: OSError) -> StoreCorrupt:
+    """The error for a shard that could not be read: damage only where the operating system does not say why."""
+    mend = _MEND if error.errno is None else "The file itself may be sound: check its permissions and the disk."
+    return StoreCorrupt(f"{path} cannot be read: {error}.", mend)
 
 
 def model_facts(lm: LanguageModel) -> dict[str, str]:

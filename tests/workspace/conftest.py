@@ -1,0 +1,38 @@
+"""A small finished workspace of an earlier version, and the same with checksums of every file."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from saekit.workspace import Workspace
+
+ARCHIVE = Path(__file__).parents[1] / "kit" / "golden" / "v0.1.0.zip"
+
+
+@pytest.fixture(scope="session")
+def old_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As version 0.1.0 wrote it. Tests must leave it as they found it."""
+    folder = tmp_path_factory.mktemp("golden")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith("ws/")])
+    return folder / "ws"
+
+
+@pytest.fixture(scope="session")
+def covered(old_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a checksum of every file. Tests must leave it as they found it."""
+    folder = tmp_path_factory.mktemp("covered") / "ws"
+    shutil.copytree(old_workspace, folder)
+    Workspace.open(folder).record_checksums()
+    return folder
+
+
+@pytest.fixture
+def ws(covered: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(covered, tmp_path / "ws")
+    return tmp_path / "ws"
