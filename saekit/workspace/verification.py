@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 State = Literal["sound", "damaged", "not covered", "unknown"]
 
 _RESTORE = "Restore it from a copy."
-_WITHOUT = "written before checksums, or by a command that was killed; `saekit verify WORKSPACE --record` adds them"
+_WITHOUT = "written before checksums, or by a command that was killed"
 # Files that saekit writes and the ledger covers.
 _OURS = re.compile(
     r"saekit\.toml|activations/manifest\.json|vectors/.+\.npy|(reports|rankings)/.+"
@@ -156,14 +156,16 @@ def _files(root: Path) -> Iterator[Part]:
         elif not (_ELSEWHERE.fullmatch(name) or _OTHERS.fullmatch(name)):
             unknown.append(name)
     for name in [name for name in found.hashes if not (root / name).exists()]:
-        hint = f"{_RESTORE} If you removed it yourself: `saekit verify WORKSPACE --accept {name}`."
+        hint = f"{_RESTORE} If you removed it yourself: `saekit verify {root} --accept {name}`."
         yield _damage(name, "the file is missing", hint)
     for problem in found.problems:
-        yield _damage(ledger.FILE, problem, "`saekit verify WORKSPACE --record` writes it again.")
+        yield _damage(ledger.FILE, problem, f"`saekit verify {root} --record` writes it again.")
     if sound:
         yield Part("files", "sound", f"{sound} match their checksums")
     if without:
-        yield Part("files without checksums", "not covered", f"{_some(without)}: {_WITHOUT}")
+        yield Part(
+            "files without checksums", "not covered", f"{_some(without)}: {_WITHOUT}; `saekit verify {root} --record` adds them"
+        )
     if unknown:
         leftovers = " (temporary files are removed by the next command that writes)" * any(map(_is_temporary, unknown))
         yield Part("other files", "unknown", f"{_some(unknown)}{leftovers}")
@@ -236,6 +238,6 @@ def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) ->
         if each.fingerprint not in fingerprints.values() and None not in fingerprints.values():
             stale = StoreMismatch(
                 f"The features of {each.site} in {ws.database_path} are not those of any dictionary in the workspace.",
-                f"Run `saekit index WORKSPACE --site {each.site}`.",
+                f"Run `saekit index {ws.path} --site {each.site}`.",
             )
             yield Part(f"features of {each.site}", "damaged", stale.what, stale)

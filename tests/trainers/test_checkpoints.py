@@ -43,7 +43,7 @@ def test_a_change_of_any_byte_of_a_state_is_found(broken_off: Path) -> None:
         for index in indices:
             if index < len(whole):
                 path.write_bytes(whole[:index] + bytes([whole[index] ^ (1 << generator.randrange(8))]) + whole[index + 1 :])
-                with pytest.raises(CheckpointError, match=rf"{newest.name}.*Delete .*{newest.name} to go on from step-"):
+                with pytest.raises(CheckpointError, match=rf"{newest.name}.*Move .*{newest.name} away to go on from step-"):
                     checkpoints.load(broken_off / "checkpoints")
         path.write_bytes(whole[:-1])
         with pytest.raises(CheckpointError):

@@ -207,7 +207,7 @@ class _Pass:
             return Training.restore(plan.config, tensors, facts, plan.group), {key: facts[key] for key in beginning}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise CheckpointError(
-                f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Delete it to start anew."
+                f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Move it away to start anew."
             ) from error
 
     def _finish(self, runs: Sequence[Run], made: Sequence[tuple[SAE, Tensor | None]]) -> None:

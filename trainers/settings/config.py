@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from saekit.errors import ConfigError
+from saekit.json_files import read_json
 
 ALIASES = {"k": "l0", "latents": "n_latents", "train_dtype": "dtype", "train_tokens": "tokens"}
 """Other names of settings, in files and on the command line."""
@@ -36,6 +36,7 @@ _FREE = (
     "screen",
     "shard",
 )
+_RESTORE = "Restore it from a copy."
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,20 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
-        """From a `train.json`."""
-        return cls.from_dict(json.loads(path.read_text())["config"])
+        """The settings in a `train.json`.
+
+        Raises:
+            ConfigError: the file is missing or damaged, or holds no settings of a run.
+        """
+        values = read_json(path, error=ConfigError, hint=_RESTORE, finite=False).get("config")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds no settings of a run.", _RESTORE)
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.what}", _RESTORE) from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{path} holds an impossible setting: {error}.", _RESTORE) from error
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
