@@ -38,7 +38,7 @@ class SizeOptions:
 
 def demo(
     folder: Annotated[Path | None, typer.Argument(hidden=True, metavar="")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the workspace. An existing one is used again.")] = _FOLDER,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the workspace.")] = _FOLDER,
     model: Annotated[str, typer.Option("--model", help="Hub name or local folder of a model, or lab: the built-in one.")] = "lab",
     data: Annotated[
         str | None, typer.Option("--data", help=f"{options.TEXTS} [default: lab, for the model lab]", show_default=False)

@@ -57,8 +57,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--only",
-            help=f"Run this evaluation alone; May be repeated. One of: {', '.join(EVALUATIONS)}. "
-            f"[default: {QUALITY}, and what is asked for besides]",
+            help=f"Run only this evaluation: {', '.join(EVALUATIONS)}. May be repeated. "
+            f"[default: {QUALITY}, and those that other options ask for]",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--labelled",
-            help='Probe this instead of the laboratory\'s documents: records with "text" and "label", or with "spans": '
+            help='File to probe instead of the laboratory\'s documents: records with "text" and "label", or with "spans": '
             '[[start, end, "concept"], ...].',
             show_default=False,
         ),
@@ -84,7 +84,7 @@ def evaluate(
     baseline: Annotated[
         str,
         typer.Option(
-            help="What cross-entropy recovered compares with. zero: zeros at every token, as sae-lens and SAEBench have it; "
+            help="Baseline of cross-entropy recovered. zero: zeros at every token, as in sae-lens and SAEBench; "
             "zero-ordinary: zeros at all but special tokens; mean: the mean activation."
         ),
     ] = "zero",

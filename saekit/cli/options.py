@@ -100,7 +100,9 @@ CONTEXT = Annotated[
         metavar="COUNT",
     ),
 ]
-PACKING = Annotated[str, typer.Option(help="pack: several documents share a context. document: one document in each context.")]
+PACKING = Annotated[
+    str, typer.Option(help="How documents fill contexts: pack puts several into one, document gives each its own.")
+]
 STORE_DTYPE = Annotated[str, typer.Option(help="Number format on disk: float32, float16 or bfloat16.")]
 BATCH = Annotated[
     int | None,
@@ -117,7 +119,10 @@ SEED = Annotated[int, typer.Option("--seed", help="Seed of all random choices.",
 DOCUMENTS = Annotated[
     int, typer.Option("--documents", help="Labelled documents of the laboratory to measure on.", parser=count(2), metavar="COUNT")
 ]
-SPLIT = Annotated[str, typer.Option("--split", help="train, or heldout: cases and phrasings that are not in the training data.")]
+SPLIT = Annotated[
+    str,
+    typer.Option("--split", help="Split of the built-in corpus: train, or heldout (its cases and phrasings are not in train)."),
+]
 LIVE = Annotated[
     bool, typer.Option("--live", help="Train on activations computed from the whole corpus, instead of on the cached ones.")
 ]
