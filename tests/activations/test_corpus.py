@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saekit.activations import Corpus, check_corpus
-from saekit.activations.corpus.base import _Hub
+from saekit.activations.corpus.base import CORPORA, CorpusSource
+from saekit.activations.corpus.hub import HubCorpus
+from saekit.activations.corpus.memory import MemoryCorpus
 from saekit.errors import CorpusError
 
 TEXTS = ["One day.", "", 'Zwei\nZeilen, „Anführung“ und "Kommas", ja', "  spaces  ", "日本語 🙂", "last"]
@@ -145,17 +148,18 @@ def test_hub_data_sets_through_load_dataset(tmp_path: Path, streaming: bool, mon
         "---\nconfigs:\n- config_name: small\n  data_files:\n  - split: train\n    path: small/train.parquet\n"
         "  - split: test\n    path: small/test.parquet\n- config_name: other\n  data_files: small/test.parquet\n---\n"
     )
-    corpus = _Hub(str(data), "text", "train", "small", None, streaming)
+    asked = CorpusSource(str(data), name="small", streaming=streaming)
+    corpus = HubCorpus(asked)
     assert list(corpus.documents()) == TEXTS
     assert list(corpus.documents(4)) == TEXTS[4:]
-    assert list(_Hub(str(data), "text", "test", "small", None, streaming).documents()) == ["held"]
+    assert list(HubCorpus(replace(asked, split="test")).documents()) == ["held"]
     assert corpus.fingerprint() == {"hub": str(data), "config": "small", "split": "train", "text_field": "text"}
     with pytest.raises(CorpusError, match=r"row 0 has no field 'body'; it has 'n', 'text'"):
-        check_corpus(_Hub(str(data), "body", "train", "small", None, streaming))
+        check_corpus(HubCorpus(replace(asked, text_field="body")))
     with pytest.raises(CorpusError, match="nosuch"):
-        check_corpus(_Hub(str(data), "text", "train", "nosuch", None, streaming))
+        check_corpus(HubCorpus(replace(asked, name="nosuch")))
     with pytest.raises(CorpusError, match="nosuch"):
-        check_corpus(_Hub(str(data), "text", "nosuch", "small", None, streaming))
+        check_corpus(HubCorpus(replace(asked, split="nosuch")))
 
 
 def test_the_hub_out_of_reach() -> None:
@@ -234,3 +238,18 @@ def test_text_fields_of_other_types_are_typed_errors(value: str, tmp_path: Path)
     (tmp_path / "x.jsonl").write_text(value + "\n")
     with pytest.raises(CorpusError, match=r"row 0 (holds a \w+, not text|has no field 'text')"):
         list(Corpus.open(tmp_path / "x.jsonl").documents())
+
+
+def test_a_kind_of_corpus_can_be_registered(tmp_path: Path) -> None:
+    def open_numbers(asked: CorpusSource) -> Corpus | None:
+        name = str(asked.source)
+        return MemoryCorpus(map(str, range(int(name[8:]))), asked.text_field) if name.startswith("numbers:") else None
+
+    CORPORA.register("numbers", open_numbers)
+    try:
+        assert list(Corpus.open("numbers:3").documents()) == ["0", "1", "2"]
+        assert list(Corpus.open(["a"]).documents()) == ["a"]
+    finally:
+        CORPORA.unregister("numbers")
+    with pytest.raises(CorpusError, match="numbers:3"):
+        check_corpus(Corpus.open("numbers:3"))

@@ -14,7 +14,8 @@ import pytest
 
 from saekit.activations import ActivationStore, Corpus, check_corpus, write_store
 from saekit.activations.corpus import shuffled
-from saekit.activations.corpus.base import _Hub
+from saekit.activations.corpus.base import CorpusSource
+from saekit.activations.corpus.hub import HubCorpus
 from saekit.errors import ConfigError, CorpusError, StoreMismatch
 from saekit.lm import LanguageModel
 
@@ -93,8 +94,8 @@ def test_hub_data_sets(streaming: bool, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "data").mkdir()
     _parquet(tmp_path / "data" / "train.parquet")
 
-    def opened(seed: int | None) -> _Hub:
-        return _Hub(str(tmp_path / "data"), "text", "train", None, None, streaming, seed)
+    def opened(seed: int | None) -> HubCorpus:
+        return HubCorpus(CorpusSource(str(tmp_path / "data"), streaming=streaming, shuffle=seed))
 
     first, again, other, plain = (list(opened(seed).documents()) for seed in (0, 0, 1, None))
     assert plain == TEXTS and sorted(first) == sorted(TEXTS) and first == again != other and first != plain

@@ -1,21 +1,47 @@
-"""Corpora: documents of text in a fixed order, from files, the Hugging Face hub or memory."""
+"""Corpora: documents of text in a fixed order that can be read again and again."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.activations.corpus.formats import COMPRESSIONS, FORMATS, JsonLine, Row, file_format, is_compressed, read_rows
-from saekit.builtin import is_lab
-from saekit.errors import ConfigError, CorpusError
+from saekit.activations.corpus.formats import JsonLine, Row
+from saekit.errors import CorpusError
+from saekit.plugins import Registry, resolve
 
-SHUFFLE_BUFFER = 10_000
-"""Documents of a streamed hub data set among which the next one is drawn when it is shuffled."""
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """Where documents come from, as a user says it; the fields are the arguments of :meth:`Corpus.open`."""
+
+    source: str | Path | Iterable[Row]
+    text_field: str = "text"
+    split: str = "train"
+    name: str | None = None
+    revision: str | None = None
+    streaming: bool = True
+    shuffle: int | None = None
+
+
+Opener = Callable[[CorpusSource], "Corpus | None"]
+CORPORA: Registry[Opener | str] = Registry(
+    "kind of corpus",
+    {
+        "memory": "saekit.activations.corpus.memory:open_memory",
+        "lab": "saekit.activations.corpus.lab:open_lab",
+        "files": "saekit.activations.corpus.files:open_files",
+        "hub": "saekit.activations.corpus.hub:open_hub",
+    },
+    error=CorpusError,
+)
+"""Kinds of corpora. Each row is a function that opens a source of its kind, and returns None for others.
+
+The kinds that users register are asked first, the last one of them first; then these, in this order.
+"""
+_BUILT_IN = tuple(CORPORA)
 
 
 class Corpus(ABC):
@@ -59,23 +85,16 @@ class Corpus(ABC):
                 the next 10,000.
 
         Raises:
-            CorpusError: there is no such file, or the folder holds no file of a known format.
+            CorpusError: there is no such file, or the folder holds no file of a known format; or :data:`CORPORA` has no kind of
+                corpus for the source.
             ConfigError: the laboratory, whose documents are random already, is to be shuffled.
         """
-        if isinstance(source, str) and is_lab(source):
-            from saekit.activations.corpus.lab import LabCorpus
-
-            if shuffle is not None:
-                raise ConfigError(f"The documents of {source} are in random order already.", "Leave shuffle out.")
-            return LabCorpus(source, split)
-        local = _local(source, text_field, split)
-        if local is None:
-            return _Hub(str(source), text_field, split, name, revision, streaming, shuffle)
-        if shuffle is None:
-            return local
-        from saekit.activations.corpus.shuffled import ShuffledCorpus
-
-        return ShuffledCorpus(local, shuffle)
+        asked = CorpusSource(source, text_field, split, name, revision, streaming, shuffle)
+        kinds = [name for name in reversed(list(CORPORA)) if name not in _BUILT_IN]
+        for kind in (*kinds, *_BUILT_IN):
+            if (corpus := resolve(CORPORA[kind])(asked)) is not None:
+                return corpus
+        raise CorpusError(f"{source!r} is not a corpus.", "Give a file, a folder, texts, or the name of a data set on the hub.")
 
     @abstractmethod
     def rows(self, start: int = 0) -> Iterator[Any]:
@@ -157,178 +176,3 @@ def decoded(row: Any) -> Any:
         CorpusError: a line is not valid JSON.
     """
     return row.decode() if isinstance(row, JsonLine) else row
-
-
-def _local(source: str | Path | Iterable[Row], text_field: str, split: str) -> Corpus | None:
-    """The corpus in a file, a folder or memory; None where `source` can only be the name of a data set on the hub."""
-    if not isinstance(source, str | Path):
-        return _Rows(source, text_field)
-    path = Path(source).expanduser()
-    if path.exists():
-        return _Files(path, text_field, split)
-    if _looks_like_a_path(source):
-        raise CorpusError(f"There is no file or folder {str(source)!r}.", "Give one, or the name of a data set on the hub.")
-    return None
-
-
-def _looks_like_a_path(source: str | Path) -> bool:
-    text = str(source)
-    return (
-        isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or file_format(Path(text)) in FORMATS
-    )
-
-
-_EXPANSION = 5  # of compressed text, roughly
-
-
-class _Files(Corpus):
-    def __init__(self, path: Path, text_field: str, split: str) -> None:
-        super().__init__(str(path), text_field)
-        self.files = [file.absolute() for file in _files(path, split)]  # they are read later, perhaps from another folder
-
-    def raw_rows(self) -> Iterator[Row | JsonLine]:
-        return itertools.chain.from_iterable(read_rows(path, self.text_field) for path in self.files)
-
-    def rows(self, start: int = 0) -> Iterator[Row]:
-        return map(decoded, itertools.islice(self.raw_rows(), start, None))
-
-    @property
-    def size(self) -> int:
-        return sum(path.stat().st_size * (_EXPANSION if is_compressed(path) else 1) for path in self.files)
-
-    def fingerprint(self) -> dict[str, str]:
-        return {"sha256": self._digest, "text_field": self.text_field}
-
-    @cached_property
-    def _digest(self) -> str:
-        digests = []
-        for path in self.files:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _files(path: Path, split: str) -> list[Path]:
-    formats = FORMATS
-    if path.is_dir():
-        if (path / "dataset_dict.json").exists():
-            path = path / split
-            if not path.exists():
-                splits = ", ".join(sorted(child.name for child in path.parent.iterdir() if child.is_dir()))
-                raise CorpusError(f"{path.parent} has no split {split!r}; it has {splits}.")
-        if (path / "state.json").exists():  # a folder of datasets.save_to_disk: its .json files are no documents
-            formats = (".arrow",)
-        found = sorted(child for child in path.rglob("*") if child.is_file() and file_format(child) in formats)
-        files = [child for child in found if not any(part.startswith(".") for part in child.relative_to(path).parts)]
-    else:
-        files = [path] if file_format(path) in formats else []
-    if not files:
-        what = "holds no file" if path.is_dir() else "is not a file"
-        raise CorpusError(
-            f"{path} {what} of a known format.", f"Known: {', '.join(FORMATS)}; compressed: {', '.join(COMPRESSIONS)}."
-        )
-    return files
-
-
-class _Hub(Corpus):
-    """A data set that :func:`datasets.load_dataset` loads."""
-
-    def __init__(
-        self,
-        source: str,
-        text_field: str,
-        split: str,
-        name: str | None,
-        revision: str | None,
-        streaming: bool,
-        shuffle: int | None = None,
-    ) -> None:
-        super().__init__(source, text_field)
-        self._shuffle = shuffle
-        self.split, self.name, self.streaming, self._asked_revision = split, name, streaming, revision
-
-    @cached_property
-    def revision(self) -> str | None:
-        """The commit, so that a data set that changes meanwhile is not mixed; what was asked for where the hub cannot say."""
-        from huggingface_hub import HfApi
-
-        try:
-            return HfApi().dataset_info(self.source, revision=self._asked_revision).sha
-        except Exception:  # offline, private, or a name that load_dataset takes from elsewhere: that gives the better message
-            return self._asked_revision
-
-    @cached_property
-    def _data(self) -> Any:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetNotFoundError
-
-        try:
-            data = load_dataset(self.source, self.name, split=self.split, revision=self.revision, streaming=self.streaming)
-        except DatasetNotFoundError as error:
-            raise CorpusError(
-                f"There is neither a file {self.source!r} nor a data set of that name on the hub that you can read.",
-                "Check the name; log in if it is private.",
-            ) from error
-        except ConnectionError as error:
-            raise CorpusError(
-                f"{self.source!r} is no local file, and the hub cannot be reached.", "Check the network, or give a local file."
-            ) from error
-        except Exception as error:  # whatever a data set's builder or the network raises
-            raise CorpusError(
-                f"Data set {self.source!r} cannot be loaded: {error}", "Check its configuration (name) and split."
-            ) from error
-        # Other columns need not be read where the text is known to be there.
-        data = data.select_columns([self.text_field]) if self.text_field in (data.column_names or ()) else data
-        if self._shuffle is None:
-            return data
-        return data.shuffle(seed=self._shuffle, **({"buffer_size": SHUFFLE_BUFFER} if self.streaming else {}))
-
-    def rows(self, start: int = 0) -> Iterator[Row]:
-        data = self._data.skip(start) if start else self._data
-        try:
-            yield from data
-        except Exception as error:
-            raise CorpusError(f"Data set {self.source!r} broke off: {error}", "Run the same command again.") from error
-
-    @property
-    def unshuffled(self) -> Corpus:
-        settings = (self.source, self.text_field, self.split, self.name, self._asked_revision, self.streaming)
-        return self if self._shuffle is None else _Hub(*settings)
-
-    def fingerprint(self) -> dict[str, str]:
-        facts = {
-            "hub": self.source,
-            "config": self.name,
-            "split": self.split,
-            "revision": self.revision,
-            "text_field": self.text_field,
-            "shuffle": None if self._shuffle is None else str(self._shuffle),
-            "shuffle_buffer": str(SHUFFLE_BUFFER) if self._shuffle is not None and self.streaming else None,
-        }
-        return {key: value for key, value in facts.items() if value is not None}
-
-
-class _Rows(Corpus):
-    """Texts or records in memory, or whatever else can be iterated over repeatedly."""
-
-    def __init__(self, rows: Iterable[Row], text_field: str) -> None:
-        super().__init__("the given iterable", text_field)
-        if isinstance(rows, Mapping | bytes) or not isinstance(rows, Iterable):
-            raise CorpusError(
-                f"A {type(rows).__name__} is no corpus.", "Give texts or records: one split of a data set, a list, a path."
-            )
-        self._rows: Iterable[Row] = list(rows) if isinstance(rows, Iterator) else rows
-
-    def rows(self, start: int = 0) -> Iterator[Row]:
-        return itertools.islice(self._rows, start, None)
-
-    def fingerprint(self) -> dict[str, str]:
-        return {"sha256": self._digest}
-
-    @cached_property
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for text in self.documents():
-            data = text.encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-        return digest.hexdigest()

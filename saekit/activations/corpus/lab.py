@@ -9,8 +9,8 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast
 
-from saekit.activations.corpus.base import Corpus
-from saekit.builtin import NAME, warn_if_shadowing
+from saekit.activations.corpus.base import Corpus, CorpusSource
+from saekit.builtin import NAME, is_lab, warn_if_shadowing
 from saekit.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
@@ -20,6 +20,20 @@ DOCUMENTS = 400_000
 """How many there are of each name and split: about as many as the packaged model was trained on."""
 _SYNTAX = re.compile(rf"{NAME}(?::(\w+))?(?:@(\d+))?")
 _SAMPLED = 256
+
+
+def open_lab(asked: CorpusSource) -> Corpus | None:
+    """The corpus of a name like `lab` or `lab:facts@3`; None for other sources.
+
+    Raises:
+        ConfigError: it is to be shuffled.
+        CorpusError: see :class:`LabCorpus`.
+    """
+    if not isinstance(asked.source, str) or not is_lab(asked.source):
+        return None
+    if asked.shuffle is not None:
+        raise ConfigError(f"The documents of {asked.source} are in random order already.", "Leave shuffle out.")
+    return LabCorpus(asked.source, asked.split)
 
 
 class LabCorpus(Corpus):

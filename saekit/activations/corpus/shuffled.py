@@ -17,6 +17,11 @@ _ROW_BYTES = 2**12  # assumed where nobody knows
 _END = object()
 
 
+def shuffled(corpus: Corpus, seed: int | None) -> Corpus:
+    """The corpus in random order; unchanged where there is no seed."""
+    return corpus if seed is None else ShuffledCorpus(corpus, seed)
+
+
 class ShuffledCorpus(Corpus):
     """A corpus in an order drawn uniformly from all orders of its documents. The order depends on the seed and their number only.
 
