@@ -191,7 +191,7 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
     names = [each.concept for each in topics if each.concept is not None]
     if not names:
         return sections
-    from saekit.evaluate.concepts.recovery import concept_detection
+    from saekit.evaluate.concepts.detection import concept_detection
     from saekit.report import Detected
 
     found = concept_detection(ws.lm, ws.sae(site), site, labelled(names), names, progress=progress)

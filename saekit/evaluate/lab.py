@@ -1,4 +1,4 @@
-"""How well a model does what the laboratory taught it: every task, measured then and there."""
+"""How well a model performs the tasks of the laboratory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 5
 _TOLERANCE = 0.05
-"""How far a strength may be from what was planted."""
+"""Largest difference between a measured strength and the planted one that meets the goal."""
 _BATCH_TOKENS = 8192
 _FACTS = {
     "architecture": "model_type",
@@ -38,9 +38,15 @@ _FACTS = {
 class Measurement:
     """One task on one model.
 
-    `value` is the task's metric over `n` prompts, `low` to `high` its 95 % interval, `goal` what was wanted and `met` whether
-    `value` is so. `failures` are a few of the prompts that failed, with what the model said. `cases` are the means of a
-    strength for each case apart (each profession, say), since opposite errors may hide in their mean.
+    Attributes:
+        task, genre, description, metric: as the laboratory has them.
+        n: number of prompts.
+        value: the metric over these prompts.
+        low, high: its 95 % interval.
+        goal: what the value should be; empty if there is no goal.
+        met: whether the value meets the goal; None if there is no goal.
+        failures: a few of the prompts that failed, with the continuations of the model.
+        cases: for a strength, its mean for each case (each profession, for example): opposite errors cancel in the overall mean.
     """
 
     task: str
@@ -66,10 +72,11 @@ def measure(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Measurement]:
-    """Every task (or some), in the order of their genres.
+    """Measure tasks, in the order of their genres.
 
     Args:
-        n: prompts of each, or all where a task has fewer.
+        tasks: names of tasks; None takes all.
+        n: number of prompts of each task; a task with fewer uses all of its prompts.
 
     Raises:
         ConfigError: there is no such task.
@@ -85,7 +92,7 @@ def measure(
 
 
 def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measurement:
-    """One task: its accuracy from generated continuations, or its strength from next-token probabilities."""
+    """Measure one task: its accuracy from generated continuations, or its strength from next-token probabilities."""
     from scipy.stats import binomtest
 
     task, n = bound.task, len(bound)
@@ -102,7 +109,7 @@ def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measu
     else:
         said = continuations(lm, bound, seed=seed)
         right = [task.check(prompt, text) for prompt, text in zip(bound.prompts, said)]
-        # Of a habit that is not wanted the prompts that show it are the failures.
+        # If a task has an upper limit, the prompts that show the behaviour are the failures.
         unwanted = task.at_most is not None
         failures = [(p.clean, text) for p, text, ok in zip(bound.prompts, said, right) if ok == unwanted][:_SAMPLES]
         value = sum(right) / n
@@ -115,7 +122,7 @@ def measure_task(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> Measu
 
 
 def continuations(lm: LanguageModel, bound: BoundTask, *, seed: int = 0) -> list[str]:
-    """What the model says to each clean prompt, as the task wants it drawn."""
+    """Continuation of each clean prompt, sampled as the task says."""
     task = bound.task
     texts = [""] * len(bound)
     settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "seed": seed} if task.sample else {}
@@ -140,7 +147,7 @@ def preference(lm: LanguageModel, bound: BoundTask) -> torch.Tensor:
 
 
 def model_facts(folder: Path) -> dict[str, Any]:
-    """Sizes of the model in `folder`, and how it was trained where `training.json` says so; no weights are loaded.
+    """Sizes of the model in `folder`, and its training if there is a `training.json`. No weights are loaded.
 
     Raises:
         ModelNotFound: the folder holds no configuration or no weights.
@@ -173,7 +180,7 @@ def _goal(task: lab.Task, value: float) -> tuple[str, bool | None]:
 
 
 def _batches(bound: BoundTask) -> Iterator[list[int]]:
-    """Prompts of about one length together, so many that memory stays small."""
+    """Indices of prompts of similar length, in batches that need little memory."""
     order = sorted(range(len(bound)), key=lambda b: len(bound.clean[b]))
     longest = max(len(row) for row in bound.clean) + bound.task.new_tokens
     step = max(1, _BATCH_TOKENS // longest)

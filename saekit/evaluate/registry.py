@@ -77,14 +77,14 @@ EVALUATIONS: Registry[Evaluation] = Registry(
         "probe": Evaluation(
             "Probe known concepts with 1, 2 and 5 latents, and measure what other latents absorb.",
             "saekit.evaluate.dictionary.probing:measure",
-            "saekit.evaluate.dictionary.probing:Probes",
+            "saekit.evaluate.dictionary.probes:Probes",
             check="saekit.evaluate.dictionary.probing:check",
             asked_by="labelled",
         ),
         "concepts": Evaluation(
             "Which of the laboratory's concepts have a feature, as `saekit lab concepts` does.",
             "saekit.evaluate.concepts.recovery:measure",
-            "saekit.evaluate.concepts.recovery:Recoveries",
+            "saekit.evaluate.concepts.results:Recoveries",
         ),
         "transfer": Evaluation(
             "The same measures on another model.",

@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 
 from saekit.evaluate.dictionary.absorption import Absorption
 from saekit.evaluate.dictionary.examples import Examples
-from saekit.evaluate.dictionary.probing import Probe, probe
+from saekit.evaluate.dictionary.probes import Probe
+from saekit.evaluate.dictionary.probing import probe
 from saekit.sae import SAE, SAEConfig
 
 

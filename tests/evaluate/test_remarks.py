@@ -9,7 +9,7 @@ import pytest
 
 from saekit.evaluate.dictionary.remarks import overfitted, remarks, useless
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "fvu": 0.23,
     "fvu_train": 0.22,
     "fvu_trimmed": 0.21,
@@ -45,6 +45,10 @@ def test_good_figures_need_no_remark() -> None:
 )
 def test_what_flatters_is_said(worse: dict[str, Any], words: str) -> None:
     assert any(words in remark for remark in remarks(GOOD | worse))
+
+
+def test_a_baseline_as_bad_as_a_uniform_guess_needs_no_remark() -> None:
+    assert remarks(GOOD | {"ce_zero": GOOD["ce_uniform"] + 0.01}) == []
 
 
 def test_facts_that_are_missing_give_no_remark() -> None:

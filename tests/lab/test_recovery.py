@@ -18,9 +18,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from saekit import LanguageModel, lab
 from saekit.errors import CorpusError
 from saekit.evaluate.concepts import auc as areas
-from saekit.evaluate.concepts import recovery as concepts
+from saekit.evaluate.concepts import codes, recovery
 from saekit.evaluate.concepts.auc import auc
-from saekit.evaluate.concepts.recovery import Recovery, concept_recovery
+from saekit.evaluate.concepts.recovery import concept_recovery
+from saekit.evaluate.concepts.results import Recovery
 from saekit.sae import SAE, SAEConfig
 
 
@@ -152,7 +153,7 @@ def test_the_order_and_length_of_documents_change_nothing(lm: LanguageModel, mon
     config = SAEConfig("topk", d_in=lm.d_model, n_latents=64, k=4)
     sae = SAE(config, {name: torch.randn(shape) for name, shape in config.shapes().items()})
     whole = concept_recovery(lm, sae, "resid_post.0", documents, progress=False)
-    monkeypatch.setattr(concepts, "_SEQUENCES", 3)
+    monkeypatch.setattr(codes, "_SEQUENCES", 3)
     again = concept_recovery(lm, sae, "resid_post.0", documents, progress=False)
     assert [each.concept for each in whole.found] == [each.concept for each in again.found]
     assert [each.auc for each in whole.found] == pytest.approx([each.auc for each in again.found], abs=1e-4)
@@ -198,7 +199,7 @@ def _hard_case(seed: int) -> tuple[list[np.ndarray], list[np.ndarray], list[np.n
 @pytest.mark.parametrize("seed", range(3))
 def test_hard_comparisons_equal_scikit_learn(seed: int) -> None:
     acts, labels, ids = _hard_case(seed)
-    facts = concepts._hard(list(map(csc_array, acts)), [csr_array(each.astype(int)) for each in labels], ids, 20)
+    facts = recovery._hard(list(map(csc_array, acts)), [csr_array(each.astype(int)) for each in labels], ids, 20)
     assert [each["words"] for each in facts] == [2, 2, 2, 1]
     for c, each in enumerate(facts):
         known = np.unique(np.concatenate([index_N[label[:, c]] for index_N, label in zip(ids, labels, strict=True)]))

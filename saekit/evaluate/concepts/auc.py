@@ -1,4 +1,4 @@
-"""Areas under ROC curves of many sparse features for many concepts at once, exact."""
+"""Exact AUC of many sparse features for many concepts at once, and average precision."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from scipy.sparse import csc_array, csr_array
 
 _NONZEROS = 1 << 23
-"""Activations that are ranked at once."""
+"""Number of activations that are ranked at once."""
 
 
 def auc(acts_NF: csc_array, labels_NC: csr_array, group_N: np.ndarray | None = None) -> np.ndarray:
-    """(F, C) area under the ROC curve of every feature for every concept: exact, ties counting half; NaN where no pair is to
-    be compared, as all tokens or none are the concept's.
+    """(F, C) area under the ROC curve of every feature for every concept. It is exact, and ties count half. It is NaN for a
+    concept that all tokens have, or none.
 
-    With groups, only pairs of the same group are compared (van Elteren's stratified statistic): the area is the chance that a
-    token of the concept has the higher activation than a token of its group that is not of the concept.
+    With groups, only pairs within a group are compared (van Elteren's stratified statistic): the area is the probability that a
+    token of the concept has a higher activation than a token of its group without the concept.
 
     The Mann-Whitney statistic: with R the sum over a concept's n tokens of their ranks by the feature's activation (ties share
     their mean rank), AUC = (R - n (n + 1) / 2) / (n (N - n)). Activations of zero all share one rank r0, so R = n r0 + the sum of
@@ -28,7 +28,7 @@ def auc(acts_NF: csc_array, labels_NC: csr_array, group_N: np.ndarray | None = N
     denominators are summed over the groups.
 
     Args:
-        group_N: the group of each token, integers from 0; None is one group of all.
+        group_N: the group of each token, integers from 0; None puts all tokens in one group.
     """
     from scipy.sparse import csc_array, csr_array
 
@@ -44,7 +44,7 @@ def auc(acts_NF: csc_array, labels_NC: csr_array, group_N: np.ndarray | None = N
     squares_C = np.asarray((n_GC * n_GC).sum(axis=0)).ravel()
     sizes_C = n_GC.T @ size_G
     pairs_C = sizes_C - squares_C
-    # Of a feature that is zero everywhere: R - n (n + 1) / 2, summed over the groups.
+    # R - n (n + 1) / 2 for a feature that is zero everywhere, summed over the groups.
     silent_C = (sizes_C + n_C) / 2 - (squares_C + n_C) / 2
     auc_FC = np.empty((F, len(n_C)))
     for start, stop in _blocks(acts_NF.indptr):
@@ -75,7 +75,7 @@ def average_precision(acts_NC: csc_array, labels_NC: csr_array) -> np.ndarray:
 
 
 def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of columns of about `_NONZEROS` together."""
+    """Ranges of columns that have about `_NONZEROS` entries together."""
     start, F = 0, len(indptr) - 1
     while start < F:
         stop = max(start + 1, int(np.searchsorted(indptr, indptr[start] + _NONZEROS, side="right")) - 1)
@@ -84,8 +84,12 @@ def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _ranks(acts_NF: csc_array, group_N: np.ndarray, size_G: np.ndarray) -> tuple[np.ndarray, csr_array]:
-    """Of nonzero entries column by column: their mean ranks in their group less the rank of zeros there. And by how much the rank
-    of a group's zeros differs from their rank where all is zero, (F, G)."""
+    """Ranks within groups, column by column.
+
+    Returns:
+        ranks: for each nonzero entry, its mean rank in its group minus the rank of the zeros of that group.
+        shift_FG: (F, G) rank of the zeros of a group minus the rank they would have if the whole group were zero.
+    """
     from scipy.sparse import csr_array
 
     values, indptr = acts_NF.data, acts_NF.indptr

@@ -1,4 +1,4 @@
-"""Feature absorption: a concept's own latents are silent where a more special latent has taken the concept's direction over."""
+"""Feature absorption: a more specific latent represents a concept on tokens where the concept's own latents do not fire."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-# As SAEBench has them (arXiv 2503.09532).
+# Thresholds of SAEBench (arXiv 2503.09532).
 _COSINE_FULL = 0.025
 _COSINE = 0.1
 _SHARE = 0.4
@@ -23,11 +23,11 @@ class Absorption:
     """One concept.
 
     Attributes:
-        main: the concept's own latents: one, or several where it is split.
-        examples: tokens of the concept that a dense probe knows for such.
-        fraction: mean over these of the share of the concept that other latents hold; 0 is none.
-        full: share of them on which no main latent fires and one other latent holds the concept.
-        absorber: the latent that does so most often; None where none does.
+        main: the concept's own latents: one, or several if the concept is split.
+        examples: number of tokens of the concept that a dense probe recognises.
+        fraction: share of the concept that other latents represent, mean over these tokens; 0 means no absorption.
+        full: share of these tokens on which no main latent fires and one other latent represents the concept.
+        absorber: the latent that most often does so; None if no latent does.
     """
 
     main: tuple[int, ...]
@@ -38,24 +38,28 @@ class Absorption:
 
     @classmethod
     def of(cls, codes_NF: csr_array, cosine_F: np.ndarray, projection_N: np.ndarray, main: tuple[int, ...]) -> Absorption:
-        """How far a concept's `main` latents are absorbed by others (Chanin et al., arXiv 2409.14507; SAEBench, 2503.09532).
+        """Measure how far other latents absorb a concept's `main` ones (Chanin et al., arXiv 2409.14507; SAEBench, 2503.09532).
 
-        Both measures compare projections on the direction d (of length 1) of a dense probe for the concept: that of what each
-        latent writes, and that of the activations. With p the latter, m the sum of the former over main latents, and a that over
-        the up to 3 largest other latents whose cosine with d is .1 or more:
+        Both measures compare projections onto d, the unit direction of a dense probe for the concept:
 
-        - absorption fraction: 0 where `m >= p` or `a < .4 p`, 1 where `m <= 0`, else `a' / (a' + m)` with `a' = min(a, p - m)`.
-        - full absorption: no main latent fires, p is not negative, and the latent of the largest projection has a cosine of .025
-          or more and at least .4 p.
+        - p: projection of the activation.
+        - m: projection of what the main latents write, summed over them.
+        - a: the same, summed over the other latents whose cosine with d is at least .1; at most the 3 largest.
 
-        SAEBench projects the activations themselves; here p is of what they have beyond the dictionary's output without latents
-        (b_dec), because latents write from there. The borders were chosen for models some 2000 wide. By chance alone two
-        directions have a cosine of about `1 / sqrt(D)`, so that in much narrower models both measures are too high.
+        Absorption fraction: 0 if `m >= p` or `a < .4 p`; 1 if `m <= 0`; else `a' / (a' + m)` with `a' = min(a, p - m)`.
+
+        Full absorption: no main latent fires, p is not negative, and the latent of the largest projection has a cosine of at
+        least .025 and a projection of at least `.4 p`.
+
+        SAEBench projects the whole activation. Here p is the projection of the activation minus the dictionary's output without
+        latents (b_dec), because latents write relative to that output. The thresholds were chosen for models about 2000 wide.
+        Two random directions have a cosine of about `1 / sqrt(D)`, so both measures are too high in much narrower models.
 
         Args:
-            codes_NF: latents at the tokens, each by the length of what it writes.
-            cosine_F: of each latent's decoder row with d.
+            codes_NF: activations of the latents at the tokens, times the norms of their decoder rows.
+            cosine_F: cosine of each latent's decoder row with d.
             projection_N: p of each token.
+            main: the concept's own latents.
         """
         N = len(projection_N)
         row_M, latent_M = codes_NF.tocoo().coords
@@ -84,7 +88,7 @@ class Absorption:
 
 
 def _largest(row_M: np.ndarray, share_M: np.ndarray, N: int) -> np.ndarray:
-    """(N,) sum of each row's largest few."""
+    """(N,) sum of the largest `_ABSORBERS` entries of each row."""
     order = np.lexsort((-share_M, row_M))
     row_M, share_M = row_M[order], share_M[order]
     place_M = np.arange(len(row_M)) - np.searchsorted(row_M, row_M)

@@ -1,4 +1,4 @@
-"""What probes are trained and tested on: activations and codes of labelled tokens, or of whole labelled texts."""
+"""Examples for probes: activations and codes of labelled tokens, or of whole labelled texts."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ class Examples:
     """N labelled examples, C concepts.
 
     Attributes:
-        acts_ND: (N, D) float32, what the dictionary reads; of a text the mean over its tokens.
-        codes_NF: (N, F), its latents there; of a text the mean over its tokens. Each is counted by the length of what it writes
-            (its activation times the norm of its decoder row), so that no rescaling of a dictionary changes anything.
-        labels_NC: (N, C) bool.
-        test_N: bool; the others are to train on. No document has examples of both.
-        any_N: bool; False at examples that were looked for because of a label, so that they are no fair sample of what lacks
-            other labels.
-        texts: whether an example is a whole text and not a token.
+        concepts: names of the concepts.
+        acts_ND: (N, D) float32, activations that the dictionary reads. For a text, the mean over its tokens.
+        codes_NF: (N, F), activations of the latents times the norms of their decoder rows, so that rescaling a dictionary changes
+            nothing. For a text, the mean over its tokens.
+        labels_NC: (N, C) bool, which example has which concept.
+        test_N: (N,) bool, True for test examples and False for training examples. A document has examples of one kind only.
+        any_N: (N,) bool, True for examples that were drawn at random. Examples that were drawn because of a label are not a fair
+            sample of the tokens without another label.
+        texts: True if an example is a whole text, False if it is a token.
     """
 
     concepts: tuple[str, ...]
@@ -58,10 +59,15 @@ def token_examples(
     seed: int = 0,
     progress: bool = True,
 ) -> Examples:
-    """Tokens of documents whose spans are labelled, as the laboratory's are.
+    """Draw tokens of documents with labelled spans, such as the laboratory's.
 
-    Half of the documents, at random, are to train on, half to test on. From either come up to `most` tokens of each concept and
-    twice as many tokens of any kind, at random; special tokens are left out, and documents are cut where the context ends.
+    A random half of the documents gives training examples, the other half test examples. Each half gives up to `most` tokens of
+    each concept and `2 * most` tokens of any kind, at random. Special tokens are left out, and documents are cut where the
+    context ends.
+
+    Args:
+        most: number of tokens of a concept in each half, at most.
+        seed: of the draws.
 
     Raises:
         CorpusError: there are fewer than two documents, or no span is labelled.
@@ -110,10 +116,10 @@ def text_examples(
     seed: int = 0,
     progress: bool = True,
 ) -> Examples:
-    """Whole texts of one label each: means over their tokens, special ones left out (SAEBench, arXiv 2503.09532).
+    """Take whole texts with one label each: means over their tokens without special ones (SAEBench, arXiv 2503.09532).
 
-    Half of the texts of each label, at random, are to train on. Of two labels the second in alphabetical order is the concept,
-    of more each against all others.
+    A random half of the texts of each label gives training examples. With two labels, the second in alphabetical order is the
+    concept; with more, each label is a concept against all others.
 
     Raises:
         CorpusError: there are fewer than two labels.
@@ -147,13 +153,13 @@ def text_examples(
 
 
 def read_labelled(path: str | Path) -> list[Document] | tuple[list[str], list[str]]:
-    """Labelled data of one's own: records with a "text" and either "spans" ([start, end, concept], in characters) or a "label".
+    """Read labelled data: records with a "text" and either "spans" ([start, end, concept], in characters) or a "label".
 
     Args:
         path: a file that :func:`saekit.activations.corpus.formats.read_rows` reads: jsonl, json, csv, parquet, ...
 
     Returns:
-        Documents where the records have spans, else texts and their labels.
+        Documents if the records have spans, else texts and their labels.
 
     Raises:
         CorpusError: there is no such file, or a record lacks a field or has something else in it.
@@ -196,7 +202,7 @@ def _spans(path: str | Path, number: int, text: str, spans: Any) -> Iterator[Spa
 
 
 def _label(documents: Sequence[Document], tokenizer: Any) -> Labelled:
-    """As :func:`saekit.lab.label`, with whatever concepts the documents have."""
+    """Like :func:`saekit.lab.label`, for all concepts that the documents have."""
     from saekit.lab import Labelled
     from saekit.lab.labels import align
     from saekit.lab.tokens import encode
@@ -208,7 +214,11 @@ def _label(documents: Sequence[Document], tokenizer: Any) -> Labelled:
 
 
 def _chosen(labelled: Labelled, half_T: np.ndarray, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of any kind, and these and those of each concept, (T,) bool; `half_T` is -1 at tokens that cannot be had."""
+    """Draw tokens. Returns (T,) bool for tokens of any kind, and for these together with the tokens of each concept.
+
+    Args:
+        half_T: 0 or 1 by half, -1 at tokens beyond the context.
+    """
     any_T = np.zeros(len(half_T), bool)
     for half in (0, 1):
         any_T[rng.permutation((half_T == half).nonzero()[0])[: 2 * most]] = True
@@ -225,7 +235,7 @@ def _chosen(labelled: Labelled, half_T: np.ndarray, most: int, rng: np.random.Ge
 
 
 def _codes(sae: SAE, x_BD: torch.Tensor) -> csr_array:
-    """(B, F) latents, each by the length of what it writes."""
+    """(B, F) activations of the latents times the norms of their decoder rows."""
     code: SparseCode = sae.encode_sparse(x_BD)
     return _csr(code.values * sae.scale(x_BD) * sae.W_dec.norm(dim=1)[code.indices], code.indices, sae.cfg.n_latents)
 

@@ -1,17 +1,16 @@
-"""Probes: how well a few latents tell a concept, against a probe on all of the activation; and what other latents absorb."""
+"""Probing: how well a few latents tell a concept, compared with a probe on the whole activation; and absorption."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from saekit.errors import CorpusError
 from saekit.evaluate.dictionary.absorption import Absorption
-from saekit.evaluate.report import Report, Section
+from saekit.evaluate.dictionary.probes import Probe, Probes, Score
 from saekit.progress import track
 from saekit.sae.metrics import silent
 
@@ -23,147 +22,10 @@ if TYPE_CHECKING:
     from saekit.sae import SAE
 
 KS = (1, 2, 5)
-# As SAEBench has them (arXiv 2503.09532).
-_JUMP, _SPLITS = 0.03, 10
+_JUMP, _SPLITS = 0.03, 10  # as in SAEBench (arXiv 2503.09532)
 _KNOWN = 0.8
-"""Accuracy from which the dense probe knows a concept. SAEBench asks for an F1 of .6 where a 26th of the examples are of a class;
-where half are, that is no more than to say yes to all."""
-
-
-class Score(NamedTuple):
-    """Of a probe on examples that it was not trained on. Half of these are the concept's, so a probe that says nothing has an
-    accuracy, an AUC and an average precision of .5."""
-
-    accuracy: float
-    auc: float
-    f1: float
-    average_precision: float
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One concept.
-
-    Attributes:
-        train, test: examples, half of them the concept's.
-        dense: logistic regression on the activations.
-        sparse: by k, logistic regression on k latents.
-        coordinates: by k, the same on k coordinates of the activation: what needs no dictionary.
-        latents: those of the largest k; the first k of them are the others'.
-        absorption: None of texts, of transcoders, and where the dense probe does not know the concept (accuracy below .8).
-    """
-
-    concept: str
-    train: int
-    test: int
-    dense: Score
-    sparse: dict[int, Score]
-    coordinates: dict[int, Score]
-    latents: tuple[int, ...]
-    absorption: Absorption | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        scores = {
-            name: {str(k): score._asdict() for k, score in getattr(self, name).items()} for name in ("sparse", "coordinates")
-        }
-        return asdict(self) | {"dense": self.dense._asdict()} | scores
-
-
-@dataclass(frozen=True)
-class Probes(Report):
-    """All concepts, those that one latent tells best first.
-
-    Attributes:
-        site: where the dictionary reads.
-        found: one probe for each concept.
-        missing: concepts with fewer examples than can be judged.
-        examples: number of examples.
-    """
-
-    name: ClassVar[str] = "probe"
-    site: str
-    found: tuple[Probe, ...]
-    missing: tuple[str, ...]
-    examples: int
-
-    def means(self) -> dict[str, Any]:
-        """Means over the concepts: scores of the dense probe and for each k, and of absorption `main` (how many latents),
-        `fraction`, `full` and `concepts` (how many)."""
-        absorbed = [each.absorption for each in self.found if each.absorption is not None]
-        ks = list(self.found[0].sparse) if self.found else []
-        facts: dict[str, Any] = {
-            "concepts": len(self.found),
-            "dense": _mean([each.dense for each in self.found]),
-            "sparse": {k: _mean([each.sparse[k] for each in self.found]) for k in ks},
-            "coordinates": {k: _mean([each.coordinates[k] for each in self.found]) for k in ks},
-        }
-        if absorbed:
-            facts["absorption"] = {
-                "concepts": len(absorbed),
-                "main": float(np.mean([len(each.main) for each in absorbed])),
-                "fraction": float(np.mean([each.fraction for each in absorbed])),
-                "full": float(np.mean([each.full for each in absorbed])),
-            }
-        return facts
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        concepts, means = [each.to_dict() for each in self.found], self.means()
-        means |= {name: {str(k): score for k, score in means[name].items()} for name in ("sparse", "coordinates")}
-        facts = {"site": self.site, "examples": self.examples, "means": means}
-        return facts | {"concepts": concepts, "missing": list(self.missing)}
-
-    @staticmethod
-    def section_of(data: Mapping[str, Any]) -> Section:
-        """A concept a row: accuracies, the latents, and what is absorbed. Means over the concepts below."""
-        means, at = data["means"], data.get("site")
-        dense = _score_text(means["dense"])
-        lines = [
-            f"{means['concepts']} concepts on {data['examples']:,} examples: mean accuracy (AUC, AP) of a dense probe {dense}"
-        ]
-        for k, score in means["sparse"].items():
-            latents, own = f"{k} latent{'s' * (k != '1')}", f"{k} coordinate{'s' * (k != '1')} of the activation"
-            lines.append(f"{latents} {_score_text(score)}; {own} {_score_text(means['coordinates'][k])}")
-        if "absorption" in means:
-            absorption = means["absorption"]
-            lines.append(
-                f"absorption, of {absorption['concepts']} concepts that the dense probe knows: {absorption['main']:.1f} latents "
-                f"of their own, {absorption['fraction']:.1%} absorbed by others, {absorption['full']:.1%} of tokens in full"
-            )
-        lines.append("AP: average precision. Half of the examples have the concept: a probe that says nothing has 50 % (.5, .5)")
-        lines += [f"too few examples to judge: {', '.join(data['missing'])}"] * bool(data["missing"])
-        return Section(f"probes at {at}" if at else "probes", [_row(each) for each in data["concepts"]], lines)
-
-
-def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
-    absorption = concept["absorption"] or {}
-    first = min(concept["sparse"], key=int)
-
-    def percent(name: str) -> str:
-        return f"{absorption[name]:.1%}" if absorption else ""
-
-    return {
-        "concept": concept["concept"],
-        "dense": f"{concept['dense']['accuracy']:.1%}",
-        **{f"k = {k}": f"{score['accuracy']:.1%}" for k, score in concept["sparse"].items()},
-        f"AUC, k = {first}": f"{concept['sparse'][first]['auc']:.3f}",
-        f"AP, k = {first}": _three(concept["sparse"][first].get("average_precision")),
-        "latents": " ".join(map(str, concept["latents"])),
-        "own": str(len(absorption["main"])) if absorption else "",
-        "absorbed": percent("fraction"),
-        "in full": percent("full"),
-        "by": "" if absorption.get("absorber") is None else f"#{absorption['absorber']}",
-    }
-
-
-def _score_text(score: Mapping[str, float]) -> str:
-    return f"{score['accuracy']:.1%} ({score['auc']:.3f}, {_three(score.get('average_precision'))})"
-
-
-def _three(value: float | None) -> str:
-    """A number with three decimals; a dash in results that were stored before it was measured."""
-    return "–" if value is None else f"{value:.3f}"
+"""Accuracy from which the dense probe knows a concept. SAEBench asks for an F1 of .6 where 1 example in 26 is of the class. Here
+half of the examples are, and a probe that always says yes has an F1 of .67 already."""
 
 
 def check(subject: Subject) -> None:
@@ -195,21 +57,23 @@ def probe(
     least: int = 20,
     progress: bool = True,
 ) -> Probes:
-    """k-sparse probing of every concept (Gurnee et al., arXiv 2305.01610; with the settings of SAEBench, 2503.09532), and
-    absorption (:class:`Absorption`).
+    """Probe every concept with k latents (Gurnee et al., arXiv 2305.01610), with the settings of SAEBench (2503.09532), and
+    measure absorption (:class:`Absorption`).
 
-    The k latents are those of the largest difference, in size, of their means over examples with and without the concept, to
-    train on; logistic regression on them is measured on the others. As many examples have the concept as lack it. A latent
-    counts by the length of what it writes. Absorption is that of the tokens to test on which the dense probe knows, in
-    dictionaries that reconstruct what they read. A concept's main latents are the first of those that fire more with it, ordered
-    by the difference of means, for as long as each raises F1 on the training examples by more than .03, up to 10 (2409.14507,
-    which orders them by an L1 probe instead).
+    The k latents are those with the largest absolute difference between their means over training examples with and without
+    the concept. Logistic regression on them is scored on the test examples. Half of the examples have the concept. Activations
+    of latents are multiplied by the norms of their decoder rows.
+
+    Absorption is measured on the test tokens that the dense probe recognises, for dictionaries that reconstruct what they read.
+    The main latents of a concept are chosen from the latents that fire more with it, in the order of the difference of means.
+    A latent is added as long as it raises F1 on the training examples by more than .03; there are at most 10. (2409.14507 orders
+    the latents by an L1 probe.)
 
     Args:
-        site: name for the result.
-        ks: how many latents.
-        most: examples of a concept at most, in either half; and as many others.
-        least: examples that a concept must have in either half.
+        site: name of the site, for the report.
+        ks: numbers of latents.
+        most: number of examples of a concept in each half, at most; there are as many without the concept.
+        least: number of examples that a concept must have in each half.
 
     Raises:
         CorpusError: no concept has enough examples.
@@ -238,7 +102,7 @@ def probe(
 
 
 def _balanced(examples: Examples, c: int, choice_n: np.ndarray, most: int) -> np.ndarray:
-    """Examples with concept c among `choice_n`, and as many of any kind that lack it."""
+    """Examples with concept c among `choice_n`, and as many randomly drawn ones without it."""
     has_n = examples.labels_NC[choice_n, c]
     with_c, without_c = choice_n[has_n], choice_n[~has_n & examples.any_N[choice_n]]
     n = min(most, len(with_c), len(without_c))
@@ -271,7 +135,7 @@ def _probe(sae: SAE | None, examples: Examples, c: int, train: np.ndarray, test:
 
 
 class _Logistic:
-    """Logistic regression (L2, C = 1) on rows brought to mean 0 and mean square 1 as a whole, which keeps their angles."""
+    """Logistic regression (L2, C = 1). Data are centred and divided by their root mean square, which keeps angles."""
 
     def __init__(self, x_NK: np.ndarray, label_N: np.ndarray) -> None:
         from sklearn.linear_model import LogisticRegression
@@ -286,7 +150,7 @@ class _Logistic:
 
     @property
     def direction_D(self) -> np.ndarray:
-        """Of length 1."""
+        """Unit vector of the weights."""
         weight_D = self._fitted.coef_[0]
         return weight_D / (np.linalg.norm(weight_D) or 1.0)
 
@@ -307,12 +171,12 @@ class _Logistic:
 
 
 def _difference(x_NF: csr_array | np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """(F,) mean over examples with the label less the mean over those without."""
+    """(F,) mean over examples with the label minus the mean over examples without it."""
     return np.asarray(x_NF[label_N].mean(axis=0)) - np.asarray(x_NF[~label_N].mean(axis=0))
 
 
 def _largest(size_F: np.ndarray, k: int) -> np.ndarray:
-    """Where the k largest are, the largest first."""
+    """Indices of the k largest, the largest first."""
     return np.argsort(-size_F, kind="stable")[:k]
 
 
@@ -321,7 +185,7 @@ def _score(x: Any, y: np.ndarray, x_test: Any, y_test: np.ndarray, columns: np.n
 
 
 def _main(codes_NF: csr_array, label_N: np.ndarray, difference_F: np.ndarray) -> tuple[int, ...]:
-    """The latents that stand for a concept, several where it is split."""
+    """The latents that represent a concept; several if the concept is split."""
     latents = _largest(difference_F, min(_SPLITS, max(1, int((difference_F > 0).sum()))))
     best = -1.0
     for k in range(1, len(latents) + 1):
@@ -345,7 +209,3 @@ def _absorption(sae: SAE, examples: Examples, known: np.ndarray, direction_D: np
 def _dense(x_NF: Any, columns: np.ndarray) -> np.ndarray:
     chosen = x_NF[:, columns]
     return chosen if isinstance(chosen, np.ndarray) else chosen.toarray()
-
-
-def _mean(scores: Sequence[Score]) -> dict[str, float]:
-    return {name: float(np.mean([getattr(each, name) for each in scores])) if scores else float("nan") for name in Score._fields}

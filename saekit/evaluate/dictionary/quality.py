@@ -1,4 +1,4 @@
-"""How good a dictionary is, measured on documents that it was not trained on."""
+"""Quality of a dictionary, measured on documents that it was not trained on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 _BATCH = 4096
 _SEQUENCES = 16
 MAX_TOKENS = 2**16
-"""Held-out tokens that are enough to measure on."""
+"""Number of held-out tokens to measure on."""
 
 
 def quality(
@@ -128,10 +128,14 @@ def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any
 def heldout_documents(
     lm: LanguageModel, store: ActivationStore, heldout: float, max_tokens: int
 ) -> tuple[list[list[int]], Split]:
-    """Tokens of the documents that training held out, BOS first; of all where it held none out, which is logged as a warning.
+    """Tokens of the documents that training held out, BOS first. If it held none out, tokens of all documents, and a warning.
+
+    Args:
+        heldout: share of the documents that training held out.
+        max_tokens: number of tokens at which to stop.
 
     Returns:
-        rows: a document of two tokens or more each.
+        rows: token ids of documents, each of at least two tokens.
         split: "heldout" or "all".
 
     Raises:
@@ -183,7 +187,7 @@ def check(subject: Subject) -> None:
 
 
 def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:
-    """Tokens of the documents in a split that have two, each in a row of its own: nothing of another document is before it."""
+    """Token ids of the documents of a split that have at least two tokens, one document a row."""
     rows: list[list[int]] = []
     n = 0
     for block in store.stream([]):

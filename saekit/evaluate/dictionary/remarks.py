@@ -12,6 +12,8 @@ FVU_RATIO, FVU_STEP = 1.25, 0.01
 """A dictionary is overfitted if its held-out FVU exceeds its training FVU by this factor and by this difference."""
 L0_RATIO = 1.5
 """The same for held-out L0 over L0 in training; and the ratio from which L0 misses the one that was asked for."""
+CE_STEP = 0.05
+"""Nats per token by which a baseline must exceed a uniform guess to be called worse."""
 TRIMMED_RATIO = 1.5
 """FVU over all tokens and FVU without the largest ones differ if one exceeds the other by this factor."""
 
@@ -56,7 +58,7 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         found.append(f"With this dictionary the model predicts no better than {what} ({min(uniform, base):.2f} nats per token).")
     if "ce_uniform" in facts:
         name, base = baseline_of(facts)
-        if base > facts["ce_uniform"]:
+        if base > facts["ce_uniform"] + CE_STEP:
             found.append(
                 f"The baseline of cross-entropy recovered ({DESCRIBED[name]}: {base:.2f} nats per token) is worse than a uniform "
                 f"guess ({facts['ce_uniform']:.2f}), which flatters every dictionary. Compare with the same baseline only, or "

@@ -1,4 +1,4 @@
-"""Edits that put what a dictionary gives in the place of the activations that it predicts, while the model runs."""
+"""Edits that replace activations by the reconstruction of a dictionary while the model runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 def splice(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Edit]:
-    """Edits at what `sae` reads, which change nothing, and at what it writes, which replace it; at all tokens.
+    """Edits that record what `sae` reads and replace what it writes, at all ordinary tokens.
 
-    A cross-layer transcoder predicts an output of the model from what is read before it, so all its outputs are replaced in one
-    pass, in which later layers read what earlier ones were replaced by.
+    A cross-layer transcoder predicts each output from sites before it. All its outputs are replaced in one pass, in which later
+    layers read activations that depend on earlier replacements.
 
     Args:
-        site: where it reads; those of a dictionary of several sites are its own.
+        site: where the dictionary reads; ignored for a dictionary of several sites, whose configuration names them.
 
     Raises:
-        StoreMismatch: a transcoder does not say where it writes; or a crosscoder, which reads a site to predict one before it.
+        StoreMismatch: a transcoder does not say where it writes; or `sae` is a crosscoder, which reads a site after one that it
+            predicts.
     """
     if isinstance(sae, CrossCoder):
         return _across_layers(lm, sae)
@@ -45,7 +46,7 @@ def splice(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Edit]:
 
 
 def written(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Site]:
-    """The sites at which :func:`splice` replaces."""
+    """The sites whose activations :func:`splice` replaces."""
     return [lm.site(each) for each in (sae.cfg.sites_out if sae.cfg.crosses else [sae.writes_at(lm.site(site or ""))])]
 
 

@@ -1,4 +1,4 @@
-"""Whether a dictionary is as good on another model, such as the instruction-tuned sibling of the one it was trained on."""
+"""Whether a dictionary works on another model, such as the instruction-tuned sibling of the one it was trained on."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def check_transfer(sae: SAE, other: LanguageModel, site: Site) -> None:
     """Raise where `sae` cannot be put into `other`.
 
     Raises:
-        UnknownSite: the other model has no such place.
-        StoreMismatch: it is of another width there.
+        UnknownSite: the other model has no such site.
+        StoreMismatch: the site has another width there.
     """
     for place, width in ((site, sae.cfg.d_in), (sae.writes_at(site), sae.cfg.d_out)):
         if other.width(other.site(place)) != width:
