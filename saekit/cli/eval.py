@@ -120,10 +120,10 @@ def evaluate(
     other = None if with_ is None else Workspace.open(with_)
     facts = evaluations.evaluate(ws, place, name, names, options=chosen, other=other)
     page = ws.path / "reports" / f"eval-{stem(place, name)}.html"
-    with optional(str(page)):
+    with optional(str(page)) as kept:
         write_evaluation(stem(place, name), ws.study.model, facts, ws.reports / page.name)
     if as_json:
-        emit(facts | {"page": str(page)})
+        emit(facts | {"page": str(page) if kept.done else None})
         return
     if QUALITY in names:
         print_quality(" ".join(filter(None, (place, name))), facts)
@@ -131,7 +131,8 @@ def evaluate(
     for each in names:
         if each != QUALITY:
             print_section(EVALUATIONS[each].section_of(facts[each]))
-    say("pictures: ", (str(page), "bold"))
+    if kept.done:
+        say("pictures: ", (str(page), "bold"))
 
 
 def _print_distributions(facts: dict[str, Any]) -> None:

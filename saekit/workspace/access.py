@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from saekit import files
@@ -56,13 +57,22 @@ def check_link(root: Path, path: Path) -> None:
         )
 
 
+@dataclass
+class Kept:
+    """Whether an optional file was written."""
+
+    done: bool = False
+
+
 @contextlib.contextmanager
-def optional(what: str) -> Iterator[None]:
+def optional(what: str) -> Iterator[Kept]:
     """Go on where nothing can be written: a warning says that `what` is not kept.
 
     For commands whose result is worth having on a read-only or full disk.
     """
+    kept = Kept()
     try:
-        yield
+        yield kept
+        kept.done = True
     except (Unwritable, StorageFull) as error:
         _log.warning("%s is not kept: %s", what, error.what)

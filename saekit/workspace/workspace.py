@@ -93,7 +93,7 @@ class Workspace:
             return workspace
         # A killed `begin` leaves at most its unfinished file.
         if path.exists() and (not path.is_dir() or any(map(_is_foreign, path.iterdir()))):
-            raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder, or empty this one.")
+            raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder.")
         workspace = cls(path, study)
         workspace._model = lm
         workspace._check()

@@ -144,7 +144,7 @@ def test_where_nothing_can_be_written(saekit: Saekit, fit_arguments: list[object
     file.write_text("")
     for command in ((*fit_arguments, "--out", file / "ws"), ("report", workspace, "--page", tmp_path)):
         outcome = saekit(*command, "--json")
-        assert (outcome.status, outcome.json["error"]) == (2, "WorkspaceError"), outcome.stderr
+        assert (outcome.status, outcome.json["error"]) == (2, "Unwritable"), outcome.stderr
         assert "cannot be written" in outcome.json["message"]
     assert [*tmp_path.iterdir()] == [file]
 

@@ -15,7 +15,7 @@ from saekit.files import open_append, record
 from saekit.json_files import parse_json, read_bytes
 
 TIMING = "timing.jsonl"
-_MEND = "Remove the line, or train again."
+_MEND = "Restore the file from a copy, or correct the line."
 _MAX_BYTES = 2**30
 
 

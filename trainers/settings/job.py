@@ -139,6 +139,6 @@ class Plan:
             facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
             raise StoreMismatch(
                 f"{self.out} holds another {'dictionary' if finished else 'run'}: {facts}.",
-                "Remove it, or give this one another name.",
+                "Give this one another name.",
             )
         return finished

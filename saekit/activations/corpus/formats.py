@@ -35,7 +35,7 @@ class JsonLine(NamedTuple):
             return json.loads(self.text)
         except (ValueError, RecursionError) as error:
             what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not valid JSON: {error}"
-            raise CorpusError(f"{self.path}, line {self.number} {what}.", "Correct or remove the line.") from error
+            raise CorpusError(f"{self.path}, line {self.number} {what}.", "Correct that line.") from error
 
 
 def read_rows(path: Path, text_field: str) -> Iterator[Row | JsonLine]:

@@ -182,9 +182,7 @@ class _Job:
         # A process that is killed before its first shard is entered may leave this shard and temporary files.
         names = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
         if others := [name for name in names if name != shard_name(0) and not is_leftover(name)]:
-            raise StoreMismatch(
-                f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder, or empty this one."
-            )
+            raise StoreMismatch(f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder.")
         return Manifest(provenance)
 
     def finished(self, manifest: Manifest) -> bool:
