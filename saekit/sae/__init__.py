@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from saekit.sae.architectures import SAE
-from saekit.sae.code import SparseCode
-from saekit.sae.config import SAEConfig
-from saekit.sae.cross import CrossCoder
-from saekit.sae.files import load_sparsity
-from saekit.sae.registry import ARCHITECTURES
+from typing import TYPE_CHECKING
+
+from saekit.lazy import attributes
+
+if TYPE_CHECKING:
+    from saekit.sae.architectures import SAE
+    from saekit.sae.code import SparseCode
+    from saekit.sae.config import SAEConfig
+    from saekit.sae.cross import CrossCoder
+    from saekit.sae.files import load_sparsity
+    from saekit.sae.registry import ARCHITECTURES
 
 __all__ = ["ARCHITECTURES", "SAE", "CrossCoder", "SAEConfig", "SparseCode", "load_sparsity"]
+
+# Loaded when first used: training settings read the table of architectures, and must not wait for torch.
+__getattr__ = attributes(
+    __name__,
+    {
+        "ARCHITECTURES": "saekit.sae.registry",
+        "SAE": "saekit.sae.architectures",
+        "CrossCoder": "saekit.sae.cross",
+        "SAEConfig": "saekit.sae.config",
+        "SparseCode": "saekit.sae.code",
+        "load_sparsity": "saekit.sae.files",
+    },
+)

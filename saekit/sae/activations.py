@@ -25,9 +25,15 @@ class Activation:
 
     Attributes:
         parameters: names of the (F,) tensors that it needs, besides W_enc, W_dec and b_dec.
+        scaled: those of them that are in units of pre-activations: with W_enc they are multiplied by c where codes are.
     """
 
     parameters: tuple[str, ...] = ("b_enc",)
+    scaled: tuple[str, ...] = ("b_enc",)
+
+    def shift(self, p: Tensors, by_F: Tensor) -> dict[str, Tensor]:
+        """The parameters with which a product that is larger by `by_F` gives the same code as before."""
+        return {**p, "b_enc": p["b_enc"] - by_F}
 
 
 class Threshold(Activation, ABC):
@@ -65,6 +71,7 @@ class JumpReLU(Threshold):
     """`f = ReLU(h + b_enc) * 1[h + b_enc > threshold]` (arXiv 2407.14435)."""
 
     parameters = ("b_enc", "threshold")
+    scaled = ("b_enc", "threshold")
 
     def floor(self, p: Tensors) -> Tensor:
         return p["threshold"].clamp_min(0)
@@ -74,6 +81,10 @@ class Gated(Threshold):
     """`f = 1[h + b_gate > 0] * ReLU(h * exp(r_mag) + b_mag)` (arXiv 2404.16014)."""
 
     parameters = ("b_gate", "b_mag", "r_mag")
+    scaled = ("b_gate", "b_mag")
+
+    def shift(self, p: Tensors, by_F: Tensor) -> dict[str, Tensor]:
+        return {**p, "b_gate": p["b_gate"] - by_F, "b_mag": p["b_mag"] - by_F * p["r_mag"].exp()}
 
     def bias(self, p: Tensors) -> None:
         return None

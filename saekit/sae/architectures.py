@@ -326,7 +326,7 @@ class SAE(nn.Module):
 
     def _parameters_of(self, features: Tensor | None = None) -> dict[str, Tensor]:
         """The (F,) tensors of the activation, or those of some latents."""
-        named = {name: self.get_parameter(name) for name in self.cfg.activation_function.parameters}
+        named: dict[str, Tensor] = {name: self.get_parameter(name) for name in self.cfg.activation_function.parameters}
         return named if features is None else {name: tensor[features] for name, tensor in named.items()}
 
     def _activate(self, x_ND: Tensor, features: Tensor) -> Tensor:

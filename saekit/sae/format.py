@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, SaekitError, UnknownSite
 from saekit.names.site import Site
+from saekit.plugins import VARIABLE
 from saekit.sae.config import SAEConfig, shown
 from saekit.sae.registry import ARCHITECTURES
 
@@ -156,7 +157,8 @@ def _architecture(raw: dict[str, Any]) -> str:
     try:
         ARCHITECTURES.find(stored)
     except ConfigError as error:
-        raise SAEFormatError(f"Architecture {shown(stored)} is not supported.", error.hint) from error
+        hint = f"{error.hint} {VARIABLE} names modules that register others."
+        raise SAEFormatError(f"Architecture {shown(stored)} is not supported.", hint) from error
     return stored
 
 

@@ -82,6 +82,7 @@ _OTHER: dict[str, Any] = {
         "n_latents": 96,
         "arch": "jumprelu",
         "store_memory": 2**20,
+        "schedule": "cosine",
         "l0": 5,
         "k_start": 17,
         "k_anneal": 0.25,

@@ -62,8 +62,8 @@ class Training:
         self.config, self.reads, self.writes, self.group = config, reads, writes or reads, group
         self.on_cpu = device.type == "cpu"
         # The Triton kernels know one site: several take the torch step on a GPU.
-        self.sparse = config.sparse_step and not (reads.parts and config.kernels == "triton")
         self.objective = objective(config, self.reads, self.writes, group)
+        self.sparse = config.sparse_step and self.objective.by_hand and not (reads.parts and config.kernels == "triton")
         p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
         self.p = p.map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)

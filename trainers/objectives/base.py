@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saekit.sae import ARCHITECTURES, SAE, CrossCoder, SAEConfig
+from saekit.errors import ConfigError
+from saekit.plugins import resolve
+from saekit.sae import SAE, CrossCoder, SAEConfig
 from saekit.sae.kernels.threads import product
+from saekit.sae.registry import ARCHITECTURES, Architecture, trainable
 from trainers.loop.data_scaling import Statistics
 from trainers.objectives.auxk import AuxK
 from trainers.settings.config import TrainConfig
@@ -23,15 +25,23 @@ from trainers.step.parameters import Parameters, random_rows
 from trainers.step.ragged_code import Code
 from trainers.step.sparse_gradient import SparseGradient, decode_gradient
 
-# Architecture -> the class in its own file. A new one is a file and a line.
-OBJECTIVES: Mapping[str, str] = {
-    "topk": "trainers.objectives.topk:TopK",
-    "batchtopk": "trainers.objectives.batchtopk:BatchTopK",
-    "matryoshka": "trainers.objectives.matryoshka:Matryoshka",
-    "jumprelu": "trainers.objectives.jumprelu:JumpReLU",
-    "gated": "trainers.objectives.gated:Gated",
-    "standard": "trainers.objectives.standard:Standard",
-}
+
+class _Objectives(Mapping[str, str]):
+    """Architecture -> `"module:class"` of its objective, for every row of the table that has one."""
+
+    def __getitem__(self, arch: str) -> str:
+        target = trainable()[arch].objective
+        assert target is not None
+        return target
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(trainable())
+
+    def __len__(self) -> int:
+        return len(trainable())
+
+
+OBJECTIVES: Mapping[str, str] = _Objectives()
 
 
 class Now(NamedTuple):
@@ -144,8 +154,14 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome: ...
 
-    @abstractmethod
-    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]: ...
+    def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
+        """The same loss with its gradient by hand. Optional: without it, training differentiates :meth:`loss`."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradient by hand.")
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the architecture has a gradient by hand."""
+        return type(self).gradient is not Objective.gradient
 
     def observe(self, outcome: Outcome, now: Now) -> None:  # noqa: B027
         """Take note of a step that was done."""
@@ -182,14 +198,26 @@ class Objective(ABC):
         tensors = {"W_enc": p.W_enc_FD.T, "b_enc": p.b_enc_F, "W_dec": p.W_dec_FE, "b_dec": p.b_dec_E}
         return tensors | ({"W_skip": p.W_skip_ED} if "W_skip_ED" in p else {})
 
+    def parameters_of(self, tensors: dict[str, Tensor]) -> Parameters:
+        """The parameters of which :meth:`tensors` makes these: training that starts from an SAE begins with them.
+
+        It removes from `tensors` those that it uses, and those of another architecture that it can do without.
+
+        Raises:
+            KeyError: a tensor is missing; its argument is the name.
+        """
+        p = Parameters(W_enc_FD=tensors.pop("W_enc").T, b_enc_F=tensors.pop("b_enc"))
+        p = Parameters(p, W_dec_FE=tensors.pop("W_dec"), b_dec_E=tensors.pop("b_dec"))
+        return Parameters(p, W_skip_ED=tensors.pop("W_skip")) if self.config.skip else p
+
     @property
     def architecture(self) -> str:
-        """What :class:`saekit.sae.SAE` calls it. A transcoder or crosscoder of any kind is stored by its activation."""
+        """The architecture of the SAE that is written. A transcoder or crosscoder is stored by its activation."""
         if self.centres:
             return self.config.arch
-        relu, skips = ARCHITECTURES[self.config.arch].activation == "relu", self.config.skip
-        kind = "clt" if self.layered else "crosscoder" if self.crossing else "skip_transcoder" if skips else "transcoder"
-        return kind if relu else f"jumprelu_{kind}"
+        kind = "clt" if self.layered else "crosscoder" if self.crossing else "transcoder"
+        name = f"skip_{kind}" if self.config.skip and kind == "transcoder" else kind
+        return stored_as(self.config.row, self.config.arch, name)
 
     # What the losses share
 
@@ -278,20 +306,27 @@ def matched_size(width: int, n_latents: int, share: float) -> float:
     return width / (n_latents * (share + cut * normal.pdf(cut)))
 
 
-def objective_class(arch: str) -> type[Objective]:
-    """The objective of an architecture."""
-    module, name = OBJECTIVES[arch].split(":")
-    found: type[Objective] = getattr(import_module(module), name)
+def stored_as(row: Architecture, arch: str, kind: str) -> str:
+    """The architecture under which a transcoder or crosscoder of some kind is stored.
+
+    Raises:
+        ConfigError: there is no file format for it.
+    """
+    if row.transcoder is None:
+        raise ConfigError(f"{arch} cannot be trained as a {kind}.", "There is no file format for it: choose another arch.")
+    return kind if row.transcoder == "relu" else f"{row.transcoder}_{kind}"
+
+
+def objective_class(config: TrainConfig, *, layered: bool = False) -> type[Objective]:
+    """The objective that a configuration asks for; `layered` for cross-layer transcoders."""
+    row = ARCHITECTURES.find(config.arch)
+    penalty = config.penalty if config.penalty != "auto" else row.layered_penalty if layered else None
+    found: type[Objective] = resolve(row.penalties[penalty] if penalty else row.objective)
     return found
 
 
 def objective(config: TrainConfig, reads: Statistics, writes: Statistics, group: Group = ALONE) -> Objective:
     """The objective of a configuration, trained by a group of processes."""
-    kind, layered = objective_class(config.arch), bool(reads.parts) and writes is not reads
-    if config.arch == "jumprelu" and (config.penalty == "tanh" or (config.penalty == "auto" and layered)):
-        from trainers.objectives.tanh import TanhJumpReLU
-
-        kind = TanhJumpReLU
-    made = kind(config, reads, writes)
+    made = objective_class(config, layered=bool(reads.parts) and writes is not reads)(config, reads, writes)
     made.group = group
     return made

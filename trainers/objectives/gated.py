@@ -80,6 +80,14 @@ class Gated(Penalised):
         """Weight of one unit that a gate is open on one token of the batch."""
         return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)
 
+    def parameters_of(self, tensors: dict[str, Tensor]) -> Parameters:
+        if "threshold" in tensors:  # a JumpReLU is a gated SAE whose magnitudes are its pre-activations
+            b_enc_F, threshold_F = tensors.pop("b_enc"), tensors.pop("threshold").clamp(0, 1e6)
+            tensors |= {"b_gate": b_enc_F - threshold_F, "b_mag": b_enc_F, "r_mag": torch.zeros_like(b_enc_F)}
+        tensors["b_enc"] = tensors.pop("b_gate")
+        p = super().parameters_of(tensors)
+        return Parameters(p, b_mag_F=tensors.pop("b_mag"), r_mag_F=tensors.pop("r_mag"))
+
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
         if not self.centres:
             factor_F = p.r_mag_F.exp()

@@ -74,5 +74,9 @@ class JumpReLU(Penalised):
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 
+    def parameters_of(self, tensors: dict[str, Tensor]) -> Parameters:
+        p = super().parameters_of(tensors)
+        return Parameters(p, log_threshold_F=tensors.pop("threshold").clamp(1e-6, 1e6).log())
+
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
         return super().tensors(p) | {"threshold": p.log_threshold_F.exp()}

@@ -110,6 +110,12 @@ class TopK(Objective):
     def metrics(self, now: Now) -> dict[str, float]:
         return {"threshold": self.threshold.value.item()} if self.threshold else {}
 
+    def parameters_of(self, tensors: dict[str, Tensor]) -> Parameters:
+        threshold_F = tensors.pop("threshold", None)  # of a JumpReLU: here the number of latents is fixed
+        if self.threshold and threshold_F is not None:
+            self.threshold.value.fill_(threshold_F.median().item())
+        return super().parameters_of(tensors)
+
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
         tensors = super().tensors(self.of_unit_size(p) if self.weighs else p)
         if self.threshold:

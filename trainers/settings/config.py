@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from saekit.errors import ConfigError
 from saekit.json_files import read_json
+from saekit.plugins import nearest
+from saekit.sae.registry import Architecture, trainable
+from trainers.settings.schedules import SCHEDULES
 
 ALIASES = {"k": "l0", "latents": "n_latents", "train_dtype": "dtype", "train_tokens": "tokens"}
 """Other names of settings, in files and on the command line."""
@@ -21,8 +24,6 @@ _POSITIVE = (
 )
 _SEEDS = ("seed", "data_seed")
 _SHARES = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
-_TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
-_STARTS = {"jumprelu": (4, 0.0), "gated": (8, 0.5), "standard": (12, 0.75)}  # see `k_start`
 # How a run is carried out, not what comes out of it: these may change when it goes on.
 _FREE = (
     "store_memory",
@@ -46,7 +47,7 @@ class TrainConfig:
     n_latents: int
     """Latents F of the dictionary."""
     arch: str = "topk"
-    """Architecture: a key of `trainers.OBJECTIVES`."""
+    """Architecture: one of the table in `saekit.sae.registry` that has an objective."""
     l0: int = 32
     """Latents active per token: k of TopK, on average k of BatchTopK and Matryoshka, and what the sparsity penalty of JumpReLU,
     Gated and standard SAEs is adjusted to."""
@@ -66,7 +67,7 @@ class TrainConfig:
     bandwidth: float = 0.03
     """Width of the window around a threshold of JumpReLU from which its gradient is estimated, where E||x|| = sqrt(D). The
     paper's 0.001 for E||x||^2 = 1 is 0.028 at D = 768."""
-    penalty: Literal["auto", "count", "tanh"] = "auto"
+    penalty: str = "auto"
     """What a JumpReLU pays for: each latent that fires (arXiv 2407.14435), or the tanh of what it contributes (Anthropic, 2025).
     auto: the latter in cross-layer transcoders."""
     skip: bool = False
@@ -84,6 +85,9 @@ class TrainConfig:
     """Share of the run in which the learning rate rises linearly from 0."""
     decay: float = 0.2
     """Share of the run, at its end, in which the learning rate falls linearly to 0."""
+    schedule: str = "linear"
+    """Learning rate after the warm-up: linear (constant, then falling to 0 over `decay` of the run), cosine (falling to 0 over
+    the whole run) or constant."""
     beta1: float = 0.9
     """Adam's decay of the mean. The papers on JumpReLU and Gated SAEs have 0."""
     beta2: float | None = None
@@ -159,17 +163,31 @@ class TrainConfig:
             raise ConfigError(f"aux_coefficient={self.aux_coefficient} is impossible.", "0 turns AuxK off.")
         if self.l0 > self.n_latents:
             raise ConfigError(f"l0={self.l0} is more than n_latents={self.n_latents}.", f"At most l0={self.n_latents} can fire.")
-        from trainers.objectives.base import OBJECTIVES
-
-        _one_of("arch", self.arch, tuple(OBJECTIVES))
+        architectures = trainable()
+        _one_of("arch", self.arch, tuple(architectures))
+        SCHEDULES.find(self.schedule)
         self._check_family()
+        choices = architectures[self.arch].penalties
+        if self.penalty != "auto" and self.penalty not in choices:
+            others = ", ".join(sorted({each for row in architectures.values() for each in row.penalties}))
+            with_choice = [name for name, row in architectures.items() if self.penalty in row.penalties]
+            hint = f"It is a choice of {', '.join(with_choice)}." if with_choice else f"Known: auto, {others}."
+            raise ConfigError(f"penalty={self.penalty!r} is impossible for {self.arch}.", hint)
+
+    @property
+    def row(self) -> Architecture:
+        """The row of the architecture in the table."""
+        return trainable()[self.arch]
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a sparsity penalty decides how many latents fire."""
+        return self.row.sparsity == "penalty"
 
     def _check_family(self) -> None:
-        """What only some architectures have."""
-        if self.sparsity is not None and self.arch in _TOPK_FAMILY:
+        """Check the settings that only some architectures have."""
+        if self.sparsity is not None and not self.penalised:
             raise ConfigError(f"{self.arch} has no sparsity penalty.", "l0 says how many latents fire.")
-        if self.penalty != "auto" and self.arch != "jumprelu":
-            raise ConfigError(f"penalty={self.penalty!r} is impossible for {self.arch}.", "It is a choice of jumprelu.")
         if self.k_start is not None and not self.l0 <= self.k_start <= self.n_latents:
             nearest = min(max(self.k_start, self.l0), self.n_latents)
             raise ConfigError(f"k_start={self.k_start} is impossible.", f"It falls to l0={self.l0}: {nearest} is the nearest.")
@@ -244,13 +262,16 @@ class TrainConfig:
         Raises:
             ConfigError: the device is not here.
         """
+        left_open = {name: value for name, value in self.row.settings.items() if getattr(self, name) is None}
+        if left_open:
+            return dataclasses.replace(self, **left_open).resolve(width, available, begun=begun)
         tokens = self.tokens
         if tokens is None:
             tokens = min(max(4096 * self.n_latents, 4_000_000), 64_000_000)
             if available is not None:
                 tokens = min(tokens, max(16 * available, 4_000_000))
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
-        penalised = self.arch not in _TOPK_FAMILY
+        penalised = self.penalised
         memory = min(1000.0, max(100.0, tokens / batch_size / 10)) if penalised else 1000.0
         return dataclasses.replace(
             self,
@@ -268,8 +289,8 @@ class TrainConfig:
 
     def _first_l0(self, width: int) -> int:
         """The rule in the description of `k_start`. L0 of a sparsity penalty comes down more easily than it goes up."""
-        times, share = _STARTS[self.arch]
-        wanted = max(4 * self.l0, min(times * self.l0, round(share * width)))
+        times, share = self.row.l0_start
+        wanted = max(4 * self.l0, min(round(times * self.l0), round(share * width)))
         return max(self.l0, min(wanted, self.n_latents // 4))
 
     def _learning_rate(self, width: int, steps: float) -> float:
@@ -349,6 +370,4 @@ def _at_least(name: str, value: float | None, least: int | None) -> None:
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.3)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"There is no {name} {value!r}.", f"{hint}Known: {', '.join(known)}.")
+        raise ConfigError(f"There is no {name} {value!r}.", nearest(value, known, cutoff=0.3))

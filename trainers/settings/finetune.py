@@ -14,18 +14,6 @@ from trainers.objectives.base import OBJECTIVES, Objective
 from trainers.settings.config import TrainConfig
 from trainers.step.parameters import Parameters
 
-# Parameter -> the tensor that it becomes.
-_BECOMES = {
-    "W_enc_FD": "W_enc",
-    "b_enc_F": "b_enc",
-    "W_dec_FE": "W_dec",
-    "b_dec_E": "b_dec",
-    "W_skip_ED": "W_skip",
-    "b_mag_F": "b_mag",
-    "r_mag_F": "r_mag",
-    "log_threshold_F": "threshold",
-}
-
 
 def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, Any]:
     """Settings that an SAE brings along: its architecture, its number of latents, how many of them fire and where, as far as it
@@ -78,38 +66,25 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
     Raises:
         ConfigError: the SAE lacks what the architecture needs, or has what it cannot keep.
     """
-    tensors, wanted = _in_units_of_training(sae, objective), objective.start()
-    becomes = _BECOMES
-    if "r_mag_F" in wanted:
-        becomes = _BECOMES | {"b_enc_F": "b_gate"}
-        if "threshold" in tensors:  # a JumpReLU is a gated SAE whose magnitudes are its pre-activations
-            b_enc_F, threshold_F = tensors["b_enc"], tensors["threshold"].clamp(0, 1e6)
-            tensors |= {"b_gate": b_enc_F - threshold_F, "b_mag": b_enc_F, "r_mag": torch.zeros_like(b_enc_F)}
-    found = Parameters()
-    for name in wanted:
-        if (tensor := tensors.get(becomes[name])) is None:
-            missing = f"{objective.config.arch} cannot start from {sae.name}: that has no {becomes[name]}."
-            raise ConfigError(missing, f"Choose another arch: {sae.cfg.architecture} is what it is.")
-        tensor = tensor.clamp(1e-6, 1e6).log() if name == "log_threshold_F" else tensor
-        found[name] = objective.group.part(name, tensor.T if name == "W_enc_FD" else tensor).contiguous()
-    left = [name for name in ("W_skip", "threshold") if name in tensors and name not in map(becomes.get, wanted)]
-    if "W_skip" in left or (objective.config.arch == "standard" and "threshold" in left):
-        arch = objective.config.arch
-        raise ConfigError(f"{arch} would lose the {left[0]} of {sae.name}.", f"{sae.cfg.architecture} is what it is.")
-    if "threshold" in objective.state and "threshold" in tensors:
-        objective.state["threshold"].fill_(tensors["threshold"].median().item())
-    return found
+    arch, tensors, wanted = objective.config.arch, _in_units_of_training(sae, objective), objective.start()
+    try:
+        p = objective.parameters_of(tensors)
+    except KeyError as error:
+        missing = f"{arch} cannot start from {sae.name}: that has no {error.args[0]}."
+        raise ConfigError(missing, f"Choose another arch: {sae.cfg.architecture} is what it is.") from error
+    if tensors:
+        raise ConfigError(f"{arch} would lose the {next(iter(tensors))} of {sae.name}.", f"{sae.cfg.architecture} is what it is.")
+    return Parameters({name: objective.group.part(name, p[name]).contiguous() for name in wanted})
 
 
 @torch.no_grad()
 def _in_units_of_training(sae: SAE, objective: Objective) -> dict[str, Tensor]:
     """What :meth:`Objective.tensors` gave, if it was trained there; in float64."""
     t = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in sae.state_dict().items()}
+    function = sae.cfg.activation_function
+    own = {name: t[name] for name in function.parameters}
     if not (sae.cfg.transcodes or sae.cfg.apply_b_dec_to_input):  # training subtracts b_dec
-        shift_F = t["b_dec"] @ t["W_enc"]
-        for name, factor_F in (("b_enc", 1.0), ("b_gate", 1.0), ("b_mag", t["r_mag"].exp() if "r_mag" in t else 1.0)):
-            if name in t:
-                t[name] += shift_F * factor_F
+        t |= function.shift(own, -t["b_dec"] @ t["W_enc"])
     reads, writes = objective.reads.scale, objective.writes.scale
     factors = {"W_enc": 1 / reads, "W_dec": writes, "b_dec": writes, "W_skip": writes / reads}
     for name in factors.keys() & t.keys():
@@ -118,7 +93,6 @@ def _in_units_of_training(sae: SAE, objective: Objective) -> dict[str, Tensor]:
         norm_F = t["W_dec"].norm(dim=1)
         norm_F = norm_F.where(norm_F > 0, 1.0)
         t["W_dec"] /= norm_F[:, None]
-        for name in ("W_enc", "b_enc", "b_gate", "b_mag", "threshold"):
-            if name in t:
-                t[name] *= norm_F
+        for name in ("W_enc", *function.scaled):
+            t[name] *= norm_F
     return t

@@ -14,7 +14,7 @@ from saekit.json_files import read_json
 from saekit.names.site_map import Route
 from saekit.sae import SAE
 from trainers.loop.batches import Source
-from trainers.objectives.base import objective_class
+from trainers.objectives.base import objective_class, stored_as
 from trainers.settings import finetune
 from trainers.settings.config import TrainConfig
 from trainers.step import distributed as parallel
@@ -56,7 +56,7 @@ class Plan:
             StoreMismatch: the SAE to start from is of other widths.
         """
         route, config, group = self.route, self.config, self.group
-        if group.splits_latents and not objective_class(config.arch).splits:
+        if group.splits_latents and not objective_class(config).splits:
             raise ConfigError(f"The latents of {config.arch} cannot be divided over processes.", "Train it without shard.")
         if group.splits_latents and config.n_latents % group.world:
             nearest = max(1, round(config.n_latents / group.world)) * group.world
@@ -64,6 +64,8 @@ class Plan:
             raise ConfigError(what, f"{nearest} is the nearest that can.")
         if group.world > 1 and (config.device or "").startswith("cuda:"):
             raise ConfigError(f"device={config.device!r} would be that of all processes.", "With 'cuda', each has its own.")
+        if route.transcodes or route.crosses:
+            stored_as(config.row, config.arch, "transcoder")  # raises where there is no file format
         if config.skip and (route.crosses or not route.transcodes):
             raise ConfigError(f"skip is for transcoders of one site, and this is {route}.", "Give one site_out, or no skip.")
         widths = [source.width(site) for site in route.reads]
