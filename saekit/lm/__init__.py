@@ -2,9 +2,10 @@
 
 from saekit.lm.generate.generate import Generation
 from saekit.lm.layout.families import FAMILIES, Family
-from saekit.lm.model import LanguageModel, Run
+from saekit.lm.model import LanguageModel
 from saekit.lm.ordinary_tokens import ordinary
 from saekit.lm.run.edits import At, Edit, Positions
+from saekit.lm.run.forward import Run
 from saekit.lm.run.prefix import Recording
 from saekit.names.site import KINDS, Site
 

@@ -6,16 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.layout.offload import present
-
-if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
 
 _ESSENTIALS = (
     "hidden_act",
@@ -39,7 +36,7 @@ _SIZE, _DIRECTION = 0.006, 0.01
 _UNDERFLOW = 1e-7  # float16 keeps no smaller steps
 
 
-def model_sha256(lm: LanguageModel) -> str:
+def model_sha256(lm: ModelLayout) -> str:
     """Hash of the sizes that matter, the parameters' names and shapes, and the signs of a few of each.
 
     Signs, because they are the one thing that conversion between floating-point types keeps: two trainings differ in half of
@@ -55,7 +52,7 @@ def model_sha256(lm: LanguageModel) -> str:
     return digest.hexdigest()
 
 
-def weights_text(lm: LanguageModel) -> str:
+def weights_text(lm: ModelLayout) -> str:
     """For each parameter the root mean square of up to 4096 of its numbers, evenly spaced, and eight projections of them.
 
     A projection is their sum under fixed random signs, over the square root of their number and over their root mean square, in
@@ -99,7 +96,7 @@ def same_weights(here: str, now: str) -> bool:
     return bool(np.all(same_size & same_direction))
 
 
-def _weights(lm: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+def _weights(lm: ModelLayout) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in lm.model.named_modules():
         for name, _ in list(module.named_parameters(recurse=False)):
             yield f"{prefix}.{name}", present(module, name).detach()

@@ -2,69 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from saekit.errors import ConfigError, UnsupportedModel
-from saekit.lm.layout.families import PATHS_HINT, Family, family_of
-from saekit.lm.layout.layout import Anatomy
-from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
-from saekit.lm.padding import Padded, Side
-from saekit.lm.run.edits import DefaultPositions, Positions, Window, check_positions, expand_edits
-from saekit.lm.run.hooks import Pass
-from saekit.lm.run.prefix import Recorder, Recording, replay
-from saekit.lm.tokenization import Text
+from saekit.builtin import is_lab, model_folder
+from saekit.errors import UnsupportedModel
+from saekit.lm.checks import check_layout
+from saekit.lm.fingerprint import model_sha256, weights_text
+from saekit.lm.generate.generate import Generation, generate
+from saekit.lm.layout.families import PATHS_HINT, Family
+from saekit.lm.layout.resolve import Paths, family_of
+from saekit.lm.loading import load_pretrained
+from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
+from saekit.objects import Space, space_at
 
 if TYPE_CHECKING:
-    from saekit.lm.generate.generate import Generation
     from saekit.sae import SAE
 
 
-@dataclass
-class Run:
-    """What a forward pass gave; `run["resid_post.3"]` is short for its activations there.
-
-    Attributes:
-        acts: activations by site: (B, T, width); heads, q, k, v (B, T, heads, d_head); pattern (B, heads, T, T).
-        logits: (B, T, V), or (B, V) at each row's last real token, or None where not wanted or not reached.
-    """
-
-    acts: dict[Site, Tensor]
-    logits: Tensor | None
-
-    def __getitem__(self, site: Site | str) -> Tensor:
-        return self.acts[Site.parse(site)]
-
-
-class LanguageModel(Anatomy):
+class LanguageModel(RunnableModel):
     """A causal language model with its tokenizer. Make one with :meth:`load` or :meth:`attach`.
 
-    The model is only ever hooked, and put in eval mode.
+    The model is hooked and put into eval mode; nothing else of it changes. Several threads may use it, and several LanguageModels
+    may wrap the same modules: passes run one after the other.
 
-    Attributes, besides those of :class:`saekit.lm.layout.layout.Anatomy`:
-        tokenizer: Hugging Face's own; None where the model was attached without one.
+    Attributes, besides those of :class:`saekit.lm.run.forward.RunnableModel`:
         revision: commit on the hub, or "".
-        text: what turns text into tokens and back.
     """
 
     def __init__(self, model: Any, tokenizer: Any, family: Family, name: str, revision: str = "") -> None:
-        super().__init__(model, family, name)
-        self.tokenizer, self.revision = tokenizer, revision
-        self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)])
-        self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole, never changed
-        self._mark: dict[str, str] | None = None
-        self._special: Tensor | None = None
-        model.eval()
+        super().__init__(model, tokenizer, family, name)
+        self.revision = revision
+        self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole and never changed, because other threads may read it
+        self._fingerprint: dict[str, str] | None = None
 
     @classmethod
     def load(
@@ -75,297 +51,85 @@ class LanguageModel(Anatomy):
         device: str | torch.device | None = None,
         revision: str | None = None,
         device_map: Any = None,
-        paths: Family | Mapping[str, Any] | None = None,
+        paths: Paths | None = None,
     ) -> LanguageModel:
-        """A model from a local folder or the Hugging Face hub, its weights frozen.
+        """Load a model from a local folder or the Hugging Face hub, and freeze its weights.
 
         Args:
-            name_or_path: a folder in Hugging Face's layout, or a hub name; "lab" is the built-in laboratory's model, whatever
-                lies here under that name, and ./lab a folder.
-            dtype: of the weights; None as the checkpoint says.
-            device: where to put it; None is a GPU where there is one.
+            name_or_path: a folder in Hugging Face's layout, or a hub name. "lab" is the built-in laboratory's model even where a
+                folder of that name exists; write ./lab for the folder.
+            dtype: of the weights; None keeps that of the checkpoint.
+            device: where to put the model; None is a GPU if there is one.
             revision: of the hub repository.
             device_map: for models larger than a device, as in transformers (needs accelerate).
-            paths: a path table, or entries of one, where the model's family is unknown.
+            paths: a path table, some entries of one, or the name of a family, for a model whose family is unknown.
 
         Raises:
-            ModelNotFound: no such folder or hub name, or the hub cannot be reached.
-            UnsupportedModel: an identity between its sites failed.
+            ModelNotFound: there is no such folder or hub name, the hub cannot be reached, or the files are damaged.
+            ConfigError: there is no such device or dtype; found before anything is loaded.
+            UnsupportedModel: the sites are not what their names say.
         """
-        from saekit.builtin import is_lab, model_folder
-        from saekit.lm.loading import load_pretrained
-
         folder = model_folder(str(name_or_path)) if is_lab(name_or_path) else name_or_path
         model, tokenizer, commit = load_pretrained(str(folder), dtype, device, revision, device_map)
         return cls.attach(model, tokenizer, name=str(name_or_path), paths=paths, revision=commit)
 
     @classmethod
     def attach(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        *,
-        name: str | None = None,
-        paths: Family | Mapping[str, Any] | None = None,
-        revision: str = "",
+        cls, model: Any, tokenizer: Any, *, name: str | None = None, paths: Paths | None = None, revision: str = ""
     ) -> LanguageModel:
-        """A transformers model already in memory; `tokenizer` may be None where only token ids are used.
+        """Wrap a transformers model that is in memory; `tokenizer` may be None if only token ids are used.
 
         Raises:
-            UnsupportedModel: an identity between its sites failed; the message says which, and how to pass a path table.
+            ConfigError: `paths` names no family, or an entry that a path table does not have.
+            UnsupportedModel: the sites are not what their names say; the message gives the identity that fails, and how to pass a
+                path table.
         """
-        from saekit.lm.layout.checks import check_identities
-
         name = name or getattr(model, "name_or_path", "") or type(model).__name__
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise UnsupportedModel(f"{name} is not a model of transformers.", "Give an AutoModelForCausalLM.")
         try:
             lm = cls(model, tokenizer, family_of(model, paths), name, revision)
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError, RuntimeError) as error:
             raise UnsupportedModel(f"{name} cannot be read as a causal language model: {error}.", PATHS_HINT) from error
-        check_identities(lm)
+        check_layout(lm)
         return lm
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {self.family.name}, {self.n_layers} layers, d_model {self.d_model})"
 
-    def run(
-        self,
-        tokens_BT: Tensor | Sequence[Sequence[int]] | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        read: Iterable[str | Site] = (),
-        edits: Any = (),
-        positions: Positions | DefaultPositions | None = None,
-        prompt_lengths: Tensor | Sequence[int] | None = None,
-        prompt_of_row: Tensor | Sequence[int] | None = None,
-        stop_after: str | Site | None = None,
-        start_at: tuple[Recording, int, Tensor | None] | None = None,
-        grad: bool = False,
-        logits: Literal["all", "last", "auto"] | None = "auto",
-    ) -> Run:
-        """One forward pass with hooks, which are gone afterwards whatever happens.
-
-        Padded batches, left or right, give the answers of single sequences.
-
-        Args:
-            tokens_BT: token ids.
-            attention_mask: (B, T), 1 at real tokens; None where there are no pads.
-            read: sites to return, as they are after their edits.
-            edits: Edits, or anything with `.edits(lm)`.
-            positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too;
-                :data:`saekit.lm.run.edits.GENERATION` is what `generate` does by default.
-            prompt_lengths: (B,) how many real tokens are prompt, for positions that tell prompt from generated; None is all.
-            prompt_of_row: (B,) which prompt each row is of, told to edits as `At.batch_N`; None: each row is its own.
-            stop_after: end once this site and what is read have been seen: no later layer and no unembedding is computed.
-            start_at: (recording, layer, resid_pre): run only blocks layer.. on resid_pre (K * B, T, d_model), row r in the place
-                of row r % B of what :meth:`record` recorded; bit-exact. None for resid_pre is the recorded one.
-            grad: keep the graph: gradients reach what was read (and are kept in its `.grad`) and what edits brought in.
-            logits: "all" (B, T, V), "last" (B, V) at each row's last real token, None for none: then the pass ends with the last
-                site read. "auto" is None where anything is read, "all" where nothing is.
-
-        Raises:
-            UnknownSite: a site does not exist here.
-            ContextTooLong: more tokens than the model has positions for.
-            UnsupportedModel: the model never came by a site.
-            ConfigError: tokens, mask, positions or edits do not fit.
-        """
-        check_positions(positions)
-        tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, start_at)
-        sites = {self.site(site) for site in read}
-        logits, stop = self._ends(sites, logits, stop_after)
-        # Edits are made under the lock too, so that the attached SAEs stay the same until they have run.
-        with self.lock:
-            by_site = expand_edits(self, edits)
-            if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
-                raise ConfigError(f"A site before layer {start_at[1]}, where the pass starts, is never seen.", "Start earlier.")
-            if logits is None and not stop:
-                return Run({}, None)
-            window = None
-            if by_site:
-                lengths_B = _per_row("prompt_lengths", prompt_lengths, tokens_BT)
-                row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
-                window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
-            act = Pass(self, sites | {self._end} if logits == "last" else sites, by_site, stop, grad)
-            with act.hooked(), torch.set_grad_enabled(grad):
-                act.begin(tokens_BT.shape[0], tokens_BT.shape[1], window)
-                out = act.finish(lambda: self._forward(tokens_BT, mask_BT, start_at))
-                if logits == "last":
-                    out = self.unembed(_last_real(act.acts[self._end], mask_BT))
-        return Run({site: act.acts[site] for site in sites}, out)
-
-    @property
-    def _end(self) -> Site:
-        return Site("resid_post", self.n_layers - 1)
-
-    def _ends(
-        self, sites: set[Site], logits: str | None, stop_after: str | Site | None
-    ) -> tuple[Literal["all", "last"] | None, set[Site]]:
-        """Which logits are wanted, and the sites after which a pass ends; no site: it runs to the end, or not at all."""
-        if logits not in ("all", "last", "auto", None):
-            raise ConfigError(f"logits={logits!r} is not one of 'all', 'last', 'auto' and None.")
-        if stop_after is not None:
-            return None, sites | {self.site(stop_after)}
-        if logits == "last":
-            return "last", sites | {self._end}
-        if logits == "all" or (logits == "auto" and not sites):
-            return "all", set()
-        return None, sites
-
-    def record(self, tokens_BT: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Recording:
-        """Run once and keep what every block was called with, for `run(start_at=...)`."""
-        tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, None)
-        act = Pass(self, stop=[Site("resid_pre", self.n_layers - 1)])
-        recorder = Recorder(act)
-        with self.lock, ExitStack() as stack, torch.no_grad():
-            # Before the hooks of the pass, which end it at the input of the last block.
-            for block in self.blocks:
-                stack.callback(block.register_forward_pre_hook(recorder, with_kwargs=True).remove)
-            stack.enter_context(act.hooked())
-            act.begin(tokens_BT.shape[0], tokens_BT.shape[1])
-            act.finish(lambda: self._forward(tokens_BT, mask_BT, None))
-        return Recording(tokens_BT, mask_BT, recorder.calls)
-
-    def generate(self, prompts: Any, **kwargs: Any) -> Generation:
+    def generate(self, prompts: Any, **settings: Any) -> Generation:
         """Continue prompts, with interventions: see :func:`saekit.lm.generate.generate.generate`."""
-        from saekit.lm.generate.generate import generate
-
-        return generate(self, prompts, **kwargs)
-
-    def _tokens(
-        self, tokens: Any, attention_mask: Tensor | None, start_at: tuple[Recording, int, Tensor | None] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T) on the device, and the mask as booleans, or None where everything is real."""
-        if start_at is not None:
-            return start_at[0].expanded(start_at[2])
-        tokens_BT = torch.as_tensor([] if tokens is None else tokens, dtype=torch.long)
-        if tokens_BT.ndim != 2 or not tokens_BT.numel():
-            raise ConfigError(f"Tokens of shape {tuple(tokens_BT.shape)} cannot be run.", "Give (batch, tokens), at least one.")
-        self.check_context(tokens_BT.shape[1])
-        known = int(self.embedding.num_embeddings)  # type: ignore[arg-type]
-        # Elsewhere than on a CPU, to look costs more than it helps.
-        if tokens_BT.device.type == "cpu" and not 0 <= int(tokens_BT.min()) <= int(tokens_BT.max()) < known:
-            raise ConfigError(f"Token ids must be from 0 to {known - 1}.", "Were they made by another tokenizer?")
-        tokens_BT = tokens_BT.to(self.device)
-        if attention_mask is None:
-            return tokens_BT, None
-        mask_BT = torch.as_tensor(attention_mask, device=self.device).bool()
-        if mask_BT.shape != tokens_BT.shape:
-            raise ConfigError(
-                f"The mask is {tuple(mask_BT.shape)} for tokens {tuple(tokens_BT.shape)}.", "Give one for each token."
-            )
-        # Without a mask, attention may take its fast causal path.
-        return tokens_BT, None if bool(mask_BT.all()) else mask_BT
-
-    def _forward(
-        self, tokens_BT: Tensor, mask_BT: Tensor | None, start_at: tuple[Recording, int, Tensor | None] | None
-    ) -> Tensor:
-        if start_at is not None:
-            return self.unembed(replay(self.blocks, *start_at))
-        arguments: dict[str, Any] = {}
-        if mask_BT is not None:
-            arguments["attention_mask"] = mask_BT.long()
-            if self._takes_positions:
-                arguments["position_ids"] = positions_from_mask(mask_BT)
-        return self.model(input_ids=tokens_BT, use_cache=False, **arguments).logits
-
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.model.forward).parameters
-
-    def encode(self, texts: str | Sequence[str], *, bos: bool = True, pad_side: Side = "left") -> Padded:
-        """Tokens (B, T) and mask (B, T) of texts; BOS is prepended exactly once where the tokenizer has one."""
-        rows = self.text.ids([texts] if isinstance(texts, str) else texts, bos=bos)
-        tokens_BT, mask_BT = self.text.pad(rows, pad_side)
-        return Padded(tokens_BT.to(self.device), mask_BT.to(self.device))
-
-    def decode(self, ids: Iterable[int] | Tensor) -> str:
-        """The text of token ids, special tokens included."""
-        return self.text.decode(ids)
-
-    def token_strings(self, ids: Iterable[int] | Tensor) -> list[str]:
-        """How to show each token by itself: spaces as spaces, bytes that are no whole character as `\\xe2`."""
-        return self.text.token_strings(ids)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id that begins a text, where the tokenizer has one."""
-        return self.text.bos_token_id
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """BOS, EOS, PAD and the like: never trained on or steered at."""
-        return self.text.special_ids
-
-    @property
-    def special_tensor(self) -> Tensor:
-        """`special_ids` in ascending order, on the device of the model."""
-        device = self.device
-        if self._special is None or self._special.device != device:
-            self._special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=device)
-        return self._special
-
-    def ordinary(self, tokens: Tensor, mask: Tensor | None = None, *, keep_first: bool = False) -> Tensor:
-        """True at the tokens that count: real, not special, and not the first of their context (an attention sink).
-
-        Args:
-            tokens: ids, (B, T) or (T,), a context per row.
-            mask: 1 at real tokens, in the shape of `tokens`; None where there are no pads.
-            keep_first: count the first token of a context too, unless it is special.
-        """
-        return ordinary(tokens, self.special_tensor, mask=mask, keep_first=keep_first)
+        return generate(self, prompts, **settings)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells this model from another, for :func:`saekit.lm.fingerprint.differs`.
 
-        {"model", "tokenizer"} as sha256, {"weights"} as numbers to compare up to rounding, {"name", "revision"} as given. None of
-        the first three depends on where the model lies or on its device, the first two not on its dtype.
+        {"model", "tokenizer"} as sha256, {"weights"} as numbers that are compared up to rounding, {"name", "revision"} as given.
+        The first three do not depend on the model's folder and device, the first two do not depend on its dtype.
         """
-        from saekit.lm.fingerprint import model_sha256, weights_text
-
-        if self._mark is None:
-            self._mark = {"model": model_sha256(self), "tokenizer": self.text.sha256, "weights": weights_text(self)}
-        return {**self._mark, "name": self.name, "revision": self.revision}
+        if self._fingerprint is None:
+            self._fingerprint = {"model": model_sha256(self), "tokenizer": self.text.sha256, "weights": weights_text(self)}
+        return {**self._fingerprint, "name": self.name, "revision": self.revision}
 
     @property
     def dictionaries(self) -> Mapping[Site, SAE]:
-        """The SAEs attached with :meth:`attach_sae`, by site. A later attachment does not change a mapping given before."""
+        """The SAEs attached with :meth:`attach_sae`, by site. A later attachment does not change a mapping returned before."""
         return MappingProxyType(self._dictionaries)
 
     def attach_sae(self, site: str | Site, sae: SAE) -> None:
-        """Let `space(site)` give the SAE's features, in passes that begin after this call."""
+        """Let `space(site)` return the SAE's features, in passes that begin after this call."""
         site = self.site(site)
         with self.lock:
             self._dictionaries = {**self._dictionaries, site: sae}
 
     def detach_sae(self, site: str | Site | None = None) -> None:
-        """Let `space(site)` give raw objects again; None detaches the SAEs of all sites. A site without an SAE stays as it is."""
+        """Let `space(site)` return raw objects again; None detaches the SAEs of all sites. No SAE at a site is not an error."""
         site = None if site is None else self.site(site)
         with self.lock:
             self._dictionaries = {key: sae for key, sae in self._dictionaries.items() if site is not None and key != site}
 
-    def space(self, site: str | Site) -> Any:
-        """The interpretable coordinates at a site: features where an SAE is attached, raw objects where not."""
-        from saekit.objects import space_at
-
-        return space_at(self, self.site(site))
-
-
-def _per_row(name: str, values: Tensor | Sequence[int] | None, tokens_BT: Tensor) -> Tensor | None:
-    if values is None:
-        return None
-    values_B = torch.as_tensor(values, device=tokens_BT.device)
-    if values_B.shape != tokens_BT.shape[:1] or values_B.is_floating_point():
-        raise ConfigError(
-            f"{name} of shape {tuple(values_B.shape)} does not fit {len(tokens_BT)} rows.", "Give one integer for each row."
-        )
-    return values_B
-
-
-def _last_real(resid_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """(B, d_model) at the last real token of each row."""
-    if mask_BT is None:
-        return resid_BTD[:, -1]
-    T = resid_BTD.shape[1]
-    last_B = (T - 1 - mask_BT.flip(1).long().argmax(1)).to(resid_BTD.device)
-    return resid_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
+    def space(self, site: str | Site) -> Space:
+        """The interpretable coordinates at a site: features where an SAE is attached, raw objects elsewhere."""
+        return space_at(self, site)

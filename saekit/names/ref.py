@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from dataclasses import dataclass
 from functools import total_ordering
 
 from saekit.errors import UnknownRef, UnknownSite
-from saekit.names.site import KINDS as SITE_KINDS
-from saekit.names.site import Site
+from saekit.names.site import KINDS, Site
 
 # How each kind is written; also the hint that an error gives.
 FORMS = {
@@ -19,10 +19,9 @@ FORMS = {
     "residual": "residual:resid_post.3/12",
     "weight": "weight:2.down_proj/17",
 }
-_LAYER_SITE = {"neuron": "neurons", "head": "heads"}
-_UNIT = re.compile(r"(?P<place>.+)/(?P<unit>[0-9]+)")
-_HEAD = re.compile(r"(?P<place>[0-9]+)\.(?P<unit>[0-9]+)")
-_MATRIX = re.compile(r"(?P<layer>[0-9]+)\.(?P<matrix>[A-Za-z_][A-Za-z0-9_.]*)")
+_UNIT = re.compile(r"(?P<place>.+)/(?P<unit>[0-9]{1,15})")
+_HEAD = re.compile(r"(?P<place>[0-9]{1,6})\.(?P<unit>[0-9]{1,15})")
+_MATRIX = re.compile(r"(?P<layer>[0-9]{1,6})\.(?P<matrix>[A-Za-z_][A-Za-z0-9_.]*)")
 
 
 @total_ordering
@@ -30,10 +29,15 @@ _MATRIX = re.compile(r"(?P<layer>[0-9]+)\.(?P<matrix>[A-Za-z_][A-Za-z0-9_.]*)")
 class Ref:
     """One object of a model: unit number `unit` of a place.
 
-    `site` is where the object is read (None for weights); `layer` and `matrix` place a vector of a weight matrix. Which axis
-    of the matrix its units run along is for the space that edits weights to say.
-
     Refs sort in the order of computation (layer, then the site within the layer), then by kind and number.
+
+    Attributes:
+        kind: a key of :data:`FORMS`.
+        unit: number of the object in its place, from 0.
+        site: where the object is read; None for weights.
+        layer: number of the block; None for objects of `embed`.
+        matrix: for weights, the matrix that the object is a vector of. The space that edits weights decides along which axis its
+            vectors are counted.
     """
 
     kind: str
@@ -56,12 +60,12 @@ class Ref:
     @classmethod
     def neuron(cls, layer: int, unit: int) -> Ref:
         """Input `unit` of the down projection of `layer`."""
-        return cls._at("neuron", Site("neurons", layer), unit)
+        return cls._at("neuron", Site(_site_kind("neuron"), layer), unit)
 
     @classmethod
     def head(cls, layer: int, unit: int) -> Ref:
         """Attention head `unit` of `layer`."""
-        return cls._at("head", Site("heads", layer), unit)
+        return cls._at("head", Site(_site_kind("head"), layer), unit)
 
     @classmethod
     def residual(cls, site: Site | str, unit: int) -> Ref:
@@ -82,7 +86,7 @@ class Ref:
         """Read a ref as :meth:`__str__` writes it; sites may also be sae-lens hook names.
 
         Raises:
-            UnknownRef: the text is none; the message shows how one is written.
+            UnknownRef: the text is not a ref; the message shows how one is written.
         """
         if isinstance(text, Ref):
             return text
@@ -101,8 +105,8 @@ class Ref:
         if kind == "weight":
             if matrix := _MATRIX.fullmatch(place):
                 return cls.weight(int(matrix["layer"]), matrix["matrix"], unit)
-        elif re.fullmatch("[0-9]+", place):
-            return cls._at(kind, Site(_LAYER_SITE[kind], int(place)), unit)
+        elif re.fullmatch("[0-9]{1,6}", place):
+            return cls._at(kind, Site(_site_kind(kind), int(place)), unit)
         raise UnknownRef(f"{text!r} is not a complete {kind}.", f"Write it like '{FORMS[kind]}'.")
 
     def __str__(self) -> str:
@@ -120,8 +124,13 @@ class Ref:
 
     def _order(self) -> tuple[int, int, str, str, int]:
         layer = -1 if self.layer is None else self.layer
-        within = len(SITE_KINDS) if self.site is None else SITE_KINDS.index(self.site.kind)
+        within = sys.maxsize if self.site is None else KINDS[self.site.kind].order
         return layer, within, self.kind, self.matrix or "", self.unit
+
+
+def _site_kind(ref_kind: str) -> str:
+    """The kind of site whose units have a kind of ref of their own."""
+    return next(kind for kind, row in KINDS.items() if row.ref == ref_kind)
 
 
 def _nearest(kind: str) -> str:

@@ -2,40 +2,117 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import total_ordering
+from functools import cache, total_ordering
+from typing import Any, Literal
 
 from saekit.errors import UnknownSite
+from saekit.plugins import Registry, nearest
 
-# saekit's kind -> the TransformerLens / sae-lens hook name. `mlp_in` is what the MLP module is given, after the norm and gain.
-HOOK_NAMES = {
-    "embed": "hook_embed",
-    "resid_pre": "blocks.{layer}.hook_resid_pre",
-    "q": "blocks.{layer}.attn.hook_q",
-    "k": "blocks.{layer}.attn.hook_k",
-    "v": "blocks.{layer}.attn.hook_v",
-    "pattern": "blocks.{layer}.attn.hook_pattern",
-    "heads": "blocks.{layer}.attn.hook_z",
-    "attn_out": "blocks.{layer}.hook_attn_out",
-    "resid_mid": "blocks.{layer}.hook_resid_mid",
-    "mlp_in": "blocks.{layer}.mlp.hook_in",
-    "neurons": "blocks.{layer}.mlp.hook_post",
-    "mlp_out": "blocks.{layer}.hook_mlp_out",
-    "resid_post": "blocks.{layer}.hook_resid_post",
-}
-# Kinds in the order in which a block computes them.
-KINDS = tuple(HOOK_NAMES)
-# Other names under which published SAEs file the same place; read, never written. `ln2.hook_normalized` is none of them: there
-# TransformerLens has not yet multiplied by the norm's gain.
-_HOOK_ALIASES = {"blocks.{layer}.mlp.hook_out": "mlp_out"}
 
+@dataclass(frozen=True)
+class SiteKind:
+    """One row of :data:`KINDS`: all that saekit knows about a kind of site.
+
+    A new kind is one such row::
+
+        KINDS.register("attn_in", SiteKind("blocks.{layer}.attn.hook_in", order=15, module="self_attn"))
+    """
+
+    hook_name: str
+    """Its name in TransformerLens and sae-lens; `{layer}` stands for the layer."""
+    order: int
+    """Sites of a layer sort by this number, in the order in which a block computes them."""
+    module: str
+    """The module where it is hooked: "block", "embedding", an entry of the path table (:class:`saekit.lm.Family`), or else a path
+    in the block."""
+    side: Literal["in", "out"] = "in"
+    """Whether it is what the module takes in or what it returns."""
+    token_shape: tuple[str, ...] = ("d_model",)
+    """The shape of one token, as names of sizes of a model layout. Empty: tokens have no fixed shape."""
+    written: Literal["added", "projected", ""] = ""
+    """How its vectors reach the residual stream: added to it, through the module that takes them in, or not directly."""
+    unit: str = "coordinate"
+    """What messages call one of its numbers or vectors."""
+    ref: str = "residual"
+    """The kind of ref that names its units; any other kind than "residual" belongs to this kind of site alone."""
+    space: Any = "saekit.objects.spaces:Coordinates"
+    """The class of its raw space, or the class's name."""
+    view: Literal["", "heads", "qkv"] = ""
+    """How it lies in the module's tensor: as a whole, head by head, or as one of q, k, v."""
+    in_place: bool = False
+    """Write into the module's tensor itself, because it is used elsewhere too."""
+    per_layer: bool = True
+    """Every block has one."""
+    lacking: str = ""
+    """Why a model whose path table has no such module lacks it."""
+    aliases: tuple[str, ...] = ()
+    """Other hook names under which published SAEs file it; they are read and never written."""
+    hook_point: Callable[..., Any] | str | None = None
+    """For places that no row can describe: a function (model layout, site) -> hook point, or its name."""
+
+
+class SiteKinds(Registry[SiteKind]):
+    """The kinds of sites by name; iterates in the order of computation."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__(), key=lambda name: (self[name].order, name)))
+
+
+_PARALLEL = "attention and MLP work in parallel, so there is nothing between them"
+_EXPERTS = "its neurons are spread over experts"
+_HEADS, _KV_HEADS = ("n_heads", "d_head"), ("n_kv_heads", "d_head")
+KINDS = SiteKinds(
+    "kind of site",
+    {
+        "embed": SiteKind("hook_embed", 0, "embedding", "out", ("d_embed",), "added", per_layer=False),
+        "resid_pre": SiteKind("blocks.{layer}.hook_resid_pre", 10, "block", "in", written="added"),
+        "q": SiteKind("blocks.{layer}.attn.hook_q", 20, "q", "out", _HEADS, view="qkv"),
+        "k": SiteKind("blocks.{layer}.attn.hook_k", 30, "k", "out", _KV_HEADS, view="qkv"),
+        "v": SiteKind("blocks.{layer}.attn.hook_v", 40, "v", "out", _KV_HEADS, view="qkv"),
+        "pattern": SiteKind("blocks.{layer}.attn.hook_pattern", 50, "pattern", "out", (), unit="entry"),
+        "heads": SiteKind(
+            "blocks.{layer}.attn.hook_z",
+            60,
+            "o",
+            "in",
+            _HEADS,
+            "projected",
+            unit="head",
+            ref="head",
+            space="saekit.objects.spaces:Heads",
+            view="heads",
+        ),
+        "attn_out": SiteKind("blocks.{layer}.hook_attn_out", 70, "attn_out", "out", written="added"),
+        # The input of the MLP's norm is also what is added to the MLP's output: only a write into that one tensor reaches both.
+        "resid_mid": SiteKind(
+            "blocks.{layer}.hook_resid_mid", 80, "mid", "in", written="added", in_place=True, lacking=_PARALLEL
+        ),
+        # The input of the MLP module, after the norm and its gain. `ln2.hook_normalized` comes before the gain, so it is not an
+        # alias.
+        "mlp_in": SiteKind("blocks.{layer}.mlp.hook_in", 90, "mlp_in", "in"),
+        "neurons": SiteKind(
+            "blocks.{layer}.mlp.hook_post",
+            100,
+            "down",
+            "in",
+            ("d_ffn",),
+            "projected",
+            unit="neuron",
+            ref="neuron",
+            lacking=_EXPERTS,
+        ),
+        "mlp_out": SiteKind(
+            "blocks.{layer}.hook_mlp_out", 110, "mlp_out", "out", written="added", aliases=("blocks.{layer}.mlp.hook_out",)
+        ),
+        "resid_post": SiteKind("blocks.{layer}.hook_resid_post", 120, "block", "out", written="added"),
+    },
+    error=UnknownSite,
+)
 _SITE = re.compile(r"(?P<kind>[a-z_]+)(?:\.(?P<layer>\d+))?(?:@(?P<model>[A-Za-z0-9_-]+))?")
-_HOOK = {
-    re.compile(re.escape(pattern).replace(r"\{layer\}", r"(?P<layer>\d+)")): kind
-    for kind, pattern in [*HOOK_NAMES.items(), *((kind, name) for name, kind in _HOOK_ALIASES.items())]
-}
+_MAX_DIGITS = 6
 
 
 @total_ordering
@@ -46,7 +123,9 @@ class Site:
     Sites sort in the order of computation: `embed` first, then layer by layer in the order of :data:`KINDS`.
 
     Attributes:
-        model: what another model is called whose activations stand beside those of the one in question: `resid_post.3@other`.
+        kind: one of :data:`KINDS`.
+        layer: number of the block; None for `embed`.
+        model: the name of another model whose activations are stored beside those of the model in question: `resid_post.3@other`.
     """
 
     kind: str
@@ -54,14 +133,8 @@ class Site:
     model: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            near = difflib.get_close_matches(self.kind, KINDS, n=1)
-            raise UnknownSite(
-                f"There is no kind of site {self.kind!r}.",
-                f"Did you mean {near[0]!r}?" if near else f"Kinds: {', '.join(KINDS)}.",
-            )
-        if (self.layer is None) != (self.kind == "embed"):
-            example = "embed" if self.kind == "embed" else f"{self.kind}.3"
+        if (self.layer is not None) != KINDS.find(self.kind).per_layer:
+            example = f"{self.kind}.3" if self.layer is None else self.kind
             raise UnknownSite(f"Site {str(self)!r} is not complete.", f"Write it like {example!r}.")
 
     @classmethod
@@ -73,23 +146,28 @@ class Site:
         """
         if isinstance(text, Site):
             return text
-        for pattern, kind in _HOOK.items():
-            if match := pattern.fullmatch(text):
-                return cls(kind, None if kind == "embed" else int(match["layer"]))
+        if not isinstance(text, str):
+            raise UnknownSite(f"{text!r} is not a site.", _hint(""))
         match = _SITE.fullmatch(text)
-        if match is None:
-            raise UnknownSite(f"{text!r} is not a site.", _hint(text))
-        return cls(match["kind"], None if match["layer"] is None else int(match["layer"]), match["model"] or "")
+        if match is not None and match["kind"] in KINDS:
+            return cls(match["kind"], _layer(text, match["layer"]), match["model"] or "")
+        for kind, row in KINDS.items():
+            for name in (row.hook_name, *row.aliases):
+                if hook := _pattern(name).fullmatch(text):
+                    return cls(kind, _layer(text, hook["layer"]) if row.per_layer else None)
+        if match is not None:
+            raise UnknownSite(f"There is no kind of site {match['kind']!r}.", nearest(match["kind"], KINDS))
+        raise UnknownSite(f"{text!r} is not a site.", _hint(text))
 
     @property
     def at_home(self) -> Site:
-        """The same place, seen from its own model."""
+        """The same place in its own model."""
         return Site(self.kind, self.layer)
 
     @property
     def hook_name(self) -> str:
         """The TransformerLens / sae-lens name of this place."""
-        return HOOK_NAMES[self.kind].format(layer=self.layer)
+        return KINDS[self.kind].hook_name.format(layer=self.layer)
 
     def __str__(self) -> str:
         place = self.kind if self.layer is None else f"{self.kind}.{self.layer}"
@@ -100,11 +178,22 @@ class Site:
             return NotImplemented
         return self._order() < other._order()
 
-    def _order(self) -> tuple[int, int, str]:
-        return (-1 if self.layer is None else self.layer, KINDS.index(self.kind), self.model)
+    def _order(self) -> tuple[int, int, str, str]:
+        return (-1 if self.layer is None else self.layer, KINDS[self.kind].order, self.kind, self.model)
+
+
+@cache
+def _pattern(hook_name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(hook_name).replace(r"\{layer\}", r"(?P<layer>\d+)"))
+
+
+def _layer(text: str, digits: str | None) -> int | None:
+    if digits is not None and (len(digits) > _MAX_DIGITS or not digits.isascii()):
+        raise UnknownSite(f"{text[:40]!r} names a layer that no model has.")
+    return None if digits is None else int(digits)
 
 
 def _hint(text: str) -> str:
     if text.endswith("hook_normalized"):
-        return "It lies before the norm's gain and bias, 'mlp_in.3' after them: fold them into what is to be used there."
+        return "It lies before the norm's gain and bias, 'mlp_in.3' lies after them: fold them into the SAE to use it there."
     return "Write a kind and a layer, like 'resid_post.3'."

@@ -1,7 +1,8 @@
-"""Which space a site or a ref means in a given model."""
+"""The space that a site or a ref means in a given model."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,23 +10,21 @@ from torch import Tensor, nn
 
 from saekit.errors import UnknownRef, UnknownSite
 from saekit.names.ref import Ref
-from saekit.names.site import Site
+from saekit.names.site import KINDS, Site
 from saekit.objects.features import Features
-from saekit.objects.spaces import Coordinates, Heads, Space, ToResidual
+from saekit.objects.layout import Layout
+from saekit.objects.spaces import Coordinates, Space, ToResidual
+from saekit.plugins import resolve
 
 if TYPE_CHECKING:
-    from saekit.lm import LanguageModel
     from saekit.sae import SAE
 
-_ADDED = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-_PROJECTED = ("heads", "neurons")
 
-
-def space_at(lm: LanguageModel, site: Site | str) -> Space:
-    """The space at a site: features where an SAE is attached, the raw objects where none is.
+def space_at(lm: Layout, site: Site | str) -> Space:
+    """The space at a site: features where an SAE is attached, the raw objects elsewhere.
 
     Raises:
-        UnknownSite: the model has no such site, or it has no fixed width (`pattern`).
+        UnknownSite: the model lacks the site, or the site has no fixed width (`pattern`).
         StoreMismatch: the attached SAE was made for another width.
     """
     site = lm.site(site)
@@ -33,12 +32,12 @@ def space_at(lm: LanguageModel, site: Site | str) -> Space:
     return raw_space(lm, site) if sae is None else _features(lm, site, sae)
 
 
-def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
+def space_of(lm: Layout, ref: Ref | str) -> Space:
     """The space that a ref names a unit of; `feature:` needs an attached SAE, the other kinds are raw whatever is attached.
 
     Raises:
-        UnknownRef: there is no such object: its site is not in the model, no SAE is attached there, its number is out of range,
-            or it is not an activation (`weight:`).
+        UnknownRef: there is no such object: the model lacks its site, no SAE is attached there, its number is out of range, or it
+            is not an activation (`weight:`).
     """
     ref = Ref.parse(ref)
     if ref.site is None:
@@ -47,13 +46,16 @@ def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
         )
     try:
         site = lm.site(ref.site)
-        lm.width(site)
+        shape = lm.token_shape(site)
     except UnknownSite as error:
         raise UnknownRef(f"{lm.name} has no {ref}: {error.what}", error.hint) from error
-    if ref.kind != "feature":
-        space = Coordinates(site, token_shape(lm, site), _writer(lm, site)) if ref.kind == "residual" else raw_space(lm, site)
-    elif (sae := (attached := lm.dictionaries).get(site)) is not None:
-        space = _features(lm, site, sae)
+    attached = lm.dictionaries
+    if ref.kind == "residual":
+        space: Space = Coordinates(site, shape, _writer(lm, site))
+    elif ref.kind != "feature":
+        space = raw_space(lm, site)
+    elif site in attached:
+        space = _features(lm, site, attached[site])
     else:
         places = ", ".join(map(str, sorted(attached))) or "none"
         raise UnknownRef(
@@ -63,7 +65,7 @@ def space_of(lm: LanguageModel, ref: Ref | str) -> Space:
     return space
 
 
-def features_at(lm: LanguageModel, site: Site) -> Features:
+def features_at(lm: Layout, site: Site) -> Features:
     """The features of the SAE attached at `site`.
 
     Raises:
@@ -75,40 +77,28 @@ def features_at(lm: LanguageModel, site: Site) -> Features:
     return _features(lm, site, sae)
 
 
-def _features(lm: LanguageModel, site: Site, sae: SAE) -> Features:
+def _features(lm: Layout, site: Site, sae: SAE) -> Features:
     out = lm.site(sae.writes_at(site))
     return Features(
         sae,
         site,
         site_out=out,
-        token_shape=token_shape(lm, site),
-        token_shape_out=token_shape(lm, out),
+        token_shape=lm.token_shape(site),
+        token_shape_out=lm.token_shape(out),
         to_residual=_writer(lm, out),
     )
 
 
-def raw_space(lm: LanguageModel, site: Site) -> Space:
-    """The raw objects at `site`: heads at `heads`, else its numbers (called neurons at `neurons`)."""
-    if site.kind == "heads":
-        return Heads(site, lm.n_heads, lm.d_head, _writer(lm, site))
-    return Coordinates(site, token_shape(lm, site), _writer(lm, site))
+def raw_space(lm: Layout, site: Site) -> Space:
+    """The raw objects at `site`: attention heads, neurons, or coordinates."""
+    return resolve(KINDS[site.kind].space).of(site, lm.token_shape(site), _writer(lm, site))
 
 
-def token_shape(lm: LanguageModel, site: Site) -> tuple[int, ...]:
-    """Shape of one token's activation at `site`."""
-    if site.kind in ("heads", "q", "k", "v"):
-        return lm.width(site) // lm.d_head, lm.d_head
-    return (lm.width(site),)
-
-
-def _writer(lm: LanguageModel, site: Site) -> ToResidual | None:
-    if site.kind in _ADDED and lm.width(site) == lm.d_model:
+def _writer(lm: Layout, site: Site) -> ToResidual | None:
+    written = KINDS[site.kind].written
+    if written == "added" and prod(lm.token_shape(site)) == lm.d_model:
         return lambda vectors: vectors
-    if site.kind not in _PROJECTED:
-        return None
-    tap = lm.tap(site)
-    assert tap is not None, "heads and neurons are the inputs of a module"
-    return _Projection(tap.module)
+    return _Projection(lm.projection(site)) if written == "projected" else None
 
 
 class _Projection:
@@ -124,6 +114,6 @@ class _Projection:
         vectors = vectors.to(weight.device)
         if isinstance(module, nn.Linear) and weight.is_floating_point():
             return vectors @ weight.T.to(vectors.dtype)
-        if type(module).__name__ == "Conv1D":  # transformers' own, stored the other way round
+        if type(module).__name__ == "Conv1D":  # transformers' own, whose weight is transposed
             return vectors @ weight.to(vectors.dtype)
         return module(vectors) - module(torch.zeros_like(vectors[:1]))  # quantised: only the module can read its weight

@@ -16,7 +16,8 @@ from torch.nn.functional import one_hot
 
 from saekit.errors import InterventionError, UnknownRef, UnknownSite
 from saekit.names.ref import Ref
-from saekit.names.site import Site
+from saekit.names.site import KINDS, Site
+from saekit.plugins import resolve
 
 Units = Sequence[int] | Tensor
 # Takes (n, width) vectors at a site to what they write to the residual stream, (n, d_model).
@@ -127,7 +128,15 @@ class Coordinates(Space):
 
     def __init__(self, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
         super().__init__(site, prod(token_shape), token_shape, to_residual)
-        self.label = "neuron" if site.kind == "neurons" else "coordinate"
+        row = KINDS[site.kind]
+        # Numbers of heads can be read flat too, but then they are not heads.
+        own = resolve(row.space) is Coordinates
+        self._ref, self.label = (row.ref, row.unit) if own else ("residual", "coordinate")
+
+    @classmethod
+    def of(cls, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> Coordinates:
+        """The space of a site whose kind has this class as its raw space."""
+        return cls(site, token_shape, to_residual)
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
         flat = self._flat(h)
@@ -145,9 +154,7 @@ class Coordinates(Space):
 
     def ref(self, unit: int) -> Ref:
         self.check([unit])
-        if self.site.kind == "neurons" and self.site.layer is not None:
-            return Ref.neuron(self.site.layer, unit)
-        return Ref.residual(self.site, unit)
+        return Ref(self._ref, unit, self.site, self.site.layer)
 
 
 class Heads(Space):
@@ -158,6 +165,12 @@ class Heads(Space):
     def __init__(self, site: Site, n_heads: int, d_head: int, to_residual: ToResidual | None = None) -> None:
         super().__init__(site, n_heads, (n_heads, d_head), to_residual)
         self.unit_shape = (d_head,)
+
+    @classmethod
+    def of(cls, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> Heads:
+        """The space of a site whose kind has this class as its raw space."""
+        n_heads, d_head = token_shape
+        return cls(site, n_heads, d_head, to_residual)
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
         return (h if units is None else h.index_select(-2, self.check(units, h.device))).to(wide(h.dtype))

@@ -12,7 +12,6 @@ from torch import Tensor
 from saekit.errors import InterventionError
 from saekit.names.site import Site
 from saekit.objects import Directions, Ref, Space, space_of
-from saekit.objects.lookup import token_shape
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -48,7 +47,7 @@ def place(lm: LanguageModel, target: Target) -> tuple[Space, int]:
     if isinstance(target, Ref):
         return space_of(lm, target), target.unit
     site = lm.site(target.site)
-    return Directions(site, target.values[None], token_shape(lm, site)), 0
+    return Directions(site, target.values[None], lm.token_shape(site)), 0
 
 
 def read_together(places: Mapping[Target, tuple[Space, int]], rows: Mapping[Site, Tensor]) -> dict[Target, Tensor]:

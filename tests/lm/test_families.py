@@ -66,12 +66,12 @@ def test_families_with_a_table_are_also_found_by_structure(tiny: LanguageModel, 
     """The attempt for unknown families, judged where the answer is known."""
     if tiny.family.pattern:
         pytest.skip("only a table can say where this model's pattern passes")
-    monkeypatch.delitem(FAMILIES, tiny.model.config.model_type)
+    monkeypatch.delitem(FAMILIES._rows, tiny.model.config.model_type)
     guessed = LanguageModel.attach(tiny.model, None)
     assert guessed.family.name.endswith("by structure")
     assert guessed.sites() == tiny.sites()
     for site in tiny.sites():
-        ours, theirs = guessed.tap(site), tiny.tap(site)
+        ours, theirs = guessed.hook_point(site), tiny.hook_point(site)
         if ours is None or theirs is None:
             assert ours is theirs
             continue

@@ -392,7 +392,7 @@ def test_arguments_that_do_not_fit(stories_lm: LanguageModel, arguments: dict[st
 def test_a_site_the_model_never_comes_by(tiny_named: Named, tokens: Tensor) -> None:
     lm = tiny_named("gpt2")
     unused = LanguageModel(lm.model, None, lm.family, "gpt2")
-    unused._taps[Site("attn_out", 1)] = unused.tap(Site("attn_out", 1))._replace(module=nn.Linear(2, 2))
+    unused._hook_points[Site("attn_out", 1)] = unused.hook_point(Site("attn_out", 1))._replace(module=nn.Linear(2, 2))
     with pytest.raises(UnsupportedModel, match=r"attn_out.1 was never reached"):
         unused.run(tokens, read=["attn_out.1"])
 

@@ -11,7 +11,9 @@ from saekit.names.site import KINDS, Site
 from saekit.objects import Ref
 
 NUMBERS = st.integers(0, 10**9)
-SITES = st.builds(lambda kind, layer: Site(kind, None if kind == "embed" else layer), st.sampled_from(KINDS), st.integers(0, 200))
+SITES = st.builds(
+    lambda kind, layer: Site(kind, None if kind == "embed" else layer), st.sampled_from(tuple(KINDS)), st.integers(0, 200)
+)
 REFS = st.one_of(
     st.builds(Ref.feature, SITES, NUMBERS),
     st.builds(Ref.residual, SITES, NUMBERS),

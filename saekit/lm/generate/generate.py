@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,8 @@ from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
 from saekit.lm.generate.settings import check_number, decoding_settings
 from saekit.lm.ordinary_tokens import positions_from_mask
 from saekit.lm.run.edits import GENERATION, Positions, Window, check_positions, expand_edits
+from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.hooks import Pass
-
-if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
 
 _PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
 
@@ -43,7 +41,7 @@ class Generation:
 
 
 def generate(
-    lm: LanguageModel,
+    lm: RunnableModel,
     prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tensor,
     *,
     interventions: Any = (),
@@ -114,7 +112,7 @@ def generate(
 
 
 def _continue(
-    lm: LanguageModel,
+    lm: RunnableModel,
     rows: list[list[int]],
     prompt_of_row: list[int],
     interventions: Any,
@@ -150,7 +148,7 @@ def _continue(
 
 
 def _window(
-    lm: LanguageModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
+    lm: RunnableModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
 ) -> Window:
     """The window of a forward pass over slots start.. of sequences whose prompts lie where `mask_BT` is 1.
 
@@ -170,7 +168,7 @@ def _window(
     )
 
 
-def _rows(lm: LanguageModel, prompts: Any, attention_mask: Any) -> tuple[list[list[int]], list[str]]:
+def _rows(lm: RunnableModel, prompts: Any, attention_mask: Any) -> tuple[list[list[int]], list[str]]:
     """Token ids and text of each prompt."""
     if isinstance(prompts, Tensor):
         prompts = prompts.tolist()

@@ -1,25 +1,29 @@
-"""Where the sites of each model family are: one path table a family, and an attempt by structure for the others."""
+"""Where the sites of each model family are: one path table per family.
+
+A new family is one row::
+
+    from saekit.lm import FAMILIES, Family
+
+    FAMILIES.register("my_model_type", Family(name="my_model_type", layers="model.layers", ...))
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import nn
 
-from saekit.errors import ConfigError, UnsupportedModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from saekit.errors import UnsupportedModel
+from saekit.plugins import Registry
 
 
 @dataclass(frozen=True)
 class Family:
     """Paths of the modules that hold a family's sites.
 
-    `layers` and `final` are paths in the model, everything else in a block. An empty path says that there is no such place.
+    `layers` and `final` are paths in the model, all others in a block. An empty path means that there is no such place.
     """
 
     name: str
@@ -34,8 +38,8 @@ class Family:
     q: str
     k: str
     v: str
-    """The modules whose outputs are q, k, v before positions are rotated in: the projections, or the norms after them; all three
-    the same path where one projection makes them."""
+    """The modules whose outputs are q, k, v before the rotary embedding: the projections, or the norms after them. One fused
+    projection stands in all three."""
     mlp_in: str
     """The module whose input is `mlp_in`."""
     down: str
@@ -52,6 +56,8 @@ class Family:
     """The output at `q` and `k` is (B, H, T, d_head)."""
     pattern: str = ""
     """The module whose output is the attention pattern, for models that ignore transformers' AttentionInterface."""
+    adapt: Callable[[Family, Any], Family] | None = None
+    """Given the table and a model's configuration, the table for that model: for families with variants."""
 
 
 _LLAMA = Family(
@@ -92,7 +98,7 @@ _GPT2 = Family(
 
 
 def _split(attn: str) -> dict[str, Any]:
-    """GPT-Neo and GPT-J compute their attention themselves; the pattern passes through its dropout module."""
+    """Entries of GPT-Neo and GPT-J, which compute their attention themselves: the pattern passes through its dropout module."""
     names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj", "pattern": "attn_dropout"}
     return {"fused": "", "attn": attn, **{entry: f"{attn}.{name}" for entry, name in names.items()}}
 
@@ -114,95 +120,74 @@ _NEOX = Family(
     mid="",
 )
 
-# By the `model_type` of the configuration.
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in [
-        _LLAMA,
-        replace(_LLAMA, name="mistral"),
-        replace(_LLAMA, name="mixtral", down=""),
-        replace(_LLAMA, name="qwen2"),
-        replace(_LLAMA, name="qwen3", **_QK_NORM),
-        replace(_LLAMA, name="gemma"),
-        _GEMMA2,
-        _GEMMA3,
-        replace(_GEMMA3, name="gemma3", layers="model.language_model.layers", final=("model.language_model.norm",)),
-        replace(_LLAMA, name="olmo2", mid="mlp", **_QK_NORM, **_POST_NORMS),
-        replace(_LLAMA, name="phi3", q="self_attn.qkv_proj", k="self_attn.qkv_proj", v="self_attn.qkv_proj", fused="concat"),
-        replace(
-            _LLAMA, name="phi", final=("model.final_layernorm",), o="self_attn.dense", down="mlp.fc2", mid="", heads_first=True
-        ),
-        _GPT2,
-        replace(_GPT2, name="gpt_neo", **_split("attn.attention")),
-        replace(_GPT2, name="gptj", down="mlp.fc_out", mid="", **_split("attn")),
-        _NEOX,
-        replace(
-            _LLAMA,
-            name="opt",
-            layers="model.decoder.layers",
-            final=("model.decoder.final_layer_norm", "model.decoder.project_out"),
-            o="self_attn.out_proj",
-            mlp_in="fc1",
-            down="fc2",
-            mlp_out="fc2",
-            mid="final_layer_norm",
-        ),
-    ]
-}
+
+def _neox(family: Family, config: Any) -> Family:
+    return family if config.use_parallel_residual else replace(family, mid="post_attention_layernorm")
 
 
-def family_of(model: PreTrainedModel, paths: Family | Mapping[str, Any] | None = None) -> Family:
-    """The path table for `model`: the one given, the family's own, or an attempt by structure.
-
-    Args:
-        model: a causal language model.
-        paths: a whole table, or some of its entries to put over the one that would be used.
-
-    Raises:
-        ConfigError: `paths` has an entry that a table has not.
-        UnsupportedModel: the family is unknown and its structure too, or the model has no residual stream that adds up.
-    """
-    if isinstance(paths, Family):
-        return paths
-    known = _known(model)
-    if paths is not None:
-        names = [field.name for field in fields(Family)]
-        for key in paths:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                raise ConfigError(
-                    f"A path table has no entry {key!r}.",
-                    f"Did you mean {near[0]!r}?" if near else f"Entries: {', '.join(names)}.",
-                )
-    if known is None:
-        from saekit.lm.layout.guess import guess_family
-
-        known = guess_family(model, paths or {})
-    return replace(known, **paths) if paths else known
+def _phi(family: Family, config: Any) -> Family:
+    return replace(family, q="self_attn.q_layernorm", k="self_attn.k_layernorm") if config.qk_layernorm else family
 
 
-def _known(model: PreTrainedModel) -> Family | None:
-    config = model.config
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        return None
-    first = submodule(model, f"{family.layers}.0")
-    if first is None:
-        return None
-    if family.name == "opt" and not config.do_layer_norm_before:
+def _opt(family: Family, config: Any) -> Family:
+    if not config.do_layer_norm_before:
         raise UnsupportedModel(
-            "This OPT normalises the residual stream itself after attention and after the MLP, so that nothing adds up along it.",
-            "opt-350m alone is built so; the other OPT models are supported.",
+            "This OPT normalises the residual stream itself after attention and after the MLP, so nothing adds up along it.",
+            "Only opt-350m is built so; the other OPT models are supported.",
         )
-    if family.name == "gpt_neox" and not config.use_parallel_residual:
-        family = replace(family, mid="post_attention_layernorm")
-    if family.name == "phi" and config.qk_layernorm:
-        family = replace(family, q="self_attn.q_layernorm", k="self_attn.k_layernorm")
     return family
 
 
+FAMILIES: Registry[Family] = Registry(
+    "model family",
+    {
+        family.name: family
+        for family in [
+            _LLAMA,
+            replace(_LLAMA, name="mistral"),
+            replace(_LLAMA, name="mixtral", down=""),
+            replace(_LLAMA, name="qwen2"),
+            replace(_LLAMA, name="qwen3", **_QK_NORM),
+            replace(_LLAMA, name="gemma"),
+            _GEMMA2,
+            _GEMMA3,
+            replace(_GEMMA3, name="gemma3", layers="model.language_model.layers", final=("model.language_model.norm",)),
+            replace(_LLAMA, name="olmo2", mid="mlp", **_QK_NORM, **_POST_NORMS),
+            replace(_LLAMA, name="phi3", q="self_attn.qkv_proj", k="self_attn.qkv_proj", v="self_attn.qkv_proj", fused="concat"),
+            replace(
+                _LLAMA,
+                name="phi",
+                final=("model.final_layernorm",),
+                o="self_attn.dense",
+                down="mlp.fc2",
+                mid="",
+                heads_first=True,
+                adapt=_phi,
+            ),
+            _GPT2,
+            replace(_GPT2, name="gpt_neo", **_split("attn.attention")),
+            replace(_GPT2, name="gptj", down="mlp.fc_out", mid="", **_split("attn")),
+            replace(_NEOX, adapt=_neox),
+            replace(
+                _LLAMA,
+                name="opt",
+                layers="model.decoder.layers",
+                final=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+                o="self_attn.out_proj",
+                mlp_in="fc1",
+                down="fc2",
+                mlp_out="fc2",
+                mid="final_layer_norm",
+                adapt=_opt,
+            ),
+        ]
+    },
+)
+"""Path tables by the `model_type` of a model's configuration."""
+
+
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`, or None where there is none."""
+    """The module at `path`, or None if there is no such module."""
     for name in path.split("."):
         root = getattr(root, name, None)  # type: ignore[assignment]
         if not isinstance(root, nn.Module):
@@ -214,7 +199,7 @@ def require(root: nn.Module, path: str, family: Family, entry: str) -> nn.Module
     """The module at `path`.
 
     Raises:
-        UnsupportedModel: there is none; the message names the entry of the table.
+        UnsupportedModel: there is no such module; the message names the entry of the table.
     """
     module = submodule(root, path)
     if module is None:

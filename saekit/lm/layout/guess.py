@@ -1,4 +1,4 @@
-"""An attempt at an unknown model's path table: modules by their names and shapes, what they do by one short forward pass."""
+"""A guess of an unknown model's path table, from the names and shapes of its modules and from one short forward pass."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
+from saekit.lm.exclusive import lock_of
 from saekit.lm.layout.families import PATHS_HINT, Family
 from saekit.lm.layout.hook_points import find_input, find_output
 
@@ -23,17 +24,17 @@ _FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv", "qkv", "in_proj", "at
 
 
 class _Seen(NamedTuple):
-    """What a module took in and put out."""
+    """What a module took in and returned."""
 
     taken: Tensor
-    put: Tensor
+    returned: Tensor
 
 
-def guess_family(model: Any, paths: Mapping[str, Any]) -> Family:
-    """A table for `model`, with the entries in `paths` taken as given. It is a guess: the identities decide.
+def guess_layout(model: Any, paths: Mapping[str, Any]) -> Family:
+    """A table for `model`, with the entries in `paths` taken as given. The layout checks decide whether the guess is right.
 
     Raises:
-        UnsupportedModel: something that looks like a part cannot be found; the message names the entry to pass.
+        UnsupportedModel: nothing looks like one of the parts; the message names the entry to pass.
     """
     config = model.config.get_text_config()
     d = config.hidden_size
@@ -53,10 +54,11 @@ def guess_family(model: Any, paths: Mapping[str, Any]) -> Family:
     norms = [name for name, _ in block.named_children() if _NORM.fullmatch(name)]
     parts = {path: block.get_submodule(path) for path in {"", attn, o, mlp_in, mlp, down, q, *norms}}
     around = _around(model, layers)
-    seen = _watch(model, parts | around | {layers: model.get_submodule(layers)[-1]})
+    with lock_of(block):
+        seen = _watch(model, parts | around | {layers: model.get_submodule(layers)[-1]})
     sums = _sums(seen, [attn, o, *norms], [mlp, down, *norms])
     attn_out, mlp_out = sums or (attn, mlp or down)
-    if down and mlp and mlp_out != down and not _close(seen[down].put, seen[mlp].put):
+    if down and mlp and mlp_out != down and not _close(seen[down].returned, seen[mlp].returned):
         down = ""  # one of several that make up the MLP
     n_heads = config.num_attention_heads
     return Family(
@@ -73,8 +75,8 @@ def guess_family(model: Any, paths: Mapping[str, Any]) -> Family:
         attn_out=attn_out,
         mlp_out=mlp_out,
         mid=_mid(seen, attn_out, [*norms, mlp_in]),
-        fused=_layout(seen[q].put, seen[o].taken, n_heads) if q == v else "",
-        heads_first=seen[q].put.ndim == 4 and seen[q].put.shape[1] == n_heads,
+        fused=_layout(seen[q].returned, seen[o].taken, n_heads) if q == v else "",
+        heads_first=seen[q].returned.ndim == 4 and seen[q].returned.shape[1] == n_heads,
     )
 
 
@@ -111,7 +113,7 @@ def _last(inner: Mapping[str, nn.Module], attn: str, taken: list[str], d: int) -
 
 
 def _down(block: nn.Module, mlp: str, d: int) -> str:
-    """The one projection back to d_model; with several, experts, there is none."""
+    """The one projection back to d_model; "" with several of them, as with experts."""
     if not mlp:
         direct = [name for name, module in block.named_children() if _is_projection(module) and _out(module) == d]
         return direct[-1] if direct else ""
@@ -133,7 +135,7 @@ def _qkv(inner: Mapping[str, nn.Module], attn: nn.Module, path: str) -> tuple[st
 
 
 def _layout(qkv: Tensor, z: Tensor, n_heads: int) -> Literal["concat", "interleaved"]:
-    """How q, k and v share a projection's output: at the first position z = v, which tells where v is."""
+    """How q, k and v share a projection's output. At the first position z equals v, which shows where v is."""
     d = z.shape[-1] // n_heads
     qkv, z = qkv.reshape(*z.shape[:2], -1)[:, 0], z[:, 0]
     return (
@@ -150,7 +152,7 @@ def _around(model: Any, layers: str) -> dict[str, nn.Module]:
 
 
 def _watch(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, _Seen]:
-    """One short forward pass; what each of `modules` that was called took in and put out."""
+    """Run one short forward pass and return what each called module of `modules` took in and returned."""
     seen: dict[str, _Seen] = {}
 
     def keep(path: str) -> Callable[..., None]:
@@ -161,7 +163,7 @@ def _watch(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, _Seen]:
 
         return hook
 
-    # Five tokens: a length that is no usual number of heads.
+    # Five tokens, because few models have five heads.
     tokens_BT = torch.arange(3, 13).view(2, 5).to(model.get_input_embeddings().weight.device)
     model.eval()
     with ExitStack() as stack, torch.no_grad():
@@ -172,20 +174,20 @@ def _watch(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, _Seen]:
 
 
 def _chain(seen: Mapping[str, _Seen], layers: str, candidates: list[str]) -> tuple[str, ...]:
-    """The modules that what comes out of the last block goes through, one after the other."""
+    """The modules that the output of the last block passes through, in order."""
     chain: list[str] = []
-    x = seen[layers].put
+    x = seen[layers].returned
     while found := [path for path in candidates if path in seen and path not in chain and _close(seen[path].taken, x)]:
         chain.append(found[0])
-        x = seen[found[0]].put
+        x = seen[found[0]].returned
     return tuple(chain)
 
 
 def _sums(seen: Mapping[str, _Seen], attention: list[str], mlp: list[str]) -> tuple[str, str] | None:
-    """The two outputs that, added to what the block took in, give what it put out."""
+    """The two modules whose outputs, added to the input of the block, give its output."""
     pre, post = seen[""]
     for a, m in product(_present(seen, attention, pre), _present(seen, mlp, pre)):
-        if a != m and _close(pre + seen[a].put.view_as(pre) + seen[m].put.view_as(pre), post):
+        if a != m and _close(pre + seen[a].returned.view_as(pre) + seen[m].returned.view_as(pre), post):
             return a, m
     return None
 
@@ -195,12 +197,12 @@ def _mid(seen: Mapping[str, _Seen], attn_out: str, candidates: list[str]) -> str
     pre = seen[""].taken
     if attn_out not in seen:
         return ""
-    mid = pre + seen[attn_out].put.view_as(pre)
+    mid = pre + seen[attn_out].returned.view_as(pre)
     return next((path for path in candidates if path in seen and _close(seen[path].taken, mid)), "")
 
 
 def _present(seen: Mapping[str, _Seen], paths: list[str], like: Tensor) -> Iterator[str]:
-    return (path for path in paths if path in seen and seen[path].put.numel() == like.numel())
+    return (path for path in paths if path in seen and seen[path].returned.numel() == like.numel())
 
 
 def _close(left: Tensor, right: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Taps: how a site is read from, and written to, the tensor that a module takes in or puts out."""
+"""Hook points: how a site is read from, and written to, the tensor that a module takes in or returns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class View:
+class TensorView:
     """A site's part of a module's tensor, as (B, T, d), or (B, T, heads, d_head) where `heads` is set.
 
     Attributes:
-        heads, d_head: the shape of one token; no heads means flat.
+        heads, d_head: the shape of one token; without heads a token is flat.
         start: the part begins here in the last dimension (q|k|v side by side).
         part: 0, 1, 2 of [q, k, v] within each head.
         heads_first: the tensor is (B, heads, T, d_head).
@@ -50,19 +50,19 @@ class View:
         return x.reshape(raw.shape)
 
 
-class Tap(NamedTuple):
+class HookPoint(NamedTuple):
     """A module, the side of it where the site is, and the site's part of the tensor there."""
 
     module: nn.Module
     side: Literal["in", "out"]
-    view: View = View()
+    view: TensorView = TensorView()
     in_place: bool = False
-    """Write into the tensor itself: resid_mid is both what the MLP's norm takes in and what is added to the MLP's output, one
-    tensor, and only a write into it reaches both, bit for bit."""
+    """Write into the tensor itself. The module of `resid_mid` is the MLP's norm, and its input is also added to the MLP's output:
+    only a write into that one tensor reaches both, bit for bit."""
 
 
 def find_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor]:
-    """Where in a module's arguments its activations are, and they themselves."""
+    """The activations among a module's arguments, after the index or name of the argument."""
     if args and isinstance(args[0], Tensor):
         return 0, args[0]
     if isinstance(kwargs.get("hidden_states"), Tensor):
@@ -80,7 +80,7 @@ def replace_input(
 
 
 def find_output(output: Any) -> Tensor:
-    """A module's activations: its output, or the first of them (attention modules, GPT-J's blocks)."""
+    """A module's activations: its output, or the first of its outputs (attention modules, GPT-J's blocks)."""
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import innermost_pass
-
-if TYPE_CHECKING:
-    from saekit.lm.layout.layout import Anatomy
+from saekit.lm.layout.layout import ModelLayout
 
 _NAME = "saekit_pattern"
 
@@ -57,7 +55,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def patterns_through(lm: Anatomy) -> Iterator[None]:
+def patterns_through(lm: ModelLayout) -> Iterator[None]:
     """Within the block, attention gives its patterns to the `patterns` of the innermost pass; the model's own comes back after.
 
     The caller holds the model's lock, because the choice of attention lives in the configuration that all threads share.

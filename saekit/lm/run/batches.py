@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from saekit.lm import LanguageModel
-    from saekit.lm.padding import Padded
-    from saekit.names.site import Site
+from saekit.lm.padding import Padded
+from saekit.lm.run.forward import RunnableModel
+from saekit.names.site import Site
 
 
-def text_rows(lm: LanguageModel, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+def text_rows(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Token ids of each text, BOS first where the model has one; rows of ids are taken as they are.
 
     Texts longer than the model's context are cut.
@@ -24,14 +22,14 @@ def text_rows(lm: LanguageModel, texts: Sequence[str] | Sequence[Sequence[int]])
     return [row[: lm.max_context] for row in rows]
 
 
-def text_batches(lm: LanguageModel, texts: Sequence[str] | Sequence[Sequence[int]], batch_size: int) -> Iterator[Padded]:
+def text_batches(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]], batch_size: int) -> Iterator[Padded]:
     """(tokens_BT, mask_BT) of the texts in the order given, pads on the right."""
     return lm.text.batches([row for row in text_rows(lm, texts) if row], batch_size)
 
 
 @torch.no_grad()
 def document_activations(
-    lm: LanguageModel, sites: Sequence[Site], documents: Sequence[Sequence[int]], batch_size: int = 64
+    lm: RunnableModel, sites: Sequence[Site], documents: Sequence[Sequence[int]], batch_size: int = 64
 ) -> Iterator[tuple[np.ndarray, dict[Site, Tensor]]]:
     """Activations of the ordinary tokens of documents, each in a context of its own, after a BOS where the tokenizer has one.
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.names.site import Site
-
-if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
 
 Policy = Literal["last+generated", "generated", "prompt", "last", "all"]
 POLICIES: tuple[str, ...] = ("last+generated", "generated", "prompt", "last", "all")
@@ -97,7 +95,7 @@ class Edit:
     positions: Choice | None = None
 
 
-def expand_edits(lm: LanguageModel, edits: Any) -> dict[Site, list[Edit]]:
+def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
     """Edits by site, in the order they run; anything with `.edits(lm)` is asked for its own, several that add up for those of
     their sum.
 

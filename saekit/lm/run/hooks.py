@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import innermost, is_innermost
-from saekit.lm.layout.hook_points import Tap, find_input, find_output, replace_input, replace_output
+from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input, replace_output
+from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.run.edits import Edit, Window
 from saekit.names.site import Site
-
-if TYPE_CHECKING:
-    from saekit.lm.layout.layout import Anatomy
 
 
 class _Stop(Exception):
@@ -35,7 +33,7 @@ class Pass:
 
     def __init__(
         self,
-        lm: Anatomy,
+        lm: ModelLayout,
         read: Iterable[Site] = (),
         edits: Mapping[Site, list[Edit]] | None = None,
         stop: Iterable[Site] = (),
@@ -57,7 +55,7 @@ class Pass:
         A block of another pass inside this one (an edit that runs the model) suspends these hooks until it ends.
         """
         sites = sorted(self.read | self.edits.keys() | self._stop)
-        patterns = [site for site in sites if site.kind == "pattern" and self.lm.tap(site) is None]
+        patterns = [site for site in sites if site.kind == "pattern" and self.lm.hook_point(site) is None]
         with ExitStack() as stack:
             stack.enter_context(self.lm.lock)
             stack.enter_context(innermost(self))
@@ -69,9 +67,9 @@ class Pass:
                 self.patterns = {self.lm.attention(site): self._visit_pattern(site) for site in patterns}
                 stack.enter_context(patterns_through(self.lm))
             for site in sites:
-                tap = self.lm.tap(site)
-                if tap is not None:
-                    stack.callback(self._hook(site, tap).remove)
+                point = self.lm.hook_point(site)
+                if point is not None:
+                    stack.callback(self._hook(site, point).remove)
             yield self
 
     def begin(self, B: int, T: int, window: Window | None = None) -> None:
@@ -101,37 +99,37 @@ class Pass:
                 "The path table names a module that this model does not call there.",
             )
 
-    def _hook(self, site: Site, tap: Tap) -> Any:
-        if tap.side == "in":
+    def _hook(self, site: Site, point: HookPoint) -> Any:
+        if point.side == "in":
 
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 if not is_innermost(self):
                     return None
                 where, raw = find_input(args, kwargs)
-                new = self._visit(site, tap, raw)
+                new = self._visit(site, point, raw)
                 return None if new is raw else replace_input(args, kwargs, where, new)
 
-            return tap.module.register_forward_pre_hook(before, with_kwargs=True)
+            return point.module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if not is_innermost(self):
                 return None
             raw = find_output(output)
-            new = self._visit(site, tap, raw)
+            new = self._visit(site, point, raw)
             return None if new is raw else replace_output(output, new)
 
-        return tap.module.register_forward_hook(after)
+        return point.module.register_forward_hook(after)
 
-    def _visit(self, site: Site, tap: Tap, raw: Tensor) -> Tensor:
+    def _visit(self, site: Site, point: HookPoint, raw: Tensor) -> Tensor:
         # A write into the tensor itself would change what the graph before it has seen.
-        source = raw.clone() if tap.in_place and self.grad else raw
-        x = tap.view.get(source, *self._shape)
+        source = raw.clone() if point.in_place and self.grad else raw
+        x = point.view.get(source, *self._shape)
         new = self._touch(site, x)
         if new is not x or self.grad:
-            if tap.in_place:
-                raw.copy_(tap.view.put(raw, new))
+            if point.in_place:
+                raw.copy_(point.view.put(raw, new))
             else:
-                raw = tap.view.put(raw, new)
+                raw = point.view.put(raw, new)
         self._seen(site)
         return raw
 

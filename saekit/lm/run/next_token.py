@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
-
-if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
 
 _NUMBERS = 1 << 24
 """Logits of one run that are at hand at once."""
 
 
-def last_residuals(lm: LanguageModel, tokens_BT: Tensor, chosen: tuple[Tensor, ...], **settings: Any) -> Tensor:
+def last_residuals(lm: RunnableModel, tokens_BT: Tensor, chosen: tuple[Tensor, ...], **settings: Any) -> Tensor:
     """What the unembedding reads at the `chosen` tokens (rows and columns, (N,) each): (N, d_model).
 
     Args:
@@ -27,7 +25,7 @@ def last_residuals(lm: LanguageModel, tokens_BT: Tensor, chosen: tuple[Tensor, .
     return resid_BTD[tuple(index.to(resid_BTD.device) for index in chosen)]
 
 
-def logits_of(lm: LanguageModel, *resids_ND: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+def logits_of(lm: RunnableModel, *resids_ND: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     """Logits (n, V) in float32 of the same few rows of each of `resids_ND`, and which rows these are, until all were."""
     step = max(1, _NUMBERS // lm.vocab_size)
     for start in range(0, len(resids_ND[0]), step):

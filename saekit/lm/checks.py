@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.layout.families import PATHS_HINT
 from saekit.lm.run.edits import At, Edit
+from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
-
-if TYPE_CHECKING:
-    from saekit.lm.model import LanguageModel
 
 # Error allowed, as a part of the largest value: a few roundings of the type.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LENGTH = 6
 
 
-def check_identities(lm: LanguageModel) -> None:
+def check_layout(lm: RunnableModel) -> None:
     """Check that the sites of `lm` are what their names say.
 
     In every layer: resid_pre + attn_out = resid_mid, resid_mid + mlp_out = resid_post, which is the next resid_pre, and heads at
@@ -39,7 +35,7 @@ def check_identities(lm: LanguageModel) -> None:
         raise UnsupportedModel(f"{_who(lm)}: its sites cannot be read: {str(error).rstrip('.')}.", PATHS_HINT) from error
 
 
-def _check(lm: LanguageModel) -> None:
+def _check(lm: RunnableModel) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(0, lm.vocab_size, (2, min(_LENGTH, lm.max_context)), generator=generator)
     kinds = ["resid_pre", "v", "heads", "attn_out", "mlp_out", "resid_post"]
@@ -63,7 +59,7 @@ def _check(lm: LanguageModel) -> None:
         _check_mid_is_skipped_over(lm, tokens_BT)
 
 
-def _check_block(lm: LanguageModel, layer: int, at: dict[str, Tensor]) -> None:
+def _check_block(lm: RunnableModel, layer: int, at: dict[str, Tensor]) -> None:
     total = at["resid_pre"] + at["attn_out"].to(at["resid_pre"].device)
     if "resid_mid" in at:
         _same(lm, f"resid_pre.{layer} + attn_out.{layer} = resid_mid.{layer}", total, at["resid_mid"])
@@ -74,7 +70,7 @@ def _check_block(lm: LanguageModel, layer: int, at: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _check_projections(lm: LanguageModel, layer: int, at: dict[str, Tensor]) -> None:
+def _check_projections(lm: RunnableModel, layer: int, at: dict[str, Tensor]) -> None:
     family = lm.family
     out = _write(lm, layer, at["heads"].flatten(2), family.o, family.attn_out)
     _same(lm, f"heads.{layer} W_O = attn_out.{layer}", out, at["attn_out"])
@@ -83,7 +79,7 @@ def _check_projections(lm: LanguageModel, layer: int, at: dict[str, Tensor]) -> 
         _same(lm, f"neurons.{layer} W_down = mlp_out.{layer}", out, at["mlp_out"])
 
 
-def _write(lm: LanguageModel, layer: int, x: Tensor, projection: str, written: str) -> Tensor:
+def _write(lm: RunnableModel, layer: int, x: Tensor, projection: str, written: str) -> Tensor:
     """What `projection` of `x` adds to the residual stream."""
     block: nn.Module = lm.blocks[layer]
     x = block.get_submodule(projection)(x)
@@ -91,7 +87,7 @@ def _write(lm: LanguageModel, layer: int, x: Tensor, projection: str, written: s
     return x if within else block.get_submodule(written)(x)
 
 
-def _check_heads_apart(lm: LanguageModel, site: Site, tokens_BT: Tensor, before: Tensor) -> None:
+def _check_heads_apart(lm: RunnableModel, site: Site, tokens_BT: Tensor, before: Tensor) -> None:
     """Zero the first head at `site`: the heads that use it change, no other does."""
 
     def zero_first(rows: Tensor, at: At) -> Tensor:
@@ -105,7 +101,7 @@ def _check_heads_apart(lm: LanguageModel, site: Site, tokens_BT: Tensor, before:
         raise UnsupportedModel(f"{_who(lm)}: {site} of a head has no effect on its output.", PATHS_HINT)
 
 
-def _check_mid_is_skipped_over(lm: LanguageModel, tokens_BT: Tensor) -> None:
+def _check_mid_is_skipped_over(lm: RunnableModel, tokens_BT: Tensor) -> None:
     delta = torch.linspace(-1, 1, lm.d_model, device=lm.device)
     post = [
         lm.run(tokens_BT, read=["resid_post.0"], edits=[Edit(Site(kind, 0), lambda rows, at: rows + delta.to(rows))])
@@ -116,7 +112,7 @@ def _check_mid_is_skipped_over(lm: LanguageModel, tokens_BT: Tensor) -> None:
     )
 
 
-def _same(lm: LanguageModel, identity: str, left: Tensor, right: Tensor) -> None:
+def _same(lm: RunnableModel, identity: str, left: Tensor, right: Tensor) -> None:
     right = right.to(left.device)
     if left.shape != right.shape:
         raise UnsupportedModel(f"{_who(lm)}: {identity} fails, {tuple(left.shape)} is not {tuple(right.shape)}.", PATHS_HINT)
@@ -127,5 +123,5 @@ def _same(lm: LanguageModel, identity: str, left: Tensor, right: Tensor) -> None
         raise UnsupportedModel(f"{_who(lm)}: {identity} fails by {error:.1e} of its largest value.", PATHS_HINT)
 
 
-def _who(lm: LanguageModel) -> str:
+def _who(lm: RunnableModel) -> str:
     return f"{lm.name} ({lm.config.model_type}, path table {lm.family.name!r})"

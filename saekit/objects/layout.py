@@ -1,0 +1,33 @@
+"""What spaces need to know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from torch import nn
+
+from saekit.names.site import Site
+
+if TYPE_CHECKING:
+    from saekit.sae import SAE
+
+
+class Layout(Protocol):
+    """A model's sites and sizes, and the SAEs attached to it; :class:`saekit.lm.LanguageModel` is one."""
+
+    name: str
+    d_model: int
+
+    @property
+    def dictionaries(self) -> Mapping[Site, SAE]:
+        """The attached SAEs, by site."""
+
+    def site(self, site: str | Site) -> Site:
+        """The site, if the model has it; raises UnknownSite if not."""
+
+    def token_shape(self, site: str | Site) -> tuple[int, ...]:
+        """Shape of one token's activation at a site; raises UnknownSite where it is not fixed."""
+
+    def projection(self, site: Site) -> nn.Module:
+        """The output projection that takes in the activation at a site (`heads`, `neurons`)."""
