@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from saekit import plugins
 from saekit.builtin import is_lab, model_folder
 from saekit.errors import UnsupportedModel
 from saekit.lm.checks import check_layout
@@ -69,6 +70,7 @@ class LanguageModel(RunnableModel):
             ConfigError: there is no such device or dtype; found before anything is loaded.
             UnsupportedModel: the sites are not what their names say.
         """
+        plugins.load()  # they may register the model's class with transformers
         folder = model_folder(str(name_or_path)) if is_lab(name_or_path) else name_or_path
         model, tokenizer, commit = load_pretrained(str(folder), dtype, device, revision, device_map)
         return cls.attach(model, tokenizer, name=str(name_or_path), paths=paths, revision=commit)
