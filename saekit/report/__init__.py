@@ -1,10 +1,12 @@
-"""HTML files that show a dictionary: how it was trained, how good it is, what its features are and what they do."""
+"""HTML pages on a dictionary: its training, its quality, its features and what steering by them does."""
 
 from saekit.report.evaluation import render_evaluation, write_evaluation
 from saekit.report.page import render, write
 from saekit.report.sweep import render_sweep, write_sweep
 from saekit.report.training import render_training, write_training
-from saekit.views.dictionary import Content, Detected, Found, Section, Steered, gather, search
+from saekit.views.dictionary import Content, gather
+from saekit.views.search import Detected, Found, Section, search
+from saekit.views.steering import Steered
 from saekit.views.sweep import Compared, compare, rank
 from saekit.views.training import Trained, gather_training
 

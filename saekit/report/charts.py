@@ -1,4 +1,9 @@
-"""Charts as inline SVG: no script, no library to load, colours from the page's style sheet, so that they follow dark mode."""
+"""Charts as inline SVG.
+
+Pages show text of models and corpora that nobody has checked, so their content security policy forbids every script. Charts
+therefore need none. They print well, take their colours from the page's style sheet (and with them dark mode), and a page has about
+50 KB. A plotly chart would need scripts to be allowed, and 4.8 MB of JavaScript in each page.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,14 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-# Of the drawing, in units that are pixels on a phone; the page stretches it.
+# Size of the drawing. One unit is a pixel on a phone; the page scales the drawing.
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 10, 38
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; points that are no number are left out."""
+    """One curve; points that are not finite are left out."""
 
     name: str
     xs: Sequence[float]
@@ -31,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """Which numbers lie where along one side."""
+    """One axis: its range, its scale and how its values are written."""
 
     label: str
     low: float
@@ -49,7 +54,7 @@ class Axis:
         zero: bool = False,
         show: Callable[[float], str] | None = None,
     ) -> Axis:
-        """One that has room for `values` (with `zero`, from 0 on)."""
+        """An axis with room for `values`, and for 0 if `zero` is set."""
         kept = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [1.0]
         low, high = min(kept), max(kept)
         if log:
@@ -62,7 +67,7 @@ class Axis:
         return cls(label, low, high, log, show or short)
 
     def place(self, value: float) -> float:
-        """0 at the axis's low end, 1 at its high end; what lies beyond is moved there."""
+        """Position on the axis: 0 at its low end, 1 at its high end. Values beyond an end are placed at it."""
         if self.log:
             share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
@@ -87,7 +92,7 @@ class Axis:
 
 
 def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, limit: float | None = None) -> Markup:
-    """Curves over one pair of axes, named below where there are several; `limit` is a dashed horizontal line."""
+    """Curves in one pair of axes, with a legend if there are several. `limit` is a dashed horizontal line."""
     parts = _frame(x, y)
     if limit is not None and y.low < limit < y.high:
         parts.append(_level("limit", _y(y, limit)))
@@ -125,7 +130,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], x_label: str, y_lab
 
 
 def short(value: float) -> str:
-    """A number with few characters: 1.5M, 20k, 0.05."""
+    """A number in few characters: 1.5M, 20k, 0.05."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -133,12 +138,12 @@ def short(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share with few characters: 12%, 0.4%."""
+    """A share in few characters: 12%, 0.4%."""
     return f"{100 * value:.3g}%"
 
 
 def times(value: float) -> str:
-    """A ratio with few characters: 5.2×."""
+    """A ratio in few characters: 5.2×."""
     return f"{value:.3g}×"
 
 

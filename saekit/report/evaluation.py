@@ -1,4 +1,4 @@
-"""A page on how good a dictionary is: what `saekit eval` measured, in pictures and tables."""
+"""The page of an evaluation: what `saekit eval` measured, in charts and tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from saekit.files import write_whole
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent
-from saekit.report.page import environment
+from saekit.report.templates import environment
 from saekit.views.evaluation import evaluation_view
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from saekit.files import write_whole
 from saekit.report.charts import Axis, Line, line_chart, percent
-from saekit.report.page import environment
+from saekit.report.templates import environment
 from saekit.views.sweep import Compared
 
 _STYLES = "abdefgc"

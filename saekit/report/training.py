@@ -1,4 +1,4 @@
-"""A page on how a dictionary was trained, or is being trained: its log in pictures and tables."""
+"""The page of a training run, finished or not: its log in charts and tables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from markupsafe import Markup
 
 from saekit.files import write_whole
 from saekit.report import figures
-from saekit.report.page import environment
+from saekit.report.templates import environment
 from saekit.views.training import Trained, gather_training, page_name, training_view
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from saekit.workspace.workspace import Workspace
 
 
@@ -35,10 +32,10 @@ def write_training(ws: Workspace, site: str, name: str = "") -> Path:
 def render_training(run: Trained) -> str:
     """The page as HTML."""
     view = training_view(run)
-    return environment().get_template("training.html").render(view=view, charts=_charts(view, run.density_F))
+    return environment().get_template("training.html").render(view=view, charts=_charts(view))
 
 
-def _charts(view: Mapping[str, Any], density_F: NDArray[np.float64] | None) -> list[tuple[str, Markup]]:
+def _charts(view: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """(title, drawing)."""
     rows = view["rows"]
     wanted = [
@@ -49,7 +46,7 @@ def _charts(view: Mapping[str, Any], density_F: NDArray[np.float64] | None) -> l
         ("Learning rate", figures.curve(rows, "lr")),
         ("Weight of the sparsity penalty", figures.curve(rows, "sparsity")),
         ("Threshold at which latents fire", figures.curve(rows, "threshold")),
-        ("How often features fire", None if density_F is None else figures.densities(density_F)),
+        ("How often features fire", figures.densities(view["density_histogram"])),
         ("Tokens per second", figures.curve(view["rates"], "rate")),
     ]
     return [(title, drawing) for title, drawing in wanted if drawing is not None]

@@ -1,94 +1,52 @@
-"""What a report is about, read from a workspace."""
+"""What the page on a dictionary shows: its quality and training, its features, and what searches find."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from saekit.evaluate.steering.mentions import Mentions
+from saekit.evaluate.dictionary.measures import measures
+from saekit.evaluate.dictionary.remarks import remarks
 from saekit.views.run_files import read_rows, read_settings
+from saekit.views.search import Section, search_view
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from feature_db import FeatureRecord, Hit
-    from saekit.evaluate.steering.dose_response import Sweep
+    from feature_db import FeatureRecord
     from saekit.names.site import Site
     from saekit.workspace.workspace import Workspace
 
 EXTREMES = 8
 
 
-class Detected(NamedTuple):
-    """How well a feature's activation tells the labelled tokens of a concept from all other tokens."""
-
-    auc: float
-    average_precision: float
-    base_rate: float
-    """Share of the tokens that have the label: the average precision of a feature that says nothing."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A feature that a search found; `detected` where there are labels to measure it on."""
-
-    hit: Hit
-    record: FeatureRecord
-    detected: Detected | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        measured = dict.fromkeys(Detected._fields) if self.detected is None else self.detected._asdict()
-        return self.hit.to_dict() | measured | {"max": self.record.max}
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What steering by one feature did."""
-
-    record: FeatureRecord
-    scan: Sweep
-    """Several strengths, from which one was chosen."""
-    result: Sweep
-    """That one, measured on other prompts and with other noise than it was chosen on."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One concept."""
-
-    query: str
-    found: list[Found]
-    name: str = ""
-    """Of the concept, where it has one."""
-    mentions: Mentions | None = None
-    """Its words, where they are known."""
-    steered: Steered | None = None
-
-    @property
-    def title(self) -> str:
-        """The concept's name, or else what was searched for."""
-        return self.name or self.query
-
-
 @dataclass(frozen=True)
 class Content:
-    """Everything that a report shows."""
+    """Everything that the page on a dictionary shows.
+
+    Attributes:
+        title: of the page.
+        settings: of the dictionary and its training, as texts.
+        quality: of :func:`saekit.workspace.evaluations.evaluate`.
+        curve: rows of the training log.
+        density_F: (F,) share of the tokens on which each feature fires.
+        densest, rarest: the features that fire most and least often, of those that fire at all.
+        sections: searches.
+        next_steps: commands to try.
+    """
 
     title: str
     settings: dict[str, str]
-    quality: dict[str, float]
+    quality: dict[str, Any]
     curve: list[dict[str, Any]]
-    """Rows of the training log."""
     density_F: NDArray[np.float64]
     densest: list[FeatureRecord]
     rarest: list[FeatureRecord]
-    """Of those that fire at all."""
     sections: list[Section] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
-    """Commands to try."""
 
 
 def gather(
@@ -97,13 +55,16 @@ def gather(
     sections: Sequence[Section] = (),
     *,
     title: str | None = None,
-    quality: dict[str, float] | None = None,
+    quality: dict[str, Any] | None = None,
     next_steps: Sequence[str] = (),
 ) -> Content:
-    """Read what a report on the dictionary at `site` shows.
+    """Read what the page on the dictionary at `site` shows.
 
     Args:
-        quality: what `ws.evaluate` gave; measured where not given.
+        sections: searches to show.
+        title: of the page.
+        quality: as `ws.evaluate` returns it; None takes it from `reports/`, or measures it.
+        next_steps: commands to show.
 
     Raises:
         WorkspaceError: there is no dictionary or no database yet.
@@ -130,11 +91,52 @@ def gather(
     )
 
 
-def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
-    """What a search for `query` finds, with all that is known of each feature."""
-    with ws.database() as database:
-        hits = database.search(query, k=k, site=site)
-        return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
+def dictionary_view(content: Content) -> dict[str, Any]:
+    """The page on a dictionary.
+
+    Returns:
+        title, model, site, features: texts.
+        figures, remarks: as in :func:`saekit.views.evaluation.evaluation_view`.
+        rows: of the training log.
+        density_histogram: `edges` (log10 of the share of tokens on which a feature fires) and `counts`; None if none fires.
+        settings: rows of `name` and `value`.
+        densest, rarest: rows of `feature`, `density`, `max` and `label`.
+        sections: :func:`saekit.views.search.search_view` of each search.
+        next_steps: commands.
+    """
+    return {
+        "title": content.title,
+        **{name: content.settings[name] for name in ("model", "site", "features")},
+        "figures": [each._asdict() for each in measures(content.quality)],
+        "remarks": remarks(content.quality),
+        "rows": content.curve,
+        "density_histogram": density_histogram(content.density_F),
+        "settings": [{"name": name, "value": value} for name, value in content.settings.items()],
+        "densest": [_extreme(record) for record in content.densest],
+        "rarest": [_extreme(record) for record in content.rarest],
+        "sections": [search_view(section) for section in content.sections],
+        "next_steps": content.next_steps,
+    }
+
+
+def density_histogram(density_F: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Features by the log10 of the share of tokens on which they fire, in steps of 1/4; None if no feature fires.
+
+    Returns:
+        edges: n + 1 logarithms. counts: n numbers of features.
+    """
+    import numpy as np
+
+    logs = np.log10(density_F[density_F > 0])
+    if not len(logs):
+        return None
+    edges = np.arange(math.floor(4 * logs.min()), math.floor(4 * logs.max()) + 2) / 4
+    counts, _ = np.histogram(logs, edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _extreme(record: FeatureRecord) -> dict[str, Any]:
+    return {"feature": record.feature, "density": record.density, "max": record.max, "label": record.label}
 
 
 def _settings(ws: Workspace, site: Site) -> dict[str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainers import Plan
 
 _SPARSITY = ("l0", "sparsity", "k_start", "seed", "data_seed")
-"""Settings in which the points of one curve may differ."""
+"""Settings that can differ between the points of one curve."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Compared:
     """One dictionary among others.
 
     Attributes:
-        route: what it reads and predicts.
-        name: what it is called there.
-        series: what tells it from others, but for its sparsity and its seed.
+        route: the sites that it reads and writes.
+        name: its name among the dictionaries of its site.
+        series: the settings in which it differs from the others, except sparsity and seeds.
         metrics: of :func:`saekit.evaluate.dictionary.quality.quality`, on held-out documents where there are any.
         best: no other sound dictionary at its route is better in FVU or in L0 and as good in the other. A dictionary that is
             overfitted or useless is never best (:mod:`saekit.evaluate.dictionary.remarks`).
@@ -46,18 +46,18 @@ class Compared:
 
     @property
     def page(self) -> str:
-        """The file beside this one that tells how it was trained."""
+        """Name of the page on its training."""
         return page_name(self.route, self.name)
 
     def row(self) -> dict[str, Any]:
-        """As a table has it."""
+        """A row of the table."""
         keys = ("l0", "fvu", "ce_recovered", "dead_fraction")
         numbers = {key: self.metrics[key] for key in keys}
         return {"site": self.route, "name": self.name, **numbers, "best": self.best, "verdict": self.verdict}
 
 
 def compare(ws: Workspace, plans: Sequence[Plan], *, progress: bool = True) -> list[Compared]:
-    """Measure what plans have made, sparsest first; those that made nothing are left out.
+    """Measure the dictionaries that plans have made, the sparsest first. Plans that made none are left out.
 
     What was measured of the same weights before, with the same baseline, is not measured again.
     """
@@ -71,7 +71,11 @@ def compare(ws: Workspace, plans: Sequence[Plan], *, progress: bool = True) -> l
 
 
 def rank(plans: Sequence[Plan], metrics: Sequence[dict[str, Any]]) -> list[Compared]:
-    """The same where it is known what was measured of each: at least fvu, l0, ce_recovered, kl and dead_fraction."""
+    """Compare dictionaries that have been measured.
+
+    Args:
+        metrics: for each plan, at least fvu, l0, ce_recovered, kl and dead_fraction.
+    """
     found = []
     for plan, own in zip(plans, metrics, strict=True):
         rivals = [other for plan2, other in zip(plans, metrics) if plan2.route == plan.route]

@@ -1,4 +1,4 @@
-"""What the page of a training run shows: finished or not, as its folder has it."""
+"""What the page of a training run shows, be the run finished or not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.evaluate.dictionary.measures import Measure, measures
 from saekit.evaluate.dictionary.remarks import remarks
+from saekit.views.dictionary import density_histogram
 from saekit.views.links import link
 from saekit.views.run_files import Row, read_rows, read_settings
 from saekit.workspace.dictionaries import stem
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from saekit.workspace.workspace import Workspace
 
-# Name in the log -> what it is called, and how it is written.
+# Name in the log -> name on the page, and format.
 _METRICS = {
     "loss": ("loss", "{:.4f}"),
     "fvu": ("variance unexplained (FVU)", "{:.4f}"),
@@ -39,18 +40,18 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A run, finished or not, as its folder shows it.
+    """The files of a run.
 
     Attributes:
-        title: what was trained where.
-        model: whose activations.
+        title: what was trained, and at which site.
+        model: the model that the activations are of.
         config: resolved settings.
-        finished: whether the dictionary is there.
-        rows: of `metrics.jsonl`.
+        finished: whether the dictionary has been written.
+        rows: rows of `metrics.jsonl`.
         timing: rows of `timing.jsonl`.
-        quality: of :func:`saekit.evaluate.dictionary.quality.quality`, where these very weights have been measured.
-        density_F: share of the last tokens on which each latent fired; None where they were not counted yet.
-        links: (title, file) of other pages beside this one.
+        quality: what `reports/` has about the same weights; None if they were not measured.
+        density_F: (F,) share of the last tokens of training on which each latent fired; None if the run is not finished.
+        links: (title, file) of other pages in `reports/`.
     """
 
     title: str
@@ -65,15 +66,15 @@ class Trained:
 
 
 def page_name(site: str, name: str = "") -> str:
-    """Of the file in `reports/`."""
+    """Name of the page in `reports/`."""
     return f"train-{stem(site, name)}.html"
 
 
 def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
-    """Read what the folder of a run, and the pages beside it, show.
+    """Read the files of a run.
 
     Raises:
-        WorkspaceError: no such run was ever begun.
+        WorkspaceError: no such run was begun, or its files are damaged.
     """
     from saekit.errors import WorkspaceError
     from trainers.loop.log import TIMING
@@ -108,6 +109,7 @@ def training_view(run: Trained) -> dict[str, Any]:
         figures: rows of `measure`, `value` and `note`.
         remarks: sentences on figures that mislead.
         rows: of the log. l0_asked: the L0 that training was asked for, or None.
+        density_histogram: as in :func:`saekit.views.dictionary.dictionary_view`, over the last tokens of training.
         rates: rows of `tokens` and `rate`, tokens per second since the row before.
         metrics: rows of `metric`, `training` (its last value) and `heldout`.
         time: rows of `name` and `value`.
@@ -127,6 +129,7 @@ def training_view(run: Trained) -> dict[str, Any]:
         "remarks": _remarks(run),
         "rows": list(run.rows),
         "l0_asked": _goal(run.config),
+        "density_histogram": None if run.density_F is None else density_histogram(run.density_F),
         "rates": [{"tokens": tokens, "rate": rate} for tokens, rate in points],
         "metrics": [dict(zip(("metric", "training", "heldout"), row)) for row in _table(run)],
         "time": _named(_spent(spent, total - done)),
@@ -142,11 +145,11 @@ def _named(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Spent:
-    """Time that went into a run. What a killed process did after its last row is not counted.
+    """Time that a run took. The time of a killed process after its last row is not counted.
 
     Attributes:
-        seconds: in all, reading and the model's forward passes included, and what was trained beside it.
-        processes: how many times it was begun or gone on with.
+        seconds: total, with reading, the model's forward passes and dictionaries trained in the same pass.
+        processes: number of processes that started or resumed the run.
         began, ended: Unix times of the first process and of the last row.
         points: (tokens, tokens per second since the row before).
     """
@@ -159,13 +162,13 @@ class Spent:
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second, half of the points being above."""
+        """Median number of tokens per second."""
         rates = sorted(rate for _, rate in self.points)
         return rates[len(rates) // 2] if rates else None
 
 
 def timing(rows: Sequence[Row]) -> Spent | None:
-    """What `timing.jsonl` says; None where it says nothing."""
+    """Sum up the rows of `timing.jsonl`; None if there are none."""
     processes: dict[float, list[Row]] = {}
     for row in rows:
         processes.setdefault(row["began"], []).append(row)
@@ -185,17 +188,17 @@ def _density(folder: Path) -> NDArray[np.float64] | None:
     from saekit.sae import load_sparsity
 
     density_F = load_sparsity(folder)
-    # The file has logarithms of what is 1e-10 at least.
+    # The file holds logarithms, with 1e-10 in place of 0.
     return None if density_F is None else density_F.where(density_F > 1e-9, 0).double().numpy()
 
 
 def _links(ws: Workspace, site: str, name: str) -> list[tuple[str, str]]:
-    """The evaluation, comparisons that this run is part of, and the other runs of this site."""
+    """The evaluation of this run, the comparisons that link to it, and the other runs of its site."""
     reports = ws.path / "reports"
     evaluation = f"eval-{stem(site, name)}.html"
     found = [("evaluation", evaluation)] if (reports / evaluation).exists() else []
     for page in sorted(reports.glob("*.html")):
-        if not page.name.startswith("train-") and f'href="{link(page_name(site, name))}"' in page.read_text():
+        if not page.name.startswith("train-") and f'href="{link(page_name(site, name))}"' in page.read_text("utf-8", "replace"):
             found.append((f"comparison {page.stem.removeprefix('sweep-')}", page.name))
     others = [run for run in ws.dictionaries.begun() if run[0] == site and run != (site, name)]
     return found + [(each or site, page_name(site, each)) for _, each in others if (reports / page_name(site, each)).exists()]
@@ -210,30 +213,31 @@ def _figures(run: Trained, spent: Spent | None) -> list[Measure]:
         tiles = [
             Measure(name, _METRICS[key][1].format(last[key]), "in the last rows of the log")
             for key, name in of.items()
-            if key in last
+            if last.get(key) is not None
         ]
     if spent is not None:
-        note = f"{spent.rate:,.0f} tokens per second" if spent.rate else "in all"
+        note = f"{spent.rate:,.0f} tokens per second" if spent.rate else "total"
         tiles.append(Measure("time", duration(spent.seconds), note))
     return tiles
 
 
 def _remarks(run: Trained) -> list[str]:
-    """Warnings about the evaluation where there is one, else about the last rows of the log."""
+    """Remarks about the evaluation if there is one, else about the last rows of the log."""
     last = {key: row[key] for row in run.rows for key in row}
     logged = {key: last.get(f"heldout/{key}") for key in ("fvu", "fvu_trimmed", "l0")}
     logged |= {f"{key}_train": last.get(key) for key in ("fvu", "l0")}
     facts: dict[str, Any] = {key: value for key, value in logged.items() if value is not None}
-    return remarks({"l0_asked": _goal(run.config)} | facts | dict(run.quality or {}))
+    asked = _goal(run.config) if run.finished else None  # L0 can start above it
+    return remarks({"l0_asked": asked} | facts | dict(run.quality or {}))
 
 
 def _goal(config: Mapping[str, Any]) -> int | None:
-    """The L0 that was asked for; a given weight of the penalty asks for none."""
+    """The L0 that was asked for; None if the weight of the sparsity penalty was given instead."""
     return config["l0"] if config["sparsity"] is None else None
 
 
 def _table(run: Trained) -> list[tuple[str, str, str]]:
-    """(metric, at the end of training, on held-out documents)."""
+    """(metric, last value in training, value on held-out documents)."""
     last = {key: row[key] for row in run.rows for key in row}
     held = {key.removeprefix("heldout/"): value for key, value in last.items() if key.startswith("heldout/")}
     held |= {key: run.quality[key] for key in ("ce_recovered", "kl") if run.quality and key in run.quality}
@@ -246,21 +250,21 @@ def _table(run: Trained) -> list[tuple[str, str, str]]:
 
 
 def _spent(spent: Spent | None, left: int) -> list[tuple[str, str]]:
-    """What is told of the time, as (name, value)."""
+    """(name, value) of the rows on time."""
     if spent is None:
         return []
     form = "%Y-%m-%d %H:%M:%S UTC"
     began, ended = (time.strftime(form, time.gmtime(moment)) for moment in (spent.began, spent.ended))
-    told = [("begun", began), ("last row", ended), ("time in all", duration(spent.seconds)), ("processes", str(spent.processes))]
+    rows = [("started", began), ("last row", ended), ("total time", duration(spent.seconds)), ("processes", str(spent.processes))]
     if spent.rate:
-        told.append(("tokens per second", f"{spent.rate:,.0f} (median)"))
+        rows.append(("tokens per second", f"{spent.rate:,.0f} (median)"))
         if left > 0:
-            told.append(("left", f"{left:,} tokens, about {duration(left / spent.rate)}"))
-    return told
+            rows.append(("left", f"{left:,} tokens, about {duration(left / spent.rate)}"))
+    return rows
 
 
 def _settings(config: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(name, value) of the settings that are not what they are by default, and of the others."""
+    """(name, value) of the settings that differ from their defaults, and of the others."""
     from trainers import TrainConfig
 
     defaults = {each.name: each.default for each in dataclasses.fields(TrainConfig)}
@@ -281,7 +285,7 @@ def _shown(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time with few characters: 2 h 05 min, 3 min 20 s, 12.3 s."""
+    """A time in few characters: 2 h 05 min, 3 min 20 s, 12.3 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,0 +1,49 @@
+"""The templates of pages: everything that is not markup is escaped, and its control characters are made visible."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from saekit.report.charts import percent, short, times
+from saekit.terminal import clean
+from saekit.views.links import link
+
+_HERE = Path(__file__).parent
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with their filters."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible, "link": link, "cell": _cell}
+    environment.globals["style"] = Markup((_HERE / "style.css").read_text())
+    return environment
+
+
+def _cell(value: Any) -> str:
+    """A cell of a table: numbers with few digits, everything else as text."""
+    if isinstance(value, float):
+        return short(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _visible(token: str) -> str:
+    """A token in running text: line breaks become ↵, other control characters as in :func:`saekit.terminal.clean`."""
+    return clean(token.replace("\r\n", "\n").replace("\n", "↵"))
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints for a value: Markup as it is, other text with visible control characters."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

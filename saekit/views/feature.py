@@ -1,0 +1,64 @@
+"""What pages show of one feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feature_db.records import Example, FeatureRecord, TokenEffect
+
+EXAMPLES = 7
+_EFFECTS = 8
+
+
+def feature_view(record: FeatureRecord) -> dict[str, Any]:
+    """One feature.
+
+    Returns:
+        ref, site, feature, label, density, mean, max: as the database has them.
+        promoted, suppressed: rows of `token` and `value`, the strongest first.
+        examples: contexts in which the feature fires, as lists of pieces: `text`, `value` (the activation; 0 for tokens
+            without one) and `share` (of the feature's maximum).
+    """
+    return {
+        "ref": record.ref_text,
+        "site": record.site,
+        "feature": record.feature,
+        "label": record.label,
+        "density": record.density,
+        "mean": record.mean,
+        "max": record.max,
+        "promoted": _effects(record.promoted),
+        "suppressed": _effects(record.suppressed),
+        "examples": [_pieces(example, record.max) for example in _examples(record)],
+    }
+
+
+def _effects(effects: Sequence[TokenEffect]) -> list[dict[str, Any]]:
+    return [{"token": each.token, "value": each.value} for each in effects[:_EFFECTS]]
+
+
+def _examples(record: FeatureRecord) -> list[Example]:
+    """The strongest examples, one of each document, and one from the middle of the feature's range."""
+    top: list[Example] = []
+    seen: set[int] = set()
+    for example in record.examples:
+        if example.bucket == "top" and example.document not in seen and len(top) < EXAMPLES - 1:
+            seen.add(example.document)
+            top.append(example)
+    middle = [example for example in record.examples if example.bucket == "decile 5"][:1]
+    return top + middle
+
+
+def _pieces(example: Example, largest: float) -> list[dict[str, Any]]:
+    """Tokens with their activations; neighbouring tokens without activation are one piece."""
+    found: list[dict[str, Any]] = []
+    for token, value in zip(example.tokens, example.values, strict=True):
+        if value > 0:
+            found.append({"text": token, "value": value, "share": min(value / largest, 1.0) if largest > 0 else 0.0})
+        elif found and not found[-1]["value"]:
+            found[-1]["text"] += token
+        else:
+            found.append({"text": token, "value": 0.0, "share": 0.0})
+    return found

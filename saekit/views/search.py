@@ -1,0 +1,96 @@
+"""What pages and the demonstration show of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from saekit.views.feature import feature_view
+from saekit.views.steering import Steered, steering_view
+
+if TYPE_CHECKING:
+    from feature_db import FeatureRecord, Hit
+    from saekit.evaluate.steering.mentions import Mentions
+    from saekit.names.site import Site
+    from saekit.workspace.workspace import Workspace
+
+
+class Detected(NamedTuple):
+    """How well a feature's activation tells the labelled tokens of a concept from all other tokens."""
+
+    auc: float
+    average_precision: float
+    base_rate: float
+    """Share of the tokens with the label: the average precision of a feature without information."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A feature that a search found; `detected` is None without labels to measure it on."""
+
+    hit: Hit
+    record: FeatureRecord
+    detected: Detected | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit, with what was measured on labels and the feature's maximum."""
+        measured = dict.fromkeys(Detected._fields) if self.detected is None else self.detected._asdict()
+        return self.hit.to_dict() | measured | {"max": self.record.max}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A search for a concept, and what steering by a feature that was found did.
+
+    Attributes:
+        query: what was searched for.
+        found: the features, best first.
+        name: of the concept; empty if it has none.
+        mentions: the words of the concept; None if they are unknown.
+        steered: None if nothing was steered.
+    """
+
+    query: str
+    found: list[Found]
+    name: str = ""
+    mentions: Mentions | None = None
+    steered: Steered | None = None
+
+    @property
+    def title(self) -> str:
+        """The concept's name, or else the query."""
+        return self.name or self.query
+
+
+def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
+    """Search the features at `site`, and read everything that the database has about those found."""
+    with ws.database() as database:
+        hits = database.search(query, k=k, site=site)
+        return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
+
+
+def search_view(section: Section) -> dict[str, Any]:
+    """One search.
+
+    Returns:
+        title, query: texts.
+        found: for each feature its :func:`saekit.views.feature.feature_view`, `why` it was found, and `detected`: `auc`,
+            `average_precision` and `base_rate`, or None.
+        steered: :func:`saekit.views.steering.steering_view`, or None.
+    """
+    steered = None
+    if section.steered is not None and section.mentions is not None:
+        steered = steering_view(section.steered, section.mentions)
+    return {
+        "title": section.title,
+        "query": section.query,
+        "found": [
+            {
+                **feature_view(each.record),
+                "why": each.hit.why,
+                "detected": None if each.detected is None else each.detected._asdict(),
+            }
+            for each in section.found
+        ],
+        "steered": steered,
+    }

@@ -1,0 +1,95 @@
+"""What pages show of steering by one feature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feature_db import FeatureRecord
+    from saekit.evaluate.steering.dose_response import Arm, Sweep
+    from saekit.evaluate.steering.mentions import Mentions
+
+_PROMPTS = 4
+_WORDS = 16
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What steering by one feature did.
+
+    Attributes:
+        record: the feature.
+        scan: several strengths, of which one was chosen.
+        result: the chosen strength, measured on other prompts and with other noise than it was chosen on.
+    """
+
+    record: FeatureRecord
+    scan: Sweep
+    result: Sweep
+
+
+def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
+    """One feature, steered.
+
+    Args:
+        mentions: the words by which the concept is counted.
+
+    Returns:
+        site, feature, label: of the feature. strength: the chosen one, as text.
+        words: of the concept; the first ones. more_words: whether there are others.
+        samples: number of continuations of each prompt in each arm.
+        arms: rows of `name`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (perplexity over the
+            baseline's), `mentions` and `words`.
+        scan: `unit`, `strengths`, and `rates` and `costs` by arm, at strength 0 first.
+        texts: for the first prompts, `prompt`, and for each arm its `name` and `pieces`: `text` and `named`, whether it names the
+            concept. Every arm is shown by its sample with the most mentions.
+    """
+    result = steered.result
+    (point,) = result.points
+    return {
+        "site": steered.record.site,
+        "feature": steered.record.feature,
+        "label": steered.record.label,
+        "strength": str(point.strength),
+        "words": list(mentions.words[:_WORDS]),
+        "more_words": len(mentions.words) > _WORDS,
+        "samples": result.n_samples,
+        "arms": [_arm(result, name, arm) for name, arm in result.arms(point).items()],
+        "scan": _scan(steered.scan),
+        "texts": [
+            {
+                "prompt": prompt,
+                "arms": [
+                    {"name": name, "pieces": _marked(result.sample(arm, i, mentions), mentions)}
+                    for name, arm in result.arms(point).items()
+                ],
+            }
+            for i, prompt in enumerate(result.prompts[:_PROMPTS])
+        ],
+    }
+
+
+def _arm(result: Sweep, name: str, arm: Arm) -> dict[str, Any]:
+    rate = arm.rate
+    numbers = {"rate": rate.value, "mentions": rate.hits, "words": rate.words, "cost": result.cost(arm)}
+    return {"name": name, "lift": result.lift_text(arm), **numbers}
+
+
+def _scan(scan: Sweep) -> dict[str, Any]:
+    arms = {"feature": [point.steered for point in scan.points], "random": [point.random for point in scan.points]}
+    return {
+        "unit": scan.points[0].strength.unit,
+        "strengths": [0.0, *(point.strength.values[0] for point in scan.points)],
+        "rates": {name: [scan.baseline.rate.value, *(arm.rate.value for arm in own)] for name, own in arms.items()},
+        "costs": {name: [1.0, *(scan.cost(arm) for arm in own)] for name, own in arms.items()},
+    }
+
+
+def _marked(text: str, mentions: Mentions) -> list[dict[str, Any]]:
+    """The text in pieces, cut where it names the concept."""
+    found, end = [], 0
+    for start, stop in mentions.spans(text):
+        found += [{"text": text[end:start], "named": False}, {"text": text[start:stop], "named": True}]
+        end = stop
+    return [piece for piece in [*found, {"text": text[end:], "named": False}] if piece["text"]]
