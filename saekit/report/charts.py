@@ -1,8 +1,8 @@
 """Charts as inline SVG.
 
 Pages show text of models and corpora that nobody has checked, so their content security policy forbids every script. Charts
-therefore need none. They print well, take their colours from the page's style sheet (and with them dark mode), and a page has about
-50 KB. A plotly chart would need scripts to be allowed, and 4.8 MB of JavaScript in each page.
+therefore need none. They print well, take their colours from the page's style sheet (and with them dark mode), and a page has
+about 50 KB. A plotly chart would need scripts to be allowed, and 4.8 MB of JavaScript in each page.
 """
 
 from __future__ import annotations
