@@ -38,13 +38,16 @@ def steer(
             metavar="ID[:STRENGTH]",
         ),
     ],
-    op: Annotated[str, typer.Option(help="Operation on the feature: clamp, add, scale or ablate.")] = "clamp",
+    op: Annotated[str, typer.Option(help="Operation on the feature: clamp, add, scale or ablate, or one that a plugin adds.")] = "clamp",
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
     ] = True,
     positions: Annotated[
-        str, typer.Option(help="Tokens to steer at: last+generated, generated, prompt, last or all.")
-    ] = "last+generated",
+        str | None,
+        typer.Option(
+            help="Tokens to steer at: last+generated, generated, prompt, last or all. Default: all for ablate, else last+generated."
+        ),
+    ] = None,
     as_json: options.JSON = False,
     *,
     generation: GenerationOptions,
@@ -92,4 +95,7 @@ def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) ->
         grid.add_row(*(text((prompt, "dim"), facts[name][i]) for name in columns))
     console().print(grid)
     perplexity = "  ".join(f"{name} {number(value)}" for name, value in facts["perplexity"].items())
+    for each in facts["fired"]:
+        fired = f"the feature fired on {each['fired']:,} of {each['steered']:,} steered positions without steering"
+        say(f"{each['feature']}: {fired}")
     say(f"KL to the unsteered model {number(facts['kl'])} nats a token;  perplexity under it: {perplexity}")

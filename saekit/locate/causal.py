@@ -11,7 +11,7 @@ from torch import Tensor
 from saekit.objects import Ref
 from saekit.progress import track
 from saekit.steer.amplitude import ablate
-from saekit.steer.measure import measure
+from saekit.steer.measures import measure
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions

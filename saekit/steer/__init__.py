@@ -1,21 +1,48 @@
-"""Steering: interventions on the coefficients of any space, their strengths, and what they do to generations."""
+"""Steering: interventions on the coefficients of any space, and their strengths.
+
+Comparisons and sweeps of interventions are measurements and live in :mod:`saekit.evaluate.steering`. This package gives
+`compare` and `Comparison` under their former names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from saekit.lazy import attributes
-from saekit.steer.amplitude import ablate, add, clamp, intervene, patch, scale
-from saekit.steer.change import Change
-from saekit.steer.control import RandomControl
-from saekit.steer.intervention import Intervention, combine
-from saekit.steer.measure import Measures, measure
-from saekit.steer.strength import DEFAULT, FeatureStats, Strength, parse_feature
-from saekit.steer.target import Vector
+
+if TYPE_CHECKING:
+    from saekit.steer.amplitude import ablate, add, clamp, intervene, patch, scale
+    from saekit.steer.change import Change
+    from saekit.steer.control import RandomControl
+    from saekit.steer.intervention import BoundIntervention, Intervention, combine
+    from saekit.steer.measures import Measures, measure
+    from saekit.steer.operations import OPERATIONS, Operation
+    from saekit.steer.strength import DEFAULT, FeatureStats, Strength, parse_feature
+    from saekit.steer.target import Vector
+
+_HOMES = {
+    "saekit.steer.amplitude": ("ablate", "add", "clamp", "intervene", "patch", "scale"),
+    "saekit.steer.change": ("Change",),
+    "saekit.steer.control": ("RandomControl",),
+    "saekit.steer.intervention": ("BoundIntervention", "Intervention", "combine"),
+    "saekit.steer.measures": ("Measures", "measure"),
+    "saekit.steer.operations": ("OPERATIONS", "Operation"),
+    "saekit.steer.strength": ("DEFAULT", "FeatureStats", "Strength", "parse_feature"),
+    "saekit.steer.target": ("Vector",),
+    # Above this package: named by string, so that nothing here imports it.
+    "saekit.evaluate.steering.compare": ("Comparison", "compare"),
+}
 
 __all__ = [
     "DEFAULT",
+    "OPERATIONS",
+    "BoundIntervention",
     "Change",
     "Comparison",
     "FeatureStats",
     "Intervention",
     "Measures",
+    "Operation",
     "RandomControl",
     "Strength",
     "Vector",
@@ -31,7 +58,5 @@ __all__ = [
     "scale",
 ]
 
-# Comparisons are measurements: they live in saekit.evaluate, above this package.
-__getattr__ = attributes(
-    __name__, {"Comparison": "saekit.evaluate.steering.compare", "compare": "saekit.evaluate.steering.compare"}
-)
+# Loaded when first used: the command line looks up operations without loading torch.
+__getattr__ = attributes(__name__, {name: home for home, names in _HOMES.items() for name in names})

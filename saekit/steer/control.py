@@ -1,4 +1,4 @@
-"""A control for steering: the same push, at the same tokens, in a direction that has nothing to do with the feature."""
+"""A control for steering: a push of the same length, at the same tokens, in a random direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from saekit.errors import InterventionError
 from saekit.names.site import Site
 from saekit.steer.apply import Relay
-from saekit.steer.intervention import Intervention
+from saekit.steer.intervention import BoundIntervention, Intervention
 
 if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RandomControl:
-    """At every token the original changes by some vector d, changes by |d| r instead, r one random unit vector per edit.
+    """At each token, replaces the intervention's change d of the activation by |d| r, where r is one random unit vector per edit.
 
-    What `intervention` would do is computed at the activation at hand, so each row's norm is matched exactly, whatever the
-    operation. Use it wherever an intervention goes.
+    d is computed at each token from the activation there, so that the norms match exactly whatever the operation. Use it
+    wherever an intervention goes.
     """
 
-    intervention: Intervention
+    intervention: Intervention | BoundIntervention
     seed: int = 0
     along: Literal["direction", "feature"] = "direction"
     """r is uniform on the sphere, or the direction of a random feature of the SAE attached there."""
 
     def edits(self, lm: LanguageModel) -> list[Edit]:
-        """What `run` and `generate` apply.
+        """The edits that `run` and `generate` apply.
 
         Raises:
             InterventionError: `along` is "feature" and a site has no SAE.

@@ -15,7 +15,7 @@ from saekit.objects import Ref
 from saekit.steer import files
 from saekit.steer.apply import Placed, edits_of
 from saekit.steer.change import Change, keyed, text
-from saekit.steer.measure import measure
+from saekit.steer.measures import measure
 from saekit.steer.strength import NormSource, StatsSource
 from saekit.steer.target import place
 

@@ -1,4 +1,4 @@
-"""Generations with and without an intervention, side by side, and what it costs."""
+"""Generations with and without an intervention, side by side, and the side effects of the intervention."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import isnan
 from typing import TYPE_CHECKING, Any, Literal
 
+from saekit.evaluate.steering.firing import Firing, firings
 from saekit.evaluate.steering.side_effects import distinct_n, kl, ngram_entropy, perplexity
 from saekit.steer.control import RandomControl
-from saekit.steer.intervention import Intervention, combine
+from saekit.steer.intervention import BoundIntervention, Intervention, combine
 
 if TYPE_CHECKING:
     from saekit.lm import Generation, LanguageModel, Positions
@@ -17,24 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found; continuations are n_samples for each prompt, side by side."""
+    """Result of :func:`compare`; continuations are listed n_samples for each prompt, side by side."""
 
     prompts: list[str]
     baseline: list[str]
     steered: list[str]
     random: list[str] | None
-    """With a random push of the same norm at the same tokens."""
+    """Continuations with a random push of the same norm at the same tokens; None without a control."""
     kl: float
-    """Nats a token from the unsteered to the steered model, on the unsteered continuations."""
+    """KL divergence in nats per token of the steered from the unsteered model, on the unsteered continuations."""
     random_kl: float | None
     perplexity: dict[str, float]
-    """Of the continuations under the unsteered model: baseline, steered, and random where there is a control."""
+    """Perplexity under the unsteered model of the baseline, the steered and, with a control, the random continuations."""
     repetition: dict[str, dict[str, float]]
-    """For each, distinct_2 (1: no bigram twice) and ngram_entropy (bits); NaN where every continuation is too short."""
+    """For each of these, distinct_2 (1: no bigram occurs twice) and ngram_entropy (bits); NaN where every continuation is too
+    short."""
     intervention: Intervention
+    """Resolved: with its amounts."""
+    firings: tuple[Firing, ...] = ()
+    """For each feature, at how many of the steered positions it fires in the unsteered continuations."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: null for a measure that is NaN; what belongs to the control is left out where there is none."""
+        """JSON values: null for a measure that is NaN; without a control, its values are left out."""
         data = {
             "prompts": self.prompts,
             "baseline": self.baseline,
@@ -47,6 +52,7 @@ class Comparison:
                 name: {key: None if isnan(value) else value for key, value in found.items()}
                 for name, found in self.repetition.items()
             },
+            "fired": [each.to_dict() for each in self.firings],
             "intervention": self.intervention.to_dict(),
         }
         return {key: value for key, value in data.items() if value is not None}
@@ -55,35 +61,36 @@ class Comparison:
 def compare(
     lm: LanguageModel,
     prompts: str | Sequence[str],
-    intervention: Intervention | Sequence[Intervention],
+    intervention: Intervention | BoundIntervention | Sequence[Intervention],
     *,
     seed: int = 0,
     max_new_tokens: int = 64,
     n_samples: int = 1,
     do_sample: bool | None = None,
     control: bool | Literal["direction", "feature"] = True,
-    positions: Positions = "last+generated",
+    positions: Positions | None = None,
     **hf_kwargs: Any,
 ) -> Comparison:
-    """Generate without and with an intervention on the same seed, and with a random push of the same norm as a control.
+    """Generate without and with an intervention on the same seed, and as a control with a random push of the same norm.
 
     Args:
         lm: the model, with the SAEs attached that the intervention needs.
         prompts: one or more texts.
-        intervention: resolved, or of raw strengths; several are applied together.
-        seed: of the sampling and of the control's direction.
-        control: whether to make the control, and along what: a random direction (also True), or that of a random feature.
-        positions: tokens steered where the intervention does not say.
+        intervention: an intervention that is resolved or has raw strengths; several are applied together.
+        seed: seed of the sampling and of the control's direction.
+        control: whether to make the control. "direction" (also True) pushes along a random direction, "feature" along that of a
+            random feature.
+        positions: tokens steered by changes that name none. None is "last+generated", and all tokens for ablations.
         hf_kwargs: as for `lm.generate`.
 
     Raises:
         InterventionError: a strength lacks its measure, or changes conflict.
         UnknownRef: the model has no such object.
     """
-    intervention = combine(intervention)
-    arms: dict[str, Any] = {"baseline": None, "steered": intervention}
+    bound = intervention if isinstance(intervention, BoundIntervention) else combine(intervention).bind(lm)
+    arms: dict[str, Any] = {"baseline": None, "steered": bound}
     if control:
-        arms["random"] = RandomControl(intervention, seed, control if isinstance(control, str) else "direction")
+        arms["random"] = RandomControl(bound, seed, control if isinstance(control, str) else "direction")
     made: dict[str, Generation] = {
         name: lm.generate(
             prompts,
@@ -116,5 +123,6 @@ def compare(
             name: {"distinct_2": distinct_n(one.tokens, 2), "ngram_entropy": ngram_entropy(one.tokens)}
             for name, one in made.items()
         },
-        intervention=intervention,
+        intervention=bound.intervention,
+        firings=tuple(firings(lm, bound, base.prompt_tokens, base.tokens, positions=positions)),
     )

@@ -1,9 +1,10 @@
-"""What strength does: the concept's rate and the perplexity of sampled text, against a random push of the same norm."""
+"""Dose response: mentions of a concept and perplexity of sampled text by strength, beside a random push of the same norm."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import exp, log
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError
@@ -17,20 +18,20 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 _BATCH = 64
-# The model's own distribution: cut to its likeliest tokens, a concept that it rarely names would never be seen.
+# The whole distribution: a concept that the model rarely names would not appear among its likeliest tokens.
 _SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Texts sampled in one way, and what they are like."""
+    """Texts sampled under one condition, and their measures."""
 
     texts: list[str]
-    """Continuations, n_samples of each prompt side by side (one such block after another for each control)."""
+    """Continuations, n_samples of each prompt side by side; with several controls, one such block for each."""
     rate: Rate
     """Mentions of the concept among the words of the continuations."""
     perplexity: float
-    """Of the continuations, under the unsteered model."""
+    """Perplexity of the continuations under the unsteered model."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -55,39 +56,39 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What :func:`sweep` found."""
+    """Result of :func:`sweep`."""
 
     prompts: list[str]
     n_samples: int
     baseline: Arm
     points: list[Point]
-    """By strength, as given."""
+    """One for each strength, in the order given."""
 
     def arms(self, point: Point) -> dict[str, Arm]:
-        """What is shown side by side, by its name."""
+        """The arms to show side by side, by name."""
         return {"baseline": self.baseline, "steered": point.steered, "random": point.random}
 
     def lift(self, arm: Arm) -> float:
-        """How many times the baseline's rate. Where the baseline has no mention, as if it had one: no less than that is known."""
+        """Rate of an arm / rate of the baseline. A baseline without mentions counts as having one, which gives a lower bound."""
         words = max(self.baseline.rate.words, 1)
         return arm.rate.value / max(self.baseline.rate.value, 1 / words)
 
     def lift_text(self, arm: Arm) -> str:
-        """:meth:`lift` for people: "5.2×", or "≥ 5.2×" where no more than a bound is known."""
+        """:meth:`lift` as text: "5.2×", or "≥ 5.2×" where it is a lower bound."""
         bound = "" if self.baseline.rate.hits or arm is self.baseline else "≥ "
         return f"{bound}{self.lift(arm):.3g}×"
 
     def cost(self, arm: Arm) -> float:
-        """How many times the baseline's perplexity."""
+        """Perplexity of an arm / perplexity of the baseline."""
         return arm.perplexity / self.baseline.perplexity
 
     def sample(self, arm: Arm, prompt: int, mentions: Mentions) -> str:
-        """Of an arm's `n_samples` continuations of a prompt (of the first control's), the one with most mentions."""
+        """The continuation with most mentions among an arm's `n_samples` of a prompt; with several controls, of the first."""
         start = prompt * self.n_samples
         return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
 
     def best(self, cost: float) -> Point:
-        """The highest rate at no more than `cost` times the baseline's perplexity; where there is none, the cheapest point."""
+        """The point of highest rate among those of at most `cost` times the baseline's perplexity; without any, the cheapest."""
         affordable = [point for point in self.points if self.cost(point.steered) <= cost]
         if not affordable:
             return min(self.points, key=lambda point: self.cost(point.steered))
@@ -114,7 +115,7 @@ class Sweep:
 
 def sweep(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     change: Callable[[Strength], Intervention],
     strengths: Sequence[float],
     mentions: Mentions,
@@ -125,28 +126,30 @@ def sweep(
     controls: int = 1,
     seed: int = 0,
 ) -> Sweep:
-    """Sample continuations at several strengths, with the same noise for all of them, and count.
+    """Sample continuations at several strengths with the same noise, and count the mentions of a concept.
 
     Args:
         lm: the model, with the dictionaries attached that `change` needs.
         prompts: one or more texts.
-        change: the intervention, resolved, of a strength that holds one number for each prompt of a batch.
-        strengths: in `unit`s.
-        mentions: of the concept.
+        change: returns the intervention, resolved, of a strength that holds one number for each prompt of a batch.
+        strengths: the numbers, in the unit `unit`.
+        mentions: finds the concept's words.
         n_samples: continuations of each prompt, sampled from the whole distribution at temperature 1.
-        controls: random directions, each for all prompts and strengths.
-        seed: of the sampling and of the random directions.
+        controls: number of random directions, each used for all prompts and strengths.
+        seed: seed of the sampling and of the random directions.
 
     Raises:
-        ConfigError: no prompt or no strength.
-        InterventionError: as `change` says, or as for :func:`saekit.evaluate.steering.compare`.
+        ConfigError: there is no prompt or no strength, or fewer than one control.
+        InterventionError: `change` or the strengths are refused as in :func:`saekit.evaluate.steering.compare.compare`.
     """
-    prompts, strengths = list(prompts), list(strengths)
+    prompts, strengths = [prompts] if isinstance(prompts, str) else list(prompts), list(strengths)
     if not prompts or not strengths:
         raise ConfigError("A sweep needs at least one prompt and one strength.")
-    # All strengths in one batch: most of the time of a small model goes into the number of steps.
+    if controls < 1:
+        raise ConfigError(f"controls={controls} must be at least 1.")
+    # All strengths go in one batch: the time of a small model depends on the number of steps more than on the batch.
     repeated = [prompt for _ in strengths for prompt in prompts]
-    intervention = change(Strength(tuple(value for value in strengths for _ in prompts), unit))
+    intervention = change(Strength(tuple(value for value in strengths for _ in prompts), unit)).bind(lm)
     block = len(prompts) * n_samples
 
     def sampled(prompts: list[str], arms: Sequence[Any]) -> list[Arm]:
@@ -163,7 +166,7 @@ def sweep(
 
     (baseline,) = sampled(prompts, [])
     steered = sampled(repeated, [intervention])
-    randoms = [sampled(repeated, [RandomControl(intervention, seed + i)]) for i in range(max(controls, 1))]
+    randoms = [sampled(repeated, [RandomControl(intervention, seed + i)]) for i in range(controls)]
     points = [
         Point(Strength(value, unit), arm, _pooled(parts)) for value, arm, *parts in zip(strengths, steered, *randoms, strict=True)
     ]
@@ -171,9 +174,7 @@ def sweep(
 
 
 def _pooled(arms: Sequence[Arm]) -> Arm:
-    """Several directions as one arm; its perplexity is their geometric mean."""
-    from math import exp, log
-
+    """Several directions as one arm; its perplexity is the geometric mean of theirs."""
     texts = [text for arm in arms for text in arm.texts]
     cost = exp(sum(log(arm.perplexity) for arm in arms) / len(arms))
     return Arm(texts, sum((arm.rate for arm in arms), Rate(0, 0)), cost)

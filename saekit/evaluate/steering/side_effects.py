@@ -1,4 +1,4 @@
-"""What an intervention does besides what it is for: distance to the unsteered model, fluency, repetition."""
+"""Side effects of an intervention: distance to the unsteered model, fluency, repetition."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from saekit.errors import CorpusError
+from saekit.errors import ConfigError, CorpusError
 from saekit.lm.run.batches import text_rows
+from saekit.lm.run.edits import GENERATION
 from saekit.lm.run.next_token import last_residuals, logits_of
 
 if TYPE_CHECKING:
@@ -41,16 +42,20 @@ def kl(
         texts: neutral texts, or rows of token ids.
         continuations: token ids that follow each text. The mean is then over the tokens of the continuations (the distributions
             from which they were chosen); without them it is over the ordinary tokens of the texts (`lm.ordinary`).
-        positions: tokens steered where the intervention does not say; "all", or with continuations "last+generated".
-        prompt_of_text: which prompt each text is of, where the intervention has a strength for each prompt; None: each is one.
+        positions: tokens steered by changes that name none. None is "all", or with continuations what `lm.generate` does.
+        prompt_of_text: the number of the prompt that each text continues, for interventions with a strength for each prompt.
+            None: every text has a prompt of its own.
         batch_size: texts run at a time; it makes no difference to the result.
 
     Raises:
-        CorpusError: no token to compare at.
+        ConfigError: there are not as many continuations or prompt numbers as texts.
+        CorpusError: there is no token to compare at.
     """
     total, count = 0.0, 0
-    positions = positions or ("all" if continuations is None else "last+generated")
-    for batch in _batches(lm, texts, continuations, batch_size):
+    default = positions if positions is not None else "all" if continuations is None else GENERATION
+    if prompt_of_text is not None and len(prompt_of_text) != len(texts):
+        raise ConfigError(f"There are {len(prompt_of_text)} prompt numbers for {len(texts)} texts.", "Give one for each text.")
+    for batch in batches_of(lm, texts, continuations, batch_size):
         number_B = batch.number_B if prompt_of_text is None else torch.tensor(prompt_of_text)[batch.number_B]
         runs = [
             last_residuals(
@@ -59,7 +64,7 @@ def kl(
                 batch.chosen,
                 attention_mask=batch.mask_BT,
                 edits=edits,
-                positions=positions,
+                positions=default,
                 prompt_lengths=batch.prompt_B,
                 prompt_of_row=number_B,
             )
@@ -79,26 +84,27 @@ class Perplexity:
     """exp of the mean negative log-likelihood of a token."""
 
     per_text: list[float]
-    """Of each text; NaN where it has no token to predict."""
+    """Perplexity of each text; NaN where a text has no token to predict."""
     overall: float
-    """Of all tokens of all texts together."""
+    """Perplexity of all tokens of all texts together."""
 
 
 @torch.no_grad()
 def perplexity(
     lm: LanguageModel, texts: Texts, *, continuations: Sequence[Sequence[int]] | None = None, batch_size: int = 8
 ) -> Perplexity:
-    """How surprising texts are to the model without intervention.
+    """Perplexity of texts under the model without intervention.
 
     Args:
         texts: texts, or rows of token ids.
         continuations: token ids that follow each text; only these are then counted.
 
     Raises:
-        CorpusError: no token to predict.
+        ConfigError: there are not as many continuations as texts.
+        CorpusError: there is no token to predict.
     """
     sums: list[tuple[float, int]] = []
-    for batch in _batches(lm, texts, continuations, batch_size, targets=True):
+    for batch in batches_of(lm, texts, continuations, batch_size, targets=True):
         b, t = batch.chosen
         losses_BT = torch.zeros(batch.tokens_BT.shape, dtype=torch.double)
         next_N = batch.tokens_BT[b, t + 1]
@@ -113,15 +119,21 @@ def perplexity(
 
 
 def distinct_n(rows: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams over all n-grams (Li et al. 2016), each row counted by itself, mean over rows; 1 is no repetition."""
+    """Number of different n-grams / number of n-grams (Li et al. 2016), mean over rows; 1 means that no n-gram occurs twice.
+
+    Raises:
+        ConfigError: n is less than 1.
+    """
+    if n < 1:
+        raise ConfigError(f"n={n} must be at least 1.")
     shares = [len(set(grams)) / len(grams) for row in rows if (grams := _ngrams(row, n))]
     return sum(shares) / len(shares) if shares else float("nan")
 
 
 def ngram_entropy(rows: Sequence[Sequence[int]]) -> float:
-    """Mean of 2/3 of the 2-gram and 4/3 of the 3-gram entropy in bits (Meng et al. 2022, "fluency"), mean over rows.
+    """Mean of 2/3 of the 2-gram entropy and 4/3 of the 3-gram entropy, in bits (Meng et al. 2022, "fluency"), mean over rows.
 
-    Falls towards 0 as a text repeats itself.
+    The entropy of a text that repeats itself tends to 0.
     """
     entropies = [
         sum(weight * _entropy(_ngrams(row, n)) for n, weight in ((2, 2 / 3), (3, 4 / 3))) / 2 for row in rows if len(row) >= 3
@@ -138,12 +150,17 @@ def _entropy(items: list[tuple[int, ...]]) -> float:
 
 
 @dataclass
-class _Batch:
+class Batch:
+    """Texts with their continuations, padded on the right. B texts, T tokens."""
+
     tokens_BT: Tensor
     mask_BT: Tensor
     prompt_B: Tensor
+    """Tokens of each prompt, continuation not counted."""
     number_B: Tensor
-    """Which of all texts each is."""
+    """Place of each among all texts."""
+    followed_BT: Tensor
+    """True at real tokens that another real token of the text follows."""
     chosen_BT: Tensor
     """True at the tokens whose next-token distributions count."""
 
@@ -153,11 +170,19 @@ class _Batch:
         return self.chosen_BT.nonzero(as_tuple=True)
 
 
-def _batches(
+def batches_of(
     lm: LanguageModel, texts: Texts, continuations: Sequence[Sequence[int]] | None, batch_size: int, targets: bool = False
-) -> list[_Batch]:
-    """Texts with their continuations, padded on the right. With `targets`, only tokens that a real token follows count."""
+) -> list[Batch]:
+    """Texts with their continuations, padded on the right. With `targets`, only tokens that a real token follows count.
+
+    Raises:
+        ConfigError: there are not as many continuations as texts, or the batch size is less than 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1.")
     prompts = text_rows(lm, texts)
+    if continuations is not None and len(continuations) != len(prompts):
+        raise ConfigError(f"There are {len(continuations)} continuations for {len(prompts)} texts.", "Give one for each text.")
     rows = prompts if continuations is None else [[*p, *c] for p, c in zip(prompts, continuations, strict=True)]
     batches = []
     for start in range(0, len(rows), batch_size):
@@ -170,5 +195,5 @@ def _batches(
             chosen_BT = followed_BT & (place_BT >= prompt_B[:, None] - 1)
         else:
             chosen_BT = followed_BT if targets else lm.ordinary(tokens_BT, mask_BT)
-        batches.append(_Batch(tokens_BT, mask_BT, prompt_B, start + torch.arange(len(some)), chosen_BT))
+        batches.append(Batch(tokens_BT, mask_BT, prompt_B, start + torch.arange(len(some)), followed_BT, chosen_BT))
     return batches

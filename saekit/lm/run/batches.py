@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saekit.errors import ConfigError
 from saekit.lm.padding import Padded
 from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
@@ -17,8 +19,16 @@ def text_rows(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]])
     """Token ids of each text, BOS first where the model has one; rows of ids are taken as they are.
 
     Texts longer than the model's context are cut.
+
+    Raises:
+        ConfigError: one text is given instead of a list, or an element is neither text nor a row of token ids.
     """
-    rows = [lm.text.ids([text])[0] if isinstance(text, str) else list(text) for text in texts]
+    if isinstance(texts, str):
+        raise ConfigError(f"One text is given where a list of texts is needed: {texts!r:.60}.", "Write [text].")
+    try:
+        rows = [lm.text.ids([text])[0] if isinstance(text, str) else list(map(operator.index, text)) for text in texts]
+    except TypeError as error:
+        raise ConfigError(f"The texts cannot be read: {error}.", "Give a list of texts, or rows of token ids.") from error
     return [row[: lm.max_context] for row in rows]
 
 

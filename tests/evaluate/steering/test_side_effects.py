@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from saekit.errors import CorpusError
+from saekit.errors import ConfigError, CorpusError
 from saekit.evaluate import distinct_n, kl, ngram_entropy, perplexity
 from saekit.lm import LanguageModel
 from saekit.lm.run import next_token as predictions
@@ -144,3 +144,28 @@ def test_repetition_stays_in_its_bounds(row: list[int]) -> None:
     assert 0 < distinct_n([row], 2) <= 1
     bound = (2 / 3 * math.log2(len(row) - 1) + 4 / 3 * math.log2(max(1, len(row) - 2))) / 2
     assert -1e-12 <= ngram_entropy([row]) <= bound + 1e-9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"texts": "Once upon a time"},
+        {"texts": [3]},
+        {"texts": [["a"]]},
+        {"texts": TEXTS, "continuations": [[1]]},
+        {"texts": TEXTS, "batch_size": 0},
+        {"texts": TEXTS, "prompt_of_text": [0]},
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(stories_lm: LanguageModel, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        kl(stories_lm, MADE, **settings)
+    settings.pop("prompt_of_text", None)
+    if len(settings) > 1 or settings["texts"] is not TEXTS:
+        with pytest.raises(ConfigError):
+            perplexity(stories_lm, **settings)
+
+
+def test_n_grams_of_no_token_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        distinct_n([[1, 2]], 0)

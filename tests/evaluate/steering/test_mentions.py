@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,3 +41,11 @@ def test_rates_add_up() -> None:
 def test_no_word_is_no_concept(words: list[str]) -> None:
     with pytest.raises(ConfigError):
         Mentions(words)
+
+
+@pytest.mark.parametrize("wrong", ["cat", 3, None, ["cat", 3], [b"cat"]])
+def test_one_text_in_place_of_a_list_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="not a list of texts"):
+        Mentions(wrong)
+    with pytest.raises(ConfigError, match="not a list of texts"):
+        Mentions(["cat"]).rate(wrong)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError, UnknownRef
+from saekit.evaluate.steering.compare import compare
 from saekit.lm import LanguageModel
-from saekit.steer import Intervention, RandomControl, ablate, add, clamp, compare, scale
+from saekit.steer import Intervention, RandomControl, ablate, add, clamp, scale
 
 FEATURE = "feature:resid_post.2/7"
 TEXT = "Once upon a time, there was a big dog."

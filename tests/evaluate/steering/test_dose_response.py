@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, InterventionError
 from saekit.evaluate.steering.dose_response import Arm, Point, Sweep, sweep
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.evaluate.steering.side_effects import perplexity
 from saekit.lm import LanguageModel
-from saekit.objects import Ref
+from saekit.names.ref import Ref
+from saekit.names.site import Site
 from saekit.steer import RandomControl, Strength, add
 from saekit.steer.intervention import Intervention
 
 PROMPTS = ["Once upon a time", "One day, a girl"]
-FEATURE = Ref.parse("feature:resid_post.2/7")
+SITE = Site("resid_post", 2)
+FEATURE = Ref.feature(SITE, 7)
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12, "n_samples": 2, "seed": 5}
-SETTINGS = {"n_samples": 2, "max_new_tokens": 12, "seed": 5}
+SETTINGS: dict[str, Any] = {"n_samples": 2, "max_new_tokens": 12, "seed": 5}
 
 
 def change(lm: LanguageModel):  # type: ignore[no-untyped-def]
-    return lambda strength: add(FEATURE, strength).resolve(lm, norms={FEATURE.site: 8.0})
+    return lambda strength: add(FEATURE, strength).resolve(lm, norms={SITE: 8.0})
 
 
 def one(lm: LanguageModel, strength: float) -> Intervention:
@@ -90,3 +94,15 @@ def test_lift_without_a_mention_is_a_bound() -> None:
 def test_nothing_to_sweep(lm: LanguageModel, prompts: list[str], strengths: list[float]) -> None:
     with pytest.raises(ConfigError):
         sweep(lm, prompts, change(lm), strengths, Mentions(["the"]))
+
+
+def test_settings_that_mean_nothing_are_refused(lm: LanguageModel) -> None:
+    for settings in ({"controls": 0}, {"n_samples": 0}, {"max_new_tokens": 0}, {"strengths": [float("nan")]}, {"unit": "std"}):
+        arguments: dict[str, Any] = {"strengths": [1.0], **settings}
+        with pytest.raises((ConfigError, InterventionError)):
+            sweep(lm, PROMPTS, change(lm), mentions=Mentions(["the"]), **arguments)
+
+
+def test_one_prompt_may_be_given_as_text(lm: LanguageModel) -> None:
+    found = sweep(lm, PROMPTS[0], change(lm), [0.1], Mentions(["the"]), **SETTINGS)
+    assert found.prompts == PROMPTS[:1]
