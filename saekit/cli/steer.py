@@ -38,14 +38,16 @@ def steer(
             metavar="ID[:STRENGTH]",
         ),
     ],
-    op: Annotated[str, typer.Option(help="Operation on the feature: clamp, add, scale or ablate, or one that a plugin adds.")] = "clamp",
+    op: Annotated[
+        str, typer.Option(help="Operation on the feature: clamp, add, scale or ablate, or one that a plugin adds.")
+    ] = "clamp",
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
     ] = True,
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Tokens to steer at: last+generated, generated, prompt, last or all. Default: all for ablate, else last+generated."
+            help="Tokens to steer at: last+generated, generated, prompt, last or all. Default: last+generated; all for ablate."
         ),
     ] = None,
     as_json: options.JSON = False,
