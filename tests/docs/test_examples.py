@@ -29,7 +29,7 @@ def _commands(block: str) -> list[str]:
 def _run(command: str, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = f'saekit() {{ {shlex.quote(sys.executable)} -m saekit "$@"; }}; {command}'
-    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
 
 
