@@ -16,17 +16,19 @@ from saekit.sae import SAE, CrossCoder, SparseCode
 Batch = Mapping[Site, Tensor] | Tensor
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-"""Shares of the tokens at which distributions over tokens are told."""
+"""Shares of the tokens for which quantiles over tokens are given."""
 DENSE = 0.1
 """A latent that fires on a larger share of the tokens counts as dense (arXiv 2407.14435, 2506.15679)."""
 
 
 class Firings:
-    """How many latents fire on each token, and how often each latent fires. Memory grows with F only.
+    """How many latents fire on each token, and how often each latent fires. A latent fires where its activation is not 0.
+
+    Memory grows with F only.
 
     Attributes:
-        tokens_F: (F,) int64, on how many tokens each latent fires: its activation is not 0.
-        tokens_L: (F + 1,) int64, on how many tokens L latents fire.
+        tokens_F: (F,) int64, number of tokens on which each latent fires.
+        tokens_L: (F + 1,) int64, number of tokens on which L latents fire.
     """
 
     def __init__(self, sae: SAE) -> None:
@@ -37,7 +39,7 @@ class Firings:
     @classmethod
     @torch.no_grad()
     def of(cls, sae: SAE, batches: Iterable[Batch]) -> Firings:
-        """Those of `sae` on activations; nothing is decoded.
+        """Count the firings of `sae` on batches of activations. Nothing is decoded.
 
         Raises:
             CorpusError: there is no token.
@@ -57,7 +59,7 @@ class Firings:
         self.tokens_L += torch.bincount(n_fired_B, minlength=F + 1)
 
     def check(self) -> None:
-        """Raise CorpusError where nothing was counted."""
+        """Raise CorpusError if nothing was counted."""
         if self.n_tokens == 0:
             raise CorpusError("There are no held-out activations to measure on.", "Cache more documents, or hold out more.")
 
@@ -67,7 +69,7 @@ class Firings:
 
     @property
     def l0(self) -> float:
-        """Latents that fire on a token, on average."""
+        """Mean number of latents that fire on a token."""
         return float(self.tokens_F.sum()) / self.n_tokens
 
     @property
@@ -86,13 +88,13 @@ class Firings:
         return float((self.density_F > DENSE).double().mean())
 
     def l0_quantiles(self) -> dict[str, int]:
-        """For each of `QUANTILES`, so many percent of the tokens have no more latents that fire; exact."""
+        """L0 by share of the tokens, for `QUANTILES`: that share of the tokens has at most this L0. Exact."""
         below_L = self.tokens_L.cumsum(0).cpu().double() / self.n_tokens
         places = torch.searchsorted(below_L, torch.tensor(QUANTILES, dtype=torch.float64))
         return {f"{q:.0%}": int(place) for q, place in zip(QUANTILES, places)}
 
     def histogram(self) -> dict[str, list[float]]:
-        """Latents by the log10 of the share of tokens on which they fire, in steps of a quarter; dead ones are in none.
+        """Latents by the log10 of the share of tokens on which they fire, in steps of 1/4, without dead latents.
 
         Returns:
             edges: n + 1 logarithms. counts: n numbers of latents.
@@ -105,13 +107,13 @@ class Firings:
 
 
 class Reconstruction:
-    """How well `sae` reconstructs activations, from running sums: one pass, and memory that does not grow with the tokens.
+    """How well `sae` reconstructs activations, from running sums: one pass, and memory independent of the number of tokens.
 
-    y is what is to be reconstructed (what an SAE reads, a transcoder's target), y_hat what the dictionary gives. Sums are in
-    float64, and moments about a point near the mean, so that their differences keep their digits.
+    y is the target (what an SAE reads, or what a transcoder predicts), y_hat the reconstruction. Sums are in float64. Second
+    moments are taken about a point near the mean, so that their differences keep their digits.
 
     Attributes:
-        firings: how often its latents fire.
+        firings: how often the latents fire.
     """
 
     def __init__(self, sae: SAE) -> None:
@@ -120,7 +122,10 @@ class Reconstruction:
 
     @classmethod
     def of(cls, sae: SAE, batches: Iterable[Batch]) -> Reconstruction:
-        """That of activations (B, D), or of dicts that hold them under the SAE's site (and the target's under `site_out`).
+        """Measure `sae` on batches of activations.
+
+        Args:
+            batches: activations (B, D), or dicts that hold them under the SAE's site (and the target under its `site_out`).
 
         Raises:
             CorpusError: there is no token.
@@ -133,7 +138,7 @@ class Reconstruction:
 
     @torch.no_grad()
     def add(self, batch: Batch) -> None:
-        """Go on with a batch. The quantiles of the first decide the ranges of :meth:`fvu_by_norm`."""
+        """Add a batch. The quantiles of the first batch set the ranges of :meth:`fvu_by_norm`."""
         sae = self.sae
         if isinstance(batch, Tensor) and sae.cfg.transcodes:
             raise StoreMismatch(f"{sae.name} predicts another site than it reads.", "Give both, as {site: activations}.")
@@ -161,30 +166,30 @@ class Reconstruction:
         self._sums_QD.index_add_(0, range_B, centred_BD)
 
     def _begin(self, y_BD: Tensor, norm_B: Tensor) -> None:
-        """Fix, by the first batch, the ranges of norms and the origin; a row of the sums for each range."""
+        """Set the ranges of norms and the origin from the first batch, and the sums for each range to 0."""
         self._origin_D, self._edges_Q = y_BD.mean(0), norm_B.quantile(norm_B.new_tensor(QUANTILES))
-        # Tokens, norms, squared errors, squared distances from the origin; and coordinates from there.
+        # Sums over the tokens of a range: 1, norm, squared error, squared distance from the origin; and coordinates from there.
         self._sums_QS = y_BD.new_zeros(len(QUANTILES) + 1, 4)
         self._sums_QD = y_BD.new_zeros(len(QUANTILES) + 1, y_BD.shape[1])
         self._squares_2E = y_BD.new_zeros(2, y_BD.shape[1])
 
     def scalars(self) -> dict[str, float]:
-        """What a log keeps.
+        """The measures as single numbers.
 
         Returns:
-            fvu: fraction of variance unexplained, `sum ||y - y_hat||^2 / sum ||y - mean||^2`, sums and mean over all tokens; 1
-                less it is the explained variance (R^2 of arXiv 2503.09532 and of sae-lens).
-            fvu_trimmed: the same over the 99 % of the tokens with the smallest norms, about their own mean. A few tokens of huge
-                norm (attention sinks, massive activations, arXiv 2402.17762) decide `fvu` and leave this one alone.
-            cosine: mean over tokens of the cosine similarity of y and y_hat (2503.09532).
-            shrinkage: gamma, such that all that the latents write is best divided by it: 1 is unbiased, less is shrunk. It is
-                `argmin E||u / gamma - (y - c)||^2 = E||u||^2 / E[u . (y - c)]`, where c is what the dictionary gives with no
-                latent on (b_dec) and u = y_hat - c. This is the relative reconstruction bias of Gated SAEs (2404.16014, eq. 10)
-                but for c: they take c = 0, and then a large b_dec hides what the latents lose.
+            fvu: fraction of variance unexplained, `sum ||y - y_hat||^2 / sum ||y - mean||^2`, with sums and mean over all tokens.
+                `1 - fvu` is the explained variance (R^2 of arXiv 2503.09532 and of sae-lens).
+            fvu_trimmed: FVU of the 99 % of the tokens with the smallest norms, about their own mean. A few tokens of huge norm
+                (attention sinks, massive activations, arXiv 2402.17762) can decide `fvu`; they do not affect this measure.
+            cosine: cosine similarity of y and y_hat, mean over tokens (2503.09532).
+            shrinkage: gamma, the factor by which the output of the latents should be divided. 1 is unbiased; below 1 the output
+                is too small. It is `argmin E||u / gamma - (y - c)||^2 = E||u||^2 / E[u . (y - c)]`, where c is the output without
+                latents (b_dec) and u = y_hat - c. This is the relative reconstruction bias of Gated SAEs (2404.16014, eq. 10),
+                except that they set c = 0; a large b_dec then hides the shrinkage of the latents.
             l0, dead_fraction, dense_fraction: of :class:`Firings`.
-            n_tokens: how many tokens these were.
-            fvu/SITE: the first, of each site that a dictionary of several sites writes. All else is then of these sites side by
-                side, each in units in which its activations have mean norm sqrt(width).
+            n_tokens: number of tokens.
+            fvu/SITE: only for a dictionary of several sites, the FVU of each site that it writes. The other measures then
+                concern all these sites concatenated, each in units in which its activations have mean norm sqrt(width).
         """
         n = self.firings.n_tokens
         return {
@@ -200,7 +205,7 @@ class Reconstruction:
         }
 
     def fvu_by_site(self) -> dict[Site, float]:
-        """FVU of each site that a dictionary of several sites writes; empty for others."""
+        """FVU of each site that a dictionary of several sites writes; empty for a dictionary of one site."""
         if not isinstance(self.sae, CrossCoder):
             return {}
         spreads_E = self._squares_2E[1] - self._sums_QD.sum(0).square() / self.firings.n_tokens
@@ -208,22 +213,22 @@ class Reconstruction:
         return {site: _ratio(*part_2E.sum(1).tolist()) for site, part_2E in zip(self.sae.cfg.sites_out, sums)}
 
     def fvu_trimmed(self) -> float:
-        """FVU of the tokens below the largest of `QUANTILES` of the norms, as the first batch had it; NaN where there is none."""
+        """FVU of the tokens whose norm is at most the 99 % quantile of the norms in the first batch; NaN if there is none."""
         tokens, _, error, spread = self._sums_QS[:-1].sum(0).tolist()
         if not tokens:
             return math.nan
         return _ratio(error, max(0.0, spread - float(self._sums_QD[:-1].sum(0).square().sum()) / tokens))
 
     def fvu_by_norm(self) -> list[dict[str, float]]:
-        """FVU of tokens by the size of their activations, the smallest first.
+        """FVU by the norm of the activations, the smallest norms first.
 
-        An FVU over all tokens is mostly that of the largest activations, which count with their squares: a few of them (attention
-        sinks, massive activations, arXiv 2402.17762) hide how all others fare. So each range of norms has an FVU of its own,
-        with squares about the mean of all tokens; weighted by their variances, they add up to the whole.
+        The largest activations dominate an FVU over all tokens, because they count with their squares. A few of them (attention
+        sinks, massive activations, arXiv 2402.17762) can hide the errors of all others. Here each range of norms has its own FVU,
+        with variances about the mean of all tokens. Weighted by these variances, they average to the total.
 
         Returns:
-            For each range between neighbouring `QUANTILES`: `from` and `to` (shares of the tokens, as the first batch had them),
-            `norm` (mean of ||y||), `tokens` and `fvu`. Ranges without a token are left out.
+            For each range between neighbouring `QUANTILES` of the first batch: `from` and `to` (shares of the tokens), `norm`
+            (mean of ||y||), `tokens` and `fvu`. Ranges without a token are left out.
         """
         tokens_Q, norms_Q = self._sums_QS[:, 0], self._sums_QS[:, 1]
         bounds = zip((0.0, *QUANTILES), (*QUANTILES, 1.0))
@@ -235,14 +240,14 @@ class Reconstruction:
         ]
 
     def _errors_and_spreads(self) -> tuple[Tensor, Tensor]:
-        """Of each range of norms: squared errors, and squared distances from the mean of all tokens."""
+        """Sums by range of norms: squared errors, and squared distances from the mean of all tokens."""
         tokens_Q, _, errors_Q, spreads_Q = self._sums_QS.unbind(1)
         mean_D = self._sums_QD.sum(0) / tokens_Q.sum()
         return errors_Q, (spreads_Q - 2 * self._sums_QD @ mean_D + tokens_Q * mean_D.square().sum()).clamp_min(0)
 
 
 def reconstruction(sae: SAE, batches: Iterable[Batch]) -> dict[str, float]:
-    """How well `sae` reconstructs activations, in the few numbers of :meth:`Reconstruction.scalars`.
+    """How well `sae` reconstructs activations: the numbers of :meth:`Reconstruction.scalars`.
 
     Raises:
         CorpusError: there is no token.
@@ -256,7 +261,7 @@ def _read(sae: SAE, batch: Batch) -> Tensor:
 
 
 def _written(sae: SAE) -> tuple[Site, ...]:
-    """The sites that it writes; raises StoreMismatch where a transcoder does not say."""
+    """The sites that the SAE writes. Raises StoreMismatch if a transcoder does not say."""
     if sae.cfg.crosses:
         return sae.cfg.sites_out
     assert sae.cfg.site is not None
@@ -264,14 +269,14 @@ def _written(sae: SAE) -> tuple[Site, ...]:
 
 
 def _side_by_side(sae: SAE, batch: Batch, sites: Sequence[Site | None]) -> Tensor:
-    """(B, D) activations at `sites`, on the device of the SAE."""
+    """(B, D) activations at `sites`, concatenated, on the device of the SAE."""
     parts = [batch] if isinstance(batch, Tensor) else [batch[site] for site in sites if site is not None]
     rows = [part.to(sae.device).flatten(1) for part in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
 def silent(sae: SAE, x_BD: Tensor) -> Tensor:
-    """What `sae` gives for x with no latent on: b_dec, in the scale of x, and a skip transcoder's skip."""
+    """Output of `sae` for x without latents: b_dec in the scale of x, and the skip connection of a skip transcoder."""
     zero_B1 = x_BD.new_zeros(len(x_BD), 1)
     return sae.decode(SparseCode(zero_B1, zero_B1.long()), x_BD)
 

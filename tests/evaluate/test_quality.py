@@ -75,6 +75,14 @@ def test_a_corpus_too_small_to_hold_any_out_is_measured_whole(
     assert "No document" in caplog.text and "held out" in caplog.text
 
 
+def test_a_corpus_that_is_held_out_whole_has_no_training_figures(
+    stories_lm: LanguageModel, make_sae: Callable[..., SAE], tmp_path: Path
+) -> None:
+    store = write_store(tmp_path, stories_lm, [SITE], Corpus.open(TEXTS[:5]), packing="document", progress=False)
+    found = quality(make_sae("topk", 64, 200, k=20, site=SITE), stories_lm, store, SITE, heldout=0.999999, progress=False)
+    assert found["heldout_tokens"] > 0 and "fvu_train" not in found
+
+
 def test_documents_of_one_token_cannot_be_measured(make_sae: Callable[..., SAE], tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saekit.activations import ActivationReader
 from saekit.activations.loader.source import HELDOUT, Split, in_split
-from saekit.errors import CorpusError
+from saekit.errors import ConfigError, CorpusError
 from saekit.evaluate.dictionary.cross_entropy import Baseline, ce_recovered, check_baseline
 from saekit.evaluate.dictionary.measures import measures
 from saekit.evaluate.dictionary.remarks import remarks
@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 _BATCH = 4096
 _SEQUENCES = 16
 MAX_TOKENS = 2**16
-"""Number of held-out tokens to measure on."""
+"""Number of held-out tokens to measure on, at most."""
+DENSITY_TOKENS = 2**20
+"""Number of tokens on which firing frequencies are counted, at most."""
 
 
 def quality(
@@ -44,8 +46,6 @@ def quality(
     site: Site | None,
     *,
     heldout: float = HELDOUT,
-    max_tokens: int = MAX_TOKENS,
-    density_tokens: int = 2**20,
     baseline: Baseline = "zero",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -57,25 +57,23 @@ def quality(
     Args:
         site: where the SAE reads; None for a dictionary of several sites, whose configuration names them.
         heldout: share of the documents that training held out.
-        max_tokens: number of held-out tokens to measure on, at most.
-        density_tokens: number of tokens of the whole store that decide how often latents fire, at most.
         baseline: what cross-entropy recovered compares with (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`).
 
     Returns:
         fvu, fvu_trimmed, cosine, shrinkage, l0: on held-out activations (:meth:`saekit.sae.metrics.Reconstruction.scalars`).
-        fvu_train, l0_train: the same on at most `max_tokens` activations that were trained on; missing where no document is held
-            out.
+        fvu_train, l0_train: the same on activations that were trained on; missing if every document or none is
+            held out.
         fvu_by_site, relative_norms: only for a dictionary of several sites. The FVU of each site; and for each site a histogram
             of ten equal bins of the share of a latent's decoder norm that lies there, over latents that fire
             (:meth:`saekit.sae.CrossCoder.relative_norms`).
         fvu_by_norm, l0_quantiles: on held-out activations (:meth:`saekit.sae.metrics.Reconstruction.fvu_by_norm`,
             :meth:`saekit.sae.metrics.Firings.l0_quantiles`).
-        dead_fraction, dense_fraction, density_histogram: on `density_tokens` of the whole store
+        dead_fraction, dense_fraction, density_histogram: on tokens of the whole store, whose number is `density_tokens`
             (:class:`saekit.sae.metrics.Firings`), because on few tokens rare latents seem dead.
         ce, ce_spliced, baseline, ce_zero (ce_mean), ce_uniform, ce_recovered, kl: with the dictionary spliced into the model on
             held-out documents (:func:`saekit.evaluate.dictionary.cross_entropy.ce_recovered`); missing for crosscoders, which
             cannot be spliced in.
-        heldout_tokens: number of held-out activations.
+        heldout_tokens: number of held-out activations, at most `MAX_TOKENS`.
 
     Raises:
         ConfigError: there is no such baseline.
@@ -84,7 +82,7 @@ def quality(
     """
     crosses = isinstance(sae, CrossCoder)
     sites = {*sae.cfg.sites, *sae.cfg.sites_out} if site is None else {site, sae.writes_at(site)}
-    rows, split = heldout_documents(lm, store, heldout, max_tokens)
+    rows, split = heldout_documents(lm, store, heldout, MAX_TOKENS)
 
     def batches(split: Split, n_tokens: int) -> Iterator[dict[Site, Tensor]]:
         reader = ActivationReader(store, sorted(sites), batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
@@ -92,18 +90,18 @@ def quality(
 
     check_baseline(baseline)
     with track("measuring", total=3, unit="steps", enabled=progress) as bar:
-        found = Reconstruction.of(sae, batches(split, max_tokens))
+        found = Reconstruction.of(sae, batches(split, MAX_TOKENS))
         scalars = found.scalars()
-        training = Reconstruction.of(sae, batches("train", max_tokens)).scalars() if split == "heldout" else {}
+        training = _on_training(sae, lambda: batches("train", MAX_TOKENS)) if split == "heldout" else {}
         bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
-        firings = Firings.of(sae, batches("all", density_tokens))
+        firings = Firings.of(sae, batches("all", DENSITY_TOKENS))
         bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
         spliced = {} if crosses and not sae.cfg.layered else ce_recovered(lm, sae, site, padded(lm, rows), baseline=baseline)
         bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}" if spliced else "")
     n_tokens = scalars["n_tokens"]
     return {
         **{name: value for name, value in scalars.items() if name != "n_tokens" and not name.startswith("fvu/")},
-        **{f"{name}_train": training[name] for name in ("fvu", "l0") if training},
+        **training,
         **_by_site(sae, found, firings),
         "dead_fraction": firings.dead_fraction,
         "dense_fraction": firings.dense_fraction,
@@ -114,6 +112,15 @@ def quality(
         "density_tokens": firings.n_tokens,
         "heldout_tokens": n_tokens if split == "heldout" else 0,
     }
+
+
+def _on_training(sae: SAE, batches: Callable[[], Iterator[dict[Site, Tensor]]]) -> dict[str, float]:
+    """FVU and L0 on activations that were trained on; empty if there are none."""
+    try:
+        scalars = Reconstruction.of(sae, batches()).scalars()
+    except ConfigError:  # every document is held out
+        return {}
+    return {f"{name}_train": scalars[name] for name in ("fvu", "l0")}
 
 
 def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any]:
