@@ -33,7 +33,7 @@ def test_good_figures_need_no_remark() -> None:
 @pytest.mark.parametrize(
     ("worse", "words"),
     [
-        ({"fvu": 0.34, "fvu_trimmed": 0.33}, "Overfitted: on held-out documents FVU is 0.340"),
+        ({"fvu": 0.34, "fvu_trimmed": 0.33}, "Overfitted: FVU is 0.34 on held-out documents and 0.22 on training documents"),
         ({"l0": 36.0}, "Overfitted"),
         ({"l0": 36.0, "l0_train": 36.0}, "L0 is 36; training was asked for 16"),
         ({"l0": 5.0, "l0_train": 5.0}, "L0 is 5; training was asked for 16"),

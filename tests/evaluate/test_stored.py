@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from saekit.errors import WorkspaceError
 from saekit.evaluate.dictionary.stored import read_evaluation
 from saekit.report import render_evaluation
+from tests.kit.fuzz import mutations
 from tests.report.test_evaluation import FACTS, _probe, _transfer
 
 ABSORPTION = {"main": [31], "examples": 9, "fraction": 0.3, "full": 0.2, "absorber": None}
@@ -97,3 +98,14 @@ def test_any_change_is_refused_or_shown(tmp_path_factory: pytest.TempPathFactory
     except WorkspaceError:
         return
     assert "<html" in render_evaluation("resid_post.2", "model", found)
+
+
+def test_damaged_bytes_are_a_typed_error_or_facts_that_a_page_can_show(tmp_path: Path) -> None:
+    path = tmp_path / "eval.json"
+    for kind, data in mutations(json.dumps(ALL).encode(), 600):
+        path.write_bytes(data)
+        try:
+            found = read_evaluation(path)
+        except WorkspaceError:
+            continue
+        assert "<html" in render_evaluation("resid_post.2", "model", found), kind

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import WorkspaceError
+from saekit.report import Trained, render_training
 from saekit.views.run_files import read_rows, read_settings
+from tests.kit.fuzz import mutations
 from trainers import TrainConfig
 
 CONFIG = TrainConfig(n_latents=64, l0=8, tokens=1000).resolve(16).to_dict()
@@ -54,3 +56,20 @@ def test_damaged_settings_are_a_typed_error(tmp_path_factory: pytest.TempPathFac
         return
     with pytest.raises(WorkspaceError, match=r"train\.json"):
         read_settings(path)
+
+
+def test_damaged_bytes_are_a_typed_error_or_a_page(tmp_path: Path) -> None:
+    settings, log = tmp_path / "train.json", tmp_path / "metrics.jsonl"
+    row = {"step": 1, "tokens": 100, "loss": 0.5, "fvu": 0.25, "l0": 8.0, "dead_fraction": 0.0, "lr": 1e-3, "heldout/fvu": 0.5}
+    good = [json.dumps(SETTINGS).encode(), b"".join(json.dumps(row | {"tokens": 100 * n}).encode() + b"\n" for n in range(1, 6))]
+    for damaged in (0, 1):
+        for kind, data in mutations(good[damaged], 400):
+            for path, content in zip((settings, log), good):
+                path.write_bytes(content)
+            (settings, log)[damaged].write_bytes(data)
+            try:
+                config, _ = read_settings(settings)
+                rows = read_rows(log, "tokens")
+            except WorkspaceError:
+                continue
+            assert "<html" in render_training(Trained("title", "model", config, False, rows, [])), kind

@@ -37,18 +37,20 @@ def useless(facts: Mapping[str, Any]) -> bool:
 
 
 def remarks(facts: Mapping[str, Any]) -> list[str]:
-    """Sentences on what a reader of the figures must know.
+    """Sentences that a reader of the figures needs.
 
     Args:
-        facts: of :func:`saekit.evaluate.dictionary.quality.quality`, with `l0_asked` where training asked for an L0. Missing
+        facts: of :func:`saekit.evaluate.dictionary.quality.quality`, with `l0_asked` if training was asked for an L0. Missing
             facts give no remark.
     """
     found = []
     if overfitted(facts):
-        found.append(
-            f"Overfitted: on held-out documents FVU is {facts['fvu']:.3f} and L0 {facts['l0']:.3g}, on training documents "
-            f"{facts['fvu_train']:.3f} and {facts['l0_train']:.3g}. Train on more documents, or on fewer latents."
-        )
+        pairs = [
+            f"{name} is {facts[key]:.3g} on held-out documents and {facts[f'{key}_train']:.3g} on training documents"
+            for key, name in (("fvu", "FVU"), ("l0", "L0"))
+            if key in facts and f"{key}_train" in facts
+        ]
+        found.append(f"Overfitted: {'; '.join(pairs)}. Train on more documents, or with fewer latents.")
     asked, l0 = facts.get("l0_asked"), facts.get("l0", math.nan)
     if asked and not asked / L0_RATIO <= l0 <= asked * L0_RATIO and not math.isnan(l0):
         found.append(f"L0 is {l0:.3g}; training was asked for {asked}.")
