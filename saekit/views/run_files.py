@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from saekit.errors import ConfigError, WorkspaceError
-from saekit.json_files import parse_json, read_json
+from saekit.json_files import read_json
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ METRICS = (
     "threshold",
 )
 """Names in the log that pages show; with "heldout/" before them they are of held-out documents."""
-_HINT = "Train the dictionary again, or restore the file."
+_HINT = "Restore the file from a copy, or train the dictionary again."
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -39,16 +39,16 @@ def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     from trainers import TrainConfig
 
-    settings = read_json(path, hint=_HINT)
-    config, data = settings.get("config"), settings.get("data")
-    if not isinstance(config, dict) or not isinstance(data, dict):
-        raise WorkspaceError(f"{path} does not hold the settings and the data of a training run.", _HINT)
-    if type(config.get("tokens")) is not int or config["tokens"] < 1 or type(config.get("l0")) is not int:
-        raise WorkspaceError(f"{path} does not say how many tokens were trained on, and with which L0.", _HINT)
+    data = read_json(path, hint=_HINT).get("data")
     try:
-        return TrainConfig.from_dict(config).to_dict(), data
-    except (ConfigError, TypeError, ValueError) as fault:
-        raise WorkspaceError(f"{path} is damaged: {fault}", _HINT) from fault
+        config = TrainConfig.load(path).to_dict()
+    except ConfigError as fault:
+        raise WorkspaceError(fault.what, fault.hint) from fault
+    if not isinstance(data, dict):
+        raise WorkspaceError(f"{path} does not say what was trained on.", _HINT)
+    if type(config["tokens"]) is not int or config["tokens"] < 1 or type(config["l0"]) is not int:
+        raise WorkspaceError(f"{path} does not say how many tokens were trained on, and with which L0.", _HINT)
+    return config, data
 
 
 def read_rows(path: Path, *required: str) -> list[Row]:
@@ -63,37 +63,15 @@ def read_rows(path: Path, *required: str) -> list[Row]:
     Raises:
         WorkspaceError: a line is not JSON, or something that pages show is not a number.
     """
+    from trainers.loop.log import read_log
 
-    def refuse(number: int, what: str) -> NoReturn:
-        raise WorkspaceError(f"{path}, line {number}: {what}.", _HINT)
-
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
-        if not line.endswith(b"\n"):
-            continue
-        row: Row = parse_json(line, where=f"{path}, line {number}", hint=_HINT, finite=False)
-        for name in required:
-            if row.get(name) is None:
-                refuse(number, f"{name} is missing")
+    rows = read_log(path)
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, line {number}"
+        if missing := [name for name in required if row.get(name) is None]:
+            raise WorkspaceError(f"{where}: {missing[0]} is missing.", _HINT)
         for name, value in row.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if (name in required or name.removeprefix("heldout/") in METRICS) and not is_number and value is not None:
-                refuse(number, f"{name} is {value!r}, not a number")
-        rows.append(row)
+            shown = name in required or name.removeprefix("heldout/") in METRICS
+            if shown and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise WorkspaceError(f"{where}: {name} is {value!r}, not a number.", _HINT)
     return rows
-
-
-def outcome(folder: Path) -> dict[str, float]:
-    """What the log of a finished run says at its end, as far as it is known.
-
-    Returns:
-        epochs: passes over the cached activations that the run made.
-        fvu_train: FVU over the last tenth of the run.
-        fvu: FVU on held-out documents.
-
-    Raises:
-        WorkspaceError: the log is damaged.
-    """
-    last = {name: value for row in read_rows(folder / "metrics.jsonl") for name, value in row.items()}
-    names = {"epochs": "epochs", "fvu_train": "train/fvu", "fvu": "heldout/fvu"}
-    return {name: float(last[key]) for name, key in names.items() if isinstance(last.get(key), int | float)}
