@@ -4,9 +4,10 @@ from saekit.lm.generate.generate import Generation
 from saekit.lm.layout.families import FAMILIES, Family
 from saekit.lm.model import LanguageModel
 from saekit.lm.ordinary_tokens import ordinary
-from saekit.lm.run.edits import At, Edit, Positions
+from saekit.lm.run.edits import At, Edit
 from saekit.lm.run.forward import Run
 from saekit.lm.run.prefix import Recording
+from saekit.names.positions import Positions, TokenPositions
 from saekit.names.site import KINDS, Site
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Recording",
     "Run",
     "Site",
+    "TokenPositions",
     "ordinary",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.lm import Edit
-from saekit.lm.run.edits import AnyPositions, Choice
+from saekit.names.positions import POLICIES, AnyPositions, Choice
 from saekit.objects import Directions, Ref, Space
 from saekit.steer.change import Change
 from saekit.steer.operations import OPERATIONS, Operation
@@ -232,7 +232,8 @@ def surely_overlap(one: Choice | None, other: Choice | None) -> bool:
     if one == other:
         return True
     if isinstance(one, str) and isinstance(other, str):
-        return {one, other} not in ({"last", "generated"}, {"prompt", "generated"})
+        policies = {one.removesuffix("+first"), other.removesuffix("+first")}
+        return policies <= set(POLICIES) and policies not in ({"last", "generated"}, {"prompt", "generated"})
     if isinstance(one, tuple) and isinstance(other, tuple):
         return bool(set(one) & set(other))
     return False

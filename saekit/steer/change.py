@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from saekit.errors import ConfigError, InterventionError
-from saekit.lm.run.edits import DefaultPositions, check_positions
+from saekit.errors import InterventionError
+from saekit.names.positions import DefaultPositions, TokenPositions
 from saekit.names.site import Site
 from saekit.objects import Ref, Space
 from saekit.steer.operations import OPERATIONS
@@ -19,10 +19,8 @@ from saekit.steer.strength import FeatureStats, NormSource, StatsSource, Strengt
 from saekit.steer.target import Target, Vector
 
 if TYPE_CHECKING:
-    from saekit.lm import Positions
-    from saekit.lm.run.edits import Choice
+    from saekit.names.positions import Choice, Positions
 
-_FARTHEST = 1 << 31
 _REQUIRED = {"op", "target", "strength", "unit", "positions"}
 _OPTIONAL = {"along", "amounts"}
 
@@ -41,7 +39,8 @@ class Change:
     target: Target
     strength: Strength
     positions: Positions | None = None
-    """Which tokens; None leaves it to the operation's default and to the caller of `run` or `generate`."""
+    """Which tokens, kept as text or as a tuple of places. None leaves it to the operation's default and to the caller of `run` or
+    `generate`."""
     along: Tensor | None = None
     """The vector that a strength of 1 stands for where the coefficient is a vector, as that of a head: (d_head,)."""
     amounts: Tensor | None = None
@@ -71,7 +70,9 @@ class Change:
         if self.positions is None:
             policy = OPERATIONS[self.op].positions
             return None if policy is None else DefaultPositions(policy)
-        return self.positions if isinstance(self.positions, str) else tuple(sorted(set(self.positions)))
+        if isinstance(self.positions, str):
+            return self.positions
+        return tuple(sorted(set(cast("tuple[int, ...]", self.positions))))
 
     @property
     def site(self) -> Site:
@@ -178,7 +179,9 @@ class Change:
             else {"site": str(target.site), "values": pack(target.values, "target")},
             "strength": list(value) if isinstance(value, tuple) else value,
             "unit": self.strength.unit,
-            "positions": positions if positions is None or isinstance(positions, str) else list(positions),
+            "positions": positions
+            if positions is None or isinstance(positions, str)
+            else list(cast("tuple[int, ...]", positions)),
         }
         if self.along is not None:
             data["along"] = pack(self.along, "along")
@@ -221,23 +224,18 @@ class Change:
         )
 
 
-def _checked(positions: Any) -> Positions | None:
-    """Positions as a policy or a tuple of integers.
+def _checked(positions: Any) -> str | tuple[int, ...] | None:
+    """Positions as a tuple of integers in the order given, or as text.
 
     Raises:
         ConfigError: they are neither.
     """
-    if positions is None or isinstance(positions, str):
-        check_positions(cast("Positions | None", positions))
-        return cast("Positions | None", positions)
-    try:
-        listed = tuple(map(operator.index, positions))
-    except TypeError:
-        check_positions(positions)
-        raise
-    if any(abs(position) >= _FARTHEST or isinstance(given, bool) for position, given in zip(listed, positions)):
-        raise ConfigError(f"{positions!r:.80} are not positions.", "Give integers that count tokens of a prompt.")
-    return listed
+    if positions is None:
+        return None
+    parsed = TokenPositions.parse(positions)
+    if parsed.places is None:
+        return str(parsed)
+    return parsed.places if isinstance(positions, str | TokenPositions) else tuple(map(operator.index, positions))
 
 
 def keyed(data: Any, what: str, required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from saekit.plugins import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saekit.lm.run.edits import Policy
+    from saekit.names.positions import Policy
 
 
 @dataclass(frozen=True)

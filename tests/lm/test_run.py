@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, ContextTooLong, UnknownSite, UnsupportedModel
 from saekit.lm import At, Edit, LanguageModel, Site
-from saekit.lm.run.edits import POLICIES, Window
+from saekit.lm.run.edits import Window
+from saekit.names.positions import POLICIES
 
 Named = Callable[[str], LanguageModel]
 

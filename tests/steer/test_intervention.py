@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch
 from saekit.lm import LanguageModel, Positions, Site
-from saekit.lm.run.edits import POLICIES
+from saekit.names.positions import POLICIES
 from saekit.objects import Ref
 from saekit.sae import SAE
 from saekit.steer import Change, FeatureStats, Intervention, Strength, Vector, ablate, add, clamp, combine, patch, scale

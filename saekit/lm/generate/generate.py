@@ -16,9 +16,10 @@ from saekit.lm.exclusive import is_innermost
 from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
 from saekit.lm.generate.settings import check_number, decoding_settings
 from saekit.lm.ordinary_tokens import positions_from_mask
-from saekit.lm.run.edits import GENERATION, Positions, Window, check_positions, expand_edits
+from saekit.lm.run.edits import Window, expand_edits
 from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.hooks import Pass
+from saekit.names.positions import GENERATION, Positions, check_positions
 
 _PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
 
@@ -59,7 +60,7 @@ def generate(
         prompts: texts (BOS is put before them), or token ids as they are: one row, several, or a tensor (B, T) padded on either
             side.
         interventions: Edits, or anything with `.edits(lm)`; the rows an edit is told of (`At.batch_N`) are prompts.
-        positions: which tokens are touched by edits that name none; see :data:`saekit.lm.run.edits.Positions`. None is
+        positions: which tokens are touched by edits that name none; see :class:`saekit.names.positions.TokenPositions`. None is
             "last+generated", or the edit's own default: ablations touch all tokens.
         seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
             in the batch; with and without interventions the same noise is used. None draws a seed from torch's generator.

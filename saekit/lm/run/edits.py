@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,44 +12,8 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
+from saekit.names.positions import AnyPositions, Choice, DefaultPositions, Positions, TokenPositions, check_positions
 from saekit.names.site import Site
-
-Policy = Literal["last+generated", "generated", "prompt", "last", "all"]
-POLICIES: tuple[str, ...] = ("last+generated", "generated", "prompt", "last", "all")
-Positions = Policy | Sequence[int]
-"""Which tokens an edit touches, in a prompt of n real tokens followed by generated ones.
-
-- `"last+generated"`: the prompt's last token and everything generated
-- `"generated"`, `"prompt"`, `"last"`, `"all"`: as they say
-- a list of integers: these tokens, counted from 0 without pads (BOS is 0 where there is one); -1 is the prompt's last token
-
-Pads are never touched. BOS, other special tokens and the first token of a context, which is an attention sink, are touched only
-where a list names them: policies keep to the tokens that :func:`saekit.lm.ordinary_tokens.ordinary` counts.
-"""
-
-
-@dataclass(frozen=True)
-class DefaultPositions:
-    """A policy that holds unless the caller of `run` or `generate` names positions.
-
-    As the default of a run: its policy holds for edits that name no positions. As the positions of an edit: its policy takes
-    the place of the run's default policy. In a `run` without positions, every real token is touched all the same.
-    """
-
-    policy: Policy
-
-
-@dataclass(frozen=True)
-class AnyPositions:
-    """The tokens that at least one of several choices names; None stands for the default of `run` or `generate`."""
-
-    choices: tuple[Choice | None, ...]
-
-
-Choice = Positions | DefaultPositions | AnyPositions
-"""What the positions of an edit may be besides None."""
-GENERATION = DefaultPositions("last+generated")
-"""The positions of `generate` and of measures of generations, where the caller names none."""
 
 
 class At(NamedTuple):
@@ -121,27 +84,9 @@ def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
     return by_site
 
 
-def check_positions(positions: Choice | None) -> None:
-    """Raise ConfigError unless `positions` is one of the policies, integers, a choice among these, or None."""
-    if isinstance(positions, AnyPositions):
-        for choice in positions.choices:
-            check_positions(choice)
-        return
-    if isinstance(positions, DefaultPositions):
-        positions = positions.policy
-    if positions is None or (isinstance(positions, str) and positions in POLICIES):
-        return
-    try:
-        if not isinstance(positions, str):
-            _listed(positions)
-            return
-    except TypeError:
-        pass
-    raise ConfigError(f"{positions!r} are no positions.", f"Give one of {', '.join(POLICIES)}, or a list of integers.")
-
-
-def _listed(positions: Sequence[int]) -> tuple[int, ...]:
-    return tuple(operator.index(position) for position in positions)
+_NOWHERE = -(1 << 40)
+"""A place that no token has."""
+_Effective = TokenPositions | frozenset[TokenPositions | None] | None
 
 
 class _Rows(NamedTuple):
@@ -236,33 +181,38 @@ class Window:
             self._cache[which, device] = _Rows(chosen_BT, (b, t), at, everywhere).to(device)
         return self._cache[which, device]
 
-    def _effective(self, positions: Choice | None) -> Any:
-        """`positions` with the default filled in: a policy, a tuple of integers, None for every real token, or a set of these."""
+    def _effective(self, positions: Choice | None) -> _Effective:
+        """`positions` with the default filled in; None is every real token, a set is a union."""
         if isinstance(positions, AnyPositions):
-            several = frozenset(self._effective(choice) for choice in positions.choices)
+            several = frozenset(self._single(choice) for choice in positions.choices)
             return next(iter(several)) if len(several) == 1 else several
+        return self._single(positions)
+
+    def _single(self, positions: Choice | None) -> TokenPositions | None:
+        if isinstance(positions, AnyPositions):
+            raise ConfigError("A union of positions holds another union.", "Write all choices into one.")
         default = self.default
         if positions is None:
             positions = default.policy if isinstance(default, DefaultPositions) else default
         elif isinstance(positions, DefaultPositions):
             positions = positions.policy if isinstance(default, DefaultPositions) else default
-        return positions if positions is None or isinstance(positions, str) else _listed(positions)
+        return None if positions is None else TokenPositions.parse(positions)
 
-    def _chosen(self, positions: str | tuple[int, ...] | frozenset[Any] | None) -> Tensor | None:
+    def _chosen(self, positions: _Effective) -> Tensor | None:
         if positions is None:
             return self.real_BT
-        if isinstance(positions, frozenset):
-            if None in positions:
+        if isinstance(positions, TokenPositions):
+            return self._named(positions)
+        chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
+        for each in positions:
+            if each is None:
                 return self.real_BT
-            chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
-            for each in positions:
-                chosen_BT |= self._named(each)
-            return chosen_BT
-        return self._named(positions)
+            chosen_BT |= self._named(each)
+        return chosen_BT
 
-    def _named(self, positions: str | tuple[int, ...]) -> Tensor:
+    def _named(self, positions: TokenPositions) -> Tensor:
         position_BT, last_B1 = self.position_BT, self.prompt_B[:, None] - 1
-        match positions:
+        match positions.policy:
             case "all":
                 chosen_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool)
             case "prompt":
@@ -273,14 +223,28 @@ class Window:
                 chosen_BT = position_BT > last_B1
             case "last+generated":
                 chosen_BT = position_BT >= last_B1
-            case _:
-                chosen_BT = torch.zeros_like(self.tokens_BT, dtype=torch.bool)
-                for p in positions:
-                    assert isinstance(p, int)
-                    chosen_BT |= position_BT == (p if p >= 0 else last_B1 + 1 + p)
-        if isinstance(positions, str):
-            chosen_BT = chosen_BT & ordinary(self.tokens_BT, self.special, position=position_BT)
+            case None:
+                chosen_BT = self._listed(positions)
+        if positions.policy is not None:
+            keep_first = positions.keep_first
+            chosen_BT = chosen_BT & ordinary(self.tokens_BT, self.special, position=position_BT, keep_first=keep_first)
         return chosen_BT if self.real_BT is None else chosen_BT & self.real_BT
+
+    def _listed(self, positions: TokenPositions) -> Tensor:
+        """(B, T) True at listed places: P places for each row, the same for all rows or its own."""
+        rows = [positions.places] if positions.places is not None else list(positions.rows or ())
+        width = max((len(row or ()) for row in rows), default=0)
+        places_RP = torch.tensor([[*(row or ()), *[_NOWHERE] * (width - len(row or ()))] for row in rows], dtype=torch.long)
+        places_RP = places_RP.reshape(len(rows), width).to(self.tokens_BT.device)
+        if positions.rows is None:
+            places_BP = places_RP.expand(len(self.tokens_BT), -1)
+        elif len(self.row_B) and int(self.row_B.max()) >= len(rows):
+            where = f"Positions are given for {len(rows)} rows, and there is a row {int(self.row_B.max())}."
+            raise ConfigError(where, "Give places for each row.")
+        else:
+            places_BP = places_RP[self.row_B]
+        places_BP = torch.where((places_BP < 0) & (places_BP != _NOWHERE), places_BP + self.prompt_B[:, None], places_BP)
+        return (self.position_BT[:, :, None] == places_BP[:, None]).any(-1)
 
 
 def _call(edit: Edit, rows: Tensor, at: At) -> Tensor:

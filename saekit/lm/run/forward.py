@@ -17,10 +17,11 @@ from saekit.lm.layout.families import Family
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.lm.padding import Padded, Side
-from saekit.lm.run.edits import DefaultPositions, Positions, Window, check_positions, expand_edits
+from saekit.lm.run.edits import Window, expand_edits
 from saekit.lm.run.hooks import Pass
 from saekit.lm.run.prefix import Recorder, Recording, replay
 from saekit.lm.tokenization import Text
+from saekit.names.positions import DefaultPositions, Positions, check_positions
 from saekit.names.site import Site
 
 
@@ -80,7 +81,7 @@ class RunnableModel(ModelLayout):
             read: sites to return, as they are after their edits.
             edits: Edits, or anything with `.edits(lm)`.
             positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too;
-                :data:`saekit.lm.run.edits.GENERATION` is what `generate` does by default.
+                :data:`saekit.names.positions.GENERATION` is what `generate` does by default.
             prompt_lengths: (B,) how many real tokens are prompt, for positions that tell prompt from generated; None is all.
             prompt_of_row: (B,) which prompt each row is of, told to edits as `At.batch_N`; None: each row is its own.
             stop_after: end once this site and what is read have been seen: no later layer and no unembedding is computed.
