@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from saekit.evaluate.report import Report, Section
 from saekit.evaluate.steering.firing import Firing, firings
 from saekit.evaluate.steering.side_effects import distinct_n, kl, ngram_entropy, perplexity
 from saekit.steer.control import RandomControl
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Report):
     """Result of :func:`compare`; continuations are listed n_samples for each prompt, side by side."""
 
+    name: ClassVar[str] = "compare"
     prompts: list[str]
     baseline: list[str]
     steered: list[str]
@@ -56,6 +58,21 @@ class Comparison:
             "intervention": self.intervention.to_dict(),
         }
         return {key: value for key, value in data.items() if value is not None}
+
+    @staticmethod
+    def section_of(data: Mapping[str, Any]) -> Section:
+        """An arm a row: its perplexity, its repetition, and its divergence from the unsteered model."""
+        divergence = {"baseline": 0.0, "steered": data["kl"], "random": data.get("random_kl")}
+        rows = [
+            {
+                "arm": arm,
+                "perplexity": value,
+                "KL": "–" if divergence.get(arm) is None else f"{divergence[arm]:.4g}",
+                **{name: "–" if each is None else f"{each:.3f}" for name, each in data["repetition"][arm].items()},
+            }
+            for arm, value in data["perplexity"].items()
+        ]
+        return Section("side effects", rows, ["KL in nats per token; perplexity under the unsteered model"])
 
 
 def compare(

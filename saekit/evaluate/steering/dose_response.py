@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from saekit.errors import ConfigError
+from saekit.evaluate.report import Report, Section
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.evaluate.steering.side_effects import perplexity
 from saekit.steer.control import RandomControl
@@ -55,9 +56,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Report):
     """Result of :func:`sweep`."""
 
+    name: ClassVar[str] = "dose response"
     prompts: list[str]
     n_samples: int
     baseline: Arm
@@ -111,6 +113,22 @@ class Sweep:
                 for point in self.points
             ],
         }
+
+    @staticmethod
+    def section_of(data: Mapping[str, Any]) -> Section:
+        """A strength and an arm a row: the rate of the concept, and the cost in perplexity."""
+        rows = [
+            {
+                "strength": point["strength"],
+                "arm": arm,
+                "rate": f"{point[arm]['rate']:.2%}",
+                "of baseline": f"{point[arm]['lift']:.3g}×",
+                "perplexity": f"{point[arm]['perplexity_ratio']:.2f}×",
+            }
+            for point in data["points"]
+            for arm in ("steered", "random")
+        ]
+        return Section("dose response", rows, [f"rate of the baseline: {data['baseline']['rate']:.2%}"])
 
 
 def sweep(
