@@ -7,6 +7,19 @@ prints the message without a traceback and exits with 2.
 from __future__ import annotations
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it to people: texts without quotation marks, lists and tuples without brackets."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value)) or "nothing"
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) or "an empty text"
+
+
 class SaekitError(Exception):
     """Base of all typed errors.
 

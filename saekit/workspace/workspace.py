@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError
+from saekit.errors import SaekitError, StoreMismatch, UnknownRef, WorkspaceError, shown
 from saekit.files import is_leftover, unwritable
 from saekit.ledger import FILE as LEDGER
 from saekit.ledger import Ledger
@@ -85,10 +85,11 @@ class Workspace:
         if (path / FILE).exists():
             workspace = cls.open(path)
             if changed := workspace.study.differences(study):
-                before, now = (", ".join(f"{name}={getattr(s, name)!r}" for name in changed) for s in (workspace.study, study))
-                raise StoreMismatch(
-                    f"{path} studies something else: it has {before}; asked was {now}.", "Choose another --out folder."
+                facts = (
+                    f"{name} is {shown(getattr(workspace.study, name))} there and {shown(getattr(study, name))} here"
+                    for name in changed
                 )
+                raise StoreMismatch(f"{path} studies something else: {'; '.join(facts)}.", "Choose another --out folder.")
             workspace._model = lm
             return workspace
         # A killed `begin` leaves at most its unfinished file.

@@ -64,7 +64,7 @@ def test_held_out_documents_are_measured_on_and_it_is_told_from_a_cached_one(sae
     assert measured.status == 0, measured.stderr
     again = saekit("train", trained, *SETTINGS[:-1])
     assert again.status == 2
-    assert "live was True, asked is False" in again.stderr.replace("\n", " ")
+    assert "live was yes and is no now" in again.stderr.replace("\n", " ")
 
 
 def test_another_corpus_and_a_second_model_are_refused(trained: Path, tmp_path: Path) -> None:

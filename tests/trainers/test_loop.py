@@ -143,7 +143,7 @@ def test_a_finished_run_is_returned_and_another_one_refused(tmp_path: Path) -> N
     sae = train_run(tmp_path, config)
     before = files(tmp_path)
     assert train_run(tmp_path, dataclasses.replace(config, keep=5)).fingerprint() == sae.fingerprint()
-    with pytest.raises(StoreMismatch, match="l0 was 4, asked is 5"):
+    with pytest.raises(StoreMismatch, match="l0 was 4 and is 5 now"):
         train_run(tmp_path, dataclasses.replace(config, l0=5))
     assert files(tmp_path) == before
     (tmp_path / "train.json").unlink()

@@ -110,7 +110,7 @@ def test_impossible_plans_are_refused_before_anything_is_written(tmp_path: Path)
         _train_all([plain, dataclasses.replace(sparser, config=config)])
     assert not list(tmp_path.iterdir())
     _train_all([plain])
-    with pytest.raises(StoreMismatch, match="l0 was 4, asked is 2"):
+    with pytest.raises(StoreMismatch, match="l0 was 4 and is 2 now"):
         _train_all([sparser, dataclasses.replace(sparser, out=plain.out)][1:])
 
 

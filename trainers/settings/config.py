@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, shown
 from saekit.json_files import read_json
 from saekit.plugins import nearest
 from saekit.sae.registry import Architecture, trainable
@@ -194,7 +194,7 @@ class TrainConfig:
         if not self.groups or min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6:
             whole = sum(share for share in self.groups if share > 0)
             near = ", ".join(f"{share / whole:.4g}" for share in self.groups if share > 0) if whole else "1"
-            raise ConfigError(f"groups={self.groups} are impossible.", f"Shares are above 0 and sum to 1: {near}.")
+            raise ConfigError(f"groups={shown(self.groups)} are impossible.", f"Shares are above 0 and sum to 1: {near}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.activations import ActivationStore, LiveStore
-from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
+from saekit.errors import ConfigError, StoreMismatch, WorkspaceError, shown
 from saekit.json_files import read_json
 from saekit.names.site_map import Route
 from saekit.sae import SAE
@@ -138,7 +138,7 @@ class Plan:
             then, now = was.get(name), data.get(name)
             changed |= {name: (then, now)} if then != now else {}
         if changed:
-            facts = "; ".join(f"{name} was {then!r}, asked is {now!r}" for name, (then, now) in changed.items())
+            facts = "; ".join(f"{name} was {shown(then)} and is {shown(now)} now" for name, (then, now) in changed.items())
             raise StoreMismatch(
                 f"{self.out} holds another {'dictionary' if finished else 'run'}: {facts}.",
                 "Give this one another name.",
