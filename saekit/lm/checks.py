@@ -1,4 +1,4 @@
-"""Identities between a model's sites, checked on one short batch when it is attached."""
+"""Checks of a model layout: identities between sites, on one short batch when a model is attached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saekit.lm.run.edits import At, Edit
 from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
 
-# Error allowed, as a part of the largest value: a few roundings of the type.
+# Largest error relative to the largest value: a few roundings of the type.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LENGTH = 6
 
@@ -80,7 +80,7 @@ def _check_projections(lm: RunnableModel, layer: int, at: dict[str, Tensor]) -> 
 
 
 def _write(lm: RunnableModel, layer: int, x: Tensor, projection: str, written: str) -> Tensor:
-    """What `projection` of `x` adds to the residual stream."""
+    """The vectors that `projection` of `x` adds to the residual stream."""
     block: nn.Module = lm.blocks[layer]
     x = block.get_submodule(projection)(x)
     within = projection == written or projection.startswith(written + ".")
@@ -88,7 +88,7 @@ def _write(lm: RunnableModel, layer: int, x: Tensor, projection: str, written: s
 
 
 def _check_heads_apart(lm: RunnableModel, site: Site, tokens_BT: Tensor, before: Tensor) -> None:
-    """Zero the first head at `site`: the heads that use it change, no other does."""
+    """Check that zeroing the first head at `site` changes the heads that use it, and no other head."""
 
     def zero_first(rows: Tensor, at: At) -> Tensor:
         return torch.cat([torch.zeros_like(rows[:, :1]), rows[:, 1:]], 1)
@@ -96,7 +96,7 @@ def _check_heads_apart(lm: RunnableModel, site: Site, tokens_BT: Tensor, before:
     after = lm.run(tokens_BT, read=["heads.0"], edits=[Edit(site, zero_first)])["heads.0"]
     users = 1 if site.kind == "q" else lm.n_heads // lm.n_kv_heads
     _same(lm, f"{site} of one head reaches no other", after[:, :, users:], before[:, :, users:])
-    # At the first position there is no choice for q and k to make.
+    # The first position attends to itself whatever q and k are.
     if tokens_BT.shape[1] > 1 and torch.equal(after[:, 1:, :users], before[:, 1:, :users]):
         raise UnsupportedModel(f"{_who(lm)}: {site} of a head has no effect on its output.", PATHS_HINT)
 

@@ -1,4 +1,4 @@
-"""What tells one model from another, whatever its dtype, device or folder."""
+"""Fingerprints of models, which do not depend on dtype, device or folder."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ _ESSENTIALS = (
     "final_logit_softcapping",
 )
 _SIGNS, _SAMPLE, _PROJECTIONS = 64, 4096, 8
-# Rounding to bfloat16 moves a number by at most 1/256 of itself: a tensor's size by less than that, however alike its numbers
-# are, and its projections by about 0.0016 of its size. An edit of 5 % moves these by 0.05, a factor of 1.01 the size by 0.01.
+# Relative changes of a tensor's size (root mean square) and of its projections that count as rounding. Rounding to bfloat16 moves
+# a number by at most 1/256 of itself, so the size by less than that, and the projections by about 0.0016 of the size. An edit of
+# 5 % moves the projections by 0.05; a factor of 1.01 moves the size by 0.01.
 _SIZE, _DIRECTION = 0.006, 0.01
-_UNDERFLOW = 1e-7  # float16 keeps no smaller steps
+_UNDERFLOW = 1e-7  # float16 cannot represent smaller differences
 
 
 def model_sha256(lm: ModelLayout) -> str:
-    """Hash of the sizes that matter, the parameters' names and shapes, and the signs of a few of each.
+    """Hash of the important sizes, of the names and shapes of all parameters, and of the signs of some of their numbers.
 
-    Signs, because they are the one thing that conversion between floating-point types keeps: two trainings differ in half of
-    them. What slight changes leave as it is, :func:`weights_text` tells.
+    Conversion between floating-point types keeps signs, and two trainings differ in half of them. Slight changes of the weights
+    show in :func:`weights_text` only.
     """
     digest = hashlib.sha256()
     sizes = {"type": lm.config.model_type, "heads": [lm.n_heads, lm.n_kv_heads, lm.d_head], "vocab": lm.vocab_size}
@@ -53,10 +54,10 @@ def model_sha256(lm: ModelLayout) -> str:
 
 
 def weights_text(lm: ModelLayout) -> str:
-    """For each parameter the root mean square of up to 4096 of its numbers, evenly spaced, and eight projections of them.
+    """The size of each parameter and eight projections of it, from up to 4096 evenly spaced numbers x_1 .. x_n.
 
-    A projection is their sum under fixed random signs, over the square root of their number and over their root mean square, in
-    thousandths: a change of the parameter moves it by about the change's relative size, whatever the direction (Johnson and
+    The size is s = sqrt(mean(x^2)). A projection is sum(r_i x_i) / (sqrt(n) s) in thousandths, with fixed random signs r_i. A
+    change of the parameter moves the projections by about its size relative to s, whatever its direction (Johnson and
     Lindenstrauss 1984; signs: Achlioptas 2003).
     """
     parts = []
@@ -70,23 +71,27 @@ def weights_text(lm: ModelLayout) -> str:
 
 
 def differs(here: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """Which of "model" (its structure), "tokenizer" and "weights" two fingerprints differ in; None where they are of one model.
+    """The first of "model" (the structure), "tokenizer" and "weights" in which two fingerprints differ; None if in none.
 
-    Weights may differ by their rounding to half precision. Fingerprints of before they had "weights" are compared without.
+    Rounding to half precision is no difference in weights. Fingerprints of early versions have no "weights", and these are then
+    not compared.
     """
     for what in ("model", "tokenizer"):
-        if here[what] != now[what]:
+        if here.get(what) != now.get(what):
             return what
     return "weights" if "weights" in here and "weights" in now and not same_weights(here["weights"], now["weights"]) else None
 
 
 def same_weights(here: str, now: str) -> bool:
-    """Whether two :func:`weights_text` are of the same weights, up to the rounding of their types."""
+    """Whether two results of :func:`weights_text` are of the same weights, up to the rounding of their types."""
     if here == now:
         return True
-    tables = [[[float(number) for number in part.split()] for part in text.split(";")] for text in (here, now)]
+    try:
+        tables = [[[float(number) for number in part.split()] for part in text.split(";")] for text in (here, now)]
+    except ValueError:  # a damaged file
+        return False
     shapes = [[len(row) for row in table] for table in tables]
-    if shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1] or len(set(shapes[0])) > 1 or not shapes[0][0]:
         return False
     left, right = (np.array(table) for table in tables)
     size = np.maximum(left[:, 0], right[:, 0])
@@ -103,7 +108,7 @@ def _weights(lm: ModelLayout) -> Iterator[tuple[str, Tensor]]:
 
 
 def _sampled(weight: Tensor, n: int) -> Tensor:
-    """Up to `n` numbers, evenly spaced."""
+    """Up to `n` evenly spaced numbers."""
     flat = weight.reshape(-1)
     if flat.numel() <= n:
         return flat

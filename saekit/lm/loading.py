@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer from a folder or the hub, with errors that say what is missing."""
+"""Loading a model and its tokenizer from a folder or the hub, with typed errors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def load_pretrained(
     revision: str | None,
     device_map: Any,
 ) -> tuple[Any, Any, str]:
-    """(model, tokenizer, commit or revision or "").
+    """Load (model, tokenizer, commit); the commit is "" for a local folder.
 
     Raises:
-        ModelNotFound: no such folder, no configuration or tokenizer in it, no such hub name, or no way to the hub.
-        ConfigError: no such dtype or device; found before anything is loaded.
+        ModelNotFound: there is no such folder or hub name, a file is missing or damaged, or the hub cannot be reached.
+        ConfigError: there is no such dtype or device. This is checked before anything is loaded.
     """
     place, weights_dtype = check_device(device), check_dtype(dtype)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -80,9 +80,9 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _offline(name: str, revision: str | None) -> bool:
-    """Whether to use the cache alone: the hub cannot be reached, but has been before.
+    """Whether to use the cache only: the hub cannot be reached, but the cache holds the model.
 
-    A single question with a deadline, because a download's own retries can take minutes to give up.
+    This asks the hub one question with a deadline, because a download retries for minutes before it gives up.
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -103,17 +103,17 @@ def _offline(name: str, revision: str | None) -> bool:
     if isinstance(problem, RevisionNotFoundError):
         raise ModelNotFound(f"{name} has no revision {revision!r} on the hub.") from problem
     if isinstance(problem, RepositoryNotFoundError):
-        raise ModelNotFound(f"{name} is no folder here and no model on the hub.", "Check the name.") from problem
+        raise ModelNotFound(f"{name} is neither a folder here nor a model on the hub.", "Check the name.") from problem
     if not cached:
         raise ModelNotFound(
-            f"{name} is no folder here, the hub cannot be reached ({_first_line(problem)}), and the cache does not hold it.",
+            f"{name} is not a folder here, the hub cannot be reached ({_first_line(problem)}), and the cache does not hold it.",
             "Give a local folder, or go online once.",
         ) from problem
     return True
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """The commit that the cache holds; its folder there is named after it."""
+    """The commit in the cache, whose folder there is named after it."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -132,7 +132,7 @@ def _ask_hub(name: str, revision: str | None) -> BaseException | None:
         except Exception as error:
             answer.append(error)
 
-    # In a thread of its own, because resolving a name knows no timeout.
+    # In a thread of its own, because name resolution has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_HUB_SECONDS)

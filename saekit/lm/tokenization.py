@@ -1,4 +1,4 @@
-"""Text to tokens and back, the same way for every tokenizer."""
+"""Text to tokens and back, in one way for all tokenizers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Text:
-    """A tokenizer, and the special tokens that it and the model's configuration name.
+    """A tokenizer, with the special tokens that it and the model's configurations name.
 
     Args:
-        tokenizer: a Hugging Face tokenizer, or None for a model used on token ids alone.
-        configs: the model's configurations, whose bos, eos and pad ids are special too.
+        tokenizer: a Hugging Face tokenizer, or None for a model that is used with token ids only.
+        configs: the model's configurations. Their bos, eos and pad ids are special too.
     """
 
     def __init__(self, tokenizer: Any, configs: Sequence[Any] = ()) -> None:
@@ -43,7 +43,7 @@ class Text:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """BOS, EOS, PAD and whatever else stands for no text."""
+        """Ids of BOS, EOS, PAD and other tokens that stand for no text."""
         ids: set[int] = set()
         if self._tokenizer is not None:
             ids.update(self._tokenizer.all_special_ids)
@@ -57,17 +57,17 @@ class Text:
 
     @property
     def bos_token_id(self) -> int | None:
-        """The id that begins a text, where the tokenizer has one."""
+        """The id of the token that begins a text, or None if the tokenizer has no such token."""
         return None if self._tokenizer is None else self._tokenizer.bos_token_id
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills short rows: any will do, pads are masked."""
+        """The id that fills short rows. Pads are masked, so any id would do."""
         ids = [] if self._tokenizer is None else [self._tokenizer.pad_token_id, self._tokenizer.eos_token_id]
         return next((index for index in ids if index is not None), 0)
 
     def ids(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
-        """Token ids of each text, BOS prepended exactly once where the tokenizer has one and `bos` is wanted."""
+        """Token ids of each text. With `bos`, BOS is prepended exactly once if the tokenizer has one."""
         rows = self.plain_ids(texts)
         first = self.bos_token_id
         if first is None or not bos:
@@ -75,7 +75,7 @@ class Text:
         return [list(row) if row[:1] == [first] else [first, *row] for row in rows]
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text without special tokens, whatever truncation or padding the tokenizer was left with."""
+        """Token ids of each text, without added special tokens. Truncation and padding of the tokenizer do not matter."""
         if not texts:
             return []
         if self._backend is not None:
@@ -84,10 +84,10 @@ class Text:
 
     @cached_property
     def _backend(self) -> Any:
-        """A copy of a fast tokenizer's core that never changes; None for a slow one.
+        """A copy of a fast tokenizer's core that nobody changes; None for a slow tokenizer.
 
-        Calls of the tokenizer itself switch truncation and padding of its core, which other threads may be using. The core alone
-        is also twice as fast.
+        Calls of the tokenizer itself switch truncation and padding of its core, which other threads may be using. Besides, the
+        core alone is twice as fast.
         """
         if not getattr(self.tokenizer, "is_fast", False):
             return None
@@ -110,13 +110,13 @@ class Text:
         return self.tokenizer.decode(_listed(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
 
     def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """The text that `ids` add to a prompt: decoded with it, because many tokenizers drop a leading space."""
+        """The text that `ids` add to a prompt. They are decoded with it, because many tokenizers drop a leading space."""
         before = self.decode(prompt, skip_special=True)
         whole = self.decode([*prompt, *ids], skip_special=True)
         return whole[len(before) :] if whole.startswith(before) else self.decode(ids, skip_special=True)
 
     def token_strings(self, ids: Iterable[int] | Tensor) -> list[str]:
-        """How to show each token by itself: spaces as spaces, bytes that are no whole character as `\\xe2`."""
+        """Each token as text to show: spaces as spaces, incomplete characters as bytes like `\\xe2`."""
         return [self._show(piece) for piece in self.tokenizer.convert_ids_to_tokens(_listed(ids))]
 
     def _show(self, piece: str | bytes | None) -> str:
@@ -137,13 +137,13 @@ class Text:
 
     @cached_property
     def sha256(self) -> str:
-        """Of everything that decides how text becomes ids."""
+        """Hash of everything that decides how text becomes ids."""
         if self._tokenizer is None:
             return hashlib.sha256(b"none").hexdigest()
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is not None:
             content = json.loads(backend.to_str())
-            # Left behind by whichever call padded or truncated last.
+            # Left over from the last call that padded or truncated.
             content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
         else:
             content = {"vocab": self._tokenizer.get_vocab()}
@@ -160,7 +160,7 @@ def _readable(data: bytes) -> str:
 
 
 def _byte_characters() -> dict[str, int]:
-    # The printable stand-ins of byte-level BPE (Radford et al. 2019, `bytes_to_unicode`).
+    # The printable characters that byte-level BPE uses for bytes (Radford et al. 2019, `bytes_to_unicode`).
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,1 +1,1 @@
-"""The names of things: sites, refs, and which sites a dictionary reads and writes."""
+"""Names: sites, refs, positions, and which sites a dictionary reads and writes. No module here loads torch."""

@@ -11,7 +11,7 @@ from functools import total_ordering
 from saekit.errors import UnknownRef, UnknownSite
 from saekit.names.site import KINDS, Site
 
-# How each kind is written; also the hint that an error gives.
+# An example of each kind, for hints in errors.
 FORMS = {
     "feature": "feature:resid_post.3/1042",
     "neuron": "neuron:2/17",

@@ -1,4 +1,4 @@
-"""Objects of a model: their names (refs) and the spaces they are coordinates of."""
+"""Objects of a model: the spaces whose coordinates they are, and their names (refs)."""
 
 from saekit.names.ref import Ref
 from saekit.objects.features import Features

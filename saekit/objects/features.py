@@ -1,4 +1,4 @@
-"""The features of an SAE or transcoder as a space, with its reconstruction error kept exactly."""
+"""The features of an SAE or transcoder as a space whose writes keep the reconstruction error."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Features(Space):
-    """Latents of an SAE, set through the delta form y = x + (values - current) @ W_dec[units].
+    """Latents of an SAE, set by y = x + (values - current) @ W_dec[units].
 
-    That equals decoding the changed code and adding back the error e = x - dec(enc(x)), but costs only the units at hand: one
-    encoder column each where the architecture decides every latent by itself (ReLU, JumpReLU, gated), a full encode where
-    latents compete (TopK), and no encode at all for :meth:`add`.
+    This equals decoding the changed code and adding the error e = x - dec(enc(x)), but it computes the given units only: one
+    encoder column per unit if the architecture decides each latent by itself (ReLU, JumpReLU, gated), a full encode if latents
+    compete (TopK), and no encode for :meth:`add`.
 
-    A transcoder is read at `site` and written at `site_out`: `read` takes an activation of the former, `write` and `add` of
-    the latter, and `write` must be told `current`.
+    A transcoder is read at `site` and written at `site_out`. `read` takes an activation at `site`; `write` and `add` take one at
+    `site_out`, and `write` needs `current`.
     """
 
     label = "feature"
@@ -41,10 +41,10 @@ class Features(Space):
         to_residual: ToResidual | None = None,
     ) -> None:
         """Args:
-        sae: reads d_in numbers a token and has n_latents features.
-        site, site_out: where it reads and writes; `site_out` is `site` unless given.
-        token_shape, token_shape_out: shape of one token there; (d_in,) and (d_out,) unless given.
-        to_residual: what a vector at `site_out` writes to the residual stream.
+        sae: reads d_in numbers per token and has n_latents features.
+        site, site_out: where it reads and writes; `site_out` is `site` by default.
+        token_shape, token_shape_out: shape of one token there; (d_in,) and (d_out,) by default.
+        to_residual: maps vectors at `site_out` to what they write to the residual stream.
 
         Raises:
             StoreMismatch: the SAE's widths are not those of the sites.
@@ -59,7 +59,7 @@ class Features(Space):
         ):
             if width != prod(shape):
                 raise StoreMismatch(
-                    f"The SAE is {width} wide at {place}, which has {prod(shape)} numbers a token.", "It is another model's."
+                    f"The SAE is {width} wide at {place}, which has {prod(shape)} numbers per token.", "It is for another model."
                 )
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class Features(Space):
 
     def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
         if self._rescales:
-            # What the decoder writes at a token is scaled by that token's own input.
+            # The decoder's output at a token is scaled by the scale of that token's input.
             scale = self.sae.scale(self._rows(h)).to(h.device, wide(h.dtype)).reshape(*self._leading(h), 1)
             amounts = amounts * scale
         return add_vectors(h, amounts, self.vectors(units), len(self.token_shape_out))
@@ -93,7 +93,7 @@ class Features(Space):
         lengths = super().lengths(units, norm)
         if self._rescales:
             typical = torch.full((1, self.sae.cfg.d_in), norm / self.sae.cfg.d_in**0.5, device=self.sae.device)
-            typical[:, ::2] *= -1  # of zero mean, which a layer norm takes out
+            typical[:, ::2] *= -1  # of mean zero, because a layer norm removes the mean
             lengths = lengths * self.sae.scale(typical).to(lengths).squeeze(-1)
         return lengths
 

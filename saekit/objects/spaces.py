@@ -1,7 +1,7 @@
 """Spaces: interpretable coordinates at a site, with one interface for raw objects and for the features of an SAE.
 
-Every tensor `h` here is an activation at the space's site, of shape (..., *token_shape): any leading dimensions, then the
-shape that one token has there, which is (d,) at most sites and (heads, d_head) at `heads`, `q`, `k` and `v`.
+A tensor `h` is an activation at the space's site, of shape (..., *token_shape): any leading dimensions, then the shape of one
+token, which is (d,) at most sites and (heads, d_head) at `heads`, `q`, `k` and `v`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from saekit.names.site import KINDS, Site
 from saekit.plugins import resolve
 
 Units = Sequence[int] | Tensor
-# Takes (n, width) vectors at a site to what they write to the residual stream, (n, d_model).
+# Maps vectors (n, width) at a site to what they write to the residual stream, (n, d_model).
 ToResidual = Callable[[Tensor], Tensor]
 
 
 class Space(ABC):
-    """Units that can be read and set one by one at a site.
+    """Units at a site that can be read and set one by one.
 
-    A unit's coefficient has shape `unit_shape`: () for features, neurons and coordinates; (d_head,) for attention heads,
-    whose value is a vector. Coefficients are float32 (float64 for a float64 model) whatever the model's own precision.
+    The coefficient of a unit has shape `unit_shape`: () for features, neurons and coordinates; (d_head,) for attention heads,
+    whose value is a vector. Coefficients are float32 for every model except float64 models, where they are float64.
     """
 
     label: str
@@ -37,9 +37,9 @@ class Space(ABC):
     def __init__(self, site: Site, n_units: int, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
         """Args:
         site: where units are read.
-        n_units: how many there are.
+        n_units: number of units.
         token_shape: shape of one token's activation at `site`.
-        to_residual: what a vector at the site writes to the residual stream; None where it writes nothing directly.
+        to_residual: maps vectors at the site to what they write to the residual stream; None if they do not write to it directly.
         """
         self.site = site
         self.site_out = site
@@ -53,18 +53,18 @@ class Space(ABC):
 
     @abstractmethod
     def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
-        """`h` with the coefficients of `units` changed to `values` and nothing else of it changed.
+        """`h` with the coefficients of `units` set to `values`. Nothing else of `h` changes.
 
         Args:
             h: (..., *token_shape).
             units: n different units.
             values: anything that broadcasts to (..., n, *unit_shape).
-            current: what `read(h, units)` gives, where it is at hand, so that it is not computed twice.
+            current: the result of `read(h, units)`, if it has been computed already.
         """
 
     @abstractmethod
     def vectors(self, units: Units | None = None) -> Tensor:
-        """What one unit of each coefficient adds to the activation at `site_out`: (n, *unit_shape, width)."""
+        """The vectors that a coefficient of 1 adds to the activation at `site_out`: (n, *unit_shape, width)."""
 
     @abstractmethod
     def ref(self, unit: int) -> Ref:
@@ -75,25 +75,25 @@ class Space(ABC):
         return self.write(h, units, self.read(h, units) + amounts)
 
     def directions(self, units: Units | None = None) -> Tensor:
-        """What one unit of each coefficient writes to the residual stream: (n, *unit_shape, d_model).
+        """The vectors that a coefficient of 1 writes to the residual stream: (n, *unit_shape, d_model).
 
-        For a feature its decoder row, for a neuron its vector of the down projection, for a head its (d_head, d_model) slice
-        of the output projection, for a residual coordinate a unit vector. Where a block normalises what it writes (Gemma 2
-        and 3), this is before that norm.
+        For a feature this is its decoder row, for a neuron its vector of the down projection, for a head its (d_head, d_model)
+        slice of the output projection, and for a residual coordinate a unit vector. If a block normalises its outputs (Gemma 2
+        and 3), the vectors are those before that norm.
 
         Raises:
-            UnknownSite: the site writes nothing to the residual stream directly (q, k, v, mlp_in).
+            UnknownSite: the site does not write to the residual stream directly (q, k, v, mlp_in).
         """
         if self._to_residual is None:
-            raise UnknownSite(f"{self.site_out} writes nothing to the residual stream directly.", "Use vectors() instead.")
+            raise UnknownSite(f"{self.site_out} does not write to the residual stream directly.", "Use vectors() instead.")
         written = []
-        for some in self.check(units).split(1024):  # raw units are one-hot vectors here: few at a time
+        for some in self.check(units).split(1024):  # a few at a time, because raw units are one-hot vectors here
             vectors = self.vectors(some)
             written.append(self._to_residual(vectors.flatten(0, -2)).unflatten(0, vectors.shape[:-1]))
         return torch.cat(written)
 
     def lengths(self, units: Units, norm: float) -> Tensor:
-        """How long the vector is that one unit of each number-valued coefficient adds to an activation of length `norm`: (n,)."""
+        """Lengths (n,) of the vectors that a coefficient of 1 adds to an activation of length `norm`, for units with numbers."""
         return self.vectors(units).norm(dim=-1)
 
     def check(self, units: Units | None, device: torch.device | None = None) -> Tensor:
@@ -124,12 +124,12 @@ class Space(ABC):
 
 
 class Coordinates(Space):
-    """The numbers of an activation themselves: neurons, or the coordinates of any other site, counted flat."""
+    """The numbers of an activation: neurons, or the coordinates of any other site, counted flat."""
 
     def __init__(self, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
         super().__init__(site, prod(token_shape), token_shape, to_residual)
         row = KINDS[site.kind]
-        # Numbers of heads can be read flat too, but then they are not heads.
+        # The numbers of `heads` can be read flat too, but these are not heads.
         own = resolve(row.space) is Coordinates
         self._ref, self.label = (row.ref, row.unit) if own else ("residual", "coordinate")
 
@@ -158,7 +158,7 @@ class Coordinates(Space):
 
 
 class Heads(Space):
-    """Attention heads; the coefficient of one is its whole output z, a vector of d_head numbers."""
+    """Attention heads. The coefficient of a head is its output z, a vector of d_head numbers."""
 
     label = "head"
 
@@ -192,10 +192,10 @@ class Heads(Space):
 
 
 class Directions(Space):
-    """Directions given as numbers, at any site: how much of each `h` holds.
+    """Directions at any site, given as vectors.
 
-    Coefficients are least squares (h times the pseudo-inverse), so setting several to zero projects their whole span out of
-    `h` however they overlap, and for orthogonal directions each is the usual h.v / |v|^2.
+    The coefficients are those of a least-squares fit of `h` (`h` times the pseudo-inverse). Setting several to zero therefore
+    removes their whole span from `h`, also where they overlap; for orthogonal directions each is h.v / |v|^2.
     """
 
     label = "direction"
@@ -227,16 +227,16 @@ class Directions(Space):
         return self._vectors_ND[self.check(units, self._vectors_ND.device)]
 
     def ref(self, unit: int) -> Ref:
-        raise UnknownRef("A direction given as numbers has no name.", "Keep it in the intervention that uses it.")
+        raise UnknownRef("A direction that is given as a vector has no name.", "Keep it in the intervention that uses it.")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which changes are computed: at least float32."""
+    """The dtype in which changes are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def add_vectors(h: Tensor, amounts: Tensor | float, vectors_NW: Tensor, token_dims: int) -> Tensor:
-    """h + amounts @ vectors, in at least float32, in `h`'s own dtype and shape; exactly `h` where every amount is 0."""
+    """h + amounts @ vectors, computed in at least float32, in the dtype and shape of `h`; exactly `h` for amounts of 0."""
     precision = wide(h.dtype)
     flat = h.flatten(-token_dims) if token_dims > 1 else h
     vectors_NW = vectors_NW.to(h.device, precision)

@@ -390,7 +390,7 @@ def test_hooks_come_off_whatever_happens(tiny: LanguageModel) -> None:
         ({"output_scores": True}, ConfigError, "lm.run"),
         ({"prompts": [[5] * 500], "max_new_tokens": 20}, ContextTooLong, "520 tokens .* 512"),
         ({"interventions": [Edit(Site("resid_post", 9), lambda rows, at: rows)]}, UnknownSite, "no layer 9"),
-        ({"interventions": ["happier"]}, ConfigError, "no intervention"),
+        ({"interventions": ["happier"]}, ConfigError, "not an intervention"),
     ],
 )
 def test_arguments_that_do_not_fit(

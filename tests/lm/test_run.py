@@ -131,7 +131,7 @@ def test_a_start_that_does_not_fit(stories_lm: LanguageModel) -> None:
     recording = stories_lm.record([[1, 5, 6], [1, 7, 8]])
     with pytest.raises(ConfigError, match=r"\(3, 3, 64\) does not fit a recording of 2 rows"):
         stories_lm.run(start_at=(recording, 2, torch.zeros(3, 3, 64)))
-    with pytest.raises(ConfigError, match="before layer 2"):
+    with pytest.raises(ConfigError, match="starts at layer 2"):
         stories_lm.run(start_at=(recording, 2, None), read=["resid_post.1"])
 
 
@@ -380,7 +380,7 @@ def test_a_hook_before_the_gain_of_a_norm_is_no_site() -> None:
         ({"positions": [0.5]}, "positions"),
         ({"positions": 3}, "positions"),
         ({"logits": "some"}, "logits='some'"),
-        ({"edits": ["resid_post.1"]}, "no intervention"),
+        ({"edits": ["resid_post.1"]}, "not an intervention"),
         ({"edits": [Edit(Site("resid_post", 1), lambda rows, at: rows[:, :3])]}, "resid_post.1 returned"),
         ({"edits": [Edit(Site("resid_post", 1), lambda rows, at: rows, positions="nowhere")]}, "nowhere"),
     ],

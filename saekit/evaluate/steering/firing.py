@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saekit.evaluate.steering.side_effects import batches_of
-from saekit.lm.run.edits import GENERATION, AnyPositions, Window
+from saekit.lm.run.edits import Window
+from saekit.names.positions import GENERATION, AnyPositions
 from saekit.names.ref import Ref
 from saekit.objects import space_of
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
-    from saekit.lm.run.edits import Choice
+    from saekit.names.positions import Choice
     from saekit.steer.intervention import BoundIntervention
 
 

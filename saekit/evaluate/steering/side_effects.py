@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from saekit.errors import ConfigError, CorpusError
 from saekit.lm.run.batches import text_rows
-from saekit.lm.run.edits import GENERATION
 from saekit.lm.run.next_token import last_residuals, logits_of
+from saekit.names.positions import GENERATION
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions

@@ -1,9 +1,9 @@
-"""Generation with interventions, in prefill and in every step of decoding."""
+"""Generation with interventions, which act in the prefill and in every step of decoding."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +26,13 @@ _PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)
 
 @dataclass
 class Generation:
-    """What was generated: n_samples continuations of each prompt, side by side.
+    """Continuations of prompts: the `n_samples` of the first prompt, then those of the second, and so on.
 
     Attributes:
-        prompts: as text, one per continuation.
-        texts: the continuations alone.
-        tokens: their ids, up to and with the end-of-text token where one came.
-        prompt_tokens: the prompts' ids, with BOS, without pads.
+        prompts: the prompt of each continuation, as text.
+        texts: the continuations, without their prompts.
+        tokens: their ids, up to and including an end-of-text token.
+        prompt_tokens: ids of the prompt of each continuation, with BOS and without pads.
     """
 
     prompts: list[str]
@@ -54,27 +54,27 @@ def generate(
     attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
     **hf_kwargs: Any,
 ) -> Generation:
-    """Continue prompts with transformers' own `generate`, interventions applied in prefill and decoding.
+    """Continue prompts with transformers' own `generate`, with interventions in the prefill and in every step of decoding.
 
     Args:
-        prompts: texts (BOS is put before them), or token ids as they are: one row, several, or a tensor (B, T) padded on either
-            side.
-        interventions: Edits, or anything with `.edits(lm)`; the rows an edit is told of (`At.batch_N`) are prompts.
-        positions: which tokens are touched by edits that name none; see :class:`saekit.names.positions.TokenPositions`. None is
+        prompts: texts, to which BOS is prepended; or token ids, which are taken as they are: one row, several rows, or a tensor
+            (B, T) with pads on either side.
+        interventions: Edits, or anything with `.edits(lm)`. In `At.batch_N` an edit gets the numbers of prompts.
+        positions: tokens touched by edits that name none; see :class:`saekit.names.positions.TokenPositions`. None is
             "last+generated", or the edit's own default: ablations touch all tokens.
-        seed: of the sampling. A prompt's text depends on the seed, the prompt and the number of the sample, not on what else is
-            in the batch; with and without interventions the same noise is used. None draws a seed from torch's generator.
-        max_new_tokens: at most.
+        seed: of the sampling. A continuation depends on the seed, its prompt and its number among the samples, and not on the
+            rest of the batch. The noise is the same with and without interventions. None draws a seed from torch's generator.
+        max_new_tokens: most tokens of a continuation.
         n_samples: continuations of each prompt.
-        do_sample: sample (with temperature, top_k, top_p, ... in `hf_kwargs`, transformers' defaults otherwise), or take the
-            likeliest tokens. None samples where `n_samples` is more than 1 or a setting of sampling is given.
-        attention_mask: (B, T), where `prompts` is a padded tensor.
-        hf_kwargs: for transformers' generate: num_beams, eos_token_id, cache_implementation, prefill_chunk_size, ...; of a
-            generation_config what it sets, max_length and max_new_tokens aside.
+        do_sample: whether to sample or to take the likeliest tokens. None: sample if `n_samples` is more than 1 or a setting of
+            sampling (temperature, top_k, top_p, ...) is given.
+        attention_mask: (B, T), for a padded tensor of prompts.
+        hf_kwargs: further settings of transformers' generate: temperature, num_beams, eos_token_id, cache_implementation,
+            prefill_chunk_size, ... Of a `generation_config`, everything but max_length and max_new_tokens is used.
 
     Raises:
         ContextTooLong: a prompt and the new tokens are more than the model has positions for.
-        ConfigError: no prompt; a setting that is unknown or outside its range; several samples without sampling.
+        ConfigError: there is no prompt; a setting is unknown or outside its range; several samples without sampling.
     """
     check_positions(positions)
     n_samples = check_number("n_samples", n_samples)
@@ -99,17 +99,25 @@ def generate(
         else:
             seed = int(torch.randint(2**31, ())) if seed is None else seed
             seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
-            if settings.get("num_beams", 1) == 1:
-                found = run(range(len(wanted)), sampled(lm.model, settings | {"do_sample": False}, seeds))
-            else:  # beams draw from torch's generator, all rows together
-                found = []
-                for s, own in enumerate(seeds):
-                    with own_noise(own, lm.device):
-                        found += run([s], settings | {"do_sample": True})
-    decoded = (
-        [lm.text.continuation(row, ids) for row, ids in zip(wanted, found)] if lm.tokenizer is not None else [""] * len(found)
-    )
+            found = _sampled(lm, run, settings, seeds)
+    decoded = [lm.text.continuation(*pair) if lm.tokenizer is not None else "" for pair in zip(wanted, found)]
     return Generation([texts[p] for p in which], decoded, found, [list(row) for row in wanted])
+
+
+def _sampled(
+    lm: RunnableModel,
+    run: Callable[[Sequence[int], dict[str, Any]], list[list[int]]],
+    settings: dict[str, Any],
+    seeds: Sequence[int],
+) -> list[list[int]]:
+    """Samples from `run`, each with noise from a seed of its own."""
+    if settings.get("num_beams", 1) == 1:
+        return run(range(len(seeds)), sampled(lm.model, settings | {"do_sample": False}, seeds))
+    found: list[list[int]] = []
+    for s, seed in enumerate(seeds):  # one at a time, because beams draw from torch's generator
+        with own_noise(seed, lm.device):
+            found += run([s], settings | {"do_sample": True})
+    return found
 
 
 def _continue(
@@ -135,7 +143,7 @@ def _continue(
     with act.hooked(), ExitStack() as stack, torch.no_grad():
         if edits:
             stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
-            # A compiled decoding step would not see the hooks.
+            # A compiled step of decoding would not call the hooks.
             settings = settings | {"disable_compile": True}
         out = lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, **settings)
         if edits:
@@ -151,9 +159,9 @@ def _continue(
 def _window(
     lm: RunnableModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
 ) -> Window:
-    """The window of a forward pass over slots start.. of sequences whose prompts lie where `mask_BT` is 1.
+    """The window of a forward pass over the columns from `start` on, of sequences whose prompts are where `mask_BT` is 1.
 
-    Slots are counted from what the cache holds, so chunks of a prompt and steps of decoding are told apart by their place alone.
+    `start` is the length of the cache. Chunks of a prompt and steps of decoding therefore need no distinction.
     """
     beams, end = ids.shape[0] // mask_BT.shape[0], start + ids.shape[1]
     grown_BT = torch.nn.functional.pad(mask_BT, (0, max(0, end - mask_BT.shape[1])), value=1)
@@ -197,7 +205,7 @@ def _rows(lm: RunnableModel, prompts: Any, attention_mask: Any) -> tuple[list[li
 
 def _not_empty(rows: list[list[int]]) -> list[list[int]]:
     if not rows or not all(rows):
-        raise ConfigError("There is no prompt, or one without a token.", "Give at least one token for each.")
+        raise ConfigError("There is no prompt, or a prompt without a token.", "Give at least one token for each.")
     return rows
 
 
@@ -207,7 +215,7 @@ def _until(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def _until_string(prompt: list[int], ids: list[int], settings: dict[str, Any]) -> list[int]:
-    """`ids` up to the token that completes a stop string; rows that stop before others are filled up or go on."""
+    """`ids` up to the token that completes a stop string. In a batch, a row goes on after it until all rows have stopped."""
     from transformers import StopStringCriteria
 
     stop = StopStringCriteria(settings["tokenizer"], settings["stop_strings"])

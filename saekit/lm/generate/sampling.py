@@ -1,4 +1,4 @@
-"""Sampling whose outcome for a prompt does not depend on what else is in the batch."""
+"""Sampling whose result for a prompt does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# transformers' samplers in the order in which it applies them: setting, class, and the values that do something.
+# transformers' samplers in the order in which it applies them: setting, class, and whether a value has an effect.
 _SAMPLERS: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("temperature", "TemperatureLogitsWarper", lambda value: value != 1),
     ("top_h", "TopHLogitsWarper", lambda value: True),
@@ -21,13 +21,15 @@ _SAMPLERS: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("epsilon_cutoff", "EpsilonLogitsWarper", lambda value: 0 < value < 1),
     ("eta_cutoff", "EtaLogitsWarper", lambda value: 0 < value < 1),
 ]
-# What transformers samples with where neither the call nor the checkpoint says.
+# Defaults of transformers, for settings that neither the call nor the checkpoint gives.
 _DEFAULTS = {"top_k": 50}
 
 
 def sampled(model: Any, settings: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """`settings` for transformers' generate under which the likeliest token of each row is a sample: its own samplers run as
-    processors, and after them each row's noise."""
+    """`settings` for transformers' generate under which greedy decoding samples.
+
+    transformers' samplers run as logits processors, and after them each row's own noise is added.
+    """
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process
 
@@ -43,7 +45,7 @@ def sampled(model: Any, settings: dict[str, Any], seeds: Sequence[int]) -> dict[
 
 
 class GumbelNoise:
-    """Adds Gumbel noise to each row's scores, from a generator of its own; the largest is then a sample of their softmax.
+    """Add Gumbel noise to the scores of each row, from a generator of its own. The largest score is then a sample.
 
     argmax_i(s_i + g_i) is distributed as softmax(s) for independent g_i = -log(-log u_i), u_i uniform (the Gumbel-max trick;
     Maddison, Tarlow and Minka 2014, eq. 3).
@@ -54,7 +56,7 @@ class GumbelNoise:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` (B, V) with noise."""
-        # In float64 neither 0 nor ties occur.
+        # In float64, u is practically never 0, and ties do not occur.
         u_BV = torch.stack([torch.rand(scores.shape[1], generator=each, dtype=torch.float64) for each in self._generators])
         return scores - torch.log(-torch.log(u_BV)).to(scores)
 
@@ -67,7 +69,7 @@ def noise_seed(seed: int, prompt: Sequence[int], sample: int) -> int:
 
 @contextmanager
 def own_noise(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators start from `seed` within the block and are as they were after it."""
+    """Within the block, torch's generators start from `seed`; after it, they have their former state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -11,7 +11,7 @@ from typing import Any
 
 from saekit.errors import ConfigError
 
-# Settings of transformers' generate that would change what comes back, and what to use instead.
+# Settings of transformers' generate that would change its result, and what to use instead.
 _OURS = {
     "num_return_sequences": "n_samples",
     "max_length": "max_new_tokens",
@@ -21,7 +21,7 @@ _OURS = {
     "output_attentions": "lm.run(read=['pattern.0'])",
     "output_hidden_states": "lm.run(read=['resid_post.0'])",
 }
-# Settings that mean nothing without sampling.
+# Settings that have an effect with sampling only.
 _SAMPLING = ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -95,8 +95,8 @@ def decoding_settings(model: Any, n_samples: int, do_sample: bool | None, given:
     Args:
         model: a transformers model.
         n_samples: continuations of each prompt.
-        do_sample: None samples where several samples or a setting of sampling ask for it.
-        given: settings of the caller; those of a `generation_config` among them give way to the others.
+        do_sample: None: sample if there are several samples or a setting of sampling is given.
+        given: settings of the caller, which override those of a `generation_config` among them.
 
     Raises:
         ConfigError: a setting is unknown, outside its range, or contradicts another.
@@ -128,7 +128,7 @@ def decoding_settings(model: Any, n_samples: int, do_sample: bool | None, given:
 
 
 def _check_together(given: dict[str, Any]) -> None:
-    """Raise where transformers finds settings impossible."""
+    """Raise ConfigError if the settings do not go together."""
     from transformers import GenerationConfig
 
     names = vars(GenerationConfig())
@@ -152,6 +152,6 @@ def _known(model: Any) -> set[str]:
 
 
 def _set_in(config: Any) -> dict[str, Any]:
-    """What a GenerationConfig sets that nothing else decides."""
+    """What a GenerationConfig sets, except for what arguments of `generate` decide."""
     ours = {"transformers_version", "max_length", "max_new_tokens", "do_sample"}
     return {key: value for key, value in config.to_diff_dict().items() if key not in ours and not key.startswith("_")}

@@ -30,7 +30,7 @@ class Family:
     layers: str
     """The list of blocks; a block's first input is resid_pre and its output resid_post."""
     final: tuple[str, ...]
-    """What lies between the last block and the head, in order; paths that are absent or None in a model are skipped."""
+    """The modules between the last block and the head, in order. Paths that a model lacks are skipped."""
     attn: str
     """The module that calls the attention function."""
     o: str
@@ -51,7 +51,7 @@ class Family:
     mid: str
     """The module whose input is resid_mid; empty where attention and MLP work in parallel."""
     fused: Literal["", "concat", "interleaved"] = ""
-    """How a fused projection is laid out: q|k|v, or [q, k, v] head by head."""
+    """How a fused projection is laid out: q|k|v side by side, or [q, k, v] head by head."""
     heads_first: bool = False
     """The output at `q` and `k` is (B, H, T, d_head)."""
     pattern: str = ""

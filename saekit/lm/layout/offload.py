@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on the host or on disk, because with `device_map` they fit on no device."""
+"""Weights that accelerate keeps on the host or on disk, for models loaded with `device_map` that exceed the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def present(module: nn.Module, name: str = "weight") -> Tensor:
-    """The module's own parameter `name`, loaded where it is kept elsewhere."""
+    """The module's own parameter `name`, from the place where accelerate keeps it."""
     parameter = getattr(module, name)
     if parameter.device.type != "meta":
         return parameter
@@ -18,7 +18,7 @@ def present(module: nn.Module, name: str = "weight") -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module computes: where its weight is, or is brought to."""
+    """The device where the module computes: that of its weight, or the one to which accelerate moves the weight."""
     assert isinstance(module.weight, Tensor)
     if module.weight.device.type != "meta":
         return module.weight.device

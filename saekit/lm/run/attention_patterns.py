@@ -1,4 +1,4 @@
-"""Attention patterns, through transformers' AttentionInterface and only while one is wanted."""
+"""Attention patterns: while one is wanted, transformers' AttentionInterface runs an attention that shows them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention, operation by operation that of transformers; query (B, H, Q, d), key and value (B, Hkv, K, d)."""
+    """Eager attention with the operations of transformers' own; query is (B, H, Q, d), key and value are (B, Hkv, K, d)."""
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise UnsupportedModel("Attention sinks and position biases have no pattern here.")
     groups = query.shape[1] // key.shape[1]
@@ -37,7 +37,7 @@ def _attention(
         scores = torch.tanh(scores / softcap) * softcap
     scores = _masked(scores, attention_mask)
     pattern = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    # The pass of this thread, not a global table: threads that run other models may be here at the same time.
+    # The table belongs to the pass of this thread: other threads may be here at the same time with other models.
     visit = getattr(innermost_pass(), "patterns", {}).get(module)
     if visit is not None:
         pattern = visit(pattern)
@@ -45,7 +45,7 @@ def _attention(
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:  # what sdpa is given when the mask is plainly causal
+    if mask is None:  # transformers leaves out a mask that is only causal
         Q, K = scores.shape[-2:]
         mask = torch.ones(Q, K, dtype=torch.bool, device=scores.device).tril(K - Q)
     mask = mask[..., : scores.shape[-1]]
@@ -56,9 +56,9 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def patterns_through(lm: ModelLayout) -> Iterator[None]:
-    """Within the block, attention gives its patterns to the `patterns` of the innermost pass; the model's own comes back after.
+    """Within the block, attention passes its patterns through the `patterns` of the innermost pass.
 
-    The caller holds the model's lock, because the choice of attention lives in the configuration that all threads share.
+    The caller holds the model's lock, because all threads share the configuration that chooses the attention.
 
     Raises:
         UnsupportedModel: the model does not let its attention be chosen.

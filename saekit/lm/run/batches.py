@@ -16,9 +16,9 @@ from saekit.names.site import Site
 
 
 def text_rows(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Token ids of each text, BOS first where the model has one; rows of ids are taken as they are.
+    """Token ids of each text, beginning with BOS if the tokenizer has one. Rows of ids are taken as they are.
 
-    Texts longer than the model's context are cut.
+    Rows longer than the model's context are cut.
 
     Raises:
         ConfigError: one text is given instead of a list, or an element is neither text nor a row of token ids.
@@ -33,7 +33,7 @@ def text_rows(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]])
 
 
 def text_batches(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]], batch_size: int) -> Iterator[Padded]:
-    """(tokens_BT, mask_BT) of the texts in the order given, pads on the right."""
+    """Padded batches of the texts in the order given, with pads on the right. Empty texts are left out."""
     return lm.text.batches([row for row in text_rows(lm, texts) if row], batch_size)
 
 
@@ -41,17 +41,17 @@ def text_batches(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int
 def document_activations(
     lm: RunnableModel, sites: Sequence[Site], documents: Sequence[Sequence[int]], batch_size: int = 64
 ) -> Iterator[tuple[np.ndarray, dict[Site, Tensor]]]:
-    """Activations of the ordinary tokens of documents, each in a context of its own, after a BOS where the tokenizer has one.
+    """Activations of the ordinary tokens of documents.
 
-    Documents are cut where the context ends.
+    Each document has a context of its own, after a BOS if the tokenizer has one, and is cut where the context ends.
 
     Args:
         documents: token ids without BOS.
-        batch_size: documents run at a time, those of like length together.
+        batch_size: documents per forward pass; documents of similar length run together.
 
     Yields:
-        (n,) which tokens these are, counted over all tokens of all documents in the order given; and their activations (n, width)
-        by site.
+        (n,) numbers of the tokens, counted over all tokens of all documents in the order given; and their activations
+        (n, width) by site.
     """
     begin = np.cumsum([0, *map(len, documents)])
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))

@@ -19,9 +19,9 @@ from saekit.names.site import Site
 class At(NamedTuple):
     """Where the rows given to an edit come from.
 
-    batch_N: the row of the batch, under `generate` the prompt, each row belongs to.
-    position_N: its place in its own sequence, counted from 0 without pads.
-    within: given positions (None: the run's default), tells which of the rows they name: (N,) bool.
+    batch_N: the row of the batch that each belongs to; under `generate`, the prompt.
+    position_N: its place in its sequence, counted from 0 without pads.
+    within: takes positions (None: the run's default) and returns which of the rows they name, (N,) bool.
     """
 
     batch_N: Tensor
@@ -41,15 +41,15 @@ class At(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """A change at one site: the one thing that `run` and `generate` apply.
+    """A change at one site, as `run` and `generate` apply it.
 
     Attributes:
         site: where.
-        fn: given the chosen tokens' activations (N, *shape of one token) in at least float32, and where they are from, returns
-            their new values in the same shape. At a `pattern` it is given the whole (B, H, Q, K), with `position_N` (B, Q), and
-            the rows of chosen queries are kept.
-        order: edits of one site run in this order; ablate 0, clamp 1, scale 2, add 3. Equal ones run as listed.
-        positions: which tokens; None takes what `run` or `generate` was told.
+        fn: takes the activations of the chosen tokens (N, *shape of one token) in at least float32, and where they come from;
+            returns their new values in the same shape. At a `pattern` it takes the whole (B, H, Q, K), with `position_N` (B, Q),
+            and only the rows of chosen queries are used.
+        order: edits of one site run in ascending order: ablate 0, clamp 1, scale 2, add 3. Edits of equal order run as listed.
+        positions: which tokens; None leaves it to `run` or `generate`.
     """
 
     site: Site
@@ -59,17 +59,19 @@ class Edit:
 
 
 def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
-    """Edits by site, in the order they run; anything with `.edits(lm)` is asked for its own, several that add up for those of
-    their sum.
+    """Edits by site, in the order in which they run.
+
+    Args:
+        edits: Edits, and objects with `.edits(lm)`. Those of one class that can be added are added up first.
 
     Raises:
-        ConfigError: one is neither an Edit nor has `.edits(lm)`.
+        ConfigError: one is neither an Edit nor has `.edits(lm)`, or has impossible positions.
     """
     items: list[Any] = []
     summed: dict[type, int] = {}
     for item in edits if isinstance(edits, Iterable) else [edits]:
         if not isinstance(item, Edit) and not hasattr(item, "edits"):
-            raise ConfigError(f"{item!r} is no intervention.", "Give an Edit, or an object with .edits(lm).")
+            raise ConfigError(f"{item!r} is not an intervention.", "Give an Edit, or an object with .edits(lm).")
         if hasattr(item, "__add__") and summed.setdefault(type(item), len(items)) < len(items):
             items[summed[type(item)]] += item
         else:
@@ -111,10 +113,10 @@ class Window:
 
     Attributes:
         tokens_BT: their ids.
-        real_BT: False at pads; None where there are none.
-        position_BT: place in the own sequence, counted without pads.
-        prompt_B: how many real tokens each row's prompt has.
-        row_B: what `At.batch_N` says for each row.
+        real_BT: False at pads; None if there are no pads.
+        position_BT: place of each token in its sequence, counted without pads.
+        prompt_B: number of real tokens in each row's prompt.
+        row_B: `At.batch_N` of each row.
         special: ids that policies leave alone.
         default: the positions of edits that name none; None is every real token.
     """
@@ -138,7 +140,7 @@ class Window:
         default: Positions | DefaultPositions | None = None,
         row_B: Tensor | None = None,
     ) -> Window:
-        """The window of whole sequences; without `prompt_B` they are all prompt, without `row_B` each is its own."""
+        """The window of whole sequences. Without `prompt_B` all tokens are prompt; without `row_B` row b is prompt b."""
         B, T = tokens_BT.shape
         device = tokens_BT.device
         if mask_BT is None:
@@ -153,7 +155,7 @@ class Window:
         return cls(tokens_BT, real_BT, position_BT, prompt_B, row_B, special, default)
 
     def apply(self, edit: Edit, x: Tensor) -> Tensor:
-        """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself where it touches none."""
+        """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself if it touches none."""
         rows = self._rows(edit.positions, x.device)
         if edit.site.kind == "pattern":
             new = _call(edit, x, rows.everywhere)
@@ -248,7 +250,7 @@ class Window:
 
 
 def _call(edit: Edit, rows: Tensor, at: At) -> Tensor:
-    # Half-precision activations are edited in float32: a delta smaller than their resolution still counts in a sum of deltas.
+    # Half-precision activations are edited in float32, so that deltas below their resolution can add up.
     wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     new = edit.fn(wide, at)
     if new.shape != rows.shape:

@@ -27,11 +27,12 @@ from saekit.names.site import Site
 
 @dataclass
 class Run:
-    """What a forward pass gave; `run["resid_post.3"]` is short for its activations there.
+    """The result of a forward pass; `run["resid_post.3"]` is short for `run.acts[Site.parse("resid_post.3")]`.
 
     Attributes:
-        acts: activations by site: (B, T, width); heads, q, k, v (B, T, heads, d_head); pattern (B, heads, T, T).
-        logits: (B, T, V), or (B, V) at each row's last real token, or None where not wanted or not reached.
+        acts: activations by site. Most are (B, T, width); heads, q, k and v are (B, T, heads, d_head); patterns are
+            (B, heads, T, T).
+        logits: (B, T, V), or (B, V) at the last real token of each row, or None if they were not asked for.
     """
 
     acts: dict[Site, Tensor]
@@ -45,7 +46,7 @@ class RunnableModel(ModelLayout):
     """A model layout with a tokenizer: all that forward passes need.
 
     Attributes, besides those of :class:`saekit.lm.layout.layout.ModelLayout`:
-        tokenizer: Hugging Face's own; None where the model was attached without one.
+        tokenizer: the Hugging Face tokenizer; None if the model was attached without one.
         text: turns text into tokens and back.
     """
 
@@ -71,41 +72,45 @@ class RunnableModel(ModelLayout):
         grad: bool = False,
         logits: Literal["all", "last", "auto"] | None = "auto",
     ) -> Run:
-        """One forward pass with hooks, which are gone afterwards whatever happens.
+        """Run one forward pass. Its hooks are removed afterwards, also after an error.
 
-        Padded batches, left or right, give the answers of single sequences.
+        Rows of a padded batch, with pads on the left or right, give the results that they give alone. Passes of several threads
+        run one after the other. An edit may run the model; that inner pass is not edited.
 
         Args:
             tokens_BT: token ids.
-            attention_mask: (B, T), 1 at real tokens; None where there are no pads.
+            attention_mask: (B, T), 1 at real tokens; None if there are no pads.
             read: sites to return, as they are after their edits.
             edits: Edits, or anything with `.edits(lm)`.
-            positions: tokens touched by edits that name none; None is every real token, BOS and other special ones too;
-                :data:`saekit.names.positions.GENERATION` is what `generate` does by default.
-            prompt_lengths: (B,) how many real tokens are prompt, for positions that tell prompt from generated; None is all.
-            prompt_of_row: (B,) which prompt each row is of, told to edits as `At.batch_N`; None: each row is its own.
-            stop_after: end once this site and what is read have been seen: no later layer and no unembedding is computed.
-            start_at: (recording, layer, resid_pre): run only blocks layer.. on resid_pre (K * B, T, d_model), row r in the place
-                of row r % B of what :meth:`record` recorded; bit-exact. None for resid_pre is the recorded one.
-            grad: keep the graph: gradients reach what was read (and are kept in its `.grad`) and what edits brought in.
-            logits: "all" (B, T, V), "last" (B, V) at each row's last real token, None for none: then the pass ends with the last
-                site read. "auto" is None where anything is read, "all" where nothing is.
+            positions: tokens touched by edits that name none. None is every real token, including BOS and other special tokens;
+                :data:`saekit.names.positions.GENERATION` is the default of `generate`.
+            prompt_lengths: (B,) number of real tokens in each row's prompt, for positions that tell prompt from generated tokens.
+                None: everything is prompt.
+            prompt_of_row: (B,) the number of each row's prompt, given to edits as `At.batch_N`. None: row b is prompt b.
+            stop_after: end the pass once this site and those in `read` have been seen. No later layer is computed.
+            start_at: (recording, layer, resid_pre): run only the blocks from `layer` on, with resid_pre (K * B, T, d_model) as
+                input. Row r takes the place of row r % B of the recording that :meth:`record` made. None for resid_pre takes the
+                recorded input. The result equals that of a whole pass bit for bit.
+            grad: keep the graph. Gradients reach the activations in `read`, which keep them in `.grad`, and the tensors that
+                edits use.
+            logits: "all" (B, T, V); "last" (B, V), at the last real token of each row; None: no logits, and the pass ends after
+                the last site in `read`; "auto": None if `read` names a site, else "all".
 
         Raises:
-            UnknownSite: a site does not exist here.
-            ContextTooLong: more tokens than the model has positions for.
-            UnsupportedModel: the model never came by a site.
+            UnknownSite: the model lacks a site.
+            ContextTooLong: there are more tokens than the model has positions for.
+            UnsupportedModel: the model did not call the module of a site.
             ConfigError: tokens, mask, positions or edits do not fit.
         """
         check_positions(positions)
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, start_at)
         sites = {self.site(site) for site in read}
         logits, stop = self._ends(sites, logits, stop_after)
-        # Edits are made under the lock too, so that the attached SAEs stay the same until they have run.
+        # Edits are made under the lock too, so that the attached SAEs stay the same until the edits have run.
         with self.lock:
             by_site = expand_edits(self, edits)
             if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
-                raise ConfigError(f"A site before layer {start_at[1]}, where the pass starts, is never seen.", "Start earlier.")
+                raise ConfigError(f"The pass starts at layer {start_at[1]} and reaches no site before it.", "Start earlier.")
             if logits is None and not stop:
                 return Run({}, None)
             window = None
@@ -128,7 +133,7 @@ class RunnableModel(ModelLayout):
     def _ends(
         self, sites: set[Site], logits: str | None, stop_after: str | Site | None
     ) -> tuple[Literal["all", "last"] | None, set[Site]]:
-        """Which logits are wanted, and the sites after which a pass ends; no site: it runs to the end, or not at all."""
+        """Which logits to compute, and the sites after which the pass ends. Without a site it runs to the end, or not at all."""
         if logits not in ("all", "last", "auto", None):
             raise ConfigError(f"logits={logits!r} is not one of 'all', 'last', 'auto' and None.")
         if stop_after is not None:
@@ -140,12 +145,12 @@ class RunnableModel(ModelLayout):
         return None, sites
 
     def record(self, tokens_BT: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Recording:
-        """Run once and keep what every block was called with, for `run(start_at=...)`."""
+        """Run once and keep the arguments of every block, for `run(start_at=...)`."""
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, None)
         act = Pass(self, stop=[Site("resid_pre", self.n_layers - 1)])
         recorder = Recorder(act)
         with self.lock, ExitStack() as stack, torch.no_grad():
-            # Before the hooks of the pass, which end it at the input of the last block.
+            # These hooks come before those of the pass, which end it at the input of the last block.
             for block in self.blocks:
                 stack.callback(block.register_forward_pre_hook(recorder, with_kwargs=True).remove)
             stack.enter_context(act.hooked())
@@ -156,7 +161,7 @@ class RunnableModel(ModelLayout):
     def _tokens(
         self, tokens: Any, attention_mask: Tensor | None, start_at: tuple[Recording, int, Tensor | None] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T) on the device, and the mask as booleans, or None where everything is real."""
+        """Tokens (B, T) on the device, and the mask as booleans, or None if there are no pads."""
         if start_at is not None:
             return start_at[0].expanded(start_at[2])
         tokens_BT = torch.as_tensor([] if tokens is None else tokens, dtype=torch.long)
@@ -164,7 +169,7 @@ class RunnableModel(ModelLayout):
             raise ConfigError(f"Tokens of shape {tuple(tokens_BT.shape)} cannot be run.", "Give (batch, tokens), at least one.")
         self.check_context(tokens_BT.shape[1])
         known = int(self.embedding.num_embeddings)  # type: ignore[arg-type]
-        # Elsewhere than on a CPU, to look costs more than it helps.
+        # On a GPU, this check would wait for the device.
         if tokens_BT.device.type == "cpu" and not 0 <= int(tokens_BT.min()) <= int(tokens_BT.max()) < known:
             raise ConfigError(f"Token ids must be from 0 to {known - 1}.", "Were they made by another tokenizer?")
         tokens_BT = tokens_BT.to(self.device)
@@ -175,7 +180,7 @@ class RunnableModel(ModelLayout):
             raise ConfigError(
                 f"The mask is {tuple(mask_BT.shape)} for tokens {tuple(tokens_BT.shape)}.", "Give one for each token."
             )
-        # Without a mask, attention may take its fast causal path.
+        # Without a mask, attention can take its fast causal path.
         return tokens_BT, None if bool(mask_BT.all()) else mask_BT
 
     def _forward(
@@ -195,7 +200,7 @@ class RunnableModel(ModelLayout):
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
     def encode(self, texts: str | Sequence[str], *, bos: bool = True, pad_side: Side = "left") -> Padded:
-        """Tokens (B, T) and mask (B, T) of texts; BOS is prepended exactly once where the tokenizer has one."""
+        """Tokens (B, T) and mask (B, T) of texts. BOS is prepended exactly once if the tokenizer has one."""
         rows = self.text.ids([texts] if isinstance(texts, str) else texts, bos=bos)
         tokens_BT, mask_BT = self.text.pad(rows, pad_side)
         return Padded(tokens_BT.to(self.device), mask_BT.to(self.device))
@@ -205,17 +210,17 @@ class RunnableModel(ModelLayout):
         return self.text.decode(ids)
 
     def token_strings(self, ids: Iterable[int] | Tensor) -> list[str]:
-        """How to show each token by itself: spaces as spaces, bytes that are no whole character as `\\xe2`."""
+        """Each token as text to show: spaces as spaces, incomplete characters as bytes like `\\xe2`."""
         return self.text.token_strings(ids)
 
     @property
     def bos_token_id(self) -> int | None:
-        """The id that begins a text, where the tokenizer has one."""
+        """The id of the token that begins a text, or None if the tokenizer has no such token."""
         return self.text.bos_token_id
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """BOS, EOS, PAD and the like: never trained on or steered at."""
+        """Ids of BOS, EOS, PAD and other special tokens. They are not trained on, and policies do not steer at them."""
         return self.text.special_ids
 
     @property

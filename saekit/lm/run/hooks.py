@@ -1,4 +1,4 @@
-"""One pass through a model with hooks on the sites wanted, stopped as soon as they have all been seen."""
+"""A pass: the hooks of one forward pass or one generation, and what they read and change."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from saekit.names.site import Site
 
 
 class _Stop(Exception):
-    """Everything wanted has been seen; the rest of the model need not run."""
+    """All wanted sites have been seen, so the rest of the model need not run."""
 
 
 class Pass:
-    """What happens at each site during forward passes.
+    """What to read and change at each site, in one forward pass or in all those of a generation.
 
     Args:
         lm: the model.
         read: sites whose activations to keep.
-        edits: changes by site, in the order they run.
-        stop: end the forward pass once all of these have been seen; empty runs to the end.
+        edits: changes by site, in the order in which they run.
+        stop: end a forward pass once all of these sites have been seen. Empty: run to the end.
         grad: keep the activations in the graph, with their gradients.
+
+    Attributes:
+        acts: the activations of the last forward pass, by site.
+        patterns: for attention modules whose pattern is wanted, what to do with it.
     """
 
     def __init__(
@@ -50,9 +54,9 @@ class Pass:
 
     @contextmanager
     def hooked(self) -> Iterator[Pass]:
-        """Within the block this model belongs to this thread, and hooks are on; they are removed after it whatever happens.
+        """Within the block, the hooks are on and the model's lock is held. Both end with the block, also after an error.
 
-        A block of another pass inside this one (an edit that runs the model) suspends these hooks until it ends.
+        The hooks act for this pass alone: not in a pass inside an edit, nor when another thread calls the bare model.
         """
         sites = sorted(self.read | self.edits.keys() | self._stop)
         patterns = [site for site in sites if site.kind == "pattern" and self.lm.hook_point(site) is None]
@@ -73,16 +77,16 @@ class Pass:
             yield self
 
     def begin(self, B: int, T: int, window: Window | None = None) -> None:
-        """A forward pass over B rows of T tokens begins; `window` is needed where there are edits."""
+        """Prepare for a forward pass over B rows of T tokens. Edits need its `window`."""
         self._shape, self._window = (B, T), window
         self._pending = set(self._stop)
         self._missed = set(self.read | self.edits.keys())
 
     def finish(self, forward: Callable[[], Any]) -> Any:
-        """Run `forward`; None where it was stopped.
+        """Run `forward` and return its result, or None if the pass was stopped.
 
         Raises:
-            UnsupportedModel: a site that was wanted was never reached.
+            UnsupportedModel: a wanted site was not reached.
         """
         try:
             output = forward()
@@ -92,7 +96,7 @@ class Pass:
         return output
 
     def check(self) -> None:
-        """Raise UnsupportedModel where a site that was wanted was not reached in the last forward pass."""
+        """Raise UnsupportedModel if a wanted site was not reached in the last forward pass."""
         if self._missed:
             raise UnsupportedModel(
                 f"{', '.join(map(str, sorted(self._missed)))} was never reached in a forward pass of {self.lm.name}.",
@@ -121,7 +125,7 @@ class Pass:
         return point.module.register_forward_hook(after)
 
     def _visit(self, site: Site, point: HookPoint, raw: Tensor) -> Tensor:
-        # A write into the tensor itself would change what the graph before it has seen.
+        # With gradients, a write into the tensor itself would change a value that the graph before it has saved.
         source = raw.clone() if point.in_place and self.grad else raw
         x = point.view.get(source, *self._shape)
         new = self._touch(site, x)
@@ -147,7 +151,7 @@ class Pass:
             x = self._window.apply(edit, x)
         if site in self.read:
             if self.grad:
-                # A node of its own: what the module takes in may be used elsewhere too, and that is not this site's gradient.
+                # A node of its own: the module's input may be used elsewhere too, and that use has no part in this gradient.
                 x = x.view_as(x)
                 if x.requires_grad:
                     x.retain_grad()

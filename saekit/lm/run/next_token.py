@@ -1,4 +1,4 @@
-"""Next-token predictions at chosen tokens, few at a time: all logits of a batch are far larger than all else together."""
+"""Next-token predictions at chosen tokens, a few at a time, because the logits of a whole batch take most of the memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
 
 _NUMBERS = 1 << 24
-"""Logits of one run that are at hand at once."""
+"""Logits that are computed at once for each of the runs."""
 
 
 def last_residuals(lm: RunnableModel, tokens_BT: Tensor, chosen: tuple[Tensor, ...], **settings: Any) -> Tensor:
-    """What the unembedding reads at the `chosen` tokens (rows and columns, (N,) each): (N, d_model).
+    """The residual vectors before the final norm at chosen tokens: (N, d_model).
 
     Args:
-        settings: for `lm.run`: a mask, edits and the like.
+        chosen: rows (N,) and columns (N,) of the tokens.
+        settings: for `lm.run`, such as a mask and edits.
     """
     end = Site("resid_post", lm.n_layers - 1)
     resid_BTD = lm.run(tokens_BT, read=[end], logits=None, **settings)[end]
@@ -26,7 +27,7 @@ def last_residuals(lm: RunnableModel, tokens_BT: Tensor, chosen: tuple[Tensor, .
 
 
 def logits_of(lm: RunnableModel, *resids_ND: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Logits (n, V) in float32 of the same few rows of each of `resids_ND`, and which rows these are, until all were."""
+    """Yield a slice of rows and their logits (n, V) in float32 for each of `resids_ND`, until all rows have been covered."""
     step = max(1, _NUMBERS // lm.vocab_size)
     for start in range(0, len(resids_ND[0]), step):
         rows = slice(start, start + step)

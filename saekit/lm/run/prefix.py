@@ -1,4 +1,4 @@
-"""Start at a layer: what every block was called with, recorded once and called again with other activations."""
+"""Starting at a layer: the arguments of every block are recorded once, and the blocks are called again with other activations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from saekit.lm.layout.hook_points import find_input, find_output, replace_input
 
 @dataclass
 class Recording:
-    """One forward pass, block by block.
+    """The calls of all blocks in one forward pass.
 
     Attributes:
-        tokens_BT, mask_BT: what it ran on; no mask where there were no pads.
-        calls: each block's (args, kwargs).
+        tokens_BT, mask_BT: its input; the mask is None if there were no pads.
+        calls: (args, kwargs) of each block.
     """
 
     tokens_BT: Tensor
@@ -27,14 +27,14 @@ class Recording:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
     def resid_pre(self, layer: int) -> Tensor:
-        """(B, T, d_model) what went into block `layer`."""
+        """(B, T, d_model) the input of block `layer`."""
         return find_input(*self.calls[layer])[1]
 
     def expanded(self, resid_pre: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Tokens and mask of every row of `resid_pre` (K * B, T, d_model).
 
         Raises:
-            ConfigError: the batch is no multiple of the recorded one, or lengths differ.
+            ConfigError: its batch is not a multiple of the recorded batch, or the lengths differ.
         """
         if resid_pre is None:
             return self.tokens_BT, self.mask_BT
@@ -49,7 +49,11 @@ class Recording:
 
 
 def replay(blocks: Sequence[nn.Module], recording: Recording, layer: int, resid_pre: Tensor | None) -> Tensor:
-    """Run blocks `layer`.. on `resid_pre` (K * B, T, d_model), row r in the place of recorded row r % B; same shape."""
+    """Output of the last block, in the shape of `resid_pre`, when the blocks from `layer` on run on it.
+
+    Args:
+        resid_pre: (K * B, T, d_model); row r takes the place of recorded row r % B. None: the recorded input.
+    """
     x = recording.resid_pre(layer) if resid_pre is None else resid_pre
     B = recording.tokens_BT.shape[0]
     times = x.shape[0] // B
@@ -63,7 +67,7 @@ def replay(blocks: Sequence[nn.Module], recording: Recording, layer: int, resid_
 
 
 def _repeat(value: Any, B: int, times: int) -> Any:
-    """Masks and rotary tables that have a row per sequence, for `times` as many."""
+    """Repeat masks and rotary tables that have a row per sequence."""
     if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == B:
         return value.repeat(times, *(1 for _ in value.shape[1:]))
     if isinstance(value, tuple):
@@ -74,10 +78,10 @@ def _repeat(value: Any, B: int, times: int) -> Any:
 
 
 class Recorder:
-    """A pre-hook that keeps the arguments of blocks in the order of their calls.
+    """A pre-hook that keeps the arguments of blocks, in the order of their calls.
 
     Args:
-        owner: the pass that it records; calls from other threads are not kept.
+        owner: the pass to record; calls from other passes and threads are not kept.
     """
 
     def __init__(self, owner: object) -> None:
