@@ -1,23 +1,22 @@
-"""Tasks and contrasts as a method wants them: so many distinct prompts, tokenised, clean and corrupted side by side."""
+"""The laboratory's tasks and contrasts as the data that methods take: distinct prompts, tokenised, clean beside corrupted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count, islice, takewhile
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from saekit.errors import ConfigError
 from saekit.lab.concepts import CONCEPTS, Concept
-from saekit.lab.registry import CONTRASTS, TASKS, Prompt, Task
+from saekit.lab.registry import CONTRASTS, TASKS, Prompt
+from saekit.lab.registry import Task as Definition
 from saekit.lab.splits import Split
 from saekit.lab.tokens import encode, lab_bos
-
-if TYPE_CHECKING:
-    import torch
+from saekit.tasks import Contrast, Task
+from saekit.tasks.task import PromptTexts
 
 Named = TypeVar("Named")
 Made = TypeVar("Made", covariant=True)
@@ -37,69 +36,24 @@ class _Maker(Protocol[Made]):
     def make(self) -> Callable[[Random, Split], Made]: ...
 
 
-@dataclass(frozen=True)
-class BoundTask:
-    """A task with its prompts, tokenised. B prompts, T positions.
+@dataclass(frozen=True, kw_only=True)
+class BoundTask(Task):
+    """A task of the laboratory with its prompts, tokenised. B prompts.
 
-    `clean[b]` and `corrupted[b]` have equally many tokens, BOS first where the tokenizer has one; `answers[b]` follow the former,
-    `foils[b]` the latter, and the two differ in their first token: tokens that answer and foil begin with alike are part of
-    `clean[b]` and `corrupted[b]`. An open-ended task, whose continuations only its check can judge, has empty answers and foils.
+    Tokens that an answer and its foil begin with alike are part of `clean[b]` and `corrupted[b]`. An open-ended task, whose
+    continuations only its check can judge, has empty answers and foils.
+
+    Attributes:
+        task: the task's definition.
+        split: whether the cases are of those that training saw.
+        seed: seed of the prompts.
+        prompts: the prompts as the definition made them.
     """
 
-    task: Task
+    task: Definition
     split: Split
     seed: int
     prompts: tuple[Prompt, ...]
-    clean: tuple[tuple[int, ...], ...]
-    corrupted: tuple[tuple[int, ...], ...]
-    answers: tuple[tuple[int, ...], ...]
-    foils: tuple[tuple[int, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def name(self) -> str:
-        """Of the task."""
-        return self.task.name
-
-    @cached_property
-    def clean_BT(self) -> torch.Tensor:
-        """(B, T) int64 ids of the clean prompts, padded on the right with 0."""
-        return self._padded(self.clean)
-
-    @cached_property
-    def corrupted_BT(self) -> torch.Tensor:
-        """(B, T) int64 ids of the corrupted prompts; position t of a row stands where t of the clean row does."""
-        return self._padded(self.corrupted)
-
-    @cached_property
-    def mask_BT(self) -> torch.Tensor:
-        """(B, T) int64, 1 at tokens and 0 at pads, of both."""
-        return self._padded([[1] * len(row) for row in self.clean])
-
-    @cached_property
-    def answer_B(self) -> torch.Tensor:
-        """(B,) int64 first token of each answer; :class:`ConfigError` where the task is open-ended."""
-        return self._first(self.answers)
-
-    @cached_property
-    def foil_B(self) -> torch.Tensor:
-        """(B,) int64 first token of each foil."""
-        return self._first(self.foils)
-
-    def _padded(self, rows: Any) -> torch.Tensor:
-        import torch
-
-        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-
-    def _first(self, rows: tuple[tuple[int, ...], ...]) -> torch.Tensor:
-        import torch
-
-        if not all(rows):
-            raise ConfigError(f"Task {self.name!r} is open-ended: no token is its answer.", "Judge continuations with its check.")
-        return torch.tensor([row[0] for row in rows], dtype=torch.int64)
 
 
 def task(name: str, n: int | None = None, split: Split = "heldout", seed: int = 0, tokenizer: Any = None) -> BoundTask:
@@ -148,11 +102,24 @@ def bind(name: str, wanted: int, least: int, split: Split, seed: int, tokenizer:
             f"Of those drawn were {', '.join(f'{count} {why}' for why, count in dropped.items() if count)}.",
         )
     columns = zip(*(rows for _, rows in bound.values()))
-    return BoundTask(found, split, seed, tuple(prompt for prompt, _ in bound.values()), *columns)
+    prompts = tuple(prompt for prompt, _ in bound.values())
+    clean, corrupted, answers, foils = columns
+    return BoundTask(
+        name=found.name,
+        clean=clean,
+        corrupted=corrupted,
+        answers=answers,
+        foils=foils,
+        texts=tuple(PromptTexts(each.clean, each.corrupted, each.answer, each.foil) for each in prompts),
+        task=found,
+        split=split,
+        seed=seed,
+        prompts=prompts,
+    )
 
 
-def contrast(name: str, n: int = 200, split: Split = "train", seed: int = 0) -> list[tuple[str, str]]:
-    """`n` distinct (positive, negative) texts that differ in one thing; more of them begin with the same ones.
+def contrast(name: str, n: int = 200, split: Split = "train", seed: int = 0) -> Contrast:
+    """`n` distinct (positive, negative) texts that differ in one thing; a larger `n` gives the same pairs first.
 
     Raises:
         ConfigError: there is no such contrast (the message names the nearest), or it has fewer pairs.
@@ -169,7 +136,7 @@ def contrast(name: str, n: int = 200, split: Split = "train", seed: int = 0) -> 
                 break
         if len(pairs) == before:
             raise ConfigError(f"Contrast {name!r} has only {before} pairs in the split {split!r}; {n} were asked for.")
-    return list(pairs)
+    return Contrast.of(name, pairs)
 
 
 def concepts() -> list[Concept]:

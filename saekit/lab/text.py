@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from string import Formatter
-from typing import NamedTuple
 
-
-class Span(NamedTuple):
-    """Characters `start:end` of a text belong to `concept`."""
-
-    start: int
-    end: int
-    concept: str
+from saekit.tasks.labelled import Span
 
 
 @dataclass(frozen=True, slots=True)

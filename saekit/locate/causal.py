@@ -1,4 +1,4 @@
-"""What each object does, established by taking it away: one run of the model for every object, no approximation."""
+"""Causal effects of single objects: ablate each alone and run the model, without approximation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from saekit.objects import Ref
+from saekit.errors import ConfigError
+from saekit.names.ref import Ref
 from saekit.progress import track
 from saekit.steer.amplitude import ablate
 from saekit.steer.measures import measure
+from saekit.tasks import Metric, Ranking
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
@@ -28,48 +30,63 @@ def exhaustive_ablation(
     lm: LanguageModel,
     objects: Iterable[Ref | str],
     tokens_BT: Tensor | Sequence[Sequence[int]],
-    metric: Callable[[Tensor], Tensor | float],
+    metric: Metric | Callable[[Tensor], Tensor | float],
     *,
     attention_mask: Tensor | None = None,
     to: Literal["zero", "mean"] = "zero",
     positions: Positions | None = None,
     progress: bool = True,
-) -> dict[Ref, float]:
-    """How the metric changes when each object alone is ablated: negative where the object helped.
+) -> Ranking:
+    """The change of a metric when each object alone is ablated: negative where the object helped.
 
-    Layers before an object's are not run again.
+    Layers before that of the object are not run again.
 
     Args:
         objects: heads, neurons, features, ...
         tokens_BT: token ids.
-        metric: of the logits (B, T, V).
+        metric: a metric, or a function of the logits (B, T, V) that returns a number, or one for each prompt, (B,).
         attention_mask: (B, T), 1 at real tokens.
-        to: 0, or the object's mean over the ordinary tokens of `tokens_BT`.
-        positions: where it is ablated; None is every real token, BOS too.
+        to: "zero", or "mean": the object's mean over the ordinary tokens of `tokens_BT`.
+        positions: tokens at which objects are ablated; None is every real token, BOS too.
 
     Returns:
-        metric(ablated) - metric(intact) by ref, in the order given.
+        metric(ablated) - metric(intact) for each object, in the order given. Where the metric gives a number for each of several
+        prompts, the mean over the prompts with its 95 % interval (1.96 standard errors).
 
     Raises:
         UnknownRef: the model has no such object.
         InterventionError: an object cannot be ablated like this.
+        ConfigError: the metric returns something else than a number or one for each prompt.
     """
     refs = list(dict.fromkeys(map(Ref.parse, objects)))
     recording = lm.record(tokens_BT, attention_mask)
     stats = measure(lm, refs, [], _rows(recording.tokens_BT, recording.mask_BT)).stats if to == "mean" else None
-    # All are checked before the first run.
-    ablations = {ref: ablate(ref, to).resolve(lm, stats=stats) for ref in refs}
-    intact = float(metric(_logits(lm.run(start_at=(recording, 0, None)).logits)))
-    effects: dict[Ref, float] = {}
+    # All are bound, and thereby checked, before the first run.
+    ablations = {ref: ablate(ref, to, positions=positions).bind(lm, stats=stats) for ref in refs}
+    intact = _values(metric, lm.run(start_at=(recording, 0, None)).logits)
+    scores: list[float] = []
+    intervals: list[tuple[float, float]] = []
     with track("ablating", total=len(refs), unit="objects", enabled=progress) as bar:
-        for done, (ref, ablation) in enumerate(ablations.items(), 1):
+        for ref, ablation in ablations.items():
             if ref.layer is None:
-                run = lm.run(tokens_BT, attention_mask=attention_mask, edits=[ablation], positions=positions)
+                run = lm.run(tokens_BT, attention_mask=attention_mask, edits=[ablation])
             else:
-                run = lm.run(start_at=(recording, ref.layer, None), edits=[ablation], positions=positions)
-            effects[ref] = float(metric(_logits(run.logits))) - intact
-            bar.update(done, note=f"{ref} {effects[ref]:+.3g}")
-    return effects
+                run = lm.run(start_at=(recording, ref.layer, None), edits=[ablation])
+            change = _values(metric, run.logits) - intact
+            scores.append(float(change.mean()))
+            if len(change) > 1:
+                error = 1.96 * float(change.std()) / len(change) ** 0.5
+                intervals.append((scores[-1] - error, scores[-1] + error))
+            bar.update(len(scores), note=f"{ref} {scores[-1]:+.3g}")
+    obtained = {
+        "method": "exhaustive_ablation",
+        "model": lm.name,
+        "to": to,
+        "metric": metric.kind if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__),
+        "prompts": len(recording.tokens_BT),
+        "positions": positions if positions is None or isinstance(positions, str) else list(positions),
+    }
+    return Ranking(tuple(refs), tuple(scores), tuple(intervals), obtained)
 
 
 def _rows(tokens_BT: Tensor, mask_BT: Tensor | None) -> list[list[int]]:
@@ -79,6 +96,13 @@ def _rows(tokens_BT: Tensor, mask_BT: Tensor | None) -> list[list[int]]:
     return [row[mask].tolist() for row, mask in zip(tokens_BT, mask_BT)]
 
 
-def _logits(logits: Tensor | None) -> Tensor:
+def _values(metric: Metric | Callable[[Tensor], Tensor | float], logits: Tensor | None) -> Tensor:
+    """(B,) or (1,) float64 numbers of a run."""
     assert logits is not None, "a run that reads nothing gives logits"
-    return logits
+    found = torch.as_tensor(metric.per_prompt(logits) if isinstance(metric, Metric) else metric(logits))
+    if found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits)):
+        raise ConfigError(
+            f"The metric returned shape {tuple(found.shape)} for {len(logits)} prompts.",
+            "Return a number, or one for each prompt.",
+        )
+    return found.double().reshape(-1).cpu()

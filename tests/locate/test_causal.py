@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from saekit.errors import InterventionError, UnknownRef
+from saekit.errors import ConfigError, InterventionError, UnknownRef
 from saekit.locate.causal import exhaustive_ablation, heads
 from saekit.objects import Ref
 from saekit.steer import ablate
+from saekit.tasks import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +63,26 @@ def test_it_is_a_whole_run_for_each_object(
         assert max(map(abs, found.values())) > 1e-3
     finally:
         lm.detach_sae(site)
+
+
+def test_prompts_with_numbers_of_their_own_have_an_interval(stories_lm: LanguageModel, tokens: Any) -> None:
+    lm, (tokens_BT, mask_BT) = stories_lm, tokens
+    metric = Metric("log_probability", answers=(5, 9))
+    refs = heads(lm)[:6:2]
+    found = exhaustive_ablation(lm, refs, tokens_BT, metric, attention_mask=mask_BT, progress=False)
+    for ref, interval in zip(refs, found.intervals, strict=True):
+        runs = [lm.run(tokens_BT, attention_mask=mask_BT, edits=edits).logits for edits in ((), [ablate(ref)])]
+        changes = metric.per_prompt(runs[1]) - metric.per_prompt(runs[0])  # type: ignore[arg-type]
+        assert found[ref] == pytest.approx(float(changes.mean()), abs=1e-5)
+        error = 1.96 * float(changes.std()) / 2**0.5
+        assert interval == pytest.approx((found[ref] - error, found[ref] + error), abs=1e-5)
+    facts = {"method": "exhaustive_ablation", "metric": "log_probability", "to": "zero", "prompts": 2, "positions": None}
+    assert facts.items() <= found.obtained.items()
+    assert found.top(1).refs[0] == max(refs, key=lambda ref: abs(found[ref]))
+    callable_metric = exhaustive_ablation(lm, refs, tokens_BT, metric.per_prompt, attention_mask=mask_BT, progress=False)
+    assert (callable_metric.scores, callable_metric.intervals) == (found.scores, found.intervals)
+    with pytest.raises(ConfigError, match="returned shape"):
+        exhaustive_ablation(lm, refs, tokens_BT, lambda logits: logits[0, 0, :5], progress=False)
 
 
 def test_heads_are_all_there_are(stories_lm: LanguageModel) -> None:

@@ -1,0 +1,173 @@
+"""Tasks: prompts with answers, each beside a corrupted prompt with another answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from saekit.errors import ConfigError
+from saekit.tasks import values
+
+if TYPE_CHECKING:
+    import torch
+
+Rows = tuple[tuple[int, ...], ...]
+
+
+class PromptTexts(NamedTuple):
+    """One prompt of a task as text. `answer` follows `clean`; `foil` follows `corrupted`."""
+
+    clean: str
+    corrupted: str
+    answer: str
+    foil: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts of a task as token ids, and as text where it is known. B prompts, T positions.
+
+    Attributes:
+        name: name of the task.
+        clean: token ids of each prompt, with BOS where the tokenizer has one.
+        corrupted: a prompt of as many tokens as the clean one, with another answer.
+        answers: the token ids that follow each clean prompt; empty where only the text of a continuation can be judged.
+        foils: the token ids that follow each corrupted prompt. An answer and its foil differ in their first token.
+        texts: the prompts as text; empty where only token ids are known.
+
+    Raises:
+        ConfigError: the rows are not token ids, or do not fit together.
+    """
+
+    name: str
+    clean: Rows
+    corrupted: Rows
+    answers: Rows
+    foils: Rows
+    texts: tuple[PromptTexts, ...] = ()
+
+    _FIELDS: ClassVar[tuple[str, ...]] = ("name", "clean", "corrupted", "answers", "foils", "texts")
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "answers", "foils"):
+            object.__setattr__(self, name, values.rows(getattr(self, name), f"{name} prompts" if name[0] == "c" else name))
+        object.__setattr__(self, "texts", tuple(PromptTexts(*values.texts(each, "texts")) for each in self.texts))
+        lengths = {len(self.clean), len(self.corrupted), len(self.answers), len(self.foils), len(self.texts or self.clean)}
+        if len(lengths) > 1:
+            raise ConfigError(f"Task {self.name!r} has {sorted(lengths)} rows.", "Give as many of each as there are prompts.")
+        for number, (clean, corrupted, answer, foil) in enumerate(zip(self.clean, self.corrupted, self.answers, self.foils)):
+            if not clean or len(clean) != len(corrupted):
+                raise ConfigError(
+                    f"Prompt {number} of task {self.name!r} has {len(clean)} clean and {len(corrupted)} corrupted tokens.",
+                    "Give as many of both, at least one.",
+                )
+            if bool(answer) != bool(foil) or (answer and answer[0] == foil[0]):
+                raise ConfigError(
+                    f"Answer and foil of prompt {number} of task {self.name!r} begin with the same token, or one is missing.",
+                    "Move the tokens that they share into the prompts.",
+                )
+
+    @classmethod
+    def of(cls, name: str, texts: Iterable[Sequence[str]], encode: Callable[[str], Sequence[int]]) -> Task:
+        """A task from texts (clean, corrupted, answer, foil).
+
+        Args:
+            encode: token ids of a text, with BOS: for example `lambda text: lm.text.ids([text])[0]`.
+
+        Raises:
+            ConfigError: a prompt with its answer does not begin with the tokens of the prompt, or the prompts do not fit.
+        """
+        prompts = tuple(PromptTexts(*values.texts(each, "texts")) for each in texts)
+        clean = [_split(encode, prompt.clean, prompt.answer) for prompt in prompts]
+        corrupted = [_split(encode, prompt.corrupted, prompt.foil) for prompt in prompts]
+        return cls(
+            name,
+            tuple(ids for ids, _ in clean),
+            tuple(ids for ids, _ in corrupted),
+            tuple(ids for _, ids in clean),
+            tuple(ids for _, ids in corrupted),
+            prompts,
+        )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @cached_property
+    def clean_BT(self) -> torch.Tensor:
+        """(B, T) int64 ids of the clean prompts, padded on the right with 0."""
+        return _padded(self.clean)
+
+    @cached_property
+    def corrupted_BT(self) -> torch.Tensor:
+        """(B, T) int64 ids of the corrupted prompts; each position corresponds to the one of the clean row."""
+        return _padded(self.corrupted)
+
+    @cached_property
+    def mask_BT(self) -> torch.Tensor:
+        """(B, T) int64, 1 at tokens and 0 at pads, of the clean and the corrupted prompts."""
+        return _padded([[1] * len(row) for row in self.clean])
+
+    @cached_property
+    def last_B(self) -> torch.Tensor:
+        """(B,) int64 position of the last token of each prompt, whose prediction is the answer."""
+        return self.mask_BT.sum(1) - 1
+
+    @cached_property
+    def answer_B(self) -> torch.Tensor:
+        """(B,) int64 first token of each answer.
+
+        Raises:
+            ConfigError: the task is open-ended: only the text of a continuation can be judged.
+        """
+        return self._first(self.answers)
+
+    @cached_property
+    def foil_B(self) -> torch.Tensor:
+        """(B,) int64 first token of each foil; raises as :attr:`answer_B`."""
+        return self._first(self.foils)
+
+    def _first(self, rows: Rows) -> torch.Tensor:
+        import torch
+
+        if not all(rows):
+            raise ConfigError(f"Task {self.name!r} is open-ended: no token is its answer.", "Judge continuations with its check.")
+        return torch.tensor([row[0] for row in rows], dtype=torch.int64)
+
+    def save(self, path: str | Path) -> None:
+        """Write the task to a JSON file, whole or not at all."""
+        values.save(path, "task", {name: getattr(self, name) for name in self._FIELDS})
+
+    @staticmethod
+    def load(path: str | Path) -> Task:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: there is no such file, or it does not hold a task.
+        """
+        found = values.load(path, "task", Task._FIELDS)
+        if not isinstance(found["name"], str) or not isinstance(found["texts"], list):
+            raise ConfigError(f"{path} does not hold a task: its name is not text, or its texts are not a list.")
+        if any(len(values.texts(each, "texts")) != len(PromptTexts._fields) for each in found["texts"]):
+            raise ConfigError(f"{path} does not hold a task: its texts must be lists of clean, corrupted, answer and foil.")
+        return Task(**found)
+
+
+def _split(encode: Callable[[str], Sequence[int]], start: str, end: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of `start`, and those that `end` adds to them."""
+    ids, whole = tuple(encode(start)), tuple(encode(start + end))
+    if whole[: len(ids)] != ids:
+        raise ConfigError(
+            f"The tokens of {start + end!r} do not begin with those of {start!r}.",
+            "End the prompt where a token ends, for example before a space.",
+        )
+    return ids, whole[len(ids) :]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    import torch
+
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
