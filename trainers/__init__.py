@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
+    from saekit.activations.loader.data import Source
     from saekit.names.site_map import Route
-    from trainers.loop.batches import Source
     from trainers.loop.train import train, train_all
     from trainers.objectives.base import OBJECTIVES
     from trainers.settings.config import TrainConfig
@@ -24,7 +24,7 @@ __getattr__ = attributes(
         "OBJECTIVES": "trainers.objectives.base",
         "Plan": "trainers.settings.job",
         "Route": "saekit.names.site_map",
-        "Source": "trainers.loop.batches",
+        "Source": "saekit.activations.loader.data",
         "TrainConfig": "trainers.settings.config",
         "plans": "trainers.settings.sweep",
         "read_sweep": "trainers.settings.sweep",

@@ -39,7 +39,7 @@ _METHOD = 1
 
 
 class Store(Protocol):
-    """What a build needs of an activation store; :class:`saekit.activations.ActivationStore` is one."""
+    """What a build needs of an activation store; :class:`saekit.activations.StoredActivations` is one."""
 
     @property
     def n_tokens(self) -> int: ...

@@ -2,12 +2,16 @@
 
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import Cursor, TokenBatch, token_batches
-from saekit.activations.loader.live import LiveActivations, LiveStore
-from saekit.activations.loader.paired import ComparedStores
+from saekit.activations.loader.data import LiveData, ReadOptions, ReadOrder, StoredData, TrainingData
+from saekit.activations.loader.live import LiveActivations
+from saekit.activations.loader.paired import PairedStores
 from saekit.activations.loader.reader import ActivationReader
-from saekit.activations.loader.source import ActivationSource, Moments, is_heldout, moments
-from saekit.activations.store.store import ActivationStore, Block
+from saekit.activations.loader.source import ActivationSource, Moments, ReadSettings, is_heldout, moments
+from saekit.activations.store.base import Block, StoredActivations
+from saekit.activations.store.store import ActivationStore
 from saekit.activations.store.writer import check_settings, write_store
+
+ComparedStores, LiveStore = PairedStores, LiveData  # their names in version 0.1
 
 __all__ = [
     "ActivationReader",
@@ -18,9 +22,17 @@ __all__ = [
     "Corpus",
     "Cursor",
     "LiveActivations",
+    "LiveData",
     "LiveStore",
     "Moments",
+    "PairedStores",
+    "ReadOptions",
+    "ReadOrder",
+    "ReadSettings",
+    "StoredActivations",
+    "StoredData",
     "TokenBatch",
+    "TrainingData",
     "check_corpus",
     "check_settings",
     "is_heldout",

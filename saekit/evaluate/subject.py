@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saekit.activations import ActivationStore
+    from saekit.activations import StoredActivations
     from saekit.evaluate.dictionary.cross_entropy import Baseline
     from saekit.lab import Document
     from saekit.lm import LanguageModel
@@ -59,7 +59,7 @@ class Subject:
     lm: LanguageModel
     sae: SAE
     site: Site | None
-    store: ActivationStore
+    store: StoredActivations
     heldout: float
     l0_asked: int | None = None
     dtype: str | None = None

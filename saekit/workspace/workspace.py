@@ -19,7 +19,7 @@ from saekit.workspace.study import FILE, Study, portable
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
-    from saekit.activations import ActivationStore, Corpus
+    from saekit.activations import ActivationStore, Corpus, StoredActivations
     from saekit.evaluate.dictionary.cross_entropy import Baseline
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
@@ -183,7 +183,7 @@ class Workspace:
         """Where the feature database is, or will be."""
         return self.path / "features.sqlite"
 
-    def store(self, other: Workspace | None = None) -> ActivationStore:
+    def store(self, other: Workspace | None = None) -> StoredActivations:
         """The cached activations; beside them, as `resid_post.3@other`, those of another workspace, of the same tokens.
 
         Raises:
@@ -191,10 +191,10 @@ class Workspace:
             StoreCorrupt: a shard is missing or cut short.
             StoreMismatch: the other's are of other tokens.
         """
-        from saekit.activations import ActivationStore, ComparedStores
+        from saekit.activations import ActivationStore, PairedStores
 
         if other is not None:
-            return ComparedStores(self.store(), other=other.store())
+            return PairedStores(self.store(), other=other.store())
 
         if not (self.path / "activations" / "manifest.json").exists():
             raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
@@ -330,15 +330,13 @@ class Workspace:
             ConfigError: live, and there is another workspace.
             StoreMismatch: the model or, live, the corpus is another than what was cached.
         """
-        from saekit.activations import LiveStore
+        from saekit.activations import LiveData, StoredData, TrainingData
         from trainers import train_all
 
         store = self.store(other)
-        if live:
-            store = LiveStore(store, self.lm, self.corpus)
-        else:
-            store.check_model(self.lm)
-        return train_all(store, plans, lm=self.lm, wandb=wandb, progress=progress)
+        store.check_model(self.lm)
+        data: TrainingData = LiveData(store, self.lm, self.corpus) if live else StoredData(store)
+        return train_all(data, plans, lm=self.lm, wandb=wandb, progress=progress)
 
     def index(self, site: str | Site | Route, name: str = "", *, progress: bool = True) -> FeatureDB:
         """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saekit.activations import ActivationReader, LiveActivations, LiveStore
+from saekit.activations import LiveActivations, LiveStore, ReadOptions, StoredData
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import SAE
 from saekit.workspace.workspace import Workspace
@@ -51,9 +51,10 @@ def test_it_is_what_the_model_gives_when_it_is_asked_directly(trained: Path, tmp
 def test_rows_to_train_on_go_beyond_the_cache_and_the_held_out_ones_are_the_same(trained: Path) -> None:
     ws = Workspace.open(trained)
     store = LiveStore(ws.store(), ws.lm, ws.corpus)
-    live, cached = store.reader([SITE], batch_size=512, epochs=1), ActivationReader(ws.store(), [SITE], batch_size=512, epochs=1)
+    order, options, sites = store.order(0, 0.05, 10**6), ReadOptions(batch_size=512), [ws.lm.site(SITE)]
+    live, cached = (each.reader(sites, "train", order, options) for each in (store, StoredData(ws.store())))
     assert live.n_tokens > 3 * cached.n_tokens
-    for one, other in zip(*(each.reader([SITE], batch_size=512, split="heldout", epochs=1) for each in (store, ws.store()))):
+    for one, other in zip(*(each.reader(sites, "heldout", order, options) for each in (store, StoredData(ws.store())))):
         assert all(torch.equal(one[site], other[site]) for site in one)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from saekit.activations import Corpus, LiveStore, write_store
+from saekit.activations import Corpus, LiveData, ReadOptions, write_store
+from saekit.activations.loader import data
 from saekit.names.site import Site
 from saekit.names.site_map import Route
 from saekit.sae import SAE
@@ -21,9 +21,9 @@ SITE = Site("resid_post", 0)
 DOCUMENTS = make_documents(3_000)
 
 
-def _store(folder: Path) -> LiveStore:
+def _store(folder: Path) -> LiveData:
     lm, corpus = make_lm(), Corpus.open(DOCUMENTS)
-    return LiveStore(write_store(folder, lm, [SITE], corpus, n_tokens=2_000, context=32, progress=False), lm, corpus)
+    return LiveData(write_store(folder, lm, [SITE], corpus, n_tokens=2_000, context=32, progress=False), lm, corpus)
 
 
 def _config(tokens: int) -> TrainConfig:
@@ -46,8 +46,8 @@ def test_no_more_is_computed_than_is_trained_on(tmp_path: Path, monkeypatch: pyt
     def recorded(*_: object, **__: object) -> Iterator[_Bar]:
         yield bar
 
-    run = store._lm.run
-    monkeypatch.setattr(store._lm, "run", lambda tokens, **more: computed.append(tokens.numel()) or run(tokens, **more))
+    run = store.lm.run
+    monkeypatch.setattr(store.lm, "run", lambda tokens, **more: computed.append(tokens.numel()) or run(tokens, **more))
     monkeypatch.setattr(loop, "track", recorded)
     train(store, _config(1_000), tmp_path / "out", site=SITE)
     # A forward pass of live activations has 8192 tokens, whatever the device; the corpus has 60,000.
@@ -60,14 +60,13 @@ def test_no_more_is_computed_than_is_trained_on(tmp_path: Path, monkeypatch: pyt
 def test_the_buffer_of_longer_runs_is_what_it_was(tmp_path: Path) -> None:
     store = _store(tmp_path / "store")
     for tokens, expected in ((1_000, 1_000), (131_072, 131_072), (10**7, 131_072)):
-        plan = Plan(Route.parse(SITE), _config(tokens), tmp_path / "out")
-        assert loop._reader(store, [plan], "train").settings["buffer_tokens"] == expected
-        settings: dict[str, Any] = loop._reader(store, [plan], "heldout").settings
-        assert settings["buffer_tokens"] == 131_072
+        order, options = store.order(0, 0.05, tokens), ReadOptions(batch_size=64)
+        buffers = [store.reader([SITE], split, order, options).settings["buffer_tokens"] for split in ("train", "heldout")]
+        assert buffers == [expected, 131_072]
 
 
 def test_a_short_run_beside_a_long_one_is_what_it_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "BUFFER", 2_000)
+    monkeypatch.setattr(data, "BUFFER", 2_000)
     store = _store(tmp_path / "store")
     plans = [Plan(Route.parse(SITE), _config(tokens), tmp_path / str(tokens)) for tokens in (1_000, 2_000, 5_000)]
     assert train_all(store, plans, progress=False) == [None] * 3

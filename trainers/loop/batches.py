@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from saekit.activations.loader.data import Batch, Source
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 from saekit.sae.kernels.threads import only_blocks
 from trainers.loop.data_scaling import Statistics
 from trainers.loop.state import Training
 from trainers.settings.config import TrainConfig
-
-Batch = Mapping[Site, Tensor]
-
-
-class Source(Protocol):
-    """What can be trained on. Iterating gives shuffled batches {site: (B, D) float32} from the current place on.
-
-    Their size does not matter: steps are cut to each run's own.
-    """
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in one pass over the data."""
-
-    def width(self, site: Site, /) -> int:
-        """D, numbers per token at `site`."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def state(self) -> dict[str, Any]:
-        """The place after the last batch given, fit for JSON."""
-
-    def load_state(self, state: dict[str, Any], /) -> None:
-        """Go on from such a place: the batches that follow are the same, bit for bit."""
 
 
 class Portion:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from saekit.activations import ActivationSource, ActivationStore, LiveActivations, LiveStore
-from saekit.activations.loader.source import BUFFER
+from saekit.activations import ReadOptions, ReadOrder, StoredActivations, TrainingData
+from saekit.activations.loader.data import Batch, Source, training_data
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
 from saekit.names.site import Site
 from saekit.names.site_map import Route
@@ -18,14 +18,13 @@ from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from saekit.sae.metrics import Reconstruction
 from trainers.loop import checkpoints
-from trainers.loop.batches import Batch, Feed, Heldout, Source
+from trainers.loop.batches import Feed, Heldout
 from trainers.loop.data_scaling import Statistics
 from trainers.loop.run import Run
 from trainers.loop.state import Training
 from trainers.settings.config import TrainConfig
 from trainers.settings.job import Plan
 from trainers.step import distributed as parallel
-from trainers.step.distributed import Group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +32,10 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 _FINAL_TOKENS = 1 << 18  # of the last look at held-out data
-_HELDOUT_BATCH = 4096  # the same for all runs: sums depend on it in their last digits
 
 
 def train(
-    source: Source | ActivationStore,
+    source: TrainingData | StoredActivations | Source,
     config: TrainConfig,
     out: str | Path,
     *,
@@ -55,7 +53,8 @@ def train(
     bit for bit, as without the interruption. A finished run is returned as it is.
 
     Args:
-        source: where batches come from. Of a store, held-out documents are never trained on and are evaluated on.
+        source: where batches come from: a store, training data (:class:`saekit.activations.TrainingData`), or batches of one's
+            own. The held-out documents of a store are never trained on; runs are evaluated on them.
         site: what to read, and to reconstruct; or both sites of a transcoder, `mlp_in.3->mlp_out.3`.
         site_out: what to predict from it, said by itself; None, or `site`, for SAEs.
         start: an SAE to start from, instead of from chance.
@@ -80,7 +79,7 @@ def train(
 
 
 def train_all(
-    source: Source | ActivationStore,
+    source: TrainingData | StoredActivations | Source,
     plans: Sequence[Plan],
     *,
     lm: LanguageModel | None = None,
@@ -108,12 +107,13 @@ def train_all(
     """
     with parallel.joined():
         everyone = parallel.group()
-        plans = [plan.resolve(source) for plan in plans]
+        data = training_data(source)
+        plans = [plan.resolve(data) for plan in plans]
         _check_folders(plans)
-        finished = everyone.first(lambda: [_clear_if_finished(plan, source) for plan in plans])
+        finished = everyone.first(lambda: [_clear_if_finished(plan, data) for plan in plans])
         stopped: dict[Plan, SaekitError] = {}
-        for together in _passes(source, [plan for plan, done in zip(plans, finished) if not done]):
-            stopped |= _Pass(source, together, lm, heldout, wandb, everyone).train(progress)
+        for order, together in _passes(data, [plan for plan, done in zip(plans, finished) if not done]).items():
+            stopped |= _Pass(data, order, together, lm, heldout, wandb).train(progress)
     return [stopped.get(plan) for plan in plans]
 
 
@@ -122,22 +122,27 @@ class _Pass:
 
     def __init__(
         self,
-        source: Source | ActivationStore,
+        data: TrainingData,
+        order: ReadOrder,
         plans: Sequence[Plan],
         lm: LanguageModel | None,
         heldout: Iterable[Batch] | None,
         wandb: str | None,
-        group: Group,
     ) -> None:
-        self.plans, self.wandb, self.group = plans, wandb, group
-        settings = [plan.settings(source) for plan in plans]
-        self.facts = [_facts(plan.route, source, lm) for plan in plans]
-        if isinstance(source, ActivationStore):
-            heldout = _heldout(source, plans) if heldout is None else heldout
-            source = _reader(source, plans, "train")
+        self.data, self.plans, self.wandb, self.group = data, plans, wandb, parallel.group()
+        self.facts = [_facts(plan.route, data, lm) for plan in plans]
+        self._bar, self._done, self._waiting = Bar(), 0, True
+        sites = sorted({site for plan in plans for site in plan.route.sites})
+        options = ReadOptions(
+            batch_size=max(plan.config.batch_size or 1 for plan in plans),
+            memory=max(plan.config.store_memory for plan in plans),
+            on_fill=self._show_filling,
+        )
+        source = data.reader(sites, "train", order, options)
+        assert source is not None
         self.source = source
-        self._done, self._waiting = 0, True
-        self.settings = [each | {"epochs": _epochs(plan, source)} for each, plan in zip(settings, plans)]
+        heldout = data.reader(sites, "heldout", order, options) if heldout is None else heldout
+        self.settings = [plan.settings(data) | {"epochs": self._epochs(plan)} for plan in plans]
         choosing = [plan for plan in plans if plan.config.keep_best != "no"]
         if heldout is None and choosing:
             what = f"keep_best={choosing[0].config.keep_best!r} is impossible without held-out data."
@@ -152,8 +157,7 @@ class _Pass:
             total = max(plan.config.tokens or 0 for plan in self.plans)
             subject = ", ".join(dict.fromkeys(str(plan.route) for plan in self.plans))
             bar = stack.enter_context(track("training", total, subject=subject, enabled=progress and self.group.leads))
-            if isinstance(self.source, LiveActivations):
-                self.source.on_fill = partial(self._show_filling, bar)
+            self._bar = bar
             feed, runs = self._begin()
             for run in runs:
                 stack.enter_context(closing(run.log))
@@ -177,10 +181,16 @@ class _Pass:
                 runs = [run for run in runs if portion and run.left]
         return stopped
 
-    def _show_filling(self, bar: Bar, rows: int, size: int) -> None:
+    def _epochs(self, plan: Plan) -> float | None:
+        """Passes over the data that a run makes; None where nobody has counted their tokens."""
+        assert plan.config.tokens is not None
+        counted = self.data.n_tokens is not None and self.source.n_tokens
+        return round(plan.config.tokens / self.source.n_tokens, 3) if counted else None
+
+    def _show_filling(self, rows: int, size: int) -> None:
         """Say that steps wait for the model; called in another thread where batches are made beside the steps."""
         if self._waiting:
-            bar.update(self._done, f"filling the shuffle buffer: {rows:,}/{size:,} tokens")
+            self._bar.update(self._done, f"filling the shuffle buffer: {rows:,}/{size:,} tokens")
 
     def _begin(self) -> tuple[Feed, list[Run]]:
         """All runs at their last checkpoints, and the data from where the one that is least far goes on."""
@@ -227,16 +237,15 @@ class _Pass:
         The sparse step has threads of its own. Torch's would spin beside them, at twice the cost in all, for the sake of small
         operations; only a model that makes the batches between the steps, and steps of another kind, are worth them.
         """
-        live = isinstance(self.source, LiveActivations)
-        return only_blocks() if not live and all(plan.config.sparse_step for plan in self.plans) else nullcontext()
+        return only_blocks() if not self.data.computed and all(plan.config.sparse_step for plan in self.plans) else nullcontext()
 
 
 def _statistics(feed: Feed, plan: Plan) -> list[Statistics]:
     return [feed.statistics(sites, plan.config) for sites in plan.route.sides]
 
 
-def _clear_if_finished(plan: Plan, source: Source | ActivationStore) -> bool:
-    if finished := plan.finished(source):
+def _clear_if_finished(plan: Plan, data: TrainingData) -> bool:
+    if finished := plan.finished(data):
         checkpoints.clear(plan.checkpoints)
     return finished
 
@@ -248,61 +257,25 @@ def _check_folders(plans: Sequence[Plan]) -> None:
             raise ConfigError(f"{folders.count(folder)} dictionaries are to go to {folder}.", "Give each a name of its own.")
 
 
-def _passes(source: Source | ActivationStore, plans: Sequence[Plan]) -> list[list[Plan]]:
-    """The plans, those together that are trained on the same rows in the same order."""
-    if not isinstance(source, ActivationStore):
-        return [list(plans)] if plans else []
-    passes: dict[tuple[int, float, int], list[Plan]] = {}
+def _passes(data: TrainingData, plans: Sequence[Plan]) -> dict[ReadOrder, list[Plan]]:
+    """The plans by the order in which they take rows; those of equal order are trained together."""
+    passes: dict[ReadOrder, list[Plan]] = {}
     for plan in plans:
-        passes.setdefault((plan.config.data_seed, plan.config.heldout, _buffer_tokens(source, [plan])), []).append(plan)
-    return list(passes.values())
+        config = plan.config
+        assert config.tokens is not None
+        passes.setdefault(data.order(config.data_seed, config.heldout, config.tokens), []).append(plan)
+    return passes
 
 
-def _buffer_tokens(source: ActivationStore, plans: Sequence[Plan]) -> int:
-    """Rows in the mixing buffer: of live activations no more than are trained on, since the first step waits for all of them."""
-    return min(BUFFER, max(plan.config.tokens or 1 for plan in plans)) if isinstance(source, LiveStore) else BUFFER
-
-
-def _epochs(plan: Plan, source: Source) -> float | None:
-    """Passes over the data that a run makes; None for live activations, whose tokens nobody has counted."""
-    if isinstance(source, LiveActivations) or not source.n_tokens:
-        return None
-    assert plan.config.tokens is not None
-    return round(plan.config.tokens / source.n_tokens, 3)
-
-
-def _facts(route: Route, source: Source | ActivationStore, lm: LanguageModel | None) -> dict[str, Any]:
+def _facts(route: Route, data: TrainingData, lm: LanguageModel | None) -> dict[str, Any]:
     """What an SAE tells of where it comes from."""
     place: dict[str, Any] = {"sites": route.reads, "sites_out": route.writes}
-    place |= {f"widths{side}": [source.width(site) for site in place[f"sites{side}"]] for side in ("", "_out")}
+    place |= {f"widths{side}": [data.width(site) for site in place[f"sites{side}"]] for side in ("", "_out")}
     if not route.crosses:
         place = {"site": route.site, "site_out": route.writes[0] if route.transcodes else None}
     return {
         **place,
         "model_name": lm.name if lm else None,
-        "context_size": getattr(source, "context", None),
+        "context_size": data.context,
         "prepend_bos": lm.bos_token_id is not None if lm else None,
     }
-
-
-def _reader(store: ActivationStore, plans: Sequence[Plan], split: Literal["train", "heldout"]) -> ActivationSource:
-    heldout = split == "heldout"
-    settings = {} if heldout else {"buffer_tokens": _buffer_tokens(store, plans)}
-    if heldout or not isinstance(store, LiveStore):
-        settings["memory"] = max(plan.config.store_memory for plan in plans)
-    return store.reader(
-        sorted({site for plan in plans for site in plan.route.sites}),
-        batch_size=_HELDOUT_BATCH if heldout else max(plan.config.batch_size or 1 for plan in plans),
-        seed=plans[0].config.data_seed,
-        split=split,
-        heldout=plans[0].config.heldout,
-        epochs=1 if heldout else None,
-        **settings,
-    )
-
-
-def _heldout(store: ActivationStore, plans: Sequence[Plan]) -> ActivationSource | None:
-    try:
-        return _reader(store, plans, "heldout") if plans[0].config.heldout else None
-    except ConfigError:  # so few documents that chance held none out
-        return None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.activations import ActivationStore, LiveStore
+from saekit.activations.loader.data import Source, TrainingData, training_data
+from saekit.activations.store.base import StoredActivations
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError, shown
 from saekit.json_files import read_json
 from saekit.names.site_map import Route
 from saekit.sae import SAE
-from trainers.loop.batches import Source
 from trainers.objectives.base import objective_class, stored_as
 from trainers.settings import finetune
 from trainers.settings.config import TrainConfig
@@ -48,7 +47,7 @@ class Plan:
         """The processes that train it together."""
         return parallel.group(shard=self.config.shard)
 
-    def resolve(self, source: Source | ActivationStore) -> Plan:
+    def resolve(self, data: TrainingData | StoredActivations | Source) -> Plan:
         """The same with every open setting filled.
 
         Raises:
@@ -68,13 +67,12 @@ class Plan:
             stored_as(config.row, config.arch, "transcoder")  # raises where there is no file format
         if config.skip and (route.crosses or not route.transcodes):
             raise ConfigError(f"skip is for transcoders of one site, and this is {route}.", "Give one site_out, or no skip.")
-        widths = [source.width(site) for site in route.reads]
+        widths = [data.width(site) for site in route.reads]
         if route.crosses:
             self._check_crosses(widths)
         elif self.start is not None:
-            finetune.check(self.start, config, widths[0], source.width(route.writes[0]), transcodes=route.transcodes)
-        counted = config.tokens is None and not isinstance(source, LiveStore)  # a corpus has to be read to count its tokens
-        available = source.n_tokens if counted else None
+            finetune.check(self.start, config, widths[0], data.width(route.writes[0]), transcodes=route.transcodes)
+        available = data.n_tokens if config.tokens is None else None
         width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
         return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
 
@@ -97,24 +95,21 @@ class Plan:
                 f"n_latents={n_latents} cannot be divided over {layers} layers.", f"{nearest} is the nearest that can."
             )
 
-    def settings(self, source: Source | ActivationStore) -> dict[str, Any]:
+    def settings(self, data: TrainingData | StoredActivations | Source) -> dict[str, Any]:
         """What `train.json` holds: the configuration, and what else makes another dictionary."""
         route = self.route
-        widths = [[source.width(site) for site in sites] for sites in route.sides]
+        data = training_data(data)
+        widths = [[data.width(site) for site in sites] for sites in route.sides]
         shown: list[Any] = widths if route.crosses else [width for (width,) in widths]
-        data: dict[str, Any] = {"site": route.start, "width": shown[0]}
+        told: dict[str, Any] = {"site": route.start, "width": shown[0]}
         if route.transcodes:
-            data |= {"site_out": route.end, "width_out": shown[1]}
-        if isinstance(source, ActivationStore):
-            data["store"] = hashlib.sha256(" ".join(source.checksums).encode()).hexdigest()
-            data["live"] = isinstance(source, LiveStore)
-        elif (described := getattr(source, "settings", None)) is not None:
-            data["source"] = described
+            told |= {"site_out": route.end, "width_out": shown[1]}
+        told |= data.identity()
         if self.start is not None:
-            data["start"] = self.start.fingerprint()
-        return {"config": self.config.to_dict(), "data": data}
+            told["start"] = self.start.fingerprint()
+        return {"config": self.config.to_dict(), "data": told}
 
-    def finished(self, source: Source | ActivationStore) -> bool:
+    def finished(self, data: TrainingData | StoredActivations | Source) -> bool:
         """Whether the folder holds the SAE that this plan makes.
 
         Raises:
@@ -128,14 +123,14 @@ class Plan:
         before = read_json(self.out / "train.json", hint="Restore it, or give this dictionary another name.", finite=False)
         if not all(isinstance(before.get(part), dict) for part in ("config", "data")):
             raise WorkspaceError(f"{self.out / 'train.json'} holds no settings.", "Restore it, or give this one another name.")
-        data = self.settings(source)["data"]
+        now_told = self.settings(data)["data"]
         changed = {
             name: (before["config"].get(name), getattr(self.config, name))
             for name in TrainConfig.from_dict(before["config"]).differences(self.config)
         }
-        was = ({"live": False} if "live" in data else {}) | before["data"]  # runs of old did not say it
-        for name in was.keys() | data.keys():
-            then, now = was.get(name), data.get(name)
+        was = ({"live": False} if "live" in now_told else {}) | before["data"]  # earlier versions did not record it
+        for name in was.keys() | now_told.keys():
+            then, now = was.get(name), now_told.get(name)
             changed |= {name: (then, now)} if then != now else {}
         if changed:
             facts = "; ".join(f"{name} was {shown(then)} and is {shown(now)} now" for name, (then, now) in changed.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +51,27 @@ class TokenBatch(NamedTuple):
     def n_tokens(self) -> int:
         """Real tokens, pads not counted."""
         return int(self.mask_BT.sum())
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How documents become batches of contexts."""
+
+    context: int | None = None
+    """Tokens in a context; None: what the model has positions for, at most 256."""
+    packing: Packing = "pack"
+    """See :func:`token_batches`."""
+    contexts: int | None = None
+    """Contexts in a forward pass; None: about 2048 tokens, 32768 on a GPU."""
+
+    def resolve(self, lm: LanguageModel) -> TokenLayout:
+        """The same with every open value filled for a model."""
+        context = min(256, lm.max_context) if self.context is None else self.context
+        # Few enough for the caches and the allocator of a CPU, enough to keep a GPU busy.
+        contexts = (
+            max(1, (2**11 if lm.device.type == "cpu" else 2**15) // max(1, context)) if self.contexts is None else self.contexts
+        )
+        return TokenLayout(context, self.packing, contexts)
 
 
 def token_batches(

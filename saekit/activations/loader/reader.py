@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from saekit.activations.loader.source import BUFFER, HELDOUT, ActivationSource, Group, Place, Split, check_split, in_split
+from saekit.activations.loader.source import ActivationSource, Group, Place, ReadSettings
+from saekit.activations.store.base import StoredActivations
 from saekit.activations.store.shard import as_numpy, as_tensor, storage_dtype
-from saekit.activations.store.store import ActivationStore
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 
+STORE_MEMORY = 2**30
+"""Bytes of activations that a reader keeps in memory unless it is told otherwise."""
 _PIECE = 1024  # rows read together; a power of two like the chunks of a shard
 
 
@@ -29,21 +32,16 @@ class _Piece(NamedTuple):
 
 
 class ActivationReader(ActivationSource):
-    """Shuffled batches out of a store: pieces of 1024 rows in random order fill a buffer, rows leave it in random order.
+    """Shuffled batches out of a store: pieces of 1024 rows in random order fill a buffer, and rows leave it in random order.
 
-    The next buffer is read in a thread while one is in use, so two are in memory, in the stored dtype; or all rows, if they fit.
+    The next buffer is read in a thread while one is in use. Rows are in memory in the stored dtype.
 
     Args:
         store: what to read.
-        sites: aligned row by row, as transcoders need them.
-        batch_size: rows of a batch.
-        seed: of the order.
-        split: "train", "heldout" or "all", by document; see :func:`saekit.activations.loader.source.in_split`.
-        heldout: share of documents that are held out.
-        buffer_tokens: rows in the mixing buffer.
-        epochs: passes over the split; None never ends.
-        drop_special: leave out BOS, EOS and other tokens that stand for no text: their activations are of another size.
-        memory: up to so many bytes, all rows are kept as they are read, and later epochs need no disk. Does not change the order.
+        sites: sites whose rows a batch holds, aligned, as transcoders need them.
+        settings: how rows are given out; fields of :class:`ReadSettings` may be given by name instead.
+        memory: bytes of activations that are kept in memory. If all rows of the split fit, they are kept as they are read, and
+            later epochs need no disk; if not, two mixing buffers are in memory. Does not change the order.
 
     Raises:
         ConfigError: a setting is impossible, or not one row is in the split.
@@ -53,46 +51,31 @@ class ActivationReader(ActivationSource):
 
     def __init__(
         self,
-        store: ActivationStore,
+        store: StoredActivations,
         sites: Iterable[str | Site],
+        settings: ReadSettings | None = None,
         *,
-        batch_size: int,
-        seed: int = 0,
-        split: Split = "train",
-        heldout: float = HELDOUT,
-        buffer_tokens: int = BUFFER,
-        epochs: int | None = None,
-        drop_special: bool = True,
-        memory: int = 2**30,
+        memory: int = STORE_MEMORY,
+        **changes: Any,
     ) -> None:
-        check_split(split, heldout)
+        settings = ReadSettings(**changes) if settings is None else dataclasses.replace(settings, **changes)
+        super().__init__([store.site(site) for site in sites], settings, stored=store.n_tokens)
         self.store = store
-        super().__init__(
-            [store.site(site) for site in sites],
-            batch_size=batch_size,
-            seed=seed,
-            epochs=epochs,
-            split=split,
-            heldout=heldout,
-            buffer_tokens=buffer_tokens,
-            drop_special=drop_special,
-            stored=store.n_tokens,
-        )
-        self._buffer_tokens = buffer_tokens
         self._pieces: list[_Piece] = []
         self._wanted: list[np.ndarray] = []  # by shard, a bit a row
         self._n_tokens = 0
-        for shard, entry in enumerate(store.manifest.shards):
-            document_N, special_N = store.columns(shard, ["document", "special"])
-            wanted_N = in_split(document_N, split, heldout) & ~(special_N & drop_special)
+        for shard, n_rows in enumerate(store.shard_rows):
+            wanted_N = settings.wanted(*store.columns(shard, ["document", "special"]))
             self._wanted.append(np.packbits(wanted_N))
-            starts = np.arange(0, entry.tokens, _PIECE)
+            starts = np.arange(0, n_rows, _PIECE)
             for start, rows in zip(starts.tolist(), np.add.reduceat(wanted_N, starts, dtype=np.int64).tolist()):
                 if rows:
-                    self._pieces.append(_Piece(shard, start, min(start + _PIECE, entry.tokens), self._n_tokens, rows))
+                    self._pieces.append(_Piece(shard, start, min(start + _PIECE, n_rows), self._n_tokens, rows))
                     self._n_tokens += rows
         if not self._n_tokens:
-            raise ConfigError(f"No document of {store.path} is in the split {split!r}.", "Cache more, or change heldout.")
+            raise ConfigError(
+                f"No document of {store.path} is in the split {settings.split!r}.", "Cache more, or change heldout."
+            )
         row_bytes = sum(store.width(site) for site in self.sites) * storage_dtype(store.dtype).itemsize
         self._kept = self._room(self._n_tokens) if self._n_tokens * row_bytes <= memory else None
         self._read_already = np.zeros(len(self._pieces), bool)
@@ -113,7 +96,7 @@ class ActivationReader(ActivationSource):
 
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
         epoch, first = place.epoch, place.group
-        size = min(self._n_tokens, self._buffer_tokens + _PIECE)
+        size = min(self._n_tokens, self._how.buffer_tokens + _PIECE)
         # Two take turns: when the second next group is asked for, nobody reads this one any more.
         buffers = itertools.cycle([self._room(size), self._room(size)] if self._kept is None else [self._kept])
         while epochs is None or epoch < epochs:
@@ -132,7 +115,7 @@ class ActivationReader(ActivationSource):
         plan: list[list[int]] = [[]]
         rows = 0
         for index in order.tolist():
-            if rows >= self._buffer_tokens:
+            if rows >= self._how.buffer_tokens:
                 plan.append([])
                 rows = 0
             plan[-1].append(index)

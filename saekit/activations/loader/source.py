@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saekit.activations.corpus.batches import BEGINNING, Cursor
-from saekit.activations.loader.prefetch import ahead
+from saekit.activations.prefetch import prefetch
 from saekit.errors import CheckpointError, ConfigError
 from saekit.names.site import Site
 
@@ -48,33 +48,90 @@ class Group(NamedTuple):
     after: Place
 
 
+@dataclass(frozen=True)
+class ReadSettings:
+    """How a source gives out rows.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    batch_size: int
+    """Rows of a batch."""
+    seed: int = 0
+    """Seed of the order."""
+    split: Split = "train"
+    """"train", "heldout" or "all", by document; see :func:`in_split`."""
+    heldout: float = HELDOUT
+    """Share of the documents that are held out."""
+    buffer_tokens: int = BUFFER
+    """Rows in the mixing buffer."""
+    epochs: int | None = None
+    """Passes over the split; None never ends."""
+    drop_special: bool = True
+    """Leave out BOS, EOS, other special tokens and the first token of a context, whose activations are of another size."""
+
+    def __post_init__(self) -> None:
+        check_split(self.split, self.heldout)
+        for name in ("batch_size", "buffer_tokens", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must not be negative.")
+
+    def wanted(self, document_N: np.ndarray, special_N: np.ndarray) -> np.ndarray:
+        """(N,) bool: which rows to give out, by their documents and their marks of special tokens."""
+        return in_split(document_N, self.split, self.heldout) & ~(special_N & self.drop_special)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings that make other rows, or another order of them; fit for JSON."""
+        names = ("seed", "split", "heldout", "buffer_tokens", "drop_special")
+        return {name: getattr(self, name) for name in names}
+
+
 class ActivationSource(ABC):
     """Iterating gives batches {site: (batch_size, width) float32}: rows at random from a mixing buffer, aligned between sites.
 
-    An epoch gives each row exactly once, in an order that depends on `seed` and the epoch alone. Batches go on over the end of
-    a buffer and of an epoch, so that all have `batch_size` rows, but for the last of a source with a finite number of epochs.
+    An epoch gives each row exactly once, in an order that depends only on the seed and the number of the epoch. A batch may span
+    mixing buffers and epochs, so that all batches have `batch_size` rows; only the last of a finite source may have fewer.
 
     Iterating goes on from the current place, which :meth:`state` gives and :meth:`load_state` sets: the batches that follow are
     the same, bit for bit. A source that was read to its end begins anew.
 
+    Args:
+        sites: what a batch holds.
+        settings: how rows are given out.
+        recorded: what else makes other rows, or another order of them; fit for JSON.
+
     Attributes:
         sites: what a batch holds.
-        batch_size: rows of a batch.
     """
 
     _in_thread = True
 
-    def __init__(self, sites: Sequence[Site], *, batch_size: int, seed: int, epochs: int | None, **settings: Any) -> None:
+    def __init__(self, sites: Sequence[Site], settings: ReadSettings, **recorded: Any) -> None:
         if not sites:
             raise ConfigError("No site was given.", "Name at least one, like 'resid_post.3'.")
-        for name, value in (("batch_size", batch_size), ("buffer_tokens", settings["buffer_tokens"]), ("epochs", epochs)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        if seed < 0:
-            raise ConfigError(f"seed is {seed}; it must not be negative.")
-        self.sites, self.batch_size, self.seed, self.epochs = list(sites), batch_size, seed, epochs
-        self._settings = {"seed": seed, **settings}
+        self.sites, self._how = list(sites), settings
+        self._settings = {**settings.recorded, **recorded}
         self._place = Place()
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self._how.batch_size
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order."""
+        return self._how.seed
+
+    @property
+    def epochs(self) -> int | None:
+        """Passes over the split; None never ends."""
+        return self._how.epochs
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,7 +166,7 @@ class ActivationSource(ABC):
         groups = self._groups(place, epochs)
         row, parts, missing = place.row, list[dict[Site, Tensor]](), self.batch_size
         after = place
-        for group in ahead(groups) if self._in_thread else groups:
+        for group in prefetch(groups) if self._in_thread else groups:
             n = len(group.rows)
             order = np.random.default_rng([self.seed, group.place.epoch, 1 + group.place.group]).permutation(n)
             while row < n:

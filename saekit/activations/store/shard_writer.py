@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saekit.activations.corpus.batches import TokenBatch
-from saekit.activations.loader.rows import RowSource, check_finite, choose_rows
+from saekit.activations.rows import RowSource, check_finite, choose_rows
 from saekit.activations.store.manifest import ShardEntry, shard_name
 from saekit.activations.store.shard import ShardBuilder, as_numpy
 from saekit.files import write_whole

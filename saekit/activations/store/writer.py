@@ -13,11 +13,12 @@ import torch
 
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, check_packing, token_batches
-from saekit.activations.loader.prefetch import ahead
+from saekit.activations.prefetch import prefetch
+from saekit.activations.store.base import model_facts
 from saekit.activations.store.manifest import FILE, Manifest, ShardEntry, is_shard_name, shard_name
 from saekit.activations.store.shard import storage_dtype
 from saekit.activations.store.shard_writer import ShardPipe
-from saekit.activations.store.store import ActivationStore, damaged, model_facts
+from saekit.activations.store.store import ActivationStore, damaged
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
 from saekit.files import clean, is_leftover, lock
 from saekit.names.site import Site
@@ -227,7 +228,7 @@ class _Job:
                 raise
 
         pipe = ShardPipe(self.path, first, shard_tokens, self.dtype, self.lm.special_ids, enter)
-        with pipe, contextlib.closing(ahead(self._batches(start, count), depth=4)) as batches:
+        with pipe, contextlib.closing(prefetch(self._batches(start, count), depth=4)) as batches:
             for batch in batches:
                 # Pads are on the right, after every real token, so that causal attention needs no mask for them.
                 pipe.put(batch, self.lm.run(batch.tokens_BT, read=self.sites, logits=None).acts)

@@ -24,7 +24,7 @@ from saekit.sae import SAE, CrossCoder
 from saekit.sae.metrics import Firings, Reconstruction
 
 if TYPE_CHECKING:
-    from saekit.activations import ActivationStore
+    from saekit.activations import StoredActivations
     from saekit.evaluate.subject import Subject
     from saekit.lm import LanguageModel
     from saekit.lm.padding import Padded
@@ -42,7 +42,7 @@ DENSITY_TOKENS = 2**20
 def quality(
     sae: SAE,
     lm: LanguageModel,
-    store: ActivationStore,
+    store: StoredActivations,
     site: Site | None,
     *,
     heldout: float = HELDOUT,
@@ -133,7 +133,7 @@ def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any
 
 
 def heldout_documents(
-    lm: LanguageModel, store: ActivationStore, heldout: float, max_tokens: int
+    lm: LanguageModel, store: StoredActivations, heldout: float, max_tokens: int
 ) -> tuple[list[list[int]], Split]:
     """Tokens of the documents that training held out, BOS first. If it held none out, tokens of all documents, and a warning.
 
@@ -193,7 +193,7 @@ def check(subject: Subject) -> None:
     check_baseline(subject.options.baseline)
 
 
-def _documents(lm: LanguageModel, store: ActivationStore, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:
+def _documents(lm: LanguageModel, store: StoredActivations, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:
     """Token ids of the documents of a split that have at least two tokens, one document a row."""
     rows: list[list[int]] = []
     n = 0

@@ -1,4 +1,4 @@
-"""Work done ahead of its use, in a thread."""
+"""Items made in a thread before they are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
     """Iterate over `items` in a thread that keeps at most `depth` of them ready or in the making.
 
     The thread starts with the first `next` and ends when the iterator is exhausted or closed. Errors of `items` are raised
@@ -33,7 +33,7 @@ def ahead(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
             if hasattr(iterator, "close"):
                 iterator.close()
 
-    thread = threading.Thread(target=work, name="saekit-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="saekit-prefetch", daemon=True)
     thread.start()
     try:
         while True:

@@ -1,0 +1,193 @@
+"""What is common to everything that holds activations on disk: columns of rows, shard by shard."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saekit.activations.prefetch import prefetch
+from saekit.activations.store.shard import TOKEN_COLUMNS, as_tensor, storage_dtype
+from saekit.errors import StoreMismatch, UnknownSite
+from saekit.lm.fingerprint import differs
+from saekit.names.site import Site
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a store: whole contexts. N rows."""
+
+    start: int
+    """First row, counted over the whole store."""
+    tokens_N: Tensor
+    """int32 token ids."""
+    position_N: Tensor
+    """int32 place in the context, from 0; a context begins at each 0."""
+    document_N: Tensor
+    """int64 row of the corpus."""
+    special_N: Tensor
+    """bool: BOS, EOS and other tokens that stand for no text, and the first of each context: attention gathers there."""
+    acts: dict[Site, Tensor]
+    """(N, width) float32 by site."""
+
+    @property
+    def stop(self) -> int:
+        """The row after the last: where the next block starts."""
+        return self.start + len(self.tokens_N)
+
+
+class StoredActivations(ABC):
+    """Rows of activations on disk, shard by shard. Rows of all sites are aligned: row n of each is of token n.
+
+    Args:
+        path: the folder, for messages.
+        widths: numbers per token of each site.
+        shard_rows: rows of each shard.
+
+    Attributes:
+        sites: the sites, in the order of computation.
+    """
+
+    def __init__(self, path: Path, widths: Mapping[Site, int], shard_rows: Sequence[int]) -> None:
+        self.path, self.shard_rows = path, tuple(shard_rows)
+        self._widths = dict(widths)
+        self.sites = sorted(self._widths)
+        self._first_rows = np.cumsum([0, *shard_rows])
+
+    @property
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What the activations are of: model, corpus, sites, context, packing, dtype."""
+
+    @property
+    @abstractmethod
+    def checksums(self) -> list[str]:
+        """What tells these activations from others."""
+
+    @abstractmethod
+    def columns(self, shard: int, names: Sequence[str], start: int = 0, stop: int | None = None) -> list[np.ndarray]:
+        """Rows start..stop of a shard's columns: `tokens`, `position`, `document`, `special` or `sites/<site>` as it is stored.
+
+        Raises:
+            StoreCorrupt: the shard cannot be read.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {self.n_tokens:,} tokens at {', '.join(map(str, self.sites))})"
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows."""
+        return int(self._first_rows[-1])
+
+    @property
+    def context(self) -> int:
+        """Tokens in a context, at most."""
+        return self.provenance["context"]
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored numbers: float32, float16 or bfloat16. What is read is float32."""
+        return self.provenance["dtype"]
+
+    def width(self, site: str | Site) -> int:
+        """Numbers per token at `site`.
+
+        Raises:
+            UnknownSite: it is not in this store.
+        """
+        return self._widths[self.site(site)]
+
+    def site(self, site: str | Site) -> Site:
+        """`site`, if it is in this store.
+
+        Raises:
+            UnknownSite: it is not.
+        """
+        site = Site.parse(site)
+        if site not in self._widths:
+            raise UnknownSite(
+                f"{self.path} has no activations at {site}; it has {', '.join(map(str, self.sites))}.",
+                "Cache it with the others that are wanted, to another folder.",
+            )
+        return site
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """Raise unless these are activations of `lm`; dtype and device do not matter.
+
+        Raises:
+            StoreMismatch: names what differs.
+        """
+        here, now = self.provenance["model"], model_facts(lm)
+        what = differs(*({**facts, "model": facts["sha256"]} for facts in (here, now)))
+        if what is not None:
+            mark = "sha256" if what == "model" else what
+            marks = ("its weights", "other weights") if what == "weights" else (f"{mark} {here[mark][:12]}", now[mark][:12])
+            raise StoreMismatch(
+                f"{self.path} holds activations of {here['name']} ({marks[0]}), not of {now['name']} ({marks[1]}).",
+                "Give the model it was made with, or cache this one to another folder.",
+            )
+
+    def acts(self, shard: int, site: Site, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop (N, width) of a shard at `site`, in the stored dtype."""
+        return as_tensor(self.columns(shard, [f"sites/{site}"], start, stop)[0], self._torch_dtype)
+
+    @cached_property
+    def _torch_dtype(self) -> torch.dtype:
+        return storage_dtype(self.dtype)
+
+    def stream(self, sites: Iterable[str | Site], *, batch_tokens: int = 4096, start: int = 0) -> Iterator[Block]:
+        """Everything in stored order, read ahead in a thread.
+
+        Args:
+            sites: whose activations to read; may be empty, for the tokens alone.
+            batch_tokens: rows of a block: as many whole contexts as fit, at least one. A block ends with its shard, too.
+            start: row to begin at: 0 or a block's `stop`.
+
+        Raises:
+            UnknownSite: a site is not in this store.
+            StoreCorrupt: a shard cannot be read.
+        """
+        return prefetch(self._blocks([self.site(site) for site in sites], batch_tokens, start), depth=2)
+
+    def _blocks(self, sites: list[Site], batch_tokens: int, start: int) -> Iterator[Block]:
+        for shard in range(len(self.shard_rows)):
+            first, end = int(self._first_rows[shard]), int(self._first_rows[shard + 1])
+            if end <= start:
+                continue
+            token_columns = dict(zip(TOKEN_COLUMNS, self.columns(shard, list(TOKEN_COLUMNS))))
+            begins = np.append(np.flatnonzero(token_columns["position"] == 0), end - first)
+            row = max(start - first, 0)
+            while row < end - first:
+                # The last beginning of a context within reach, but at least one context on.
+                here = int(np.searchsorted(begins, row, side="right"))
+                stop = int(begins[max(here, int(np.searchsorted(begins, row + batch_tokens, side="right")) - 1)])
+                yield Block(
+                    first + row,
+                    **{f"{name}_N": torch.from_numpy(column[row:stop]) for name, column in token_columns.items()},
+                    acts={site: self.acts(shard, site, row, stop).float() for site in sites},
+                )
+                row = stop
+
+
+def model_facts(lm: LanguageModel) -> dict[str, str]:
+    """What tells the model of a store."""
+    facts = lm.fingerprint()
+    return {
+        "name": facts["name"],
+        "revision": facts["revision"],
+        "sha256": facts["model"],
+        "tokenizer": facts["tokenizer"],
+        "weights": facts["weights"],
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
