@@ -65,6 +65,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("is neither true nor false")
+    return value
+
+
 def _baseline(value: Any) -> str:
     if value not in BASELINES:
         raise ValueError(f"is not one of {', '.join(BASELINES)}")
@@ -216,6 +222,7 @@ _MEASURED: dict[str, Reader] = _numbers("fvu", "cosine", "shrinkage", "l0", "dea
 _MORE: dict[str, Reader] = _numbers("fvu_trimmed", "fvu_train", "l0_train", "ce_zero", "ce_mean", "ce_uniform", *_RECOVERED) | {
     "baseline": _baseline,
     "l0_asked": _number,
+    "trained_elsewhere": _flag,
     "remarks": _list(_text),
     "fvu_by_site": _table(_number),
     "relative_norms": _table(_list(_count)),
