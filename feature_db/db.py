@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.errors import damaged, typed
+from feature_db import current, set_aside, stored, vectors, verification
+from feature_db.arguments import unicode, whole
+from feature_db.connections import Connections
+from feature_db.edits import Edits
+from feature_db.errors import typed
 from feature_db.labels.rules import HUMAN, HUMAN_RANK, Label
 from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
-from feature_db.search.search import SIGNALS, WEIGHTS, Filter, fired_by_query, search
+from feature_db.search.search import SIGNALS, Filter, fired_by_query, query_words, search
 from feature_db.store import read, schema
-from feature_db.store.examples import unpack
 from feature_db.store.tables import add_labels, next_id, refresh_fts
-from saekit.errors import ConfigError, UnknownRef, UnknownSite
+from saekit.errors import StoreMismatch, UnknownRef, UnknownSite
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -27,29 +31,42 @@ if TYPE_CHECKING:
     from saekit.objects import Ref
     from saekit.sae import SAE
 
+    FeatureName = Ref | str | tuple[str | Site, int]
+
 
 class FeatureDB:
-    """Features of one or more dictionaries in one SQLite file. A context manager; readers do not disturb a build.
+    """Features of one or more dictionaries in one SQLite file. A context manager. Any number of threads may use one.
 
     ::
 
         with FeatureDB.open("ws/features.sqlite") as db:
             best = db.search("happy")[0]
             record = db.feature(best.ref)
+
+    Args:
+        path: the file.
+        dictionaries: the folders of the dictionaries that read a site. Where given, features of other dictionaries than those in
+            these folders are refused.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path, self._db = path, connection
+    def __init__(self, path: Path, dictionaries: Callable[[str], Sequence[Path]] | None = None) -> None:
+        self.path, self._dictionaries = path, dictionaries
+        self._connections = Connections(path)
+        self._edits = Edits(path)
+        self._current: dict[int, tuple[object, ...]] = {}
+        self._end = weakref.finalize(self, _end, self._connections, self._edits)
 
     @classmethod
-    def open(cls, path: str | Path) -> FeatureDB:
-        """The database at `path`.
+    def open(cls, path: str | Path, dictionaries: Callable[[str], Sequence[Path]] | None = None) -> FeatureDB:
+        """The database at `path`; for `dictionaries` see :class:`FeatureDB`.
 
         Raises:
-            DatabaseError: there is none, it is no feature database, it is damaged, or a newer version of saekit wrote it.
+            DatabaseError: there is none, it is no feature database, it is damaged, it has triggers or tables that saekit did
+                not make, or a newer version of saekit wrote it.
         """
-        path = Path(path)
-        return cls(path, schema.connect(path))
+        database = cls(Path(path), dictionaries)
+        database._db  # noqa: B018  (opens the file)
+        return database
 
     def __enter__(self) -> FeatureDB:
         return self
@@ -58,8 +75,8 @@ class FeatureDB:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the connections of all threads, and record the checksum of the file if labels or lists were changed."""
+        self._end()
 
     def __repr__(self) -> str:
         return f"FeatureDB({str(self.path)!r}, {', '.join(f'{sae.n_features} features of {sae.site}' for sae in self.saes())})"
@@ -68,8 +85,8 @@ class FeatureDB:
 
     def saes(self) -> list[IndexedSAE]:
         """The dictionaries, by site name."""
-        with typed(self.path):
-            return read.saes(self._db, self.path.parent)
+        with self._reading() as db:
+            return read.saes(db, self.path.parent)
 
     def holds(self, site: str | Site, key: str) -> bool:
         """Whether the features of `site` are of the build with this key."""
@@ -80,81 +97,90 @@ class FeatureDB:
 
         Raises:
             UnknownSite: there is none at `site`.
+            WorkspaceError: another dictionary is at `site` now.
             DatabaseError: the file is missing or damaged.
         """
-        sae = self._sae(site)
-        try:
-            array: NDArray[np.float32] = np.load(sae.vectors, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise damaged(f"the decoder directions of {site} ({sae.vectors})", error) from error
-        if len(array) != sae.n_features:
-            raise damaged(f"the decoder directions of {site}", f"{len(array)} rows for {sae.n_features} features")
-        return array
+        return vectors.mapped(self._sae(site))
 
     def densities(self, site: str | Site) -> NDArray[np.float64]:
-        """Share of tokens that each feature of a dictionary fires on, (n_features,); 0 for dead ones.
+        """Density of each feature of a dictionary, (n_features,): the exact share of the store's ordinary tokens on which it
+        fires; 0 for dead ones. :attr:`IndexedSAE.n_tokens` is the number of those tokens.
 
         Raises:
             UnknownSite: there is none at `site`.
+            WorkspaceError: another dictionary is at `site` now.
         """
-        rows = self._all("SELECT density FROM feature WHERE sae = ? ORDER BY number", self._sae(site).id)
-        return np.array([density for (density,) in rows], np.float64)
+        with self._reading() as db:
+            sae = self._sae(site)
+            found = db.execute("SELECT density FROM feature WHERE sae = ? ORDER BY number", (sae.id,))
+            return np.array([density for (density,) in stored.rows("the densities", found, stored.REAL)], np.float64)
 
-    def verify(self) -> None:
-        """Check everything: pages, indices, references, row counts, examples, decoder directions.
+    def verify(self) -> list[str]:
+        """Check every byte of the file and of the decoder directions against their checksums, and that all parts fit together.
+
+        Returns:
+            What could not be checked and why, a sentence each; empty where everything was.
 
         Raises:
             DatabaseError: says what is damaged.
         """
-        for check in ("integrity_check", "foreign_key_check"):
-            problems = [row for row in self._all(f"PRAGMA {check}") if row != ("ok",)]
-            if problems:
-                raise damaged(str(self.path), problems[0])
-        for table in ("term_fts", "feature_fts"):
-            with self._writing():
-                self._db.execute(f"INSERT INTO {table}({table}) VALUES ('integrity-check')")
-        for sae in self.saes():
-            n = self._all("SELECT COUNT(*), COUNT(windows) FROM feature LEFT JOIN example ON feature = id WHERE sae = ?", sae.id)[
-                0
-            ]
-            if n != (sae.n_features, sae.n_features):
-                raise damaged(f"the features of {sae.site}", f"{n[0]} rows and {n[1]} examples for {sae.n_features} features")
-            for row in self._all("SELECT windows FROM example JOIN feature ON id = feature WHERE sae = ?", sae.id):
-                unpack(row[0])
-            self.vectors(sae.site)
+        return verification.verify(self.path, self._reading)
+
+    def sealed(self, site: str | Site) -> bool:
+        """Whether the file and the directions of `site` match their checksums; False where the file has none but is sound.
+
+        Raises:
+            DatabaseError: says what is damaged.
+        """
+        return verification.sealed(self.path, self._sae(site), self._reading)
+
+    def check_current(self, site: str | Site | None = None) -> None:
+        """Check that the features of `site`, or of all sites, are of the dictionaries that are there now.
+
+        Raises:
+            WorkspaceError: another dictionary is there; names the command to run.
+        """
+        if site is not None:
+            self._sae(site)
+        else:
+            for sae in self.saes():
+                self._check(sae)
+
+    def set_aside(self) -> dict[str, int]:
+        """How many labels and list entries wait for their dictionary to be indexed again, by its fingerprint."""
+        with self._reading() as db:
+            return set_aside.waiting(db)
 
     # Records
 
-    def feature(self, ref: Ref | str | tuple[str | Site, int], number: int | None = None) -> FeatureRecord:
+    def feature(self, ref: FeatureName, number: int | None = None) -> FeatureRecord:
         """Everything about one feature: `feature(ref)`, its text, or `feature("resid_post.3", 1042)`.
 
         Raises:
             UnknownRef: there is no such feature; the message names the sites there are and the range of their numbers.
+            WorkspaceError: another dictionary is at its site now.
             DatabaseError: its rows are damaged.
         """
-        sae, number = self._locate(ref, number)
-        with typed(self.path):
-            return read.record(self._db, sae, number)
+        with self._reading() as db:
+            return read.record(db, *self._locate(ref, number))
 
-    def stats(self, ref: Ref | str | tuple[str | Site, int], number: int | None = None) -> ActivationStats:
-        """Maximum, mean over all tokens and quantiles of a feature: what strengths of a steer are multiples of.
+    def stats(self, ref: FeatureName, number: int | None = None) -> ActivationStats:
+        """Maximum, mean over all tokens and quantiles of a feature: the units of a steering strength.
 
         Raises:
             UnknownRef: there is no such feature.
+            WorkspaceError: another dictionary is at its site now.
         """
-        sae, number = self._locate(ref, number)
-        with typed(self.path):
-            return read.stats(self._db, sae, number)
+        with self._reading() as db:
+            return read.stats(db, *self._locate(ref, number))
 
-    def _locate(self, ref: Ref | str | tuple[str | Site, int], number: int | None) -> tuple[IndexedSAE, int]:
-        from saekit.names.site import Site
+    def _locate(self, ref: FeatureName, number: int | None = None) -> tuple[IndexedSAE, int]:
         from saekit.objects import Ref
 
         if isinstance(ref, tuple):
-            ref, number = Ref.feature(*ref), None
+            ref = Ref.feature(*ref)
         elif number is not None:
-            assert isinstance(ref, str | Site)
-            ref = Ref.feature(ref, number)
+            ref = Ref.feature(str(ref), whole(number, "number"))
         ref = Ref.parse(ref)
         saes = {sae.site: sae for sae in self.saes()}
         there = ", ".join(f"{sae.site} (0 to {sae.n_features - 1})" for sae in saes.values()) or "none"
@@ -163,6 +189,7 @@ class FeatureDB:
         sae = saes.get(str(ref.site))
         if sae is None:
             raise UnknownRef(f"{self.path.name} has no features of {ref.site}.", f"It has those of {there}.")
+        self._check(sae)
         if ref.unit >= sae.n_features:
             raise UnknownRef(
                 f"There is no {ref}: {sae.site} has {sae.n_features} features.", f"Choose one from 0 to {sae.n_features - 1}."
@@ -180,7 +207,19 @@ class FeatureDB:
         if not found:
             there = ", ".join(sae.site for sae in saes) or "none"
             raise UnknownSite(f"{self.path.name} has no features of {site}.", f"It has those of {there}.")
+        self._check(found[0])
         return found[0]
+
+    def _check(self, sae: IndexedSAE) -> None:
+        """Refuse features of another dictionary than the one that is at their site now."""
+        if self._dictionaries is None:
+            return
+        folders = self._dictionaries(sae.site)
+        state = sae.fingerprint, *map(current.signature, folders)
+        if self._current.get(sae.id) != state:  # else it was compared already
+            with self._reading() as db:
+                current.check(sae, read.files(db, sae.id), folders)
+            self._current[sae.id] = state
 
     # Search
 
@@ -212,85 +251,101 @@ class FeatureDB:
 
         Raises:
             UnknownSite: there are no features of `site`.
-            ConfigError: there is no such signal.
+            WorkspaceError: another dictionary is at a site now that is searched.
+            StoreMismatch: `sae` is not the dictionary whose features are indexed.
+            ConfigError: there is no such signal or kind, `k` is no whole number, or the query has too many words.
             DatabaseError: the file is damaged.
         """
-        signals = [by] if isinstance(by, str) else by
-        if unknown := [signal for signal in signals if signal not in WEIGHTS]:
-            raise ConfigError(f"There is no signal {unknown[0]!r} to search by.", f"Choose from {', '.join(WEIGHTS)}.")
+        k, words = whole(k, "k"), query_words(query)
         place = site if site is not None else sae.cfg.site if sae is not None else None
         chosen = [self._sae(place)] if place is not None else self.saes()
-        if not chosen or k < 1:
-            return []
         wanted = Filter(
             saes=[each.id for each in chosen],
             kinds=[kinds] if isinstance(kinds, str) else kinds,
             density=density,
             live=live,
-            signals=signals,
+            signals=[by] if isinstance(by, str) else by,
         )
+        if place is None:
+            self.check_current()
+        if not chosen or k < 1:
+            return []
         deep = self._deep(lm, sae, chosen[0], query) if lm is not None and sae is not None else ()
-        with typed(self.path):
-            return search(self._db, query, k, wanted, deep)
+        with self._reading() as db:
+            return search(db, words, k, wanted, deep)
 
     def _deep(self, lm: LanguageModel, sae: SAE, indexed: IndexedSAE, query: str) -> list[tuple[int, float, float]]:
         """Features that the query itself makes fire, weighted by how rarely they do."""
-        if sae.cfg.n_latents != indexed.n_features:
-            raise UnknownRef(
-                f"The dictionary has {sae.cfg.n_latents} features, the database {indexed.n_features} at {indexed.site}."
+        if sae.fingerprint() != indexed.fingerprint:
+            raise StoreMismatch(
+                f"The given dictionary is not the one whose features are indexed at {indexed.site}.",
+                f"Run `saekit index WORKSPACE --site {indexed.site}`; labels by people are kept.",
             )
         found = []
         rarest = math.log(max(indexed.n_tokens, 2))
-        for number, value in fired_by_query(lm, sae, indexed.site, query):
-            identity = schema.feature_id(indexed.id, number)
-            density, largest = self._all("SELECT density, max FROM feature WHERE id = ?", identity)[0]
-            if density > 0 and largest > 0:
-                share = min(value / largest, 1.0)
-                found.append((identity, share * min(math.log(1 / density) / rarest, 1.0), share))
+        fired = fired_by_query(lm, sae, indexed.site, query)
+        with self._reading() as db:
+            for number, value in fired:
+                identity = schema.feature_id(indexed.id, number)
+                row = db.execute("SELECT density, max FROM feature WHERE id = ?", (identity,)).fetchone()
+                density, largest = stored.row(f"feature {number} of {indexed.site}", row, stored.REAL, stored.REAL)
+                if density > 0 and largest > 0:
+                    share = min(value / largest, 1.0)
+                    found.append((identity, share * min(math.log(1 / density) / rarest, 1.0), share))
         return found
 
     # Labels and lists
 
-    def set_label(self, ref: Ref | str | tuple[str | Site, int], text: str) -> None:
+    def set_label(self, ref: FeatureName, text: str) -> None:
         """Label a feature by hand: shown instead of any automatic label and found by searches. An empty text takes it back.
 
         Raises:
             UnknownRef: there is no such feature.
+            ConfigError: the text is no valid Unicode.
+            WorkspaceError: another dictionary is at its site now.
+            DatabaseError: the file cannot be written.
         """
-        sae, number = self._locate(ref, None)
+        text = unicode(text, "label").strip()
+        sae, number = self._locate(ref)
         identity = schema.feature_id(sae.id, number)
-        with self._writing():
-            self._db.execute("DELETE FROM label WHERE feature = ? AND method = ?", (identity, HUMAN))
-            self._add(identity, [Label(HUMAN, text.strip(), HUMAN_RANK, text.strip())] if text.strip() else [])
+        with self._edits.transaction() as db:
+            db.execute("DELETE FROM label WHERE feature = ? AND method = ?", (identity, HUMAN))
+            _add(db, identity, [Label(HUMAN, text, HUMAN_RANK, text)] if text else [])
 
-    def add_labels(self, ref: Ref | str | tuple[str | Site, int], labels: Iterable[Label]) -> None:
+    def add_labels(self, ref: FeatureName, labels: Iterable[Label]) -> None:
         """Add labels that a method gave; those that the same method and model gave before are replaced.
 
         Raises:
             UnknownRef: there is no such feature.
+            ConfigError: a text is no valid Unicode.
+            WorkspaceError: another dictionary is at its site now.
+            DatabaseError: the file cannot be written.
         """
-        sae, number = self._locate(ref, None)
+        sae, number = self._locate(ref)
         identity, labels = schema.feature_id(sae.id, number), list(labels)
-        with self._writing():
+        for label in labels:
+            unicode(label.text, "label")
+            unicode(label.keywords, "label")
+        with self._edits.transaction() as db:
             for method, model in {(label.method, label.model) for label in labels}:
-                self._db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model IS ?", (identity, method, model))
-            self._add(identity, labels)
-
-    def _add(self, feature: int, labels: list[Label]) -> None:
-        add_labels(self._db, feature, labels, next_id(self._db, "label"))
-        refresh_fts(self._db, feature)
+                db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model IS ?", (identity, method, model))
+            _add(db, identity, labels)
 
     def set_list(self, name: str, refs: Iterable[Ref | str]) -> None:
         """Keep features under a name, in order; an empty list takes it back.
 
         Raises:
             UnknownRef: one of them does not exist; nothing is changed.
+            ConfigError: the name is no valid Unicode.
+            WorkspaceError: another dictionary is at the site of one.
+            DatabaseError: the file cannot be written.
         """
-        places = [self._locate(ref, None) for ref in refs]
-        with self._writing():
-            self._db.execute("DELETE FROM list WHERE name = ?", (name,))
+        unicode(name, "name of a list")
+        places = [self._locate(ref) for ref in refs]
+        with self._edits.transaction() as db:
+            db.execute("DELETE FROM list WHERE name = ?", (name,))
             rows = [(name, i, schema.feature_id(sae.id, number)) for i, (sae, number) in enumerate(places)]
-            self._db.executemany("INSERT INTO list(name, position, feature) VALUES (?, ?, ?)", rows)
+            db.executemany("INSERT INTO list(name, position, feature) VALUES (?, ?, ?)", rows)
 
     def lists(self) -> dict[str, list[Ref]]:
         """All lists by name."""
@@ -306,18 +361,36 @@ class FeatureDB:
 
     # SQLite
 
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The calling thread's read-only connection."""
+        return self._connections.here
+
     def _all(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with typed(self.path):
-            return self._db.execute(sql, parameters).fetchall()
+        with self._reading() as db:
+            return db.execute(sql, parameters).fetchall()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The calling thread's connection in one transaction, so that all that is read belongs together."""
         with typed(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
+            db = self._db
+            if db.in_transaction:
+                yield db
+                return
+            db.execute("BEGIN")
             try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+                yield db
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")  # nothing was written
+
+
+def _add(db: sqlite3.Connection, feature: int, labels: list[Label]) -> None:
+    add_labels(db, feature, labels, next_id(db, "label"))
+    refresh_fts(db, feature)
+
+
+def _end(connections: Connections, edits: Edits) -> None:
+    edits.end()
+    connections.close()

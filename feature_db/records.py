@@ -62,6 +62,7 @@ class IndexedSAE:
     site_out: str
     architecture: str
     n_features: int
+    d_out: int
     live: int
     """Features that fired."""
     fingerprint: str
@@ -72,6 +73,17 @@ class IndexedSAE:
     n_documents: int
     vectors: Path
     """(n_features, d_out) float32 .npy of decoder directions."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that a dictionary's rows belong to, as it was when the rows were written."""
+
+    sha256: str
+    size: int
+    """Bytes."""
+    mtime_ns: int | None
+    """When it was written; None where that does not matter."""
 
 
 @dataclass(frozen=True)

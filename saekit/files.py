@@ -104,14 +104,14 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def publish(source: Path, path: Path) -> None:
+def publish(source: Path, path: Path, *, checksum: bool = True) -> None:
     """Move a file out of a :func:`temporary_folder` to `path`, with the permissions that new files have.
 
     The file is on the disk before it appears under its new name. Call :func:`sync` on the folder after the last file.
     """
     source.chmod(source.parent.stat().st_mode & 0o666)  # some libraries write files that only their owner can read
     sync(source)
-    _place(source, path)
+    _place(source, path, checksum=checksum)
 
 
 def replace(beside: Path, path: Path) -> None:

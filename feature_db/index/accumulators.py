@@ -213,6 +213,13 @@ class Accumulators:
             named |= {f"{part}.{name}": array for name, array in getattr(self, part)._asdict().items()}
         return named
 
+    def fits(self, state: dict[str, NDArray]) -> bool:
+        """Whether a state has the arrays of this dictionary and configuration."""
+        mine = self.state()
+        return mine.keys() == state.keys() and all(
+            (array.shape, array.dtype) == (state[name].shape, state[name].dtype) for name, array in mine.items()
+        )
+
     def load_state(self, state: dict[str, NDArray]) -> None:
         """Take up where :meth:`state` left off."""
         for name, array in self.state().items():

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from feature_db import connections, current
 from feature_db.db import FeatureDB
 from feature_db.index.accumulators import Accumulators, Block, BuildConfig
 from feature_db.index.projection import promoted, to_residual
@@ -24,9 +25,10 @@ from feature_db.index.terms import TermStat
 from feature_db.index.words import Vocabulary, Words
 from feature_db.store import schema
 from feature_db.store.write import Entry, write
+from feature_db.vectors import write as write_vectors
 from saekit import files
 from saekit.activations.loader.source import HELDOUT, Split, check_split, in_split
-from saekit.errors import NonFiniteActivations, StoreMismatch
+from saekit.errors import DatabaseError, NonFiniteActivations, StoreMismatch
 from saekit.names.site import Site
 from saekit.progress import track
 
@@ -60,16 +62,19 @@ def build(
     split: Split = "all",
     heldout: float = HELDOUT,
     config: BuildConfig | None = None,
-    replace: bool = False,
+    source: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
 ) -> FeatureDB:
     """Index the features of `sae` at `site` into the database at `path`.
 
     The store is read once, in order; memory does not grow with its length. Special tokens (BOS, EOS, pads) are left out of all
-    statistics. Interrupted, the same command goes on from the last checkpoint (a file beside the database) and ends in the
-    same rows; features of other sites stay; the database changes in one transaction at the end. Where it already holds this
-    very build, nothing is done.
+    statistics. After an interruption, the same command goes on from the last checkpoint (a file beside the database) and ends
+    in the same rows. Features of other sites stay. The database changes in one transaction at the end. Where it already holds
+    this very build, nothing is done.
+
+    Labels by people and models and lists are never lost: those of the same dictionary stay, those of another one are set aside
+    and return when it is indexed again.
 
     Args:
         path: the SQLite file, made if it does not exist.
@@ -77,19 +82,19 @@ def build(
         sae: the dictionary. A feature fires where its activation is positive (of abstopk, negative ones are not counted).
         lm: the model; its tokenizer gives the texts of tokens, its head the promoted ones.
         site: where the dictionary reads.
-        vectors: folder of the decoder directions, one memory-mapped .npy a dictionary.
+        vectors: folder of the decoder directions, one memory-mapped .npy per dictionary.
         split: count the tokens of "all" documents, of those that a reader trains on ("train") or of the "heldout" ones.
         heldout: share of documents that are held out.
         config: what is kept of every feature.
-        replace: put another dictionary in the place of one whose features people have labelled.
+        source: folder that `sae` was loaded from; its checksums let a reader see whether it still holds this dictionary.
         checkpoint_seconds: how much work an interruption may cost; 0 saves after every block.
         progress: show a progress bar.
 
     Raises:
-        StoreMismatch: store, model and dictionary do not fit, or labels would be lost (see `replace`).
+        StoreMismatch: store, model and dictionary do not fit.
         NonFiniteActivations: an activation is NaN or infinite.
         UnknownSite: the store has no such site.
-        DatabaseError: the file at `path` is none of ours, damaged, or of a newer version.
+        DatabaseError: the file at `path` is no feature database, is damaged, or is of a newer version.
         StorageFull: no room; what was complete is kept.
     """
     check_split(split, heldout)
@@ -100,11 +105,8 @@ def build(
             "Give the dictionary that was trained there.",
         )
     entry = _entry(store, sae, lm, site, folder, path, split if split == "all" else f"{split} {heldout}", config)
-    if path.exists():
-        with FeatureDB.open(path) as database:
-            done = database.holds(str(site), entry.key)
-        if done and (path.parent / entry.vectors).exists():
-            return FeatureDB.open(path)
+    if path.exists() and _is_done(path, entry):
+        return FeatureDB.open(path)
     vocabulary = Vocabulary.of(lm.token_strings(range(lm.vocab_size)))
     words = Words(vocabulary, lm.decode)
     accumulators = Accumulators(sae.cfg.n_latents, len(vocabulary), config)
@@ -120,11 +122,34 @@ def build(
         progress,
     )
     rows = Rows(accumulators, words, _projector(lm, sae, site))
-    old = _write_vectors(path.parent / entry.vectors, sae)
-    write(path, entry, rows, replace=replace)
-    for file in [state, *old]:
-        files.remove(file)
+    file = path.parent / entry.vectors
+    entry.files["vectors"] = write_vectors(file, sae.feature_vectors().detach().float().cpu().numpy())
+    if source is not None:
+        entry.files.update(current.recorded(Path(source)))
+    write(path, entry, rows)
+    for leftover in [state, *_replaced(file)]:
+        files.remove(leftover)
     return FeatureDB.open(path)
+
+
+def _is_done(path: Path, entry: Entry) -> bool:
+    """Whether the database holds this very build, undamaged. Records its checksum where an interrupted change left none."""
+    with FeatureDB.open(path) as database:
+        if not database.holds(entry.site, entry.key):
+            return False
+        try:
+            sealed = database.sealed(entry.site)
+        except DatabaseError:
+            return False
+    if not sealed:
+        connections.seal(path)
+    return True
+
+
+def _replaced(file: Path) -> list[Path]:
+    """Files of decoder directions of the dictionaries that this site had before."""
+    prefix = file.name.rpartition("-")[0]
+    return [other for other in file.parent.glob(f"{prefix}-*.npy") if other != file]
 
 
 def _entry(
@@ -153,6 +178,7 @@ def _entry(
         n_features=sae.cfg.n_latents,
         d_out=sae.cfg.d_out,
         vectors=os.path.relpath(file, path.absolute().parent),
+        files={},
         corpus_key=corpus_key,
         corpus=corpus,
     )
@@ -224,15 +250,6 @@ def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[in
     return project
 
 
-def _write_vectors(path: Path, sae: SAE) -> list[Path]:
-    """Write the decoder directions (F, d_out); returns the files that they replace, to be removed once nothing points there."""
-    if not path.exists():
-        with files.whole(path) as file:
-            np.save(file, sae.feature_vectors().detach().float().cpu().numpy())
-    prefix = path.name.rpartition("-")[0]
-    return [other for other in path.parent.glob(f"{prefix}-*.npy") if other != path]
-
-
 class _Checkpoint:
     """Where a pass is and what it has gathered, saved beside the database now and then."""
 
@@ -243,14 +260,23 @@ class _Checkpoint:
     def load(self, words: Words, accumulators: Accumulators) -> int:
         """Take up the state of the same build, if there is one; returns the row to go on from."""
         try:
+            if not zip_holds_what_it_declares(self._path):
+                return 0
             with np.load(self._path, allow_pickle=False) as stored:
                 if str(stored["key"]) != self._key:
                     return 0
                 state = dict(stored)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # NumPy and zipfile raise many kinds of errors for damage. The state can be made again, so none of them matters.
+        except Exception:
             return 0
-        words.load_state({name.removeprefix("words/"): array for name, array in state.items() if name.startswith("words/")})
-        accumulators.load_state({name.removeprefix("acc/"): array for name, array in state.items() if name.startswith("acc/")})
+        parts = {
+            part: {name.removeprefix(part): array for name, array in state.items() if name.startswith(part)}
+            for part in ("words/", "acc/")
+        }
+        if not (words.fits(parts["words/"]) and accumulators.fits(parts["acc/"]) and "row" in state):
+            return 0
+        words.load_state(parts["words/"])
+        accumulators.load_state(parts["acc/"])
         return int(state["row"])
 
     def save(self, row: int, words: Words, accumulators: Accumulators) -> None:
@@ -264,3 +290,11 @@ class _Checkpoint:
             np.savez(file, key=np.array(self._key), row=np.array(row), **state)  # type: ignore[arg-type]
         self._last = time.monotonic()
         self._cost = self._last - begun
+
+
+def zip_holds_what_it_declares(path: Path) -> bool:
+    """Whether the members of an uncompressed zip archive are no larger than the archive, so that reading them is safe."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    return stored and sum(member.file_size for member in members) <= path.stat().st_size

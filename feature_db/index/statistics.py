@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from feature_db.errors import damaged
+
 # The histogram's bins: eight a power of two, from 2^-20 to 2^20.
 LOWEST = -20
 BINS = 40 * 8
@@ -69,10 +71,15 @@ def pack_histogram(counts: NDArray[np.uint32]) -> bytes:
 
 
 def unpack_histogram(blob: bytes) -> NDArray[np.uint32]:
-    """All (BINS,) counts from :func:`pack_histogram`."""
+    """All (BINS,) counts from :func:`pack_histogram`.
+
+    Raises:
+        DatabaseError: the blob is damaged.
+    """
     counts = np.zeros(BINS, np.uint32)
     if blob:
-        first = int.from_bytes(blob[:2], "little")
-        stored = np.frombuffer(blob, "<u4", offset=2)
-        counts[first : first + len(stored)] = stored
+        first, n = int.from_bytes(blob[:2], "little"), (len(blob) - 2) // 4
+        if len(blob) != 2 + 4 * n or first + n > BINS:
+            raise damaged("the histogram of a feature", f"{len(blob)} bytes from bin {first}")
+        counts[first : first + n] = np.frombuffer(blob, "<u4", offset=2)
     return counts

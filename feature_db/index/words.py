@@ -259,6 +259,17 @@ class Words:
             "counts": self.form_count,
         }
 
+    def fits(self, state: dict[str, NDArray]) -> bool:
+        """Whether a state has the arrays of :meth:`state`, of lengths that agree."""
+        mine = self.state()
+        alike = mine.keys() == state.keys() and all(
+            (state[name].dtype, state[name].ndim) == (array.dtype, 1) for name, array in mine.items()
+        )
+        if not alike:
+            return False
+        forms = len(state["keys"])
+        return forms == len(state["lengths"]) == len(state["counts"]) and int(state["lengths"].sum()) == len(state["tokens"])
+
     def load_state(self, state: dict[str, NDArray]) -> None:
         """Take up where :meth:`state` left off."""
         ends = np.cumsum(state["lengths"]).tolist()

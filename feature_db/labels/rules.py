@@ -28,6 +28,7 @@ KINDS = {
     "context": "context",
     "promotes": "output",
 }
+ALL_KINDS = (*dict.fromkeys(KINDS.values()), "dense", "dead")
 DENSE = 0.1
 
 

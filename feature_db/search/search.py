@@ -7,7 +7,6 @@ of them spoke for it.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sqlite3
@@ -16,8 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from feature_db import stored
+from feature_db.arguments import known
+from feature_db.labels.rules import ALL_KINDS
 from feature_db.records import Hit
 from feature_db.store.schema import ROLES
+from feature_db.stored import INT, REAL, TEXT, TEXT_OR_NONE
+from saekit.errors import ConfigError
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -39,6 +43,8 @@ SIGNALS = tuple(signal for signal in WEIGHTS if signal != "suppresses")
 """What a search listens to unless it is told: a feature that suppresses a word is not about it."""
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
+MAX_WORDS = 100
+"""In a query: each word takes several lookups."""
 FULL_TEXT_LIMIT = 1000
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _STOP_WORDS = """
@@ -52,13 +58,25 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 @dataclass(frozen=True)
 class Filter:
-    """Which features a search may return; applied before anything is ranked."""
+    """Which features a search may return; applied before anything is ranked.
+
+    Raises:
+        ConfigError: a signal or kind is unknown, or `density` is no pair of numbers.
+    """
 
     saes: Sequence[int]
     kinds: Sequence[str] | None = None
     density: tuple[float, float] = (0.0, 1.0)
     live: bool = True
     signals: Sequence[str] = SIGNALS
+
+    def __post_init__(self) -> None:
+        for signal in self.signals:
+            known(signal, WEIGHTS, "signal")
+        for kind in self.kinds or ():
+            known(kind, ALL_KINDS, "kind of feature")
+        if len(self.density) != 2 or not all(isinstance(bound, int | float) and bound == bound for bound in self.density):
+            raise ConfigError(f"density is {self.density!r}.", "Give the least and the largest share of tokens, like (0, 0.1).")
 
     def sql(self) -> tuple[str, list[object]]:
         """A condition on `feature`, and its parameters."""
@@ -88,17 +106,24 @@ Found = dict[int, dict[str, Evidence]]
 def query_words(query: str) -> list[str]:
     """The words of a query, case-folded, each once, without stop words unless it has no other.
 
-    A query without any word ('"', "?!") is one word by itself.
+    A query without any word ('"', "?!") is one word by itself. Bytes of a command line that were no UTF-8 are left out.
+
+    Raises:
+        ConfigError: there are more than MAX_WORDS.
     """
+    query = query.encode("utf-8", "ignore").decode()
     words = [match[0].casefold() for match in _WORD.finditer(query)]
     words = list(dict.fromkeys(word[:-2] if word[-2:] in ("'s", "’s") else word for word in words))
     bare = query.strip().casefold()
-    return [word for word in words if word not in STOP_WORDS] or words or ([bare] if bare else [])
+    words = [word for word in words if word not in STOP_WORDS] or words or ([bare] if bare else [])
+    if len(words) > MAX_WORDS:
+        raise ConfigError(f"The query has {len(words)} different words.", f"Give at most {MAX_WORDS}.")
+    return words
 
 
 def search(
     db: sqlite3.Connection,
-    query: str,
+    words: Sequence[str],
     k: int,
     chosen: Filter,
     deep: Iterable[tuple[int, float, float]] = (),
@@ -107,13 +132,13 @@ def search(
 
     Args:
         db: the database.
-        query: plain words.
+        words: of the query, from :func:`query_words`.
         k: how many.
         chosen: the features to rank.
         deep: (feature id, strength 0 to 1, share of its maximum) of features that fire on the query itself.
     """
     corpora = [row[0] for row in db.execute(f"SELECT DISTINCT corpus FROM sae WHERE id IN ({_marks(chosen.saes)})", chosen.saes)]
-    found = [(_rarity(db, corpora, word), _evidence(db, corpora, chosen, word)) for word in query_words(query)]
+    found = [(_rarity(db, corpora, word), _evidence(db, corpora, chosen, word)) for word in words]
     found = [(rarity, features) for rarity, features in found if features]
     total = sum(rarity for rarity, _ in found)
     # What speaks for a feature, by signal: (share of the query that the word is, evidence) of each word.
@@ -138,14 +163,16 @@ def search(
 
 
 def _hit(db: sqlite3.Connection, feature: int, score: float, reasons: list[tuple[float, str]]) -> Hit:
-    row = db.execute(
+    found = db.execute(
         "SELECT sae.site, feature.number, feature.density FROM feature JOIN sae ON sae.id = feature.sae WHERE feature.id = ?",
         (feature,),
     ).fetchone()
+    site, number, density = stored.row("a feature", found, TEXT, INT, REAL)
     label = db.execute("SELECT text FROM label WHERE feature = ? ORDER BY rank DESC, id LIMIT 1", (feature,)).fetchone()
+    text = stored.row("a label", label, TEXT)[0] if label else ""
     reasons = sorted(reasons, key=lambda reason: (-reason[0], reason[1]))
     ordered = list(dict.fromkeys(why for value, why in reasons if value >= 0.2 * reasons[0][0]))
-    return Hit(row[0], row[1], round(min(score, 1.0), 6), label[0] if label else "", row[2], ", ".join(ordered[:3]))
+    return Hit(site, number, round(min(score, 1.0), 6), text, density, ", ".join(ordered[:3]))
 
 
 def _evidence(db: sqlite3.Connection, corpora: Sequence[int], chosen: Filter, word: str) -> Found:
@@ -194,7 +221,8 @@ def _terms(db: sqlite3.Connection, corpora: Sequence[int], word: str) -> list[tu
         rows = db.execute(source, (_quoted(word), *corpora))
     else:
         rows = db.execute(f"SELECT {columns} FROM term WHERE term.text = ? AND term.kind = 'word' AND {where}", (word, *corpora))
-    return [(i, kind, text, pieces, 1.0 if text.strip().casefold() == word else STEM) for i, kind, text, pieces in rows]
+    found = stored.rows("the words of a corpus", rows, INT, TEXT, TEXT, TEXT_OR_NONE)
+    return [(i, kind, text, pieces, 1.0 if text.strip().casefold() == word else STEM) for i, kind, text, pieces in found]
 
 
 def _promoting(
@@ -208,12 +236,13 @@ def _promoting(
     tokens: dict[int, tuple[float, str]] = {}
     for i, kind, text, pieces, weight in terms:
         if kind == "word":
-            for token, share in json.loads(pieces or "[]"):
-                for term, shown in db.execute(
+            for token, share in stored.pieces("the words of a corpus", pieces):
+                spelled = db.execute(
                     "SELECT t.id, t.text FROM term t JOIN term w ON w.corpus = t.corpus "
                     "WHERE w.id = ? AND t.kind = 'token' AND t.token = ?",
                     (i, token),
-                ):
+                )
+                for term, shown in stored.rows("the tokens of a corpus", spelled, INT, TEXT):
                     if share * weight > tokens.get(term, (0.0, ""))[0]:
                         tokens[term] = (share * weight, shown)
         elif text.strip().casefold() == word and i not in tokens and not any(row[1] == "word" and row[4] == 1 for row in terms):
@@ -225,11 +254,12 @@ def _stats(db: sqlite3.Connection, chosen: Filter, role: str, terms: Iterable[in
     """(feature, term, value, score) of the chosen features that have one of the terms in a role."""
     ids = sorted(terms)
     condition, parameters = chosen.sql()
-    return db.execute(
+    found = db.execute(
         f"SELECT s.feature, s.term, s.value, s.score FROM token_stat s CROSS JOIN feature ON feature.id = s.feature "
         f"WHERE s.term IN ({_marks(ids)}) AND s.role = ? AND {condition} ORDER BY s.feature, s.term",
         (*ids, ROLES[role], *parameters),
-    ).fetchall()
+    )
+    return [(f, t, v, w) for f, t, v, w in stored.rows(f"the {role} of features", found, INT, INT, REAL, REAL)]
 
 
 def _full_text(db: sqlite3.Connection, chosen: Filter, column: str, word: str) -> list[tuple[int, float, str]]:
@@ -237,22 +267,24 @@ def _full_text(db: sqlite3.Connection, chosen: Filter, column: str, word: str) -
     if not _WORD.fullmatch(word):
         return []
     condition, parameters = chosen.sql()
-    return db.execute(
+    found = db.execute(
         f"SELECT feature.id, -bm25(feature_fts) AS weight, feature_fts.{column} "
         f"FROM feature_fts CROSS JOIN feature ON feature.id = feature_fts.rowid "
         f"WHERE feature_fts MATCH ? AND {condition} ORDER BY weight DESC, feature.id LIMIT {FULL_TEXT_LIMIT}",
         (f"{column}: {_quoted(word)}", *parameters),
-    ).fetchall()
+    )
+    return [(f, weight, text) for f, weight, text in stored.rows("full-text search", found, INT, REAL, TEXT)]
 
 
 def _rarity(db: sqlite3.Connection, corpora: Sequence[int], word: str) -> float:
     """How much a word of the query counts: log of tokens per occurrence."""
-    row = db.execute(
+    found = db.execute(
         f"SELECT SUM(term.count), (SELECT SUM(n_tokens) FROM corpus WHERE id IN ({_marks(corpora)})) FROM term "
         f"WHERE corpus IN ({_marks(corpora)}) AND kind = 'word' AND text = ?",
         (*corpora, *corpora, word),
     ).fetchone()
-    return 1.0 + math.log((row[1] or 1) / max(row[0] or 1, 1))
+    count, tokens = stored.row("the words of a corpus", found, stored.INT_OR_NONE, stored.INT_OR_NONE)
+    return 1.0 + math.log(max(tokens or 1, 1) / max(count or 1, 1))
 
 
 def _allowed(db: sqlite3.Connection, chosen: Filter, features: Sequence[int]) -> set[int]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TOP = 0
 """Bucket of the strongest examples; buckets 1 to 10 are the tenths of a feature's activations, weakest first."""
+MAX_BYTES = 64 << 20
+"""Examples of one feature, unpacked."""
 _VERSION = 1
 _HEADER = struct.Struct("<BHBf")  # version, examples, bytes a token, largest activation
 _STEPS = 65535
@@ -107,11 +109,11 @@ def unpack(blob: bytes) -> list[Window]:
         DatabaseError: the blob is damaged.
     """
     try:
-        data = zlib.decompress(blob)
+        data = _inflated(blob)
         version, n, width, scale = _HEADER.unpack_from(data)
         at = _HEADER.size
-        if version != _VERSION:
-            raise ValueError(f"unknown format {version}")
+        if version != _VERSION or width not in (2, 4):
+            raise ValueError(f"unknown format {version} with {width} bytes a token")
 
         def column(dtype: str, count: int) -> NDArray[Any]:
             nonlocal at
@@ -121,15 +123,30 @@ def unpack(blob: bytes) -> list[Window]:
 
         pointers = [column("<i8", n), column("<i8", n), column("<i4", n), column("<u1", n), column("<u2", n)]
         lengths = column("<u2", n)
-        total = int(lengths.sum())
+        if bool((pointers[4] >= lengths).any()):
+            raise ValueError("a peak outside of its example")
+        total = int(lengths.sum(dtype=np.int64))
         tokens = column(f"<u{width}", total).astype(np.int64)
         fires = np.unpackbits(column("<u1", (total + 7) // 8))[:total].astype(bool)
         values = np.zeros(total, np.float32)
         values[fires] = column("<u2", int(fires.sum())) * (scale / _STEPS)
-        ends = np.cumsum(lengths).tolist()
-        return [
-            Window(bucket, row, document, position, peak, tokens[start:end], values[start:end])
-            for row, document, position, bucket, peak, start, end in zip(*(p.tolist() for p in pointers), [0, *ends], ends)
-        ]
-    except (zlib.error, struct.error, ValueError, IndexError) as error:
+        if at != len(data):
+            raise ValueError(f"{len(data) - at} bytes too many")
+    except (zlib.error, struct.error, ValueError) as error:
         raise damaged("the examples of a feature", error) from error
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    return [
+        Window(bucket, row, document, position, peak, tokens[start:end], values[start:end])
+        for row, document, position, bucket, peak, start, end in zip(*(p.tolist() for p in pointers), [0, *ends], ends)
+    ]
+
+
+def _inflated(blob: bytes) -> bytes:
+    """The content of a blob. Stops at the size limit, however much the blob would expand to."""
+    decompress = zlib.decompressobj()
+    data = decompress.decompress(blob, MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES} bytes")
+    if not decompress.eof or decompress.unused_data:
+        raise ValueError("the blob is cut or too long")
+    return data

@@ -1,16 +1,16 @@
-"""Reading records from the tables. Called inside :func:`feature_db.errors.typed`."""
+"""Reads records from the tables. Callers turn SQLite's errors into typed ones with :func:`feature_db.errors.typed`."""
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db import stored
+from feature_db.errors import damaged
 from feature_db.index.statistics import bin_edges, quantiles, unpack_histogram
 from feature_db.records import (
     ActivationStats,
@@ -20,33 +20,51 @@ from feature_db.records import (
     Firing,
     Histogram,
     IndexedSAE,
+    StoredFile,
     TokenEffect,
 )
+from feature_db.store import schema
 from feature_db.store.examples import TOP, unpack
 from feature_db.store.schema import ROLES, feature_id
+from feature_db.stored import BLOB, INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
 
 _QUANTILES = np.arange(101) / 100
+_TEXTS_AT_A_TIME = 500  # SQLite limits the parameters of a statement
 
 
 def saes(db: sqlite3.Connection, folder: Path) -> list[IndexedSAE]:
     """All dictionaries, by site name; `folder` is the database's."""
-    rows = db.execute(
-        "SELECT sae.id, site, site_out, architecture, n_features, n_live, fingerprint, model, n_tokens, n_documents, vectors "
-        "FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site"
+    found = db.execute(
+        "SELECT sae.id, site, site_out, architecture, n_features, d_out, n_live, fingerprint, model, n_tokens, n_documents, "
+        "vectors FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site"
     )
-    return [
-        IndexedSAE(i, site, out, architecture, n, live, fingerprint, json.loads(model), tokens, documents, folder / vectors)
-        for i, site, out, architecture, n, live, fingerprint, model, tokens, documents, vectors in rows
-    ]
+    indexed = []
+    for row in stored.rows("the dictionaries", found, INT, TEXT, TEXT, TEXT, INT, INT, INT, TEXT, TEXT, INT, INT, TEXT):
+        *first, model, tokens, documents, vectors = row
+        facts = stored.parsed("the dictionaries", model)
+        if not isinstance(facts, dict):
+            raise damaged("the dictionaries", "the model's fingerprint is no object")
+        indexed.append(IndexedSAE(*first, facts, tokens, documents, folder / vectors))
+    return indexed
+
+
+def files(db: sqlite3.Connection, sae: int) -> dict[str, StoredFile]:
+    """Files recorded with a dictionary, by role; none in a database of version 1."""
+    if schema.version(db) < 2:
+        return {}
+    found = db.execute("SELECT role, sha256, size, mtime_ns FROM file WHERE sae = ?", (sae,))
+    return {role: StoredFile(*facts) for role, *facts in stored.rows("the files", found, TEXT, TEXT, INT, INT_OR_NONE)}
 
 
 def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecord:
     """Everything about feature `number`, which must be in range."""
-    identity = feature_id(sae.id, number)
-    count, density, low, high, mean, second, largest, packed, kind = db.execute(
+    identity, what = feature_id(sae.id, number), f"feature {number} of {sae.site}"
+    found = db.execute(
         "SELECT count, density, density_low, density_high, mean, second_moment, max, histogram, kind FROM feature WHERE id = ?",
         (identity,),
-    ).fetchall()[0]
+    ).fetchone()
+    columns = stored.row(what, found, INT, REAL, REAL, REAL, REAL, REAL, REAL, BLOB, TEXT)
+    count, density, low, high, mean, second, largest, packed, kind = columns
     histogram = unpack_histogram(packed)
     labels = _labels(db, identity)
     return FeatureRecord(
@@ -64,13 +82,13 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
         max=largest,
         quantiles=_grid(histogram, largest),
         histogram=_shown(histogram),
-        promoted=[TokenEffect(*row) for row in _terms(db, identity, "promotes", "term.text, term.token, s.value")],
-        suppressed=[TokenEffect(*row) for row in _terms(db, identity, "suppresses", "term.text, term.token, s.value")],
+        promoted=_effects(db, identity, "promotes"),
+        suppressed=_effects(db, identity, "suppresses"),
         words=_firing(db, identity, "fires_word"),
         tokens=_firing(db, identity, "fires_token"),
         before=_firing(db, identity, "before"),
-        peaks=[(row[0], row[1]) for row in _terms(db, identity, "peaks", "term.text, s.value")],
-        context=[(row[0], row[1]) for row in _terms(db, identity, "context", "term.text, s.value")],
+        peaks=_shares(db, identity, "peaks"),
+        context=_shares(db, identity, "context"),
         examples=_examples(db, sae, identity),
     )
 
@@ -78,37 +96,59 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
 def stats(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> ActivationStats:
     """Maximum, mean over all tokens and quantiles of feature `number`, which must be in range."""
     sql = "SELECT max, mean * density, histogram FROM feature WHERE id = ?"
-    largest, mean, histogram = db.execute(sql, (feature_id(sae.id, number),)).fetchall()[0]
+    found = db.execute(sql, (feature_id(sae.id, number),)).fetchone()
+    largest, mean, histogram = stored.row(f"feature {number} of {sae.site}", found, REAL, REAL, BLOB)
     return ActivationStats(largest, mean, _grid(unpack_histogram(histogram), largest))
 
 
-def _terms(db: sqlite3.Connection, feature: int, role: str, columns: str) -> list[tuple[Any, ...]]:
-    return db.execute(
-        f"SELECT {columns} FROM token_stat s JOIN term ON term.id = s.term WHERE s.feature = ? AND s.role = ? ORDER BY s.rank",
+def _terms(db: sqlite3.Connection, feature: int, role: str, columns: dict[str, str]) -> list[stored.Row]:
+    found = db.execute(
+        f"SELECT {', '.join(columns)} FROM token_stat s JOIN term ON term.id = s.term "
+        f"WHERE s.feature = ? AND s.role = ? ORDER BY s.rank",
         (feature, ROLES[role]),
-    ).fetchall()
+    )
+    return stored.rows(f"the {role} of a feature", found, *columns.values())
+
+
+def _effects(db: sqlite3.Connection, feature: int, role: str) -> list[TokenEffect]:
+    return [TokenEffect(*row) for row in _terms(db, feature, role, {"term.text": TEXT, "term.token": INT, "s.value": REAL})]
 
 
 def _firing(db: sqlite3.Connection, feature: int, role: str) -> list[Firing]:
-    return [Firing(*row) for row in _terms(db, feature, role, "term.text, s.value, s.rate, s.peak, s.hits")]
+    columns = {"term.text": TEXT, "s.value": REAL, "s.rate": REAL, "s.peak": REAL, "s.hits": INT}
+    return [Firing(*row) for row in _terms(db, feature, role, columns)]
+
+
+def _shares(db: sqlite3.Connection, feature: int, role: str) -> list[tuple[str, float]]:
+    return [(text, share) for text, share in _terms(db, feature, role, {"term.text": TEXT, "s.value": REAL})]
 
 
 def _labels(db: sqlite3.Connection, feature: int) -> list[FeatureLabel]:
-    rows = db.execute("SELECT id, text, method, model FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)).fetchall()
-    scores = "SELECT metric, value FROM label_score WHERE label = ? ORDER BY metric"
-    return [FeatureLabel(text, method, dict(db.execute(scores, (i,)).fetchall()), model) for i, text, method, model in rows]
+    found = db.execute(
+        "SELECT id, text, method, model FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)
+    ).fetchall()
+    labels = []
+    for i, text, method, model in stored.rows("the labels", found, INT, TEXT, TEXT, TEXT_OR_NONE):
+        scores = db.execute("SELECT metric, value FROM label_score WHERE label = ? ORDER BY metric", (i,))
+        labels.append(FeatureLabel(text, method, dict(stored.rows("the scores of labels", scores, TEXT, REAL)), model))
+    return labels
 
 
 def _examples(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> list[Example]:
-    windows = unpack(db.execute("SELECT windows FROM example WHERE feature = ?", (feature,)).fetchall()[0][0])
+    found = db.execute("SELECT windows FROM example WHERE feature = ?", (feature,)).fetchone()
+    windows = unpack(stored.row("the examples", found, BLOB)[0])
     ids = sorted({int(token) for window in windows for token in window.token_ids})
-    texts = dict(
-        db.execute(
+    texts: dict[int, str] = {}
+    for first in range(0, len(ids), _TEXTS_AT_A_TIME):
+        some = ids[first : first + _TEXTS_AT_A_TIME]
+        rows = db.execute(
             f"SELECT token, text FROM term WHERE corpus = (SELECT corpus FROM sae WHERE id = ?) AND kind = 'token' "
-            f"AND token IN ({', '.join('?' * len(ids))})",
-            (sae.id, *ids),
-        ).fetchall()
-    )
+            f"AND token IN ({', '.join('?' * len(some))})",
+            (sae.id, *some),
+        )
+        texts.update(stored.rows("the texts of tokens", rows, INT, TEXT))
+    if missing := [token for token in ids if token not in texts]:
+        raise damaged("the texts of tokens", f"token {missing[0]} has none")
     return [
         Example(
             tokens=[texts[token] for token in window.token_ids.tolist()],

@@ -1,22 +1,30 @@
-"""The SQLite file: making one, opening one, and knowing whether it is ours and of a version that we read."""
+"""The tables of a feature database: their SQL, their version, and the check that a file holds these tables and no triggers."""
 
 from __future__ import annotations
 
-import os
+import re
 import sqlite3
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from urllib.parse import quote
 
-from feature_db.errors import typed
+from feature_db.errors import damaged
 from saekit.errors import DatabaseError
 
-VERSION = 1
+VERSION = 2
+"""Version 1 had no tables `file`, `set_aside_label` and `set_aside_list`. It is read, and upgraded by the next build."""
 APPLICATION = 0x5AE817DB
 FEATURES_PER_SAE = 1 << 24
-_NOT_OURS = "Give the features.sqlite of a workspace."
 ROLES = {name: i for i, name in enumerate(("fires_word", "fires_token", "peaks", "before", "context", "promotes", "suppresses"))}
 """Ids of the `role` table."""
+_NOT_OURS = "Give the features.sqlite of a workspace."
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_ADDED_IN_2 = ("file", "set_aside_label", "set_aside_list")
+_STATISTICS = ("sqlite_stat1", "sqlite_stat4")  # ANALYZE makes these
+
+Objects = dict[tuple[str, str], str]
+"""(type, name) of a table or index -> its SQL without comments and extra white space."""
 
 
 def feature_id(sae: int, number: int) -> int:
@@ -24,56 +32,107 @@ def feature_id(sae: int, number: int) -> int:
     return sae * FEATURES_PER_SAE + number
 
 
-def create(path: Path) -> sqlite3.Connection:
-    """A new, empty database at `path`, which must not exist."""
-    with typed(path):
-        connection = _connect(path, "rwc")
-        script = resources.files("feature_db.store").joinpath("schema.sql").read_text()
-        connection.executescript(
-            f"BEGIN; {script} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
-        )
-        return connection
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """Open the database at `path`.
+def check_header(path: Path) -> bytes:
+    """Check the first bytes of a file before SQLite opens it; returns them.
 
     Raises:
-        DatabaseError: there is none, it is no feature database, it is damaged, or a newer version of saekit wrote it.
+        DatabaseError: there is no file, it is no feature database, or a newer version of saekit wrote it.
     """
     if not path.is_file():
         raise DatabaseError(f"There is no feature database at {path}.", "`saekit index` or `saekit fit` makes one.")
-    with path.open("rb") as file:
-        if file.read(16) != b"SQLite format 3\0":  # SQLite itself would take an empty file for an empty database
-            raise DatabaseError(f"{path} is not a feature database.", _NOT_OURS)
-    with typed(path):
-        connection = _connect(path, "rw")
-        try:
-            application = connection.execute("PRAGMA application_id").fetchone()[0]
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if application != APPLICATION:
-                raise DatabaseError(f"{path} is not a feature database.", _NOT_OURS)
-            if version > VERSION:
-                raise DatabaseError(
-                    f"{path} was written in format {version}; this saekit reads up to {VERSION}.",
-                    "Upgrade saekit: pip install -U saekit.",
-                )
-            connection.execute("SELECT COUNT(*) FROM sae").fetchone()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    # SQLite would take an empty file for an empty database.
+    if header[:16] != _MAGIC or len(header) < _HEADER_BYTES:
+        raise DatabaseError(f"{path} is not a feature database.", _NOT_OURS)
+    _check_version(path, int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"))
+    return header
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    folder = path.absolute().parent
-    if not os.access(folder, os.W_OK):  # a write-ahead log needs files beside the database, and nobody can be writing to it here
-        mode = "ro&immutable=1"
-    connection = sqlite3.connect(f"file:{quote(str(folder / path.name))}?mode={mode}", uri=True, isolation_level=None, timeout=30)
-    connection.execute("PRAGMA foreign_keys = ON")
-    if mode.startswith("rw"):
-        connection.execute("PRAGMA page_size = 8192")  # of a new file: two or three features' examples, where 4096 would hold one
-        connection.execute("PRAGMA journal_mode = WAL")  # readers go on while a build commits
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -65536")  # KiB
-    return connection
+def _check_version(path: Path, application: int, number: int) -> None:
+    if application != APPLICATION:
+        raise DatabaseError(f"{path} is not a feature database.", _NOT_OURS)
+    if number > VERSION:
+        raise DatabaseError(
+            f"{path} was written in format {number}; this saekit reads up to {VERSION}.",
+            "Upgrade saekit: pip install -U saekit.",
+        )
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Make all tables in an empty database."""
+    db.executescript(f"BEGIN; {_script()} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;")
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Add, inside the caller's transaction, the tables that a database of an earlier version lacks."""
+    if version(db) < VERSION:
+        for name in _ADDED_IN_2:
+            db.execute(_expected()["table", name])
+        db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def version(db: sqlite3.Connection) -> int:
+    """The version of the database's tables."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def check(db: sqlite3.Connection, path: Path) -> None:
+    """Check that the database holds the tables and indices of saekit as saekit made them, and no trigger.
+
+    Someone else may have made the file: a trigger, a view in place of a table, or a column with an expression would run when
+    the database is used. Views and tables of other names are allowed, since nothing here uses them.
+
+    Raises:
+        DatabaseError: a table or index is missing or has been changed, there is a trigger, it is no feature database, or a newer
+            version of saekit wrote it.
+    """
+    _check_version(path, db.execute("PRAGMA application_id").fetchone()[0], version(db))
+    expected = _expected()
+    if version(db) < 2:
+        expected = {key: sql for key, sql in expected.items() if key[1] not in _ADDED_IN_2}
+    found: Objects = {}
+    tables = {name for kind, name in expected if kind == "table"}
+    for kind, name, table, sql in db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"):
+        if not all(isinstance(text, str) for text in (kind, name, table)):
+            raise damaged(path, "its schema does not parse")
+        if kind == "trigger":
+            raise _foreign(path, f"a trigger, {name!r}")
+        ours = name in tables or table in tables
+        if not ours or name in _STATISTICS or (kind == "index" and sql is None):  # SQLite makes an index for each UNIQUE
+            continue
+        found[kind, name] = _bare(name, sql)
+    for key, sql in expected.items():
+        if found.pop(key, None) != sql:
+            raise _foreign(path, f"a missing or changed {key[0]}, {key[1]!r}")
+    if found:
+        kind, name = next(iter(found))
+        raise _foreign(path, f"an unknown {kind} on its tables, {name!r}")
+
+
+def _foreign(path: Path, what: str) -> DatabaseError:
+    hint = "Another program changed the file, or someone else made it. Use a copy that saekit wrote; do not trust this one."
+    return DatabaseError(f"{path} has {what}.", hint)
+
+
+@cache
+def _script() -> str:
+    return resources.files("feature_db.store").joinpath("schema.sql").read_text()
+
+
+@cache
+def _expected() -> Objects:
+    """Tables and indices that :func:`create` makes, those behind full-text search included."""
+    memory = sqlite3.connect(":memory:")
+    create(memory)
+    rows = memory.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    memory.close()
+    return {(kind, name): _bare(name, sql) for kind, name, sql in rows}
+
+
+def _bare(name: str, sql: str | None) -> str:
+    """SQL without comments and extra white space; nothing for the tables behind full-text search, which SQLite versions vary."""
+    return "" if name.startswith(("term_fts_", "feature_fts_")) else " ".join(re.sub(r"--[^\n]*", " ", sql or "").split())

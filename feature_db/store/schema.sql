@@ -108,4 +108,30 @@ CREATE TABLE list (
     PRIMARY KEY (name, position)
 ) WITHOUT ROWID;
 
+-- Files that a dictionary's rows belong to, as they were when it was indexed.
+CREATE TABLE file (
+    sae INTEGER NOT NULL REFERENCES sae(id) ON DELETE CASCADE,
+    role TEXT NOT NULL,                 -- 'vectors', or the name of a file of the dictionary's folder
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,              -- bytes
+    mtime_ns INTEGER,                   -- of a file of the folder: when it was written
+    PRIMARY KEY (sae, role)
+) WITHOUT ROWID;
+
+-- Labels and list entries whose dictionary is no longer indexed. They return when it is indexed again.
+CREATE TABLE set_aside_label (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL,          -- of the dictionary
+    number INTEGER NOT NULL,            -- of the feature
+    label TEXT NOT NULL                 -- JSON: the columns of `label` without ids, and its scores
+);
+CREATE TABLE set_aside_list (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    note TEXT NOT NULL
+);
+
 CREATE VIRTUAL TABLE feature_fts USING fts5(label, context, tokenize='porter unicode61');

@@ -1,4 +1,4 @@
-"""Putting the features of one dictionary into the database, in one transaction."""
+"""Puts the features of one dictionary into the database, in one transaction."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_db import checksums, connections, set_aside, verification
 from feature_db.errors import typed
 from feature_db.index.rows import OF_TOKENS, FeatureRow, Rows
-from feature_db.labels import rules as labels
+from feature_db.records import StoredFile
 from feature_db.store import schema
-from feature_db.store.tables import add_labels, next_id, refresh_fts
+from feature_db.store.tables import add_labels, next_id
 from saekit import files
-from saekit.errors import StoreMismatch
+
+# Columns of `feature` after its ids.
+_COLUMNS = ("count", "density", "density_low", "density_high", "mean", "second_moment", "max", "histogram", "kind")
 
 
 @dataclass(frozen=True)
@@ -31,55 +34,99 @@ class Entry:
     n_features: int
     d_out: int
     vectors: str
+    files: dict[str, StoredFile]
+    """Files that the rows belong to, by role: `vectors`, and the names of :data:`feature_db.current.FILES`."""
     corpus_key: str
     corpus: dict[str, Any]
 
 
-def write(path: Path, entry: Entry, rows: Rows, *, replace: bool = False) -> None:
+def write(path: Path, entry: Entry, rows: Rows) -> None:
     """Write a dictionary's rows, in place of those that its site had. The database shows all of it or nothing.
 
-    Labels that people or models wrote, and lists, stay if the dictionary is still the same one.
+    Labels that people or models wrote and lists are kept (:mod:`feature_db.set_aside`).
 
     Raises:
-        StoreMismatch: they would be lost, and `replace` is False.
         StorageFull: no room; the database is as it was.
+        DatabaseError: the database is damaged, locked or not writable.
     """
     if path.exists():
-        _transact(schema.connect(path), path, entry, rows, replace)
-        return
-    files.clean(path.parent)
-    with files.temporary_folder(path.parent) as beside:
-        _transact(schema.create(beside / path.name), path, entry, rows, replace)
-        files.publish(beside / path.name, path)
-    files.sync(path.parent)
+        _extend(path, entry, rows)
+    else:
+        _start(path, entry, rows)
 
 
-def _transact(connection: sqlite3.Connection, path: Path, entry: Entry, rows: Rows, replace: bool) -> None:
-    """Write everything in one transaction, and close the connection."""
+def _start(path: Path, entry: Entry, rows: Rows) -> None:
+    """Write a new database in a temporary folder, and move it to its place when it is whole."""
+    try:
+        files.clean(path.parent)
+        with files.temporary_folder(path.parent) as folder:
+            beside = folder / path.name
+            beside.touch()
+            with typed(path):
+                db = connections.creating(beside)
+                try:
+                    _transaction(db, entry, rows)
+                finally:
+                    db.close()
+            checksums.remove(path)
+            files.publish(beside, path, checksum=False)  # which lies beside it
+            files.sync(path.parent)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+    connections.seal(path)
+
+
+def _extend(path: Path, entry: Entry, rows: Rows) -> None:
+    """Write into an existing database, in one transaction. Readers go on meanwhile."""
+    sealed = False
     try:
         with typed(path):
-            connection.execute("BEGIN IMMEDIATE")
+            db = connections.writing(path)
             try:
-                _write(connection, entry, rows, replace)
-                connection.execute("ANALYZE")
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                state = checksums.state(path)
+                sealed = state is checksums.State.MATCHES
+                intact = sealed or (state is checksums.State.MISSING and schema.version(db) == schema.VERSION)
+                if intact and not sealed:  # a killed process left no checksum
+                    verification.structure(path, db)
+                checksums.remove(path)
+                db.execute("PRAGMA journal_mode = WAL")
+                _transaction(db, entry, rows, intact=intact)
+                sealed = db.execute("SELECT 1 FROM sae WHERE key = ''").fetchone() is None
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                db.close()
+    except OSError as error:
+        raise files.unwritable(path, error) from error
     finally:
-        connection.close()
+        if sealed:
+            connections.seal(path)
+        else:
+            connections.settle(path)
 
 
-def _write(db: sqlite3.Connection, entry: Entry, rows: Rows, replace: bool) -> None:
+def _transaction(db: sqlite3.Connection, entry: Entry, rows: Rows, *, intact: bool = True) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        schema.upgrade(db)
+        _write(db, entry, rows)
+        if not intact:  # bytes of the other dictionaries' rows may be wrong: the next build of each makes its rows anew
+            db.execute("UPDATE sae SET key = '' WHERE site != ?", (entry.site,))
+        db.execute("ANALYZE")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> None:
     corpus = _corpus(db, entry, rows)
     live = int((rows.accumulators.moments.firing > 0).sum())
-    sae, kept = _sae(db, entry, corpus, live, replace)
+    sae = _sae(db, entry, corpus, live)
     terms = _Terms(db, corpus, rows)
     _features(db, sae, rows, terms)
     terms.index()
-    _restore(db, kept)
+    set_aside.bring_back(db, sae, entry.fingerprint)
     orphans = "corpus NOT IN (SELECT corpus FROM sae)"
     db.execute(f"INSERT INTO term_fts(term_fts, rowid, text) SELECT 'delete', id, text FROM term WHERE {orphans}")
     db.execute(f"DELETE FROM term WHERE {orphans}")
@@ -134,40 +181,14 @@ class _Terms:
         self._db.execute("INSERT INTO term_fts(rowid, text) SELECT id, text FROM term WHERE id >= ?", (self._first,))
 
 
-@dataclass
-class _Kept:
-    """What a rebuild of the same dictionary does not touch."""
-
-    labels: list[tuple[Any, ...]]
-    scores: list[tuple[Any, ...]]
-    lists: list[tuple[Any, ...]]
-
-
-def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int, replace: bool) -> tuple[int, _Kept]:
-    """Insert the dictionary, in place of the one that its site had."""
-    kept = _Kept([], [], [])
+def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int) -> int:
+    """Insert the dictionary, in place of the one that its site had; returns its id."""
     old = db.execute("SELECT id, fingerprint FROM sae WHERE site = ?", (entry.site,)).fetchone()
     sae = old[0] if old else next_id(db, "sae")
     if old:
+        set_aside.put(db, sae, old[1])
         span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
-        marks = ", ".join("?" * len(labels.AUTOMATIC_METHODS))
-        kept.labels = db.execute(
-            f"SELECT feature, method, text, keywords, rank, model, prompt, id FROM label "
-            f"WHERE feature BETWEEN ? AND ? AND method NOT IN ({marks}) ORDER BY id",
-            (*span, *labels.AUTOMATIC_METHODS),
-        ).fetchall()
-        ids = {row[-1] for row in kept.labels}
-        kept.scores = [row for row in db.execute("SELECT * FROM label_score").fetchall() if row[0] in ids]
-        kept.lists = db.execute("SELECT name, position, feature, note FROM list WHERE feature BETWEEN ? AND ?", span).fetchall()
-        if old[1] != entry.fingerprint:
-            if (kept.labels or kept.lists) and not replace:
-                raise StoreMismatch(
-                    f"The features of another dictionary at {entry.site} have {len(kept.labels)} labels by hand or by a model "
-                    f"and {len(kept.lists)} are in lists.",
-                    "Keep that database, or build with replace=True to drop them.",
-                )
-            kept = _Kept([], [], [])
-        for table in ("list", "token_stat", "example", "label"):  # scores go with their labels
+        for table in ("token_stat", "example", "label"):  # scores go with their labels
             db.execute(f"DELETE FROM {table} WHERE feature BETWEEN ? AND ?", span)
         db.execute("DELETE FROM feature_fts WHERE rowid BETWEEN ? AND ?", span)
         db.execute("DELETE FROM feature WHERE id BETWEEN ? AND ?", span)
@@ -177,7 +198,11 @@ def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int, replace: 
         entry.architecture, entry.n_features, live, entry.d_out, entry.vectors,
     )  # fmt: skip
     db.execute(f"INSERT INTO sae VALUES ({', '.join('?' * len(values))})", values)
-    return sae, kept
+    db.executemany(
+        "INSERT INTO file VALUES (?, ?, ?, ?, ?)",
+        [(sae, role, file.sha256, file.size, file.mtime_ns) for role, file in entry.files.items()],
+    )
+    return sae
 
 
 def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> None:
@@ -188,24 +213,8 @@ def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> No
         nonlocal label_id
         numbered = [(schema.feature_id(sae, row.number), row) for row in batch]
         db.executemany(
-            "INSERT INTO feature VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    i,
-                    sae,
-                    r.number,
-                    r.count,
-                    r.density,
-                    r.density_low,
-                    r.density_high,
-                    r.mean,
-                    r.second_moment,
-                    r.max,
-                    r.histogram,
-                    r.kind,
-                )
-                for i, r in numbered
-            ],
+            f"INSERT INTO feature VALUES ({', '.join('?' * (3 + len(_COLUMNS)))})",
+            [(i, sae, row.number, *(getattr(row, name) for name in _COLUMNS)) for i, row in numbered],
         )
         stats = []
         for i, row in numbered:
@@ -229,12 +238,3 @@ def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> No
         if len(batch) == 512:
             flush()
     flush()
-
-
-def _restore(db: sqlite3.Connection, kept: _Kept) -> None:
-    new_id = {row[-1]: next_id(db, "label") + i for i, row in enumerate(kept.labels)}
-    db.executemany("INSERT INTO label VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(new_id[row[-1]], *row[:-1]) for row in kept.labels])
-    db.executemany("INSERT INTO label_score VALUES (?, ?, ?, ?, ?, ?)", [(new_id[row[0]], *row[1:]) for row in kept.scores])
-    db.executemany("INSERT INTO list VALUES (?, ?, ?, ?)", kept.lists)
-    for feature in sorted({row[0] for row in kept.labels}):
-        refresh_fts(db, feature)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saekit.cli import options
-from saekit.cli.output import emit, quiet_libraries, table
+from saekit.cli.output import emit, quiet_libraries, say, table
 
 
 def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_json: options.JSON = False) -> None:
@@ -18,9 +18,14 @@ def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_j
     sites = ws.dictionaries.chosen(site)
     with ws.writing():
         for each in sites:
-            ws.index(each)
+            ws.index(each).close()
     rows = [{"site": str(each), "features": ws.sae(each).cfg.n_latents} for each in sites]
     if as_json:
         emit(rows)
-    else:
-        table(rows)
+        return
+    table(rows)
+    with ws.database() as database:
+        waiting = sum(database.set_aside().values())
+    if waiting:
+        say((f"{waiting} labels and list entries by people belong to dictionaries that are not indexed now.", "dim"))
+        say(("They are kept in features.sqlite and return when their dictionary is chosen and indexed again.", "dim"))

@@ -83,6 +83,13 @@ class Dictionaries:
         routes = [Route.parse(place) for place, name in self.all() if not name]
         return sorted({route.site for route in routes if not route.crosses})
 
+    def reading(self, site: str | Site, name: str = "") -> list[Path]:
+        """Folders of the dictionaries called `name` that read `site` and no other."""
+        from trainers import Route
+
+        wanted = Route.parse(str(site)).reads
+        return [self.folder(place, each) for place, each in self.all() if each == name and Route.parse(place).reads == wanted]
+
     def find(self, place: str | Site | Route | None = None, name: str = "") -> tuple[str, str]:
         """(site map, name) of the dictionary meant.
 

@@ -228,12 +228,13 @@ def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) ->
     name = ws.database_path.name
     try:
         with ws.database() as database:
-            database.verify()
+            unchecked = database.verify()
             indexed = database.saes()
     except SaekitError as error:
         yield Part(name, "damaged", error.what, error)
         return
-    yield Part(name, "sound", ", ".join(f"{each.n_features:,} features at {each.site}" for each in indexed))
+    sizes = ", ".join(f"{each.n_features:,} features at {each.site}" for each in indexed)
+    yield Part(name, "not covered", " ".join([f"{sizes}.", *unchecked]).rstrip(".")) if unchecked else Part(name, "sound", sizes)
     for each in indexed:
         if each.fingerprint not in fingerprints.values() and None not in fingerprints.values():
             stale = StoreMismatch(

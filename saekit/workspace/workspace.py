@@ -227,8 +227,8 @@ class Workspace:
         device = "cpu" if self._model is None else str(self._model.device)
         return SAE.load(self.dictionaries.folder(*self.dictionaries.find(site, name)), device=device)
 
-    def database(self) -> FeatureDB:
-        """The feature database.
+    def database(self, name: str = "") -> FeatureDB:
+        """The feature database. It refuses features of other dictionaries than those called `name` (empty: the default ones).
 
         Raises:
             WorkspaceError: no feature is indexed yet.
@@ -237,7 +237,7 @@ class Workspace:
 
         if not self.database_path.exists():
             raise WorkspaceError(f"{self.path} has no feature database yet.", "Run `saekit index` or `saekit fit` first.")
-        return FeatureDB.open(self.database_path)
+        return FeatureDB.open(self.database_path, lambda site: self.dictionaries.reading(site, name))
 
     def ref(self, text: str) -> Ref:
         """The feature meant by `1042` (the only dictionary), `resid_post.3/1042` or `feature:resid_post.3/1042`.
@@ -361,6 +361,7 @@ class Workspace:
             lm=self.lm,
             site=reads,
             vectors=self.path / "vectors",
+            source=self.dictionaries.folder(place, name),
             progress=progress,
         )
 
@@ -425,7 +426,7 @@ class Workspace:
         """
         from saekit.steer import FeatureStats, combine, intervene, parse_feature
 
-        database = self.database()
+        database = self.database(name)
         changes = []
         for text in features:
             feature, strength = parse_feature(text, op=op)
@@ -468,12 +469,12 @@ class Workspace:
         if attached == (place, name) and reads in self.lm.dictionaries:
             return
         sae = self.sae(place, name)
-        self.check_indexed(reads, sae.fingerprint(), name)
+        self.check_indexed(reads, name)
         self.lm.attach_sae(reads, sae)
         self._attached[reads] = place, name
 
-    def check_indexed(self, site: Site, fingerprint: str, name: str = "") -> None:
-        """Raise where the database describes another dictionary at `site` than the one with this fingerprint, or another model.
+    def check_indexed(self, site: Site, name: str = "") -> None:
+        """Raise where the database describes another dictionary at `site` than the one called `name`, or another model.
 
         Raises:
             WorkspaceError: the database describes another dictionary; the message names the command that indexes this one.
@@ -481,20 +482,18 @@ class Workspace:
         """
         from saekit.lm.fingerprint import differs
 
-        for indexed in self.database().saes() if self.database_path.exists() else ():
-            if indexed.site != str(site):
-                continue
-            if indexed.fingerprint != fingerprint:
-                option = f" --site {site}" + (f" --name {name}" if name else "")
-                raise WorkspaceError(
-                    f"The features of {site} in {self.database_path} are those of another dictionary.",
-                    f"Run `saekit index {self.path}{option}`.",
-                )
-            if what := differs(indexed.model, self.lm.fingerprint()):
-                raise StoreMismatch(
-                    f"{self.study.model} is another model than {self.path} was made with: its {what} differs.",
-                    "Put the old one back, or start a new workspace.",
-                )
+        if not self.database_path.exists():
+            return
+        with self.database(name) as database:
+            for indexed in database.saes():
+                if indexed.site != str(site):
+                    continue
+                database.check_current(site)
+                if what := differs(indexed.model, self.lm.fingerprint()):
+                    raise StoreMismatch(
+                        f"{self.study.model} is another model than {self.path} was made with: its {what} differs.",
+                        "Put the old one back, or start a new workspace.",
+                    )
 
     def steer(
         self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", name: str = "", **settings: Any

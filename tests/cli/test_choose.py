@@ -44,8 +44,15 @@ def test_its_features_are_indexed_searched_and_steered(saekit: Saekit, ws: Path)
     assert "saekit index" in saekit("choose", ws, "small").stdout  # again changes nothing
     assert _contents(own / "first") == before
 
-    stale = saekit("steer", ws, "--feature", "7", "Once", "--json")
-    assert (stale.status, stale.json["error"]) == (2, "WorkspaceError") and "saekit index" in stale.json["hint"]
+    for command in (
+        ("steer", ws, "--feature", "7", "Once"),
+        ("search", ws, "dog"),
+        ("search", ws, "dog", "--deep"),
+        ("show", ws, "7"),
+        ("report", ws, "--query", "dog"),
+    ):
+        stale = saekit(*command, "--json")
+        assert (stale.status, stale.json["error"]) == (2, "WorkspaceError") and "saekit index" in stale.json["hint"], command
     assert saekit("index", ws, "--json").json == [{"site": SITE, "features": 48}]
     assert saekit("search", ws, "dog", "--json").status == 0
     assert saekit("steer", ws, "--feature", "7", "Once", "--max-new-tokens", 3).status == 0

@@ -65,10 +65,10 @@ def checkpoints(state: Path, n: int) -> Callable[[], bool]:
 
 
 def writing(database: Path, size: int) -> Callable[[], bool]:
-    """True once the transaction's log, of a new database or of the old one, is `size` bytes long."""
+    """True once the new database, or the log of a transaction in the old one, is `size` bytes long."""
 
     def now() -> bool:
-        for log in [database.with_name(database.name + "-wal"), *database.parent.glob(f".saekit-*/{database.name}-wal")]:
+        for log in [database.with_name(database.name + "-wal"), *database.parent.glob(f".saekit-*/{database.name}")]:
             with contextlib.suppress(FileNotFoundError):  # it comes and goes
                 if log.stat().st_size >= size:
                     return True

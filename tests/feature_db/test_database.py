@@ -118,7 +118,8 @@ def test_damage_is_always_a_typed_error(index: Index, tmp_path: Path) -> None:
 def test_verify_finds_missing_parts(index: Index, tmp_path: Path) -> None:
     db = index()
     db.vectors(SITE)
-    db._db.execute("DELETE FROM example WHERE feature = (SELECT MAX(id) FROM feature)")
+    with db._edits.transaction() as connection:
+        connection.execute("DELETE FROM example WHERE feature = (SELECT MAX(id) FROM feature)")
     with pytest.raises(DatabaseError, match="examples"):
         db.verify()
     db = index(tmp_path / "other" / "f.sqlite")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from feature_db import BuildConfig, FeatureDB, Label
-from feature_db.store import write
+from feature_db import BuildConfig, FeatureDB, Label, connections
 from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
 from saekit.lm import LanguageModel, Site
@@ -97,7 +96,7 @@ def test_a_finished_build_is_not_done_again(index: Index, store: PlantedStore) -
     first.close()
     index(store=Unreadable(**vars(store))).close()
     assert first.path.stat().st_mtime_ns == stamp
-    assert sorted(p.name for p in first.path.parent.iterdir()) == ["features.sqlite", "vectors"]
+    assert sorted(p.name for p in first.path.parent.iterdir()) == ["features.sqlite", "features.sqlite.sha256", "vectors"]
 
 
 def test_two_builds_are_equal_row_for_row(index: Index, tmp_path: Path) -> None:
@@ -151,14 +150,28 @@ def test_labels_by_hand_outlive_a_rebuild_of_the_same_dictionary(index: Index, t
     assert db.search("stray")[0].feature == 4
 
 
-def test_labels_by_hand_are_not_lost_with_their_dictionary_unless_asked(index: Index) -> None:
+def test_labels_and_lists_return_with_their_dictionary(index: Index) -> None:
+    """Another dictionary takes the place of a labelled one, and leaves it again: nothing is lost, and nothing is mixed up."""
     db = index()
     db.set_label((SITE, 4), "a stray dog")
-    before = contents(db.path)
-    with pytest.raises(StoreMismatch, match="1 labels"):
-        index(sae=make_sae(9))
-    assert contents(db.path) == before
-    assert index(sae=make_sae(9), replace=True).feature(SITE, 4).label != "a stray dog"
+    db.add_labels((SITE, 5), [Label("llm", "the park", 10.0, "the park", {"detection": 0.9}, model="m")])
+    db.set_list("favourites", [f"feature:{SITE}/5", f"feature:{SITE}/4"])
+    first = db.saes()[0].fingerprint
+    db.close()
+
+    other = index(sae=make_sae(9))
+    assert other.feature(SITE, 4).label != "a stray dog" and other.lists() == {} and not other.search("stray")
+    assert other.set_aside() == {first: 4}
+    other.set_list("favourites", [f"feature:{SITE}/7"])
+    other.close()
+
+    again = index()
+    assert again.feature(SITE, 4).label == "a stray dog" and again.search("stray")[0].feature == 4
+    llm = again.feature(SITE, 5).labels[0]
+    assert (llm.text, llm.method, llm.model, llm.scores) == ("the park", "llm", "m", {"detection": 0.9})
+    assert [ref.unit for ref in again.lists()["favourites"]] == [5, 4]
+    assert again.set_aside() == {make_sae(9).fingerprint(): 1}
+    assert again.verify() == []
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -207,19 +220,19 @@ def test_a_split_that_does_not_exist(index: Index, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_database(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     db = index()
     before = contents(db.path)
-    connect = write.schema.connect
+    writing = connections.writing
 
     def crowded(path: Path) -> sqlite3.Connection:
-        connection = connect(path)
+        connection = writing(path)
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 4}")  # SQLite then says what it says when the disk is full
         return connection
 
-    monkeypatch.setattr(write.schema, "connect", crowded)
+    monkeypatch.setattr(connections, "writing", crowded)
     with pytest.raises(StorageFull):
         index(site=Site("mlp_out", 0))
     monkeypatch.undo()
-    assert contents(db.path) == before
+    assert contents(db.path) == before and db.verify() == []
     assert [sae.site for sae in index(site=Site("mlp_out", 0)).saes()] == ["mlp_out.0", "resid_post.0"]
 
 

@@ -1,0 +1,85 @@
+"""The checksum of a database file, kept in a file beside it.
+
+`features.sqlite.sha256` holds one line in the format of `sha256sum`, so `sha256sum -c features.sqlite.sha256` checks it too.
+saekit removes the file before it writes to the database and makes it again afterwards. A checksum that is there must therefore
+match every byte of the database; a missing one says that the last write did not end, or that an older version wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+
+from saekit import files
+from saekit.errors import SaekitError
+
+_SUFFIX = ".sha256"
+_HASH = "import hashlib, sys; print(hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256').hexdigest())"
+
+
+class State(Enum):
+    """What a checksum says about its file."""
+
+    MATCHES = "matches"
+    MISSING = "missing"
+    DIFFERS = "differs"
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, as hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def beside(path: Path) -> Path:
+    """The file that holds the checksum of the database at `path`."""
+    return path.with_name(path.name + _SUFFIX)
+
+
+def state(path: Path) -> State:
+    """Compare the database at `path` with its checksum. The caller holds a lock that keeps writers away.
+
+    Raises:
+        OSError: one of the two files cannot be read.
+    """
+    try:
+        stored = beside(path).read_bytes()
+    except FileNotFoundError:
+        return State.MISSING
+    return State.MATCHES if stored == _line(path) else State.DIFFERS
+
+
+def remove(path: Path) -> None:
+    """Remove the checksum, before the database is written.
+
+    Raises:
+        OSError: the file cannot be removed.
+    """
+    if beside(path).exists():
+        beside(path).unlink()
+        files.sync(path.parent)
+
+
+def record(path: Path) -> bool:
+    """Write the checksum of the database as it is now; returns whether that was possible (the disk may be full)."""
+    try:
+        files.write_whole(beside(path), _line(path), checksum=False)
+    except (OSError, SaekitError):
+        return False
+    return True
+
+
+def _line(path: Path) -> bytes:
+    # When a process closes a file, it loses its locks on that file, SQLite's included. So another process reads it.
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", _HASH, str(path.absolute())], capture_output=True, check=False)
+    digest = done.stdout.decode().strip()
+    if done.returncode or len(digest) != 64:
+        raise OSError(f"{path} cannot be read: {done.stderr.decode(errors='replace').strip()[-200:]}")
+    return f"{digest}  {path.name}\n".encode()

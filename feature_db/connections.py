@@ -1,0 +1,228 @@
+"""Connections to the SQLite file: one per thread to read, and one at a time to write.
+
+At rest the database is one file in rollback-journal mode, which a reader can open where nothing can be written. A build that
+changes an existing database uses a write-ahead log meanwhile, so that readers go on until it commits.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from feature_db import checksums
+from feature_db.errors import code, typed
+from feature_db.store import schema
+from saekit.errors import DatabaseError
+
+_WAIT = 30.0  # seconds for another process's lock
+_looked: set[tuple[int, int]] = set()  # device and inode
+_looked_lock = threading.Lock()
+CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM)
+"""What SQLite reports where a folder or file is read-only, or the disk is full."""
+
+
+def reading(path: Path) -> sqlite3.Connection:
+    """A read-only connection to the database at `path`.
+
+    Raises:
+        DatabaseError: there is none, it is no feature database, it is damaged, it holds triggers or changed tables, or a newer
+            version of saekit wrote it.
+    """
+    with typed(path):
+        _look(path)
+        return _checked(path, _open_for_reading(path))
+
+
+def writing(path: Path) -> sqlite3.Connection:
+    """A connection that writes to the existing database at `path`.
+
+    Raises:
+        DatabaseError: as for :func:`reading`, or the file cannot be written.
+    """
+    with typed(path):
+        _look(path)
+        connection = _checked(path, _connect(path, "rw"))
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -65536")  # KiB
+        return connection
+
+
+def creating(path: Path) -> sqlite3.Connection:
+    """A connection to a new database in the empty file at `path`."""
+    with typed(path):
+        connection = _connect(path, "rw")
+        connection.execute("PRAGMA page_size = 8192")  # holds the examples of two or three features; 4096 would hold one
+        connection.execute("PRAGMA cache_size = -65536")
+        schema.create(connection)
+        return connection
+
+
+def settle(path: Path) -> None:
+    """Bring the database to rest: merge or roll back what a write left beside it. Does nothing while others use it."""
+    with suppress(sqlite3.Error, OSError):
+        connection = _connect(path, "rw", wait=0)
+        try:
+            connection.execute("BEGIN IMMEDIATE")  # rolls back what a killed process left
+            connection.execute("ROLLBACK")
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+                matched = checksums.state(path) is checksums.State.MATCHES
+                checksums.remove(path)  # the mode stands in the file
+                try:
+                    connection.execute("PRAGMA journal_mode = DELETE")
+                finally:
+                    if matched and not pending(path):
+                        checksums.record(path)
+        finally:
+            connection.close()
+
+
+def seal(path: Path) -> bool:
+    """Bring the database to rest and record its checksum; returns whether both were possible."""
+    settle(path)
+    with suppress(sqlite3.Error):
+        connection = _connect(path, "ro")
+        try:
+            connection.execute("BEGIN")
+            connection.execute("SELECT COUNT(*) FROM sae").fetchone()  # takes a lock that keeps writers away
+            return not pending(path) and checksums.record(path)
+        finally:
+            connection.close()
+    return False
+
+
+def pending(path: Path) -> bool:
+    """Whether a write-ahead log beside the database holds changes that the file does not have yet."""
+    log = _log(path, "-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
+class Connections:
+    """Read-only connections to one database, one for each thread that asks, closed together or with their threads.
+
+    Args:
+        path: the database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[_Held] = weakref.WeakSet()
+        self._closed = False
+
+    @property
+    def here(self) -> sqlite3.Connection:
+        """The connection of the calling thread.
+
+        Raises:
+            DatabaseError: the database was closed, or cannot be opened.
+        """
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None or held.process != os.getpid():  # a connection must not cross a fork
+            held = _Held(reading(self._path))
+            self._local.held = held
+            with self._lock:
+                self._open.add(held)
+        if self._closed:
+            held.close()
+            raise DatabaseError(f"{self._path} was closed.", "Open it again: FeatureDB.open(path).")
+        return held.connection
+
+    def close(self) -> None:
+        """Close all of them."""
+        with self._lock:
+            self._closed = True
+            for held in list(self._open):
+                held.close()
+        if _log(self._path, "-wal").exists():  # a build ended while these were open
+            settle(self._path)
+
+
+class _Held:
+    """A connection that is closed when its thread ends."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection, self.process = connection, os.getpid()
+
+    def close(self) -> None:
+        if self.process == os.getpid():
+            self.connection.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _look(path: Path) -> None:
+    """Check a file before SQLite opens it for the first time in this process, and bring it to rest.
+
+    Only then: closing the file would end the locks of connections that this process has.
+    """
+    try:
+        facts = path.stat()
+    except OSError:
+        facts = None
+    with _looked_lock:
+        if facts is not None and (facts.st_dev, facts.st_ino) in _looked:
+            return
+        header = schema.check_header(path)
+        assert facts is not None
+        _looked.add((facts.st_dev, facts.st_ino))
+    if 2 in header[18:20] or _log(path, "-journal").exists():  # 2: the file needs its write-ahead log
+        settle(path)
+
+
+def _checked(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
+    try:
+        schema.check(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _open_for_reading(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path, "ro")
+    except sqlite3.OperationalError as error:
+        if code(error) not in CANNOT_WRITE:
+            raise
+        if pending(path) or _log(path, "-journal").exists():
+            what = f"{path} has changes of an interrupted write beside it, which cannot be merged here: {error}."
+            raise DatabaseError(what, "Make its folder writable and open it once.") from error
+    # A log or a lock would need a file beside the database or a file system with locks. Nobody can be writing here.
+    return _connect(path, "ro&immutable=1")
+
+
+def _connect(path: Path, mode: str, *, wait: float = _WAIT) -> sqlite3.Connection:
+    """Open the file and read from it once, so that an error comes here."""
+    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    # Each thread uses its own; another one may close it.
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait, check_same_thread=False)
+    try:
+        _harden(connection, reader=mode.startswith("ro"))
+        connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _harden(connection: sqlite3.Connection, *, reader: bool) -> None:
+    """Let nothing in a file that someone else made run code."""
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")  # sorting needs no disk
+    connection.execute("PRAGMA foreign_keys = ON")
+    if hasattr(connection, "setconfig"):  # Python 3.12
+        off = ("ENABLE_TRIGGER", "ENABLE_VIEW") if reader else ("ENABLE_VIEW",)
+        for name, value in [("DEFENSIVE", True), *((name, False) for name in off)]:
+            connection.setconfig(getattr(sqlite3, f"SQLITE_DBCONFIG_{name}"), value)
+
+
+def _log(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

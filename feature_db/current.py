@@ -1,0 +1,64 @@
+"""Whether the database describes the dictionary that a workspace has now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from feature_db.checksums import file_sha256
+from feature_db.records import IndexedSAE, StoredFile
+from saekit.errors import WorkspaceError
+
+FILES = ("cfg.json", "sae_weights.safetensors")
+"""What a dictionary's folder holds that its features follow from."""
+Signature = tuple[tuple[int, int], ...]
+
+
+def signature(folder: Path) -> Signature | None:
+    """Size and time of change of each of a dictionary's files; None where the folder holds no dictionary."""
+    try:
+        return tuple((facts.st_size, facts.st_mtime_ns) for facts in ((folder / name).stat() for name in FILES))
+    except OSError:
+        return None
+
+
+def recorded(folder: Path) -> dict[str, StoredFile]:
+    """A dictionary's files by name, to be stored with its features.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found = {}
+    for name in FILES:
+        facts = (folder / name).stat()
+        found[name] = StoredFile(file_sha256(folder / name), facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequence[Path]) -> None:
+    """Check that a dictionary whose features are indexed is in one of `folders`. Passes where none of them holds a dictionary.
+
+    Equal sizes and times of change settle it; else checksums of the files do; else the dictionary is loaded, to compare
+    fingerprints.
+
+    Raises:
+        WorkspaceError: the folders hold other dictionaries.
+        SAEFormatError: files of a folder hold no dictionary.
+    """
+    found = [folder for folder in folders if signature(folder) is not None]
+    if found and not any(_is(indexed, stored, folder) for folder in found):
+        raise WorkspaceError(
+            f"The indexed features of {indexed.site} are of another dictionary than the one in {found[0]}.",
+            f"Run `saekit index WORKSPACE --site {indexed.site}`; labels by people are kept.",
+        )
+
+
+def _is(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folder: Path) -> bool:
+    then = [stored.get(name) for name in FILES]
+    if signature(folder) == tuple((file.size, file.mtime_ns) for file in then if file):
+        return True
+    if all(file and file.sha256 == file_sha256(folder / name) for name, file in zip(FILES, then)):
+        return True
+    from saekit.sae import SAE
+
+    return SAE.load(folder, device="cpu").fingerprint() == indexed.fingerprint

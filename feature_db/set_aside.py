@@ -1,0 +1,81 @@
+"""Labels and lists by people, which outlive a rebuild of the features that they belong to.
+
+Before the rows of a dictionary are replaced, its labels by people and models and its list entries are set aside under its
+fingerprint. Whenever a dictionary is indexed, what waits for its fingerprint returns. So nothing is lost when another
+dictionary takes its place, and all of it comes back with the dictionary.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from feature_db import stored
+from feature_db.labels.rules import AUTOMATIC_METHODS
+from feature_db.store import schema
+from feature_db.store.tables import next_id, refresh_fts
+from feature_db.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
+
+_LABEL = {"method": TEXT, "text": TEXT, "keywords": TEXT, "rank": REAL, "model": TEXT_OR_NONE, "prompt": TEXT_OR_NONE}
+_SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, "high": REAL_OR_NONE}
+
+
+def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
+    """Set aside what belongs to the features of dictionary `sae`."""
+    span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
+    marks = ", ".join("?" * len(AUTOMATIC_METHODS))
+    found = db.execute(
+        f"SELECT id, feature, {', '.join(_LABEL)} FROM label "
+        f"WHERE feature BETWEEN ? AND ? AND method NOT IN ({marks}) ORDER BY id",
+        (*span, *AUTOMATIC_METHODS),
+    ).fetchall()
+    for label, feature, *columns in stored.rows("the labels", found, INT, INT, *_LABEL.values()):
+        scores = db.execute(f"SELECT {', '.join(_SCORE)} FROM label_score WHERE label = ? ORDER BY metric", (label,))
+        facts = dict(zip(_LABEL, columns)) | {"scores": stored.rows("the scores of labels", scores, *_SCORE.values())}
+        values = (fingerprint, feature - span[0], json.dumps(facts))
+        db.execute("INSERT INTO set_aside_label(fingerprint, number, label) VALUES (?, ?, ?)", values)
+    db.execute(
+        "INSERT INTO set_aside_list(fingerprint, number, name, position, note) "
+        "SELECT ?, feature - ?, name, position, note FROM list WHERE feature BETWEEN ? AND ? ORDER BY name, position",
+        (fingerprint, span[0], *span),
+    )
+    db.execute("DELETE FROM list WHERE feature BETWEEN ? AND ?", span)
+
+
+def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
+    """Give the features of dictionary `sae` what waits for its fingerprint."""
+    found = db.execute("SELECT number, label FROM set_aside_label WHERE fingerprint = ? ORDER BY id", (fingerprint,)).fetchall()
+    labelled = set()
+    for number, text in stored.rows("the labels set aside", found, INT, TEXT):
+        feature = schema.feature_id(sae, number)
+        labelled.add(feature)
+        _insert(db, feature, stored.parsed("the labels set aside", text))
+    for feature in sorted(labelled):
+        refresh_fts(db, feature)
+    entries = db.execute(
+        "SELECT number, name, position, note FROM set_aside_list WHERE fingerprint = ? ORDER BY id", (fingerprint,)
+    ).fetchall()
+    for number, name, position, note in stored.rows("the lists set aside", entries, INT, TEXT, INT, TEXT):
+        if db.execute("SELECT 1 FROM list WHERE name = ? AND position = ?", (name, position)).fetchone():
+            position = db.execute("SELECT MAX(position) + 1 FROM list WHERE name = ?", (name,)).fetchone()[0]
+        db.execute("INSERT INTO list VALUES (?, ?, ?, ?)", (name, position, schema.feature_id(sae, number), note))
+    for table in ("set_aside_label", "set_aside_list"):
+        db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
+
+
+def waiting(db: sqlite3.Connection) -> dict[str, int]:
+    """How many labels and list entries wait for their dictionary, by its fingerprint."""
+    if schema.version(db) < 2:
+        return {}
+    union = "SELECT fingerprint FROM set_aside_label UNION ALL SELECT fingerprint FROM set_aside_list"
+    return dict(db.execute(f"SELECT fingerprint, COUNT(*) FROM ({union}) GROUP BY fingerprint").fetchall())
+
+
+def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, object]) -> None:
+    label = next_id(db, "label")
+    columns = tuple(facts.get(name) for name in _LABEL)
+    stored.row("the labels set aside", columns, *_LABEL.values())
+    db.execute(f"INSERT INTO label(id, feature, {', '.join(_LABEL)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (label, feature, *columns))
+    for score in facts.get("scores", ()):  # type: ignore[attr-defined]
+        values = stored.row("the labels set aside", tuple(score), *_SCORE.values())
+        db.execute(f"INSERT INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)", (label, *values))
