@@ -12,7 +12,7 @@ from saekit.cli.quality import print_quality
 
 if TYPE_CHECKING:
     from saekit.workspace.workspace import Workspace
-    from trainers import Route
+    from trainers import Plan, Route
 
 
 def fit(
@@ -44,7 +44,7 @@ def fit(
         for plan in plans:
             if not plan.route.crosses:
                 workspace.index(plan.route)
-        quality = {str(plan.route): workspace.evaluate(plan.route) for plan in plans}
+        quality = {str(plan.route): workspace.evaluate(plan.route) | _epochs(plan) for plan in plans}
         write_pages(workspace, plans)
     seconds = round(time.monotonic() - started, 1)
     if as_json:
@@ -55,6 +55,12 @@ def fit(
         print_quality(name, metrics)
     if searchable := [plan.route for plan in plans if not plan.route.crosses]:
         _next(workspace, searchable[0])
+
+
+def _epochs(plan: Plan) -> dict[str, float]:
+    from trainers.loop.log import outcome
+
+    return {name: value for name, value in outcome(plan.out).items() if name == "epochs"}
 
 
 def _next(workspace: Workspace, route: Route) -> None:

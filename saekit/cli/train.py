@@ -108,7 +108,7 @@ def train(
 
 
 def _print_trained(plans: Sequence[Plan], stopped: Sequence[SaekitError | None], pages: Sequence[Path], as_json: bool) -> None:
-    from saekit.views.run_files import outcome
+    from trainers.loop.log import outcome
 
     rows = [
         {"site": str(plan.route), "folder": str(plan.out), "report": str(page)}

@@ -110,3 +110,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(lines, start=1)
         if line.endswith(b"\n")
     ]
+
+
+def outcome(folder: Path) -> dict[str, float]:
+    """What the log of a finished run says at its end, as far as it is known.
+
+    Returns:
+        epochs: passes over the cached activations that the run made.
+        fvu_train: FVU over the last tenth of the run.
+        fvu: FVU on held-out documents.
+
+    Raises:
+        WorkspaceError: the log is damaged.
+    """
+    last = {name: value for row in read_log(folder / "metrics.jsonl") for name, value in row.items()}
+    names = {"epochs": "epochs", "fvu_train": "train/fvu", "fvu": "heldout/fvu"}
+    return {name: float(last[key]) for name, key in names.items() if isinstance(last.get(key), int | float)}
