@@ -67,11 +67,12 @@ def make_sae() -> Callable[..., SAE]:
     import torch
 
     from saekit.sae import SAE, SAEConfig
+    from tests.kit.saes import placed
 
     def make(architecture: str, d_in: int, n_latents: int, *, seed: int = 0, **settings: Any) -> SAE:
         if architecture.endswith("topk") and "k" not in settings:
             settings["k"] = max(1, n_latents // 4)
-        config = SAEConfig(architecture, d_in=d_in, n_latents=n_latents, **settings)
+        config = SAEConfig(architecture, d_in=d_in, n_latents=n_latents, **placed(settings))
         generator = torch.Generator().manual_seed(seed)
         tensors = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in config.shapes().items()}
         W_dec = torch.nn.functional.normalize(torch.randn(n_latents, config.d_out, generator=generator), dim=1)

@@ -8,14 +8,14 @@ from saekit.lazy import attributes
 
 if TYPE_CHECKING:
     from saekit.activations.loader.data import Source
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import Route, SiteMap
     from trainers.loop.train import train, train_all
     from trainers.objectives.base import OBJECTIVES
     from trainers.settings.config import TrainConfig
     from trainers.settings.job import Plan
     from trainers.settings.sweep import plans, read_sweep
 
-__all__ = ["OBJECTIVES", "Plan", "Route", "Source", "TrainConfig", "plans", "read_sweep", "train", "train_all"]
+__all__ = ["OBJECTIVES", "Plan", "Route", "SiteMap", "Source", "TrainConfig", "plans", "read_sweep", "train", "train_all"]
 
 # Loaded when first used: the command line reads the settings, and must not wait for torch.
 __getattr__ = attributes(
@@ -24,6 +24,7 @@ __getattr__ = attributes(
         "OBJECTIVES": "trainers.objectives.base",
         "Plan": "trainers.settings.job",
         "Route": "saekit.names.site_map",
+        "SiteMap": "saekit.names.site_map",
         "Source": "saekit.activations.loader.data",
         "TrainConfig": "trainers.settings.config",
         "plans": "trainers.settings.sweep",

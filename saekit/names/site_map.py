@@ -1,10 +1,11 @@
-"""Where a dictionary reads and what it predicts."""
+"""Site maps: which sites a dictionary reads, and which sites it predicts from them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import pairwise
 
 from saekit.errors import ConfigError
@@ -12,26 +13,52 @@ from saekit.names.site import Site
 
 _ARROW, _AND, _TO = "->", "+", ".."
 _RANGE = re.compile(r"(?P<kind>[a-z_]+)\.(?P<first>\d+)\.\.(?P<last>\d+)(?P<model>@.+)?")
+_MOST_LAYERS = 1000
+"""No model has more layers; a longer range is refused before its sites are listed."""
+
+
+class Kind(Enum):
+    """The four kinds of dictionaries."""
+
+    SAE = "SAE"
+    TRANSCODER = "transcoder"
+    CROSSCODER = "crosscoder"
+    CLT = "cross-layer transcoder"
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether it predicts other sites than it reads. Its b_dec then lives in the output space."""
+        return self in (Kind.TRANSCODER, Kind.CLT)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it reads several sites."""
+        return self in (Kind.CROSSCODER, Kind.CLT)
+
+    @property
+    def layered(self) -> bool:
+        """Whether each latent reads one site and writes the outputs of that layer and of later ones."""
+        return self is Kind.CLT
 
 
 @dataclass(frozen=True, order=True)
-class Route:
-    """What is read, and what is predicted from it at the same tokens.
+class SiteMap:
+    """The sites that a dictionary reads, and the sites that it predicts from them at the same tokens.
 
     ::
 
-        resid_post.3                            an SAE predicts what it reads
-        mlp_in.3->mlp_out.3                     a transcoder, another site
-        resid_post.1+resid_post.3               a crosscoder, with one code, all the sites that it reads
-        resid_post.3+resid_post.3@other         the same place in two models
-        mlp_in.0..3->mlp_out.0..3               a cross-layer transcoder: each layer read predicts its own and all later outputs
+        resid_post.3                            an SAE: predicts what it reads
+        mlp_in.3->mlp_out.3                     a transcoder: predicts another site
+        resid_post.1+resid_post.3               a crosscoder: one code predicts all sites that it reads
+        resid_post.3+resid_post.3@other         a crosscoder of the same place in two models
+        mlp_in.0..3->mlp_out.0..3               a cross-layer transcoder: each layer predicts its own and all later outputs
 
     Attributes:
-        reads: what is read.
-        writes: what is predicted.
+        reads: sites that are read.
+        writes: sites that are predicted.
 
     Raises:
-        ConfigError: there is no such dictionary.
+        ConfigError: no dictionary has these sites.
     """
 
     reads: tuple[Site, ...]
@@ -56,13 +83,15 @@ class Route:
             )
 
     @classmethod
-    def parse(cls, text: str | Site | Route, site_out: str | Site | None = None) -> Route:
-        """Read a route as above; `site_out` is another way to say what follows the arrow.
+    def parse(cls, text: str | Site | SiteMap, site_out: str | Site | None = None) -> SiteMap:
+        """Read a site map as above. `site_out` gives what follows the arrow, where the text has no arrow.
 
         Raises:
             UnknownSite: a site does not parse.
             ConfigError: both are given and disagree, or there is no such dictionary.
         """
+        if isinstance(text, SiteMap) and site_out is None:
+            return text
         start, arrow, end = (part.strip() for part in str(text).partition(_ARROW))
         if arrow and site_out is not None and _sites(str(site_out)) != _sites(end):
             raise ConfigError(f"{text} ends at {end}, and site_out is {site_out}.", "Give one of them.")
@@ -71,47 +100,56 @@ class Route:
 
     @property
     def site(self) -> Site:
-        """The site that is read.
+        """The one site that is read.
 
         Raises:
-            ConfigError: there are several.
+            ConfigError: there are several sites.
         """
         if self.crosses:
             raise ConfigError(f"{self} reads several sites.", "This is for dictionaries of one.")
         return self.reads[0]
 
     @property
+    def kind(self) -> Kind:
+        """The kind of dictionary that has these sites."""
+        if self.reads == self.writes:
+            return Kind.SAE if len(self.reads) == 1 else Kind.CROSSCODER
+        return Kind.TRANSCODER if len(self.reads) == 1 else Kind.CLT
+
+    @property
     def transcodes(self) -> bool:
-        """Whether it ends elsewhere than it begins."""
-        return self.reads != self.writes
+        return self.kind.transcodes
 
     @property
     def crosses(self) -> bool:
-        """Whether it reads several sites."""
-        return len(self.reads) > 1
+        return self.kind.crosses
 
     @property
     def sites(self) -> list[Site]:
-        """All of them, each once."""
+        """All sites that are read or predicted, each once."""
         return list(dict.fromkeys(self.reads + self.writes))
 
     @property
     def sides(self) -> list[tuple[Site, ...]]:
-        """What is read, and what is predicted where that is something else."""
+        """The sites that are read and, where they differ, the sites that are predicted."""
         return [self.reads, self.writes] if self.transcodes else [self.reads]
 
     @property
     def start(self) -> str:
-        """What is read, as a text: the name of its folder."""
+        """The sites that are read, as text."""
         return _text(self.reads)
 
     @property
     def end(self) -> str:
-        """What is predicted, as a text."""
+        """The sites that are predicted, as text."""
         return _text(self.writes)
 
     def __str__(self) -> str:
         return f"{self.start}{_ARROW}{self.end}" if self.transcodes else self.start
+
+
+Route = SiteMap
+"""The name that site maps had in earlier versions."""
 
 
 def _sites(text: str) -> tuple[Site, ...]:
@@ -120,15 +158,18 @@ def _sites(text: str) -> tuple[Site, ...]:
         if (match := _RANGE.fullmatch(part.strip())) is None:
             found.append(Site.parse(part.strip()))
             continue
-        layers = range(int(match["first"]), int(match["last"]) + 1)
+        first, last = match["first"].lstrip("0") or "0", match["last"].lstrip("0") or "0"
+        if max(len(first), len(last)) > 9 or int(last) - int(first) >= _MOST_LAYERS:
+            raise ConfigError(f"{part.strip()[:80]} has more than {_MOST_LAYERS} layers.", "Name layers that the model has.")
+        layers = range(int(first), int(last) + 1)
         if not layers:
-            raise ConfigError(f"{part.strip()} holds no layer.", "The first one comes first: mlp_in.0..3.")
+            raise ConfigError(f"{part.strip()} contains no layer.", "Write the first layer first: mlp_in.0..3.")
         found += [Site.parse(f"{match['kind']}.{layer}{match['model'] or ''}") for layer in layers]
     return tuple(found)
 
 
 def _text(sites: Sequence[Site]) -> str:
-    """Layers that follow each other as one range."""
+    """Sites as text, with consecutive layers as one range."""
     ranges: list[tuple[Site, Site]] = []
     for site in sites:
         before = ranges[-1][1] if ranges else site

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, UnknownSite
 from saekit.names.site import Site
+from saekit.names.site_map import Kind, SiteMap
 from saekit.plugins import nearest
 from saekit.sae.activations import Activation, Selection, activation
 from saekit.sae.registry import ARCHITECTURES, Architecture
@@ -36,9 +38,9 @@ class SAEConfig:
         apply_b_dec_to_input: subtract b_dec before encoding. Always False for transcoders.
         normalize_activations: one of :data:`NORMALIZATIONS`, as sae-lens names them.
         reshape_activations: "hook_z" where sae-lens must flatten heads first; "auto" decides by the site.
-        site, site_out: the site that it reads and the site that a transcoder writes, as Site or text; None if unknown.
-        sites, sites_out: the same for a dictionary of several sites. Their activations are concatenated in this order.
-        widths, widths_out: numbers per token of each of `sites` and `sites_out`.
+        site_map: the sites that it reads and writes, as SiteMap, Site or text; None if unknown. A transcoder whose output site
+            is unknown has the map of an SAE at the site that it reads. Activations of several sites are concatenated in order.
+        widths, widths_out: numbers per token at each site that it reads and writes. One site: d_in and d_out.
         model_name, context_size, prepend_bos: what it was trained on.
         dtype: of the weights: float32, float64, float16 or bfloat16.
         metadata: anything else that the file says, kept unchanged (JSON).
@@ -56,10 +58,7 @@ class SAEConfig:
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
     reshape_activations: str = "auto"
-    site: Site | None = None
-    site_out: Site | None = None
-    sites: tuple[Site, ...] = ()
-    sites_out: tuple[Site, ...] = ()
+    site_map: SiteMap | None = None
     widths: tuple[int, ...] = ()
     widths_out: tuple[int, ...] = ()
     model_name: str | None = None
@@ -75,11 +74,8 @@ class SAEConfig:
         _one_of("dtype", self.dtype, tuple(DTYPES))
         self._check_types()
         self.d_out = self.d_out or self.d_in
-        self.sites, self.sites_out = (tuple(map(Site.parse, sites)) for sites in (self.sites, self.sites_out))
-        self.widths, self.widths_out = tuple(self.widths), tuple(self.widths_out)
+        self.site_map = None if self.site_map is None else SiteMap.parse(self.site_map)
         self._check_sites()
-        self.site = None if self.site is None else Site.parse(self.site)
-        self.site_out = None if self.site_out is None else Site.parse(self.site_out)
         if self.d_out != self.d_in and not self.transcodes:
             raise ConfigError(
                 f"A {self.architecture} SAE writes what it reads, so d_out={self.d_out} cannot differ from d_in={self.d_in}.",
@@ -89,10 +85,11 @@ class SAEConfig:
             raise ConfigError(
                 f"k={self.k} is impossible with {self.n_latents} latents.", f"Choose a whole k from 1 to {self.n_latents}."
             )
-        if self.transcodes or self.crosses:
+        if self.kind is not Kind.SAE:
             self.apply_b_dec_to_input = False
         if self.reshape_activations == "auto":
-            heads = self.site is not None and self.site.kind == "heads" and not self.transcodes
+            (first, *_) = self.reads
+            heads = first is not None and first.kind == "heads" and self.kind is Kind.SAE
             self.reshape_activations = "hook_z" if heads else "none"
 
     def _check_types(self) -> None:
@@ -111,38 +108,76 @@ class SAEConfig:
                 raise ConfigError(f"{name} is {type(value).__name__}.", f"It must be {kind.__name__}.")
 
     def _check_sites(self) -> None:
-        """Fill in `sites_out` and `widths_out` where they equal `sites` and `widths`, and compare all of them with the widths."""
-        if not self.crosses:
-            if self.sites or self.sites_out or self.widths or self.widths_out:
+        """Compare the sites with the architecture, and the widths with both; fill in widths that follow from the rest."""
+        found = self.kind if self.site_map is None else self.site_map.kind
+        unknown_output = found is Kind.SAE and self.kind is Kind.TRANSCODER
+        if found is not self.kind and not unknown_output:
+            raise ConfigError(
+                f"{self.architecture} is the architecture of a {self.kind.value}, and {self.site_map} is for a {found.value}.",
+                "Choose another architecture.",
+            )
+        if not self.kind.crosses:
+            own, out = (self.d_in,), (self.d_out,)
+            self.widths, self.widths_out = tuple(self.widths) or own, tuple(self.widths_out) or out
+            if (self.widths, self.widths_out) != (own, out):
                 raise ConfigError(f"A {self.architecture} SAE reads one site.", "Use a crosscoder architecture.")
             return
-        if not self.transcodes:
-            self.sites_out, self.widths_out = self.sites_out or self.sites, self.widths_out or self.widths
-        sides = ((self.sites, self.widths, self.d_in), (self.sites_out, self.widths_out, self.d_out))
-        for sites, widths, total in sides:
+        self.widths = tuple(self.widths)
+        self.widths_out = tuple(self.widths_out) or (() if self.kind.transcodes else self.widths)
+        for sites, widths, total in (
+            (self.sites, self.widths, self.d_in),
+            (self.sites_out, self.widths_out, self.d_out),
+        ):
             sized = all(_is_whole(width) and width > 0 for width in widths)
-            if len(sites) < 2 or len(sites) != len(widths) or not sized or sum(widths) != total:
+            if len(sites) != len(widths) or not sized or sum(widths) != total:
                 raise ConfigError(
                     f"{len(sites)} sites of widths {list(widths)} do not make {total} numbers per token.",
                     "Give every site and its width; d_in and d_out are their sums.",
                 )
-        if self.layered and (
-            len(self.sites) != len(self.sites_out) or len(set(self.widths)) > 1 or self.n_latents % len(self.sites)
-        ):
+        if self.layered and (len(set(self.widths)) > 1 or self.n_latents % len(self.sites)):
             raise ConfigError(
                 f"{len(self.sites)} layers of widths {list(self.widths)} cannot share {self.n_latents} latents.",
-                "Layers are equally wide and have equally many latents, and there is an output for each.",
+                "Layers are equally wide and have equally many latents.",
             )
 
     @property
+    def kind(self) -> Kind:
+        """Whether it is an SAE, a transcoder, a crosscoder or a cross-layer transcoder."""
+        return self.row.kind
+
+    @property
+    def site(self) -> Site | None:
+        """The site that a dictionary of one site reads; None if unknown, and for several sites."""
+        return None if self.kind.crosses else self.reads[0]
+
+    @property
+    def site_out(self) -> Site | None:
+        """The site that a transcoder writes; None if unknown, and for other dictionaries."""
+        return self.writes[0] if self.kind is Kind.TRANSCODER else None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that a dictionary of several sites reads; () for one site."""
+        return self.site_map.reads if self.site_map is not None and self.kind.crosses else ()
+
+    @property
+    def sites_out(self) -> tuple[Site, ...]:
+        """The sites that a dictionary of several sites writes; () for one site."""
+        return self.site_map.writes if self.site_map is not None and self.kind.crosses else ()
+
+    @property
     def reads(self) -> tuple[Site | None, ...]:
-        """Every site that is read."""
-        return self.sites or (self.site,)
+        """Every site that it reads; (None,) if unknown."""
+        return (None,) if self.site_map is None else self.site_map.reads
 
     @property
     def writes(self) -> tuple[Site | None, ...]:
-        """Every site that is written."""
-        return self.sites_out or ((self.site_out,) if self.transcodes else self.reads)
+        """Every site that it writes; (None,) if unknown."""
+        if self.kind is not Kind.TRANSCODER:
+            return (None,) if self.site_map is None else self.site_map.writes
+        if self.site_map is not None and self.site_map.kind is Kind.TRANSCODER:
+            return self.site_map.writes
+        return (site_of(self.metadata, "hook_name_out"),)
 
     @property
     def row(self) -> Architecture:
@@ -165,15 +200,15 @@ class SAEConfig:
 
     @property
     def transcodes(self) -> bool:
-        return self.row.transcodes
+        return self.kind.transcodes
 
     @property
     def crosses(self) -> bool:
-        return self.row.crosses
+        return self.kind.crosses
 
     @property
     def layered(self) -> bool:
-        return self.row.layered
+        return self.kind.layered
 
     @property
     def normalizes(self) -> bool:
@@ -188,6 +223,22 @@ class SAEConfig:
         if self.row.skips:
             shapes["W_skip"] = (out, D)
         return shapes
+
+
+def site_of(metadata: Mapping[str, Any], key: str) -> Site | None:
+    """The site of a hook name in the metadata, or None where saekit has no name for the place.
+
+    Raises:
+        ConfigError: the hook name is no text.
+    """
+    if not metadata.get(key) or metadata.get(key.replace("name", "head_index")) is not None:
+        return None
+    if not isinstance(metadata[key], str):
+        raise ConfigError(f"{key} in the metadata is {type(metadata[key]).__name__}, not text.")
+    try:
+        return Site.parse(metadata[key])
+    except (UnknownSite, ValueError):  # ValueError: a layer number of thousands of digits
+        return None
 
 
 def shown(value: object) -> str:

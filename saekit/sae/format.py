@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from saekit.errors import ConfigError, SAEFormatError, SaekitError, UnknownSite
+from saekit.errors import ConfigError, SAEFormatError, SaekitError
 from saekit.names.site import Site
+from saekit.names.site_map import Kind, SiteMap
 from saekit.plugins import VARIABLE
-from saekit.sae.config import SAEConfig, shown
+from saekit.sae.config import SAEConfig, shown, site_of
 from saekit.sae.registry import ARCHITECTURES
 
 CONFIG = "cfg.json"
@@ -33,7 +34,7 @@ def config_to_dict(cfg: SAEConfig) -> dict[str, Any]:
         **{key: getattr(cfg, key) for key in _FIELD_KEYS},
         "hook_name": _hook_name(cfg.site, cfg.metadata.get("hook_name")),
     }
-    if row.transcodes:
+    if row.kind.transcodes:
         metadata["hook_name_out"] = _hook_name(cfg.site_out, cfg.metadata.get("hook_name_out"))
     if row.trained_as:
         details = {**(metadata.get("training_architecture_details") or {}), "k": cfg.k}
@@ -49,9 +50,9 @@ def config_to_dict(cfg: SAEConfig) -> dict[str, Any]:
         "reshape_activations": cfg.reshape_activations,
         "metadata": metadata,
     }
-    if row.transcodes or row.crosses:
+    if row.kind is not Kind.SAE:
         result["d_out"] = cfg.d_out
-    if row.crosses:
+    if row.kind.crosses:
         result |= {key: [site if isinstance(site, int) else str(site) for site in getattr(cfg, key)] for key in _SEVERAL}
     if cfg.selects:
         result |= {"k": int(cfg.k or 0), "rescale_acts_by_decoder_norm": False}
@@ -71,26 +72,26 @@ def config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConf
     metadata = dict(_object(raw, "metadata"))
     architecture = _architecture(raw)
     row = ARCHITECTURES[architecture]
-    if row.transcodes and raw.get("apply_b_dec_to_input"):
+    if row.kind.transcodes and raw.get("apply_b_dec_to_input"):
         raise SAEFormatError("A transcoder cannot subtract b_dec from its input: it lives in the output space.")
     details = _object(metadata, "training_architecture_details")
-    if row.crosses and metadata.get("scales_out") is not None:
+    if row.kind.crosses and metadata.get("scales_out") is not None:
         _check_scales(metadata["scales_out"], raw.get("widths_out"))
     dtype = str(raw.get("dtype") or (tensors["W_enc"].dtype if "W_enc" in tensors else "float32")).removeprefix("torch.")
     fields = {key: metadata.pop(key, None) for key in _FIELD_KEYS}
-    fields |= {key: tuple(_list(raw, key, str if key.startswith("sites") else int)) for key in _SEVERAL if row.crosses}
+    if row.kind.crosses:
+        fields |= {key: tuple(_list(raw, key, int)) for key in ("widths", "widths_out")}
     try:
         return SAEConfig(
             architecture=architecture,
             d_in=raw["d_in"],
             n_latents=raw["d_sae"],
-            d_out=raw["d_out"] if row.transcodes else 0,
+            d_out=raw["d_out"] if row.kind.transcodes else 0,
             k=raw.get("k", details.get("k") if row.trained_as else None),
             apply_b_dec_to_input=raw.get("apply_b_dec_to_input", True),
             normalize_activations=raw.get("normalize_activations", "none"),
             reshape_activations=raw.get("reshape_activations", "none"),
-            site=_site(metadata, "hook_name"),
-            site_out=_site(metadata, "hook_name_out"),
+            site_map=_site_map(raw, metadata, row.kind),
             dtype=dtype,
             metadata=metadata,
             **fields,
@@ -185,20 +186,18 @@ def _check_scales(scales: object, widths: object) -> None:
         positive_number(scale, "scales_out")
 
 
-def _site(metadata: dict[str, Any], key: str) -> Site | None:
-    """The site of a hook name, or None where saekit has no name for the place. The hook name stays in the metadata."""
-    if not metadata.get(key) or metadata.get(key.replace("name", "head_index")) is not None:
+def _site_map(raw: dict[str, Any], metadata: dict[str, Any], kind: Kind) -> SiteMap | None:
+    if kind.crosses:
+        reads, writes = (tuple(map(Site.parse, _list(raw, key, str))) for key in ("sites", "sites_out"))
+        return SiteMap(reads, writes)
+    site, site_out = site_of(metadata, "hook_name"), site_of(metadata, "hook_name_out")
+    if site is None:
         return None
-    if not isinstance(metadata[key], str):
-        raise SAEFormatError(f"{key} in the metadata is {type(metadata[key]).__name__}, not text.")
-    try:
-        return Site.parse(metadata[key])
-    except (UnknownSite, ValueError):  # ValueError: a layer number of thousands of digits
-        return None
+    return SiteMap((site,), (site_out or site,) if kind.transcodes else (site,))
 
 
 def _hook_name(site: Site | None, kept: str | None) -> str | None:
     """The name of a site in the file: the name that it came with, as long as that still names the site."""
     if site is None:
         return kept
-    return kept if kept is not None and _site({"hook_name": kept}, "hook_name") == site else site.hook_name
+    return kept if kept is not None and site_of({"hook_name": kept}, "hook_name") == site else site.hook_name

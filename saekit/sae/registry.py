@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from saekit.names.site_map import Kind
 from saekit.plugins import Registry
 
 
@@ -32,10 +33,8 @@ class Architecture:
         layered_penalty: the choice that `penalty="auto"` means in a cross-layer transcoder.
         transcoder: activation under which a transcoder or crosscoder that is trained with this objective is stored: "relu" or
             "jumprelu"; None where there is no such file format.
-        transcodes: it predicts another site than the one it reads; its b_dec lives in the output space.
+        kind: which sites it reads and predicts; see :class:`saekit.names.site_map.Kind`.
         skips: it adds an affine skip `W_skip @ x`.
-        crosses: it reads several sites and writes several sites.
-        layered: each latent reads one site and writes the outputs of that layer and later ones.
         module: `"module:name"` of the class that holds its weights.
         stored_as: architecture name in the file, where it differs from the name here. The name here is kept in the metadata.
         trained_as: sae-lens's name of the training architecture, where `stored_as` is set.
@@ -50,10 +49,8 @@ class Architecture:
     penalties: Mapping[str, str] = field(default_factory=dict)
     layered_penalty: str | None = None
     transcoder: Literal["relu", "jumprelu"] | None = None
-    transcodes: bool = False
+    kind: Kind = Kind.SAE
     skips: bool = False
-    crosses: bool = False
-    layered: bool = False
     module: str = "saekit.sae.architectures:SAE"
     stored_as: str | None = None
     trained_as: str | None = None
@@ -111,15 +108,15 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             l0_start=(8, 0.5),
             transcoder="jumprelu",
         ),
-        "transcoder": Architecture("relu", "2406.11944", transcodes=True),
-        "skip_transcoder": Architecture("relu", "2501.18823", transcodes=True, skips=True),
-        "jumprelu_transcoder": Architecture("jumprelu", "2406.11944", transcodes=True),
-        "jumprelu_skip_transcoder": Architecture("jumprelu", "2501.18823", transcodes=True, skips=True),
+        "transcoder": Architecture("relu", "2406.11944", kind=Kind.TRANSCODER),
+        "skip_transcoder": Architecture("relu", "2501.18823", kind=Kind.TRANSCODER, skips=True),
+        "jumprelu_transcoder": Architecture("jumprelu", "2406.11944", kind=Kind.TRANSCODER),
+        "jumprelu_skip_transcoder": Architecture("jumprelu", "2501.18823", kind=Kind.TRANSCODER, skips=True),
         # Dictionaries of several sites, for which sae-lens has no class.
-        "crosscoder": Architecture("relu", _CROSSCODERS, crosses=True, module=_CROSSCODER),
-        "jumprelu_crosscoder": Architecture("jumprelu", "2504.02922", crosses=True, module=_CROSSCODER),
-        "clt": Architecture("relu", _CLT, transcodes=True, crosses=True, layered=True, module=_CROSSCODER),
-        "jumprelu_clt": Architecture("jumprelu", _CLT, transcodes=True, crosses=True, layered=True, module=_CROSSCODER),
+        "crosscoder": Architecture("relu", _CROSSCODERS, kind=Kind.CROSSCODER, module=_CROSSCODER),
+        "jumprelu_crosscoder": Architecture("jumprelu", "2504.02922", kind=Kind.CROSSCODER, module=_CROSSCODER),
+        "clt": Architecture("relu", _CLT, kind=Kind.CLT, module=_CROSSCODER),
+        "jumprelu_clt": Architecture("jumprelu", _CLT, kind=Kind.CLT, module=_CROSSCODER),
     },
 )
 

@@ -15,6 +15,7 @@ from saekit.evaluate.dictionary.cross_entropy import BASELINES, baseline_of, ce_
 from saekit.lm import LanguageModel
 from saekit.lm.run import next_token as predictions
 from saekit.names.site import Site
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE, SAEConfig
 from saekit.sae.metrics import reconstruction
 
@@ -27,7 +28,7 @@ def _data(seed: int, *shape: int) -> Tensor:
 
 
 def _sae(D: int, F: int = 256) -> SAE:
-    cfg = SAEConfig("topk", d_in=D, n_latents=F, k=5, site=SITE)
+    cfg = SAEConfig("topk", d_in=D, n_latents=F, k=5, site_map=SITE)
     return SAE(cfg, {name: 0.4 * _data(i, *shape) for i, (name, shape) in enumerate(cfg.shapes().items())})
 
 
@@ -134,7 +135,7 @@ def _identity(D: int, site: Site, scale: float = 1.0) -> SAE:
     """Reconstructs everything: a latent for each coordinate's positive and negative part."""
     eye = torch.eye(D)
     tensors = {"W_enc": torch.cat([eye, -eye], 1), "W_dec": scale * torch.cat([eye, -eye]), "b_enc": torch.zeros(2 * D)}
-    return SAE(SAEConfig("standard", d_in=D, n_latents=2 * D, site=site), {**tensors, "b_dec": torch.zeros(D)})
+    return SAE(SAEConfig("standard", d_in=D, n_latents=2 * D, site_map=site), {**tensors, "b_dec": torch.zeros(D)})
 
 
 @pytest.mark.parametrize("kind", ["resid_post", "heads", "mlp_out"])
@@ -152,7 +153,7 @@ def test_a_perfect_dictionary_recovers_all_and_an_empty_one_nothing(stories_lm: 
 
 def test_splicing_a_transcoder_writes_where_it_predicts(stories_lm: LanguageModel) -> None:
     lm, site, out = stories_lm, Site("mlp_in", 1), Site("mlp_out", 1)
-    cfg = SAEConfig("transcoder", d_in=lm.d_model, d_out=lm.d_model, n_latents=8, site=site, site_out=out)
+    cfg = SAEConfig("transcoder", d_in=lm.d_model, d_out=lm.d_model, n_latents=8, site_map=SiteMap((site,), (out,)))
     # Weights of zero: the same as ablating mlp_out.
     found = ce_recovered(lm, SAE(cfg), site, [_batch(lm)], baseline="zero-ordinary")
     assert found["ce_recovered"] == pytest.approx(0, abs=1e-6)
@@ -161,7 +162,7 @@ def test_splicing_a_transcoder_writes_where_it_predicts(stories_lm: LanguageMode
 
 def test_a_transcoder_without_an_output_site_is_refused(stories_lm: LanguageModel) -> None:
     lm, site = stories_lm, Site("mlp_in", 1)
-    sae = SAE(SAEConfig("transcoder", d_in=lm.d_model, d_out=lm.d_model, n_latents=8, site=site))
+    sae = SAE(SAEConfig("transcoder", d_in=lm.d_model, d_out=lm.d_model, n_latents=8, site_map=site))
     with pytest.raises(StoreMismatch, match="where it writes is unknown"):
         ce_recovered(lm, sae, site, [_batch(lm)])
     with pytest.raises(StoreMismatch, match="where it writes is unknown"):

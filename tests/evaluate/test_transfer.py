@@ -27,7 +27,7 @@ def sae(stories_lm: LanguageModel) -> SAE:
     x = next(iter(LiveActivations(stories_lm, [SITE], Corpus.open(TEXTS), batch_size=10**4, split="all", epochs=1)))[SITE]
     mean = x.mean(0)
     directions = torch.linalg.svd(x - mean).Vh[:40]
-    cfg = SAEConfig("standard", d_in=64, n_latents=80, site=SITE)
+    cfg = SAEConfig("standard", d_in=64, n_latents=80, site_map=SITE)
     both = torch.cat([directions, -directions])
     return SAE(cfg, {"W_enc": both.T, "W_dec": both, "b_enc": torch.zeros(80), "b_dec": mean})
 

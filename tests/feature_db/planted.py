@@ -142,4 +142,4 @@ def make_sae(seed: int = 0) -> SAE:
         "b_enc": torch.zeros(F),
         "b_dec": torch.zeros(F),
     }
-    return SAE(SAEConfig("standard", d_in=F, n_latents=F, site=SITE), tensors)
+    return SAE(SAEConfig("standard", d_in=F, n_latents=F, site_map=SITE), tensors)

@@ -233,7 +233,7 @@ def concept_sae(stories_lm: LanguageModel, stories_store: ActivationStore) -> SA
         bias[i] = -(centred[~special] @ W[i]).topk(n + 1).values[-1]
     mean = acts[~special].mean(0)
     tensors = {"W_enc": W.T.clone(), "W_dec": W.clone(), "b_enc": bias, "b_dec": mean}
-    return SAE(SAEConfig("standard", d_in=64, n_latents=len(W), site=STORIES_SITE), tensors)
+    return SAE(SAEConfig("standard", d_in=64, n_latents=len(W), site_map=STORIES_SITE), tensors)
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from saekit.names.site import Site
 from saekit.objects import Coordinates, Directions, Features, Heads, Space
 from saekit.sae import ARCHITECTURES, SAE
 
-SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.crosses}
+SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.kind.crosses}
 
 RESID, NEURONS, HEADS = Site("resid_post", 1), Site("neurons", 1), Site("heads", 1)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-SAES = [name for name, row in SINGLE.items() if not row.transcodes]
-TRANSCODERS = [name for name, row in SINGLE.items() if row.transcodes]
+SAES = [name for name, row in SINGLE.items() if not row.kind.transcodes]
+TRANSCODERS = [name for name, row in SINGLE.items() if row.kind.transcodes]
 Make = Callable[..., SAE]
 
 

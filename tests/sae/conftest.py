@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from saekit.sae import ARCHITECTURES, SAE, SAEConfig
+from tests.kit.saes import placed
 
 Array = NDArray[np.float64]
 
@@ -67,9 +68,9 @@ def _random_sae(architecture: str, d_in: int, n_latents: int, *, seed: int = 0, 
     row = ARCHITECTURES[architecture]
     if row.activation in ("topk", "abstopk"):
         cfg.setdefault("k", max(1, n_latents // 4))
-    if row.transcodes:
+    if row.kind.transcodes:
         cfg.setdefault("d_out", d_in + 3)
-    config = SAEConfig(architecture, d_in=d_in, n_latents=n_latents, dtype=dtype, **cfg)
+    config = SAEConfig(architecture, d_in=d_in, n_latents=n_latents, dtype=dtype, **placed(cfg))
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in config.shapes().items():

@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
 from saekit.names.site import Site
+from saekit.names.site_map import SiteMap
 from saekit.sae import ARCHITECTURES, SAE, SAEConfig, SparseCode
 from saekit.sae.config import NORMALIZATIONS
 
-SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.crosses}
+SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.kind.crosses}
 
 each_architecture = pytest.mark.parametrize("architecture", SINGLE)
 each_normalization = pytest.mark.parametrize("normalization", ["none", "layer_norm", "constant_norm_rescale"])
@@ -267,11 +268,11 @@ def test_fingerprint_follows_every_change_of_a_weight(random_sae: Any) -> None:
     found.append(sae.fingerprint())
     sae.bfloat16().float()
     found.append(sae.fingerprint())
-    sae.cfg.site = Site.parse("resid_post.1")
+    sae.cfg.site_map = SiteMap.parse("resid_post.1")
     found.append(sae.fingerprint())
     assert len(set(found)) == len(found)
     assert found[-1] == SAE(sae.cfg, sae.state_dict()).fingerprint() == sae.fingerprint()
-    sae.cfg.site = None
+    sae.cfg.site_map = None
     sae.load_state_dict(tensors)
     assert sae.fingerprint() == found[0]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError, StoreMismatch
 from saekit.names.site import Site
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE, CrossCoder, SAEConfig
 
 KINDS = ("crosscoder", "jumprelu_crosscoder", "clt", "jumprelu_clt")
@@ -28,8 +29,7 @@ def _made(architecture: str, seed: int = 0) -> CrossCoder:
         d_in=sum(widths),
         d_out=sum(widths_out),
         n_latents=F,
-        sites=reads,
-        sites_out=writes,
+        site_map=SiteMap(reads, writes),
         widths=widths,
         widths_out=widths_out,
         model_name="m",
@@ -133,9 +133,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreMismatch, match="several sites"):
         cross.writes_at(Site("resid_post", 0))
     with pytest.raises(ConfigError, match=r"do not make 21 numbers"):
-        SAEConfig("crosscoder", d_in=21, n_latents=4, sites=cross.cfg.sites, widths=(7, 4, 9))
-    with pytest.raises(ConfigError, match="reads one site"):
-        SAEConfig("topk", d_in=21, n_latents=4, k=2, sites=cross.cfg.sites, widths=(7, 4, 10))
+        SAEConfig("crosscoder", d_in=21, n_latents=4, site_map=cross.cfg.site_map, widths=(7, 4, 9))
+    with pytest.raises(ConfigError, match=r"topk is the architecture of a SAE, and resid_post\.0\.\.2 is for a crosscoder"):
+        SAEConfig("topk", d_in=21, n_latents=4, k=2, site_map=cross.cfg.site_map, widths=(7, 4, 10))
     with pytest.raises(ConfigError, match=r"cannot share 31 latents"):
         dataclasses.replace(_made("clt").cfg, n_latents=31)
     cross.save(tmp_path)

@@ -16,6 +16,7 @@ from saekit.names.site import Site
 from saekit.sae import SAE, SAEConfig
 from saekit.sae.code import Code, SparseCode
 from saekit.sae.metrics import QUANTILES, Firings, Reconstruction, reconstruction
+from tests.kit.saes import placed
 
 
 def _data(seed: int, *shape: int) -> Tensor:
@@ -23,7 +24,9 @@ def _data(seed: int, *shape: int) -> Tensor:
 
 
 def _sae(architecture: str, D: int = 12, F: int = 40, site: Site | None = None, **settings: Any) -> SAE:
-    cfg = SAEConfig(architecture, d_in=D, n_latents=F, k=5 if architecture.endswith("topk") else None, site=site, **settings)
+    cfg = SAEConfig(
+        architecture, d_in=D, n_latents=F, k=5 if architecture.endswith("topk") else None, **placed({"site": site, **settings})
+    )
     return SAE(cfg, {name: 0.4 * _data(i, *shape) for i, (name, shape) in enumerate(cfg.shapes().items())})
 
 

@@ -22,10 +22,10 @@ from saekit.sae import ARCHITECTURES, SAE
 from saekit.sae.config import NORMALIZATIONS
 from saekit.sae.files import load_sparsity
 
-SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.crosses}
+SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.kind.crosses}
 
 STORED = [name for name, row in SINGLE.items() if row.stored_as is None]
-WIDTHS = [name for name in STORED if not SINGLE[name].transcodes]
+WIDTHS = [name for name in STORED if not SINGLE[name].kind.transcodes]
 TRAINING = ["standard", "topk", "abstopk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*expects normalised inputs", "ignore:.*Setting use_error_term")
 
@@ -78,7 +78,7 @@ def test_our_folders_load_there(
     at_heads: bool,
     seed: int,
 ) -> None:
-    at_heads = at_heads and not SINGLE[architecture].transcodes
+    at_heads = at_heads and not SINGLE[architecture].kind.transcodes
     sae = random_sae(
         architecture,
         heads * d_head,
@@ -133,7 +133,7 @@ def test_its_inference_folders_load_here(
     at_heads: bool,
     seed: int,
 ) -> None:
-    transcodes = SINGLE[architecture].transcodes
+    transcodes = SINGLE[architecture].kind.transcodes
     at_heads = at_heads and not transcodes
     theirs = lens.SAE.from_dict(
         {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE, CrossCoder, SAEConfig
 from saekit.sae.code import Code, SparseCode
 
@@ -21,7 +22,7 @@ architecture, tokens, latents = {architecture!r}, {tokens}, {latents}
 D = 16
 place = {{}}
 if architecture == "jumprelu_clt":
-    place = dict(sites=("mlp_in.0", "mlp_in.1"), sites_out=("mlp_out.0", "mlp_out.1"), widths=(8, 8), widths_out=(8, 8))
+    place = dict(site_map="mlp_in.0..1->mlp_out.0..1", widths=(8, 8), widths_out=(8, 8))
 cfg = SAEConfig(architecture, D, latents, k=32 if "topk" in architecture else None, **place)
 generator = torch.Generator().manual_seed(0)
 tensors = {{name: torch.randn(shape, generator=generator) / 4 for name, shape in cfg.shapes().items()}}
@@ -111,8 +112,8 @@ def test_a_code_has_two_equal_forms() -> None:
 
 
 def test_the_layers_of_a_transcoder_are_encoded_sparsely() -> None:
-    place = {"sites": ("mlp_in.0", "mlp_in.1"), "sites_out": ("mlp_out.0", "mlp_out.1"), "widths": (3, 3), "widths_out": (2, 2)}
-    cfg = SAEConfig("jumprelu_clt", 6, 10, 4, **place)  # type: ignore[arg-type]
+    place = SiteMap.parse("mlp_in.0..1->mlp_out.0..1")
+    cfg = SAEConfig("jumprelu_clt", 6, 10, 4, site_map=place, widths=(3, 3), widths_out=(2, 2))
     generator = torch.Generator().manual_seed(0)
     clt = CrossCoder(cfg, {name: torch.randn(shape, generator=generator) for name, shape in cfg.shapes().items()})
     x = torch.randn(7, 6, generator=generator)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saekit.errors import SAEFormatError
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE, CrossCoder, load_sparsity
 from saekit.sae.config import SAEConfig
 
@@ -31,9 +32,9 @@ HOSTILE = (
 def _folder(tmp_path: Path, random_sae: Any, architecture: str) -> Path:
     folder = tmp_path / architecture
     if architecture == "jumprelu_clt":
-        sites = {"sites": ("mlp_in.0", "mlp_in.1"), "sites_out": ("mlp_out.0", "mlp_out.1")}
+        place = SiteMap.parse("mlp_in.0..1->mlp_out.0..1")
         widths = {"widths": (6, 6), "widths_out": (4, 4)}
-        cfg = SAEConfig(architecture, 12, 40, 8, metadata={"scales_out": [1.0, 2.0]}, **sites, **widths)  # type: ignore[arg-type]
+        cfg = SAEConfig(architecture, 12, 40, 8, metadata={"scales_out": [1.0, 2.0]}, site_map=place, **widths)
         generator = torch.Generator().manual_seed(0)
         sae: SAE = CrossCoder(cfg, {name: torch.rand(shape, generator=generator) for name, shape in cfg.shapes().items()})
     else:

@@ -19,7 +19,7 @@ from trainers import OBJECTIVES, TrainConfig, plans, train
 from trainers.loop.data_scaling import Statistics
 from trainers.loop.state import Training
 
-ARCHS = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].transcodes]
+ARCHS = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].kind.transcodes]
 OTHER = 37.5 * sparse_data(2_000, seed=8) - 11
 
 

@@ -269,12 +269,10 @@ def _passes(data: TrainingData, plans: Sequence[Plan]) -> dict[ReadOrder, list[P
 
 def _facts(route: Route, data: TrainingData, lm: LanguageModel | None) -> dict[str, Any]:
     """What an SAE tells of where it comes from."""
-    place: dict[str, Any] = {"sites": route.reads, "sites_out": route.writes}
-    place |= {f"widths{side}": [data.width(site) for site in place[f"sites{side}"]] for side in ("", "_out")}
-    if not route.crosses:
-        place = {"site": route.site, "site_out": route.writes[0] if route.transcodes else None}
     return {
-        **place,
+        "site_map": route,
+        "widths": tuple(data.width(site) for site in route.reads),
+        "widths_out": tuple(data.width(site) for site in route.writes),
         "model_name": lm.name if lm else None,
         "context_size": data.context,
         "prepend_bos": lm.bos_token_id is not None if lm else None,

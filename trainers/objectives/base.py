@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.names.site_map import Kind
 from saekit.plugins import resolve
 from saekit.sae import SAE, CrossCoder, SAEConfig
 from saekit.sae.kernels.threads import product
@@ -89,8 +90,7 @@ class Objective(ABC):
     Attributes:
         group: the processes that train it together: parameters, codes and batches are those of this one.
         splits: whether latents can be divided over them.
-        transcoding: whether it predicts another site than the one it reads.
-        crossing, layered: whether it reads several sites; and whether each latent reads one of them.
+        kind: whether it makes an SAE, a transcoder, a crosscoder or a cross-layer transcoder.
         centres: whether b_dec is taken off what is read, as in an SAE.
         unit_rows: keep decoder rows at norm 1. A transcoder's have any norm, and 0 at first.
         state: tensors that change as training goes on and are no parameters; checkpoints hold them, and going on from one
@@ -103,11 +103,10 @@ class Objective(ABC):
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         self.config, self.reads, self.writes = config, reads, writes
-        self.transcoding, self.crossing = writes is not reads, bool(reads.parts)
-        self.layered = self.transcoding and self.crossing
-        self.centres = not (self.transcoding or self.crossing)
-        self.encoder = Encoder(len(reads.parts) if self.layered else 1)
-        self.unit_rows = self.unit_rows and not self.transcoding
+        self.kind = kind_of(reads, writes)
+        self.centres = self.kind is Kind.SAE
+        self.encoder = Encoder(len(reads.parts) if self.kind.layered else 1)
+        self.unit_rows = self.unit_rows and not self.kind.transcodes
         self.state: dict[str, Tensor] = {}
 
     def start(self) -> Parameters:
@@ -122,7 +121,7 @@ class Objective(ABC):
         W_dec_FE = random_rows(self.config.n_latents, D // self.encoder.layers, self.config.seed, own)
         W_enc_FD = W_dec_FE * self.start_size
         b_enc_F = self.centring(W_enc_FD)
-        if not self.transcoding:
+        if not self.kind.transcodes:
             return Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_dec_FE, b_dec_E=self.writes.centre_D.clone())
         W_dec_FE, b_dec_E = torch.zeros(len(W_enc_FD), E), self.writes.mean_D.clone()
         p = Parameters(W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=W_dec_FE, b_dec_E=b_dec_E)
@@ -132,7 +131,7 @@ class Objective(ABC):
         """The b_enc at which pre-activations of these encoder rows are those of x less its centre."""
         if self.centres:  # b_dec is taken off
             return W_enc_FD.new_zeros(len(W_enc_FD))
-        middle_D = self.reads.mean_D if self.transcoding else self.reads.centre_D
+        middle_D = self.reads.mean_D if self.kind.transcodes else self.reads.centre_D
         layers = zip(W_enc_FD.chunk(self.encoder.layers), middle_D.to(W_enc_FD).chunk(self.encoder.layers))
         return -torch.cat([W @ middle for W, middle in layers])
 
@@ -188,7 +187,7 @@ class Objective(ABC):
             **facts,
         )
         tensors = self.tensors(p.map(lambda tensor: tensor.detach().to("cpu", copy=True)))
-        if self.crossing:
+        if self.kind.crosses:
             scales = ([part.scale for part in side.parts] for side in (self.reads, self.writes))
             return CrossCoder(cfg, tensors).fold_scales(*scales)
         return SAE(cfg, tensors).fold_scale(self.reads.scale, self.writes.scale)
@@ -215,9 +214,9 @@ class Objective(ABC):
         """The architecture of the SAE that is written. A transcoder or crosscoder is stored by its activation."""
         if self.centres:
             return self.config.arch
-        kind = "clt" if self.layered else "crosscoder" if self.crossing else "transcoder"
-        name = f"skip_{kind}" if self.config.skip and kind == "transcoder" else kind
-        return stored_as(self.config.row, self.config.arch, name)
+        name = {Kind.TRANSCODER: "transcoder", Kind.CROSSCODER: "crosscoder", Kind.CLT: "clt"}[self.kind]
+        skips = self.config.skip and self.kind is Kind.TRANSCODER
+        return stored_as(self.config.row, self.config.arch, f"skip_{name}" if skips else name)
 
     # What the losses share
 
@@ -246,7 +245,7 @@ class Objective(ABC):
 
     def written(self, p: Parameters) -> Parameters:
         """The parameters, where layers are concerned with what no latent may write cut out of the gradient."""
-        if not self.layered:
+        if not self.kind.layered:
             return p
         first_F1 = torch.tensor(self.first_L).repeat_interleave(len(p.b_enc_F) // self.encoder.layers)[:, None]
         may_FE = torch.arange(p.W_dec_FE.shape[1]) >= first_F1
@@ -255,7 +254,7 @@ class Objective(ABC):
     @property
     def widths_S(self) -> Sequence[int]:
         """Blocks of a decoder row whose norms count one by one: those of a crosscoder's sites, else the row as a whole."""
-        return self.writes.widths if self.crossing and not self.layered else [len(self.writes.centre_D)]
+        return self.writes.widths if self.kind.crosses and not self.kind.layered else [len(self.writes.centre_D)]
 
     def sizes_FS(self, p: Parameters) -> Tensor:
         """Norms of these blocks."""
@@ -306,6 +305,13 @@ def matched_size(width: int, n_latents: int, share: float) -> float:
     return width / (n_latents * (share + cut * normal.pdf(cut)))
 
 
+def kind_of(reads: Statistics, writes: Statistics) -> Kind:
+    """The kind of dictionary that is trained on data with these facts; an SAE has one object for both."""
+    if reads.parts:
+        return Kind.CROSSCODER if writes is reads else Kind.CLT
+    return Kind.SAE if writes is reads else Kind.TRANSCODER
+
+
 def stored_as(row: Architecture, arch: str, kind: str) -> str:
     """The architecture under which a transcoder or crosscoder of some kind is stored.
 
@@ -327,6 +333,6 @@ def objective_class(config: TrainConfig, *, layered: bool = False) -> type[Objec
 
 def objective(config: TrainConfig, reads: Statistics, writes: Statistics, group: Group = ALONE) -> Objective:
     """The objective of a configuration, trained by a group of processes."""
-    made = objective_class(config, layered=bool(reads.parts) and writes is not reads)(config, reads, writes)
+    made = objective_class(config, layered=kind_of(reads, writes).layered)(config, reads, writes)
     made.group = group
     return made

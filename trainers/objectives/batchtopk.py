@@ -29,7 +29,7 @@ class BatchTopK(TopK):
         """Short: a token several times as large as others is given far more latents than k, all of which point a little its way.
         With unit rows it would be reconstructed many times too large, and the first part of a run would go into unlearning that.
         """
-        return 1.0 if self.transcoding else min(1.0, _START * self.matched_size)
+        return 1.0 if self.kind.transcodes else min(1.0, _START * self.matched_size)
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
         return self.of_batch(p, x_BD, now, self.group, **how)

@@ -63,7 +63,7 @@ class Penalised(Objective):
     @property
     def start_size(self) -> float:
         """That at which a reconstruction has the size of the data."""
-        return 1.0 if self.transcoding else self.matched_size
+        return 1.0 if self.kind.transcodes else self.matched_size
 
     @property
     def expected(self) -> float:

@@ -34,7 +34,7 @@ class Standard(Penalised):
     def start_size(self) -> float:
         # The cut is taken off the code, and E[(z - cut) z; z > cut] is the share of latents above the cut.
         n_firing = self.config.n_latents * self.start_share
-        return super().start_size if self.transcoding else len(self.reads.centre_D) / n_firing
+        return super().start_size if self.kind.transcodes else len(self.reads.centre_D) / n_firing
 
     def encode(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
         zero = torch.zeros_like(p.b_enc_F[:1])

@@ -42,7 +42,7 @@ class TopK(Objective):
 
     def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
         super().__init__(config, reads, writes)
-        self.weighs = self.crossing and not self.layered
+        self.weighs = self.kind.crosses and not self.kind.layered
         self.unit_rows = self.unit_rows and not self.weighs
         self.threshold = RunningThreshold(config.device) if self.across_tokens or not self.centres else None
         self.state = self.threshold.state if self.threshold else {}

@@ -21,8 +21,8 @@ def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, A
     cfg = sae.cfg
     found: dict[str, Any] = {"n_latents": cfg.n_latents}
     row = ARCHITECTURES[cfg.architecture]
-    arch = cfg.metadata.get("training_architecture") if row.transcodes else cfg.architecture
-    if row.transcodes:
+    arch = cfg.metadata.get("training_architecture") if row.kind.transcodes else cfg.architecture
+    if row.kind.transcodes:
         found["skip"] = row.skips
         arch = arch if arch in OBJECTIVES else {"relu": "standard"}.get(row.activation, row.activation)
     if arch in OBJECTIVES:

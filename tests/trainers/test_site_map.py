@@ -15,7 +15,7 @@ from saekit.errors import ConfigError, StoreMismatch, UnknownSite
 from saekit.names.site import Site
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
-from trainers import Route, TrainConfig, train
+from trainers import SiteMap, TrainConfig, train
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)
 ARROW = "mlp_in.1->mlp_out.1"
@@ -72,37 +72,46 @@ def test_a_store_is_read_at_both_sites(tmp_path: Path, stories_lm: Any, tinystor
 
 
 def test_routes() -> None:
-    assert Route.parse("resid_post.3") == Route((Site("resid_post", 3),), (Site("resid_post", 3),))
-    assert Route.parse("mlp_in.1 -> mlp_out.1") == Route.parse(IN, OUT) == Route.parse(ARROW, "mlp_out.1")
-    assert str(Route.parse(IN, OUT)) == ARROW and str(Route.parse(IN, IN)) == "mlp_in.1"
-    assert Route.parse(ARROW).transcodes and not Route.parse(IN).transcodes
+    assert SiteMap.parse("resid_post.3") == SiteMap((Site("resid_post", 3),), (Site("resid_post", 3),))
+    assert SiteMap.parse("mlp_in.1 -> mlp_out.1") == SiteMap.parse(IN, OUT) == SiteMap.parse(ARROW, "mlp_out.1")
+    assert str(SiteMap.parse(IN, OUT)) == ARROW and str(SiteMap.parse(IN, IN)) == "mlp_in.1"
+    assert SiteMap.parse(ARROW).transcodes and not SiteMap.parse(IN).transcodes
     with pytest.raises(ConfigError, match=r"ends at mlp_out\.1, and site_out is mlp_out\.2"):
-        Route.parse(ARROW, "mlp_out.2")
+        SiteMap.parse(ARROW, "mlp_out.2")
     for text in ("mlp_in.1->", "->mlp_in.1", "mlp_in.1->mlp_uot.1"):
         with pytest.raises(UnknownSite):
-            Route.parse(text)
+            SiteMap.parse(text)
 
 
 def test_routes_of_several_sites() -> None:
     residuals = tuple(Site("resid_post", layer) for layer in (1, 2, 4))
-    route = Route.parse("resid_post.1 + resid_post.2+resid_post.4")
+    route = SiteMap.parse("resid_post.1 + resid_post.2+resid_post.4")
     assert (route.reads, route.writes) == (residuals, residuals)
     assert route.crosses and not route.transcodes and route.sites == list(residuals)
     assert str(route) == route.start == "resid_post.1..2+resid_post.4"
-    pair = Route.parse("resid_post.3+resid_post.3@other")
+    pair = SiteMap.parse("resid_post.3+resid_post.3@other")
     assert pair.reads[1] == Site("resid_post", 3, "other") and pair.reads[1].at_home == pair.reads[0]
-    clt = Route.parse("mlp_in.0..2->mlp_out.0..2")
+    clt = SiteMap.parse("mlp_in.0..2->mlp_out.0..2")
     assert clt.crosses and clt.transcodes and len(clt.sites) == 6 and clt.end == "mlp_out.0..2"
-    for each in (route, pair, clt, Route.parse("embed+resid_post.0..1@a+resid_post.0..1@b")):
-        assert Route.parse(str(each)) == each
+    for each in (route, pair, clt, SiteMap.parse("embed+resid_post.0..1@a+resid_post.0..1@b")):
+        assert SiteMap.parse(str(each)) == each
     for text, message in (
         ("resid_post.1+resid_post.1", "twice"),
-        ("resid_post.2..1", "holds no layer"),
+        ("resid_post.2..1", "contains no layer"),
         ("mlp_in.0..1->mlp_out.1", "reads 2 sites and predicts 1"),
         ("mlp_out.0..1->mlp_in.0..1", "order of computation"),
         ("mlp_in.1+mlp_in.0->mlp_out.0..1", "order of computation"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Route.parse(text)
+            SiteMap.parse(text)
     with pytest.raises(ConfigError, match="reads several sites"):
         _ = clt.site
+
+
+@pytest.mark.parametrize(
+    "text", ["mlp_in.0..99999999999->mlp_out.0..99999999999", "resid_post.0..1000", f"mlp_in.0..{'9' * 5000}"]
+)
+def test_endless_ranges_are_refused_before_they_are_listed(text: str) -> None:
+    with pytest.raises(ConfigError, match="more than 1000 layers"):
+        SiteMap.parse(text)
+    assert len(SiteMap.parse("resid_post.0..999").reads) == 1000
