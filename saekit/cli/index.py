@@ -6,20 +6,26 @@ from saekit.cli import options
 from saekit.cli.output import emit, quiet_libraries, say, table
 
 
-def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_json: options.JSON = False) -> None:
-    """Put the features of each site's default dictionary into the searchable database, with labels made by rules.
+def index(
+    workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, name: options.NAME = "", as_json: options.JSON = False
+) -> None:
+    """Put the features of each site's default dictionary, or of those called NAME, into the searchable database.
+
+    The features get labels made by rules. The database holds one dictionary of a site at a time.
 
     Example: `saekit index pythia`
+
+    Example: `saekit index pythia --site resid_post.3 --name wide`
     """
     quiet_libraries()
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = ws.dictionaries.chosen(site)
+    sites = ws.dictionaries.chosen(site, name)
     with ws.writing():
         for each in sites:
-            ws.index(each).close()
-    rows = [{"site": str(each), "features": ws.sae(each).cfg.n_latents} for each in sites]
+            ws.index(each, name).close()
+    rows = [{"site": str(each), "features": ws.sae(each, name).cfg.n_latents} for each in sites]
     if as_json:
         emit(rows)
         return
@@ -28,4 +34,4 @@ def index(workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, as_j
         waiting = sum(database.set_aside().values())
     if waiting:
         say((f"{waiting} labels and list entries by people belong to dictionaries that are not indexed now.", "dim"))
-        say(("They are kept in features.sqlite and return when their dictionary is chosen and indexed again.", "dim"))
+        say(("They are kept in features.sqlite and return when their dictionary is indexed again.", "dim"))

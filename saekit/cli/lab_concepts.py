@@ -9,6 +9,7 @@ from saekit.cli.output import emit, print_section, quiet_libraries
 def concepts(
     workspace: options.WORKSPACE,
     site: options.TRAINED_SITES = None,
+    name: options.NAME = "",
     documents: options.DOCUMENTS = 4000,
     split: options.SPLIT = "heldout",
     seed: options.SEED = 0,
@@ -31,9 +32,9 @@ def concepts(
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = ws.dictionaries.chosen(site)
+    sites = ws.dictionaries.chosen(site, name)
     labelled = list(lab.documents(split=split, seed=seed, n=documents))  # type: ignore[arg-type]
-    found = [concept_recovery(ws.lm, ws.sae(each), each, labelled) for each in sites]
+    found = [concept_recovery(ws.lm, ws.sae(each, name), each, labelled) for each in sites]
     if as_json:
         emit([each.to_dict() for each in found])
         return

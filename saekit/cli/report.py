@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 def report(
     workspace: options.WORKSPACE,
     site: options.SITE = None,
+    name: options.NAME = "",
     query: options.QUERIES = None,
     top: options.TOP = 5,
     page: Annotated[
         Path | None,
-        typer.Option("--page", help="File to write. [default: reports/SITE.html in the workspace]", show_default=False),
+        typer.Option(
+            "--page",
+            help="File to write. [default: reports/SITE.html or SITE-NAME.html in the workspace]",
+            show_default=False,
+        ),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Write a page about the training of every dictionary, finished or not.")
@@ -41,25 +46,27 @@ def report(
     """
     quiet_libraries()
     from saekit import report as pages
+    from saekit.names.dictionary import stem
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
     if training:
-        _report_training(ws, site, as_json)
+        _report_training(ws, site, name, as_json)
         return
-    chosen = ws.dictionaries.site(site)
-    sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
-    path = pages.write(pages.gather(ws, chosen, sections), page or ws.reports / f"{chosen}.html")
+    chosen = ws.dictionaries.site(site, name)
+    sections = [pages.search(ws, chosen, text, k=top, name=name) for text in query or ()]
+    content = pages.gather(ws, chosen, sections, name=name)
+    path = pages.write(content, page or ws.reports / f"{stem(chosen, name)}.html")
     if as_json:
         emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
     else:
         say((str(path), "bold"))
 
 
-def _report_training(ws: Workspace, site: str | None, as_json: bool) -> None:
+def _report_training(ws: Workspace, site: str | None, name: str, as_json: bool) -> None:
     from saekit.report.training import write_training
 
-    runs = ws.dictionaries.begun()
-    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [(site or "", "")]  # which raises
-    rows = [{"site": site, "name": name, "report": str(write_training(ws, site, name))} for site, name in found]
+    runs = [run for run in ws.dictionaries.begun() if name in ("", run[1])]
+    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [(site or "", name)]  # which raises
+    rows = [{"site": place, "name": own, "report": str(write_training(ws, place, own))} for place, own in found]
     emit(rows) if as_json else table(rows)

@@ -15,6 +15,7 @@ def search(
     query: Annotated[str, typer.Argument(help="A concept, in plain words.", metavar="QUERY")],
     k: options.TOP = 10,
     site: options.SITE = None,
+    name: options.NAME = "",
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,12 +39,12 @@ def search(
 
     ws = Workspace.open(workspace)
     extra: dict[str, Any] = {"by": by} if by else {}
+    if deep or name:
+        site = str(ws.dictionaries.site(site, name))
     if deep:
         quiet_libraries()
-        chosen = ws.dictionaries.site(site)
-        extra |= {"lm": ws.lm, "sae": ws.sae(chosen)}
-        site = str(chosen)
-    hits = ws.database().search(query, k=k, site=site, **extra)
+        extra |= {"lm": ws.lm, "sae": ws.sae(site or "", name)}
+    hits = ws.database(name).search(query, k=k, site=site, **extra)
     rows = [hit.to_dict() for hit in hits]
     if as_json:
         emit(rows)
@@ -51,7 +52,7 @@ def search(
     if not rows:
         say(f"nothing found for {query!r}")
     for row in rows:
-        name = row["ref"].removeprefix("feature:")
+        feature = row["ref"].removeprefix("feature:")
         density = f"  {row['density']:.2%} of tokens"
-        say((f"{row['score']:.2f}  ", "cyan"), (name, "bold"), "  ", (row["label"], "green"), (density, "dim"))
+        say((f"{row['score']:.2f}  ", "cyan"), (feature, "bold"), "  ", (row["label"], "green"), (density, "dim"))
         console().print(Padding(text((row["why"], "dim")), (0, 0, 0, 6)))

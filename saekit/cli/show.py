@@ -23,6 +23,7 @@ def show(
         int,
         typer.Option("-n", "--examples", help="Example texts to show, the strongest first.", parser=count(0), metavar="COUNT"),
     ] = 12,
+    name: options.NAME = "",
     as_json: options.JSON = False,
 ) -> None:
     """Show a feature: its statistics, the tokens it promotes and suppresses, and the words and texts it fires on.
@@ -32,7 +33,7 @@ def show(
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    facts = ws.database().feature(ws.ref(feature)).to_dict()
+    facts = ws.database(name).feature(ws.ref(feature, name)).to_dict()
     facts["examples"] = facts["examples"][:examples]
     if as_json:
         emit(facts)

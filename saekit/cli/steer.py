@@ -47,9 +47,11 @@ def steer(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Tokens to steer at: last+generated, generated, prompt, last or all. Default: last+generated; all for ablate."
+            help="Tokens to steer at: last+generated, generated, prompt, last or all. [default: last+generated; all for ablate]",
+            show_default=False,
         ),
     ] = None,
+    name: options.NAME = "",
     as_json: options.JSON = False,
     *,
     generation: GenerationOptions,
@@ -70,6 +72,7 @@ def steer(
         prompts,
         feature,
         op=op,
+        name=name,
         max_new_tokens=generation.max_new_tokens,
         do_sample=generation.sample or None,
         n_samples=generation.n_samples,

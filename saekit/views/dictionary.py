@@ -54,6 +54,7 @@ def gather(
     site: Site,
     sections: Sequence[Section] = (),
     *,
+    name: str = "",
     title: str | None = None,
     quality: dict[str, Any] | None = None,
     next_steps: Sequence[str] = (),
@@ -62,6 +63,7 @@ def gather(
 
     Args:
         sections: searches to show.
+        name: of the dictionary; empty for the default one.
         title: of the page.
         quality: as `ws.evaluate` returns it; None takes it from `reports/`, or measures it.
         next_steps: commands to show.
@@ -72,17 +74,17 @@ def gather(
     """
     import numpy as np
 
-    with ws.database() as database:
+    with ws.database(name) as database:
         density_F = database.densities(site)
         order = [int(f) for f in np.argsort(-density_F, kind="stable") if density_F[f] > 0]
         densest, rarest = (
             [database.feature((str(site), f)) for f in some] for some in (order[:EXTREMES], order[::-1][:EXTREMES])
         )
     return Content(
-        title=title or f"Dictionary at {site}",
-        settings=_settings(ws, site),
-        quality=ws.evaluate(site, again=False) if quality is None else quality,
-        curve=read_rows(ws.dictionaries.folder(site) / "metrics.jsonl", "tokens"),
+        title=title or " ".join(filter(None, (f"Dictionary at {site}", name))),
+        settings=_settings(ws, site, name),
+        quality=ws.evaluate(site, name, again=False) if quality is None else quality,
+        curve=read_rows(ws.dictionaries.folder(*ws.dictionaries.find(site, name)) / "metrics.jsonl", "tokens"),
         density_F=density_F,
         densest=densest,
         rarest=rarest,
@@ -139,8 +141,8 @@ def _extreme(record: FeatureRecord) -> dict[str, Any]:
     return {"feature": record.feature, "density": record.density, "max": record.max, "label": record.label}
 
 
-def _settings(ws: Workspace, site: Site) -> dict[str, str]:
-    study, store, config = ws.study, ws.store(), ws.train_config(site)
+def _settings(ws: Workspace, site: Site, name: str) -> dict[str, str]:
+    study, store, config = ws.study, ws.store(), ws.train_config(site, name)
     facts = {
         "model": study.model,
         "site": str(site),
@@ -148,9 +150,9 @@ def _settings(ws: Workspace, site: Site) -> dict[str, str]:
         "cached": f"{store.n_tokens:,} tokens of {study.store_dtype}",
     }
     if config is None:  # trained elsewhere
-        cfg = ws.sae(site).cfg
+        cfg = ws.sae(site, name).cfg
         return facts | {"architecture": cfg.architecture, "features": f"{cfg.n_latents:,}", "trained": "elsewhere: no train.json"}
-    live = read_settings(ws.dictionaries.folder(site) / "train.json")[1].get("live")
+    live = read_settings(ws.dictionaries.folder(*ws.dictionaries.find(site, name)) / "train.json")[1].get("live")
     return facts | {
         "architecture": config.arch,
         "features": f"{config.n_latents:,}",

@@ -62,9 +62,13 @@ class Section:
         return self.name or self.query
 
 
-def search(ws: Workspace, site: Site, query: str, k: int = 3) -> Section:
-    """Search the features at `site`, and read everything that the database has about those found."""
-    with ws.database() as database:
+def search(ws: Workspace, site: Site, query: str, k: int = 3, *, name: str = "") -> Section:
+    """Search the features of a dictionary, and read everything that the database has about those found.
+
+    Args:
+        name: of the dictionary at `site`; empty for the default one.
+    """
+    with ws.database(name) as database:
         hits = database.search(query, k=k, site=site)
         return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 

@@ -76,11 +76,15 @@ class Dictionaries:
                 found.append((place, "/".join(names)))
         return sorted(found)
 
-    def sites(self) -> list[Site]:
-        """Sites that a default dictionary of one site reads, in the order of computation."""
+    def sites(self, name: str = "") -> list[Site]:
+        """Sites that a dictionary of one site reads, in the order of computation.
+
+        Args:
+            name: of the dictionary; empty for a default one.
+        """
         from trainers import Route
 
-        routes = [Route.parse(place) for place, name in self.all() if not name]
+        routes = [Route.parse(place) for place, each in self.all() if each == name]
         return sorted({route.site for route in routes if not route.crosses})
 
     def reading(self, site: str | Site, name: str = "") -> list[Path]:
@@ -135,31 +139,34 @@ class Dictionaries:
             return f"{has} To search or steer with one that has a name: `saekit choose WORKSPACE {named[0]}`."
         return has
 
-    def site(self, text: str | None = None) -> Site:
-        """The site that a default dictionary reads: the one of `text`, or the only one.
+    def site(self, text: str | None = None, name: str = "") -> Site:
+        """The site that a dictionary reads: the one of `text`, or the only one.
+
+        Args:
+            name: of the dictionary; empty for a default one.
 
         Raises:
             WorkspaceError: there is no such dictionary, there are several and `text` is None, or it reads several sites.
         """
         from trainers import Route
 
-        if text is None and len(sites := self.sites()) == 1:
+        if text is None and len(sites := self.sites(name)) == 1:
             return sites[0]
-        if text is None and not self.sites() and (others := [place for place, name in self.all() if not name]):
+        if text is None and not self.sites(name) and (others := [place for place, each in self.all() if each == name]):
             text = others[0]
-        route = Route.parse(self.find(text)[0])
+        route = Route.parse(self.find(text, name)[0])
         if route.crosses:
             hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one site."
             raise WorkspaceError(f"{route} is a dictionary of several sites.", hint)
         return route.site
 
-    def chosen(self, texts: Sequence[str] | None) -> list[Site]:
-        """The sites of `texts`, or all that a default dictionary reads.
+    def chosen(self, texts: Sequence[str] | None, name: str = "") -> list[Site]:
+        """The sites of `texts`, or all that a dictionary called `name` reads; an empty name stands for the default dictionaries.
 
         Raises:
             WorkspaceError: there is none, or not at one of `texts`.
         """
-        return [self.site(text) for text in texts] if texts else self.sites() or [self.site()]
+        return [self.site(text, name) for text in texts] if texts else self.sites(name) or [self.site(None, name)]
 
     def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
         """Make the dictionary called `name` the default of its site map, as a copy; returns the site map.

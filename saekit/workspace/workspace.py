@@ -239,8 +239,11 @@ class Workspace:
             raise WorkspaceError(f"{self.path} has no feature database yet.", "Run `saekit index` or `saekit fit` first.")
         return FeatureDB.open(self.database_path, lambda site: self.dictionaries.reading(site, name))
 
-    def ref(self, text: str) -> Ref:
+    def ref(self, text: str, name: str = "") -> Ref:
         """The feature meant by `1042` (the only dictionary), `resid_post.3/1042` or `feature:resid_post.3/1042`.
+
+        Args:
+            name: of the dictionary; empty for a default one.
 
         Raises:
             UnknownRef: the text is none of these.
@@ -249,7 +252,7 @@ class Workspace:
         from saekit.objects import Ref
 
         if text.isdecimal():
-            return Ref.parse(f"feature:{self.dictionaries.site(None)}/{text}")
+            return Ref.parse(f"feature:{self.dictionaries.site(None, name)}/{text}")
         ref = Ref.parse(text if ":" in text else f"feature:{text}")
         if ref.kind != "feature":
             raise UnknownRef(f"{text!r} is no feature.", "Write 1042 or feature:resid_post.3/1042.")
@@ -430,7 +433,7 @@ class Workspace:
         changes = []
         for text in features:
             feature, strength = parse_feature(text, op=op)
-            ref = self.ref(feature)
+            ref = self.ref(feature, name)
             database.stats(ref)
             self.attach(ref.site, name)
             changes.append(intervene(op, ref, strength))

@@ -1,0 +1,59 @@
+"""Every command that takes a site can address a dictionary by its name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from saekit.cli.app import build
+from saekit.cli.commands import COMMANDS
+from tests.cli.conftest import Saekit
+
+NOT_YET_NAMED = ("fit", "cache", "demo", "choose")  # they make dictionaries, or take the name as an argument
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NOT_YET_NAMED])
+def test_a_site_comes_with_a_name(command: str) -> None:
+    flags = [flag for each in build(command).params for flag in each.opts]
+    assert ("--site" in flags) <= ("--name" in flags)
+
+
+@pytest.fixture(scope="module")
+def two(saekit: Saekit, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace with another, smaller dictionary, whose features are in the database."""
+    folder = Path(shutil.copytree(workspace, tmp_path_factory.mktemp("named") / "ws"))
+    for arguments in (
+        ("train", "--latents", 64, "--k", 4, "--train-tokens", 20_000, "--name", "small"),
+        ("index", "--name", "small"),
+    ):
+        outcome = saekit(arguments[0], folder, *arguments[1:], "--json")
+        assert outcome.status == 0, outcome.stderr
+    assert outcome.json == [{"site": "resid_post.2", "features": 64}]
+    return folder
+
+
+def test_features_of_a_named_dictionary(saekit: Saekit, two: Path) -> None:
+    hits = saekit("search", two, "mom", "--name", "small", "--json").json
+    assert hits and all(int(hit["ref"].rpartition("/")[2]) < 64 for hit in hits)
+    feature = hits[0]["ref"].rpartition("/")[2]
+    assert saekit("show", two, feature, "--name", "small", "--json").json["ref"] == hits[0]["ref"]
+    steered = saekit("steer", two, "-f", feature, "--name", "small", "--max-new-tokens", 2, "--no-control", "One day", "--json")
+    assert steered.status == 0, steered.stderr
+    page = saekit("report", two, "--name", "small", "--query", "mom", "--json")
+    assert page.status == 0 and page.json["report"].endswith("resid_post.2-small.html"), page.stderr
+    assert "64" in Path(page.json["report"]).read_text()
+
+
+def test_a_name_that_is_not_there(saekit: Saekit, two: Path) -> None:
+    for arguments in (
+        ("search", two, "mom"),
+        ("show", two, "3"),
+        ("report", two),
+        ("index", two),
+        ("steer", two, "-f", "3", "x"),
+    ):
+        outcome = saekit(*arguments, "--name", "large", "--json")
+        assert (outcome.status, outcome.json["error"]) == (2, "WorkspaceError"), outcome.stderr
+        assert "large" in outcome.json["message"]
