@@ -1,4 +1,4 @@
-"""The whole of saekit on one small study: train a dictionary, find concepts in it, steer by them, and measure all of it."""
+"""A demonstration of saekit on one small study: train a dictionary, find concepts in it, and measure steering by them."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     from trainers import TrainConfig
 
 LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": "personas"}
-"""Concepts of the laboratory, each with the genre of the prompts to steer on: one that it does not belong to."""
+"""Concepts of the laboratory, each with the genre of the prompts to steer. The concept does not occur in that genre."""
 LAB_RATE = 1.6e-3
-"""The learning rate there: what the rule gives longer runs. At that of short ones more concepts have a feature, but the three
-above are found further down."""
+"""Learning rate for the laboratory's model: the value that the rule gives to longer runs. With that for short runs, more concepts
+have a feature, but the three concepts above rank lower in a search."""
 STRENGTHS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
-"""Of the scan, in median norms of the site."""
+"""Strengths of the scan, in median norms of the site."""
 AFFORDABLE = 1.3
-"""The perplexity ratio that a strength is chosen under: some way below 1.5, because it is measured again."""
+"""Largest perplexity ratio at which a strength is chosen. It is below 1.5, because the measurement on other prompts differs."""
 _QUERY_WORDS = 24
 _PROMPTS = 8
 _SHORTEST, _LONGEST = 5, 16
-"""Words of a prompt, which is the first third of a document: some way into it, what comes next is as good as settled, and that a
-push changes it says more."""
+"""Fewest and most words of a prompt. A prompt is the first third of a document: after that many words the topic is settled, so a
+change of topic is an effect of steering."""
 _DOCUMENTS = 2000
-"""Labelled ones on which hits are checked, of all genres; more, where fewer than so many hold a concept:"""
+"""Labelled documents of all genres on which hits are checked."""
 _HOLDING = 60
+"""Fewest documents that hold a concept; if fewer of the above do, more documents are taken."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,34 @@ class Topic:
 
     query: str
     words: tuple[str, ...]
-    """That stand for it in a text."""
+    """Words that stand for the concept in a text."""
     concept: str | None = None
-    """Its name in the laboratory, where labels say which tokens are its."""
+    """Name of the concept in the laboratory, whose labels say which tokens belong to it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a demonstration is about."""
+
+    model: str = NAME
+    """Hub name or local folder, or lab: the built-in model."""
+    data: str | None = None
+    """Corpus; None: the built-in corpus, for the built-in model."""
+    site: str | None = None
+    """Site to read; None: the residual stream at two thirds of the depth, where features predict what the model says next."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a demonstration computes."""
+
+    tokens: int = 250_000
+    """Tokens to cache."""
+    train_tokens: int = 1_500_000
+    """Tokens to train on, repeats counted."""
+    latents: int = 1024
+    l0: int = 16
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,66 +106,60 @@ class Demo:
 
 def run(
     folder: str | Path,
-    model: str = "lab",
-    data: str | None = None,
+    subject: Subject | None = None,
     queries: Sequence[str] = (),
     *,
-    site: str | None = None,
-    tokens: int = 250_000,
-    train_tokens: int = 1_500_000,
-    latents: int = 1024,
-    l0: int = 16,
-    seed: int = 0,
+    sizes: Sizes | None = None,
     progress: bool = True,
 ) -> Demo:
-    """Cache, train, index, search, steer, report; what is there already is used.
+    """Cache, train, index, search, steer and report. Results that exist already are used.
 
     Args:
         folder: of the workspace.
-        data: None is the laboratory's corpus for the laboratory's model.
-        queries: concepts in plain words; of the laboratory's, their names. None are three of the laboratory's.
-        site: None is the residual stream at two thirds of the depth, where features of what is to be said have formed.
+        queries: concepts in plain words, or names of concepts of the laboratory. By default three of the laboratory's.
 
     Raises:
-        ConfigError: no data or no query, and the model is not the laboratory's.
-        CorpusError: too few documents to steer on.
+        ConfigError: the model is not the laboratory's, and there is no data or no query.
+        CorpusError: there are too few documents to steer on.
         SaekitError: as the steps of :class:`Workspace` do.
     """
     from saekit import report
     from trainers import TrainConfig
 
     started = time.monotonic()
-    if data is None:
-        if model != NAME:
-            raise ConfigError(f"What text is {model} to read?", "Give --data: a hub data set or a local file.")
-        data = model
-    topics = [topic(query, laboratory=is_lab(data)) for query in queries or (LAB_QUERIES if is_lab(data) else ())]
+    subject, sizes = subject or Subject(), sizes or Sizes()
+    if subject.data is None:
+        if subject.model != NAME:
+            raise ConfigError(f"There is no corpus for {subject.model}.", "Give --data: a hub data set or a local file.")
+        subject = replace(subject, data=NAME)
+    laboratory = is_lab(subject.data)
+    topics = [topic(query, laboratory=laboratory) for query in queries or (LAB_QUERIES if laboratory else ())]
     if not topics:
-        raise ConfigError("What is to be searched for?", 'Give one or more --query "WORDS".')
-    ws, site_ = _plan(folder, model, data, site, tokens)
-    lr = LAB_RATE if model == NAME else None
-    config = TrainConfig(n_latents=latents, l0=l0, tokens=train_tokens, seed=seed, lr=lr)
+        raise ConfigError("There is nothing to search for.", 'Give one or more --query "WORDS".')
+    ws, site = _plan(folder, subject, sizes.tokens)
+    lr = LAB_RATE if subject.model == NAME else None
+    config = TrainConfig(n_latents=sizes.latents, l0=sizes.l0, tokens=sizes.train_tokens, seed=sizes.seed, lr=lr)
     with ws.writing():
         ws.cache(progress=progress)
-        ws.train(site_, config, progress=progress)
-        ws.index(site_, progress=progress)
-        quality = ws.evaluate(site_, progress=progress)
-        sections = _check([_search(ws, site_, each) for each in topics], topics, ws, site_, progress)
+        ws.train(site, config, progress=progress)
+        ws.index(site, progress=progress).close()
+        quality = ws.evaluate(site, progress=progress)
+        sections = _check([_search(ws, site, each) for each in topics], topics, ws, site, progress)
         with track("steering", len(topics), unit="concepts", enabled=progress) as bar:
             for i, each in enumerate(topics):
-                sections[i] = _steer(ws, site_, sections[i], each, config, seed)
+                sections[i] = _steer(ws, site, sections[i], each, config)
                 bar.update(i + 1, each.concept or each.query)
-        steps = next_steps(ws, site_, sections)
-        page = report.gather(ws, site_, sections, title="saekit demo", quality=quality, next_steps=steps)
+        steps = next_steps(ws, site, sections)
+        page = report.gather(ws, site, sections, title="saekit demo", quality=quality, next_steps=steps)
         path = report.write(page, ws.reports / "demo.html")
-    return Demo(ws, site_, quality, sections, path, time.monotonic() - started)
+    return Demo(ws, site, quality, sections, path, time.monotonic() - started)
 
 
 def topic(query: str, *, laboratory: bool) -> Topic:
-    """What to look for: one of the laboratory's concepts by its name, or plain words.
+    """What to look for: a concept of the laboratory by its name, or plain words.
 
     Raises:
-        ConfigError: there is no word in it.
+        ConfigError: the query has no word.
     """
     if laboratory:
         from saekit.lab import CONCEPTS
@@ -149,12 +169,12 @@ def topic(query: str, *, laboratory: bool) -> Topic:
     from feature_db.search.search import query_words
 
     if not query.strip():
-        raise ConfigError("A query holds no word.", 'Give one or more --query "WORDS".')
+        raise ConfigError("A query has no word.", 'Give one or more --query "WORDS".')
     return Topic(query, tuple(query_words(query)))
 
 
 def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[str]:
-    """Commands to try: on this workspace, and on a model of one's own."""
+    """Commands to try next, on this workspace and on another model."""
     here = quote(str(ws.path))
     lines = [f"saekit search {here} {quote(section.query)}" for section in sections[:1]]
     for section in sections:
@@ -171,12 +191,12 @@ def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[s
     ]
 
 
-def _plan(folder: str | Path, model: str, data: str, site: str | None, tokens: int) -> tuple[Workspace, Site]:
+def _plan(folder: str | Path, subject: Subject, tokens: int) -> tuple[Workspace, Site]:
     from saekit.lm import LanguageModel
 
-    lm = LanguageModel.load(model)
-    chosen = lm.site(site or f"resid_post.{2 * lm.n_layers // 3}")
-    return Workspace.plan(folder, study_of(model, (str(chosen),), data, tokens=tokens), lm), chosen
+    lm = LanguageModel.load(subject.model)
+    site = lm.site(subject.site or f"resid_post.{2 * lm.n_layers // 3}")
+    return Workspace.plan(folder, study_of(subject.model, (str(site),), subject.data or NAME, tokens=tokens), lm), site
 
 
 def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
@@ -210,7 +230,7 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
 
 
 def labelled(concepts: Sequence[str]) -> list[Document]:
-    """Documents of the laboratory that its model was not trained on, with enough tokens of each concept to measure on."""
+    """Documents of the laboratory that its model was not trained on, enough of them with each concept."""
     from saekit.lab import documents
 
     found = list(documents(split="heldout", seed=1, n=_DOCUMENTS))
@@ -225,8 +245,8 @@ def _holds(document: Document, concept: str) -> bool:
     return any(span.concept == concept for span in document.spans)
 
 
-def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig, seed: int) -> Section:
-    """The section with what its most effective feature does: chosen on some prompts, measured on others."""
+def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig) -> Section:
+    """The section with the effect of its most effective feature, which is chosen on some prompts and measured on others."""
     from saekit.report import Steered
 
     assert section.mentions is not None
@@ -237,21 +257,21 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
     if len(prompts) < 2:
         raise CorpusError(f"{ws.study.data} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
-    scans = [(each, _sweep(ws, each, prompts[:half], STRENGTHS, section.mentions, seed + 1)) for each in candidates]
+    scans = [(each, _sweep(ws, each, prompts[:half], STRENGTHS, section.mentions, config.seed + 1)) for each in candidates]
     record, scan = max(scans, key=lambda pair: _promise(pair[1]))
     (strength,) = scan.best(AFFORDABLE).strength.values
-    result = _sweep(ws, record, prompts[half:], [strength], section.mentions, seed + 2, n_samples=8, controls=3)
+    result = _sweep(ws, record, prompts[half:], [strength], section.mentions, config.seed + 2, n_samples=8, controls=3)
     return replace(section, steered=Steered(record, scan, result))
 
 
 def _promise(scan: Sweep) -> tuple[bool, float]:
-    """What makes one scan better than another: a strength that can be afforded, then the rate that it reaches."""
+    """Sort key of scans: first whether a strength keeps the perplexity low enough, then the rate of mentions that it reaches."""
     arm = scan.best(AFFORDABLE).steered
     return scan.cost(arm) <= AFFORDABLE, arm.rate.value
 
 
 def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
-    """The two features that promote the concept most, and the one that a search finds first."""
+    """The two features that promote the concept most, and the first hit of the search."""
     with ws.database() as database:
         promoting = [database.feature(hit.ref) for hit in database.search(topic.query, k=2, site=site, by="promotes")]
     both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:1])]}
@@ -286,8 +306,11 @@ def _sweep(
 
 
 def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
-    """Documents that the dictionary was not trained on. For a concept of the laboratory, first such as the model was not
-    trained on either, and without it: of the genre that :data:`LAB_QUERIES` says, or where it is most at home."""
+    """Documents that the dictionary was not trained on.
+
+    For a concept of the laboratory, documents come first that the model was not trained on either and that do not hold the
+    concept. Their genre is that of :data:`LAB_QUERIES`, or the one in which the concept is most frequent.
+    """
     import torch
 
     from saekit.activations.loader.source import in_split
@@ -305,7 +328,7 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
 
 
 def _home(concept: str) -> str:
-    """The genre of the laboratory in which the concept is most often."""
+    """The genre of the laboratory in which the concept is most frequent."""
     from saekit.lab import documents
 
     spans = ((each.genre, span.concept) for each in documents(seed=3, n=_DOCUMENTS) for span in each.spans)
@@ -313,7 +336,7 @@ def _home(concept: str) -> str:
 
 
 def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
-    """How documents begin, each beginning once; those that name the concept are left out."""
+    """Beginnings of documents, each once, without those that name the concept."""
     seen = set()
     for text in documents:
         words = text.split()

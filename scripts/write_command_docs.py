@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from saekit.cli.app import build
 from saekit.cli.commands import COMMANDS
 

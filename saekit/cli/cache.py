@@ -11,7 +11,6 @@ def cache(
     model: options.MODEL,
     site: options.SITES = None,
     out: options.OUT = None,
-    cache_batch: options.BATCH = None,
     as_json: options.JSON = False,
     *,
     study: options.StudyOptions,
@@ -22,7 +21,7 @@ def cache(
     """
     workspace = plan_workspace(model, site, study, out)
     with workspace.writing():
-        store = workspace.cache(batch_size=cache_batch)
+        store = workspace.cache(batch_size=study.cache_batch)
     names = [str(site) for site in store.sites]
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "sites": names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,18 +63,7 @@ def demo(
 
     if folder is not None:
         write_line(f"warning: write `saekit demo --out {folder}`", stderr=True)
-    found = show.run(
-        folder or out,
-        model,
-        data,
-        query or (),
-        site=site,
-        tokens=sizes.tokens,
-        train_tokens=sizes.train_tokens,
-        latents=sizes.latents,
-        l0=sizes.l0,
-        seed=sizes.seed,
-    )
+    found = show.run(folder or out, show.Subject(model, data, site), query or (), sizes=show.Sizes(**asdict(sizes)))
     if as_json:
         emit(found.to_dict())
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,39 @@ def with_evaluations(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What evaluations measure with."""
+
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            "--labelled",
+            help='File to probe instead of the laboratory\'s documents: records with "text" and "label", or with "spans": '
+            '[[start, end, "concept"], ...].',
+            show_default=False,
+        ),
+    ] = None
+    documents: options.DOCUMENTS = DOCUMENTS
+    other_model: Annotated[
+        str | None,
+        typer.Option(
+            "--other-model",
+            help="Also measure the dictionary on this model of equal width, such as an instruction-tuned version.",
+            show_default=False,
+        ),
+    ] = None
+    revision: options.REVISION = None
+    baseline: Annotated[
+        str,
+        typer.Option(
+            help="Baseline of cross-entropy recovered. zero: zeros at every token, as in sae-lens and SAEBench; "
+            "zero-ordinary: zeros at all but special tokens; mean: the mean activation."
+        ),
+    ] = "zero"
+    seed: options.SEED = 0
+
+
 @with_evaluations
 def evaluate(
     workspace: options.WORKSPACE,
@@ -62,35 +96,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    labelled: Annotated[
-        Path | None,
-        typer.Option(
-            "--labelled",
-            help='File to probe instead of the laboratory\'s documents: records with "text" and "label", or with "spans": '
-            '[[start, end, "concept"], ...].',
-            show_default=False,
-        ),
-    ] = None,
-    documents: options.DOCUMENTS = DOCUMENTS,
-    other_model: Annotated[
-        str | None,
-        typer.Option(
-            "--other-model",
-            help="Also measure the dictionary on this model of equal width, such as an instruction-tuned version.",
-            show_default=False,
-        ),
-    ] = None,
-    revision: options.REVISION = None,
-    baseline: Annotated[
-        str,
-        typer.Option(
-            help="Baseline of cross-entropy recovered. zero: zeros at every token, as in sae-lens and SAEBench; "
-            "zero-ordinary: zeros at all but special tokens; mean: the mean activation."
-        ),
-    ] = "zero",
-    seed: options.SEED = 0,
     as_json: options.JSON = False,
     *,
+    measured: MeasureOptions,
     asked: dict[str, bool],
 ) -> None:
     """Measure a dictionary on held-out documents: reconstruction, sparsity, and the model's loss with it spliced in.
@@ -113,7 +121,8 @@ def evaluate(
     from saekit.workspace.access import optional
     from saekit.workspace.workspace import Workspace
 
-    chosen = Options(baseline=baseline, labelled=labelled, documents=documents, model=other_model, revision=revision, seed=seed)  # type: ignore[arg-type]
+    values = asdict(measured)
+    chosen = Options(model=values.pop("other_model"), **values)
     names = wanted(asked, only or [], chosen)
     ws = Workspace.open(workspace)
     place, name = ws.dictionaries.find(site, name)

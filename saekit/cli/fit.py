@@ -20,11 +20,9 @@ def fit(
     site: options.SITES = None,
     site_out: options.SITE_OUT = None,
     out: options.OUT = None,
-    cache_batch: options.BATCH = None,
-    live: options.LIVE = False,
-    wandb: options.WANDB = None,
     as_json: options.JSON = False,
     *,
+    run: options.RunOptions,
     study: options.StudyOptions,
     settings: dict[str, Any],
 ) -> None:
@@ -39,8 +37,8 @@ def fit(
     plans = workspace.plans(describe(workspace, settings, site, site_out=site_out))
     check_devices(plans)
     with workspace.writing():
-        store = workspace.cache(batch_size=cache_batch)
-        raise_first(workspace.train_all(plans, live=live, wandb=wandb))
+        store = workspace.cache(batch_size=study.cache_batch)
+        raise_first(workspace.train_all(plans, live=run.live, wandb=run.wandb))
         for plan in plans:
             if not plan.route.crosses:
                 workspace.index(plan.route)

@@ -138,8 +138,16 @@ JSON = Annotated[bool, typer.Option("--json", help="Print data instead of tables
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How training runs."""
+
+    live: LIVE = False
+    wandb: WANDB = None
+
+
+@dataclass(frozen=True)
 class StudyOptions:
-    """What a workspace caches, besides the model and the sites."""
+    """What a workspace caches, besides the model and the sites, and how."""
 
     data: DATA = None
     tokens: TOKENS = 2_000_000
@@ -152,7 +160,8 @@ class StudyOptions:
     revision: REVISION = None
     dtype: DTYPE = None
     store_dtype: STORE_DTYPE = "float32"
+    cache_batch: BATCH = None
 
     def settings(self) -> dict[str, Any]:
         """The fields of :class:`saekit.workspace.study.Study` that have the same names here."""
-        return {name: value for name, value in asdict(self).items() if name not in ("data", "shuffle")}
+        return {name: value for name, value in asdict(self).items() if name not in ("data", "shuffle", "cache_batch")}

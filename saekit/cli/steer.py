@@ -13,6 +13,25 @@ from saekit.cli.values import count
 
 
 @dataclass(frozen=True)
+class SteeringOptions:
+    """What to do with the features, and where."""
+
+    op: Annotated[
+        str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
+    ] = "clamp"
+    control: Annotated[
+        bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
+    ] = True
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens to steer at: last+generated, generated, prompt, last or all. [default: last+generated; all for ablate]",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class GenerationOptions:
     """How to generate."""
 
@@ -38,22 +57,10 @@ def steer(
             metavar="ID[:STRENGTH]",
         ),
     ],
-    op: Annotated[
-        str, typer.Option(help="Operation on the feature: clamp, add, scale or ablate, or one that a plugin adds.")
-    ] = "clamp",
-    control: Annotated[
-        bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
-    ] = True,
-    positions: Annotated[
-        str | None,
-        typer.Option(
-            help="Tokens to steer at: last+generated, generated, prompt, last or all. [default: last+generated; all for ablate]",
-            show_default=False,
-        ),
-    ] = None,
     name: options.NAME = "",
     as_json: options.JSON = False,
     *,
+    steering: SteeringOptions,
     generation: GenerationOptions,
 ) -> None:
     """Generate with and without a feature turned on, side by side and from the same seed.
@@ -71,13 +78,13 @@ def steer(
     result = ws.steer(
         prompts,
         feature,
-        op=op,
+        op=steering.op,
         name=name,
         max_new_tokens=generation.max_new_tokens,
         do_sample=generation.sample or None,
         n_samples=generation.n_samples,
-        control=control,
-        positions=positions,
+        control=steering.control,
+        positions=steering.positions,
         seed=generation.seed,
     )
     facts = result.to_dict()

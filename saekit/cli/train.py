@@ -40,11 +40,10 @@ class DictionaryOptions:
 def train(
     workspace: options.WORKSPACE,
     other: options.WITH = None,
-    live: options.LIVE = False,
-    wandb: options.WANDB = None,
     as_json: options.JSON = False,
     *,
     dictionaries: DictionaryOptions,
+    run: options.RunOptions,
     settings: dict[str, Any],
 ) -> None:
     """Train one or many dictionaries on cached activations or, with `--live`, on activations computed on the fly.
@@ -95,7 +94,7 @@ def train(
                 _ = plan.route.site  # raises: dictionaries of several sites are not compared
         check_devices(plans)
         with ws.writing(together=True):
-            stopped = ws.train_all(plans, other=second, live=live, wandb=wandb)
+            stopped = ws.train_all(plans, other=second, live=run.live, wandb=run.wandb)
             if leads():
                 if sweep is not None:
                     _print_sweep(ws, plans, stopped, sweep.stem, as_json)
