@@ -321,3 +321,11 @@ def test_a_hub_that_refuses_or_never_answers(monkeypatch: pytest.MonkeyPatch) ->
             with pytest.raises(ModelNotFound, match="hub cannot be reached"):
                 LanguageModel.load("nobody/nothing-of-the-kind")
             assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("text", ["", "x", "1 2;3", "1 nan 3", ";", "1"])
+def test_damaged_fingerprints_are_other_models(stories_lm: LanguageModel, text: str) -> None:
+    here = stories_lm.fingerprint()
+    assert differs({**here, "weights": text}, here) == "weights"
+    assert not same_weights(text, "5 6;7")
+    assert differs({}, here) == differs(here, {}) == "model"
