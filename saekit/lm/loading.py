@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from saekit.errors import ConfigError, ModelNotFound
 
@@ -183,6 +182,8 @@ def check_device(device: str | torch.device | None) -> torch.device:
 
 def _summary(error: BaseException) -> str:
     """A message without control characters, full stop and (except for errors of configurations) later lines."""
+    from huggingface_hub.errors import StrictDataclassError
+
     text = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else _first_line(error)
     return "".join(filter(str.isprintable, text)).rstrip(".: ")
 

@@ -76,11 +76,19 @@ class Text:
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without added special tokens. Truncation and padding of the tokenizer do not matter."""
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"{texts!r:.60} cannot be tokenised.", "Give a list of texts.")
         if not texts:
             return []
-        if self._backend is not None:
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        try:
+            if self._backend is not None:
+                return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        except (TypeError, UnicodeEncodeError) as error:
+            wrong = next((text for text in texts if _has_surrogates(text)), None)
+            if wrong is None:
+                raise
+            raise ConfigError(f"{wrong!r:.60} holds characters that are not valid Unicode.", "Decode it anew.") from error
 
     @cached_property
     def _backend(self) -> Any:
@@ -153,6 +161,10 @@ class Text:
 
 def _listed(ids: Iterable[int] | Tensor) -> list[int]:
     return ids.flatten().tolist() if isinstance(ids, Tensor) else [int(index) for index in ids]
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _readable(data: bytes) -> str:

@@ -131,6 +131,11 @@ def test_a_start_that_does_not_fit(stories_lm: LanguageModel) -> None:
     recording = stories_lm.record([[1, 5, 6], [1, 7, 8]])
     with pytest.raises(ConfigError, match=r"\(3, 3, 64\) does not fit a recording of 2 rows"):
         stories_lm.run(start_at=(recording, 2, torch.zeros(3, 3, 64)))
+    for layer in (-1, 5, 99):
+        with pytest.raises(ConfigError, match=f"cannot start at layer {layer}"):
+            stories_lm.run(start_at=(recording, layer, None))
+    with pytest.raises(ConfigError, match="last size must be 64"):
+        stories_lm.run(start_at=(recording, 2, torch.zeros(2, 3, 7)))
     with pytest.raises(ConfigError, match="starts at layer 2"):
         stories_lm.run(start_at=(recording, 2, None), read=["resid_post.1"])
 
@@ -374,6 +379,17 @@ def test_a_hook_before_the_gain_of_a_norm_is_no_site() -> None:
         ({"tokens_BT": [1, 2]}, "cannot be run"),
         ({"tokens_BT": None}, "cannot be run"),
         ({"tokens_BT": [[1, 512]]}, "from 0 to 511"),
+        ({"tokens_BT": [[1, 2], [3]]}, "equal length"),
+        ({"tokens_BT": [[1.5, 2.0]]}, "not integers"),
+        ({"tokens_BT": "hello"}, "Tokens cannot be read"),
+        ({"tokens_BT": [[1, 1 << 70]]}, "Tokens cannot be read"),
+        ({"attention_mask": [["a", "b"]]}, "mask cannot be read"),
+        ({"attention_mask": [[0, 0]]}, "without a real token"),
+        ({"start_at": 3}, "start_at must be"),
+        ({"prompt_lengths": ["x"], "edits": [Edit(Site("embed"), lambda rows, at: rows)]}, "prompt_lengths cannot be read"),
+        ({"prompt_lengths": [-3], "edits": [Edit(Site("embed"), lambda rows, at: rows)]}, "prompt_lengths has a negative"),
+        ({"prompt_of_row": [-1], "edits": [Edit(Site("embed"), lambda rows, at: rows)]}, "prompt_of_row has a negative"),
+        ({"edits": [Edit(Site("embed"), lambda rows, at: None)]}, "embed returned None"),  # type: ignore[arg-type, return-value]
         ({"tokens_BT": [[1, -1]]}, "from 0 to 511"),
         ({"attention_mask": torch.ones(1, 3)}, "mask"),
         ({"positions": "everywhere"}, "everywhere"),

@@ -133,6 +133,13 @@ def _continue(
     edits = expand_edits(lm, interventions)
     act = Pass(lm, edits=edits)
 
+    begun = False
+
+    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal begun
+        begun = True
+        first.remove()  # a compiled step of decoding is not to see it
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not is_innermost(act):
             return
@@ -140,12 +147,19 @@ def _continue(
         start = 0 if cache is None else int(cache.get_seq_length())
         act.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
 
+    first = lm.model.register_forward_pre_hook(begin)
     with act.hooked(), ExitStack() as stack, torch.no_grad():
+        stack.callback(first.remove)
         if edits:
             stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
             # A compiled step of decoding would not call the hooks.
             settings = settings | {"disable_compile": True}
-        out = lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, **settings)
+        try:
+            out = lm.model.generate(input_ids=tokens_BT, attention_mask=mask_BT, **settings)
+        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            if begun:
+                raise
+            raise ConfigError(f"transformers refuses these settings of generation: {str(error).splitlines()[0]}") from error
         if edits:
             act.check()
     eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)

@@ -253,6 +253,8 @@ def _call(edit: Edit, rows: Tensor, at: At) -> Tensor:
     # Half-precision activations are edited in float32, so that deltas below their resolution can add up.
     wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     new = edit.fn(wide, at)
+    if not isinstance(new, Tensor):
+        raise ConfigError(f"An edit of {edit.site} returned {new!r:.40}.", "Return the new values of all rows.")
     if new.shape != rows.shape:
         raise ConfigError(f"An edit of {edit.site} returned {tuple(new.shape)} for {tuple(rows.shape)}.", "Keep the shape.")
     return new.to(device=rows.device, dtype=rows.dtype)

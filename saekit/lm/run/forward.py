@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class RunnableModel(ModelLayout):
         tokens_BT: Tensor | Sequence[Sequence[int]] | None = None,
         *,
         attention_mask: Tensor | None = None,
-        read: Iterable[str | Site] = (),
+        read: Iterable[str | Site] | str | Site = (),
         edits: Any = (),
         positions: Positions | DefaultPositions | None = None,
         prompt_lengths: Tensor | Sequence[int] | None = None,
@@ -104,7 +105,7 @@ class RunnableModel(ModelLayout):
         """
         check_positions(positions)
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, start_at)
-        sites = {self.site(site) for site in read}
+        sites = {self.site(site) for site in ([read] if isinstance(read, str | Site) else read)}
         logits, stop = self._ends(sites, logits, stop_after)
         # Edits are made under the lock too, so that the attached SAEs stay the same until the edits have run.
         with self.lock:
@@ -163,8 +164,8 @@ class RunnableModel(ModelLayout):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T) on the device, and the mask as booleans, or None if there are no pads."""
         if start_at is not None:
-            return start_at[0].expanded(start_at[2])
-        tokens_BT = torch.as_tensor([] if tokens is None else tokens, dtype=torch.long)
+            return self._start(start_at)
+        tokens_BT = _integers("Tokens", [] if tokens is None else tokens)
         if tokens_BT.ndim != 2 or not tokens_BT.numel():
             raise ConfigError(f"Tokens of shape {tuple(tokens_BT.shape)} cannot be run.", "Give (batch, tokens), at least one.")
         self.check_context(tokens_BT.shape[1])
@@ -175,13 +176,29 @@ class RunnableModel(ModelLayout):
         tokens_BT = tokens_BT.to(self.device)
         if attention_mask is None:
             return tokens_BT, None
-        mask_BT = torch.as_tensor(attention_mask, device=self.device).bool()
+        mask_BT = _integers("The mask", attention_mask, floats=True).to(self.device).bool()
         if mask_BT.shape != tokens_BT.shape:
             raise ConfigError(
                 f"The mask is {tuple(mask_BT.shape)} for tokens {tuple(tokens_BT.shape)}.", "Give one for each token."
             )
+        every, some = torch.stack([mask_BT.all(), mask_BT.any(1).all()]).tolist()
+        if not some:
+            raise ConfigError("The mask has a row without a real token.", "Leave such rows out.")
         # Without a mask, attention can take its fast causal path.
-        return tokens_BT, None if bool(mask_BT.all()) else mask_BT
+        return tokens_BT, None if every else mask_BT
+
+    def _start(self, start_at: tuple[Recording, int, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """Tokens and mask of a pass that starts at a layer."""
+        try:
+            recording, layer, resid_pre = start_at
+            found = 0 <= operator.index(layer) < len(recording.calls)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError("start_at must be (recording, layer, resid_pre).", "lm.record makes recordings.") from error
+        if not found:
+            raise ConfigError(f"A pass cannot start at layer {layer}.", f"Layers are 0 to {len(recording.calls) - 1}.")
+        if resid_pre is not None and resid_pre.shape[-1:] != (self.d_model,):
+            raise ConfigError(f"resid_pre has {tuple(resid_pre.shape)} numbers.", f"Its last size must be {self.d_model}.")
+        return recording.expanded(resid_pre)
 
     def _forward(
         self, tokens_BT: Tensor, mask_BT: Tensor | None, start_at: tuple[Recording, int, Tensor | None] | None
@@ -245,12 +262,29 @@ class RunnableModel(ModelLayout):
 def _per_row(name: str, values: Tensor | Sequence[int] | None, tokens_BT: Tensor) -> Tensor | None:
     if values is None:
         return None
-    values_B = torch.as_tensor(values, device=tokens_BT.device)
-    if values_B.shape != tokens_BT.shape[:1] or values_B.is_floating_point():
+    values_B = _integers(name, values)
+    if values_B.shape != tokens_BT.shape[:1]:
         raise ConfigError(
             f"{name} of shape {tuple(values_B.shape)} does not fit {len(tokens_BT)} rows.", "Give one integer for each row."
         )
-    return values_B
+    if values_B.device.type == "cpu" and len(values_B) and int(values_B.min()) < 0:
+        raise ConfigError(f"{name} has a negative number.", "Give counts from 0.")
+    return values_B.to(tokens_BT.device)
+
+
+def _integers(name: str, values: Any, *, floats: bool = False) -> Tensor:
+    """`values` as an int64 tensor.
+
+    Raises:
+        ConfigError: they are not numbers in rows of equal length, or (without `floats`) not integers.
+    """
+    try:
+        read = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"{name} cannot be read: {error}.", "Give integers, in rows of equal length.") from error
+    if read.is_complex() or (read.is_floating_point() and read.numel() and not floats):
+        raise ConfigError(f"{name} of {read.dtype} are not integers.", "Give integers.")
+    return read if floats else read.long()
 
 
 def _last_real(resid_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import innermost, is_innermost
 from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input, replace_output
 from saekit.lm.layout.layout import ModelLayout
+from saekit.lm.run.attention_patterns import patterns_through
 from saekit.lm.run.edits import Edit, Window
 from saekit.names.site import Site
 
@@ -66,8 +67,6 @@ class Pass:
             if self.lm.model.training:
                 self.lm.model.eval()
             if patterns:
-                from saekit.lm.run.attention_patterns import patterns_through
-
                 self.patterns = {self.lm.attention(site): self._visit_pattern(site) for site in patterns}
                 stack.enter_context(patterns_through(self.lm))
             for site in sites:
