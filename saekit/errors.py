@@ -20,6 +20,15 @@ def shown(value: object) -> str:
     return str(value) or "an empty text"
 
 
+def excerpt(value: object) -> str:
+    """The repr of a value that may come from a file, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 class SaekitError(Exception):
     """Base of all typed errors.
 

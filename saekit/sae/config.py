@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from saekit.errors import ConfigError, UnknownSite
+from saekit.errors import ConfigError, UnknownSite, excerpt
 from saekit.names.site import Site
 from saekit.names.site_map import Kind, SiteMap
 from saekit.plugins import nearest
@@ -96,11 +96,11 @@ class SAEConfig:
         for name in ("d_in", "n_latents", "d_out"):
             value = getattr(self, name)
             if not _is_whole(value) or not (name != "d_out") <= value <= MOST:
-                raise ConfigError(f"{name}={shown(value)} is no width.", f"It must be a whole number from 1 to {MOST}.")
+                raise ConfigError(f"{name}={excerpt(value)} is no width.", f"It must be a whole number from 1 to {MOST}.")
         if self.k is not None and (not _is_number(self.k) or not 0 <= self.k <= MOST):
-            raise ConfigError(f"k={shown(self.k)} is no number of latents.", "It must be a number from 0.")
+            raise ConfigError(f"k={excerpt(self.k)} is no number of latents.", "It must be a number from 0.")
         if self.context_size is not None and not (_is_whole(self.context_size) and 0 <= self.context_size <= MOST):
-            raise ConfigError(f"context_size={shown(self.context_size)} is no number of tokens.", "It must be a whole number.")
+            raise ConfigError(f"context_size={excerpt(self.context_size)} is no number of tokens.", "It must be a whole number.")
         kinds = {"apply_b_dec_to_input": bool, "prepend_bos": bool, "model_name": str, "metadata": dict}
         for name, kind in kinds.items():
             value = getattr(self, name)
@@ -241,15 +241,6 @@ def site_of(metadata: Mapping[str, Any], key: str) -> Site | None:
         return None
 
 
-def shown(value: object) -> str:
-    """A value from a file, short enough for an error message."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
 
@@ -260,4 +251,4 @@ def _is_whole(value: object) -> bool:
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigError(f"There is no {name} {shown(value)}.", nearest(value, known))
+        raise ConfigError(f"There is no {name} {excerpt(value)}.", nearest(value, known))

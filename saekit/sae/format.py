@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from saekit.errors import ConfigError, SAEFormatError, SaekitError
+from saekit.errors import ConfigError, SAEFormatError, SaekitError, excerpt
 from saekit.names.site import Site
 from saekit.names.site_map import Kind, SiteMap
 from saekit.plugins import VARIABLE
-from saekit.sae.config import SAEConfig, shown, site_of
+from saekit.sae.config import SAEConfig, site_of
 from saekit.sae.registry import ARCHITECTURES
 
 CONFIG = "cfg.json"
@@ -113,19 +113,21 @@ def modernize(raw: dict[str, Any]) -> dict[str, Any]:
     saved_by = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
     major = saved_by.split(".")[0]
     if not (major.isascii() and major.isdigit()):
-        raise SAEFormatError(f"sae_lens_version={shown(saved_by)} is no version.")
+        raise SAEFormatError(f"sae_lens_version={excerpt(saved_by)} is no version.")
     if len(major) > 4 or int(major) >= 6:
         return raw
     function = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
     if function not in ("relu", "topk"):  # sae-lens takes any other for relu, without a word
-        raise SAEFormatError(f"Activation {shown(function)} of old sae-lens versions is not supported.", "Known: relu, topk.")
+        raise SAEFormatError(f"Activation {excerpt(function)} of old sae-lens versions is not supported.", "Known: relu, topk.")
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
     try:
         converted: dict[str, Any] = handle_config_defaulting(raw)
     except Exception as error:  # code of sae-lens on values that nobody has checked
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise SAEFormatError(f"sae-lens cannot convert the configuration of its version {shown(saved_by)}: {reason}.") from error
+        raise SAEFormatError(
+            f"sae-lens cannot convert the configuration of its version {excerpt(saved_by)}: {reason}."
+        ) from error
     converted["metadata"] = {**metadata, **converted["metadata"]}  # the converter drops metadata that is nested already
     if raw.get("finetuning_scaling_factor"):
         converted["finetuning_scaling_factor"] = True
@@ -145,7 +147,7 @@ def positive_number(value: object, name: str) -> float:
             number = math.inf
         if math.isfinite(number) and number > 0:
             return number
-    raise SAEFormatError(f"{name}={shown(value)} is no finite number above 0.")
+    raise SAEFormatError(f"{name}={excerpt(value)} is no finite number above 0.")
 
 
 def _architecture(raw: dict[str, Any]) -> str:
@@ -159,7 +161,7 @@ def _architecture(raw: dict[str, Any]) -> str:
         ARCHITECTURES.find(stored)
     except ConfigError as error:
         hint = f"{error.hint} {VARIABLE} names modules that register others."
-        raise SAEFormatError(f"Architecture {shown(stored)} is not supported.", hint) from error
+        raise SAEFormatError(f"Architecture {excerpt(stored)} is not supported.", hint) from error
     return stored
 
 
