@@ -63,7 +63,7 @@ def remove(path: Path) -> None:
         OSError: the file cannot be removed.
     """
     if beside(path).exists():
-        beside(path).unlink()
+        files.remove(beside(path))
         files.sync(path.parent)
 
 

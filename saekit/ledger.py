@@ -117,6 +117,13 @@ class Ledger:
                 found.hashes = {each: own for each, own in found.hashes.items() if not each.startswith(name)}
         return found
 
+    def hashes(self) -> dict[str, set[str]]:
+        """Checksums that each file may have; empty where there is no ledger that can be read."""
+        try:
+            return self.read().hashes
+        except OSError:
+            return {}
+
     def compacted(self) -> str | None:
         """The text of the ledger without lines that no longer apply; None where there are few of them, or damaged ones.
 

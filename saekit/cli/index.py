@@ -21,11 +21,11 @@ def index(
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = ws.dictionaries.chosen(site, name)
+    chosen = ws.dictionaries.chosen(site, name)
     with ws.writing():
-        for each in sites:
-            ws.index(each, name).close()
-    rows = [{"site": str(each), "features": ws.sae(each, name).cfg.n_latents} for each in sites]
+        for place, _ in chosen:
+            ws.index(place, name).close()
+    rows = [{"site": place, "features": ws.sae(place, name).cfg.n_latents} for place, _ in chosen]
     if as_json:
         emit(rows)
         return

@@ -29,12 +29,13 @@ def concepts(
     quiet_libraries()
     from saekit import lab
     from saekit.evaluate.concepts.recovery import concept_recovery
+    from saekit.names.site_map import SiteMap
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    sites = ws.dictionaries.chosen(site, name)
+    chosen = ws.dictionaries.chosen(site, name)
     labelled = list(lab.documents(split=split, seed=seed, n=documents))  # type: ignore[arg-type]
-    found = [concept_recovery(ws.lm, ws.sae(each, name), each, labelled) for each in sites]
+    found = [concept_recovery(ws.lm, ws.sae(place, name), SiteMap.parse(place).site, labelled) for place, _ in chosen]
     if as_json:
         emit([each.to_dict() for each in found])
         return

@@ -11,9 +11,35 @@ from pathlib import Path
 
 from saekit import files
 from saekit.errors import StorageFull, Unwritable, WorkspaceError
+from saekit.ledger import FILE as LEDGER
 from saekit.ledger import Ledger
 
 _log = logging.getLogger(__name__)
+
+
+def check_free(path: Path) -> None:
+    """Raise unless a new workspace can be made at `path`.
+
+    Raises:
+        WorkspaceError: something is there that is not what a killed :func:`create` leaves.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir() or any(item.name != LEDGER and not files.is_leftover(item.name) for item in path.iterdir()):
+        raise WorkspaceError(f"{path} exists and is not a workspace.", "Choose another --out folder.")
+
+
+def create(root: Path) -> None:
+    """Make the folder of a workspace, and its ledger.
+
+    Raises:
+        Unwritable, StorageFull: they cannot be made.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        Ledger(root).create()
+    except OSError as error:
+        raise files.unwritable(root, error) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from saekit.names.dictionary import check_name, folder_name, place_of, stem
 
 if TYPE_CHECKING:
     from saekit.names.site import Site
-    from trainers import Route
+    from saekit.names.site_map import Route
 
 __all__ = ["Dictionaries", "stem"]
 
@@ -82,10 +82,10 @@ class Dictionaries:
         Args:
             name: of the dictionary; empty for a default one.
         """
-        from trainers import Route
+        from saekit.names.site_map import SiteMap
 
-        routes = [Route.parse(place) for place, each in self.all() if each == name]
-        return sorted({route.site for route in routes if not route.crosses})
+        maps = [SiteMap.parse(place) for place, each in self.all() if each == name]
+        return sorted({each.site for each in maps if not each.crosses})
 
     def reading(self, site: str | Site, name: str = "") -> list[Path]:
         """Folders of the dictionaries called `name` that read `site` and no other."""
@@ -106,7 +106,7 @@ class Dictionaries:
             WorkspaceError: there is no such dictionary, or there are several.
             UnknownSite, ConfigError: `place` is not a site map.
         """
-        from trainers import Route
+        from saekit.names.site_map import Route
 
         known = self.all()
         wanted = None if place is None else Route.parse(place)
@@ -136,37 +136,53 @@ class Dictionaries:
             return "Run `saekit train` or `saekit fit` first."
         has = f"It has {', '.join('/'.join(filter(None, each)) for each in known)}."
         if named := [name for _, name in known if name]:
-            return f"{has} To search or steer with one that has a name: `saekit choose WORKSPACE {named[0]}`."
+            return f"{has} To search or steer with one that has a name: `saekit choose {self.root.parent} {named[0]}`."
         return has
 
     def site(self, text: str | None = None, name: str = "") -> Site:
-        """The site that a dictionary reads: the one of `text`, or the only one.
-
-        Args:
-            name: of the dictionary; empty for a default one.
+        """The site that a dictionary reads: the one of `text`, or the only one of that name.
 
         Raises:
             WorkspaceError: there is no such dictionary, there are several and `text` is None, or it reads several sites.
         """
-        from trainers import Route
+        from saekit.names.site_map import Route
 
-        if text is None and len(sites := self.sites(name)) == 1:
-            return sites[0]
-        if text is None and not self.sites(name) and (others := [place for place, each in self.all() if each == name]):
-            text = others[0]
+        if text is None:
+            routes = [Route.parse(place) for place, each in self.all() if each == name]
+            sites = {route.site for route in routes if not route.crosses}
+            if len(sites) == 1:
+                return sites.pop()
+            if routes and not sites:
+                text = str(routes[0])
         route = Route.parse(self.find(text, name)[0])
-        if route.crosses:
-            hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one site."
-            raise WorkspaceError(f"{route} is a dictionary of several sites.", hint)
+        _check_single(route)
         return route.site
 
-    def chosen(self, texts: Sequence[str] | None, name: str = "") -> list[Site]:
-        """The sites of `texts`, or all that a dictionary called `name` reads; an empty name stands for the default dictionaries.
+    def chosen(self, places: Sequence[str] | None, name: str = "") -> list[tuple[str, str]]:
+        """(site map, name) of dictionaries of one site: those at `places`, or all that are called `name`.
+
+        Where an SAE and a transcoder of that name read one site, the SAE is meant; the site map `mlp_in.3->mlp_out.3` names the
+        transcoder.
 
         Raises:
-            WorkspaceError: there is none, or not at one of `texts`.
+            WorkspaceError: there is none, there is none at one of `places`, or it reads several sites.
         """
-        return [self.site(text, name) for text in texts] if texts else self.sites(name) or [self.site(None, name)]
+        from saekit.names.site_map import Route
+
+        if places:
+            found = [self.find(place, name) for place in places]
+            for place, _ in found:
+                _check_single(Route.parse(place))
+            return found
+        by_site: dict[Site, tuple[str, str]] = {}
+        for place, each in self.all():  # a site sorts before the transcoders that read it
+            route = Route.parse(place)
+            if each == name and not route.crosses:
+                by_site.setdefault(route.site, (place, each))
+        if not by_site:
+            place, _ = self.find(None, name)
+            _check_single(Route.parse(place))
+        return [by_site[site] for site in sorted(by_site)]
 
     def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
         """Make the dictionary called `name` the default of its site map, as a copy; returns the site map.
@@ -192,11 +208,17 @@ class Dictionaries:
             kept = None if keep is None else own / check_name(keep, self.names(place))
             if kept is None or (kept / _DONE).exists():
                 what = f"{place} has a default dictionary" + (f", and another called {keep!r}." if keep else ".")
-                raise WorkspaceError(what, f"Keep it under a free name: `saekit choose WORKSPACE {name} --keep NAME`.")
+                raise WorkspaceError(what, f"Keep it under a free name: `saekit choose {self.root.parent} {name} --keep NAME`.")
             _check_idle(kept)
             _copy(own, kept)
         _copy(chosen, own)
         return place
+
+
+def _check_single(route: Route) -> None:
+    if route.crosses:
+        hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one site."
+        raise WorkspaceError(f"{route} is a dictionary of several sites.", hint)
 
 
 def _begun(folder: Path) -> bool:
@@ -205,7 +227,7 @@ def _begun(folder: Path) -> bool:
 
 def _place(top: Path, folder: Path) -> str | None:
     """The site map of the dictionary in `folder`, which lies in `top` or is it; None where `top` is not named after one."""
-    from trainers import Route
+    from saekit.names.site_map import Route
 
     try:
         place = str(Route.parse(place_of(top.name)))
@@ -217,7 +239,7 @@ def _place(top: Path, folder: Path) -> str | None:
 
 def _recorded_place(folder: Path) -> str | None:
     """The site map that the files of a dictionary tell; None where they tell none."""
-    from trainers import Route
+    from saekit.names.site_map import Route
 
     try:
         if (folder / _TRAINED).exists():

@@ -155,6 +155,11 @@ def _mismatch(value: Any, hint: Any, least: int) -> str | None:
     return None if value is None or isinstance(value, str) else "a text"
 
 
+def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> Study:
+    """A :class:`Study` whose local paths are absolute, so that commands work from any folder."""
+    return Study(model=portable(model), sites=sites, data=portable(data), **settings)
+
+
 def portable(source: str) -> str:
     """`source` as an absolute path where it exists on this disk, unchanged (a hub name) where not.
 

@@ -75,7 +75,7 @@ class Verification:
 
 def verify(ws: Workspace, *, progress: bool = True) -> Verification:
     """Check every file of a workspace; damage of one part does not keep others from being checked."""
-    parts = [*_files(ws.path), *_activations(ws, progress)]
+    parts = list(_activations(ws, progress))
     saes, fingerprints = [], {}
     for place, name in ws.dictionaries.all():
         part, fingerprint = _dictionary(ws, place, name)
@@ -84,21 +84,22 @@ def verify(ws: Workspace, *, progress: bool = True) -> Verification:
     parts += saes
     if ws.database_path.exists():
         parts += _database(ws, fingerprints)
+    parts += _files(ws.path)
     return Verification(parts)
 
 
-def record(root: Path, accept: Collection[str] = ()) -> list[str]:
+def record(ws: Workspace, accept: Collection[str] = ()) -> list[str]:
     """Write checksums of files that have none into the ledger; returns their names. The caller holds the workspace.
 
     Args:
-        root: the workspace.
+        ws: the workspace.
         accept: files, relative to it, whose present content (or absence) is right.
 
     Raises:
         WorkspaceError: `accept` names a file that the ledger does not cover.
         Unwritable, StorageFull: the ledger cannot be written.
     """
-    own = Ledger(root)
+    root, own = ws.path, Ledger(ws.path)
     try:
         found = own.read()
         for name in accept:
@@ -111,7 +112,21 @@ def record(root: Path, accept: Collection[str] = ()) -> list[str]:
         files.write_whole(own.path, own.text_with(found, added, gone), checksum=False)
     except OSError as error:
         raise files.unwritable(own.path, error) from error
-    return [_name(root, path) for path in added]
+    return [_name(root, path) for path in added] + _record_database(ws.database_path)
+
+
+def _record_database(path: Path) -> list[str]:
+    """Write the checksum of a database that has none, if it is sound; returns its name then."""
+    from feature_db import FeatureDB, checksums
+
+    if not path.exists() or checksums.beside(path).exists():
+        return []
+    try:
+        with FeatureDB.open(path) as database:
+            database.verify()
+    except SaekitError:
+        return []  # `verify` says what is damaged
+    return [path.name] if checksums.record(path) else []
 
 
 def _wanted(name: str, found: Contents, accept: Collection[str]) -> bool:
@@ -233,6 +248,8 @@ def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) ->
     except SaekitError as error:
         yield Part(name, "damaged", error.what, error)
         return
+    covered = [Path(file).name for file in Ledger(ws.path).hashes() if file.endswith(".npy")]
+    unchecked = [remark for remark in unchecked if not any(file in remark for file in covered)]
     sizes = ", ".join(f"{each.n_features:,} features at {each.site}" for each in indexed)
     yield Part(name, "not covered", " ".join([f"{sizes}.", *unchecked]).rstrip(".")) if unchecked else Part(name, "sound", sizes)
     for each in indexed:

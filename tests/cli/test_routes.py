@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from saekit.names.site import Site
 from saekit.sae import SAE
+from saekit.workspace import Workspace
 from tests.cli.conftest import Saekit
 
 SMALL = ("--tokens", 30_000, "--train-tokens", 60_000, "--latents", 128, "--l0", 8, "--batch-size", 512, "--lr", 3e-3)
@@ -34,8 +36,9 @@ def test_a_transcoder_from_the_cache_to_the_splice(
     assert beside.status == 0, beside.stderr
     own, transcoder = (saekit("eval", ws, "--site", place, "--json").json for place in ("mlp_in.2", "mlp_in.2->mlp_out.2"))
     assert transcoder["ce_spliced"] == pytest.approx(quality["ce_spliced"], rel=1e-6) and own["fvu"] != transcoder["fvu"]
-    stale = saekit("steer", ws, "--feature", "5", "Once", "--json")
-    assert stale.status == 2 and "another dictionary" in stale.json["message"]
+    workspace = Workspace.open(ws)
+    workspace.attach("mlp_in.2")  # of the two, the one whose features the database has
+    assert workspace.attached == {Site("mlp_in", 2): ("mlp_in.2->mlp_out.2", "")}
     assert saekit("index", ws, "--site", "mlp_in.2", "--json").status == 0
     assert saekit("steer", ws, "--feature", "5", "Once", "--json").status == 0
     not_cached = saekit("train", ws, "--site", "mlp_in.2", "--site-out", "mlp_out.3", *SMALL[2:], "--name", "third")

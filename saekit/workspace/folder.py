@@ -1,0 +1,253 @@
+"""The folder of a workspace: opening, holding and reading it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError, shown
+from saekit.workspace import access
+from saekit.workspace.dictionaries import Dictionaries
+from saekit.workspace.study import FILE, Study
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from feature_db import FeatureDB
+    from saekit.activations import Corpus, StoredActivations
+    from saekit.lm import LanguageModel
+    from saekit.names.ref import Ref
+    from saekit.names.site import Site
+    from saekit.names.site_map import Route
+    from saekit.sae import SAE
+    from trainers import TrainConfig
+
+
+class WorkspaceFolder:
+    """The files of one study, and the model and data that they name. :class:`Workspace` adds the steps.
+
+    ::
+
+        saekit.toml              the study: model, sites, data
+        activations/             manifest.json and HDF5 shards
+        sae/<sites>/             the default dictionary of a site map: sae-lens layout, training settings, metrics
+        sae/<sites>/<name>/      other dictionaries of that site map
+        features.sqlite          the features of its dictionaries, searchable
+        vectors/                 decoder directions, memory-mapped
+        reports/                 evaluations and pages
+        checksums.txt            checksums of these files
+
+    Args:
+        path: the folder.
+        study: the content of its `saekit.toml`; :meth:`open` reads it.
+    """
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self.study = Path(path).absolute(), study  # so that a later chdir changes nothing
+        self._model: LanguageModel | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing workspace.
+
+        Raises:
+            WorkspaceError: the folder is not a workspace, or its `saekit.toml` cannot be read.
+            ConfigError: a setting in it is unknown or impossible.
+            WorkspaceTooNew: a newer version of saekit wrote it.
+        """
+        path = Path(path)
+        return cls(path, Study.load(path))
+
+    @classmethod
+    def plan(cls, path: str | Path, study: Study, lm: LanguageModel | None = None) -> Self:
+        """The workspace of a study: the existing one if it has exactly this study, or a new one that :meth:`begin` will write.
+
+        The model and the data are looked up here, so that a mistyped name leaves no folder behind.
+
+        Args:
+            lm: the study's model, where it is loaded already.
+
+        Raises:
+            StoreMismatch: the folder has another study; the message names what differs.
+            WorkspaceError: the folder holds other things.
+            ModelNotFound, CorpusError, UnknownSite, ContextTooLong, ConfigError: the study cannot be done.
+        """
+        path = Path(path)
+        if (path / FILE).exists():
+            workspace = cls.open(path)
+            if changed := workspace.study.differences(study):
+                facts = (
+                    f"{name} is {shown(getattr(workspace.study, name))} there and {shown(getattr(study, name))} here"
+                    for name in changed
+                )
+                raise StoreMismatch(f"{path} has another study: {'; '.join(facts)}.", "Choose another --out folder.")
+            workspace._model = lm
+            return workspace
+        access.check_free(path)
+        workspace = cls(path, study)
+        workspace._model = lm
+        workspace._check_study()
+        return workspace
+
+    def _check_study(self) -> None:
+        """Raise where the study cannot be done."""
+        from saekit.activations import check_settings
+
+        study = self.study
+        check_settings(self.lm, study.sites, self.corpus, context=study.context, dtype=study.store_dtype, packing=study.packing)
+
+    def begin(self) -> None:
+        """Make the folder and its `saekit.toml` if they do not exist.
+
+        Raises:
+            Unwritable, StorageFull: they cannot be made.
+        """
+        if not (self.path / FILE).exists():
+            access.create(self.path)
+            self.study.save(self.path)
+
+    @contextlib.contextmanager
+    def writing(self, *, together: bool = False) -> Iterator[None]:
+        """Make the folder if it does not exist, and hold it for writing; the lock ends with the process, however it ends.
+
+        Args:
+            together: the processes that torchrun started share the work, and the first one holds the folder for all.
+
+        Raises:
+            WorkspaceError: another command is writing here, or each of several processes would do the whole work.
+            Unwritable, StorageFull: nothing can be written here, or a symbolic link leads out of the folder.
+        """
+        from saekit import processes
+
+        if processes.world() > 1 and not together:
+            raise WorkspaceError("Only `saekit train` runs in several processes.", "Run this without torchrun.")
+        if not processes.leads():
+            yield
+            return
+        self.begin()
+        with access.held(self.path):
+            yield
+
+    # Its parts
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded at the first use."""
+        if self._model is None:
+            from saekit.lm import LanguageModel
+
+            self._model = LanguageModel.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+        return self._model
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The documents. Of a data set on the hub, those of the commit that the cached ones are from."""
+        from saekit.activations import Corpus
+        from saekit.activations.store.manifest import Manifest
+
+        study, folder = self.study, self.path / "activations"
+        cached = Manifest.load(folder).provenance["corpus"] if (folder / "manifest.json").exists() else {}
+        return Corpus.open(
+            study.data,
+            text_field=study.text_field,
+            split=study.data_split,
+            name=study.data_config,
+            revision=cached.get("revision", study.data_revision),
+            shuffle=study.shuffle_seed,
+        )
+
+    @property
+    def database_path(self) -> Path:
+        """Where the feature database is, or will be."""
+        return self.path / "features.sqlite"
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the reports, for writing.
+
+        Raises:
+            Unwritable: it is a symbolic link that leads out of the workspace.
+        """
+        access.check_link(self.path, self.path / "reports")
+        return self.path / "reports"
+
+    @property
+    def dictionaries(self) -> Dictionaries:
+        """The dictionaries."""
+        return Dictionaries(self.path / "sae")
+
+    def store(self, other: WorkspaceFolder | None = None) -> StoredActivations:
+        """The cached activations.
+
+        Args:
+            other: another workspace with the same tokens, whose sites are added as `resid_post.3@other`.
+
+        Raises:
+            WorkspaceError: nothing is cached yet.
+            StoreCorrupt: a shard is missing or cut short.
+            StoreMismatch: the other workspace has other tokens.
+        """
+        from saekit.activations import ActivationStore, PairedStores
+
+        if other is not None:
+            return PairedStores(self.store(), other=other.store())
+        if not (self.path / "activations" / "manifest.json").exists():
+            raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
+        return ActivationStore.open(self.path / "activations")
+
+    def sae(self, place: str | Site | Route, name: str = "") -> SAE:
+        """A dictionary, on the model's device if the model is loaded; see :meth:`Dictionaries.find`.
+
+        Raises:
+            WorkspaceError: there is no such dictionary.
+            SAEFormatError: its files are damaged.
+        """
+        from saekit.sae import SAE
+
+        device = "cpu" if self._model is None else str(self._model.device)
+        return SAE.load(self.dictionaries.folder(*self.dictionaries.find(place, name)), device=device)
+
+    def train_config(self, place: str | Site | Route, name: str = "") -> TrainConfig | None:
+        """The settings with which a dictionary was trained; None for one that was trained elsewhere and has no `train.json`.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        from trainers import TrainConfig
+
+        record = self.dictionaries.folder(place, name) / "train.json"
+        return TrainConfig.load(record) if record.exists() else None
+
+    def database(self, name: str = "") -> FeatureDB:
+        """The feature database. It refuses features of other dictionaries than those called `name` (empty: the default ones).
+
+        Raises:
+            WorkspaceError: no feature is indexed yet.
+        """
+        from feature_db import FeatureDB
+
+        if not self.database_path.exists():
+            raise WorkspaceError(f"{self.path} has no feature database yet.", "Run `saekit index` or `saekit fit` first.")
+        return FeatureDB.open(self.database_path, lambda site: self.dictionaries.reading(site, name))
+
+    def ref(self, text: str, name: str = "") -> Ref:
+        """The feature that `1042` (of the only dictionary), `resid_post.3/1042` or `feature:resid_post.3/1042` names.
+
+        Args:
+            name: of the dictionary that a bare number is of; empty for a default dictionary.
+
+        Raises:
+            UnknownRef: the text is none of these.
+            WorkspaceError: a bare number, and there are several dictionaries.
+        """
+        from saekit.names.ref import Ref
+
+        if text.isdecimal():
+            return Ref.parse(f"feature:{self.dictionaries.site(None, name)}/{text}")
+        ref = Ref.parse(text if ":" in text else f"feature:{text}")
+        if ref.kind != "feature":
+            raise UnknownRef(f"{text!r} does not name a feature.", "Write 1042 or feature:resid_post.3/1042.")
+        return ref

@@ -1,0 +1,82 @@
+"""The steps that fill a workspace. Each resumes where it was interrupted; :class:`Workspace` has them as methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feature_db import FeatureDB
+    from saekit.activations import ActivationStore
+    from saekit.errors import SaekitError
+    from saekit.names.site import Site
+    from saekit.names.site_map import Route
+    from saekit.workspace.workspace import Workspace
+    from trainers import Plan
+
+
+def cache(ws: Workspace, batch_size: int | None, progress: bool) -> ActivationStore:
+    """See :meth:`Workspace.cache`."""
+    from saekit.activations import write_store
+
+    study = ws.study
+    extra: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    return write_store(
+        ws.path / "activations",
+        ws.lm,
+        study.sites,
+        ws.corpus,
+        n_tokens=study.tokens,
+        context=study.context,
+        dtype=study.store_dtype,
+        packing=study.packing,
+        progress=progress,
+        **extra,
+    )
+
+
+def plans(ws: Workspace, settings: Mapping[str, Any], other: Workspace | None) -> list[Plan]:
+    """See :meth:`Workspace.plans`."""
+    import trainers
+    from saekit.names.dictionary import check_name
+
+    made = trainers.plans(settings, ws.path / "sae", ws.lm.width if other is None else ws.store(other).width)
+    for plan in made:
+        if plan.name:
+            check_name(plan.name, ws.dictionaries.names(plan.route))
+    return [dataclasses.replace(plan, out=ws.dictionaries.folder(plan.route, plan.name)) for plan in made]
+
+
+def train_all(
+    ws: Workspace, plans: Sequence[Plan], *, other: Workspace | None, live: bool, wandb: str | None, progress: bool
+) -> list[SaekitError | None]:
+    """See :meth:`Workspace.train_all`."""
+    import trainers
+    from saekit.activations import LiveData, StoredData, TrainingData
+
+    store = ws.store(other)
+    store.check_model(ws.lm)
+    data: TrainingData = LiveData(store, ws.lm, ws.corpus) if live else StoredData(store)
+    return trainers.train_all(data, plans, lm=ws.lm, wandb=wandb, progress=progress)
+
+
+def index(ws: Workspace, place: str | Site | Route, name: str, progress: bool) -> FeatureDB:
+    """See :meth:`Workspace.index`."""
+    import feature_db
+    from saekit.names.site_map import Route
+
+    place, name = ws.dictionaries.find(place, name)
+    reads = ws.lm.site(Route.parse(place).site)
+    store = ws.store()
+    store.check_model(ws.lm)
+    return feature_db.build(
+        ws.database_path,
+        store=store,
+        sae=ws.sae(place, name),
+        lm=ws.lm,
+        site=reads,
+        vectors=ws.path / "vectors",
+        source=ws.dictionaries.folder(place, name),
+        progress=progress,
+    )
