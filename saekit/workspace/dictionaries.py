@@ -13,7 +13,7 @@ from saekit.names.dictionary import check_name, folder_name, place_of, stem
 
 if TYPE_CHECKING:
     from saekit.names.site import Site
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
 
 __all__ = ["Dictionaries", "stem"]
 
@@ -41,7 +41,7 @@ class Dictionaries:
 
     root: Path
 
-    def folder(self, place: str | Site | Route, name: str = "") -> Path:
+    def folder(self, place: str | Site | SiteMap, name: str = "") -> Path:
         """The folder of a dictionary, whether it exists or not.
 
         Args:
@@ -62,7 +62,7 @@ class Dictionaries:
         """(site map, name) of every dictionary whose training has begun."""
         return self._with(_TRAINED)
 
-    def names(self, place: str | Site | Route) -> list[str]:
+    def names(self, place: str | Site | SiteMap) -> list[str]:
         """Names of the dictionaries with this site map, finished or not."""
         return [name for found, name in {*self.all(), *self.begun()} if name and found == str(place)]
 
@@ -89,12 +89,12 @@ class Dictionaries:
 
     def reading(self, site: str | Site, name: str = "") -> list[Path]:
         """Folders of the dictionaries called `name` that read `site` and no other."""
-        from trainers import Route
+        from saekit.names.site_map import SiteMap
 
-        wanted = Route.parse(str(site)).reads
-        return [self.folder(place, each) for place, each in self.all() if each == name and Route.parse(place).reads == wanted]
+        wanted = SiteMap.parse(str(site)).reads
+        return [self.folder(place, each) for place, each in self.all() if each == name and SiteMap.parse(place).reads == wanted]
 
-    def find(self, place: str | Site | Route | None = None, name: str = "") -> tuple[str, str]:
+    def find(self, place: str | Site | SiteMap | None = None, name: str = "") -> tuple[str, str]:
         """(site map, name) of the dictionary meant.
 
         Args:
@@ -106,17 +106,17 @@ class Dictionaries:
             WorkspaceError: there is no such dictionary, or there are several.
             UnknownSite, ConfigError: `place` is not a site map.
         """
-        from saekit.names.site_map import Route
+        from saekit.names.site_map import SiteMap
 
         known = self.all()
-        wanted = None if place is None else Route.parse(place)
+        wanted = None if place is None else SiteMap.parse(place)
         named = [each for each in known if each[1] == name]
         found = named
         if wanted is not None:
             found = [each for each in named if each[0] == str(wanted)]
             if not found and not wanted.transcodes:
-                found = [each for each in named if Route.parse(each[0]).reads == wanted.reads]
-        single = [each for each in found if not Route.parse(each[0]).crosses]
+                found = [each for each in named if SiteMap.parse(each[0]).reads == wanted.reads]
+        single = [each for each in found if not SiteMap.parse(each[0]).crosses]
         if not name and wanted is None:
             found = single or found
         if len(found) == 1:
@@ -145,16 +145,16 @@ class Dictionaries:
         Raises:
             WorkspaceError: there is no such dictionary, there are several and `text` is None, or it reads several sites.
         """
-        from saekit.names.site_map import Route
+        from saekit.names.site_map import SiteMap
 
         if text is None:
-            routes = [Route.parse(place) for place, each in self.all() if each == name]
+            routes = [SiteMap.parse(place) for place, each in self.all() if each == name]
             sites = {route.site for route in routes if not route.crosses}
             if len(sites) == 1:
                 return sites.pop()
             if routes and not sites:
                 text = str(routes[0])
-        route = Route.parse(self.find(text, name)[0])
+        route = SiteMap.parse(self.find(text, name)[0])
         _check_single(route)
         return route.site
 
@@ -167,21 +167,21 @@ class Dictionaries:
         Raises:
             WorkspaceError: there is none, there is none at one of `places`, or it reads several sites.
         """
-        from saekit.names.site_map import Route
+        from saekit.names.site_map import SiteMap
 
         if places:
             found = [self.find(place, name) for place in places]
             for place, _ in found:
-                _check_single(Route.parse(place))
+                _check_single(SiteMap.parse(place))
             return found
         by_site: dict[Site, tuple[str, str]] = {}
         for place, each in self.all():  # a site sorts before the transcoders that read it
-            route = Route.parse(place)
+            route = SiteMap.parse(place)
             if each == name and not route.crosses:
                 by_site.setdefault(route.site, (place, each))
         if not by_site:
             place, _ = self.find(None, name)
-            _check_single(Route.parse(place))
+            _check_single(SiteMap.parse(place))
         return [by_site[site] for site in sorted(by_site)]
 
     def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
@@ -215,7 +215,7 @@ class Dictionaries:
         return place
 
 
-def _check_single(route: Route) -> None:
+def _check_single(route: SiteMap) -> None:
     if route.crosses:
         hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one site."
         raise WorkspaceError(f"{route} is a dictionary of several sites.", hint)
@@ -227,10 +227,10 @@ def _begun(folder: Path) -> bool:
 
 def _place(top: Path, folder: Path) -> str | None:
     """The site map of the dictionary in `folder`, which lies in `top` or is it; None where `top` is not named after one."""
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
 
     try:
-        place = str(Route.parse(place_of(top.name)))
+        place = str(SiteMap.parse(place_of(top.name)))
     except SaekitError:
         return None
     recorded = _recorded_place(folder) if "->" not in place else None
@@ -239,17 +239,17 @@ def _place(top: Path, folder: Path) -> str | None:
 
 def _recorded_place(folder: Path) -> str | None:
     """The site map that the files of a dictionary tell; None where they tell none."""
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
 
     try:
         if (folder / _TRAINED).exists():
             data = read_json(folder / _TRAINED)["data"]
-            return str(Route.parse(data["site"], data.get("site_out")))
+            return str(SiteMap.parse(data["site"], data.get("site_out")))
         config = read_json(folder / _DONE)
         metadata = config.get("metadata", {})
         reads = config.get("sites") or [metadata["hook_name"]]
         writes = config.get("sites_out") or [metadata.get("hook_name_out") or metadata["hook_name"]]
-        return str(Route.parse("+".join(reads), None if reads == writes else "+".join(writes)))
+        return str(SiteMap.parse("+".join(reads), None if reads == writes else "+".join(writes)))
     except (SaekitError, KeyError, TypeError, AttributeError, ValueError):  # the folder's name decides; verify names the damage
         return None
 

@@ -93,11 +93,11 @@ def file(ws: Workspace, place: str | Site, name: str = "") -> Path:
 def _subject(ws: Workspace, sae: SAE, place: str, name: str, options: Options | None, other: Workspace | None) -> Subject:
     from saekit.activations.loader.source import HELDOUT
     from saekit.evaluate.subject import Options, Subject
-    from trainers import Route
+    from saekit.names.site_map import SiteMap
 
     store = ws.store(other)
     store.check_model(ws.lm)
-    route, settings = Route.parse(place), ws.train_config(place, name)
+    route, settings = SiteMap.parse(place), ws.train_config(place, name)
     return Subject(
         lm=ws.lm,
         sae=sae,

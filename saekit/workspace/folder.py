@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.names.ref import Ref
     from saekit.names.site import Site
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
     from saekit.sae import SAE
     from trainers import TrainConfig
 
@@ -198,7 +198,7 @@ class WorkspaceFolder:
             raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
         return ActivationStore.open(self.path / "activations")
 
-    def sae(self, place: str | Site | Route, name: str = "") -> SAE:
+    def sae(self, place: str | Site | SiteMap, name: str = "") -> SAE:
         """A dictionary, on the model's device if the model is loaded; see :meth:`Dictionaries.find`.
 
         Raises:
@@ -210,7 +210,7 @@ class WorkspaceFolder:
         device = "cpu" if self._model is None else str(self._model.device)
         return SAE.load(self.dictionaries.folder(*self.dictionaries.find(place, name)), device=device)
 
-    def train_config(self, place: str | Site | Route, name: str = "") -> TrainConfig | None:
+    def train_config(self, place: str | Site | SiteMap, name: str = "") -> TrainConfig | None:
         """The settings with which a dictionary was trained; None for one that was trained elsewhere and has no `train.json`.
 
         Raises:

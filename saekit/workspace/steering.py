@@ -11,7 +11,7 @@ from saekit.errors import StoreMismatch, WorkspaceError
 if TYPE_CHECKING:
     from saekit.names.ref import Ref
     from saekit.names.site import Site
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
     from saekit.steer import FeatureStats, Intervention
     from saekit.workspace.workspace import Workspace
 
@@ -45,12 +45,12 @@ def median_norm(ws: Workspace, site: Site) -> float:
     return float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())
 
 
-def attach(ws: Workspace, place: str | Site | Route | None, name: str) -> None:
+def attach(ws: Workspace, place: str | Site | SiteMap | None, name: str) -> None:
     """See :meth:`Workspace.attach`."""
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
 
     found, name = ws.dictionaries.find(place, name)
-    reads = Route.parse(found).site
+    reads = SiteMap.parse(found).site
     by_site = place in (None, reads, str(reads))
     if reads in ws.lm.dictionaries:
         attached = ws.attached.get(reads)
@@ -68,9 +68,9 @@ def attach(ws: Workspace, place: str | Site | Route | None, name: str) -> None:
 
 def _indexed(ws: Workspace, site: Site, name: str) -> str | None:
     """Of an SAE and transcoders that read one site, the site map of the one whose features the database has."""
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
 
-    known = [place for place, each in ws.dictionaries.all() if each == name and Route.parse(place).reads == (site,)]
+    known = [place for place, each in ws.dictionaries.all() if each == name and SiteMap.parse(place).reads == (site,)]
     if len(known) < 2 or not ws.database_path.exists():
         return None
     with ws.database(name) as database:

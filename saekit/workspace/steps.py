@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from saekit.activations import ActivationStore
     from saekit.errors import SaekitError
     from saekit.names.site import Site
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
     from saekit.workspace.workspace import Workspace
     from trainers import Plan
 
@@ -61,13 +61,13 @@ def train_all(
     return trainers.train_all(data, plans, lm=ws.lm, wandb=wandb, progress=progress)
 
 
-def index(ws: Workspace, place: str | Site | Route, name: str, progress: bool) -> FeatureDB:
+def index(ws: Workspace, place: str | Site | SiteMap, name: str, progress: bool) -> FeatureDB:
     """See :meth:`Workspace.index`."""
     import feature_db
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
 
     place, name = ws.dictionaries.find(place, name)
-    reads = ws.lm.site(Route.parse(place).site)
+    reads = ws.lm.site(SiteMap.parse(place).site)
     store = ws.store()
     store.check_model(ws.lm)
     return feature_db.build(

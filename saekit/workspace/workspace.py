@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from saekit.activations import ActivationStore
     from saekit.evaluate.dictionary.cross_entropy import Baseline
     from saekit.names.site import Site
-    from saekit.names.site_map import Route
+    from saekit.names.site_map import SiteMap
     from saekit.sae import SAE
     from saekit.steer import Comparison, Intervention
     from saekit.workspace.verification import Verification
@@ -58,7 +58,7 @@ class Workspace(WorkspaceFolder):
 
     def train(
         self,
-        place: str | Site | Route,
+        place: str | Site | SiteMap,
         config: TrainConfig,
         *,
         live: bool = False,
@@ -66,10 +66,10 @@ class Workspace(WorkspaceFolder):
         progress: bool = True,
     ) -> SAE:
         """Train the default dictionary of a site map (`resid_post.3`, `mlp_in.3->mlp_out.3`); see :meth:`train_all`."""
-        from saekit.names.site_map import Route
+        from saekit.names.site_map import SiteMap
         from trainers import Plan
 
-        route = Route.parse(place)
+        route = SiteMap.parse(place)
         plan = Plan(route, config, self.dictionaries.folder(route))
         (error,) = self.train_all([plan], live=live, wandb=wandb, progress=progress)
         if error is not None:
@@ -100,7 +100,7 @@ class Workspace(WorkspaceFolder):
         """
         return steps.train_all(self, plans, other=other, live=live, wandb=wandb, progress=progress)
 
-    def index(self, place: str | Site | Route, name: str = "", *, progress: bool = True) -> FeatureDB:
+    def index(self, place: str | Site | SiteMap, name: str = "", *, progress: bool = True) -> FeatureDB:
         """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).
 
         The database has one dictionary for each site that is read: the one that was indexed last.
@@ -113,7 +113,7 @@ class Workspace(WorkspaceFolder):
 
     def evaluate(
         self,
-        place: str | Site | Route,
+        place: str | Site | SiteMap,
         name: str = "",
         *,
         other: Workspace | None = None,
@@ -140,7 +140,7 @@ class Workspace(WorkspaceFolder):
         options = Options(baseline=baseline or "zero", progress=progress)
         return evaluations.evaluate(self, place, name, options=options, other=other)
 
-    def evaluation(self, place: str | Site | Route, name: str = "") -> dict[str, Any]:
+    def evaluation(self, place: str | Site | SiteMap, name: str = "") -> dict[str, Any]:
         """The kept results for the present weights of a dictionary; empty if there are none."""
         from saekit.workspace import evaluations
 
@@ -149,7 +149,7 @@ class Workspace(WorkspaceFolder):
 
     # Steering
 
-    def attach(self, place: str | Site | Route | None, name: str = "") -> None:
+    def attach(self, place: str | Site | SiteMap | None, name: str = "") -> None:
         """Let `lm.space(site)` give the features of a dictionary; it takes the place of another that is attached there.
 
         Args:
