@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.names.positions import TokenPositions
 from saekit.names.ref import Ref
 from saekit.progress import track
 from saekit.steer.amplitude import ablate
@@ -84,7 +85,7 @@ def exhaustive_ablation(
         "to": to,
         "metric": metric.kind if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__),
         "prompts": len(recording.tokens_BT),
-        "positions": positions if positions is None or isinstance(positions, str) else list(positions),
+        "positions": None if positions is None else str(TokenPositions.parse(positions)),
     }
     return Ranking(tuple(refs), tuple(scores), tuple(intervals), obtained)
 

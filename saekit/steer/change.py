@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError
-from saekit.names.positions import DefaultPositions, TokenPositions
+from saekit.names.positions import DefaultPositions, Positions, TokenPositions
 from saekit.names.site import Site
 from saekit.objects import Ref, Space
 from saekit.steer.operations import OPERATIONS
 from saekit.steer.strength import FeatureStats, NormSource, StatsSource, Strength, look_up
 from saekit.steer.target import Target, Vector
-
-if TYPE_CHECKING:
-    from saekit.names.positions import Choice, Positions
 
 _REQUIRED = {"op", "target", "strength", "unit", "positions"}
 _OPTIONAL = {"along", "amounts"}
@@ -56,7 +52,7 @@ class Change:
             )
         if operation.by_position and self.amounts is None:
             raise InterventionError(f"{self.op} of {self.target} lacks its amounts.", "Make it with saekit.steer.patch.")
-        object.__setattr__(self, "positions", _checked(self.positions))
+        object.__setattr__(self, "positions", None if self.positions is None else TokenPositions.parse(self.positions))
         for name in ("along", "amounts"):
             if (tensor := getattr(self, name)) is not None:
                 tensor = tensor.detach().cpu().double()
@@ -65,14 +61,12 @@ class Change:
                 object.__setattr__(self, name, tensor)
 
     @property
-    def choice(self) -> Choice | None:
-        """The positions, or the default that the operation has; equal for lists of the same positions."""
-        if self.positions is None:
-            policy = OPERATIONS[self.op].positions
-            return None if policy is None else DefaultPositions(policy)
-        if isinstance(self.positions, str):
-            return self.positions
-        return tuple(sorted(set(cast("tuple[int, ...]", self.positions))))
+    def choice(self) -> TokenPositions | DefaultPositions | None:
+        """The positions, or else the default that the operation has."""
+        policy = OPERATIONS[self.op].positions
+        if self.positions is None and policy is not None:
+            return DefaultPositions(policy)
+        return cast("TokenPositions | None", self.positions)
 
     @property
     def site(self) -> Site:
@@ -171,7 +165,7 @@ class Change:
             tensors[f"{name}.{part}"] = tensor.clone()  # two changes may share one vector, which safetensors refuses
             return {"tensor": f"{name}.{part}"}
 
-        target, value, positions = self.target, self.strength.value, self.positions
+        target, value = self.target, self.strength.value
         data: dict[str, Any] = {
             "op": self.op,
             "target": str(target)
@@ -179,9 +173,7 @@ class Change:
             else {"site": str(target.site), "values": pack(target.values, "target")},
             "strength": list(value) if isinstance(value, tuple) else value,
             "unit": self.strength.unit,
-            "positions": positions
-            if positions is None or isinstance(positions, str)
-            else list(cast("tuple[int, ...]", positions)),
+            "positions": _packed(self.positions),
         }
         if self.along is not None:
             data["along"] = pack(self.along, "along")
@@ -224,18 +216,11 @@ class Change:
         )
 
 
-def _checked(positions: Any) -> str | tuple[int, ...] | None:
-    """Positions as a tuple of integers in the order given, or as text.
-
-    Raises:
-        ConfigError: they are neither.
-    """
-    if positions is None:
-        return None
-    parsed = TokenPositions.parse(positions)
-    if parsed.places is None:
-        return str(parsed)
-    return parsed.places if isinstance(positions, str | TokenPositions) else tuple(map(operator.index, positions))
+def _packed(positions: Any) -> Any:
+    """Positions as JSON values: text, or lists of places."""
+    if positions is None or positions.policy is not None:
+        return positions if positions is None else str(positions)
+    return list(positions.places) if positions.places is not None else [list(row) for row in positions.rows]
 
 
 def keyed(data: Any, what: str, required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]

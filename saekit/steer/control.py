@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.names.site import Site
-from saekit.steer.apply import Relay
+from saekit.steer.bind import Relay
 from saekit.steer.intervention import BoundIntervention, Intervention
 
 if TYPE_CHECKING:

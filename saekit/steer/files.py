@@ -11,9 +11,11 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.files import write_whole
+from saekit.json_files import parse_json, read_bytes, read_json
 
 _SUFFIX = ".safetensors"
 _KEY = "saekit"
+_MAX_BYTES = 1 << 32
 
 
 def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: Path) -> None:
@@ -39,11 +41,13 @@ def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: P
 
 def _json(values: dict[str, Any], path: Path, indent: int | None = None) -> str:
     try:
-        return json.dumps(values, indent=indent, allow_nan=False)
+        content = json.dumps(values, indent=indent, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InterventionError(
             f"The intervention cannot be written to {path}: {error}.", "Keep to JSON values in its notes."
         ) from error
+    parse_json(content, where=f"The intervention for {path}", error=InterventionError)  # what could not be read is not written
+    return content
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -52,24 +56,17 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         InterventionError: there is no such file, or it is neither JSON nor safetensors with our header.
     """
+    settings: dict[str, Any] = {"error": InterventionError, "hint": "Choose a file that saekit saved an intervention to."}
+    if path.suffix != _SUFFIX:
+        return read_json(path, max_bytes=_MAX_BYTES, **settings), {}
+    from safetensors.torch import load
+
+    content = read_bytes(path, max_bytes=_MAX_BYTES, **settings)
     try:
-        if path.suffix != _SUFFIX:
-            return _parsed(path.read_text(encoding="utf-8-sig")), {}  # some editors begin a file with a byte order mark
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            return _parsed(header[_KEY]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InterventionError(f"There is no file {path}.", "Save an intervention there first.") from error
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])["__metadata__"][_KEY]
+        tensors = load(content)
     except Exception as error:  # safetensors raises a type of its own
-        raise InterventionError(
-            f"{path} does not hold an intervention: {type(error).__name__}: {error}.", "Choose a file that saekit saved."
-        ) from error
-
-
-def _parsed(content: str) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not a JSON number")
-
-    return json.loads(content, parse_constant=refuse)
+        what = f"{path} does not hold an intervention: {type(error).__name__}: {error}."
+        raise InterventionError(what, settings["hint"]) from error
+    return parse_json(header, where=str(path), **settings), tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from saekit.errors import InterventionError, SaekitError, StoreMismatch
 from saekit.names.site import Site
 from saekit.objects import Ref
 from saekit.steer import files
-from saekit.steer.apply import Placed, edits_of
+from saekit.steer.bind import Placed, edits_of
 from saekit.steer.change import Change, keyed, text
 from saekit.steer.measures import measure
 from saekit.steer.strength import NormSource, StatsSource
@@ -45,6 +45,8 @@ class Intervention:
     """JSON values to keep with the intervention, such as why it was chosen and what it did."""
 
     def __add__(self, other: Intervention) -> Intervention:
+        if not isinstance(other, Intervention):
+            return NotImplemented
         for site in self.dictionaries.keys() & other.dictionaries.keys():
             if self.dictionaries[site] != other.dictionaries[site]:
                 raise StoreMismatch(f"The interventions are on features of two different SAEs at {site}.", "Keep them apart.")
@@ -216,7 +218,10 @@ class Intervention:
 
 @dataclass(frozen=True, eq=False)
 class BoundIntervention:
-    """An intervention on one model. Use it wherever an intervention goes, with that model."""
+    """An intervention on one model, made by :meth:`Intervention.bind`. Use it wherever an intervention goes, with that model."""
+
+    added_as: ClassVar[type] = Intervention
+    """`run` and `generate` add it to the interventions that are given with it."""
 
     lm: LanguageModel
     intervention: Intervention
@@ -242,6 +247,9 @@ class BoundIntervention:
     def __add__(self, other: BoundIntervention | Intervention) -> BoundIntervention:
         added = other.intervention if isinstance(other, BoundIntervention) else other
         return (self.intervention + added).bind(self.lm)
+
+    def __radd__(self, other: Intervention | int) -> BoundIntervention:
+        return self if isinstance(other, int) else self + other  # sum() starts from 0; the order makes no difference
 
 
 def combine(interventions: Intervention | Iterable[Intervention]) -> Intervention:

@@ -234,9 +234,9 @@ def test_it_is_for_one_dictionary_only(lm: LanguageModel, make_sae: Callable[...
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "does not hold"),
-        ("{", "does not hold"),
-        ("[]", "not an intervention"),
+        ("", "damaged"),
+        ("{", "damaged"),
+        ("[]", "a list, not an object"),
         ('{"format": "other"}', "not an intervention"),
         ('{"format": "saekit-intervention", "version": 2}', "version 2"),
         ('{"format": "saekit-intervention", "version": true}', "version True"),
@@ -248,9 +248,9 @@ def test_it_is_for_one_dictionary_only(lm: LanguageModel, make_sae: Callable[...
             '{"format": "saekit-intervention", "version": 1, "changes": [], "dictionaries": {}, "notes": {}, "x": 1}',
             "unknown.* x",
         ),
-        ("[" * 100_000, "does not hold"),
-        ("9" * 10_000, "does not hold"),
-        ("\udcff", "does not hold"),
+        ("[" * 100_000, "nested"),
+        ("9" * 10_000, "damaged"),
+        ("\udcff", "damaged"),
     ],
 )
 def test_files_without_an_intervention_are_refused(tmp_path: Path, content: str, says: str) -> None:
@@ -260,7 +260,7 @@ def test_files_without_an_intervention_are_refused(tmp_path: Path, content: str,
             Intervention.load(tmp_path / name)
     with pytest.raises(InterventionError, match="no file"):
         Intervention.load(tmp_path / "absent.json")
-    with pytest.raises(InterventionError, match="does not hold"):
+    with pytest.raises(InterventionError, match="cannot be read"):
         Intervention.load(tmp_path)
 
 
@@ -327,7 +327,8 @@ VECTORS = st.builds(
     SITES,
     st.lists(NUMBERS, min_size=1, max_size=5).filter(lambda values: any(abs(value) > 1e-30 for value in values)),
 )
-POSITIONS = st.none() | st.sampled_from(POLICIES) | st.lists(st.integers(-(2**31) + 1, 2**31 - 1), max_size=4)
+PLACES = st.lists(st.integers(-(2**31) + 1, 2**31 - 1), max_size=4)
+POSITIONS = st.none() | st.just("all+first") | st.sampled_from(POLICIES) | PLACES | st.lists(PLACES, min_size=1, max_size=3)
 STRENGTHS = st.builds(
     lambda value, unit: Strength(tuple(value) if isinstance(value, list) else value, unit),
     NUMBERS | st.lists(NUMBERS, min_size=1, max_size=3),

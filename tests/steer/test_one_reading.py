@@ -11,9 +11,10 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.lm import LanguageModel, Site
+from saekit.names.positions import TokenPositions
 from saekit.sae import SAE
 from saekit.steer import Intervention, Vector, ablate, add, clamp, scale
-from saekit.steer.apply import surely_overlap
+from saekit.steer.bind import surely_overlap
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily saw a red ball.", "The cat ran"]
 ORDER = {"ablate": 0, "clamp": 1, "scale": 2, "add": 3}
@@ -163,6 +164,9 @@ CONFLICTS: list[tuple[Any, Any]] = [
     ([1, 2], [2, 3]),
     ([-1], [-1, 0]),
     ([2, 1], (1, 2)),
+    ("all", "prompt+first"),
+    ([[1, 2]], [2]),
+    ([[1], [2]], [[3], [2]]),
 ]
 ONLY_WHEN_RUN: list[tuple[Any, Any]] = [(None, "all"), ("prompt", [3]), ([-1], [6]), ("last", [-1]), ([2], None)]
 
@@ -178,9 +182,18 @@ def test_a_unit_set_twice_at_one_token_is_refused(lm: LanguageModel, target: str
     for one, other in ONLY_WHEN_RUN:
         made = clamp(aim, 1.0, positions=one) + clamp(aim, 2.0, positions=other)
         made.bind(lm)
-        for edits in ([made], [clamp(aim, 1.0, positions=one), clamp(aim, 2.0, positions=other)]):
+        first, second = clamp(aim, 1.0, positions=one), clamp(aim, 2.0, positions=other)
+        for edits in (
+            [made],
+            [first, second],
+            [first.bind(lm), second],
+            [first, second.bind(lm)],
+            [first.bind(lm), second.bind(lm)],
+        ):
             with pytest.raises(InterventionError, match="twice"):
                 lm.run(tokens, edits=edits)
+    with pytest.raises(InterventionError, match="twice"):
+        (clamp(aim, 1.0) + clamp(aim, 2.0).bind(lm)).edits(lm)
     apart = clamp(aim, 1.0, positions=[1, 2]) + clamp(aim, 2.0, positions="last") + clamp(aim, 3.0, positions="generated")
     lm.run(tokens, edits=[apart])
     lm.generate(TEXTS[0], interventions=[apart.bind(lm)], max_new_tokens=3)
@@ -205,7 +218,7 @@ def test_conflicts_appear_in_generation_when_the_token_comes(lm: LanguageModel) 
 @pytest.mark.parametrize("one", [None, "all", "prompt", "last", "generated", "last+generated", (1, 2), (-1,), (0,)])
 @pytest.mark.parametrize("other", [None, "all", "prompt", "last", "generated", "last+generated", (1, 2), (-1,), (0,)])
 def test_what_is_known_to_overlap_does_so_for_every_prompt(one: Any, other: Any) -> None:
-    if surely_overlap(one, other):
+    if surely_overlap(*(None if each is None else TokenPositions.parse(each) for each in (one, other))):
         for length in (3, 5):
             assert any(
                 named(one, "last", t, length - 1, t == 0) and named(other, "last", t, length - 1, t == 0)

@@ -62,7 +62,8 @@ def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
     """Edits by site, in the order in which they run.
 
     Args:
-        edits: Edits, and objects with `.edits(lm)`. Those of one class that can be added are added up first.
+        edits: Edits, and objects with `.edits(lm)`. Those of one class that can be added are added up first; `added_as` names
+            another class to be added to.
 
     Raises:
         ConfigError: one is neither an Edit nor has `.edits(lm)`, or has impossible positions.
@@ -72,8 +73,9 @@ def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
     for item in edits if isinstance(edits, Iterable) else [edits]:
         if not isinstance(item, Edit) and not hasattr(item, "edits"):
             raise ConfigError(f"{item!r} is not an intervention.", "Give an Edit, or an object with .edits(lm).")
-        if hasattr(item, "__add__") and summed.setdefault(type(item), len(items)) < len(items):
-            items[summed[type(item)]] += item
+        kind = getattr(item, "added_as", type(item))
+        if hasattr(item, "__add__") and summed.setdefault(kind, len(items)) < len(items):
+            items[summed[kind]] += item
         else:
             items.append(item)
     flat: list[Edit] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.lm import Edit
-from saekit.names.positions import POLICIES, AnyPositions, Choice
+from saekit.names.positions import AnyPositions, Choice, TokenPositions
 from saekit.objects import Directions, Ref, Space
 from saekit.steer.change import Change
 from saekit.steer.operations import OPERATIONS, Operation
@@ -231,12 +231,16 @@ def surely_overlap(one: Choice | None, other: Choice | None) -> bool:
     """Whether two choices of positions have a token in common whatever the prompt. False where it depends on the prompt."""
     if one == other:
         return True
-    if isinstance(one, str) and isinstance(other, str):
-        policies = {one.removesuffix("+first"), other.removesuffix("+first")}
-        return policies <= set(POLICIES) and policies not in ({"last", "generated"}, {"prompt", "generated"})
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return bool(set(one) & set(other))
-    return False
+    if not isinstance(one, TokenPositions) or not isinstance(other, TokenPositions):
+        return False
+    if one.policy and other.policy:
+        return {one.policy, other.policy} not in ({"last", "generated"}, {"prompt", "generated"})
+    if one.policy or other.policy:
+        return False
+    rows, others = one.rows or (one.places,), other.rows or (other.places,)
+    count = max(len(rows), len(others))
+    pairs = zip(rows * (count if one.rows is None else 1), others * (count if other.rows is None else 1))
+    return any(set(mine or ()) & set(theirs or ()) for mine, theirs in pairs)
 
 
 @dataclass
