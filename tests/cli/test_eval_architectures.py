@@ -142,7 +142,7 @@ def test_numbers_are_those_of_dense_float64(saekit: Saekit, ws: Path, stories_pa
     outcome = saekit("eval", ws, "--name", name, "--json")
     assert outcome.status == 0, outcome.stderr
     found = outcome.json
-    site = f"mlp_in.{LAYER}" if "transcoder" in name else f"resid_post.{LAYER}"
+    site = f"mlp_in.{LAYER}--mlp_out.{LAYER}" if "transcoder" in name else f"resid_post.{LAYER}"
     assert Path(found["page"]) == ws / "reports" / f"eval-{site}-{name}.html"
     model = AutoModelForCausalLM.from_pretrained(stories_path).double()
     expected = by_hand(model, Dense(ws / "sae" / site / name), rows, set(workspace.lm.special_ids))
