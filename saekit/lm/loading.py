@@ -48,7 +48,7 @@ def load_pretrained(
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # whatever transformers stumbles on in files that it did not write
+    except Exception as error:  # transformers raises errors of all kinds on damaged files
         if _is_pickled(folder) and isinstance(error, pickle.UnpicklingError | EOFError | ValueError):
             raise ModelNotFound(
                 f"torch refuses pytorch_model.bin of {name}: it is damaged, or loading it would run code that it holds.",
@@ -157,7 +157,7 @@ def check_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
-    """The device, after a first allocation on it; None is a GPU where there is one, else the CPU.
+    """The device, after a first allocation on it; None is a GPU if there is one, else the CPU.
 
     Call it before long work that will need the device at its end.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from saekit import plugins
 from saekit.builtin import is_lab, model_folder
-from saekit.errors import UnsupportedModel
+from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.checks import check_layout
 from saekit.lm.fingerprint import model_sha256, weights_text
 from saekit.lm.generate.generate import Generation, generate
@@ -121,8 +121,15 @@ class LanguageModel(RunnableModel):
         return MappingProxyType(self._dictionaries)
 
     def attach_sae(self, site: str | Site, sae: SAE) -> None:
-        """Let `space(site)` return the SAE's features, in passes that begin after this call."""
+        """Let `space(site)` return the SAE's features, in passes that begin after this call.
+
+        Raises:
+            UnknownSite: the model lacks the site.
+            ConfigError: `sae` is not an SAE.
+        """
         site = self.site(site)
+        if not hasattr(sae, "encode_sparse"):
+            raise ConfigError(f"{sae!r:.60} is not an SAE.", "Load one with saekit.sae.SAE.load.")
         with self.lock:
             self._dictionaries = {**self._dictionaries, site: sae}
 

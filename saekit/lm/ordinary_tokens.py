@@ -28,7 +28,7 @@ def ordinary(
     Args:
         tokens: ids, (B, T), (T,) or (N,).
         special: ids of BOS, EOS, PAD and other tokens that stand for no text.
-        mask: 1 at real tokens, in the shape of `tokens`; None where there are no pads.
+        mask: 1 at real tokens, in the shape of `tokens`; None if there are no pads.
         position: place of each token in its context, counted from 0 without pads, in the shape of `tokens`. None: a row is a
             context.
         keep_first: count the first token of a context too, unless it is special.

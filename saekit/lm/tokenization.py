@@ -160,7 +160,10 @@ class Text:
 
 
 def _listed(ids: Iterable[int] | Tensor) -> list[int]:
-    return ids.flatten().tolist() if isinstance(ids, Tensor) else [int(index) for index in ids]
+    listed = ids.flatten().tolist() if isinstance(ids, Tensor) else [int(index) for index in ids]
+    if any(index < 0 for index in listed):
+        raise ConfigError(f"{min(listed)} is not a token id.", "Ids count from 0.")
+    return listed
 
 
 def _has_surrogates(text: str) -> bool:

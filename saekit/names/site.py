@@ -125,7 +125,7 @@ class Site:
     Attributes:
         kind: one of :data:`KINDS`.
         layer: number of the block; None for `embed`.
-        model: the name of another model whose activations are stored beside those of the model in question: `resid_post.3@other`.
+        model: the name of another model, if the place is in that one: `resid_post.3@other`.
     """
 
     kind: str

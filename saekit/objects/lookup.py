@@ -33,7 +33,7 @@ def space_at(lm: Layout, site: Site | str) -> Space:
 
 
 def space_of(lm: Layout, ref: Ref | str) -> Space:
-    """The space that a ref names a unit of; `feature:` needs an attached SAE, the other kinds are raw whatever is attached.
+    """The space that holds the unit of a ref. `feature:` needs an attached SAE; other kinds ignore attached SAEs.
 
     Raises:
         UnknownRef: there is no such object: the model lacks its site, no SAE is attached there, its number is out of range, or it

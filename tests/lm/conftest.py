@@ -80,7 +80,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 @cache
 def build(name: str) -> Any:
-    """A transformers model; shared, so tests must leave it as they found it."""
+    """A transformers model. Tests share it, so they must not change it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, settings = TINY[name]
@@ -98,13 +98,13 @@ def attach(name: str) -> LanguageModel:
 
 @pytest.fixture(params=TINY)
 def tiny(request: pytest.FixtureRequest) -> LanguageModel:
-    """Each family in turn."""
+    """A model of each family in turn."""
     return attach(request.param)
 
 
 @pytest.fixture
 def tiny_named() -> Callable[[str], LanguageModel]:
-    """A family by name."""
+    """Takes the name of a family and returns its model."""
     return attach
 
 

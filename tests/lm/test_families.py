@@ -1,4 +1,4 @@
-"""Path tables: of the families, of unknown ones by structure, given by the user, and wrong ones."""
+"""Path tables: those of known families, guesses for unknown ones, tables from the user, and wrong tables."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_tables_are_used_for_their_families(tiny: LanguageModel) -> None:
 
 
 def test_families_with_a_table_are_also_found_by_structure(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attempt for unknown families, judged where the answer is known."""
+    """The guess for unknown families, tested on families whose table is known."""
     if tiny.family.pattern:
         pytest.skip("only a table can say where this model's pattern passes")
     monkeypatch.delitem(FAMILIES._rows, tiny.model.config.model_type)

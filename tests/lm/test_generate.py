@@ -1,4 +1,4 @@
-"""Generation with a cache says what recomputation without one says."""
+"""Generation with a cache gives the tokens that recomputation without a cache gives."""
 
 from __future__ import annotations
 

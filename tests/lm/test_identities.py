@@ -143,7 +143,7 @@ def test_heads_are_the_pattern_times_v(tiny: LanguageModel, tokens: Tensor) -> N
 
 @pytest.mark.parametrize("kind", ["q", "k"])
 def test_a_head_without_q_or_k_attends_to_everything_alike(tiny: LanguageModel, tokens: Tensor, kind: str) -> None:
-    """Shows that each head's part is where the site says: zero it, and that head's scores are all the same."""
+    """Zeroing a head's part of the site makes all scores of that head equal, so the part is where the site says."""
     unit = 1
     site = Site(kind, 0)
 

@@ -124,7 +124,7 @@ def test_the_first_token_on_request() -> None:
 
 
 def test_rows_are_prompts_in_generation(stories_lm: LanguageModel) -> None:
-    """Each of a batch of prompts is steered at its own place, as it is when it is alone."""
+    """In a batch, each prompt is steered at its own places, with the result that it has alone."""
     push = torch.randn(stories_lm.d_model, generator=torch.Generator().manual_seed(0)) * 3
     prompts = ["Once upon a time", "The dog"]
 

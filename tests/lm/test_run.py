@@ -1,4 +1,4 @@
-"""One forward pass: stops, starts, pads, positions, gradients, and leaves nothing behind."""
+"""One forward pass: where it stops and starts, pads, positions, gradients, and what is removed after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hooks_on(lm: LanguageModel) -> int:
 
 @contextmanager
 def counting(*modules: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules' classes, as they are called."""
+    """Class names of the modules, in the order of their calls."""
     called: list[str] = []
     handles = [m.register_forward_pre_hook(lambda m, args: called.append(type(m).__name__)) for m in modules]
     try:
@@ -176,7 +176,7 @@ def test_patterns_of_a_padded_batch(tiny: LanguageModel, tokens: Tensor) -> None
 
 
 def expected(policy: object, n: int, prompt: int, special: list[int]) -> list[int]:
-    """Written out by hand, token by token."""
+    """The places of a policy, worked out token by token."""
     if isinstance(policy, list):
         return sorted({p if p >= 0 else prompt + p for p in policy} & set(range(n)))
     chosen = []
@@ -222,7 +222,7 @@ def test_positions_mean_what_they_say(
 
 
 def test_rows_of_one_prompt(tiny: LanguageModel, tokens: Tensor) -> None:
-    """What an edit does to a row follows from the prompt that the row is said to be of."""
+    """The effect of an edit on a row depends on the prompt that `prompt_of_row` names."""
     shifts = torch.randn(2, tiny.d_model, generator=torch.Generator().manual_seed(4))
     edit = Edit(Site("resid_pre", 1), lambda rows, at: rows + shifts[at.batch_N])
     rows = torch.cat([tokens, tokens])
@@ -249,7 +249,7 @@ def test_an_edit_touches_its_positions_and_nothing_else(tiny: LanguageModel, tok
 
 @pytest.mark.parametrize("positions", [*POLICIES, (1, -1), None])
 def test_what_an_edit_is_told_lies_beside_its_activations(positions: object) -> None:
-    """As with a model over several devices, where tokens are on the first."""
+    """With a model over several devices, the tokens are on the first one."""
     tokens_BT = torch.tensor([[1, 5, 6, 7], [1, 5, 0, 0]])
     window = Window.of(tokens_BT, tokens_BT > 0, torch.tensor([1]), torch.tensor([3, 1]), positions)
 

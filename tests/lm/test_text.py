@@ -17,7 +17,7 @@ from saekit.lm.tokenization import Text
 
 @cache
 def byte_level(bos: str | None = "<bos>") -> Any:
-    """A byte-level BPE, as GPT-2, NeoX, Qwen and Llama 3 have."""
+    """A byte-level BPE tokenizer, like those of GPT-2, NeoX, Qwen and Llama 3."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -80,7 +80,7 @@ def test_special_tokens_are_all_known(stories_lm: LanguageModel) -> None:
 @settings(max_examples=80, deadline=None)
 @given(st.text(max_size=30))
 def test_tokens_shown_one_by_one_make_up_the_text(text: str) -> None:
-    """Where every character is a whole number of tokens; other bytes are shown as escapes."""
+    """Texts whose characters are whole numbers of tokens; incomplete characters are shown as escapes."""
     shown = whole()
     ids = shown.ids([text], bos=False)[0]
     pieces = shown.token_strings(ids)

@@ -175,6 +175,15 @@ def test_an_edit_may_run_the_model(tiny_named: Named, tokens: Tensor, other_toke
         inside.append((lm.run(other_tokens, read=["resid_post.0"])["resid_post.0"], lm.run(other_tokens).logits))
         return rows + 1
 
+    def in_a_pattern(pattern: Tensor, at: At) -> Tensor:
+        return fn(pattern, at) - 1
+
+    # The outer pass computes attention in its own way; the inner one computes it as the model does.
+    lm.run(tokens, edits=[Edit(Site("pattern", 1), in_a_pattern)])
+    lm.generate([[40, 41, 42]], interventions=[Edit(Site("pattern", 1), in_a_pattern)], **GREEDY)
+    assert all(torch.equal(read, plain) and torch.equal(logits, unsteered) for read, logits in inside)
+    inside.clear()
+
     edit = Edit(Site("resid_post", 0), fn)
     expected = lm.run(tokens, edits=[push(0, 1.0)]).logits
     assert torch.equal(lm.run(tokens, edits=[edit]).logits, expected)

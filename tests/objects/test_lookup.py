@@ -17,7 +17,7 @@ OTHER = torch.tensor([[1, 430, 261, 390, 300], [1, 270, 411, 299, 260]])
 
 @pytest.fixture(scope="module")
 def gpt2() -> LanguageModel:
-    """A tiny random GPT-2: projections stored the other way round, and with biases."""
+    """A tiny random GPT-2, whose projections are transposed and have biases."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_directions_of_features_and_coordinates(attached: LanguageModel) -> None
 
 @pytest.mark.parametrize("kind", ["embed", "resid_pre", "resid_mid", "resid_post", "mlp_in", "neurons", "heads", "q", "k", "v"])
 def test_all_units_of_a_site_from_another_run(lm: LanguageModel, kind: str) -> None:
-    """Where everything later depends on the site alone, the logits are those of the other run; elsewhere the site is."""
+    """Sites on which all later computation depends give the logits of the other run; other sites give the activations there."""
     site = Site(kind) if kind == "embed" else Site(kind, 1)
     space = space_at(lm, site)
     other = lm.run(OTHER, read=[site], logits="all")

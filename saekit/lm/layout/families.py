@@ -23,7 +23,7 @@ from saekit.plugins import Registry
 class Family:
     """Paths of the modules that hold a family's sites.
 
-    `layers` and `final` are paths in the model, all others in a block. An empty path means that there is no such place.
+    `layers` and `final` are paths in the model, all others in a block. An empty path means that the family has no such module.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Family:
     down: str
     """The MLP's output projection; its input is `neurons`. Empty where the neurons are spread over experts."""
     attn_out: str
-    """The module whose output attention adds to the residual stream (the post-norm where there is one)."""
+    """The module whose output attention adds to the residual stream (the post-norm if there is one)."""
     mlp_out: str
-    """The module whose output the MLP adds to the residual stream (the post-norm where there is one)."""
+    """The module whose output the MLP adds to the residual stream (the post-norm if there is one)."""
     mid: str
     """The module whose input is resid_mid; empty where attention and MLP work in parallel."""
     fused: Literal["", "concat", "interleaved"] = ""

@@ -144,7 +144,7 @@ def _layout(qkv: Tensor, z: Tensor, n_heads: int) -> Literal["concat", "interlea
 
 
 def _around(model: Any, layers: str) -> dict[str, nn.Module]:
-    """The modules beside the list of blocks."""
+    """The siblings of the list of blocks, by path."""
     parent = layers.rpartition(".")[0]
     children = model.get_submodule(parent).named_children()
     paths = {f"{parent}.{name}" if parent else name: module for name, module in children}

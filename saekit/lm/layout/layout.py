@@ -79,7 +79,7 @@ class ModelLayout:
         return site
 
     def reason(self, site: str | Site) -> str | None:
-        """Why this model lacks a site; None where it has it.
+        """Why this model lacks a site; None if it has the site.
 
         Raises:
             UnknownSite: there is no such kind of site.

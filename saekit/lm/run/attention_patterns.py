@@ -55,8 +55,21 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def patterns_through(lm: ModelLayout) -> Iterator[None]:
+def own_attention(lm: ModelLayout, name: str) -> Iterator[None]:
+    """Within the block, for a pass inside an edit of a pattern, the model computes attention by `name` again."""
+    owner = _owner(lm)
+    owner.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        owner.set_attn_implementation(_NAME)
+
+
+@contextmanager
+def patterns_through(lm: ModelLayout) -> Iterator[str]:
     """Within the block, attention passes its patterns through the `patterns` of the innermost pass.
+
+    Yields the name of the model's own attention.
 
     The caller holds the model's lock, because all threads share the configuration that chooses the attention.
 
@@ -65,15 +78,10 @@ def patterns_through(lm: ModelLayout) -> Iterator[None]:
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
-    from transformers.modeling_utils import PreTrainedModel
 
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, eager_mask)
-    owner = next(
-        module
-        for name, module in reversed(list(lm.model.named_modules()))
-        if isinstance(module, PreTrainedModel) and (not name or lm.family.layers.startswith(name + "."))
-    )
+    owner = _owner(lm)
     before = owner.config._attn_implementation
     try:
         owner.set_attn_implementation(_NAME)
@@ -82,7 +90,18 @@ def patterns_through(lm: ModelLayout) -> Iterator[None]:
                 f"{lm.name} computes its attention itself, so its patterns cannot be reached through AttentionInterface.",
                 "Name a module that returns them as `pattern` in the path table.",
             )
-        yield
+        yield before
     finally:
         if owner.config._attn_implementation == _NAME:
             owner.set_attn_implementation(before)
+
+
+def _owner(lm: ModelLayout) -> Any:
+    """The innermost transformers model around the blocks, whose configuration chooses their attention."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    return next(
+        module
+        for name, module in reversed(list(lm.model.named_modules()))
+        if isinstance(module, PreTrainedModel) and (not name or lm.family.layers.startswith(name + "."))
+    )

@@ -253,7 +253,7 @@ class RunnableModel(ModelLayout):
 
         Args:
             tokens: ids, (B, T) or (T,), a context per row.
-            mask: 1 at real tokens, in the shape of `tokens`; None where there are no pads.
+            mask: 1 at real tokens, in the shape of `tokens`; None if there are no pads.
             keep_first: count the first token of a context too, unless it is special.
         """
         return ordinary(tokens, self.special_tensor, mask=mask, keep_first=keep_first)

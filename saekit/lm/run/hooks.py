@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
-from saekit.lm.exclusive import innermost, is_innermost
+from saekit.lm.exclusive import innermost, innermost_pass, is_innermost
 from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input, replace_output
 from saekit.lm.layout.layout import ModelLayout
-from saekit.lm.run.attention_patterns import patterns_through
+from saekit.lm.run.attention_patterns import own_attention, patterns_through
 from saekit.lm.run.edits import Edit, Window
 from saekit.names.site import Site
 
@@ -48,6 +48,7 @@ class Pass:
         self.acts: dict[Site, Tensor] = {}
         self.patterns: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         self._stop = frozenset(stop)
+        self._attention = ""  # the model's own attention, while this pass replaces it
         self._window: Window | None = None
         self._shape = (0, 0)
         self._pending: set[Site] = set()
@@ -63,12 +64,15 @@ class Pass:
         patterns = [site for site in sites if site.kind == "pattern" and self.lm.hook_point(site) is None]
         with ExitStack() as stack:
             stack.enter_context(self.lm.lock)
+            outer = innermost_pass()
             stack.enter_context(innermost(self))
             if self.lm.model.training:
                 self.lm.model.eval()
             if patterns:
                 self.patterns = {self.lm.attention(site): self._visit_pattern(site) for site in patterns}
-                stack.enter_context(patterns_through(self.lm))
+                self._attention = stack.enter_context(patterns_through(self.lm))
+            elif isinstance(outer, Pass) and outer._attention and outer.lm.model is self.lm.model:
+                stack.enter_context(own_attention(self.lm, outer._attention))
             for site in sites:
                 point = self.lm.hook_point(site)
                 if point is not None:

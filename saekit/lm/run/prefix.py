@@ -59,7 +59,7 @@ def replay(blocks: Sequence[nn.Module], recording: Recording, layer: int, resid_
     times = x.shape[0] // B
     for block, (args, kwargs) in zip(blocks[layer:], recording.calls[layer:]):
         where, recorded = find_input(args, kwargs)
-        if times > 1 and B > 1:  # a single recorded row broadcasts by itself
+        if times > 1 and B > 1:  # a single recorded row is broadcast
             args, kwargs = _repeat(args, B, times), _repeat(kwargs, B, times)
         args, kwargs = replace_input(args, kwargs, where, x.to(recorded.device))
         x = find_output(block(*args, **kwargs))
