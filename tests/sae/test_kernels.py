@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -130,6 +131,24 @@ def test_encoding_does_not_depend_on_threads_or_neighbours(screen: bool) -> None
         torch.set_num_threads(before)
     assert torch.equal(two[0], one[0])
     assert torch.equal(two[1], one[1])
+
+
+def test_an_interrupted_start_of_the_threads_leaves_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saekit.sae.kernels import threads
+
+    class Interrupted(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(threading, "Barrier", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        threads._started(2)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_not_finite_rows_give_nan_and_spare_the_others() -> None:

@@ -1,7 +1,8 @@
-"""Row blocks over threads: each worker runs serial kernels and single-threaded torch products on blocks of its own.
+"""Blocks of rows on threads: each thread runs serial kernels and single-threaded torch products on its own blocks.
 
-A block goes through its whole pipeline while it is in a core's cache, nothing is shared, so results do not depend on the
-number of threads, and no two thread pools fight over the cores (numba's and torch's OpenMP pools do).
+A block goes through the whole pipeline while it is in a core's cache. Threads share nothing that they write, so results do not
+depend on the number of threads. There is one pool of threads, since the pools of numba and of OpenMP would compete for the cores.
+Threads of this pool sleep while they wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ _here = threading.local()
 
 
 def run_blocks(work: Callable[[int, int], None], n: int, block: int) -> None:
-    """Call `work(start, stop)` for all blocks of `block` items of `n`, on as many threads as torch is set to use.
+    """Call `work(start, stop)` for every block of `block` of `n` items, on as many threads as torch is set to use.
 
-    `work` must release the GIL where it computes and write only to its own items. The first exception is raised again here.
+    `work` must release the GIL while it computes, and must write only to its own items. The first exception is raised again.
     """
     blocks = [(start, min(n, start + block)) for start in range(0, n, block)]
     n_threads = getattr(_here, "n_threads", None) or torch.get_num_threads()
@@ -39,7 +40,7 @@ def run_blocks(work: Callable[[int, int], None], n: int, block: int) -> None:
 
 
 def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
-    """a @ b; on a CPU and without a gradient, rows in blocks of their own."""
+    """a @ b; on a CPU and without a gradient, in blocks of rows."""
     if a_MK.requires_grad or b_KN.requires_grad or a_MK.device.type != "cpu":
         return a_MK @ b_KN
     out_MN = a_MK.new_empty(len(a_MK), b_KN.shape[1])
@@ -53,10 +54,10 @@ def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
 
 @contextmanager
 def only_blocks() -> Iterator[None]:
-    """Within, torch's own operations take one thread and :func:`run_blocks` as many as torch had.
+    """Within the block, torch's own operations use one thread, and :func:`run_blocks` uses as many as torch had before.
 
-    For a loop whose every large computation is in blocks: on a busy machine, torch's threads wait longer for one another than
-    its small operations take.
+    This is for loops whose large computations are all in blocks. On a busy machine, threads of torch wait longer for each other
+    than its small operations take.
     """
     outside, n_threads = getattr(_here, "n_threads", None), torch.get_num_threads()
     _here.n_threads = outside or n_threads
@@ -72,17 +73,30 @@ def _threads(n_threads: int) -> ThreadPoolExecutor:
     global _pool, _pool_key
     with _lock:
         if _pool is None or _pool_key != (os.getpid(), n_threads):  # a forked child has the object but not its threads
-            before, ready = torch.get_num_threads(), threading.Barrier(n_threads + 1)
-            _pool, _pool_key = ThreadPoolExecutor(n_threads, "saekit", _one_torch_thread, (ready,)), (os.getpid(), n_threads)
-            for _ in range(n_threads):
-                _pool.submit(lambda: None)
-            ready.wait()
-            torch.set_num_threads(before)  # a worker's setting also became the default of threads to come
+            _pool, _pool_key = _started(n_threads), (os.getpid(), n_threads)
         return _pool
 
 
+def _started(n_threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads all run, each with one thread of torch."""
+    before, ready = torch.get_num_threads(), threading.Barrier(n_threads + 1)
+    pool = ThreadPoolExecutor(n_threads, "saekit", _one_torch_thread, (ready,))
+    try:
+        for _ in range(n_threads):
+            pool.submit(lambda: None)
+        ready.wait()
+    except BaseException:  # interrupted: the threads must not wait for each other until the process ends
+        ready.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(before)  # a worker's setting also became the default of new threads
+    return pool
+
+
 def _one_torch_thread(ready: threading.Barrier) -> None:
-    torch.get_num_threads()  # makes torch set up this thread, which would undo the next line later
+    torch.get_num_threads()  # torch sets up this thread on the first call, which would undo the next line
     torch.set_num_threads(1)
     _here.n_threads = 1
-    ready.wait()
+    with suppress(threading.BrokenBarrierError):
+        ready.wait()
