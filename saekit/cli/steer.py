@@ -25,7 +25,8 @@ class SteeringOptions:
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Tokens to steer at: last+generated, generated, prompt, last or all. [default: last+generated; all for ablate]",
+            help="Tokens to steer at: last+generated, generated, prompt, last, all, or places like 0,3,-1. "
+            "[default: last+generated; all for ablate]",
             show_default=False,
         ),
     ] = None
@@ -40,7 +41,10 @@ class GenerationOptions:
     ] = 48
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False
     n_samples: Annotated[
-        int, typer.Option("--samples", help="Continuations of each prompt. Needs --sample.", parser=count(1), metavar="COUNT")
+        int,
+        typer.Option(
+            "--samples", help="Continuations of each prompt; more than one are sampled.", parser=count(1), metavar="COUNT"
+        ),
     ] = 1
     seed: options.SEED = 0
 
