@@ -23,7 +23,7 @@ BASELINES: tuple[str, ...] = get_args(Baseline)
 """What replaces the activations for comparison:
 
 - `zero`: zeros at every token, BOS and other special tokens too. sae-lens, SAEBench and dictionary_learning use this one.
-- `zero-ordinary`: zeros at ordinary tokens; BOS and other special tokens keep their activations.
+- `zero-ordinary`: zeros at ordinary tokens; BOS, other special tokens and the first token of a context keep their activations.
 - `mean`: at ordinary tokens, the mean activation of the ordinary tokens of the same texts.
 """
 DESCRIBED = {
@@ -55,10 +55,11 @@ def ce_recovered(
 ) -> dict[str, Any]:
     """Measure what a model loses when `sae` replaces the activations that it reconstructs.
 
-    The SAE is spliced in at every ordinary token. BOS and other special tokens keep their activations, because the SAE was not
-    trained on them. The predictions that count are those made at the tokens where the SAE is spliced in: KL at all of them,
-    cross-entropy at those that a real token follows. The defaults are those of `sae_lens.evals` (and of SAEBench, which took
-    them from there), so that figures compare.
+    The SAE is spliced in at every ordinary token (`lm.ordinary`). BOS, other special tokens and the first token of a context keep
+    their activations, because the SAE was not trained on them. The predictions that count are those made at the tokens where the
+    SAE is spliced in: KL at all of them, cross-entropy at those that a real token follows. The defaults are those of
+    `sae_lens.evals` (and of SAEBench, which took them from there), so that figures compare. The one difference concerns models
+    without BOS: sae-lens treats the first token of a context like any other.
 
     Args:
         site: where the SAE reads. A transcoder writes at its `site_out`; a cross-layer transcoder has sites of its own.
