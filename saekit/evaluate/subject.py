@@ -51,6 +51,7 @@ class Subject:
         site: where it reads; None for a dictionary of several sites, whose configuration names them.
         store: activations of that model.
         heldout: share of the documents of the store that training held out.
+        trained_elsewhere: whether it is unknown which documents training held out.
         l0_asked: the L0 that training was asked for; None where it is unknown.
         dtype: computing dtype of the model, for other models.
         options: see there.
@@ -61,6 +62,7 @@ class Subject:
     site: Site | None
     store: StoredActivations
     heldout: float
+    trained_elsewhere: bool = False
     l0_asked: int | None = None
     dtype: str | None = None
     options: Options = field(default_factory=Options)

@@ -34,7 +34,8 @@ def render_sweep(title: str, compared: Sequence[Compared], *, linked: bool = Tru
     routes = {each.route: [other for other in compared if other.route == each.route] for each in compared}
     charts = {route: _charts(some) for route, some in routes.items()}
     template = environment().get_template("sweep.html")
-    return template.render(title=title, routes=routes, charts=charts, linked=linked)
+    heldout = all(each.metrics.get("heldout_tokens", 1) for each in compared)
+    return template.render(title=title, routes=routes, charts=charts, linked=linked, heldout=heldout)
 
 
 def _charts(compared: Sequence[Compared]) -> list[tuple[str, Markup]]:

@@ -104,6 +104,7 @@ def _subject(ws: Workspace, sae: SAE, place: str, name: str, options: Options | 
         site=None if route.crosses else ws.lm.site(route.site),
         store=store,
         heldout=HELDOUT if settings is None else settings.heldout,
+        trained_elsewhere=settings is None,
         l0_asked=settings.l0 if settings is not None and settings.sparsity is None else None,
         dtype=ws.study.dtype,
         options=options or Options(),

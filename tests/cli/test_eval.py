@@ -158,6 +158,7 @@ def test_a_dictionary_without_train_json_is_measured_and_shown(saekit: Saekit, w
     outcome = saekit("eval", copy, "--json")
     assert outcome.status == 0, outcome.stderr
     assert 0 < outcome.json["fvu"] < 0.2 and "l0_asked" not in outcome.json
+    assert any("trained elsewhere" in remark for remark in outcome.json["remarks"])
     outcome = saekit("report", copy, "--json")
     assert outcome.status == 0, outcome.stderr
     assert "elsewhere: no train.json" in check(Path(outcome.json["report"]).read_text()).all_text

@@ -40,6 +40,8 @@ def test_good_figures_need_no_remark() -> None:
         ({"ce_zero": 7.4}, "worse than a uniform guess (6.24)"),
         ({"ce_spliced": 6.5, "ce_zero": 7.4}, "predicts no better than a uniform guess"),
         ({"ce_spliced": 6.1}, "predicts no better than with zeros at every token"),
+        ({"heldout_tokens": 0}, "No document is held out"),
+        ({"trained_elsewhere": True}, "trained elsewhere"),
         ({"fvu": 0.01, "fvu_train": 0.01}, "A few tokens of large norm decide FVU"),
     ],
 )

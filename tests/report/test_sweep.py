@@ -52,6 +52,14 @@ def test_a_dictionary_with_which_the_model_is_at_chance_is_never_on_the_front() 
     assert found["b"].best
 
 
+def test_the_page_says_that_no_document_was_held_out() -> None:
+    facts = GOOD | {"heldout_tokens": 0}
+    page = check(render_sweep("Sweep", list(ranked(facts).values()), linked=False))
+    assert "measured on training documents" in page.all_text
+    held = check(render_sweep("Sweep", list(ranked(GOOD | {"heldout_tokens": 9}).values()), linked=False))
+    assert "measured on held-out documents" in held.all_text
+
+
 def test_the_page_says_which_are_overfitted() -> None:
     found = ranked(GOOD | {"fvu_train": 0.1}, GOOD | {"l0": 8.0, "l0_train": 8.0})
     page = check(render_sweep("Sweep", list(found.values()), linked=False))

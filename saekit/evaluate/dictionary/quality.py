@@ -185,7 +185,11 @@ def measure(subject: Subject) -> Quality:
         baseline=options.baseline,
         progress=options.progress,
     )
-    return Quality(facts if subject.l0_asked is None else facts | {"l0_asked": subject.l0_asked})
+    if subject.l0_asked is not None:
+        facts["l0_asked"] = subject.l0_asked
+    if subject.trained_elsewhere:
+        facts["trained_elsewhere"] = True
+    return Quality(facts)
 
 
 def check(subject: Subject) -> None:

@@ -44,6 +44,10 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
             facts give no remark.
     """
     found = []
+    if facts.get("heldout_tokens") == 0:
+        found.append("No document is held out: these figures are of documents that the dictionary was trained on.")
+    if facts.get("trained_elsewhere"):
+        found.append("This dictionary was trained elsewhere: its training may have seen the documents that are held out here.")
     if overfitted(facts):
         pairs = [
             f"{name} is {facts[key]:.3g} on held-out documents and {facts[f'{key}_train']:.3g} on training documents"
