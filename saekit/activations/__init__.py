@@ -9,7 +9,7 @@ from saekit.activations.loader.reader import ActivationReader
 from saekit.activations.loader.source import ActivationSource, Moments, ReadSettings, is_heldout, moments
 from saekit.activations.store.base import Block, StoredActivations
 from saekit.activations.store.store import ActivationStore
-from saekit.activations.store.writer import check_settings, write_store
+from saekit.activations.store.writer import CacheConfig, check_settings, write_store
 
 ComparedStores, LiveStore = PairedStores, LiveData  # their names in version 0.1
 
@@ -18,6 +18,7 @@ __all__ = [
     "ActivationSource",
     "ActivationStore",
     "Block",
+    "CacheConfig",
     "ComparedStores",
     "Corpus",
     "Cursor",

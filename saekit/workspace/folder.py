@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from feature_db import FeatureDB
-    from saekit.activations import Corpus, StoredActivations
+    from saekit.activations import CacheConfig, Corpus, StoredActivations
     from saekit.lm import LanguageModel
     from saekit.names.ref import Ref
     from saekit.names.site import Site
@@ -96,8 +96,18 @@ class WorkspaceFolder:
         """Raise where the study cannot be done."""
         from saekit.activations import check_settings
 
+        check_settings(self.lm, self.study.sites, self.corpus, self.cache_config())
+
+    def cache_config(self, batch_size: int | None = None) -> CacheConfig:
+        """What of the corpus is cached, and how.
+
+        Args:
+            batch_size: contexts in a forward pass; None: see :class:`saekit.activations.CacheConfig`.
+        """
+        from saekit.activations import CacheConfig
+
         study = self.study
-        check_settings(self.lm, study.sites, self.corpus, context=study.context, dtype=study.store_dtype, packing=study.packing)
+        return CacheConfig(study.tokens, study.context, study.packing, study.store_dtype, batch_size)
 
     def begin(self) -> None:
         """Make the folder and its `saekit.toml` if they do not exist.

@@ -20,20 +20,8 @@ def cache(ws: Workspace, batch_size: int | None, progress: bool) -> ActivationSt
     """See :meth:`Workspace.cache`."""
     from saekit.activations import write_store
 
-    study = ws.study
-    extra: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    return write_store(
-        ws.path / "activations",
-        ws.lm,
-        study.sites,
-        ws.corpus,
-        n_tokens=study.tokens,
-        context=study.context,
-        dtype=study.store_dtype,
-        packing=study.packing,
-        progress=progress,
-        **extra,
-    )
+    config = ws.cache_config(batch_size)
+    return write_store(ws.path / "activations", ws.lm, ws.study.sites, ws.corpus, config, progress=progress)
 
 
 def plans(ws: Workspace, settings: Mapping[str, Any], other: Workspace | None) -> list[Plan]:

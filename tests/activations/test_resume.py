@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from saekit.activations import ActivationStore, Corpus, TokenBatch, token_batches, write_store
-from saekit.activations.store.manifest import ShardEntry
-from saekit.activations.store.shard_writer import ShardPipe
+from saekit.activations.store.shard_writer import ShardLayout, write_shards
 from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, StoreMismatch, WorkspaceError
 from saekit.lm import LanguageModel, Site
 
@@ -186,34 +185,38 @@ def _batches(lm: LanguageModel, corpus: Corpus, spoilt: int) -> list[tuple[Token
 
 def test_nothing_is_written_after_an_error(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
     pairs = _batches(tiny_lm, corpus, spoilt=1)[:6]
-    waiting, entered = threading.Event(), []
+    layout = ShardLayout(tmp_path, 0, 1, torch.float32, tiny_lm.special_ids)
+    entered = []
+    with pytest.raises(NonFiniteActivations):
+        for entry in write_shards(iter(pairs), layout):
+            entered.append(entry.file)
+    assert entered == ["shard-00000.h5"] == [path.name for path in tmp_path.iterdir()]
 
-    def enter(index: int, entry: ShardEntry) -> None:
-        waiting.wait()  # until every batch is in the queue
-        entered.append(index)
 
-    pipe = ShardPipe(tmp_path, 0, 1, torch.float32, tiny_lm.special_ids, enter)
-    with pytest.raises(NonFiniteActivations), pipe:
-        for batch, acts in pairs:
-            pipe.put(batch, acts)
-        waiting.set()
-    assert entered == [0]
+def test_an_entry_that_cannot_be_recorded_ends_the_writing(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    pairs = _batches(tiny_lm, corpus, spoilt=-1)[:6]
+    shards = write_shards(iter(pairs), ShardLayout(tmp_path, 0, 1, torch.float32, tiny_lm.special_ids))
+    assert next(shards).file == "shard-00000.h5"
+    time.sleep(0.3)  # whatever the thread has ready by now, it waits for the entry to be recorded
+    shards.close()
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "saekit-shards"]
 
 
 def test_errors_surface_at_once(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
     pairs = _batches(tiny_lm, corpus, spoilt=0)
-    raised_at = None
-    with pytest.raises(NonFiniteActivations), ShardPipe(tmp_path, 0, 1, torch.float32, (), lambda *_: None) as pipe:
-        for n, (batch, acts) in enumerate(pairs):
-            try:
-                pipe.put(batch, acts)
-            except NonFiniteActivations:
-                raised_at = n
-                raise
+    given = 0
+
+    def passes() -> Iterator[tuple[TokenBatch, dict[Site, Tensor]]]:
+        nonlocal given
+        for pair in pairs:
+            given += 1
+            yield pair
             time.sleep(0.2)
-    assert raised_at is not None
-    assert raised_at <= 5
+
+    with pytest.raises(NonFiniteActivations):
+        list(write_shards(passes(), ShardLayout(tmp_path, 0, 1, torch.float32, ())))
+    assert given <= 5
 
 
 @pytest.fixture

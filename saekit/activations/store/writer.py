@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saekit.activations.corpus.base import Corpus, check_corpus
-from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, check_packing, token_batches
+from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, TokenLayout, check_packing, token_batches
 from saekit.activations.prefetch import prefetch
 from saekit.activations.store.base import model_facts
 from saekit.activations.store.manifest import FILE, Manifest, ShardEntry, is_shard_name, shard_name
 from saekit.activations.store.shard import storage_dtype
-from saekit.activations.store.shard_writer import ShardPipe
+from saekit.activations.store.shard_writer import ShardLayout, write_shards
 from saekit.activations.store.store import ActivationStore, damaged
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
 from saekit.files import clean, is_leftover, lock
@@ -32,143 +33,134 @@ _SHARD_TOKENS, _SHARD_BYTES = 2**16, 2**29
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CacheConfig:
+    """What to store of a corpus, and how.
+
+    Raises:
+        ConfigError: a number is impossible.
+    """
+
+    n_tokens: int | None = None
+    """Rows in all, BOS included; a corpus with fewer is stored whole, once. None: the whole corpus."""
+    context: int | None = None
+    """Tokens in a context; None: what the model has positions for, at most 256."""
+    packing: Packing = "pack"
+    """See :func:`saekit.activations.token_batches`."""
+    dtype: str = "float32"
+    """Type of the stored numbers: float32, float16 or bfloat16."""
+    batch_size: int | None = None
+    """Contexts in a forward pass; None: about 2048 tokens, 32768 on a GPU. It may differ between an interruption and the next
+    call, but then numbers equal those of an uninterrupted run only up to rounding."""
+    shard_tokens: int | None = None
+    """Rows in a shard, rounded up to whole batches; None: 65536, or as many as make 512 MiB. It may differ, too."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+    def check(self, lm: LanguageModel, sites: Sequence[Site]) -> None:
+        """Raise where the activations of `lm` at `sites` cannot be stored so.
+
+        Raises:
+            UnknownSite, ContextTooLong, ConfigError: what is asked for cannot be done.
+        """
+        if not sites:
+            raise ConfigError("No site was given.", "Name at least one, like 'resid_post.3'.")
+        for site in sites:
+            lm.width(site)
+        storage_dtype(self.dtype)
+        context = self.layout.resolve(lm).context
+        assert context is not None
+        check_packing(lm, context, self.n_tokens, self.packing)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """How documents become batches."""
+        return TokenLayout(self.context, self.packing, self.batch_size)
+
+
 def write_store(
     path: str | Path,
     lm: LanguageModel,
     sites: Iterable[str | Site],
     corpus: Corpus,
+    config: CacheConfig | None = None,
     *,
-    n_tokens: int | None = None,
-    context: int | None = None,
-    dtype: str = "float32",
-    batch_size: int | None = None,
-    shard_tokens: int | None = None,
-    packing: Packing = "pack",
     progress: bool = True,
+    **changes: Any,
 ) -> ActivationStore:
     """Write the activations of `corpus` at `sites`, all in one pass, to the folder `path`.
 
-    The same call goes on where an interrupted one ended, and returns at once where one has finished. Killed, it loses the shard
-    in flight; the result holds the same bytes as if it had never been interrupted. A shard that is missing or cut short is made
+    The same call goes on where an interrupted one ended, and returns at once where one has finished. A killed process loses the
+    shard in flight; the result has the same bytes as without the interruption. A shard that is missing or cut short is made
     again, so a damaged one is mended by removing its file and calling again.
 
     Args:
-        n_tokens: rows in all, BOS included; a corpus with fewer is stored whole, once. None: the whole corpus.
-        context: tokens in a context; None: what the model has positions for, at most 256.
-        dtype: of the stored numbers: float32, float16 or bfloat16.
-        batch_size: contexts in a forward pass; None: about 2048 tokens, 32768 on a GPU. Like `shard_tokens` it may differ
-            between an interruption and the next call, but then numbers equal an uninterrupted run's up to rounding only.
-        shard_tokens: rows in a shard, rounded up to whole batches; None: 65536, or as many as make 512 MiB.
-        packing: see :func:`saekit.activations.token_batches`.
+        config: what to store, and how; fields of :class:`CacheConfig` may be given by name instead.
         progress: show a bar.
 
     Raises:
         StoreMismatch: `path` holds activations of something else; the message names what differs.
         UnknownSite, ContextTooLong, ConfigError, CorpusError: what is asked for cannot be done. Nothing is written.
-        NonFiniteActivations: the model gives NaN or infinity, or more than `dtype` holds. Shards that were whole are kept.
-        StorageFull: the disk is full. Shards that were whole are kept.
+        NonFiniteActivations: the model gives NaN or infinity, or more than the dtype holds. Complete shards are kept.
+        StorageFull: the disk is full. Complete shards are kept.
         WorkspaceError: another process is writing to `path`.
     """
+    config = dataclasses.replace(config or CacheConfig(), **changes)
     wanted = sorted({lm.site(site) for site in sites})
-    _check_sizes(lm, wanted, n_tokens, context, dtype, packing)
-    widths = {site: lm.width(site) for site in wanted}
-    row_bytes = sum(widths.values()) * storage_dtype(dtype).itemsize
-    context = default_context(lm) if context is None else context
-    job = _Job(
-        path=Path(path),
-        lm=lm,
-        sites=wanted,
-        corpus=corpus,
-        n_tokens=n_tokens,
-        context=context,
-        packing=packing,
-        dtype=storage_dtype(dtype),
-        batch_size=default_batch_size(lm, context) if batch_size is None else batch_size,
-        shard_tokens=max(1, min(_SHARD_TOKENS, _SHARD_BYTES // row_bytes)) if shard_tokens is None else shard_tokens,
-    )
-    provenance = {
-        "saekit": VERSION,
-        "model": model_facts(lm),
-        "corpus": {"source": corpus.source, **corpus.fingerprint()},
-        "sites": {str(site): width for site, width in widths.items()},
-        "context": context,
-        "packing": packing,
-        "n_tokens": n_tokens,
-        "dtype": dtype,
-    }
-    manifest = job.begin(provenance)
+    config.check(lm, wanted)
+    job = _Job(Path(path), lm, wanted, corpus, config)
+    manifest = job.begin()
     if not job.finished(manifest):
         check_corpus(corpus)
         with _writing(job.path):
-            manifest = job.begin(provenance)  # another process may have written meanwhile
+            manifest = job.begin()  # another process may have written meanwhile
             job.clear(manifest)
             job.run(manifest, progress)
-    if n_tokens is not None and manifest.n_tokens < n_tokens:
+    if config.n_tokens is not None and manifest.n_tokens < config.n_tokens:
         _log.warning(
-            "%s has only %d of the %d tokens asked for; each is stored once.", corpus.source, manifest.n_tokens, n_tokens
+            "%s has only %d of the %d tokens asked for; each is stored once.", corpus.source, manifest.n_tokens, config.n_tokens
         )
     return ActivationStore.open(job.path)
 
 
 def check_settings(
-    lm: LanguageModel,
-    sites: Iterable[str | Site],
-    corpus: Corpus,
-    *,
-    n_tokens: int | None = None,
-    context: int | None = None,
-    dtype: str = "float32",
-    packing: Packing = "pack",
+    lm: LanguageModel, sites: Iterable[str | Site], corpus: Corpus, config: CacheConfig | None = None, **changes: Any
 ) -> None:
     """Raise what :func:`write_store` would raise at once; reads up to the first text of the corpus and writes nothing.
 
     Raises:
         UnknownSite, ContextTooLong, ConfigError, CorpusError: what is asked for cannot be done.
     """
-    _check_sizes(lm, [lm.site(site) for site in sites], n_tokens, context, dtype, packing)
+    dataclasses.replace(config or CacheConfig(), **changes).check(lm, [lm.site(site) for site in sites])
     check_corpus(corpus)
 
 
-def _check_sizes(
-    lm: LanguageModel, sites: list[Site], n_tokens: int | None, context: int | None, dtype: str, packing: Packing
-) -> None:
-    if not sites:
-        raise ConfigError("No site was given.", "Name at least one, like 'resid_post.3'.")
-    for site in sites:
-        lm.width(site)
-    storage_dtype(dtype)
-    check_packing(lm, default_context(lm) if context is None else context, n_tokens, packing)
-
-
-def default_context(lm: LanguageModel) -> int:
-    """Tokens in a context where nobody says."""
-    return min(256, lm.max_context)
-
-
-def default_batch_size(lm: LanguageModel, context: int) -> int:
-    """Contexts in a forward pass: few enough for a CPU's caches and allocator, enough to keep a GPU busy."""
-    return max(1, (2**11 if lm.device.type == "cpu" else 2**15) // context)
-
-
-@dataclass
 class _Job:
-    path: Path
-    lm: LanguageModel
-    sites: list[Site]
-    corpus: Corpus
-    n_tokens: int | None
-    context: int
-    packing: Packing
-    dtype: torch.dtype
-    batch_size: int
-    shard_tokens: int
+    """A store that is being written."""
 
-    def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("shard_tokens", self.shard_tokens)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+    def __init__(self, path: Path, lm: LanguageModel, sites: Sequence[Site], corpus: Corpus, config: CacheConfig) -> None:
+        self.path, self.lm, self.sites, self.corpus, self.config = path, lm, sites, corpus, config
+        self.layout = config.layout.resolve(lm)
+        self.dtype = storage_dtype(config.dtype)
+        widths = {str(site): lm.width(site) for site in sites}
+        in_bytes = max(1, min(_SHARD_TOKENS, _SHARD_BYTES // (sum(widths.values()) * self.dtype.itemsize)))
+        self.shard_tokens = in_bytes if config.shard_tokens is None else config.shard_tokens
+        self.provenance: dict[str, Any] = {
+            "saekit": VERSION,
+            "model": model_facts(lm),
+            "corpus": {"source": corpus.source, **corpus.fingerprint()},
+            "sites": widths,
+            "context": self.layout.context,
+            "packing": config.packing,
+            "n_tokens": config.n_tokens,
+            "dtype": config.dtype,
+        }
 
-    def begin(self, provenance: dict[str, Any]) -> Manifest:
+    def begin(self) -> Manifest:
         """The manifest of the store, or a new one.
 
         Raises:
@@ -176,7 +168,7 @@ class _Job:
         """
         if (self.path / FILE).exists():
             manifest = Manifest.load(self.path)
-            manifest.require(provenance, self.path)
+            manifest.require(self.provenance, self.path)
             return manifest
         if self.path.exists() and not self.path.is_dir():
             raise StoreMismatch(f"{self.path} is a file.", "Choose a folder.")
@@ -184,7 +176,7 @@ class _Job:
         names = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
         if others := [name for name in names if name != shard_name(0) and not is_leftover(name)]:
             raise StoreMismatch(f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder.")
-        return Manifest(provenance)
+        return Manifest(self.provenance)
 
     def finished(self, manifest: Manifest) -> bool:
         """Whether nothing is left to do."""
@@ -201,11 +193,11 @@ class _Job:
     def run(self, manifest: Manifest, progress: bool) -> None:
         """Make the shards that are missing, then those still to come."""
         lost = [index for index, entry in enumerate(manifest.shards) if damaged(self.path, entry)]
-        with track("caching", total=self.n_tokens, subject="activations", enabled=progress) as bar:
+        with track("caching", total=self.config.n_tokens, subject="activations", enabled=progress) as bar:
             for index in lost:
                 self._fill(manifest, index, manifest.shards[index].tokens, bar)
             if not manifest.complete:
-                left = None if self.n_tokens is None else self.n_tokens - manifest.n_tokens
+                left = None if self.config.n_tokens is None else self.config.n_tokens - manifest.n_tokens
                 if left != 0:
                     self._fill(manifest, len(manifest.shards), left, bar)
                 manifest.complete = True
@@ -218,31 +210,44 @@ class _Job:
         done = sum(entry.tokens for entry in manifest.shards[:first])
         shard_tokens = self.shard_tokens if first == len(manifest.shards) else manifest.shards[first].tokens
 
-        def enter(index: int, entry: ShardEntry) -> None:
-            before = list(manifest.shards)
-            manifest.shards[index : index + 1] = [entry]
-            try:
-                manifest.save(self.path)
-            except BaseException:
-                manifest.shards = before
-                raise
+        shards = ShardLayout(self.path, first, shard_tokens, self.dtype, self.lm.special_ids)
+        with contextlib.closing(prefetch(self._batches(start, count), depth=4)) as batches:
+            passes = self._passes(batches, done, bar)
+            with contextlib.closing(write_shards(passes, shards)) as entries:
+                for index, entry in enumerate(entries, start=first):
+                    self._enter(manifest, index, entry)
 
-        pipe = ShardPipe(self.path, first, shard_tokens, self.dtype, self.lm.special_ids, enter)
-        with pipe, contextlib.closing(prefetch(self._batches(start, count), depth=4)) as batches:
-            for batch in batches:
-                # Pads are on the right, after every real token, so that causal attention needs no mask for them.
-                pipe.put(batch, self.lm.run(batch.tokens_BT, read=self.sites, logits=None).acts)
-                done += batch.n_tokens
-                bar.update(done, note=self.path.name)
+    def _passes(
+        self, batches: Iterable[TokenBatch], done: int, bar: Bar
+    ) -> Iterator[tuple[TokenBatch, Mapping[Site, torch.Tensor]]]:
+        """The batches and their activations."""
+        for batch in batches:
+            # Pads are on the right, after every real token, so that causal attention needs no mask for them.
+            yield batch, self.lm.run(batch.tokens_BT, read=self.sites, logits=None).acts
+            done += batch.n_tokens
+            bar.update(done, note=self.path.name)
+
+    def _enter(self, manifest: Manifest, index: int, entry: ShardEntry) -> None:
+        """Record a shard that is on disk, or remove it where that fails."""
+        before = list(manifest.shards)
+        manifest.shards[index : index + 1] = [entry]
+        try:
+            manifest.save(self.path)
+        except BaseException:
+            manifest.shards = before
+            (self.path / entry.file).unlink(missing_ok=True)
+            raise
 
     def _batches(self, start: Cursor, count: int | None) -> Iterator[TokenBatch]:
+        layout = self.layout
+        assert layout.context is not None and layout.contexts is not None
         return token_batches(
             self.lm,
             self.corpus,
-            context=self.context,
+            context=layout.context,
             n_tokens=count,
-            batch_size=self.batch_size,
-            packing=self.packing,
+            batch_size=layout.contexts,
+            packing=layout.packing,
             start=start,
         )
 
