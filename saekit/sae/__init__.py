@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
-    from saekit.sae.architectures import SAE
     from saekit.sae.code import SparseCode
     from saekit.sae.config import SAEConfig
     from saekit.sae.cross import CrossCoder
     from saekit.sae.files import load_sparsity
+    from saekit.sae.modules import SAE
     from saekit.sae.registry import ARCHITECTURES
 
 __all__ = ["ARCHITECTURES", "SAE", "CrossCoder", "SAEConfig", "SparseCode", "load_sparsity"]
@@ -21,7 +21,7 @@ __getattr__ = attributes(
     __name__,
     {
         "ARCHITECTURES": "saekit.sae.registry",
-        "SAE": "saekit.sae.architectures",
+        "SAE": "saekit.sae.modules",
         "CrossCoder": "saekit.sae.cross",
         "SAEConfig": "saekit.sae.config",
         "SparseCode": "saekit.sae.code",

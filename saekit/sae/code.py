@@ -73,6 +73,13 @@ class Code:
         counts_B = torch.bincount(self.row_N[keep_N], minlength=len(self))
         return Code(self.values_N[keep_N], self.latents_N[keep_N], _starts(counts_B))
 
+    def with_nan(self, wrong_B: Tensor) -> Code:
+        """The code with NaN at latent 0 in some rows (B,): comparisons with a threshold would pass over them silently."""
+        if not bool(wrong_B.any()):
+            return self
+        values_N = self.values_N.new_full((int(wrong_B.sum()),), torch.nan)
+        return Code.beside([Code(values_N, torch.zeros_like(values_N, dtype=torch.int64), _starts(wrong_B.long())), self])
+
     def split(self, ends_G: Tensor) -> Code:
         """The same with G rows for each: row b * G + g has the latents of row b from ends[g - 1] up to, not with, ends[g]."""
         level_N = torch.bucketize(self.latents_N, ends_G, right=True)
@@ -164,6 +171,11 @@ class SparseCode:
     def __iter__(self) -> Iterator[Tensor]:
         """`values, indices = code`."""
         return iter(self._padded)
+
+    def fired(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row (of the flattened batch), latent and coefficient of every entry that is not 0, each (N,)."""
+        keep_N = self.rows.values_N != 0
+        return self.rows.row_N[keep_N], self.rows.latents_N[keep_N], self.rows.values_N[keep_N]
 
     def dense(self, n_latents: int) -> Tensor:
         """The same code as one (..., n_latents) tensor; padding may repeat the index of a real value."""

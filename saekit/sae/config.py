@@ -241,6 +241,18 @@ def site_of(metadata: Mapping[str, Any], key: str) -> Site | None:
         return None
 
 
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The name of a dtype of weights.
+
+    Raises:
+        ConfigError: an SAE cannot have it.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"There is no dtype {name!r} for SAEs.", f"Known: {', '.join(DTYPES)}.")
+    return name
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
 

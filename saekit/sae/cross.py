@@ -10,9 +10,9 @@ from torch.nn.functional import linear
 
 from saekit.errors import StoreMismatch
 from saekit.names.site import Site
-from saekit.sae.architectures import SAE
 from saekit.sae.code import Code, SparseCode
 from saekit.sae.kernels import encode_above
+from saekit.sae.modules import SAE
 
 Acts = Mapping[Site, Tensor]
 

@@ -51,7 +51,7 @@ class Architecture:
     transcoder: Literal["relu", "jumprelu"] | None = None
     kind: Kind = Kind.SAE
     skips: bool = False
-    module: str = "saekit.sae.architectures:SAE"
+    module: str = "saekit.sae.modules:SAE"
     stored_as: str | None = None
     trained_as: str | None = None
 

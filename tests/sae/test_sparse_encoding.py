@@ -107,6 +107,8 @@ def test_a_code_has_two_equal_forms() -> None:
     ragged = SparseCode.of_rows(Code(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4, 1, 0]), torch.tensor([0, 2, 3])), (1, 2))
     assert torch.equal(padded.dense(5), ragged.dense(5)) and padded.dense(5).shape == (1, 2, 5)
     assert torch.equal(ragged.values, values)
+    for code in (padded, ragged):
+        assert [each.tolist() for each in code.fired()] == [[0, 0, 1], [4, 1, 0], [1.0, 2.0, 3.0]]
     first, second = padded
     assert torch.equal(first, values) and torch.equal(second, indices)
 

@@ -39,10 +39,9 @@ def feature_codes(
     values, tokens, features, kept = ([np.zeros(0, kind)] for kind in (np.float32, np.int64, np.int64, np.int64))
     done = 0
     for which, acts in document_activations(lm, [site], labelled.ids, _SEQUENCES):
-        code = sae.encode_sparse(acts[site])
-        row, slot = (code.values != 0).nonzero(as_tuple=True)
-        values.append(code.values[row, slot].float().cpu().numpy())
-        features.append(code.indices[row, slot].cpu().numpy())
+        row, latents, fired = sae.encode_sparse(acts[site]).fired()
+        values.append(fired.float().cpu().numpy())
+        features.append(latents.cpu().numpy())
         tokens.append(which[row.cpu().numpy()])
         kept.append(which)
         done += len(which)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saekit.lab import Document, Labelled, Span
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
-    from saekit.sae import SAE, SparseCode
+    from saekit.sae import SAE
 
 
 @dataclass(frozen=True)
@@ -236,16 +236,12 @@ def _chosen(labelled: Labelled, half_T: np.ndarray, most: int, rng: np.random.Ge
 
 def _codes(sae: SAE, x_BD: torch.Tensor) -> csr_array:
     """(B, F) activations of the latents times the norms of their decoder rows."""
-    code: SparseCode = sae.encode_sparse(x_BD)
-    return _csr(code.values * sae.scale(x_BD) * sae.W_dec.norm(dim=1)[code.indices], code.indices, sae.cfg.n_latents)
-
-
-def _csr(values_BK: torch.Tensor, indices_BK: torch.Tensor, F: int) -> csr_array:
     from scipy.sparse import csr_array
 
-    row, slot = (values_BK != 0).nonzero(as_tuple=True)
-    values, latents = values_BK[row, slot].float().cpu().numpy(), indices_BK[row, slot].cpu().numpy()
-    return csr_array((values, (row.cpu().numpy(), latents)), shape=(len(values_BK), F))
+    row, latents, values = sae.encode_sparse(x_BD).fired()
+    values = values * sae.scale(x_BD)[row, 0] * sae.W_dec.norm(dim=1)[latents]
+    entries = values.float().cpu().numpy(), (row.cpu().numpy(), latents.cpu().numpy())
+    return csr_array(entries, shape=(len(x_BD), sae.cfg.n_latents))
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, csr_array]]) -> tuple[np.ndarray, np.ndarray, csr_array]:

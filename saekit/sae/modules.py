@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from saekit.errors import ConfigError, SAEFormatError, StoreMismatch, UnknownRef
+from saekit.errors import ConfigError, StoreMismatch, UnknownRef
 from saekit.names.site import Site
-from saekit.plugins import resolve
 from saekit.sae import files, kernels, published
 from saekit.sae.activations import Selection, Threshold
+from saekit.sae.assemble import assemble, check_tensors
 from saekit.sae.code import Code, SparseCode
-from saekit.sae.config import DTYPES, SAEConfig
-from saekit.sae.format import VERSION_KEYS, config_from_dict, config_to_dict
+from saekit.sae.config import DTYPES, SAEConfig, dtype_name
+from saekit.sae.format import VERSION_KEYS, config_to_dict
+from saekit.sae.normalization import normalize
 
 _USUALLY = 64.0  # latents that fire on a token, where an SAE does not say how many
 
@@ -67,8 +68,7 @@ class SAE(nn.Module):
         shapes = cfg.shapes()
         if tensors is None:
             tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
-        _check_names(tensors, shapes, cfg.architecture)
-        _check_shapes(tensors, shapes)
+        check_tensors(tensors, shapes, cfg.architecture)
         for name in shapes:
             data = tensors[name].detach().to(dtype)
             # In memory a latent's encoder weights lie side by side: one feature then costs one short read, whatever F is.
@@ -106,7 +106,7 @@ class SAE(nn.Module):
         x_ND = self._centre(x_ND)
         function = self.cfg.activation_function
         if isinstance(function, Threshold):
-            return SparseCode.of_rows(_marked(self._above(x_ND, function), x_ND), lead)
+            return SparseCode.of_rows(self._above(x_ND, function).with_nan(~x_ND.detach().isfinite().all(1)), lead)
         return SparseCode.of_rows(Code.of(*self._select(x_ND)), lead)
 
     def encode_features(self, x_BD: Tensor, features: Sequence[int] | Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class SAE(nn.Module):
                 out_NO = out_NO + x_ND @ self.get_parameter("W_skip").T
             return out_NO.reshape(*lead, self.cfg.d_out)
         if self.cfg.normalizes:
-            _, shift_N1, scale_N1 = _normalize(x_ND, self.cfg.normalize_activations)
+            _, shift_N1, scale_N1 = normalize(x_ND, self.cfg.normalize_activations)
             out_NO = out_NO * scale_N1 + shift_N1
         return out_NO.reshape(x_BD.shape)
 
@@ -181,7 +181,7 @@ class SAE(nn.Module):
         x_ND, lead = self._rows(x_BD)
         if not self.cfg.normalizes or self.cfg.transcodes:
             return x_ND.new_ones(*lead, 1)
-        return _normalize(x_ND, self.cfg.normalize_activations)[2].reshape(*lead, 1)
+        return normalize(x_ND, self.cfg.normalize_activations)[2].reshape(*lead, 1)
 
     # -- files and identity
 
@@ -202,7 +202,7 @@ class SAE(nn.Module):
                 architecture is not one of :data:`saekit.sae.ARCHITECTURES`.
             ConfigError: there is no such dtype for SAEs.
         """
-        wanted = None if dtype is None else _dtype_name(dtype)
+        wanted = None if dtype is None else dtype_name(dtype)
         if (folder := files.find(source)) is None:
             return assemble(published.fetch(source, wanted or "float32")).to(device)
         content = files.read(folder)
@@ -321,7 +321,7 @@ class SAE(nn.Module):
 
     def _centre(self, x_ND: Tensor) -> Tensor:
         if self.cfg.normalizes:
-            x_ND, _, _ = _normalize(x_ND, self.cfg.normalize_activations)
+            x_ND, _, _ = normalize(x_ND, self.cfg.normalize_activations)
         return x_ND - self.b_dec if self.cfg.apply_b_dec_to_input else x_ND
 
     def _parameters_of(self, features: Tensor | None = None) -> dict[str, Tensor]:
@@ -372,114 +372,3 @@ class SAE(nn.Module):
         if len(wrong):
             raise UnknownRef(f"{self.name} has no feature {int(wrong[0])}.", f"Its features are 0 to {self.cfg.n_latents - 1}.")
         return wanted
-
-
-def _normalize(x_ND: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A row's normalised form, and the shift and scale (N, 1) that bring a reconstruction back, all as sae-lens has them."""
-    if how == "layer_norm":
-        shift_N1 = x_ND.mean(-1, keepdim=True)
-        scale_N1 = (x_ND - shift_N1).norm(dim=-1, keepdim=True) / (x_ND.shape[-1] - 1) ** 0.5
-        return (x_ND - shift_N1) / (scale_N1 + 1e-5), shift_N1, scale_N1
-    # constant_norm_rescale: every row gets norm sqrt(D). The clamp keeps an all-zero row zero where sae-lens makes it NaN.
-    norm_N1 = x_ND.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x_ND.dtype).tiny)
-    scale_N1 = norm_N1 / x_ND.shape[-1] ** 0.5
-    return x_ND / scale_N1, torch.zeros_like(scale_N1), scale_N1
-
-
-def _marked(code: Code, x_ND: Tensor) -> Code:
-    """The code, with NaN at latent 0 for rows that are not finite: comparisons with a threshold would pass over them silently."""
-    wrong_N = ~x_ND.detach().isfinite().all(1)
-    if not bool(wrong_N.any()):
-        return code
-    values = code.values_N.new_full((int(wrong_N.sum()),), torch.nan)
-    start_N1 = torch.cat([wrong_N.new_zeros(1, dtype=torch.int64), wrong_N.cumsum(0)])
-    return Code.beside([Code(values, torch.zeros_like(values, dtype=torch.int64), start_N1), code])
-
-
-def _dtype_name(dtype: str | torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ConfigError(f"There is no dtype {name!r} for SAEs.", f"Known: {', '.join(DTYPES)}.")
-    return name
-
-
-def assemble(content: files.Content) -> SAE:
-    """An SAE from sae-lens's configuration and tensors. Every scale that can be folded into the weights is folded.
-
-    Raises:
-        SAEFormatError: configuration and tensors disagree, or numbers are not finite.
-    """
-    raw, scale = content.raw, content.scale
-    cfg = config_from_dict(raw, content.tensors)
-    state, factor = _named_as_here(content, cfg)
-    sae: SAE = resolve(cfg.row.module)(cfg, state)
-    for name, tensor in sae.state_dict().items():
-        # A threshold of infinity is a latent that is switched off.
-        if not bool((~tensor.isnan() if name == "threshold" else tensor.isfinite()).all()):
-            raise SAEFormatError(f"{name} holds numbers that are not finite.", "The run diverged or the file is damaged.")
-    if factor is not None:
-        sae.W_dec.mul_(factor[:, None])  # fine-tuned scales act on the codes when they are decoded
-    if scale is not None:
-        sae.fold_scale(scale)
-    if raw.get("rescale_acts_by_decoder_norm"):
-        _fold_decoder_norm(sae)
-    return sae
-
-
-def _named_as_here(content: files.Content, cfg: SAEConfig) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The tensors under the names of :meth:`SAEConfig.shapes`, and factors (F,) on the codes where the file has them."""
-    raw, scale, dtype = content.raw, content.scale, DTYPES[cfg.dtype]
-    for name, tensor in content.tensors.items():
-        if not tensor.is_floating_point():
-            raise SAEFormatError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, not real numbers.")
-    shapes = cfg.shapes()
-    _check_shapes(content.tensors, {name: shapes[name] for name in shapes if name in content.tensors})
-    if "W_enc" not in content.tensors:
-        raise SAEFormatError("The tensors have no W_enc.", f"A {cfg.architecture} SAE needs {', '.join(shapes)}.")
-    state = {name: tensor if name == "topk_threshold" else tensor.to(dtype) for name, tensor in content.tensors.items()}
-    if "log_threshold" in state:  # JumpReLU checkpoints of sae-lens 5
-        state["threshold"] = state.pop("log_threshold").exp()
-    if "topk_threshold" in state:  # BatchTopK and Matryoshka checkpoints
-        threshold = state.pop("topk_threshold")
-        if threshold.numel() != 1:
-            raise SAEFormatError(f"topk_threshold has shape {tuple(threshold.shape)}.", "It is one number.")
-        # With rescale_acts_by_decoder_norm it is in units of h * |W_dec|, and folding the scale divides W_dec.
-        unit = scale if scale and raw.get("rescale_acts_by_decoder_norm") else 1.0
-        state["threshold"] = torch.full((cfg.n_latents,), threshold.item() / unit, dtype=dtype)
-    factor = next((state.pop(key) for key in ("scaling_factor", "finetuning_scaling_factor") if key in state), None)
-    if factor is None or torch.allclose(factor, torch.ones_like(factor)):
-        return state, None
-    if not raw.get("finetuning_scaling_factor"):
-        raise SAEFormatError("There is a scaling_factor among the tensors that the configuration does not mention.")
-    if factor.shape != (cfg.n_latents,) or not bool(factor.isfinite().all()):
-        raise SAEFormatError(f"scaling_factor is not {cfg.n_latents} finite numbers.", "The file is damaged.")
-    return state, factor
-
-
-@torch.no_grad()
-def _fold_decoder_norm(sae: SAE) -> None:
-    """Fold |W_dec| of a file that selects and reports codes as `h * |W_dec|` and decodes them with unit rows."""
-    if "b_enc" not in sae.cfg.activation_function.parameters:
-        raise SAEFormatError(f"rescale_acts_by_decoder_norm is not supported for {sae.cfg.architecture}.")
-    norm_F = sae.W_dec.float().norm(dim=-1) if sae.dtype.itemsize < 4 else sae.W_dec.norm(dim=-1)
-    sae.W_enc.copy_(sae.W_enc * norm_F)
-    sae.get_parameter("b_enc").copy_(sae.get_parameter("b_enc") * norm_F)
-    sae.W_dec.copy_(sae.W_dec / norm_F.where(norm_F > 0, 1.0)[:, None])
-
-
-def _check_names(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
-    missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    if missing or extra:
-        parts = [f"{label} {', '.join(names)}" for label, names in (("missing", missing), ("unexpected", extra)) if names]
-        raise SAEFormatError(
-            f"The tensors do not make a {architecture} SAE: {'; '.join(parts)[:500]}.", f"It needs {', '.join(shapes)}."
-        )
-
-
-def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            raise SAEFormatError(
-                f"{name} has shape {tuple(tensors[name].shape)}, but the configuration says {shape}.",
-                "The configuration belongs to another SAE, or d_in, d_sae or d_out in it is wrong.",
-            )
