@@ -1,11 +1,11 @@
-"""Amplitude manipulation: set, scale, add to or copy the coefficients of units.
+"""Amplitude manipulation: ablate, set, scale, add to or copy the coefficients of units.
 
 For a coefficient a: zero ablation a := 0, mean ablation a := E[a], clamp a := c, scaling a := c a, addition a := a + c,
-patching a := a of another run. On features only the unit's own contribution moves and the SAE's error stays:
-x + (a' - a) W_dec[j].
+patching a := a of another run. Changing feature j of an SAE adds (a' - a) W_dec[j] to the activation x; the SAE's reconstruction
+error stays part of x.
 
-Targets are refs (or their text), vectors, or lists of either; strengths are numbers (raw), text ('0.5norm', '2max', 'q.99'), or
-a list of either with one for each prompt of a batch.
+Targets are refs (or their text), vectors, or lists of these. Strengths are numbers (raw), texts ('0.5norm', '2max', 'q.99'), or
+lists of these with one for each prompt of a batch.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ AnyStrength = Strength | float | str | Tensor | Sequence[float | str]
 def clamp(
     targets: Targets, strength: AnyStrength, *, along: Tensor | None = None, positions: Positions | None = None
 ) -> Intervention:
-    """Set coefficients. For a head, to `strength` times the vector `along`."""
+    """Set coefficients to `strength`; the coefficient of a head, which is a vector, to `strength` times the vector `along`."""
     return _each("clamp", targets, Strength.of(strength), positions, along)
 
 
 def add(
     targets: Targets, strength: AnyStrength, *, along: Tensor | None = None, positions: Positions | None = None
 ) -> Intervention:
-    """Add to coefficients: a constant push along each unit's direction, whatever the unit does by itself."""
+    """Add to coefficients: a constant push along the direction of each unit, whatever its own coefficient is."""
     return _each("add", targets, Strength.of(strength), positions, along)
 
 
 def scale(targets: Targets, factor: AnyStrength, *, positions: Positions | None = None) -> Intervention:
-    """Multiply coefficients; heads as a whole."""
+    """Multiply coefficients by a factor; that of a head, which is a vector, as a whole."""
     return _each("scale", targets, Strength.of(factor), positions)
 
 
@@ -57,7 +57,7 @@ def ablate(targets: Targets, to: Literal["zero", "mean"] = "zero", *, positions:
     Without `positions`, `lm.generate` ablates at all tokens, not only at the last and the generated ones.
     """
     if to not in ("zero", "mean"):
-        raise InterventionError(f"There is no ablation to {to!r}.", "Ablate to 'zero' or to 'mean'.")
+        raise InterventionError(f"There is no ablation to {to!r:.40}.", "Ablate to 'zero' or to 'mean'.")
     return _each("ablate", targets, Strength(1.0, "mean") if to == "mean" else Strength(0.0), positions)
 
 
@@ -65,10 +65,13 @@ def ablate(targets: Targets, to: Literal["zero", "mean"] = "zero", *, positions:
 def patch(
     lm: LanguageModel, targets: Targets, source: str | Sequence[int], *, positions: Positions | None = None
 ) -> Intervention:
-    """Set coefficients at each position to what they are there when the model reads `source` (text or token ids).
+    """Set coefficients at each position to their values at the same position of another text.
 
     Args:
-        positions: unless given, those of the source's ordinary tokens (`lm.ordinary`: not BOS).
+        lm: the model.
+        targets: the units.
+        source: the other text, or its token ids.
+        positions: unless given, the positions of the ordinary tokens of `source` (`lm.ordinary`).
     """
     listed = _listed(targets)
     (row,) = text_rows(lm, [source])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One change to one unit."""
+"""Changes: an operation on the coefficient of one unit."""
 
 from __future__ import annotations
 

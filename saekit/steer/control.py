@@ -29,7 +29,7 @@ class RandomControl:
     intervention: Intervention | BoundIntervention
     seed: int = 0
     along: Literal["direction", "feature"] = "direction"
-    """r is uniform on the sphere, or the direction of a random feature of the SAE attached there."""
+    """"direction": r is uniform on the sphere. "feature": r is the direction of a random feature of the SAE attached there."""
 
     def edits(self, lm: LanguageModel) -> list[Edit]:
         """The edits that `run` and `generate` apply.

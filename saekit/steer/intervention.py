@@ -1,4 +1,4 @@
-"""Interventions: what is changed, how strongly and where, apart from any model that it is applied to."""
+"""Interventions: which units are changed, how, how strongly and at which tokens. They belong to no model until they are bound."""
 
 from __future__ import annotations
 
@@ -49,13 +49,15 @@ class Intervention:
             return NotImplemented
         for site in self.dictionaries.keys() & other.dictionaries.keys():
             if self.dictionaries[site] != other.dictionaries[site]:
-                raise StoreMismatch(f"The interventions are on features of two different SAEs at {site}.", "Keep them apart.")
+                raise StoreMismatch(
+                    f"The interventions are on features of two different SAEs at {site}.", "Apply them separately."
+                )
         return Intervention(
             self.changes + other.changes, {**self.dictionaries, **other.dictionaries}, {**self.notes, **other.notes}
         )
 
     def __radd__(self, other: int) -> Intervention:
-        return self  # sum() starts from 0
+        return self if isinstance(other, int) else NotImplemented  # sum() starts from 0
 
     def at(self, positions: Positions | None) -> Intervention:
         """The same changes at other tokens."""
@@ -143,7 +145,7 @@ class Intervention:
             sae = lm.dictionaries.get(Site.parse(site))
             if sae is not None and sae.fingerprint() != fingerprint:
                 raise StoreMismatch(
-                    f"The intervention was made for another SAE than the one attached at {site}.",
+                    f"The intervention was made for another SAE than the one that is attached at {site}.",
                     f"Attach the SAE whose fingerprint begins with {fingerprint[:12]}.",
                 )
 

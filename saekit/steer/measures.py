@@ -1,4 +1,4 @@
-"""The measures that strengths are multiples of, taken on text."""
+"""Measures on text that the units of strength refer to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measure(
     *,
     batch_size: int = 16,
 ) -> Measures:
-    """Run the model on `texts` (or rows of token ids) and measure.
+    """Run the model on `texts`, or rows of token ids, and measure units and sites.
 
     Only ordinary tokens count (`lm.ordinary`): the activation of a BOS, or of another first token, is often tens of times longer
     than any other.

@@ -1,4 +1,4 @@
-"""How strong a change is, in a unit that carries over between features, sites and models."""
+"""Strengths: numbers in a unit that is comparable between features, sites and models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from saekit.names.ref import FORMS
 from saekit.names.site import Site
 from saekit.steer.operations import OPERATIONS
 
-# What one unit of strength is:
-#   raw       the coefficient itself (for `scale`, the factor)
-#   norm      the median norm of the site's activations at ordinary tokens, as the length of what the unit writes there
-#   max       the unit's own largest coefficient on a corpus
-#   quantile  that quantile (0 to 1) of the unit's own positive coefficients
-#   mean      the unit's own mean coefficient over all tokens (what mean ablation sets)
+# Units of strength. A strength of 1 in each unit stands for:
+#   raw       a coefficient of 1 (for `scale`, a factor of 1)
+#   norm      the coefficient at which the unit writes a vector as long as the median activation of ordinary tokens at the site
+#   max       the largest coefficient of the unit on a corpus
+#   quantile  the largest positive coefficient of the unit; 0.5 stands for the median of the positive ones
+#   mean      the mean coefficient of the unit over all ordinary tokens, the value that mean ablation sets
 UNITS = ("raw", "norm", "max", "quantile", "mean")
 
 _LARGEST = 3.4028234663852886e38
@@ -32,14 +32,18 @@ _STRENGTH = re.compile(rf"(?P<quantile>q)?(?P<value>{_NUMBER})(?P<unit>raw|norm|
 
 @dataclass(frozen=True)
 class Strength:
-    """A number, or one number per prompt of a batch, and its unit (see :data:`UNITS`)."""
+    """A number, or one number for each prompt of a batch, in one of :data:`UNITS`.
+
+    Raises:
+        InterventionError: a number is not finite in float32, a quantile is not from 0 to 1, or there is no such unit.
+    """
 
     value: float | tuple[float, ...]
     unit: str = "raw"
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise InterventionError(f"There is no unit of strength {self.unit!r}.", f"Units: {', '.join(UNITS)}.")
+            raise InterventionError(f"There is no unit of strength {self.unit!r:.40}.", f"Units: {', '.join(UNITS)}.")
         try:
             values = tuple(float(value) for value in self.values)
         except (TypeError, ValueError, OverflowError) as error:
@@ -97,10 +101,10 @@ class Strength:
         return ",".join(f"q{v:g}" if self.unit == "quantile" else f"{v:g}{self.unit}" for v in self.values)
 
 
-# What clamp and add do where no strength is given. Half the typical norm is where steering works best before fluency goes
-# (reports on larger models say so; on a five-layer model of children's stories it raises the promoted tokens of as many
-# features as 1.5 times their maximum, at half the perplexity). It does not depend on how rare a feature is.
 DEFAULT = Strength(0.5, "norm")
+"""The strength of clamp and add where none is given. It does not depend on how rare a feature is. Reports on larger models find
+that steering works best near half the typical norm before fluency suffers. On a five-layer model of children's stories, it
+raises the promoted tokens of as many features as 1.5 times their maximum does, at half the perplexity."""
 
 
 def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None]:
@@ -122,21 +126,23 @@ def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """What a unit does on a corpus: the measures that strengths are multiples of."""
+    """Statistics of a unit on a corpus: the measures that the units of strength refer to."""
 
     max: float
     """Largest coefficient."""
     mean: float | Tensor = 0.0
     """Mean over all ordinary tokens, zeros included; a (d_head,) vector for a head."""
     quantiles: tuple[tuple[float, float], ...] = ()
-    """(quantile, coefficient) pairs of the positive coefficients, ascending; what lies between is interpolated."""
+    """(quantile, coefficient) pairs of the positive coefficients, ascending; other quantiles are interpolated linearly."""
 
     @classmethod
     def measured(cls, values: Tensor) -> FeatureStats:
-        """From a unit's coefficients at every ordinary token: (N,), or (N, d_head) for a head, whose maximum is a norm.
+        """From the coefficients of a unit at every ordinary token: (N,), or (N, d_head) for a head.
+
+        The maximum of a head is the largest norm; a head has no quantiles.
 
         Raises:
-            InterventionError: there are none.
+            InterventionError: there is no coefficient.
         """
         if not len(values):
             raise InterventionError("No token is left to measure a unit on.", "Give longer texts.")
@@ -156,7 +162,7 @@ class FeatureStats:
         """The q-quantile of the positive coefficients.
 
         Raises:
-            InterventionError: the quantiles at hand do not reach it.
+            InterventionError: the known quantiles do not include it.
         """
         for (q0, v0), (q1, v1) in pairwise(self.quantiles):
             if q0 <= q <= q1:
@@ -164,7 +170,7 @@ class FeatureStats:
         raise InterventionError(f"The {q:g} quantile is not known.", "The unit never fires, or its quantiles were not measured.")
 
 
-# Where measures come from: a table, or a function that looks them up.
+# Sources of measures: a table, or a function that looks them up.
 StatsSource = Mapping[Any, FeatureStats] | Callable[[Any], FeatureStats]
 NormSource = Mapping[Site, float] | Callable[[Site], float]
 
@@ -173,7 +179,7 @@ def look_up(source: StatsSource | NormSource | None, key: Any, what: str) -> Any
     """The measure of `key` in a :data:`StatsSource` or :data:`NormSource`.
 
     Raises:
-        InterventionError: it is not there. There is no default strength in place of a missing measure.
+        InterventionError: the measure is missing. No default takes its place.
     """
     found = source.get(key) if isinstance(source, Mapping) else None if source is None else source(key)
     if found is None:

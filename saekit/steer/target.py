@@ -1,4 +1,4 @@
-"""What a change is aimed at: an object by its ref, or a direction given as numbers."""
+"""Targets of changes: objects named by refs, and directions given as numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """A direction at a site given as numbers: (width,), float32, heads flattened."""
+    """A direction at a site given as numbers: (width,), float32; at sites with heads, the heads one after the other.
+
+    Raises:
+        InterventionError: the direction is zero or not finite.
+    """
 
     site: Site
     values: Tensor
@@ -39,7 +43,7 @@ Target = Ref | Vector
 
 
 def place(lm: LanguageModel, target: Target) -> tuple[Space, int]:
-    """The space that a target lies in and its number there; a vector is alone in its space.
+    """The space that a target belongs to, and the target's number in it. A vector has a space of its own.
 
     Raises:
         UnknownRef, UnknownSite: the model has no such object or site.
@@ -51,7 +55,12 @@ def place(lm: LanguageModel, target: Target) -> tuple[Space, int]:
 
 
 def read_together(places: Mapping[Target, tuple[Space, int]], rows: Mapping[Site, Tensor]) -> dict[Target, Tensor]:
-    """Coefficients of every target at `rows` (N, *token_shape) of its site: (N, *unit_shape), one reading for a whole space."""
+    """Coefficients (N, *unit_shape) of every target, each space read once.
+
+    Args:
+        places: the space and number of each target.
+        rows: activations (N, *token_shape) by site.
+    """
     groups: dict[object, list[Target]] = defaultdict(list)
     for target in places:
         groups[(target.kind, target.site) if isinstance(target, Ref) else target].append(target)

@@ -85,14 +85,14 @@ def test_prompts_with_numbers_of_their_own_have_an_interval(stories_lm: Language
         exhaustive_ablation(lm, refs, tokens_BT, lambda logits: logits[0, 0, :5], progress=False)
 
 
-def test_heads_are_all_there_are(stories_lm: LanguageModel) -> None:
+def test_heads_lists_every_head(stories_lm: LanguageModel) -> None:
     expected = {Ref.head(layer, head) for layer in range(stories_lm.n_layers) for head in range(stories_lm.n_heads)}
     found = heads(stories_lm)
     assert set(found) == expected
     assert found == sorted(found)
 
 
-def test_what_cannot_be_ablated_is_refused_before_anything_is_run(stories_lm: LanguageModel, tokens: Any) -> None:
+def test_objects_that_cannot_be_ablated_are_refused_before_any_run(stories_lm: LanguageModel, tokens: Any) -> None:
     def never(logits: torch.Tensor) -> float:
         raise AssertionError("no metric is wanted")
 

@@ -303,7 +303,7 @@ def test_measuring_does_not_depend_on_the_batch(lm: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("strength", ["2max", "0.5norm", "q.9", "1mean"])
-def test_no_strength_is_assumed_where_its_measure_is_missing(lm: LanguageModel, strength: str) -> None:
+def test_a_strength_whose_measure_is_missing_is_refused(lm: LanguageModel, strength: str) -> None:
     made = clamp("feature:resid_post.2/7", strength)
     with pytest.raises(InterventionError, match="needs the"):
         made.edits(lm)
@@ -311,7 +311,7 @@ def test_no_strength_is_assumed_where_its_measure_is_missing(lm: LanguageModel, 
         made.resolve(lm, stats={}, norms={})
 
 
-def test_the_default_strength_is_a_visible_one_not_a_number_in_the_dark(lm: LanguageModel) -> None:
+def test_operations_without_a_strength_take_their_default(lm: LanguageModel) -> None:
     for op in ("clamp", "add"):
         made = intervene(op, "feature:resid_post.2/7")
         assert made.changes[0].strength == DEFAULT
@@ -330,7 +330,7 @@ def test_a_feature_that_never_fires_has_no_multiples_of_its_maximum(lm: Language
 
 
 @pytest.mark.parametrize("texts", [[], [""]])
-def test_nothing_to_measure_on(lm: LanguageModel, texts: list[str]) -> None:
+def test_measuring_needs_an_ordinary_token(lm: LanguageModel, texts: list[str]) -> None:
     with pytest.raises(InterventionError, match="ordinary token"):
         clamp("feature:resid_post.2/7", "2max").resolve(lm, texts=texts)
 
@@ -338,14 +338,14 @@ def test_nothing_to_measure_on(lm: LanguageModel, texts: list[str]) -> None:
 # Bad input
 
 
-def test_objects_that_do_not_exist(lm: LanguageModel) -> None:
+def test_objects_that_do_not_exist_are_refused(lm: LanguageModel) -> None:
     for ref in ("feature:resid_post.2/200", "feature:resid_post.1/3", "neuron:2/172", "head:2.8", "weight:1.down_proj/3"):
         for use in (lambda made: lm.run(tokens_of(lm), edits=[made]), lambda made: made.resolve(lm)):
             with pytest.raises((UnknownRef, InterventionError)):
                 use(clamp(ref, 1.0))
 
 
-def test_operations_and_strengths_that_do_not_fit(lm: LanguageModel) -> None:
+def test_operations_and_strengths_that_do_not_fit_are_refused(lm: LanguageModel) -> None:
     for make, says in (
         (lambda: scale("neuron:2/17", "2max"), "factor"),
         (lambda: ablate("neuron:2/17", "median"), "median"),  # type: ignore[arg-type]

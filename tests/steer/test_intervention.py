@@ -89,7 +89,7 @@ def test_every_change_keeps_its_own_value(lm: LanguageModel) -> None:
         assert (acts[Site("neurons", layer)][..., unit] == value).all()
 
 
-def test_nothing_changes_nothing(lm: LanguageModel) -> None:
+def test_an_empty_intervention_changes_nothing(lm: LanguageModel) -> None:
     assert Intervention().edits(lm) == []
     assert torch.equal(logits_of(lm, [Intervention()]), logits_of(lm))
 
@@ -223,7 +223,7 @@ def test_strengths_are_kept_beside_what_they_came_to(lm: LanguageModel) -> None:
     assert torch.equal(logits_of(lm, [Intervention.from_dict(data)]), logits_of(lm, [clamp(FEATURE, 8.0)]))
 
 
-def test_it_is_for_one_dictionary_only(lm: LanguageModel, make_sae: Callable[..., SAE]) -> None:
+def test_an_intervention_is_refused_with_another_dictionary(lm: LanguageModel, make_sae: Callable[..., SAE]) -> None:
     made = clamp(FEATURE, 2.0).resolve(lm)
     lm.attach_sae("resid_post.2", make_sae("standard", 64, 200, seed=1))
     for use in (lambda: made.edits(lm), lambda: made.resolve(lm), lambda: made + clamp(FEATURE, 2.0).resolve(lm)):
@@ -392,7 +392,7 @@ def test_a_save_that_fails_leaves_the_old_file(lm: LanguageModel, tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_direction_of_no_length_has_no_norm(lm: LanguageModel, make_sae: Callable[..., SAE]) -> None:
+def test_a_zero_direction_has_no_strength_in_norms(lm: LanguageModel, make_sae: Callable[..., SAE]) -> None:
     dead = make_sae("standard", 64, 200)
     dead.W_dec[7] = 0
     lm.attach_sae("resid_post.2", dead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -86,6 +87,9 @@ def test_features_are_read_once_however_their_positions_are_written(lm: Language
     out = str(sae.writes_at(Site.parse(site)))
     tokens_BT, mask_BT = lm.encode(TEXTS, pad_side="left")
     base = lm.run(tokens_BT, attention_mask=mask_BT, read=[site, out])
+    # Features that fire: moving one of these changes which others are among the largest.
+    busiest = sae.encode_dense(base[site][mask_BT.bool()]).amax(0).topk(len(UNITS)).indices.tolist()
+    made = [(op, busiest[UNITS.index(unit)], value, positions) for op, unit, value, positions in made]
     edited = lm.run(tokens_BT, attention_mask=mask_BT, read=[out], edits=[build(f"feature:{site}/", made)], positions="all")[out]
     moved = 0.0
     for b in range(len(TEXTS)):
@@ -206,6 +210,22 @@ def test_two_names_of_one_neuron_are_one_unit(lm: LanguageModel) -> None:
     both = lm.run(tokens, edits=[scale("neuron:2/17", 3.0) + add("residual:neurons.2/17", 2.0)], read=["neurons.2"])["neurons.2"]
     x = lm.run(tokens, read=["neurons.2"])["neurons.2"]
     torch.testing.assert_close(both[..., 17], 3 * x[..., 17] + 2, rtol=0, atol=1e-6)
+
+
+def test_threads_may_share_a_bound_intervention(lm: LanguageModel) -> None:
+    """A transcoder's coefficients wait between two hooks of one pass; no other pass takes them."""
+    made = (clamp("feature:mlp_in.1/3", 9.0) + clamp("feature:resid_post.3/7", 4.0, positions="prompt")).bind(lm)
+    rows = [torch.tensor([lm.text.ids([text])[0]]) for text in TEXTS]
+    expected = [(lm.run(row, edits=[made]).logits, lm.run(row).logits) for row in rows]
+
+    def run(number: int) -> bool:
+        row, want = rows[number % 3], expected[number % 3][number % 2]
+        found = lm.run(row, edits=[] if number % 2 else [made]).logits
+        assert found is not None and want is not None
+        return torch.equal(found, want)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(48)))
 
 
 def test_conflicts_appear_in_generation_when_the_token_comes(lm: LanguageModel) -> None:

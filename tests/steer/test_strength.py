@@ -39,14 +39,14 @@ def test_feature_with_strength(text: str, name: str, strength: Strength | None) 
     assert parse_feature(text) == (name, strength)
 
 
-def test_a_scale_is_a_factor() -> None:
+def test_the_strength_of_a_scale_is_a_plain_factor() -> None:
     assert parse_feature("1042:2", op="scale") == ("1042", Strength(2.0, "raw"))
 
 
 @pytest.mark.parametrize(
     "text", ["1042:", "1042:strong", "1042:2 max", "1042:2maximum", "1042:q2", "1042:q.5max", "1042:nan", "1042:1e999"]
 )
-def test_what_is_no_strength(text: str) -> None:
+def test_texts_that_are_not_strengths_are_refused(text: str) -> None:
     with pytest.raises(InterventionError):
         parse_feature(text)
 
@@ -54,14 +54,14 @@ def test_what_is_no_strength(text: str) -> None:
 @given(
     st.floats(-1e6, 1e6, allow_subnormal=False).map(lambda v: float(f"{v:g}")), st.sampled_from(["raw", "norm", "max", "mean"])
 )
-def test_text_and_back(value: float, unit: str) -> None:
+def test_a_strength_survives_being_written_as_text(value: float, unit: str) -> None:
     strength = Strength(value, unit)
     assert Strength.parse(str(strength)) == strength
     assert Strength.of(str(strength)) == strength
 
 
 @given(st.floats(0, 1).map(lambda v: float(f"{v:g}")))
-def test_quantiles_as_text_and_back(value: float) -> None:
+def test_a_quantile_survives_being_written_as_text(value: float) -> None:
     assert Strength.parse(str(Strength(value, "quantile"))) == Strength(value, "quantile")
 
 
@@ -74,7 +74,7 @@ def test_numbers_are_raw_strengths() -> None:
 @pytest.mark.parametrize(
     ("value", "unit"), [(1.0, "std"), (float("nan"), "raw"), ((), "raw"), (1.5, "quantile"), ((0.5, -0.1), "quantile")]
 )
-def test_strengths_that_are_none(value: float | tuple[float, ...], unit: str) -> None:
+def test_impossible_strengths_are_refused(value: float | tuple[float, ...], unit: str) -> None:
     with pytest.raises(InterventionError):
         Strength(value, unit)
 
@@ -128,6 +128,6 @@ def test_strengths_of_several_prompts(given: Any, strength: Strength) -> None:
 @pytest.mark.parametrize(
     "wrong", [["1norm", "1max"], ["1norm", 2.0], [], ["strong"], torch.ones(2, 2), torch.tensor([1.0, torch.nan]), None, [None]]
 )
-def test_what_is_no_list_of_strengths(wrong: Any) -> None:
+def test_lists_that_are_not_strengths_are_refused(wrong: Any) -> None:
     with pytest.raises(InterventionError):
         Strength.of(wrong)

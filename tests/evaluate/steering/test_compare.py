@@ -106,7 +106,7 @@ def test_each_prompt_has_its_own_strength_whatever_the_number_of_samples(lm: Lan
     assert len({round(kl, 3) for kl in kls}) == 3
 
 
-def test_too_short_to_repeat_is_null_in_json(lm: LanguageModel) -> None:
+def test_repetition_of_too_short_texts_is_null_in_json(lm: LanguageModel) -> None:
     found = compare(lm, "The dog", clamp(FEATURE, 8.0), max_new_tokens=1)
     assert math.isnan(found.repetition["baseline"]["distinct_2"])
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -132,7 +132,7 @@ def test_the_control_of_a_comparison_is_the_one_asked_for(lm: LanguageModel) -> 
         assert found.random == lm.generate("The dog", interventions=[arm], **settings).texts
 
 
-def test_a_change_of_nothing_costs_nothing(lm: LanguageModel) -> None:
+def test_an_intervention_without_effect_has_no_side_effects(lm: LanguageModel) -> None:
     found = compare(lm, "The dog", scale(FEATURE, 1.0), max_new_tokens=10)
     assert found.steered == found.baseline == found.random
     assert found.kl == 0 and found.random_kl == 0

@@ -52,7 +52,7 @@ def test_every_strength_is_as_if_alone(lm: LanguageModel) -> None:
     assert found.points[0].steered.texts != found.points[1].steered.texts != found.baseline.texts
 
 
-def test_no_push_is_the_baseline(lm: LanguageModel) -> None:
+def test_strength_zero_gives_the_baseline(lm: LanguageModel) -> None:
     found = sweep(lm, PROMPTS, change(lm), [0.0], Mentions(["the"]), **SETTINGS)
     (point,) = found.points
     assert point.steered.texts == point.random.texts == found.baseline.texts
@@ -82,7 +82,7 @@ def test_a_prompt_is_shown_by_its_sample_with_most_mentions() -> None:
     assert [found.sample(arm, i, Mentions(["cat"])) for i in range(4)] == ["cat", "a cat, a cat", "cat", "none"]
 
 
-def test_lift_without_a_mention_is_a_bound() -> None:
+def test_the_lift_over_a_baseline_without_mentions_is_a_lower_bound() -> None:
     seen, unseen = _sweep(_arm(2, 100, 1), _arm(10, 100, 1)), _sweep(_arm(0, 100, 1), _arm(10, 200, 1))
     assert seen.lift(seen.points[0].steered) == pytest.approx(5)
     assert seen.lift_text(seen.points[0].steered) == "5×"
@@ -91,7 +91,7 @@ def test_lift_without_a_mention_is_a_bound() -> None:
 
 
 @pytest.mark.parametrize(("prompts", "strengths"), [([], [1.0]), (PROMPTS, [])])
-def test_nothing_to_sweep(lm: LanguageModel, prompts: list[str], strengths: list[float]) -> None:
+def test_a_sweep_without_prompts_or_strengths_is_refused(lm: LanguageModel, prompts: list[str], strengths: list[float]) -> None:
     with pytest.raises(ConfigError):
         sweep(lm, prompts, change(lm), strengths, Mentions(["the"]))
 

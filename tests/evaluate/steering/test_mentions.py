@@ -26,7 +26,7 @@ def test_phrases_go_before_their_words_and_nothing_overlaps() -> None:
     assert [text[a:b] for a, b in Mentions(["ice", "ice cream"]).spans(text)] == ["Ice cream", "ice", "ice"]
 
 
-def test_signs_in_words_are_no_pattern() -> None:
+def test_words_are_matched_literally() -> None:
     assert Mentions(["a.c"]).spans("abc a.c") == [(4, 7)]
 
 
@@ -38,7 +38,7 @@ def test_rates_add_up() -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["", " "]])
-def test_no_word_is_no_concept(words: list[str]) -> None:
+def test_a_concept_without_words_is_refused(words: list[str]) -> None:
     with pytest.raises(ConfigError):
         Mentions(words)
 

@@ -64,7 +64,7 @@ def test_every_text_gets_the_strength_of_its_own_prompt(stories_lm: LanguageMode
     assert again == pytest.approx(sum(values) / len(values), rel=1e-4)
 
 
-def test_only_so_many_logits_are_at_hand(stories_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_logits_are_in_memory_at_once(stories_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     class Widest(TorchDispatchMode):
         rows = 0
 
@@ -85,7 +85,7 @@ def test_only_so_many_logits_are_at_hand(stories_lm: LanguageModel, monkeypatch:
     assert widest.rows == 5
 
 
-def test_kl_of_nothing_is_nothing(stories_lm: LanguageModel) -> None:
+def test_the_kl_of_an_empty_intervention_is_zero(stories_lm: LanguageModel) -> None:
     assert kl(stories_lm, Intervention(), TEXTS) == 0
 
 
@@ -121,14 +121,14 @@ def test_texts_longer_than_the_context_are_cut(stories_lm: LanguageModel) -> Non
 
 
 @pytest.mark.parametrize("texts", [[], [""], [[1]]])
-def test_nothing_to_measure(stories_lm: LanguageModel, texts: list) -> None:
+def test_texts_without_a_token_are_refused(stories_lm: LanguageModel, texts: list) -> None:
     with pytest.raises(CorpusError):
         kl(stories_lm, MADE, texts)
     with pytest.raises(CorpusError):
         perplexity(stories_lm, texts)
 
 
-def test_repetition_by_hand() -> None:
+def test_repetition_equals_a_count_by_hand() -> None:
     assert distinct_n([[1, 2, 3, 4]], 2) == 1.0
     assert distinct_n([[1, 1, 1, 1]], 2) == pytest.approx(1 / 3)
     assert distinct_n([[1, 2, 1, 2, 1], [1, 2]], 2) == pytest.approx((2 / 4 + 1) / 2)
@@ -140,7 +140,7 @@ def test_repetition_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=40))
-def test_repetition_stays_in_its_bounds(row: list[int]) -> None:
+def test_repetition_lies_within_its_bounds(row: list[int]) -> None:
     assert 0 < distinct_n([row], 2) <= 1
     bound = (2 / 3 * math.log2(len(row) - 1) + 4 / 3 * math.log2(max(1, len(row) - 2))) / 2
     assert -1e-12 <= ngram_entropy([row]) <= bound + 1e-9
