@@ -1,4 +1,4 @@
-"""Absorption: against the definition token by token, and planted in dictionaries whose truth is known."""
+"""Absorption, against its definition token by token, and planted in dictionaries."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_equals_the_definition_token_by_token(codes: np.ndarray, cosine: np.ndar
         assert found.full == pytest.approx(np.mean([latent is not None for latent in full]))
 
 
-def test_no_token_is_no_absorption() -> None:
+def test_without_tokens_there_is_no_absorption() -> None:
     found = Absorption.of(csr_array((0, 4)), np.ones(4), np.zeros(0), (1,))
     assert found.examples == 0
     assert math.isnan(found.fraction)
@@ -131,7 +131,7 @@ def test_a_dictionary_without_absorption_has_none() -> None:
     assert (found.main, found.fraction, found.full, found.absorber) == ((0,), 0.0, 0.0, None)
 
 
-def test_absorption_in_part_is_no_full_one() -> None:
+def test_partial_absorption_is_not_full_absorption() -> None:
     sae, examples = _planted(held=0.6)
     found = _only(sae, examples).absorption
     assert found is not None

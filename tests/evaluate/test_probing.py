@@ -1,4 +1,4 @@
-"""Probes: planted answers, scikit-learn on dense matrices, and activations recomputed document by document."""
+"""Probes, against planted answers, scikit-learn on dense matrices, and activations recomputed document by document."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ D, F, N = 16, 12, 4000
 
 
 def _planted(seed: int = 0) -> tuple[SAE, Examples]:
-    """one: latent 0 fires. either: latent 1 or latent 2 fires, never both. silent: latent 3 does not fire. chance: by lot."""
+    """one: latent 0 fires. either: latent 1 or latent 2 fires, never both. silent: latent 3 does not fire. chance: random."""
     rng = np.random.default_rng(seed)
     codes_NF = (rng.random((N, F)) < 0.3) * (0.5 + rng.random((N, F)))
     codes_NF[:, 0] = (rng.random(N) < 0.5) * 1.0
@@ -47,7 +47,7 @@ def _planted(seed: int = 0) -> tuple[SAE, Examples]:
     return sae, examples
 
 
-def test_planted_concepts_have_the_accuracies_that_they_must_have() -> None:
+def test_planted_concepts_have_their_accuracies() -> None:
     sae, examples = _planted()
     found = probe(sae, examples, most=10**6, progress=False)
     one, either, silent, chance = (
@@ -115,7 +115,7 @@ def test_concepts_of_few_examples_are_missing() -> None:
 
 
 def test_negatives_are_a_fair_sample() -> None:
-    """What was chosen for one concept's sake is no example of what lacks another."""
+    """Examples that were drawn because of one concept are not negatives of another."""
     sae, examples = _planted()
     any_N = np.arange(N) < N // 4
     found = probe(sae, Examples(**{**vars(examples), "any_N": any_N}), most=10**6, progress=False)
@@ -187,7 +187,7 @@ def _labelled(lm: LanguageModel, document: lab.Document) -> lab.Labelled:
     return lab.Labelled(empty.ids[:1], empty.concepts, empty.token_M[kept], empty.concept_M[kept])
 
 
-def test_at_most_so_many_tokens_of_a_concept_are_taken(stories_lm: LanguageModel, sae: SAE) -> None:
+def test_the_number_of_tokens_of_a_concept_is_limited(stories_lm: LanguageModel, sae: SAE) -> None:
     found = token_examples(stories_lm, sae, SITE, _documents(), most=3, progress=False)
     halves = [found.any_N[found.test_N == half].sum() for half in (False, True)]
     assert halves == [6, 6]
@@ -228,7 +228,7 @@ def test_the_scale_of_a_dictionary_changes_nothing(stories_lm: LanguageModel, ma
     np.testing.assert_allclose(*codes, rtol=1e-3, atol=1e-4)
 
 
-def test_labelled_data_of_ones_own(tmp_path: Path) -> None:
+def test_labelled_data_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "spans.jsonl"
     rows = [
         {"text": "a dog", "spans": [[2, 5, "dogs"]]},

@@ -1,4 +1,4 @@
-"""Quality of a dictionary against its documents run one by one, without a store."""
+"""Quality of a dictionary, against its documents run one by one without a store."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_documents_of_one_token_cannot_be_measured(make_sae: Callable[..., SAE],
 
 
 def words() -> PreTrainedTokenizerFast:
-    """Two words, a token each, and no BOS."""
+    """A tokenizer of two words, one token each, without BOS."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

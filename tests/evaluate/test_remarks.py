@@ -1,4 +1,4 @@
-"""What is said about figures that look better than the dictionary is."""
+"""Remarks on figures that look better than the dictionary is."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_good_figures_need_no_remark() -> None:
         ({"fvu": 0.01, "fvu_train": 0.01}, "A few tokens of large norm decide FVU"),
     ],
 )
-def test_what_flatters_is_said(worse: dict[str, Any], words: str) -> None:
+def test_figures_that_mislead_are_remarked_upon(worse: dict[str, Any], words: str) -> None:
     assert any(words in remark for remark in remarks(GOOD | worse))
 
 

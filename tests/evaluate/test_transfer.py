@@ -1,4 +1,4 @@
-"""A dictionary on other models: the same one, one slightly changed, one thoroughly, and ones that it does not fit."""
+"""A dictionary on other models: the same, a slightly changed one, a very different one, and models of other sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ TEXTS = ["Once upon a time, there was a little girl named Lily. She liked to pla
 
 @pytest.fixture(scope="module")
 def sae(stories_lm: LanguageModel) -> SAE:
-    """The principal directions of the model's own activations, but for the last few, each and its opposite a latent."""
+    """A dictionary of the principal directions of the model's activations, except the last few; each direction and its opposite is
+    a latent."""
     x = next(iter(LiveActivations(stories_lm, [SITE], Corpus.open(TEXTS), batch_size=10**4, split="all", epochs=1)))[SITE]
     mean = x.mean(0)
     directions = torch.linalg.svd(x - mean).Vh[:40]
@@ -33,7 +34,7 @@ def sae(stories_lm: LanguageModel) -> SAE:
 
 
 def _changed(lm: LanguageModel, noise: float) -> LanguageModel:
-    """A sibling: every weight moved by so much of its size."""
+    """A sibling model: noise is added to every weight, relative to its size."""
     model = copy.deepcopy(lm.model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

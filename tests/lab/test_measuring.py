@@ -23,7 +23,7 @@ def lm(tiny_lab: Path) -> LanguageModel:
 
 @pytest.fixture
 def copying(tiny_lab: Path) -> LanguageModel:
-    """A model that says again and again the last token it has read."""
+    """A model that repeats the last token forever."""
     lm = LanguageModel.load("lab")
     with torch.no_grad():
         for layer in lm.model.model.layers:

@@ -1,4 +1,4 @@
-"""Recovery of concepts: the areas equal scikit-learn's, and planted features are found."""
+"""Recovery of concepts: AUC equals scikit-learn's, and planted features are found."""
 
 from __future__ import annotations
 
@@ -131,14 +131,14 @@ def test_planted_features_are_found(lm: LanguageModel) -> None:
 
 
 def _frequent(documents: list[lab.Document]) -> list[str]:
-    """Concepts of words: the token alone tells them."""
+    """Concepts that the token alone identifies."""
     counts = Counter(span.concept for document in documents for span in document.spans)
     words = {name for name in counts if lab.CONCEPTS[name].words and all(map(str.isalpha, lab.CONCEPTS[name].words))}
     return [name for name, _ in counts.most_common() if name in words and lab.CONCEPTS[name].kind == "word"][:12]
 
 
 def test_a_choice_by_chance_is_not_rewarded(lm: LanguageModel) -> None:
-    """Of many random features the best looks good only where it was chosen."""
+    """The best of many random features looks good only on the documents that it was chosen on."""
     documents = [
         lab.Document("one two three four five", (lab.Span(0, 3, "animals"),) if i % 3 else (), "x", "train") for i in range(60)
     ]
@@ -234,7 +234,7 @@ def test_hard_comparisons_equal_scikit_learn(seed: int) -> None:
 
 
 def test_words_are_not_context(lm: LanguageModel) -> None:
-    """Features of the embedding know the token alone: no concept is recovered in context, whatever its AUC."""
+    """Features of the embedding depend on the token alone: no concept is recovered in context, whatever its AUC."""
     documents = list(lab.documents(n=600, seed=6))
     torch.manual_seed(0)
     config = SAEConfig("topk", d_in=lm.d_model, n_latents=128, k=8)

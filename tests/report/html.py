@@ -1,4 +1,4 @@
-"""A page as a browser would take it apart."""
+"""A parser of pages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Page(HTMLParser):
 
     @property
     def all_text(self) -> str:
-        """What is shown, run together."""
+        """All text that is shown."""
         return "".join(self.text)
 
     def of_class(self, name: str) -> list[dict[str, str]]:
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def check(source: str) -> Page:
-    """The page, which is well formed, runs nothing and loads nothing."""
+    """Parse a page, and assert that it is well formed, runs no script and loads nothing."""
     page = Page(source)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}

@@ -1,4 +1,4 @@
-"""The page of an evaluation, with everything and with as little as there can be."""
+"""The page of an evaluation, with all parts and with as few as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of made-up features with hostile text."""
+"""The page on a dictionary, with invented features and hostile text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page on a training: finished, going on, and hardly begun."""
+"""The page of a training run: finished, in progress, and just started."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_what_is_kept_does_not_grow_with_the_tokens() -> None:
 @pytest.mark.parametrize("gamma", [0.6, 1.0, 1.4])
 @pytest.mark.parametrize("mean", [0.0, 50.0])
 def test_planted_shrinkage_is_found_whatever_the_mean(gamma: float, mean: float) -> None:
-    """Data of three latents on b_dec; the dictionary has all of it right but the size of what it writes."""
+    """Data are three latents plus b_dec. The dictionary knows them, but its output is too large or too small."""
     D, F = 16, 30
     directions_FD = torch.nn.functional.normalize(_data(0, F, D), dim=1)
     true_BF = torch.zeros(500, F)
@@ -162,7 +162,7 @@ def test_planted_shrinkage_is_found_whatever_the_mean(gamma: float, mean: float)
 
 
 def test_planted_densities() -> None:
-    """Latent i fires on a share of the tokens that is known; one never."""
+    """Latent i fires on a known share of the tokens; one latent never fires."""
     shares = [0, 1, 5, 100, 101, 500, 1000]
     code = torch.stack([(torch.arange(1000) < share).float() for share in shares], 1)
     firings = Firings(_sae("standard", F=len(shares)))
@@ -176,7 +176,7 @@ def test_planted_densities() -> None:
 
 
 def test_a_few_huge_tokens_do_not_hide_the_others() -> None:
-    """A dictionary that knows one direction, along which one token in a hundred is huge."""
+    """A dictionary with one direction, along which one token in a hundred is huge."""
     D = 8
     x = _data(2, 1000, D)
     x[::100] = 0
