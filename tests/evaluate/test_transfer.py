@@ -23,8 +23,7 @@ TEXTS = ["Once upon a time, there was a little girl named Lily. She liked to pla
 
 @pytest.fixture(scope="module")
 def sae(stories_lm: LanguageModel) -> SAE:
-    """A dictionary of the principal directions of the model's activations, except the last few; each direction and its opposite is
-    a latent."""
+    """A dictionary of the principal directions of the model's activations, except the last few, with a latent for each sign."""
     x = next(iter(LiveActivations(stories_lm, [SITE], Corpus.open(TEXTS), batch_size=10**4, split="all", epochs=1)))[SITE]
     mean = x.mean(0)
     directions = torch.linalg.svd(x - mean).Vh[:40]
