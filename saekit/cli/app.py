@@ -35,7 +35,7 @@ class _Group(TyperGroup):
         return list(dict.fromkeys(name.split(" ")[0] for name in names))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A stand-in that only has the summary, so that the list of commands imports none of them."""
+        """A placeholder that has only the summary, so that the list of commands imports none of them."""
         name = self._prefix + cmd_name
         if name in GROUPS:
             return _Group(f"{name} ", name=cmd_name, help=GROUPS[name])

@@ -122,7 +122,7 @@ def _steered(section: Section) -> list[dict[str, Any]]:
 
 
 def _print_texts(section: Section) -> None:
-    """How the first prompt goes on in each arm: the sample with most mentions, these in colour."""
+    """Print the continuation of the first prompt in each arm: the sample with the most mentions, which are coloured."""
     from rich.text import Text
 
     if section.steered is None or section.mentions is None:

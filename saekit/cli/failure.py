@@ -1,4 +1,4 @@
-"""What the command line says when a command fails, and its exit status."""
+"""Message and exit status of a command that fails."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from saekit.progress import activity
 
 
 def fail(error: Exception, *, as_json: bool) -> int:
-    """Say what went wrong, without a traceback.
+    """Print what went wrong, without a traceback.
 
     With `as_json`, the error is the document on stdout, unless the command has printed its own already.
 
     Returns:
         The exit status: 2 for an error of :mod:`saekit.errors`, 1 for any other, whose trace goes to a file.
     """
-    facts: dict[str, Any] = output.told(error) if isinstance(error, SaekitError) else _unexpected(error)
+    facts: dict[str, Any] = output.error_facts(error) if isinstance(error, SaekitError) else _unexpected(error)
     if as_json and not output.answered():
         output.emit(facts)
     from rich.text import Text
@@ -38,7 +38,7 @@ def fail(error: Exception, *, as_json: bool) -> int:
 
 
 def _unexpected(error: Exception) -> dict[str, Any]:
-    """The same of an error that no part of saekit expects, after writing its trace to a file."""
+    """The JSON object of an unexpected error. The trace is written to a file."""
     trace = write_trace(error)
     reason = " ".join(traceback.format_exception_only(error)[-1].split())
     hints = []

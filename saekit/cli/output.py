@@ -1,4 +1,4 @@
-"""How commands speak: tables or JSON on stdout, progress and errors on stderr."""
+"""Output of commands: tables or JSON on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def emit(data: Any) -> None:
     sys.stdout.write(json_safe(document(data), sys.stdout.encoding) + "\n")
 
 
-def told(error: SaekitError) -> dict[str, str | None]:
-    """An error as JSON has it."""
+def error_facts(error: SaekitError) -> dict[str, str | None]:
+    """An error as a JSON object."""
     return {"error": type(error).__name__, "message": error.what, "hint": error.hint}
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and notices out of a command's output."""
+    """Turn off the progress bars and notices of libraries."""
     import logging
     import warnings
 
@@ -110,13 +110,13 @@ def number(value: float) -> str:
 
 
 def highlighted(tokens: list[str], values: list[float], peak: float, width: int) -> Text:
-    """One line of text around the strongest token; the background of a token is as strong as the feature fires on it."""
+    """One line of text around the token with the largest activation. The background of a token shows its activation."""
     from rich.text import Text
 
     shown = [clean(token.replace("\n", "↵")) for token in tokens]
     start = stop = max(range(len(values)), key=values.__getitem__)
     room = width - len(shown[start])
-    # Grow to both sides by turns, while there is room.
+    # Add tokens on both sides in turn while there is room.
     while True:
         before = start > 0 and len(shown[start - 1]) <= room
         if before:

@@ -24,7 +24,7 @@ def print_quality(site: str, metrics: dict[str, Any]) -> None:
 
 
 def _site_row(site: str, fvu: float, counts: list[int]) -> dict[str, str]:
-    """The row of one site of a dictionary of several: the FVU there, and how the features spread their decoder norm."""
+    """The row of one site of a dictionary of several sites: the FVU there, and a histogram of the share of decoder norm."""
     return {
         "site": site,
         "FVU": f"{fvu:.4f}",

@@ -1,4 +1,4 @@
-"""One run of the command line: what it says when it fails or is stopped, and its exit status."""
+"""One run of the command line, with the handling of errors, signals and closed pipes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ClickError: type[Exception] = next(each for each in typer.BadParameter.__mro__ 
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
+    """The process received SIGTERM."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -113,7 +113,7 @@ def _stopped(stopped: KeyboardInterrupt, arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[None]:
-    """Within, SIGTERM ends the command as Ctrl-C does, so that files are closed and locks released."""
+    """Within the block, SIGTERM ends the command as Ctrl-C does, so that files are closed and locks released."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,7 +130,7 @@ def _sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _notices() -> Iterator[None]:
-    """Within, warnings and log records appear as clean lines on stderr."""
+    """Within the block, warnings and log records appear as clean lines on stderr."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

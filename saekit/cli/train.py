@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import emit, quiet_libraries, say, table, told
+from saekit.cli.output import emit, error_facts, quiet_libraries, say, table
 from saekit.cli.plan import check_devices, describe, raise_first, write_pages
 from saekit.processes import leads
 
@@ -111,7 +111,7 @@ def _print_trained(plans: Sequence[Plan], stopped: Sequence[SaekitError | None],
 
     rows = [
         {"site": str(plan.route), "folder": str(plan.out), "report": str(page)}
-        | ({"error": told(error)} if error else {name: round(value, 4) for name, value in outcome(plan.out).items()})
+        | ({"error": error_facts(error)} if error else {name: round(value, 4) for name, value in outcome(plan.out).items()})
         for plan, page, error in zip(plans, pages, stopped)
     ]
     if as_json:
@@ -128,7 +128,9 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitE
     page = write_sweep(f"Sweep {title}", compared, ws.reports / f"sweep-{title}.html")
     if as_json:
         errors = [
-            {"site": str(plan.route), "name": plan.name, "error": told(error)} for plan, error in zip(plans, stopped) if error
+            {"site": str(plan.route), "name": plan.name, "error": error_facts(error)}
+            for plan, error in zip(plans, stopped)
+            if error
         ]
         emit({"page": str(page), "dictionaries": [each.row() for each in compared], "stopped": errors})
         return
