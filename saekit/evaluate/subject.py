@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saekit.tasks import Labelled
+
 if TYPE_CHECKING:
     from saekit.activations import StoredActivations
     from saekit.evaluate.dictionary.cross_entropy import Baseline
@@ -81,15 +83,17 @@ class Subject:
         return self.site
 
     @cached_property
-    def labelled(self) -> list[Document] | tuple[list[str], list[str]]:
-        """Documents with spans, or texts and their labels: of the file that the options name, or of the laboratory.
+    def labelled(self) -> Labelled:
+        """Texts with spans or labels: of the file that the options name, or of the laboratory.
 
         Raises:
             CorpusError: there is no such file, or a record lacks a field.
         """
         from saekit.evaluate.dictionary.examples import read_labelled
 
-        return self.laboratory if self.options.labelled is None else read_labelled(self.options.labelled)
+        if self.options.labelled is not None:
+            return read_labelled(self.options.labelled)
+        return Labelled.of_documents(self.laboratory)
 
     @cached_property
     def laboratory(self) -> list[Document]:

@@ -19,6 +19,7 @@ from saekit.evaluate.dictionary.examples import Examples, read_labelled, text_ex
 from saekit.evaluate.dictionary.probing import probe
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
+from saekit.tasks import Labelled
 
 SITE = Site("resid_post", 2)
 D, F, N = 16, 12, 4000
@@ -182,7 +183,7 @@ def test_tokens_have_their_own_activations_and_labels(stories_lm: LanguageModel,
 def _labelled(lm: LanguageModel, document: lab.Document) -> lab.Labelled:
     from saekit.evaluate.dictionary.examples import _label
 
-    empty = _label([document, _documents()[2]], lm.tokenizer)  # so that both concepts are known
+    empty = _label(Labelled.of_documents([document, _documents()[2]]), lm.tokenizer)  # so that both concepts are known
     kept = empty.token_M < len(empty.ids[0])
     return lab.Labelled(empty.ids[:1], empty.concepts, empty.token_M[kept], empty.concept_M[kept])
 
@@ -237,11 +238,11 @@ def test_labelled_data_are_read_from_a_file(tmp_path: Path) -> None:
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     found = read_labelled(file)
-    assert isinstance(found, list)
-    assert [each.spans for each in found] == [((2, 5, "dogs"),), ((2, 5, "cats"),), ()]
+    assert found.texts == ("a dog", "a cat", "nothing")
+    assert found.spans == (((2, 5, "dogs"),), ((2, 5, "cats"),), ())
     table = tmp_path / "labels.csv"
     table.write_text("text,label\ngood film,1\nbad film,0\n")
-    assert read_labelled(table) == (["good film", "bad film"], ["1", "0"])
+    assert read_labelled(table) == Labelled(("good film", "bad film"), labels=("1", "0"))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ import torch
 from saekit.errors import CorpusError
 from saekit.lm.run.batches import document_activations
 from saekit.progress import track
+from saekit.tasks import Labelled, Span
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from saekit.lab import Document, Labelled, Span
+    from saekit.lab import Document
+    from saekit.lab import Labelled as LabelledTokens
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
     from saekit.sae import SAE
@@ -53,7 +55,7 @@ def token_examples(
     lm: LanguageModel,
     sae: SAE,
     site: Site,
-    documents: Sequence[Document],
+    documents: Labelled | Sequence[Document],
     *,
     most: int = 500,
     seed: int = 0,
@@ -75,7 +77,7 @@ def token_examples(
     """
     if len(documents) < 2:
         raise CorpusError("Two documents at least are needed: one to train probes on, one to test them on.")
-    labelled = _label(documents, lm.text.tokenizer)
+    labelled = _label(documents if isinstance(documents, Labelled) else Labelled.of_documents(documents), lm.text.tokenizer)
     if not labelled.concepts:
         raise CorpusError("No span of these documents is labelled.", 'Give records with "spans": [[start, end, "concept"], ...].')
     rng = np.random.default_rng(seed)
@@ -152,23 +154,22 @@ def text_examples(
     return Examples(concepts, acts_ND, codes_NF, labels_NC, test_N, np.ones(len(text_N), bool), texts=True)
 
 
-def read_labelled(path: str | Path) -> list[Document] | tuple[list[str], list[str]]:
+def read_labelled(path: str | Path) -> Labelled:
     """Read labelled data: records with a "text" and either "spans" ([start, end, concept], in characters) or a "label".
 
     Args:
         path: a file that :func:`saekit.activations.corpus.formats.read_rows` reads: jsonl, json, csv, parquet, ...
 
     Returns:
-        Documents if the records have spans, else texts and their labels.
+        Texts with their spans or their labels.
 
     Raises:
         CorpusError: there is no such file, or a record lacks a field or has something else in it.
     """
     from saekit.activations import Corpus
-    from saekit.lab import Document
 
     corpus = Corpus.open(Path(path))
-    documents: list[Document] = []
+    spans: list[tuple[Span, ...]] = []
     texts: list[str] = []
     labels: list[str] = []
     for number, (row, text) in enumerate(zip(corpus.rows(), corpus.documents())):
@@ -178,19 +179,17 @@ def read_labelled(path: str | Path) -> list[Document] | tuple[list[str], list[st
                 f"{path}, row {number} has no label; it has {', '.join(facts) or 'text only'}.",
                 'Give records with "text" and either "label" or "spans": [[start, end, "concept"], ...].',
             )
+        texts.append(text)
         if "spans" in facts:
-            documents.append(Document(text, tuple(_spans(path, number, text, facts["spans"])), "", "train"))
+            spans.append(tuple(_spans(path, number, text, facts["spans"])))
         else:
-            texts.append(text)
             labels.append(str(facts["label"]))
-    if documents and texts:
+    if spans and labels:
         raise CorpusError(f"Some rows of {path} have spans and others only labels.", "Keep them in two files.")
-    return documents or (texts, labels)
+    return Labelled(tuple(texts), spans=tuple(spans)) if spans else Labelled(tuple(texts), labels=tuple(labels))
 
 
 def _spans(path: str | Path, number: int, text: str, spans: Any) -> Iterator[Span]:
-    from saekit.lab import Span
-
     for span in spans if isinstance(spans, list) else [spans]:
         match [span[key] for key in Span._fields if key in span] if isinstance(span, dict) else span:
             case [int(start), int(end), str(concept)] if 0 <= start < end <= len(text):
@@ -201,19 +200,18 @@ def _spans(path: str | Path, number: int, text: str, spans: Any) -> Iterator[Spa
                 )
 
 
-def _label(documents: Sequence[Document], tokenizer: Any) -> Labelled:
+def _label(labelled: Labelled, tokenizer: Any) -> LabelledTokens:
     """Like :func:`saekit.lab.label`, for all concepts that the documents have."""
-    from saekit.lab import Labelled
+    from saekit.lab import Labelled as LabelledTokens
     from saekit.lab.labels import align
     from saekit.lab.tokens import encode
 
-    texts, spans = [document.text for document in documents], [document.spans for document in documents]
-    names = tuple(sorted({span.concept for each in spans for span in each}))
-    encoded = encode(texts, tokenizer)
-    return Labelled(encoded.ids, names, *align(texts, spans, encoded.offsets, names))
+    encoded = encode(list(labelled.texts), tokenizer)
+    aligned = align(labelled.texts, labelled.spans or (), encoded.offsets, labelled.concepts)
+    return LabelledTokens(encoded.ids, labelled.concepts, *aligned)
 
 
-def _chosen(labelled: Labelled, half_T: np.ndarray, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(labelled: LabelledTokens, half_T: np.ndarray, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw tokens. Returns (T,) bool for tokens of any kind, and for these together with the tokens of each concept.
 
     Args:

@@ -40,8 +40,8 @@ def measure(subject: Subject) -> Probes:
 
     options, where = subject.options, (subject.lm, subject.sae, subject.one_site)
     labelled = subject.labelled
-    if isinstance(labelled, tuple):
-        examples = text_examples(*where, *labelled, seed=options.seed, progress=options.progress)
+    if labelled.labels is not None:
+        examples = text_examples(*where, labelled.texts, labelled.labels, seed=options.seed, progress=options.progress)
     else:
         examples = token_examples(*where, labelled, seed=options.seed, progress=options.progress)
     return probe(subject.sae, examples, site=str(subject.one_site), progress=options.progress)
