@@ -57,8 +57,8 @@ from saekit.sae import SAE, SAEConfig
 from saekit.sae.kernels.threads import only_blocks
 from saekit.sae.metrics import Firings, reconstruction
 from trainers import TrainConfig
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 
 PENALISED = ("jumprelu", "gated", "standard")
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", *PENALISED)
@@ -108,7 +108,7 @@ class Task:
 def saekit(task: Task, arch: str, strength: float | None = None, **settings: Any) -> SAE:
     config = replace(task.config, arch=arch, **settings).resolve(task.x_ND.shape[1])
     with only_blocks():
-        training = Training(config, Statistics.of(task.x_ND[: config.sample_tokens], config.b_dec))
+        training = TrainState(config, DataScaling.of(task.x_ND[: config.sample_tokens], config.b_dec))
         for x_BD in task.batches():
             training.step(x_BD)
     return training.sae()

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 
 from saekit.sae.kernels.threads import only_blocks
 from trainers import TrainConfig
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 from trainers.objectives.base import Now, Outcome
 from trainers.step.parameters import Parameters
 
@@ -79,13 +79,13 @@ def targets(task: Task, x: Tensor) -> Tensor:
     return y * (task.width**0.5 / y.norm(dim=1).mean())
 
 
-def training(task: Task, x: Tensor, y: Tensor, **settings: object) -> Training:
+def training(task: Task, x: Tensor, y: Tensor, **settings: object) -> TrainState:
     arch = "topk" if task.transcodes else task.arch
     settings = {"b_dec": "mean", "k_start": task.k, "tokens": 10**9, "dead_tokens": 10**9, "batch_size": task.batch, **settings}
     skip = task.arch == "skip_transcoder"
     config = TrainConfig(n_latents=task.latents, arch=arch, l0=task.k, skip=skip, **settings)  # type: ignore[arg-type]
-    reads, writes = (Statistics.of(data[:16384], "mean") for data in (x, y))
-    return Training(config.resolve(task.width), reads, writes if task.transcodes else None)
+    reads, writes = (DataScaling.of(data[:16384], "mean") for data in (x, y))
+    return TrainState(config.resolve(task.width), reads, writes if task.transcodes else None)
 
 
 def saekit(task: Task, x: Tensor, y: Tensor, **settings: object) -> Callable[[Tensor, Tensor], Outcome]:
@@ -265,7 +265,7 @@ def curves(task: Task, steps: int = 300) -> dict[str, list[float]]:
     return losses
 
 
-def _losses(it: Training, task: Task, x: Tensor, y: Tensor) -> tuple[list[float], int]:
+def _losses(it: TrainState, task: Task, x: Tensor, y: Tensor) -> tuple[list[float], int]:
     """The loss of every step, and how many latents were dead at most."""
     found, most = [], 0
     with only_blocks():
@@ -276,7 +276,7 @@ def _losses(it: Training, task: Task, x: Tensor, y: Tensor) -> tuple[list[float]
     return found, most
 
 
-def _dense(it: Training, nudge: float = 0.0) -> Training:
+def _dense(it: TrainState, nudge: float = 0.0) -> TrainState:
     """The same training with the loss that the tests hold ours against: the paper's formula, written down densely."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "trainers"))
     import dense  # type: ignore[import-not-found]

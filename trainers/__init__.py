@@ -12,10 +12,22 @@ if TYPE_CHECKING:
     from trainers.loop.train import train, train_all
     from trainers.objectives.base import OBJECTIVES
     from trainers.settings.config import TrainConfig
-    from trainers.settings.job import Plan
+    from trainers.settings.job import Plan, TrainJob
     from trainers.settings.sweep import plans, read_sweep
 
-__all__ = ["OBJECTIVES", "Plan", "Route", "SiteMap", "Source", "TrainConfig", "plans", "read_sweep", "train", "train_all"]
+__all__ = [
+    "OBJECTIVES",
+    "Plan",
+    "Route",
+    "SiteMap",
+    "Source",
+    "TrainConfig",
+    "TrainJob",
+    "plans",
+    "read_sweep",
+    "train",
+    "train_all",
+]
 
 # Loaded when first used: the command line reads the settings, and must not wait for torch.
 __getattr__ = attributes(
@@ -27,6 +39,7 @@ __getattr__ = attributes(
         "SiteMap": "saekit.names.site_map",
         "Source": "saekit.activations.loader.data",
         "TrainConfig": "trainers.settings.config",
+        "TrainJob": "trainers.settings.job",
         "plans": "trainers.settings.sweep",
         "read_sweep": "trainers.settings.sweep",
         "train": "trainers.loop.train",

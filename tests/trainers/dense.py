@@ -12,7 +12,7 @@ from hypothesis import reject
 from torch import Tensor
 
 from trainers import TrainConfig
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Objective, objective
 from trainers.step.parameters import Parameters
 
@@ -50,7 +50,7 @@ def config(F: int, D: int, k: int, arch: str = "topk", **settings: object) -> Tr
 
 def made(config: TrainConfig, D: int, E: int | None = None, variance: float = VARIANCE) -> Objective:
     """The objective, for data in the units of training; of a transcoder from D to E."""
-    reads, writes = (Statistics(1.0, torch.zeros(width), variance, torch.zeros(width)) for width in (D, E or D))
+    reads, writes = (DataScaling(1.0, torch.zeros(width), variance, torch.zeros(width)) for width in (D, E or D))
     return objective(config, dataclasses.replace(reads, mean_D=middle(D)) if E else reads, writes if E else reads)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from saekit.errors import ConfigError, SaekitError
 from saekit.names.site import Site
 from trainers import Plan, Route, train_all
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 from trainers.step import distributed as parallel
 from trainers.step.distributed import Rows
 from trainers.step.parameters import Parameters
@@ -96,7 +96,7 @@ def resumes(out: Path) -> object:
 
 def holds_a_part_of_the_latents(out: Path) -> object:
     config = dataclasses.replace(SHORT, shard=True).resolve(D)
-    training = Training(config, Statistics.of(sparse_data(500), "mean"), group=parallel.group(shard=True))
+    training = TrainState(config, DataScaling.of(sparse_data(500), "mean"), group=parallel.group(shard=True))
     return {name: list(tensor.shape) for name, tensor in training._tensors().items() if tensor.ndim}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.sae.kernels import encode_above
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, objective
 from trainers.objectives.batch_threshold import RunningThreshold, largest_of_batch
 from trainers.objectives.matryoshka import group_ends
@@ -52,8 +52,8 @@ def test_a_usual_size(arch: str, path: str) -> None:
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka", "jumprelu", "standard"])
 def test_a_crosscoder_begins_at_the_centre_of_the_data(arch: str) -> None:
     """There no latent has a head start: all pre-activations are what a threshold takes off, or 0."""
-    site = Statistics.of(dense.data(3, 400, 24) + 7.0, "mean")
-    both = Statistics.joined([site, site])
+    site = DataScaling.of(dense.data(3, 400, 24) + 7.0, "mean")
+    both = DataScaling.joined([site, site])
     config = dense.config(256, 48, 8, arch)
     p = objective(config, both, both).start()
     pre_F = p.W_enc_FD @ both.centre_D + p.b_enc_F

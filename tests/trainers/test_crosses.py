@@ -19,7 +19,7 @@ from saekit.names.site import Site
 from saekit.sae import CrossCoder
 from saekit.sae.metrics import reconstruction
 from trainers import TrainConfig, train
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Objective, objective
 from trainers.step.parameters import Parameters
 
@@ -41,10 +41,10 @@ class _JumpForAll(dense.Jump):
         return grad * ((h > theta) + near), -(near * grad).sum(0), None
 
 
-def _sides(kind: str) -> tuple[Statistics, Statistics]:
+def _sides(kind: str) -> tuple[DataScaling, DataScaling]:
     """Data in the units of training, as wide as the case says."""
     reads, writes = (
-        Statistics.joined([Statistics(1.0, torch.zeros(w), dense.VARIANCE / L, torch.zeros(w)) for w in widths[kind]])
+        DataScaling.joined([DataScaling(1.0, torch.zeros(w), dense.VARIANCE / L, torch.zeros(w)) for w in widths[kind]])
         for widths in (READS, WRITES)
     )
     return reads, reads if kind == "crosscoder" else writes

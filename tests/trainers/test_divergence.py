@@ -18,13 +18,13 @@ from saekit.errors import ConfigError, Diverged
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
 from trainers import TrainConfig, train
-from trainers.loop.divergence import Watch
+from trainers.loop.divergence import DivergenceMonitor
 from trainers.settings.schedule import learning_rate
 
 SMALL = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=2_000)
 
 
-def _see(watch: Watch, fvus: list[float], *, step: int = 1, first: int = 0) -> None:
+def _see(watch: DivergenceMonitor, fvus: list[float], *, step: int = 1, first: int = 0) -> None:
     """FVUs of batches of 10 tokens, where the data have variance 3; looked at every `step`."""
     for i, fvu in enumerate(fvus, start=first):
         watch.note(fvu * 30, 10, 10 * i)
@@ -36,9 +36,9 @@ def _see(watch: Watch, fvus: list[float], *, step: int = 1, first: int = 0) -> N
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_it_says_where_it_began_however_seldom_one_looks(step: int) -> None:
     with pytest.raises(Diverged, match=r"diverged at batch 20 \(tokens 200 to 210\).*7 batches later FVU is 40"):
-        _see(Watch(3.0), [0.1] * 20 + [5.0 + 5 * i for i in range(20)], step=step)
+        _see(DivergenceMonitor(3.0), [0.1] * 20 + [5.0 + 5 * i for i in range(20)], step=step)
     with pytest.raises(Diverged, match=r"error of batch 4 \(tokens 40 to 50\) is not finite"):
-        _see(Watch(3.0), [0.1] * 4 + [float("nan")], step=step)
+        _see(DivergenceMonitor(3.0), [0.1] * 4 + [float("nan")], step=step)
 
 
 @pytest.mark.parametrize(
@@ -52,24 +52,24 @@ def test_it_says_where_it_began_however_seldom_one_looks(step: int) -> None:
     ],
 )
 def test_what_is_no_divergence(fvus: list[float]) -> None:
-    watch = Watch(3.0)
+    watch = DivergenceMonitor(3.0)
     _see(watch, fvus)
 
 
 @given(st.lists(st.floats(0.01, 100.0), max_size=60), st.integers(0, 60))
 def test_going_on_from_its_state_sees_the_same(fvus: list[float], at: int) -> None:
-    before = Watch(3.0)
-    if not _outcome(before, fvus[:at]) or not before.calm:  # there is no checkpoint then
+    before = DivergenceMonitor(3.0)
+    if not _outcome(before, fvus[:at]) or not before.healthy:  # there is no checkpoint then
         return
-    assert _outcome(Watch(3.0, before.state()), fvus[at:], at) == _outcome(Watch(3.0), fvus)
+    assert _outcome(DivergenceMonitor(3.0, before.state()), fvus[at:], at) == _outcome(DivergenceMonitor(3.0), fvus)
 
 
-def _outcome(watch: Watch, fvus: list[float], first: int = 0) -> object:
+def _outcome(watch: DivergenceMonitor, fvus: list[float], first: int = 0) -> object:
     try:
         _see(watch, fvus, first=first)
     except Diverged as error:
         return error.what
-    return watch.calm, watch.state()
+    return watch.healthy, watch.state()
 
 
 def _explodes_after(tokens: int) -> Any:

@@ -16,8 +16,8 @@ from runs import CONFIG, Breaks, D, F, files, rows, sparse_data, train_run
 from saekit.errors import ConfigError, SAENotFound, StoreMismatch
 from saekit.sae import ARCHITECTURES, SAE
 from trainers import OBJECTIVES, TrainConfig, plans, train
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 
 ARCHS = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].kind.transcodes]
 OTHER = 37.5 * sparse_data(2_000, seed=8) - 11
@@ -38,15 +38,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_before_the_first_step_it_is_the_same_sae(tmp_path: Path, arch: str) -> None:
     sae = train_run(tmp_path, _config(arch))
-    own = dataclasses.replace(Statistics.of(OTHER, "mean"), scale=1 / sae.W_dec[0].norm().item())
+    own = dataclasses.replace(DataScaling.of(OTHER, "mean"), scale=1 / sae.W_dec[0].norm().item())
     for dtype in ("float32", "float64"):
         config = _config(arch, dtype=dtype).resolve(D)
-        again = Training(config, own, start=sae.double() if dtype == "float64" else sae).sae(site=SITE)
+        again = TrainState(config, own, start=sae.double() if dtype == "float64" else sae).sae(site=SITE)
         assert again.cfg.architecture == arch
         for name, tensor in sae.state_dict().items():
             torch.testing.assert_close(again.get_parameter(name), tensor, rtol=1e-6, atol=1e-6, msg=f"{name} {dtype}")
         # On data of another size it is another scale, which changes nothing.
-        again = Training(config, Statistics.of(OTHER, "mean"), start=sae).sae()
+        again = TrainState(config, DataScaling.of(OTHER, "mean"), start=sae).sae()
         torch.testing.assert_close(again(OTHER), sae(OTHER), rtol=1e-3, atol=1e-2)
 
 
@@ -59,7 +59,7 @@ def test_an_sae_of_anybody_does_the_same(make_sae: Callable[..., SAE], arch: str
         sae.W_dec.mul_(torch.linspace(0.3, 3, F)[:, None])
     config = _config(arch, l0=24).resolve(D)
     x = torch.randn(200, D, generator=torch.Generator().manual_seed(2))
-    again = Training(config, Statistics.of(OTHER, "mean"), start=sae).sae()
+    again = TrainState(config, DataScaling.of(OTHER, "mean"), start=sae).sae()
     assert (sae.encode_dense(x) > 0).float().mean() > 0.05
     torch.testing.assert_close(again(x), sae(x), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(again.encode_dense(x) > 0, sae.encode_dense(x) > 0)

@@ -20,8 +20,8 @@ from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActiv
 from saekit.sae import SAE, load_sparsity
 from saekit.sae.metrics import reconstruction
 from trainers import TrainConfig, train
-from trainers.loop.data_scaling import Statistics, geometric_median
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling, geometric_median
+from trainers.loop.state import TrainState
 
 
 def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_auxk_revives_dead_latents() -> None:
     dead_at_the_end = {}
     for coefficient in (0.0, 1 / 32):
         config = dataclasses.replace(CONFIG, tokens=100_000, dead_tokens=1_000, aux_coefficient=coefficient, lr=3e-3).resolve(D)
-        training = Training(config, Statistics.of(x, "mean"))
+        training = TrainState(config, DataScaling.of(x, "mean"))
         training.p.W_enc_FD[: F // 2] *= 0.05  # so small that they are never among the largest
         for batch in torch.cat([x] * 5).split(256):
             training.step(batch)
@@ -209,7 +209,7 @@ def test_exact_number_of_tokens_and_data_that_end_early(tmp_path: Path) -> None:
 
 def test_statistics_centre_and_scale() -> None:
     x = sparse_data(4_000) * 7
-    data = Statistics.of(x, "mean")
+    data = DataScaling.of(x, "mean")
     scaled = x.double() * data.scale
     assert scaled.norm(dim=1).mean().item() == pytest.approx(D**0.5, rel=1e-9)
     torch.testing.assert_close(data.centre_D.double(), scaled.mean(0), atol=1e-6, rtol=1e-6)
@@ -220,13 +220,13 @@ def test_statistics_centre_and_scale() -> None:
     assert slope.norm() < 1e-4
     outlier = torch.cat([scaled, torch.full((40, D), 1e6, dtype=torch.float64)])
     assert (geometric_median(outlier) - point).norm() < 0.2 < (outlier.mean(0) - point).norm()
-    assert Statistics.of(torch.zeros(5, 3), "geometric_median").scale == 1
+    assert DataScaling.of(torch.zeros(5, 3), "geometric_median").scale == 1
 
 
 def test_firing_frequency_and_dead_fraction_are_those_of_a_recount(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, tokens=5_120, lr=1e-12, warmup=0.0, dead_tokens=1_024).resolve(D)
     x = sparse_data(5_120)
-    training = Training(config, Statistics.of(x, "mean"))
+    training = TrainState(config, DataScaling.of(x, "mean"))
     codes = []
     for batch in x.split(256):
         training.step(batch)

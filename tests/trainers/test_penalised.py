@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import CONFIG, sparse_data
 
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 from trainers.objectives.base import Now, Outcome
 from trainers.objectives.penalty import Penalised
 from trainers.step.ragged_code import Code
@@ -104,7 +104,7 @@ def test_the_weight_follows_l0_and_learns() -> None:
 def test_l0_is_met_even_where_the_weight_begins_far_off(arch: str, l0: int, off: float) -> None:
     x = sparse_data(100_000)
     config = dataclasses.replace(CONFIG, arch=arch, l0=l0, tokens=len(x), lr=3e-3).resolve(x.shape[1])
-    training = Training(config, Statistics.of(x[:1024], "mean"))
+    training = TrainState(config, DataScaling.of(x[:1024], "mean"))
     training.objective.state["log_weight"] += off
     for x_BD in x.split(256):
         training.step(x_BD)

@@ -21,8 +21,8 @@ from saekit.names.site import Site
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
 from trainers import OBJECTIVES, TrainConfig, plans, train
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)
 D, E = 16, 12
@@ -82,10 +82,10 @@ def test_it_predicts_and_sae_lens_reads_it_with_equal_outputs(tmp_path: Path, ar
 
 def test_the_start_predicts_the_mean() -> None:
     acts = _layer(4_000)
-    reads, writes = (Statistics.of(acts[site], "geometric_median") for site in (IN, OUT))
+    reads, writes = (DataScaling.of(acts[site], "geometric_median") for site in (IN, OUT))
     for arch in OBJECTIVES:
         config = TrainConfig(n_latents=50, l0=4, arch=arch, skip=True, tokens=1_000, batch_size=100).resolve(D)
-        training = Training(config, reads, writes)
+        training = TrainState(config, reads, writes)
         assert not training.objective.unit_rows
         assert training.p.W_dec_FE.abs().max() == training.p.W_skip_ED.abs().max() == 0
         sae = training.sae(site=IN, site_out=OUT)
@@ -113,10 +113,10 @@ def test_resuming_is_exact_and_both_steps_agree(tmp_path: Path, arch: str, backe
 def test_training_may_start_from_a_transcoder(tmp_path: Path, arch: str, skip: bool) -> None:
     found = _train(tmp_path / "first", arch, skip=skip, tokens=8_000)
     acts = {IN: -2 * _layer(2_000, seed=3)[IN], OUT: 9 - _layer(2_000, seed=3)[OUT]}
-    reads, writes = (Statistics.of(acts[site], "mean") for site in (IN, OUT))
+    reads, writes = (DataScaling.of(acts[site], "mean") for site in (IN, OUT))
     (plan,) = plans({"from": str(tmp_path / "first")}, tmp_path, lambda site: D)
     assert (plan.config.arch, plan.config.skip, str(plan.route)) == (arch, skip, "mlp_in.1->mlp_out.1")
-    again = Training(plan.config.resolve(D), reads, writes, found).sae()
+    again = TrainState(plan.config.resolve(D), reads, writes, found).sae()
     x = _layer(500)[IN]
     assert (found.encode_dense(x) > 0).any()
     torch.testing.assert_close(again(x), found(x), rtol=1e-4, atol=1e-2)

@@ -18,8 +18,8 @@ pytest.importorskip("triton", reason="needs triton")
 from saekit.errors import ConfigError
 from saekit.sae.kernels import encode_above, gpu, runs_triton
 from trainers import OBJECTIVES, TrainConfig
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.state import TrainState
 from trainers.objectives.base import Now
 from trainers.step.adam import Adam
 
@@ -90,13 +90,13 @@ def test_a_run_is_that_of_numba(tmp_path: Path) -> None:
 
 
 def test_what_cannot_run_there_is_said() -> None:
-    facts = Statistics(1.0, torch.zeros(D), 1.0, torch.zeros(D))
+    facts = DataScaling(1.0, torch.zeros(D), 1.0, torch.zeros(D))
     for changes, words in (
         ({"backend": "triton", "dtype": "float64"}, "backend='triton' cannot train float64 on cpu"),
         ({"backend": "numba", "device": "cuda"}, "backend='numba' cannot train float32 on cuda"),
     ):
         with pytest.raises(ConfigError, match=words):
-            Training(dataclasses.replace(CONFIG.resolve(D), **changes), facts)
+            TrainState(dataclasses.replace(CONFIG.resolve(D), **changes), facts)
 
 
 def test_kernels_are_chosen_by_device() -> None:

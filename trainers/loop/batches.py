@@ -1,4 +1,4 @@
-"""The data of a pass, read once for all dictionaries that are trained on it."""
+"""The batches of a pass over the data, read once for all dictionaries that are trained on them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from saekit.activations.loader.data import Batch, Source
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 from saekit.sae.kernels.threads import only_blocks
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.state import Training
+from trainers.loop.data_scaling import DataScaling
 from trainers.settings.config import TrainConfig
 
 
-class Portion:
-    """Consecutive rows of the data, on which every run works before the next are read.
+class Chunk:
+    """Consecutive rows of the data. Every run works on a chunk before the next one is read.
 
     Attributes:
         acts: {site: (B, D)} as the source gave them.
-        start, stop: tokens of the data before it, and up to its end.
+        start: tokens of the data before the chunk.
+        stop: tokens of the data up to the end of the chunk.
     """
 
     def __init__(self, acts: Batch, start: int, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -30,78 +30,78 @@ class Portion:
         self._before, self._after = before, after
         self._scaled: dict[object, Tensor] = {}
 
-    def scaled(self, sites: Sequence[Site], training: Training, data: Statistics) -> Tensor:
-        """The rows at `sites`, side by side, as `training` takes them; moved and scaled once for all runs that want the same."""
+    def scaled(self, sites: Sequence[Site], data: DataScaling, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The rows at `sites`, side by side, in the units of training. Runs that ask for the same share one copy."""
         parts = data.parts or (data,)
-        key = (tuple(sites), tuple(part.scale for part in parts), training.device, training.dtype)
+        key = (tuple(sites), tuple(part.scale for part in parts), device, dtype)
         if key not in self._scaled:
-            scaled = [training.scaled(self.acts[site], part) for site, part in zip(sites, parts)]
+            scaled = [part.scaled(self.acts[site], device, dtype) for site, part in zip(sites, parts)]
             self._scaled[key] = scaled[0] if len(scaled) == 1 else torch.cat(scaled, 1)
         return self._scaled[key]
 
     def place(self, tokens: int) -> dict[str, Any]:
-        """From where to read in order to go on after so many tokens of the data, `start` to `stop`; fit for JSON."""
+        """Where reading begins for a run that goes on after `tokens` of the data, from `start` to `stop`; fit for JSON."""
         at_end = tokens == self.stop
         return {"position": self.stop if at_end else self.start, "source": self._after if at_end else self._before}
 
 
-class Feed:
-    """Portions of a source from its current place on; the first ones can be looked at before they are used.
+class ChunkQueue:
+    """The chunks of a source from its current place on. The first ones are also read to estimate the scaling of the data.
 
     Args:
         source: where batches come from.
-        position: tokens of the data before that place.
+        position: tokens of the data before the current place.
     """
 
     def __init__(self, source: Source, position: int = 0) -> None:
         self._source, self._position, self._batches = source, position, iter(source)
-        self._waiting: list[Portion] = []
-        self._statistics: dict[object, Statistics] = {}
+        self._waiting: list[Chunk] = []
+        self._scalings: dict[object, DataScaling] = {}
 
-    def next(self) -> Portion | None:
-        """The next portion; None at the end of the data."""
+    def next(self) -> Chunk | None:
+        """The next chunk; None at the end of the data."""
         return self._waiting.pop(0) if self._waiting else self._read()
 
-    def statistics(self, sites: Sequence[Site], config: TrainConfig) -> Statistics:
-        """Of sites side by side, each as :meth:`_statistics_of` has it."""
-        return Statistics.joined([self._statistics_of(site, config) for site in sites])
-
-    def _statistics_of(self, site: Site, config: TrainConfig) -> Statistics:
-        """Of the first activations at `site`, as many as `config` says, of those not used yet; the same for all that ask.
+    def scaling(self, sites: Sequence[Site], config: TrainConfig) -> DataScaling:
+        """The scaling of the activations at `sites`, side by side, estimated from the first `config.sample_tokens` rows.
 
         Raises:
-            NonFiniteActivations: they hold NaN or infinity.
+            NonFiniteActivations: these rows hold NaN or infinity.
         """
-        n_tokens, key = config.sample_tokens, (site, config.sample_tokens, config.b_dec)
-        if key not in self._statistics:
-            while self._position - (self._waiting[0].start if self._waiting else self._position) < n_tokens:
-                if (portion := self._read()) is None:
-                    break
-                self._waiting.append(portion)
-            sample_ND = torch.cat([portion.acts[site] for portion in self._waiting])[:n_tokens]
-            with only_blocks():  # sums depend on the number of threads in their last digits
-                self._statistics[key] = Statistics.of(sample_ND, config.b_dec)
-        return self._statistics[key]
+        return DataScaling.joined([self._scaling_of(site, config) for site in sites])
 
-    def _read(self) -> Portion | None:
+    def _scaling_of(self, site: Site, config: TrainConfig) -> DataScaling:
+        """The scaling of one site, estimated once for all runs with equal settings. The rows are trained on afterwards."""
+        n_tokens, key = config.sample_tokens, (site, config.sample_tokens, config.b_dec)
+        if key not in self._scalings:
+            while self._position - (self._waiting[0].start if self._waiting else self._position) < n_tokens:
+                if (chunk := self._read()) is None:
+                    break
+                self._waiting.append(chunk)
+            sample_ND = torch.cat([chunk.acts[site] for chunk in self._waiting])[:n_tokens]
+            with only_blocks():  # sums depend on the number of threads in their last digits
+                self._scalings[key] = DataScaling.of(sample_ND, config.b_dec)
+        return self._scalings[key]
+
+    def _read(self) -> Chunk | None:
         before = self._source.state()
         acts = next(self._batches, None)
         if acts is None:
             return None
-        portion = Portion(acts, self._position, before, self._source.state())
-        self._position = portion.stop
-        return portion
+        chunk = Chunk(acts, self._position, before, self._source.state())
+        self._position = chunk.stop
+        return chunk
 
 
-class Heldout:
-    """Held-out activations, the same at every look.
+class HeldoutBatches:
+    """Held-out activations, the same ones in every evaluation.
 
     Args:
-        batches: of which they are the first, iterated more than once.
-        kept: so many are kept in memory; live ones take a model to make.
+        batches: iterated more than once, from their beginning.
+        kept: rows that are kept in memory, because live activations take a model to make.
 
     Raises:
-        ConfigError: there is no batch, or they can be iterated only once.
+        ConfigError: there is no batch, or the batches can be iterated only once.
     """
 
     def __init__(self, batches: Iterable[Batch], kept: int) -> None:
@@ -109,19 +109,19 @@ class Heldout:
         self._start = batches.state() if hasattr(batches, "state") else None
         self._memory: list[Batch] = []
         if self._start is None and isinstance(batches, Iterator):
-            raise ConfigError("The held-out batches can be looked at only once.", "Give a list of them.")
+            raise ConfigError("The held-out batches can be read only once.", "Give a list of them.")
         if next(self.first(1), None) is None:
             raise ConfigError("There is no held-out batch.", "Hold some out, or give no heldout.")
 
     def first(self, n_tokens: int) -> Iterator[Batch]:
-        """The first `n_tokens`, or all there are, in batches."""
+        """The first `n_tokens` rows, or all rows if there are fewer, in batches."""
         if n_tokens > self._kept:
             return _first(self._from_start(), n_tokens)
         self._memory = self._memory or list(_first(self._from_start(), self._kept))
         return _first(self._memory, n_tokens)
 
     def _from_start(self) -> Iterable[Batch]:
-        if self._start is not None:  # readers go on from where they were left
+        if self._start is not None:  # a reader goes on from where it stopped
             self._batches.load_state(self._start)  # type: ignore[attr-defined]
         return self._batches
 

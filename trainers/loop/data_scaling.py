@@ -1,4 +1,4 @@
-"""What is estimated from a sample of the data before training: its scale, its centre, its variance."""
+"""Scale, centre and variance of the data, estimated from a sample before training."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from saekit.errors import NonFiniteActivations
 
 
 @dataclass
-class Statistics:
-    """Facts about the data.
+class DataScaling:
+    """How activations are scaled for training, and moments of the scaled activations.
 
     Attributes:
         scale: factor on the activations that makes E||x|| = sqrt(D).
-        centre_D: (D,) float32, geometric median or mean of the scaled activations; b_dec starts there.
-        variance: E||x - E x||^2 of the scaled activations; a reconstruction error in units of it is an FVU.
-        mean_D: (D,) float32, E x of the scaled activations.
-        parts: of several sites, the facts about each. They stand side by side after each was scaled by its own factor, so that
-            there is no other for all of them: scale is 1.
+        centre_D: (D,) float32 geometric median or mean of the scaled activations; b_dec starts there.
+        variance: E||x - E x||^2 of the scaled activations. A squared reconstruction error divided by it is an FVU.
+        mean_D: (D,) float32 E x of the scaled activations.
+        parts: for several sites, the scaling of each. Each site is scaled by its own factor before the sites are concatenated, so
+            that `scale` of all of them is 1.
     """
 
     scale: float
     centre_D: Tensor
     variance: float
     mean_D: Tensor
-    parts: tuple[Statistics, ...] = ()
+    parts: tuple[DataScaling, ...] = ()
 
     @classmethod
-    def joined(cls, parts: Sequence[Statistics]) -> Statistics:
-        """Facts about sites side by side."""
+    def joined(cls, parts: Sequence[DataScaling]) -> DataScaling:
+        """The scaling of concatenated sites."""
         if len(parts) == 1:
             return parts[0]
         centre_D, mean_D = (torch.cat([getattr(part, name) for part in parts]) for name in ("centre_D", "mean_D"))
@@ -45,7 +45,7 @@ class Statistics:
         return tuple(len(part.centre_D) for part in self.parts or (self,))
 
     @classmethod
-    def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"]) -> Statistics:
+    def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"]) -> DataScaling:
         """Estimate from a sample of activations (N, D).
 
         Raises:
@@ -66,15 +66,20 @@ class Statistics:
         centre_D = geometric_median(x_ND) if centre == "geometric_median" else mean_D
         return cls(scale, centre_D.float(), max(variance, torch.finfo(torch.float32).tiny), mean_D.float())
 
+    def scaled(self, x_ND: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Activations in the units of training, on `device`."""
+        return x_ND.to(device, dtype, non_blocking=True) * self.scale
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; its numbers come back as they were."""
+        """The values as plain data for JSON; :meth:`from_dict` restores them exactly."""
         if self.parts:
             return {"parts": [part.to_dict() for part in self.parts]}
         facts = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         return {name: value for name, value in facts.items() if name != "parts"}
 
     @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> Statistics:
+    def from_dict(cls, facts: dict[str, Any]) -> DataScaling:
+        """The scaling that :meth:`to_dict` describes."""
         if "parts" in facts:
             return cls.joined([cls.from_dict(part) for part in facts["parts"]])
         tensors = {name: torch.tensor(value) for name, value in facts.items() if isinstance(value, list)}

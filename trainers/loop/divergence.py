@@ -17,7 +17,7 @@ _FACTOR = 10.0  # times the lowest level of the run so far
 _MEMORY = 100  # batches of the running level
 
 
-class Watch:
+class DivergenceMonitor:
     """Sees the squared error of every batch.
 
     A run has diverged if a batch's error is not finite, or if 8 in a row are more than twice the variance of the data, and more
@@ -41,7 +41,7 @@ class Watch:
         self._unread.append((squares, n_tokens, before))
 
     @property
-    def calm(self) -> bool:
+    def healthy(self) -> bool:
         """Whether the batches looked at give no reason for suspicion."""
         return not self._bad
 

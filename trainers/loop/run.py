@@ -18,16 +18,16 @@ from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from saekit.sae.metrics import reconstruction
 from trainers.loop import checkpoints
-from trainers.loop.batches import Heldout, Portion
-from trainers.loop.divergence import Watch
+from trainers.loop.batches import Chunk, HeldoutBatches
+from trainers.loop.divergence import DivergenceMonitor
 from trainers.loop.log import Log, NoLog
-from trainers.loop.state import Training
-from trainers.settings.job import Plan
+from trainers.loop.state import TrainState
+from trainers.settings.job import TrainJob
 
 _LAST_PART = 0.1  # of a run, over which the metrics of the training data are averaged at its end
 
 
-class Run:
+class TrainRun:
     """A plan being carried out.
 
     Args:
@@ -42,35 +42,35 @@ class Run:
 
     def __init__(
         self,
-        plan: Plan,
-        training: Training,
+        job: TrainJob,
+        state: TrainState,
         settings: dict[str, Any],
         facts: dict[str, Any],
         resumed: Mapping[str, Any],
-        heldout: Heldout | None,
+        heldout: HeldoutBatches | None,
         wandb: str | None,
     ) -> None:
-        self.plan, self.training, self.group, self.heldout, self.note = plan, training, training.group, heldout, ""
-        self._facts, self._config, self._epochs = facts, training.config, settings.get("epochs")
+        self.job, self.state, self.group, self.heldout, self.note = job, state, state.group, heldout, ""
+        self._facts, self._config, self._epochs = facts, state.config, settings.get("epochs")
         self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
-        self._before = training.tokens
-        self.watch = Watch(training.writes.variance, resumed.get("watch"))
+        self._before = state.tokens
+        self.watch = DivergenceMonitor(state.writes.variance, resumed.get("watch"))
         self.log: Log | NoLog = NoLog()
         self.group.first(lambda: self._open_folder(settings, resumed["log"], wandb))
 
     def _open_folder(self, settings: dict[str, Any], position: int, wandb: str | None) -> None:
-        plan = self.plan
+        job = self.job
         # Of a run that has to start anew the best so far goes, too; of one that goes on, all before the best.
-        checkpoints.keep_best(plan.checkpoints, 1 if self.training.steps else 0)
+        checkpoints.keep_best(job.checkpoints, 1 if self.state.steps else 0)
         with self.storage_errors():
-            plan.out.mkdir(parents=True, exist_ok=True)
-            write_whole(plan.out / "train.json", json.dumps(settings, indent=2) + "\n")
+            job.out.mkdir(parents=True, exist_ok=True)
+            write_whole(job.out / "train.json", json.dumps(settings, indent=2) + "\n")
             config = {name: settings[name] for name in ("config", "data")}
-            self.log = Log(plan.out / "metrics.jsonl", position, wandb, config)
+            self.log = Log(job.out / "metrics.jsonl", position, wandb, config)
 
     def stopped_by(self, error: SaekitError) -> SaekitError:
         """An error that stopped it, with what is left and what to do about it."""
-        last = checkpoints.last(self.plan.checkpoints)
+        last = checkpoints.last(self.job.checkpoints)
         kept = f"{last} is from before that." if last else "It had no checkpoint yet."
         advice = f"Lower the learning rate ({self._config.lr:g})." if isinstance(error, Diverged) else "Leave these data out."
         return type(error)(error.what, f"{kept} {advice}")
@@ -83,47 +83,47 @@ class Run:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            raise unwritable(self.plan.out, error) from error
+            raise unwritable(self.job.out, error) from error
 
     @property
     def left(self) -> int:
         """Tokens that it still wants to be trained on."""
         assert self._config.tokens is not None
-        return self._config.tokens - self.training.tokens
+        return self._config.tokens - self.state.tokens
 
     def cores(self) -> AbstractContextManager[None]:
         """How the cores are used while it works: the sparse step has threads of its own."""
-        return only_blocks() if self.training.sparse else nullcontext()
+        return only_blocks() if self.state.sparse else nullcontext()
 
-    def take(self, portion: Portion) -> None:
+    def take(self, chunk: Chunk) -> None:
         """Train on the rows of `portion` that it has not had: of data that are read again for a run that is behind, it had some.
 
         Raises:
-            NonFiniteActivations: see :meth:`trainers.loop.state.Training.update`.
-            Diverged: see :class:`trainers.loop.divergence.Watch`.
+            NonFiniteActivations: see :meth:`trainers.loop.state.TrainState.update`.
+            Diverged: see :class:`trainers.loop.divergence.DivergenceMonitor`.
         """
-        training, batch_size = self.training, self._config.batch_size
+        state, batch_size = self.state, self._config.batch_size
         assert batch_size is not None
-        at = training.tokens + self._waiting - portion.start
-        while portion.start + at < portion.stop and self.left:
+        at = state.tokens + self._waiting - chunk.start
+        while chunk.start + at < chunk.stop and self.left:
             wanted = min(batch_size, self.left) - self._waiting
-            sides = zip(self.plan.route.sides, (training.reads, training.writes))
-            self._rows.append([portion.scaled(sites, training, data)[at : at + wanted] for sites, data in sides])
+            sides = zip(self.job.route.sides, (state.reads, state.writes))
+            self._rows.append([chunk.scaled(sites, data, state.device, state.dtype)[at : at + wanted] for sites, data in sides])
             at += len(self._rows[-1][0])
             if self._waiting == min(batch_size, self.left):
                 self._step()
                 if self._crossed(self._config.checkpoint_tokens) and self.left:
-                    self._checkpoint(portion.place(training.tokens))
+                    self._checkpoint(chunk.place(state.tokens))
 
     def end(self) -> None:
         """The data ended: train on what is left of them."""
         if self._rows:
             self._step()
         self.watch.look()
-        self.training.check()
+        self.state.check()
         if self.left and self.group.leads:
             total = self._config.tokens
-            warnings.warn(f"The data ended after {self.training.tokens} of {total} tokens.", stacklevel=4)
+            warnings.warn(f"The data ended after {self.state.tokens} of {total} tokens.", stacklevel=4)
 
     @property
     def _waiting(self) -> int:
@@ -131,14 +131,14 @@ class Run:
 
     def _step(self) -> None:
         x_BD, *y_BE = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._rows))
-        self._rows, self._before = [], self.training.tokens
-        outcome = self.training.update(x_BD, *y_BE or [x_BD])
+        self._rows, self._before = [], self.state.tokens
+        outcome = self.state.update(x_BD, *y_BE or [x_BD])
         self.watch.note(outcome.squares, len(x_BD), self._before)
-        if self.training.on_cpu:
+        if self.state.on_cpu:
             self.watch.look()
         if self._crossed(self._config.log_tokens) or not self.left:
             self.watch.look()
-            row = self.training.row()
+            row = self.state.row()
             with self.storage_errors():
                 self.log.write(row)
             self.note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
@@ -146,17 +146,17 @@ class Run:
     def _crossed(self, every: int | None) -> bool:
         """Whether the last step went over a multiple of `every` tokens."""
         assert every is not None
-        return self._before // every < self.training.tokens // every
+        return self._before // every < self.state.tokens // every
 
     def _checkpoint(self, place: dict[str, Any]) -> None:
         """Measure, and write down everything that going on needs; not while it seems to diverge, lest no good one be left."""
-        training = self.training
+        state = self.state
         self.watch.look()
-        if not self.watch.calm:
+        if not self.watch.healthy:
             return
-        training.check()
-        sae, tensors = self.sae(), training.tensors()
-        facts = training.facts() | place | {"watch": self.watch.state()}
+        state.check()
+        sae, tensors = self.sae(), state.tensors()
+        facts = state.facts() | place | {"watch": self.watch.state()}
         self.group.first(lambda: self._write_checkpoint(sae, tensors, facts))
 
     def _write_checkpoint(self, sae: SAE, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -166,19 +166,19 @@ class Run:
                 self._write_measured(measured)
                 self._keep_if_best(sae, measured)
             facts["log"] = self.log.position
-            checkpoints.save(self.plan.checkpoints, self.training.steps, sae, tensors, facts, self._config.keep)
+            checkpoints.save(self.job.checkpoints, self.state.steps, sae, tensors, facts, self._config.keep)
 
     def _keep_if_best(self, sae: SAE, measured: dict[str, float]) -> None:
         metric = self._config.keep_best
         if metric == "no":
             return
-        before, better = checkpoints.best(self.plan.checkpoints), operator.gt if metric == "cosine" else operator.lt
+        before, better = checkpoints.best(self.job.checkpoints), operator.gt if metric == "cosine" else operator.lt
         if before is None or better(measured[metric], before[metric]):
-            checkpoints.save_best(self.plan.checkpoints, self.training.steps, sae, {"tokens": self.training.tokens, **measured})
+            checkpoints.save_best(self.job.checkpoints, self.state.steps, sae, {"tokens": self.state.tokens, **measured})
 
     def sae(self) -> SAE:
         """The dictionary as it is now, in the units of the data."""
-        return self.training.sae(**self._facts)
+        return self.state.sae(**self._facts)
 
     def finish(self, sae: SAE, frequency: Tensor | None, measured: dict[str, float] | None) -> None:
         """Write the result, and remove the checkpoints that led to it.
@@ -192,13 +192,13 @@ class Run:
                 self._write_measured(measured, **self._last_part())
                 if self.heldout is not None and self._config.keep_best != "no":
                     self._keep_if_best(sae, reconstruction(sae, self.heldout.first(self._config.eval_tokens)))
-            sae.save(self.plan.out, sparsity=frequency)
-            checkpoints.clear(self.plan.checkpoints)
+            sae.save(self.job.out, sparsity=frequency)
+            checkpoints.clear(self.job.checkpoints)
 
     def _last_part(self) -> dict[str, float]:
         """The epochs, and metrics of the training data over the last tenth of the run, for comparison with held-out data."""
         assert isinstance(self.log, Log)
-        rows, before, tokens = [row for row in self.log.rows() if "fvu" in row], 0, self.training.tokens
+        rows, before, tokens = [row for row in self.log.rows() if "fvu" in row], 0, self.state.tokens
         sizes: list[tuple[dict[str, Any], int]] = []  # each row of the last part, and the tokens that it is about
         for row in rows:
             if row["tokens"] > (1 - _LAST_PART) * tokens:
@@ -210,4 +210,4 @@ class Run:
 
     def _write_measured(self, metrics: dict[str, float], **more: float) -> None:
         row = {f"heldout/{name}": value for name, value in metrics.items()}
-        self.log.write({"step": self.training.steps, "tokens": self.training.tokens, **row, **more})
+        self.log.write({"step": self.state.steps, "tokens": self.state.tokens, **row, **more})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saekit.errors import Diverged, NonFiniteActivations
 from saekit.sae import SAE
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.loop.dead import DeadCounter
 from trainers.objectives.base import Now, Outcome, objective
 from trainers.settings import finetune
@@ -26,7 +26,7 @@ _FREQUENCY_SHARE = 0.2  # of the run, at its end, in which firings are counted f
 
 
 @dataclass
-class Window:
+class MetricWindow:
     """Sums since the last row of metrics. Tensors where torch computes them on a GPU: reading them would wait for it."""
 
     squares: Tensor | float = 0.0
@@ -35,7 +35,7 @@ class Window:
     losses: Tensor | float = 0.0
 
 
-class Training:
+class TrainState:
     """The state of a run. Activations come in as they are; inside, they are scaled so that E||x|| = sqrt(D).
 
     Args:
@@ -52,8 +52,8 @@ class Training:
     def __init__(
         self,
         config: TrainConfig,
-        reads: Statistics,
-        writes: Statistics | None = None,
+        reads: DataScaling,
+        writes: DataScaling | None = None,
         start: SAE | None = None,
         group: Group = ALONE,
     ) -> None:
@@ -71,18 +71,14 @@ class Training:
         self.fired_F = torch.zeros_like(self.dead.since_F)
         self.fired_tokens = 0
         self.steps = self.tokens = 0
-        self.window = Window()
+        self.window = MetricWindow()
 
     # One step
 
     def step(self, x_BD: Tensor, y_BE: Tensor | None = None) -> Outcome:
         """:meth:`update` on activations as they are: those read, and (not for an SAE) those to be predicted."""
-        x_BD = self.scaled(x_BD, self.reads)
-        return self.update(x_BD, x_BD if y_BE is None else self.scaled(y_BE, self.writes))
-
-    def scaled(self, x_BD: Tensor, data: Statistics) -> Tensor:
-        """Activations in the units of training, where it computes."""
-        return x_BD.to(self.device, self.dtype, non_blocking=True) * data.scale
+        x_BD = self.reads.scaled(x_BD, self.device, self.dtype)
+        return self.update(x_BD, x_BD if y_BE is None else self.writes.scaled(y_BE, self.device, self.dtype))
 
     def update(self, x_BD: Tensor, y_BE: Tensor) -> Outcome:
         """Train on one batch of scaled activations; an SAE's `y_BE` is `x_BD` itself.
@@ -169,7 +165,7 @@ class Training:
             Diverged: see :meth:`check`.
         """
         self.check()
-        window, self.window = self.window, Window()
+        window, self.window = self.window, MetricWindow()
         squares = float(window.squares)
         return {
             "step": self.steps,
@@ -223,13 +219,13 @@ class Training:
     @classmethod
     def restore(
         cls, config: TrainConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], group: Group = ALONE
-    ) -> Training:
+    ) -> TrainState:
         """The training whose :meth:`tensors` and :meth:`facts` these are, with any number of processes."""
-        reads, writes = (facts[side] and Statistics.from_dict(facts[side]) for side in ("reads", "writes"))
+        reads, writes = (facts[side] and DataScaling.from_dict(facts[side]) for side in ("reads", "writes"))
         training = cls(config, reads, writes, group=group)
         for name, tensor in training._tensors().items():
             tensor.copy_(group.part(name, tensors[name]))
         training.dead.dead_F = group.part("dead_F", tensors["dead_F"]).to(training.device)
         training.steps, training.tokens, training.adam.step = facts["steps"], facts["tokens"], facts["adam_steps"]
-        training.fired_tokens, training.window = facts["fired_tokens"], Window(*facts["window"])
+        training.fired_tokens, training.window = facts["fired_tokens"], MetricWindow(*facts["window"])
         return training

@@ -18,12 +18,12 @@ from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
 from saekit.sae.metrics import Reconstruction
 from trainers.loop import checkpoints
-from trainers.loop.batches import Feed, Heldout
-from trainers.loop.data_scaling import Statistics
-from trainers.loop.run import Run
-from trainers.loop.state import Training
+from trainers.loop.batches import ChunkQueue, HeldoutBatches
+from trainers.loop.data_scaling import DataScaling
+from trainers.loop.run import TrainRun
+from trainers.loop.state import TrainState
 from trainers.settings.config import TrainConfig
-from trainers.settings.job import Plan
+from trainers.settings.job import TrainJob
 from trainers.step import distributed as parallel
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def train(
         StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
         ParallelError: another of the processes that torchrun started has ended. The last checkpoint is kept.
     """
-    plan = Plan(Route.parse(site, site_out), config, Path(out), start=start)
-    (error,) = train_all(source, [plan], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
+    job = TrainJob(Route.parse(site, site_out), config, Path(out), start=start)
+    (error,) = train_all(source, [job], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
     if error is not None:
         raise error
     return SAE.load(out)
@@ -80,7 +80,7 @@ def train(
 
 def train_all(
     source: TrainingData | StoredActivations | Source,
-    plans: Sequence[Plan],
+    plans: Sequence[TrainJob],
     *,
     lm: LanguageModel | None = None,
     heldout: Iterable[Batch] | None = None,
@@ -108,119 +108,119 @@ def train_all(
     with parallel.joined():
         everyone = parallel.group()
         data = training_data(source)
-        plans = [plan.resolve(data) for plan in plans]
+        plans = [job.resolve(data) for job in plans]
         _check_folders(plans)
-        finished = everyone.first(lambda: [_clear_if_finished(plan, data) for plan in plans])
-        stopped: dict[Plan, SaekitError] = {}
-        for order, together in _passes(data, [plan for plan, done in zip(plans, finished) if not done]).items():
-            stopped |= _Pass(data, order, together, lm, heldout, wandb).train(progress)
-    return [stopped.get(plan) for plan in plans]
+        finished = everyone.first(lambda: [_clear_if_finished(job, data) for job in plans])
+        stopped: dict[TrainJob, SaekitError] = {}
+        for order, together in _passes(data, [job for job, done in zip(plans, finished) if not done]).items():
+            stopped |= DataPass(data, order, together, lm, heldout, wandb).train(progress)
+    return [stopped.get(job) for job in plans]
 
 
-class _Pass:
+class DataPass:
     """Plans that are carried out on the same rows in the same order."""
 
     def __init__(
         self,
         data: TrainingData,
         order: ReadOrder,
-        plans: Sequence[Plan],
+        plans: Sequence[TrainJob],
         lm: LanguageModel | None,
         heldout: Iterable[Batch] | None,
         wandb: str | None,
     ) -> None:
         self.data, self.plans, self.wandb, self.group = data, plans, wandb, parallel.group()
-        self.facts = [_facts(plan.route, data, lm) for plan in plans]
+        self.facts = [_facts(job.route, data, lm) for job in plans]
         self._bar, self._done, self._waiting = Bar(), 0, True
-        sites = sorted({site for plan in plans for site in plan.route.sites})
+        sites = sorted({site for job in plans for site in job.route.sites})
         options = ReadOptions(
-            batch_size=max(plan.config.batch_size or 1 for plan in plans),
-            memory=max(plan.config.store_memory for plan in plans),
+            batch_size=max(job.config.batch_size or 1 for job in plans),
+            memory=max(job.config.store_memory for job in plans),
             on_fill=self._show_filling,
         )
         source = data.reader(sites, "train", order, options)
         assert source is not None
         self.source = source
         heldout = data.reader(sites, "heldout", order, options) if heldout is None else heldout
-        self.settings = [plan.settings(data) | {"epochs": self._epochs(plan)} for plan in plans]
-        choosing = [plan for plan in plans if plan.config.keep_best != "no"]
+        self.settings = [job.settings(data) | {"epochs": self._epochs(job)} for job in plans]
+        choosing = [job for job in plans if job.config.keep_best != "no"]
         if heldout is None and choosing:
             what = f"keep_best={choosing[0].config.keep_best!r} is impossible without held-out data."
             raise ConfigError(what, "Hold some out, or choose 'no'.")
-        self.heldout = None if heldout is None else Heldout(heldout, max(plan.config.eval_tokens for plan in plans))
+        self.heldout = None if heldout is None else HeldoutBatches(heldout, max(job.config.eval_tokens for job in plans))
 
-    def train(self, progress: bool) -> dict[Plan, SaekitError]:
+    def train(self, progress: bool) -> dict[TrainJob, SaekitError]:
         """Train all to their ends; returns what stopped those that did not get there."""
-        stopped: dict[Plan, SaekitError] = {}
+        stopped: dict[TrainJob, SaekitError] = {}
         with ExitStack() as stack:
             stack.enter_context(self._cores())
-            total = max(plan.config.tokens or 0 for plan in self.plans)
-            subject = ", ".join(dict.fromkeys(str(plan.route) for plan in self.plans))
+            total = max(job.config.tokens or 0 for job in self.plans)
+            subject = ", ".join(dict.fromkeys(str(job.route) for job in self.plans))
             bar = stack.enter_context(track("training", total, subject=subject, enabled=progress and self.group.leads))
             self._bar = bar
-            feed, runs = self._begin()
+            chunks, runs = self._begin()
             for run in runs:
                 stack.enter_context(closing(run.log))
             while runs:
                 self._waiting = True
-                portion = feed.next()
+                chunk = chunks.next()
                 self._waiting = False
                 for run in runs:
                     with run.cores():
                         try:
-                            run.take(portion) if portion else run.end()
+                            run.take(chunk) if chunk else run.end()
                         except (NonFiniteActivations, Diverged) as error:
-                            stopped[run.plan] = run.stopped_by(error)
-                runs = [run for run in runs if run.plan not in stopped]
-                if portion:
-                    self._done = min(portion.stop, total)
+                            stopped[run.job] = run.stopped_by(error)
+                runs = [run for run in runs if run.job not in stopped]
+                if chunk:
+                    self._done = min(chunk.stop, total)
                     bar.update(self._done, runs[0].note if len(runs) == 1 else f"{len(runs)} dictionaries")
-                if ended := [run for run in runs if not (portion and run.left)]:
-                    made = [(run.sae(), run.training.frequency()) for run in ended]
+                if ended := [run for run in runs if not (chunk and run.left)]:
+                    made = [(run.sae(), run.state.frequency()) for run in ended]
                     self.group.first(partial(self._finish, ended, made))
-                runs = [run for run in runs if portion and run.left]
+                runs = [run for run in runs if chunk and run.left]
         return stopped
 
-    def _epochs(self, plan: Plan) -> float | None:
+    def _epochs(self, job: TrainJob) -> float | None:
         """Passes over the data that a run makes; None where nobody has counted their tokens."""
-        assert plan.config.tokens is not None
+        assert job.config.tokens is not None
         counted = self.data.n_tokens is not None and self.source.n_tokens
-        return round(plan.config.tokens / self.source.n_tokens, 3) if counted else None
+        return round(job.config.tokens / self.source.n_tokens, 3) if counted else None
 
     def _show_filling(self, rows: int, size: int) -> None:
         """Say that steps wait for the model; called in another thread where batches are made beside the steps."""
         if self._waiting:
             self._bar.update(self._done, f"filling the shuffle buffer: {rows:,}/{size:,} tokens")
 
-    def _begin(self) -> tuple[Feed, list[Run]]:
+    def _begin(self) -> tuple[ChunkQueue, list[TrainRun]]:
         """All runs at their last checkpoints, and the data from where the one that is least far goes on."""
         beginning = {"position": 0, "source": self.source.state(), "log": 0, "watch": None}
-        restored = [self._restore(plan, beginning) for plan in self.plans]
+        restored = [self._restore(job, beginning) for job in self.plans]
         place = min((place for _, place in restored), key=lambda place: int(place["position"]))
         self.source.load_state(place["source"])
-        feed = Feed(self.source, place["position"])
+        chunks = ChunkQueue(self.source, place["position"])
         runs = []
-        for i, (plan, (training, own)) in enumerate(zip(self.plans, restored)):
+        for i, (job, (training, own)) in enumerate(zip(self.plans, restored)):
             if training is None:
-                facts = self.group.first(partial(_statistics, feed, plan))
-                training = Training(plan.config, facts[0], facts[-1], plan.start, plan.group)
-            runs.append(Run(plan, training, self.settings[i], self.facts[i], own, self.heldout, self.wandb))
-        return feed, runs
+                facts = self.group.first(partial(_scalings, chunks, job))
+                training = TrainState(job.config, facts[0], facts[-1], job.start, job.group)
+            runs.append(TrainRun(job, training, self.settings[i], self.facts[i], own, self.heldout, self.wandb))
+        return chunks, runs
 
-    def _restore(self, plan: Plan, beginning: dict[str, Any]) -> tuple[Training | None, dict[str, Any]]:
+    def _restore(self, job: TrainJob, beginning: dict[str, Any]) -> tuple[TrainState | None, dict[str, Any]]:
         """The training in a plan's last checkpoint and how far that is, or None and the beginning."""
-        if (found := checkpoints.load(plan.checkpoints)) is None:
+        if (found := checkpoints.load(job.checkpoints)) is None:
             return None, beginning
         tensors, facts = found
         try:
             self.source.load_state(facts["source"])  # raises where it is of other data
-            return Training.restore(plan.config, tensors, facts, plan.group), {key: facts[key] for key in beginning}
+            return TrainState.restore(job.config, tensors, facts, job.group), {key: facts[key] for key in beginning}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise CheckpointError(
-                f"The last checkpoint in {plan.checkpoints} does not fit: {error}.", "Move it away to start anew."
+                f"The last checkpoint in {job.checkpoints} does not fit: {error}.", "Move it away to start anew."
             ) from error
 
-    def _finish(self, runs: Sequence[Run], made: Sequence[tuple[SAE, Tensor | None]]) -> None:
+    def _finish(self, runs: Sequence[TrainRun], made: Sequence[tuple[SAE, Tensor | None]]) -> None:
         """Measure what runs have made, all in one look at the held-out data, and write it."""
         measured = [Reconstruction(sae) for sae, _ in made]
         if self.heldout is not None:
@@ -237,33 +237,33 @@ class _Pass:
         The sparse step has threads of its own. Torch's would spin beside them, at twice the cost in all, for the sake of small
         operations; only a model that makes the batches between the steps, and steps of another kind, are worth them.
         """
-        return only_blocks() if not self.data.computed and all(plan.config.sparse_step for plan in self.plans) else nullcontext()
+        return only_blocks() if not self.data.computed and all(job.config.sparse_step for job in self.plans) else nullcontext()
 
 
-def _statistics(feed: Feed, plan: Plan) -> list[Statistics]:
-    return [feed.statistics(sites, plan.config) for sites in plan.route.sides]
+def _scalings(chunks: ChunkQueue, job: TrainJob) -> list[DataScaling]:
+    return [chunks.scaling(sites, job.config) for sites in job.route.sides]
 
 
-def _clear_if_finished(plan: Plan, data: TrainingData) -> bool:
-    if finished := plan.finished(data):
-        checkpoints.clear(plan.checkpoints)
+def _clear_if_finished(job: TrainJob, data: TrainingData) -> bool:
+    if finished := job.finished(data):
+        checkpoints.clear(job.checkpoints)
     return finished
 
 
-def _check_folders(plans: Sequence[Plan]) -> None:
-    folders = [plan.out.resolve() for plan in plans]
+def _check_folders(plans: Sequence[TrainJob]) -> None:
+    folders = [job.out.resolve() for job in plans]
     for folder in folders:
         if folders.count(folder) > 1:
             raise ConfigError(f"{folders.count(folder)} dictionaries are to go to {folder}.", "Give each a name of its own.")
 
 
-def _passes(data: TrainingData, plans: Sequence[Plan]) -> dict[ReadOrder, list[Plan]]:
+def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, list[TrainJob]]:
     """The plans by the order in which they take rows; those of equal order are trained together."""
-    passes: dict[ReadOrder, list[Plan]] = {}
-    for plan in plans:
-        config = plan.config
+    passes: dict[ReadOrder, list[TrainJob]] = {}
+    for job in plans:
+        config = job.config
         assert config.tokens is not None
-        passes.setdefault(data.order(config.data_seed, config.heldout, config.tokens), []).append(plan)
+        passes.setdefault(data.order(config.data_seed, config.heldout, config.tokens), []).append(job)
     return passes
 
 

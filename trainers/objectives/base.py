@@ -16,7 +16,7 @@ from saekit.plugins import resolve
 from saekit.sae import SAE, CrossCoder, SAEConfig
 from saekit.sae.kernels.threads import product
 from saekit.sae.registry import ARCHITECTURES, Architecture, trainable
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.auxk import AuxK
 from trainers.settings.config import TrainConfig
 from trainers.settings.schedule import latents_per_token
@@ -101,7 +101,7 @@ class Objective(ABC):
     splits = False
     unit_rows = True
 
-    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+    def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         self.config, self.reads, self.writes = config, reads, writes
         self.kind = kind_of(reads, writes)
         self.centres = self.kind is Kind.SAE
@@ -305,7 +305,7 @@ def matched_size(width: int, n_latents: int, share: float) -> float:
     return width / (n_latents * (share + cut * normal.pdf(cut)))
 
 
-def kind_of(reads: Statistics, writes: Statistics) -> Kind:
+def kind_of(reads: DataScaling, writes: DataScaling) -> Kind:
     """The kind of dictionary that is trained on data with these facts; an SAE has one object for both."""
     if reads.parts:
         return Kind.CROSSCODER if writes is reads else Kind.CLT
@@ -331,7 +331,7 @@ def objective_class(config: TrainConfig, *, layered: bool = False) -> type[Objec
     return found
 
 
-def objective(config: TrainConfig, reads: Statistics, writes: Statistics, group: Group = ALONE) -> Objective:
+def objective(config: TrainConfig, reads: DataScaling, writes: DataScaling, group: Group = ALONE) -> Objective:
     """The objective of a configuration, trained by a group of processes."""
     made = objective_class(config, layered=kind_of(reads, writes).layered)(config, reads, writes)
     made.group = group

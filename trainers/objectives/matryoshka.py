@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Outcome
 from trainers.objectives.batchtopk import BatchTopK
 from trainers.settings.config import TrainConfig
@@ -24,7 +24,7 @@ from trainers.step.sparse_gradient import SparseGradient
 class Matryoshka(BatchTopK):
     splits = False  # a level ends within one process's latents
 
-    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+    def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         super().__init__(config, reads, writes)
         self.ends_G = group_ends(config.groups, config.n_latents).to(config.device)
 

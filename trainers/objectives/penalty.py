@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import torch
 
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Objective, Outcome
 from trainers.settings.config import TrainConfig
 from trainers.settings.schedule import latents_per_token
@@ -40,7 +40,7 @@ class Penalised(Objective):
     splits = True
     shrinks = True
 
-    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+    def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         super().__init__(config, reads, writes)
         log_weight = torch.full((), math.log(self.first_weight), device=config.device)
         self.state = {"log_weight": log_weight, "l0": torch.full_like(log_weight, -1)}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.loop.data_scaling import Statistics
+from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Objective, Outcome
 from trainers.objectives.batch_threshold import RunningThreshold, largest_of_batch, smallest
 from trainers.settings.config import TrainConfig
@@ -40,7 +40,7 @@ class TopK(Objective):
     across_tokens = False
     splits = True
 
-    def __init__(self, config: TrainConfig, reads: Statistics, writes: Statistics) -> None:
+    def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         super().__init__(config, reads, writes)
         self.weighs = self.kind.crosses and not self.kind.layered
         self.unit_rows = self.unit_rows and not self.weighs

@@ -21,7 +21,7 @@ from trainers.step.distributed import Group
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainJob:
     """One dictionary to train.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
         """The processes that train it together."""
         return parallel.group(shard=self.config.shard)
 
-    def resolve(self, data: TrainingData | StoredActivations | Source) -> Plan:
+    def resolve(self, data: TrainingData | StoredActivations | Source) -> TrainJob:
         """The same with every open setting filled.
 
         Raises:
@@ -139,3 +139,6 @@ class Plan:
                 "Give this one another name.",
             )
         return finished
+
+
+Plan = TrainJob  # its name in version 0.1

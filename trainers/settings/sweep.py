@@ -32,7 +32,7 @@ from saekit.names.site_map import Route
 from saekit.sae import SAE
 from trainers.settings import finetune
 from trainers.settings.config import TrainConfig
-from trainers.settings.job import Plan
+from trainers.settings.job import TrainJob
 from trainers.settings.yaml_files import read_yaml
 
 _PLACE = ("site", "site_out")
@@ -62,7 +62,7 @@ def mappings(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [settings, _mapping("grid", settings.get("grid", {})), *(_mapping("runs", run) for run in runs)]
 
 
-def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], int]) -> list[Plan]:
+def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], int]) -> list[TrainJob]:
     """The dictionaries that a description asks for.
 
     Args:
@@ -125,7 +125,7 @@ def _check_number(lengths: Sequence[int], n_runs: int) -> None:
         )
 
 
-def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int], load: Callable[[str], SAE]) -> Plan:
+def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int], load: Callable[[str], SAE]) -> TrainJob:
     source = settings.pop("from", None)
     if not isinstance(source, str | None):
         raise ConfigError(f"from: {source!r} is impossible.", "It is a folder that holds an SAE, or 'release/id'.")
@@ -145,7 +145,7 @@ def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site]
         check_name(name)
     widths = [width(site) for site in route.sites]  # raises where there is no such site
     config = TrainConfig.from_dict({"n_latents": 16 * widths[0]} | settings)
-    return Plan(route, config, out / folder_name(str(route)) / name, name, start)
+    return TrainJob(route, config, out / folder_name(str(route)) / name, name, start)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
