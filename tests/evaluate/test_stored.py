@@ -6,12 +6,14 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.errors import WorkspaceError
+from saekit.evaluate.dictionary.cross_entropy import baseline_of
 from saekit.evaluate.dictionary.stored import read_evaluation
 from saekit.report import render_evaluation
 from tests.kit.fuzz import mutations
@@ -109,3 +111,11 @@ def test_damaged_bytes_are_a_typed_error_or_facts_that_a_page_can_show(tmp_path:
         except WorkspaceError:
             continue
         assert "<html" in render_evaluation("resid_post.2", "model", found), kind
+
+
+def test_an_evaluation_of_version_0_1_0_is_read_and_its_baseline_named(tmp_path: Path) -> None:
+    with ZipFile(Path(__file__).parents[1] / "kit" / "golden" / "v0.1.0.zip") as golden:
+        path = Path(golden.extract("ws/reports/eval-resid_post.2.json", tmp_path))
+    found = read_evaluation(path)
+    assert baseline_of(found) == ("zero-ordinary", found["ce_zero"])
+    assert "zeros at every token but special ones" in render_evaluation("resid_post.2", "model", found)
