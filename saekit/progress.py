@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class _Lines(Bar):
 
     def _tick(self) -> None:
         while not self._ended.wait(EVERY):
-            self._print(self._line())
+            with suppress(OSError):  # nobody reads the lines any more
+                self._print(self._line())
 
     def _line(self) -> str:
         seconds = time.monotonic() - self._started

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -82,10 +83,16 @@ def write_line(text: str, *, stderr: bool = False) -> None:
     stream.flush()
 
 
-def replace_unencodable() -> None:
-    """Let stdout and stderr write a question mark where their encoding lacks a character, in place of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def prepare_streams() -> None:
+    """Make stdout and stderr take any text: a question mark stands for a character that their encoding lacks.
+
+    Where one of them is closed, as by the shell's `2>&-`, what is written to it is discarded.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (it stays open)
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 

@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     the reader of the output has gone, 143 after SIGTERM.
     """
     speaks = leads()  # the first of several processes speaks for all
-    terminal.replace_unencodable()
+    terminal.prepare_streams()
     with contextlib.ExitStack() as stack:
         if not speaks:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -116,6 +117,14 @@ def test_a_reader_that_goes_is_no_error(workspace: Path) -> None:
     os.close(writer)
     assert process.communicate()[1] == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_error(workspace: Path, closed: str) -> None:
+    line = f"{shlex.join(command('show', workspace, 3))} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert ("fires on" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
