@@ -278,8 +278,8 @@ def _losses(it: TrainState, task: Task, x: Tensor, y: Tensor) -> tuple[list[floa
 
 def _dense(it: TrainState, nudge: float = 0.0) -> TrainState:
     """The same training with the loss that the tests hold ours against: the paper's formula, written down densely."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "trainers"))
-    import dense  # type: ignore[import-not-found]
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.kit import dense
 
     dense.VARIANCE = it.writes.variance
     its_own, weight = it.objective.loss, getattr(it.objective, "penalty", lambda now: 0.0)

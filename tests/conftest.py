@@ -10,6 +10,9 @@ import hypothesis
 import pytest
 import torch
 
+from tests.kit import commands
+from tests.kit.commands import Saekit
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -59,6 +62,18 @@ def stories_lm(stories_path: Path) -> LanguageModel:
     from saekit.lm import LanguageModel
 
     return LanguageModel.load(stories_path)
+
+
+@pytest.fixture(scope="session")
+def saekit() -> Saekit:
+    """`saekit("search", ws, "happy")`: run a command in this process, which has loaded the libraries already."""
+    return commands.here
+
+
+@pytest.fixture(scope="session")
+def new_process() -> Saekit:
+    """Run a command as a user does."""
+    return commands.in_new_process
 
 
 @pytest.fixture(scope="session")

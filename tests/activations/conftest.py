@@ -8,8 +8,7 @@ import pytest
 
 from saekit.activations import ActivationStore, Corpus, write_store
 from saekit.lm import LanguageModel
-
-from .tiny import make_documents, make_lm
+from tests.kit.tiny import make_documents, make_lm
 
 
 @pytest.fixture(scope="session")

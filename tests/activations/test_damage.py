@@ -18,8 +18,7 @@ from saekit.activations.store.manifest import Manifest
 from saekit.checksums import read_sealed, seal
 from saekit.errors import SaekitError, StoreCorrupt
 from saekit.lm import LanguageModel
-
-from .tiny import make_documents
+from tests.kit.tiny import make_documents
 
 
 @pytest.fixture

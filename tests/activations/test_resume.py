@@ -21,9 +21,9 @@ from saekit.activations import ActivationStore, Corpus, TokenBatch, token_batche
 from saekit.activations.store.shard_writer import ShardLayout, write_shards
 from saekit.errors import NonFiniteActivations, StorageFull, StoreCorrupt, StoreMismatch, WorkspaceError
 from saekit.lm import LanguageModel, Site
+from tests.kit.tiny import SPECIAL, WORDS, make_documents, make_lm
 
 from .conftest import files_of
-from .tiny import SPECIAL, WORDS, make_documents, make_lm
 
 SETTINGS: dict[str, Any] = {"context": 16, "batch_size": 4, "shard_tokens": 300, "progress": False}
 
@@ -35,9 +35,8 @@ def corpus() -> Corpus:
 
 @pytest.mark.parametrize(("packing", "when", "least"), [("pack", "moments", 10), ("document", "steps", 25)])
 def test_killed_at_any_moment(packing: str, when: str, least: int, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("crash.py")
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), packing, when],
+        [sys.executable, "-m", "tests.kit.crash_cache", str(tmp_path), packing, when],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},

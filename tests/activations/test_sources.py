@@ -29,8 +29,7 @@ from saekit.activations import (
 )
 from saekit.errors import CheckpointError, ConfigError, ContextTooLong, CorpusError, NonFiniteActivations, UnknownSite
 from saekit.lm import LanguageModel, Site
-
-from .tiny import SPECIAL, WORDS, make_lm
+from tests.kit.tiny import SPECIAL, WORDS, make_lm
 
 RESID, NEURONS = Site.parse("resid_post.0"), Site.parse("neurons.1")
 Make = Callable[..., ActivationSource]

@@ -22,8 +22,7 @@ from saekit.activations import ActivationReader, ActivationStore, Corpus, LiveAc
 from saekit.activations.store.shard import ShardBuilder
 from saekit.errors import ConfigError, ContextTooLong, CorpusError, StoreCorrupt, StoreMismatch, UnknownSite
 from saekit.lm import LanguageModel, Site
-
-from .tiny import make_documents, make_lm
+from tests.kit.tiny import make_documents, make_lm
 
 SITES = ["embed", "q.0", "k.1", "heads.0", "attn_out.1", "resid_mid.0", "neurons.1", "resid_post.0", "resid_post.1"]
 

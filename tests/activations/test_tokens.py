@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from saekit.activations import Corpus, TokenBatch, token_batches
 from saekit.errors import ConfigError, ContextTooLong, CorpusError
 from saekit.lm import LanguageModel
-
-from .tiny import SPECIAL, WORDS, make_lm
+from tests.kit.tiny import SPECIAL, WORDS, make_lm
 
 Row = tuple[list[int], list[int]]
 DOCUMENTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join), min_size=1, max_size=12).filter(any)

@@ -12,7 +12,7 @@ from saekit.errors import WorkspaceError
 from saekit.sae import SAE
 from saekit.workspace import dictionaries
 from saekit.workspace.workspace import Workspace
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 SITE = "resid_post.2"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 COMMANDS = ("fit", "cache", "train", "index", "eval", "search", "show", "steer", "verify")
 

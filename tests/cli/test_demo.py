@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from saekit.evaluate.steering.mentions import Mentions
-from tests.cli.conftest import Outcome, Saekit
-from tests.report.html import check
+from tests.kit.commands import Outcome, Saekit
+from tests.kit.html import check
 
 EVIL = "<script>alert(1)</script>"
 

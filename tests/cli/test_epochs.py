@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saekit.activations import ActivationReader, ActivationStore
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 
 def test_epochs_and_final_metrics_are_told(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from saekit.cli.output import print_section
 from saekit.evaluate.dictionary.transfer import Transfer
-from tests.cli.conftest import Saekit
-from tests.report.html import check
+from tests.kit.commands import Saekit
+from tests.kit.html import check
 
 SITE = "resid_post.2"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 LAYER, L0 = 2, 6
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit, command, environment
+from tests.kit.commands import Saekit, command, environment
 
 
 @pytest.fixture

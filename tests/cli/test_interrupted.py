@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit, command, environment
+from tests.kit.commands import Saekit, command, environment
 from trainers.loop.log import TIMING
 
 KILLS = int(os.environ.get("SAEKIT_KILLS", "3"))

@@ -16,9 +16,9 @@ from saekit.activations import LiveActivations, LiveStore, ReadOptions, StoredDa
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import SAE
 from saekit.workspace.workspace import Workspace
-from tests.activations.tiny import make_lm
-from tests.cli.conftest import Saekit
 from tests.cli.test_interrupted import files_of, killed_in_time
+from tests.kit.commands import Saekit
+from tests.kit.tiny import make_lm
 from trainers import TrainConfig, train
 
 SITE = "resid_post.2"

@@ -9,7 +9,7 @@ import pytest
 
 from saekit.cli.app import build
 from saekit.cli.commands import COMMANDS
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 NOT_YET_NAMED = ("fit", "cache", "demo", "choose")  # they make dictionaries, or take the name as an argument
 

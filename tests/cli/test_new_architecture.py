@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 PLUGIN = '''
 """An SAE whose latents fire above a fixed margin and lose it: a soft threshold under an L1 penalty."""

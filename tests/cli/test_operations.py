@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saekit.steer.operations import OPERATIONS
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 PROMPT = "Once upon a time"
 

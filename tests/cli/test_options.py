@@ -13,7 +13,7 @@ import pytest
 from saekit.cli.app import build
 from saekit.cli.commands import COMMANDS
 from saekit.cli.values import read_count
-from tests.cli.conftest import Saekit, environment
+from tests.kit.commands import Saekit, environment
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(COMMANDS)

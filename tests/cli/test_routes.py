@@ -9,7 +9,7 @@ import pytest
 from saekit.names.site import Site
 from saekit.sae import SAE
 from saekit.workspace import Workspace
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 SMALL = ("--tokens", 30_000, "--train-tokens", 60_000, "--latents", 128, "--l0", 8, "--batch-size", 512, "--lr", 3e-3)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit
-from tests.report.html import check
+from tests.kit.commands import Saekit
+from tests.kit.html import check
 from trainers import TrainConfig
 
 SWEEP = """

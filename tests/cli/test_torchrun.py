@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from saekit.sae import SAE
-from tests.cli.conftest import Saekit, command, environment
+from tests.kit.commands import Saekit, command, environment
 
 pytestmark = pytest.mark.timeout(1800)  # on a busy core, processes that take turns are slow
 SETTINGS = ("--latents", 128, "--l0", 8, "--train-tokens", 20_480, "--batch-size", 1024, "--json")

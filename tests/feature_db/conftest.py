@@ -10,8 +10,7 @@ import pytest
 
 from feature_db import BuildConfig, FeatureDB, build
 from saekit.lm import LanguageModel
-
-from .planted import SITE, PlantedStore, make_lm, make_sae, make_store
+from tests.kit.planted import SITE, PlantedStore, make_lm, make_sae, make_store
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,7 @@ from feature_db.index.accumulators import Accumulators, Block, BuildConfig, Hitt
 from feature_db.index.statistics import bin_edges
 from feature_db.index.words import CLASSES, Vocabulary, Words
 from saekit.lm import LanguageModel
-
-from .planted import SITE, F, PlantedStore, make_store
+from tests.kit.planted import SITE, F, PlantedStore, make_store
 
 # Enough slots that no sketch ever drops anything.
 EXACT = BuildConfig(slots=400, top=7, sample=30, before=6, after=4, duplicate_radius=3)

@@ -12,8 +12,7 @@ import pytest
 from feature_db import FeatureDB
 from saekit.errors import StoreMismatch, WorkspaceError
 from saekit.lm import LanguageModel
-
-from .planted import SITE, make_sae
+from tests.kit.planted import SITE, make_sae
 
 Index = Callable[..., FeatureDB]
 

@@ -14,8 +14,7 @@ from feature_db import FeatureDB, Label
 from saekit.errors import DatabaseError, SaekitError, UnknownRef, UnknownSite
 from saekit.lm import Site
 from saekit.objects import Ref
-
-from .planted import SITE, F
+from tests.kit.planted import SITE, F
 
 Index = Callable[..., FeatureDB]
 

@@ -14,8 +14,7 @@ import pytest
 from feature_db import FeatureDB, Label, checksums
 from feature_db.errors import typed
 from saekit.errors import ConfigError, DatabaseError, StorageFull
-
-from .planted import SITE
+from tests.kit.planted import SITE
 
 Index = Callable[..., FeatureDB]
 ROOT = Path(__file__).parents[2]

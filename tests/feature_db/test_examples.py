@@ -10,8 +10,8 @@ from feature_db.index.statistics import quantiles
 from feature_db.store.examples import TOP, Window, choose, pack, unpack
 from saekit.errors import DatabaseError
 from saekit.lm import LanguageModel
+from tests.kit.planted import F, PlantedStore
 
-from .planted import F, PlantedStore
 from .test_accumulators import run
 
 

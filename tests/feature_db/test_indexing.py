@@ -16,9 +16,9 @@ from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE
+from tests.kit.contents import contents
+from tests.kit.planted import SITE, F, PlantedStore, make_sae, make_store
 
-from .contents import contents
-from .planted import SITE, F, PlantedStore, make_sae, make_store
 from .test_accumulators import words_of
 
 Index = Callable[..., FeatureDB]

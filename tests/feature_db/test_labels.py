@@ -10,8 +10,8 @@ import pytest
 from feature_db import FeatureDB
 from feature_db.labels.rules import AUTOMATIC_METHODS
 from saekit.lm import LanguageModel
+from tests.kit.planted import SITE, F, PlantedStore
 
-from .planted import SITE, F, PlantedStore
 from .test_accumulators import words_of
 
 Index = Callable[..., FeatureDB]

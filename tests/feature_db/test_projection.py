@@ -10,8 +10,7 @@ import torch
 
 from feature_db.index.projection import promoted, to_residual
 from saekit.lm import LanguageModel, Site
-
-from .planted import F, make_lm
+from tests.kit.planted import F, make_lm
 
 
 def _check(lm: LanguageModel, logits_NV: np.ndarray, vectors_ND: torch.Tensor, top: int) -> None:

@@ -10,16 +10,15 @@ import pytest
 
 from feature_db import FeatureDB
 from feature_db.index import indexing
-
-from .contents import contents
-from .planted import PlantedStore, make_sae
+from tests.kit.contents import contents
+from tests.kit.planted import PlantedStore, make_sae
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_killed_builds_end_in_the_same_rows(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.feature_db.crash", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=250
+        [sys.executable, "-m", "tests.kit.crash_build", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=250
     )
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)

@@ -21,8 +21,7 @@ from saekit.activations import ActivationStore, Corpus, write_store
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
-
-from .planted import SITE, PlantedStore, inside_word, make_sae, make_store
+from tests.kit.planted import SITE, PlantedStore, inside_word, make_sae, make_store
 
 Index = Callable[..., FeatureDB]
 _CONCEPTS = (

@@ -14,9 +14,8 @@ import pytest
 from feature_db import FeatureDB
 from saekit.errors import DatabaseError
 from saekit.lm import Site
-
-from .contents import contents
-from .planted import SITE, F, make_sae
+from tests.kit.contents import contents
+from tests.kit.planted import SITE, F, make_sae
 
 Index = Callable[..., FeatureDB]
 

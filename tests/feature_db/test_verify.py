@@ -18,9 +18,8 @@ from feature_db.index.indexing import zip_holds_what_it_declares
 from feature_db.store import schema
 from feature_db.store.examples import MAX_BYTES, unpack
 from saekit.errors import DatabaseError, SaekitError
-
-from .contents import contents
-from .planted import SITE, F, make_sae, make_store
+from tests.kit.contents import contents
+from tests.kit.planted import SITE, F, make_sae, make_store
 
 Index = Callable[..., FeatureDB]
 

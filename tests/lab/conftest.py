@@ -9,7 +9,6 @@ import pytest
 
 from saekit import builtin, lab
 from saekit.lab import tokens
-from tests.cli.conftest import saekit  # noqa: F401
 
 
 @pytest.fixture(scope="session")

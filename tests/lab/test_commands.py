@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from saekit import lab
-from tests.cli.conftest import Saekit
+from tests.kit.commands import Saekit
 
 
 @pytest.mark.parametrize("name", ["info", "sample", "concepts"])

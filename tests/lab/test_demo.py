@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from saekit import demo, lab
 from saekit.workspace.workspace import Workspace
-from tests.cli.conftest import Saekit
-from tests.report.html import check
+from tests.kit.commands import Saekit
+from tests.kit.html import check
 
 
 def test_hits_are_checked_against_the_labels(

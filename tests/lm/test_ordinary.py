@@ -25,7 +25,7 @@ from saekit.lm.run.batches import document_activations
 from saekit.sae import SAE
 from saekit.steer import patch
 from saekit.steer.measures import measure
-from tests.activations.tiny import make_documents, make_lm
+from tests.kit.tiny import make_documents, make_lm
 
 SITE = Site("resid_post", 0)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from saekit.report import render_evaluation, write_evaluation
-from tests.report.html import check
-from tests.report.test_page import EVIL, QUALITY
+from tests.kit.html import check
+from tests.kit.pages import EVIL, QUALITY
 
 SCORE = {"accuracy": 0.8125, "auc": 0.9, "f1": 0.8, "average_precision": 0.6875}
 FACTS: dict[str, Any] = QUALITY | {

@@ -13,9 +13,9 @@ from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.report import Content, Detected, Found, Section, Steered, render, write
 from saekit.steer.strength import Strength
 from saekit.terminal import clean
-from tests.report.html import check
+from tests.kit.html import check
+from tests.kit.pages import EVIL, QUALITY
 
-EVIL = "<script>alert('x')</script>"
 CONTROL = {*map(chr, (*range(9), *range(11, 32), *range(127, 160)))} | set("\u202e\u2066")
 HOSTILE = [
     "</style><script>alert(1)</script>",
@@ -25,18 +25,6 @@ HOSTILE = [
     "\x1b]8;;http://evil\x07\x1b[2J\x00\x9b31m",
     "\u202etxt.exe\u2066",
 ]
-QUALITY = {
-    "fvu": 0.05,
-    "l0": 16.0,
-    "dead_fraction": 0.01,
-    "density_tokens": 4096,
-    "ce": 1.5,
-    "ce_spliced": 1.6,
-    "ce_zero": 9.0,
-    "ce_recovered": 0.98,
-    "kl": 0.1,
-    "heldout_tokens": 1000.0,
-}
 
 
 def record(text: str = EVIL, tokens: tuple[str, ...] = ("A ", EVIL, "\n", " cat"), number: int = 3) -> FeatureRecord:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.report import rank, render_sweep
-from tests.report.html import check
+from tests.kit.html import check
 from trainers import Plan, Route, TrainConfig
 
 GOOD = {

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from saekit.report import Trained, render_training
 from saekit.views.training import duration, timing
-from tests.report.html import Page, check
-from tests.report.test_page import EVIL, QUALITY
+from tests.kit.html import Page, check
+from tests.kit.pages import EVIL, QUALITY
 from trainers import TrainConfig
 
 CONFIG = dataclasses.asdict(TrainConfig(n_latents=64, l0=8, arch="jumprelu", tokens=1000, batch_size=100).resolve(16))

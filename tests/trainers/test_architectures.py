@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from memory import SITE, Memory
-from runs import CONFIG, Breaks, files, rows, sparse_data, train_run
 from torch import Tensor
 
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
 from saekit.sae.metrics import reconstruction
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, Breaks, files, rows, sparse_data, train_run
 from trainers import OBJECTIVES, TrainConfig, train
 
 

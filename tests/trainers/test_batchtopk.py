@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.sae.kernels import encode_above
+from tests.kit import dense
 from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, objective
 from trainers.objectives.batch_threshold import RunningThreshold, largest_of_batch

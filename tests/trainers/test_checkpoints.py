@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory import SITE, Memory
-from runs import CONFIG, Breaks, files, rows, sparse_data, train_run
 
 from saekit.checksums import seal
 from saekit.errors import CheckpointError, SaekitError
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, Breaks, files, rows, sparse_data, train_run
 from trainers import train
 from trainers.loop import checkpoints
 

@@ -7,17 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import dense
 import pytest
 import torch
-from memory import Memory
-from runs import Breaks, files, rows
 from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 from saekit.sae import CrossCoder
 from saekit.sae.metrics import reconstruction
+from tests.kit import dense
+from tests.kit.memory import Memory
+from tests.kit.runs import Breaks, files, rows
 from trainers import TrainConfig, train
 from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Objective, objective

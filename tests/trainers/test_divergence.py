@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import SITE, Memory
-from runs import CONFIG, Breaks, files, rows, sparse_data
 
 from saekit.errors import ConfigError, Diverged
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, Breaks, files, rows, sparse_data
 from trainers import TrainConfig, train
 from trainers.loop.divergence import DivergenceMonitor
 from trainers.settings.schedule import learning_rate

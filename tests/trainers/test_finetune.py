@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from memory import SITE, Memory
-from runs import CONFIG, Breaks, D, F, files, rows, sparse_data, train_run
 
 from saekit.errors import ConfigError, SAENotFound, StoreMismatch
 from saekit.sae import ARCHITECTURES, SAE
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, Breaks, D, F, files, rows, sparse_data, train_run
 from trainers import OBJECTIVES, TrainConfig, plans, train
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState

@@ -13,7 +13,7 @@ from saekit.activations.loader import data
 from saekit.names.site import Site
 from saekit.names.site_map import Route
 from saekit.sae import SAE
-from tests.activations.tiny import make_documents, make_lm
+from tests.kit.tiny import make_documents, make_lm
 from trainers import Plan, TrainConfig, train, train_all
 from trainers.loop import train as loop
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from memory import SITE, Memory
-from runs import Breaks
 
 from saekit.errors import ConfigError
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import Breaks
 from trainers import OBJECTIVES, TrainConfig, train
 from trainers.loop.log import TIMING, Log, read_log
 

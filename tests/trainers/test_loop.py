@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from memory import SITE, Memory
-from runs import CONFIG, LONGER, Breaks, D, F, files, rows, sparse_data, train_run
 
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, StoreMismatch
 from saekit.sae import SAE, load_sparsity
 from saekit.sae.metrics import reconstruction
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, LONGER, Breaks, D, F, files, rows, sparse_data, train_run
 from trainers import TrainConfig, train
 from trainers.loop.data_scaling import DataScaling, geometric_median
 from trainers.loop.state import TrainState
@@ -102,7 +102,7 @@ FULL_DISK = """
 import resource, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from runs import CONFIG, train_run
+from tests.kit.runs import CONFIG, train_run
 import dataclasses
 from saekit.errors import StorageFull
 config = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=2_000)
@@ -116,7 +116,7 @@ except StorageFull as error:
 
 @pytest.mark.parametrize("limit", [30_000, 1_000])  # too small for a state, too small for the metrics
 def test_a_full_disk_is_a_typed_error_and_leaves_nothing_half_written(tmp_path: Path, limit: int) -> None:
-    code = FULL_DISK.format(here=str(Path(__file__).parent), limit=limit)
+    code = FULL_DISK.format(here=str(Path(__file__).parents[2]), limit=limit)
     command = [sys.executable, "-c", code, str(tmp_path / "sae")]
     result = subprocess.run(command, env={**os.environ, "NUMBA_DISABLE_JIT": "0"}, capture_output=True, text=True)
     assert result.stdout.startswith("StorageFull: No room"), result.stderr

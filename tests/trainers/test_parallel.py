@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RESUMED, SHARDED, VARIANTS, plans, train_plans
-from runs import D, F, files, rows
 
 from saekit.sae import SAE, load_sparsity
+from tests.kit.ranks import RESUMED, SHARDED, VARIANTS, plans, train_plans
+from tests.kit.runs import D, F, files, rows
 from trainers.step.parameters import random_rows
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(1800)  # on a busy core, processes that take turns are slow
 
 
@@ -40,9 +41,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(out)]
+    command = [sys.executable, "-m", "tests.kit.ranks", str(out)]
     processes = [
-        subprocess.Popen(command, env={**os.environ, **where, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env={**os.environ, **where, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         for rank in (0, 1)
     ]
     try:

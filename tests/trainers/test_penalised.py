@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import CONFIG, sparse_data
 
+from tests.kit import dense
+from tests.kit.runs import CONFIG, sparse_data
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 from trainers.objectives.base import Now, Outcome

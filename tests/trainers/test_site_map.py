@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from memory import Memory
 from torch import Tensor
 
 from saekit.activations import ActivationStore
@@ -15,6 +14,7 @@ from saekit.errors import ConfigError, StoreMismatch, UnknownSite
 from saekit.names.site import Site
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
+from tests.kit.memory import Memory
 from trainers import SiteMap, TrainConfig, train
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from memory import SITE, Memory
-from runs import CONFIG, Breaks, files, sparse_data
 from torch import Tensor
 
 from saekit.errors import ConfigError, Diverged, SaekitError, StoreMismatch
 from saekit.names.site import Site
 from saekit.sae import SAE
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, Breaks, files, sparse_data
 from trainers import Plan, Route, TrainConfig, train, train_all
 
 OTHER = Site("mlp_out", 0)
@@ -155,13 +155,13 @@ CHILD = """
 import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_together import _plans, _train_all
+from tests.trainers.test_together import _plans, _train_all
 assert _train_all(_plans(Path(sys.argv[1]))) == [None] * 10
 """
 
 
 def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path, alone: Path) -> None:
-    command = [sys.executable, "-c", CHILD.format(here=str(Path(__file__).parent)), str(tmp_path)]
+    command = [sys.executable, "-c", CHILD.format(here=str(Path(__file__).parents[2])), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # torch's sums depend on it
     generator = torch.Generator().manual_seed(int(time.time()))
     killed = 0

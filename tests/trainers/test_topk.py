@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kit import dense
 from trainers import TrainConfig
 from trainers.objectives.base import Now
 from trainers.step.adam import Adam

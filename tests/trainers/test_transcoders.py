@@ -7,19 +7,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import Memory
-from runs import Breaks, files
 from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
+from tests.kit import dense
+from tests.kit.memory import Memory
+from tests.kit.runs import Breaks, files
 from trainers import OBJECTIVES, TrainConfig, plans, train
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import CONFIG, D, F, sparse_data, train_run
 from torch import Tensor
+
+from tests.kit import dense
+from tests.kit.runs import CONFIG, D, F, sparse_data, train_run
 
 pytest.importorskip("triton", reason="needs triton")
 

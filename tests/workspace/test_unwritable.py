@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Saekit, saekit
-
-__all__ = ["saekit"]
+from tests.kit.commands import Saekit
 
 SITE = "resid_post.2"
 FEATURE = f"{SITE}/3"

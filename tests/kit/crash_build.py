@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,8 @@ import torch
 
 from feature_db import BuildConfig, build
 from saekit.lm import Site
-from tests.feature_db.planted import SITE, PlantedStore, make_lm, make_sae, make_store
+from tests.kit.crash import killed
+from tests.kit.planted import SITE, PlantedStore, make_lm, make_sae, make_store
 
 
 def index(path: Path, lm: Any, store: PlantedStore, site: Site = SITE, seed: int = 0) -> None:
@@ -29,26 +27,6 @@ def index(path: Path, lm: Any, store: PlantedStore, site: Site = SITE, seed: int
         path, store=store, sae=make_sae(seed), lm=lm, site=site, vectors=path.parent / "vectors",
         config=config, checkpoint_seconds=0, progress=False,
     ).close()  # fmt: skip
-
-
-def killed(work: Callable[[], None], now: Callable[[], bool]) -> bool:
-    """Run `work` in a child and kill it as soon as `now` is true; whether that was before its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the build failed"
-            return os.WIFSIGNALED(status)
-        if now():
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.0005)
 
 
 def checkpoints(state: Path, n: int) -> Callable[[], bool]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from memory import SITE, Memory
-from runs import CONFIG, Breaks, D, F, sparse_data
 from torch import Tensor
 
 from saekit.errors import ConfigError, SaekitError
 from saekit.names.site import Site
+from tests.kit.memory import SITE, Memory
+from tests.kit.runs import CONFIG, Breaks, D, F, sparse_data
 from trainers import Plan, Route, train_all
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import SITE, Memory
 from torch import Tensor
 
 from saekit.sae import SAE
+from tests.kit.memory import SITE, Memory
 from trainers import TrainConfig, train
 from trainers.loop.log import TIMING
 
