@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from saekit.errors import ConfigError, ModelNotFound, UnsupportedModel
+from saekit.errors import ConfigError, ModelNotFound, SaekitError, UnsupportedModel
 from saekit.lm import LanguageModel
 from saekit.lm.fingerprint import _sampled, differs, same_weights, weights_text
 from saekit.lm.loading import check_device
+from tests.kit.fuzz import mutations
 
 Named = Callable[[str], LanguageModel]
 
@@ -251,6 +252,22 @@ def test_configurations_with_impossible_values(stories_path: Path, tmp_path: Pat
     (folder / "config.json").write_text(json.dumps({**settings, field: value}))
     with pytest.raises((ModelNotFound, UnsupportedModel), match=str(folder)):
         LanguageModel.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_damaged_files_give_typed_errors(stories_path: Path, tmp_path: Path, name: str) -> None:
+    """Any damage to a file gives a typed error, or a model that works."""
+    folder = shutil.copytree(stories_path, tmp_path / "model")
+    whole = (folder / name).read_bytes()
+    header = whole[:4000] if name == "model.safetensors" else whole
+    for _, damaged in mutations(header, 18, seed=len(name)):
+        (folder / name).write_bytes(damaged + whole[len(header) :])
+        try:
+            lm = LanguageModel.load(folder)
+            lm.generate("Once", max_new_tokens=1)
+        except SaekitError:
+            continue
+        assert lm.fingerprint()["model"]
 
 
 class _RunsCode:
