@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from saekit.errors import ConfigError
 from saekit.lm import Edit, LanguageModel
-from saekit.lm.run.edits import Window
+from saekit.lm.run.edits import TokenWindow
 from saekit.names.positions import GENERATION, POLICIES, AnyPositions, DefaultPositions, TokenPositions, check_positions
 from saekit.names.site import Site
 
 CHOICES: list[Any] = [None, *POLICIES, (0, 2), (-1, 4), (0, 0), ()]
 
 
-def window(side: str, default: Any = None) -> Window:
+def window(side: str, default: Any = None) -> TokenWindow:
     """Two rows of 4 and 6 tokens with BOS (1), prompts of 2 and 4 tokens."""
     pads = (2, 0) if side == "left" else (0, 2)
     short = torch.nn.functional.pad(torch.tensor([1, 5, 6, 7]), pads)
     tokens = torch.stack([short, torch.tensor([1, 5, 6, 7, 8, 9])])
     mask = (tokens != 0).long()
-    return Window.of(tokens, mask, torch.tensor([1]), torch.tensor([2, 4]), default)
+    return TokenWindow.of(tokens, mask, torch.tensor([1]), torch.tensor([2, 4]), default)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -118,7 +118,7 @@ def test_each_row_has_its_own_places(side: str) -> None:
 
 def test_the_first_token_on_request() -> None:
     tokens = torch.tensor([[5, 6, 7], [1, 6, 7]])  # the second row begins with BOS
-    found = Window.of(tokens, None, torch.tensor([1]))
+    found = TokenWindow.of(tokens, None, torch.tensor([1]))
     assert found.chosen("all").tolist() == [[False, True, True]] * 2
     assert found.chosen("all+first").tolist() == [[True, True, True], [False, True, True]]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, ContextTooLong, UnknownSite, UnsupportedModel
 from saekit.lm import At, Edit, LanguageModel, Site
-from saekit.lm.run.edits import Window
+from saekit.lm.run.edits import TokenWindow
 from saekit.names.positions import POLICIES
 
 Named = Callable[[str], LanguageModel]
@@ -251,7 +251,7 @@ def test_an_edit_touches_its_positions_and_nothing_else(tiny: LanguageModel, tok
 def test_what_an_edit_is_told_lies_beside_its_activations(positions: object) -> None:
     """With a model over several devices, the tokens are on the first one."""
     tokens_BT = torch.tensor([[1, 5, 6, 7], [1, 5, 0, 0]])
-    window = Window.of(tokens_BT, tokens_BT > 0, torch.tensor([1]), torch.tensor([3, 1]), positions)
+    window = TokenWindow.of(tokens_BT, tokens_BT > 0, torch.tensor([1]), torch.tensor([3, 1]), positions)
 
     def look(rows: Tensor, at: At) -> Tensor:
         assert rows.device == at.batch_N.device == at.position_N.device == torch.device("meta")

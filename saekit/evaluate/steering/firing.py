@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saekit.evaluate.steering.side_effects import batches_of
-from saekit.lm.run.edits import Window
+from saekit.lm.run.edits import TokenWindow
 from saekit.names.positions import GENERATION, AnyPositions
 from saekit.names.ref import Ref
 from saekit.objects import space_of
@@ -70,7 +70,7 @@ def firings(
             batch.tokens_BT, attention_mask=batch.mask_BT, read={space.site for space in spaces.values()}, logits=None
         ).acts
         default = GENERATION if positions is None else positions
-        window = Window.of(batch.tokens_BT, batch.mask_BT, lm.special_tensor.cpu(), batch.prompt_B, default)
+        window = TokenWindow.of(batch.tokens_BT, batch.mask_BT, lm.special_tensor.cpu(), batch.prompt_B, default)
         for ref, space in spaces.items():
             steered_BT = window.chosen(AnyPositions(tuple(choices[ref]))) & batch.followed_BT
             x_ND = acts[space.site][steered_BT.to(acts[space.site].device)]

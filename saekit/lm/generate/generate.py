@@ -16,9 +16,9 @@ from saekit.lm.exclusive import is_innermost
 from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
 from saekit.lm.generate.settings import check_number, decoding_settings
 from saekit.lm.ordinary_tokens import positions_from_mask
-from saekit.lm.run.edits import Window, expand_edits
+from saekit.lm.run.edits import TokenWindow, expand_edits
 from saekit.lm.run.forward import RunnableModel
-from saekit.lm.run.hooks import Pass
+from saekit.lm.run.hooks import ForwardPass
 from saekit.names.positions import GENERATION, Positions, check_positions
 
 _PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
@@ -131,7 +131,7 @@ def _continue(
     """Continuations of `rows` as one batch. The caller holds the model's lock."""
     tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
     edits = expand_edits(lm, interventions)
-    act = Pass(lm, edits=edits)
+    forward_pass = ForwardPass(lm, edits=edits)
 
     begun = False
 
@@ -141,14 +141,14 @@ def _continue(
         first.remove()  # a compiled step of decoding is not to see it
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not is_innermost(act):
+        if not is_innermost(forward_pass):
             return
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         start = 0 if cache is None else int(cache.get_seq_length())
-        act.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
+        forward_pass.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
 
     first = lm.model.register_forward_pre_hook(begin)
-    with act.hooked(), ExitStack() as stack, torch.no_grad():
+    with forward_pass.hooked(), ExitStack() as stack, torch.no_grad():
         stack.callback(first.remove)
         if edits:
             stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -161,7 +161,7 @@ def _continue(
                 raise
             raise ConfigError(f"transformers refuses these settings of generation: {str(error).splitlines()[0]}") from error
         if edits:
-            act.check()
+            forward_pass.check()
     eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
     ends = set(eos) if isinstance(eos, list | tuple) else {eos}
     found = [_until(row[tokens_BT.shape[1] :].tolist(), ends) for row in out]
@@ -172,7 +172,7 @@ def _continue(
 
 def _window(
     lm: RunnableModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
-) -> Window:
+) -> TokenWindow:
     """The window of a forward pass over the columns from `start` on, of sequences whose prompts are where `mask_BT` is 1.
 
     `start` is the length of the cache. Chunks of a prompt and steps of decoding therefore need no distinction.
@@ -180,7 +180,7 @@ def _window(
     beams, end = ids.shape[0] // mask_BT.shape[0], start + ids.shape[1]
     grown_BT = torch.nn.functional.pad(mask_BT, (0, max(0, end - mask_BT.shape[1])), value=1)
     real_BT = grown_BT.bool().repeat_interleave(beams, 0)
-    return Window(
+    return TokenWindow(
         tokens_BT=ids,
         real_BT=real_BT[:, start:end],
         position_BT=positions_from_mask(real_BT)[:, start:end],

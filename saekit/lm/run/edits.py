@@ -93,15 +93,15 @@ _NOWHERE = -(1 << 40)
 _Effective = TokenPositions | frozenset[TokenPositions | None] | None
 
 
-class _Rows(NamedTuple):
+class _Chosen(NamedTuple):
     chosen_BT: Tensor | None  # None: every token
     place: tuple[Tensor, Tensor]
     at: At
     everywhere: At  # (B,) and (B, T), for patterns
 
-    def to(self, device: torch.device) -> _Rows:
+    def to(self, device: torch.device) -> _Chosen:
         b, t = self.place
-        return _Rows(
+        return _Chosen(
             None if self.chosen_BT is None else self.chosen_BT.to(device),
             (b.to(device), t.to(device)),
             self.at.to(device),
@@ -110,7 +110,7 @@ class _Rows(NamedTuple):
 
 
 @dataclass
-class Window:
+class TokenWindow:
     """The tokens that one forward pass covers: B rows, T tokens each.
 
     Attributes:
@@ -130,7 +130,7 @@ class Window:
     row_B: Tensor
     special: Tensor
     default: Positions | DefaultPositions | None = None
-    _cache: dict[tuple[Any, torch.device], _Rows] = field(default_factory=dict)
+    _cache: dict[tuple[Any, torch.device], _Chosen] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -141,7 +141,7 @@ class Window:
         prompt_B: Tensor | None = None,
         default: Positions | DefaultPositions | None = None,
         row_B: Tensor | None = None,
-    ) -> Window:
+    ) -> TokenWindow:
         """The window of whole sequences. Without `prompt_B` all tokens are prompt; without `row_B` row b is prompt b."""
         B, T = tokens_BT.shape
         device = tokens_BT.device
@@ -173,7 +173,7 @@ class Window:
         chosen_BT = self._rows(positions, self.tokens_BT.device).chosen_BT
         return torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
 
-    def _rows(self, positions: Choice | None, device: torch.device) -> _Rows:
+    def _rows(self, positions: Choice | None, device: torch.device) -> _Chosen:
         """The rows of `positions` on the device of the activations, which may differ from that of the tokens."""
         which = self._effective(positions)
         if (which, device) not in self._cache:
@@ -182,7 +182,7 @@ class Window:
             b, t = every_BT.nonzero(as_tuple=True)
             at = At(self.row_B[b], self.position_BT[b, t], lambda positions: self.chosen(positions)[b, t])
             everywhere = At(self.row_B, self.position_BT, self.chosen)
-            self._cache[which, device] = _Rows(chosen_BT, (b, t), at, everywhere).to(device)
+            self._cache[which, device] = _Chosen(chosen_BT, (b, t), at, everywhere).to(device)
         return self._cache[which, device]
 
     def _effective(self, positions: Choice | None) -> _Effective:

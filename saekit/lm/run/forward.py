@@ -18,8 +18,8 @@ from saekit.lm.layout.families import Family
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.lm.padding import Padded, Side
-from saekit.lm.run.edits import Window, expand_edits
-from saekit.lm.run.hooks import Pass
+from saekit.lm.run.edits import TokenWindow, expand_edits
+from saekit.lm.run.hooks import ForwardPass
 from saekit.lm.run.prefix import Recorder, Recording, replay
 from saekit.lm.tokenization import Text
 from saekit.names.positions import DefaultPositions, Positions, check_positions
@@ -118,14 +118,14 @@ class RunnableModel(ModelLayout):
             if by_site:
                 lengths_B = _per_row("prompt_lengths", prompt_lengths, tokens_BT)
                 row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
-                window = Window.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
-            act = Pass(self, sites | {self._end} if logits == "last" else sites, by_site, stop, grad)
-            with act.hooked(), torch.set_grad_enabled(grad):
-                act.begin(tokens_BT.shape[0], tokens_BT.shape[1], window)
-                out = act.finish(lambda: self._forward(tokens_BT, mask_BT, start_at))
+                window = TokenWindow.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
+            forward_pass = ForwardPass(self, sites | {self._end} if logits == "last" else sites, by_site, stop, grad)
+            with forward_pass.hooked(), torch.set_grad_enabled(grad):
+                forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1], window)
+                out = forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, start_at))
                 if logits == "last":
-                    out = self.unembed(_last_real(act.acts[self._end], mask_BT))
-        return Run({site: act.acts[site] for site in sites}, out)
+                    out = self.unembed(_last_real(forward_pass.acts[self._end], mask_BT))
+        return Run({site: forward_pass.acts[site] for site in sites}, out)
 
     @property
     def _end(self) -> Site:
@@ -148,15 +148,15 @@ class RunnableModel(ModelLayout):
     def record(self, tokens_BT: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Recording:
         """Run once and keep the arguments of every block, for `run(start_at=...)`."""
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, None)
-        act = Pass(self, stop=[Site("resid_pre", self.n_layers - 1)])
-        recorder = Recorder(act)
+        forward_pass = ForwardPass(self, stop=[Site("resid_pre", self.n_layers - 1)])
+        recorder = Recorder(forward_pass)
         with self.lock, ExitStack() as stack, torch.no_grad():
             # These hooks come before those of the pass, which end it at the input of the last block.
             for block in self.blocks:
                 stack.callback(block.register_forward_pre_hook(recorder, with_kwargs=True).remove)
-            stack.enter_context(act.hooked())
-            act.begin(tokens_BT.shape[0], tokens_BT.shape[1])
-            act.finish(lambda: self._forward(tokens_BT, mask_BT, None))
+            stack.enter_context(forward_pass.hooked())
+            forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1])
+            forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, None))
         return Recording(tokens_BT, mask_BT, recorder.calls)
 
     def _tokens(

@@ -13,7 +13,7 @@ from saekit.lm.exclusive import innermost, innermost_pass, is_innermost
 from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input, replace_output
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.run.attention_patterns import own_attention, patterns_through
-from saekit.lm.run.edits import Edit, Window
+from saekit.lm.run.edits import Edit, TokenWindow
 from saekit.names.site import Site
 
 
@@ -21,7 +21,7 @@ class _Stop(Exception):
     """All wanted sites have been seen, so the rest of the model need not run."""
 
 
-class Pass:
+class ForwardPass:
     """What to read and change at each site, in one forward pass or in all those of a generation.
 
     Args:
@@ -49,13 +49,13 @@ class Pass:
         self.patterns: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         self._stop = frozenset(stop)
         self._attention = ""  # the model's own attention, while this pass replaces it
-        self._window: Window | None = None
+        self._window: TokenWindow | None = None
         self._shape = (0, 0)
         self._pending: set[Site] = set()
         self._missed: set[Site] = set()
 
     @contextmanager
-    def hooked(self) -> Iterator[Pass]:
+    def hooked(self) -> Iterator[ForwardPass]:
         """Within the block, the hooks are on and the model's lock is held. Both end with the block, also after an error.
 
         The hooks act for this pass alone: not in a pass inside an edit, nor when another thread calls the bare model.
@@ -71,7 +71,7 @@ class Pass:
             if patterns:
                 self.patterns = {self.lm.attention(site): self._visit_pattern(site) for site in patterns}
                 self._attention = stack.enter_context(patterns_through(self.lm))
-            elif isinstance(outer, Pass) and outer._attention and outer.lm.model is self.lm.model:
+            elif isinstance(outer, ForwardPass) and outer._attention and outer.lm.model is self.lm.model:
                 stack.enter_context(own_attention(self.lm, outer._attention))
             for site in sites:
                 point = self.lm.hook_point(site)
@@ -79,7 +79,7 @@ class Pass:
                     stack.callback(self._hook(site, point).remove)
             yield self
 
-    def begin(self, B: int, T: int, window: Window | None = None) -> None:
+    def begin(self, B: int, T: int, window: TokenWindow | None = None) -> None:
         """Prepare for a forward pass over B rows of T tokens. Edits need its `window`."""
         self._shape, self._window = (B, T), window
         self._pending = set(self._stop)
