@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import emit, quiet_libraries, say, table, told
+from saekit.cli.output import emit, error_facts, quiet_libraries, say, table
 
 
 def verify(
@@ -35,7 +35,7 @@ def verify(
     error = found.error()
     if as_json:
         damaged = [{"part": part.name, "found": part.found, "hint": part.error and part.error.hint} for part in found.damaged]
-        emit({"ok": error is None, "checks": found.checks()} | ({**told(error), "damaged": damaged} if error else {}))
+        emit({"ok": error is None, "checks": found.checks()} | ({**error_facts(error), "damaged": damaged} if error else {}))
     else:
         table([{"part": part.name, "state": part.state, "found": part.found} for part in found.parts])
         for hint in dict.fromkeys(part.error.hint for part in found.damaged if part.error and part.error.hint):
