@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from saekit.names.site import Site
     from saekit.sae import SAE
     from saekit.workspace.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -98,6 +101,12 @@ def _subject(ws: Workspace, sae: SAE, place: str, name: str, options: Options | 
     store = ws.store(other)
     store.check_model(ws.lm)
     route, settings = SiteMap.parse(place), ws.train_config(place, name)
+    if settings is None:
+        _log.warning(
+            "%s has no train.json: it is measured on the default %.0f%% of the documents, on which it may have been trained.",
+            stem(place, name),
+            100 * HELDOUT,
+        )
     return Subject(
         lm=ws.lm,
         sae=sae,

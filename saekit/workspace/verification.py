@@ -206,7 +206,7 @@ def _problem(path: Path, hashes: set[str]) -> str:
 
 def _activations(ws: Workspace, progress: bool) -> Iterator[Part]:
     folder = ws.path / "activations"
-    if not folder.exists():
+    if not (folder / "manifest.json").exists():  # nothing is cached yet; the ledger knows of one that is missing
         return
     from saekit.activations import ActivationStore
     from saekit.activations.store.manifest import Manifest

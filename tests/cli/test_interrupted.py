@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from saekit.workspace import Workspace
 from tests.kit.commands import Saekit, command, environment
 from trainers.loop.log import TIMING
 
@@ -58,9 +59,14 @@ def killed_in_time(
 def test_kill_at_random_moments(new_process: Saekit, fit_arguments: list[object], workspace: Path, tmp_path: Path) -> None:
     folder, moments = tmp_path / "ws", random.Random(0)
     arguments = (*fit_arguments, "--out", folder)
-    assert sum(killed_in_time(arguments, (folder / "saekit.toml").exists, None, moments) for _ in range(KILLS))
+    killed = 0
+    for _ in range(KILLS):
+        killed += killed_in_time(arguments, (folder / "saekit.toml").exists, None, moments)
+        assert not Workspace.open(folder).check(progress=False).damaged
+    assert killed
     outcome = new_process(*fit_arguments, "--out", folder)
     assert outcome.status == 0, outcome.stderr
+    assert new_process("verify", folder, "--json").json["ok"]
     expected, found = _content(workspace), _content(folder)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
@@ -95,11 +101,13 @@ def test_kill_a_sweep_at_random_moments(saekit: Saekit, workspace: Path, tmp_pat
     begun = folder / "sae" / "resid_post.2" / "tuned" / "metrics.jsonl"
     for _ in range(KILLS):
         killed += killed_in_time(("train", folder, "--sweep", file), begun.exists, within / (1 + KILLS / 4), moments)
-        torn += any((folder / "sae").rglob(".step-*"))
+        torn += any((folder / "sae").rglob(".saekit-*"))
+        assert not Workspace.open(folder).check(progress=False).damaged
     assert killed
     print(f"killed {killed} times, {torn} of them while a checkpoint was written")
     outcome = saekit("train", folder, "--sweep", file, "--json")
     assert outcome.status == 0, outcome.stderr
+    assert saekit("verify", folder, "--json").json["ok"]
     expected, found = files_of(whole), files_of(folder)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
