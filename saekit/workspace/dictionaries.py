@@ -180,8 +180,8 @@ class Dictionaries:
             if each == name and not route.crosses:
                 by_site.setdefault(route.site, (place, each))
         if not by_site:
-            place, _ = self.find(None, name)
-            _check_single(SiteMap.parse(place))
+            others = [place for place, each in self.all() if each == name]
+            _check_single(SiteMap.parse(others[0] if others else self.find(None, name)[0]))
         return [by_site[site] for site in sorted(by_site)]
 
     def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
