@@ -41,7 +41,7 @@ def test_before_the_first_step_it_is_the_same_sae(tmp_path: Path, arch: str) -> 
     own = dataclasses.replace(DataScaling.of(OTHER, "mean"), scale=1 / sae.W_dec[0].norm().item())
     for dtype in ("float32", "float64"):
         config = _config(arch, dtype=dtype).resolve(D)
-        again = TrainState(config, own, start=sae.double() if dtype == "float64" else sae).sae(site=SITE)
+        again = TrainState(config, own, start=sae.double() if dtype == "float64" else sae).sae(site_map=SITE)
         assert again.cfg.architecture == arch
         for name, tensor in sae.state_dict().items():
             torch.testing.assert_close(again.get_parameter(name), tensor, rtol=1e-6, atol=1e-6, msg=f"{name} {dtype}")
@@ -76,7 +76,7 @@ def test_it_goes_on_from_there_with_another_sparsity(tmp_path: Path, source: Pat
     assert first[0] < last[-1] and first[-1] < first[0]  # it begins better than the other ends, and gets better
     assert json.loads((tmp_path / "tuned" / "train.json").read_text())["data"]["start"] == sae.fingerprint()
 
-    with pytest.raises(StoreMismatch, match="start was '"):
+    with pytest.raises(StoreMismatch, match="start was "):
         train_run(tmp_path / "tuned", config, **arguments)
     x = arguments["x"]
     with pytest.raises(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.names.site import Site
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE
 from saekit.sae.metrics import reconstruction
 from tests.kit import dense
@@ -88,7 +89,7 @@ def test_the_start_predicts_the_mean() -> None:
         training = TrainState(config, reads, writes)
         assert not training.objective.unit_rows
         assert training.p.W_dec_FE.abs().max() == training.p.W_skip_ED.abs().max() == 0
-        sae = training.sae(site=IN, site_out=OUT)
+        sae = training.sae(site_map=SiteMap((IN,), (OUT,)))
         torch.testing.assert_close(sae(acts[IN]), acts[OUT].mean(0).expand(4_000, -1), rtol=1e-4, atol=1e-2)
         h = acts[IN] * reads.scale @ training.p.W_enc_FD.T + training.p.b_enc_F
         if arch in ("standard", "gated"):
