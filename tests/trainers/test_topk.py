@@ -12,6 +12,7 @@ from tests.kit import dense
 from trainers import TrainConfig
 from trainers.objectives.base import Now
 from trainers.step.adam import Adam
+from trainers.step.optimizer import Optimizer
 from trainers.step.parameters import Parameters
 from trainers.step.sparse_gradient import SparseGradient
 
@@ -105,9 +106,9 @@ def test_bits_do_not_depend_on_where_arrays_lie(D: int) -> None:
         placed = {int(i): groups[int(i)].map(place) for i in names if i < 3}
         mine, adam.mean, adam.square = (placed[i] for i in range(3))
         gradient = _gradient(config, mine, place(x), torch.arange(10))
-        gradient._errors = [place(error) for error in gradient._errors]
+        gradient.errors = [place(error) for error in gradient.errors]
         gradient.x_BD = place(gradient.x_BD)
-        gradient.apply(mine, adam, 1e-3, unit_rows=True)
+        Optimizer(mine, adam, True).step(gradient, 1e-3)
         results.append(torch.cat([tensor.flatten() for group in (mine, adam.mean, adam.square) for tensor in group.values()]))
     assert all(torch.equal(result, results[0]) for result in results)
 
@@ -133,7 +134,7 @@ def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> No
         optimizer.step()
         if unit_rows:
             theirs.W_dec_FE /= theirs.W_dec_FE.norm(dim=1, keepdim=True)
-        gradient.apply(ours, adam, 1e-2, unit_rows=unit_rows)
+        Optimizer(ours, adam, unit_rows).step(gradient, 1e-2)
         for name, tensor in theirs.items():
             close = (ours[name] - tensor).abs() < 1e-4
             assert close.double().mean() > 0.999, (name, step)  # where a gradient is all rounding, Adam's sign is chance
@@ -147,8 +148,8 @@ def test_both_adams_agree_and_rows_stay_unit() -> None:
     adam_one, adam_two = Adam.start(one, config), Adam.start(two, config)
     for step in range(20):
         gradient = _gradient(config, one, dense.data(step, 100, D), torch.arange(0))
-        adam_two.apply(two, gradient.dense(one), 1e-3, unit_rows=True)
-        gradient.apply(one, adam_one, 1e-3, unit_rows=True)
+        Optimizer(two, adam_two, True).step(gradient.dense(one), 1e-3)
+        Optimizer(one, adam_one, True).step(gradient, 1e-3)
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, atol=2e-6, rtol=1e-4, msg=name)
             two[name].copy_(tensor)

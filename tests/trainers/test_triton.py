@@ -23,6 +23,7 @@ from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 from trainers.objectives.base import Now
 from trainers.step.adam import Adam
+from trainers.step.optimizer import Optimizer
 
 if not runs_triton("cpu"):
     pytest.skip("the kernels are compiled; TRITON_INTERPRET=1 runs them in the interpreter", allow_module_level=True)
@@ -69,8 +70,8 @@ def test_steps_are_those_of_the_dense_gradient(arch: str) -> None:
     for step in range(2):
         _, gradient = it.gradient(p, *(2 * [dense.data(step, B, D)]), Now(0.5, dead))
         assert gradient.kernels == "triton"
-        exact.apply(mine, gradient.dense(p), 1e-2, unit_rows=it.unit_rows)
-        gradient.apply(p, adam, 1e-2, unit_rows=it.unit_rows)
+        Optimizer(mine, exact, it.unit_rows).step(gradient.dense(p), 1e-2)
+        Optimizer(p, adam, it.unit_rows).step(gradient, 1e-2)
         for name, tensor in mine.items():
             # Where a gradient is all rounding, its sign, and so Adam's first step, is chance.
             sure = exact.square[name].sqrt() > 1e-6 * exact.square[name].max().sqrt() + 1e-12

@@ -20,7 +20,9 @@ from trainers.settings.config import TrainConfig
 from trainers.settings.schedule import learning_rate
 from trainers.step.adam import Adam
 from trainers.step.distributed import ALONE, Group
+from trainers.step.optimizer import Optimizer
 from trainers.step.parameters import Parameters
+from trainers.step.sparse_gradient import SparseGradient
 
 _FREQUENCY_SHARE = 0.2  # of the run, at its end, in which firings are counted for the SAE's sparsity file
 
@@ -67,6 +69,7 @@ class TrainState:
         p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
         self.p = p.map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)
+        self.optimizer = Optimizer(self.p, self.adam, self.objective.unit_rows, group)
         self.dead = DeadCounter.start(len(self.p.b_enc_F), config.dead_tokens, device)
         self.fired_F = torch.zeros_like(self.dead.since_F)
         self.fired_tokens = 0
@@ -90,27 +93,26 @@ class TrainState:
         assert self.config.tokens is not None
         now = self._now
         lr = learning_rate(self.config, self.tokens + len(x_BD))
-        unit_rows, own = self.objective.unit_rows, self.group.begin(len(x_BD))
-        if self.sparse:
-            part, sparse_gradient = self.objective.gradient(self.p, x_BD[own], y_BE[own], now)
-            outcome, firings_F, firings = self._whole(part)
-            if self.on_cpu:
-                self._check(outcome.loss, x_BD, y_BE)
-            sparse_gradient.gathered().apply(self.p, self.adam, lr, unit_rows=unit_rows)
-        else:
-            leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
-            part = self.objective.loss(self.objective.written(leaves), x_BD[own], y_BE[own], now)
-            outcome, firings_F, firings = self._whole(part)
-            if self.on_cpu:
-                self._check(outcome.loss, x_BD, y_BE)
-            assert isinstance(part.loss, Tensor)
-            # What is predicted beside the code may be in the first process's part of the loss alone.
-            gradients = torch.autograd.grad(part.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            gradient = self.group.reduce(Parameters(zip(leaves, gradients)))
-            self.adam.apply(self.p, gradient, lr, unit_rows=unit_rows)
+        own = self.group.begin(len(x_BD))
+        part, gradient = self._gradient(x_BD[own], y_BE[own], now)
+        outcome, firings_F, firings = self._whole(part)
+        if self.on_cpu:
+            self._check(outcome.loss, x_BD, y_BE)
+        self.optimizer.step(gradient, lr)
         self.objective.observe(outcome, now)
         self._count(outcome, firings_F, firings, len(x_BD))
         return outcome
+
+    def _gradient(self, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, Parameters | SparseGradient]:
+        """The outcome and the gradient of the rows that this process has."""
+        if self.sparse:
+            return self.objective.gradient(self.p, x_BD, y_BE, now)
+        leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
+        part = self.objective.loss(self.objective.written(leaves), x_BD, y_BE, now)
+        assert isinstance(part.loss, Tensor)
+        # Parameters that act beside the code (b_dec, W_skip) may be in the first process's part of the loss alone.
+        gradients = torch.autograd.grad(part.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return part._replace(loss=part.loss.detach()), Parameters(zip(leaves, gradients))
 
     def _whole(self, part: Outcome) -> tuple[Outcome, Tensor, Tensor | float]:
         """The outcome with loss and squares of the whole batch; how often latents here fired on it, and how often all did."""

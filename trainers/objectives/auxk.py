@@ -17,9 +17,10 @@ from torch import Tensor
 
 from trainers.step.distributed import ALONE, Group
 from trainers.step.encoder import WHOLE, Encoder
+from trainers.step.kernels import decode_gradient
 from trainers.step.parameters import Parameters
 from trainers.step.ragged_code import Code
-from trainers.step.sparse_gradient import SparseGradient, decode_gradient
+from trainers.step.sparse_gradient import SparseGradient
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from trainers.settings.config import TrainConfig
 from trainers.settings.schedule import latents_per_token
 from trainers.step.distributed import ALONE, Group
 from trainers.step.encoder import Encoder
+from trainers.step.kernels import decode_gradient
 from trainers.step.parameters import Parameters, random_rows
 from trainers.step.ragged_code import Code
-from trainers.step.sparse_gradient import SparseGradient, decode_gradient
+from trainers.step.sparse_gradient import SparseGradient
 
 
 class _Objectives(Mapping[str, str]):
@@ -285,7 +286,7 @@ class Objective(ABC):
         return SparseGradient(x_BD, rest, centres=self.centres, **how)
 
     def decode_gradient(self, p: Parameters, code: Code, y_BE: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
-        """:func:`trainers.step.sparse_gradient.decode_gradient` of what a code and b_dec predict."""
+        """:func:`trainers.step.kernels.decode_gradient` of what a code and b_dec predict."""
         return decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group, self.config.kernels)
 
     def weight(self, x_BD: Tensor) -> float:

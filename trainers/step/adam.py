@@ -1,4 +1,4 @@
-"""Adam, with the same numbers in the torch step and in the sparse CPU step."""
+"""Adam, with equal results in the dense step and in the sparse step."""
 
 from __future__ import annotations
 
@@ -32,19 +32,6 @@ class Adam:
         """(beta1, beta2, lr / bias correction 1, 1 / sqrt(bias correction 2), eps) of the current step, for the kernels."""
         corrections = 1 - self.beta1**self.step, 1 - self.beta2**self.step
         return np.array([self.beta1, self.beta2, lr / corrections[0], corrections[1] ** -0.5, self.eps], np.float32)
-
-    @torch.no_grad()
-    def apply(self, p: Parameters, gradient: Parameters, lr: float, *, unit_rows: bool) -> None:
-        """One step of all parameters, in place, on any device. `unit_rows` as in :meth:`SparseGradient.apply`."""
-        self.step += 1
-        if unit_rows:
-            along_F1 = (gradient.W_dec_FE * p.W_dec_FE).sum(1, keepdim=True)
-            gradient = Parameters(gradient, W_dec_FE=gradient.W_dec_FE - along_F1 * p.W_dec_FE)
-        for name in p:
-            self.move(p, name, gradient[name], lr)
-        if unit_rows:
-            norm_F1 = p.W_dec_FE.norm(dim=1, keepdim=True)
-            p.W_dec_FE /= norm_F1.where(norm_F1 > 0, 1.0)
 
     @torch.no_grad()
     def move(self, p: Parameters, name: str, g: Tensor, lr: float) -> None:
