@@ -289,7 +289,7 @@ def _sweep(
     n_samples: int = 4,
     controls: int = 1,
 ) -> Sweep:
-    from saekit.evaluate.steering.dose_response import sweep
+    from saekit.evaluate.steering.dose_response import Sampling, sweep
     from saekit.steer import clamp
 
     ws.attach(record.site)
@@ -299,9 +299,7 @@ def _sweep(
         lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm),
         strengths,
         mentions,
-        n_samples=n_samples,
-        controls=controls,
-        seed=seed,
+        sampling=Sampling(n_samples=n_samples, controls=controls, seed=seed),
     )
 
 

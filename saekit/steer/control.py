@@ -24,12 +24,19 @@ class RandomControl:
 
     d is computed at each token from the activation there, so that the norms match exactly whatever the operation. Use it
     wherever an intervention goes.
+
+    Raises:
+        InterventionError: `along` is neither "direction" nor "feature".
     """
 
     intervention: Intervention | BoundIntervention
     seed: int = 0
     along: Literal["direction", "feature"] = "direction"
     """"direction": r is uniform on the sphere. "feature": r is the direction of a random feature of the SAE attached there."""
+
+    def __post_init__(self) -> None:
+        if self.along not in ("direction", "feature"):
+            raise InterventionError(f"There is no control along {self.along!r:.40}.", "Choose 'direction' or 'feature'.")
 
     def edits(self, lm: LanguageModel) -> list[Edit]:
         """The edits that `run` and `generate` apply.

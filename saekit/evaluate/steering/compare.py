@@ -128,11 +128,24 @@ def compare(
         for name, arm in arms.items()
         if arm is not None
     }
+    fired = firings(lm, bound, base.prompt_tokens, base.tokens, positions=positions)
+    return _comparison(lm, made, kls, bound.intervention, tuple(fired))
+
+
+def _comparison(
+    lm: LanguageModel,
+    made: Mapping[str, Generation],
+    kls: Mapping[str, float],
+    intervention: Intervention,
+    fired: tuple[Firing, ...],
+) -> Comparison:
+    """The comparison of what was generated under each condition, with its perplexity and repetition."""
+    base = made["baseline"]
     return Comparison(
         prompts=base.prompts,
         baseline=base.texts,
         steered=made["steered"].texts,
-        random=made["random"].texts if control else None,
+        random=made["random"].texts if "random" in made else None,
         kl=kls["steered"],
         random_kl=kls.get("random"),
         perplexity={name: perplexity(lm, one.prompt_tokens, continuations=one.tokens).overall for name, one in made.items()},
@@ -140,6 +153,6 @@ def compare(
             name: {"distinct_2": distinct_n(one.tokens, 2), "ngram_entropy": ngram_entropy(one.tokens)}
             for name, one in made.items()
         },
-        intervention=bound.intervention,
-        firings=tuple(firings(lm, bound, base.prompt_tokens, base.tokens, positions=positions)),
+        intervention=intervention,
+        firings=fired,
     )

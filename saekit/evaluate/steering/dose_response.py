@@ -24,6 +24,30 @@ _SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, 
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a sweep samples.
+
+    Attributes:
+        n_samples: continuations of each prompt, from the whole distribution at temperature 1.
+        max_new_tokens: length of a continuation in tokens.
+        controls: number of random directions, each used for all prompts and strengths.
+        seed: seed of the sampling and of the random directions.
+
+    Raises:
+        ConfigError: there is less than one control.
+    """
+
+    n_samples: int = 4
+    max_new_tokens: int = 40
+    controls: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.controls < 1:
+            raise ConfigError(f"controls={self.controls} must be at least 1.")
+
+
+@dataclass(frozen=True)
 class Arm:
     """Texts sampled under one condition, and their measures."""
 
@@ -139,10 +163,7 @@ def sweep(
     mentions: Mentions,
     *,
     unit: str = "norm",
-    n_samples: int = 4,
-    max_new_tokens: int = 40,
-    controls: int = 1,
-    seed: int = 0,
+    sampling: Sampling | None = None,
 ) -> Sweep:
     """Sample continuations at several strengths with the same noise, and count the mentions of a concept.
 
@@ -152,27 +173,30 @@ def sweep(
         change: returns the intervention, resolved, of a strength that holds one number for each prompt of a batch.
         strengths: the numbers, in the unit `unit`.
         mentions: finds the concept's words.
-        n_samples: continuations of each prompt, sampled from the whole distribution at temperature 1.
-        controls: number of random directions, each used for all prompts and strengths.
-        seed: seed of the sampling and of the random directions.
+        unit: unit of the strengths.
+        sampling: how to sample; the defaults of :class:`Sampling` unless given.
 
     Raises:
-        ConfigError: there is no prompt or no strength, or fewer than one control.
+        ConfigError: there is no prompt or no strength.
         InterventionError: `change` or the strengths are refused as in :func:`saekit.evaluate.steering.compare.compare`.
     """
     prompts, strengths = [prompts] if isinstance(prompts, str) else list(prompts), list(strengths)
     if not prompts or not strengths:
         raise ConfigError("A sweep needs at least one prompt and one strength.")
-    if controls < 1:
-        raise ConfigError(f"controls={controls} must be at least 1.")
+    sampling = sampling or Sampling()
     # All strengths go in one batch: the time of a small model depends on the number of steps more than on the batch.
     repeated = [prompt for _ in strengths for prompt in prompts]
     intervention = change(Strength(tuple(value for value in strengths for _ in prompts), unit)).bind(lm)
-    block = len(prompts) * n_samples
+    block = len(prompts) * sampling.n_samples
 
     def sampled(prompts: list[str], arms: Sequence[Any]) -> list[Arm]:
         made = lm.generate(
-            prompts, interventions=arms, seed=seed, max_new_tokens=max_new_tokens, n_samples=n_samples, **_SAMPLING
+            prompts,
+            interventions=arms,
+            seed=sampling.seed,
+            max_new_tokens=sampling.max_new_tokens,
+            n_samples=sampling.n_samples,
+            **_SAMPLING,
         )
         found = []
         for start in range(0, len(made.texts), block):
@@ -184,11 +208,11 @@ def sweep(
 
     (baseline,) = sampled(prompts, [])
     steered = sampled(repeated, [intervention])
-    randoms = [sampled(repeated, [RandomControl(intervention, seed + i)]) for i in range(controls)]
+    randoms = [sampled(repeated, [RandomControl(intervention, sampling.seed + i)]) for i in range(sampling.controls)]
     points = [
         Point(Strength(value, unit), arm, _pooled(parts)) for value, arm, *parts in zip(strengths, steered, *randoms, strict=True)
     ]
-    return Sweep(prompts, n_samples, baseline, points)
+    return Sweep(prompts, sampling.n_samples, baseline, points)
 
 
 def _pooled(arms: Sequence[Arm]) -> Arm:

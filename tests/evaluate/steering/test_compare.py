@@ -132,6 +132,11 @@ def test_the_control_of_a_comparison_is_the_one_asked_for(lm: LanguageModel) -> 
         assert found.random == lm.generate("The dog", interventions=[arm], **settings).texts
 
 
+def test_a_control_that_does_not_exist_is_refused(lm: LanguageModel) -> None:
+    with pytest.raises(InterventionError, match="no control"):
+        compare(lm, "The dog", clamp(FEATURE, 1.0), control="features")  # type: ignore[arg-type]
+
+
 def test_an_intervention_without_effect_has_no_side_effects(lm: LanguageModel) -> None:
     found = compare(lm, "The dog", scale(FEATURE, 1.0), max_new_tokens=10)
     assert found.steered == found.baseline == found.random

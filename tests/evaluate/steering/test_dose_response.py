@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from saekit.errors import ConfigError, InterventionError
-from saekit.evaluate.steering.dose_response import Arm, Point, Sweep, sweep
+from saekit.evaluate.steering.dose_response import Arm, Point, Sampling, Sweep, sweep
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.evaluate.steering.side_effects import perplexity
 from saekit.lm import LanguageModel
@@ -20,7 +21,7 @@ PROMPTS = ["Once upon a time", "One day, a girl"]
 SITE = Site("resid_post", 2)
 FEATURE = Ref.feature(SITE, 7)
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12, "n_samples": 2, "seed": 5}
-SETTINGS: dict[str, Any] = {"n_samples": 2, "max_new_tokens": 12, "seed": 5}
+SETTINGS = Sampling(n_samples=2, max_new_tokens=12, seed=5)
 
 
 def change(lm: LanguageModel):  # type: ignore[no-untyped-def]
@@ -33,7 +34,7 @@ def one(lm: LanguageModel, strength: float) -> Intervention:
 
 def test_every_strength_is_as_if_alone(lm: LanguageModel) -> None:
     mentions = Mentions(["she", "the"])
-    found = sweep(lm, PROMPTS, change(lm), [0.2, 0.7], mentions, controls=2, **SETTINGS)
+    found = sweep(lm, PROMPTS, change(lm), [0.2, 0.7], mentions, sampling=replace(SETTINGS, controls=2))
     assert found.prompts == PROMPTS
     plain = lm.generate(PROMPTS, **SAMPLING)
     assert found.baseline.texts == plain.texts
@@ -53,7 +54,7 @@ def test_every_strength_is_as_if_alone(lm: LanguageModel) -> None:
 
 
 def test_strength_zero_gives_the_baseline(lm: LanguageModel) -> None:
-    found = sweep(lm, PROMPTS, change(lm), [0.0], Mentions(["the"]), **SETTINGS)
+    found = sweep(lm, PROMPTS, change(lm), [0.0], Mentions(["the"]), sampling=SETTINGS)
     (point,) = found.points
     assert point.steered.texts == point.random.texts == found.baseline.texts
     assert found.cost(point.steered) == pytest.approx(1)
@@ -97,12 +98,19 @@ def test_a_sweep_without_prompts_or_strengths_is_refused(lm: LanguageModel, prom
 
 
 def test_settings_that_mean_nothing_are_refused(lm: LanguageModel) -> None:
-    for settings in ({"controls": 0}, {"n_samples": 0}, {"max_new_tokens": 0}, {"strengths": [float("nan")]}, {"unit": "std"}):
+    with pytest.raises(ConfigError):
+        Sampling(controls=0)
+    for settings in (
+        {"sampling": Sampling(n_samples=0)},
+        {"sampling": Sampling(max_new_tokens=0)},
+        {"strengths": [float("nan")]},
+        {"unit": "std"},
+    ):
         arguments: dict[str, Any] = {"strengths": [1.0], **settings}
         with pytest.raises((ConfigError, InterventionError)):
             sweep(lm, PROMPTS, change(lm), mentions=Mentions(["the"]), **arguments)
 
 
 def test_one_prompt_may_be_given_as_text(lm: LanguageModel) -> None:
-    found = sweep(lm, PROMPTS[0], change(lm), [0.1], Mentions(["the"]), **SETTINGS)
+    found = sweep(lm, PROMPTS[0], change(lm), [0.1], Mentions(["the"]), sampling=SETTINGS)
     assert found.prompts == PROMPTS[:1]
