@@ -1,7 +1,7 @@
-"""What the name "lab" means: the language models that come with saekit, and their corpus.
+"""The names of the built-in laboratory: the language models that come with saekit, and their corpus.
 
-"lab" and "lab:induction" are models, "lab" and "lab:GENRE" corpora. These names win over a file or folder that is called the same
-and lies here, with a warning; `./lab` and `Path("lab")` mean the folder.
+"lab" and "lab:induction" are models; "lab" and "lab:GENRE" are corpora. These names take precedence over a file or folder of the
+same name in the current folder, and a warning says so. `./lab` and `Path("lab")` mean the folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def is_lab(source: object) -> bool:
-    """Whether `source` names something of the laboratory: "lab", or anything that begins with "lab:" or "lab@"."""
+    """Whether `source` is a name of the laboratory: "lab", or a text that begins with "lab:" or "lab@"."""
     return isinstance(source, str) and (source == NAME or source.startswith((f"{NAME}:", f"{NAME}@")))
 
 
@@ -27,7 +27,7 @@ def model_folder(name: str = NAME) -> Path:
     """The folder of the packaged model `name`.
 
     Raises:
-        ModelNotFound: the laboratory has no model of that name, or this installation lacks its files.
+        ModelNotFound: the laboratory has no model of that name, or its files are not installed.
     """
     if name not in _FOLDERS:
         raise ModelNotFound(f"The laboratory has no model {name!r}.", f"Its models are {' and '.join(_FOLDERS)}.")
@@ -43,6 +43,6 @@ def model_folder(name: str = NAME) -> Path:
 
 @cache
 def warn_if_shadowing(name: str) -> None:
-    """Say, once for a name, that something here is called like the laboratory and is not what is meant."""
+    """Log a warning, once for each name, if a file or folder of that name is in the current folder."""
     if Path(name).exists():
-        _log.warning("%r is saekit's laboratory; write ./%s for what is called so in this folder.", name, name)
+        _log.warning("%r is the built-in laboratory; write ./%s for the file or folder of that name.", name, name)

@@ -44,11 +44,11 @@ class SaekitError(Exception):
 
 
 class ModelNotFound(SaekitError):
-    """The name or folder holds no causal language model."""
+    """There is no causal language model of that name or in that folder."""
 
 
 class UnsupportedModel(SaekitError):
-    """The architecture is not known and an identity of its sites failed."""
+    """The architecture is unknown, and a check of its guessed sites failed."""
 
 
 class UnknownSite(SaekitError):
@@ -56,7 +56,7 @@ class UnknownSite(SaekitError):
 
 
 class ContextTooLong(SaekitError):
-    """More tokens in a context than the model has positions for."""
+    """A context has more tokens than the model has positions."""
 
 
 class CorpusError(SaekitError):
@@ -64,11 +64,11 @@ class CorpusError(SaekitError):
 
 
 class NonFiniteActivations(SaekitError):
-    """NaN or infinity in activations or in a loss."""
+    """Activations or a loss are NaN or infinite."""
 
 
 class Diverged(SaekitError):
-    """The loss of a training run exploded or is not finite, though its activations are."""
+    """The loss of a training run grew without bound or is not finite, although the activations are finite."""
 
 
 class StoreCorrupt(SaekitError):
@@ -76,11 +76,11 @@ class StoreCorrupt(SaekitError):
 
 
 class StoreMismatch(SaekitError):
-    """A store, SAE or database was made with another model, tokenizer, corpus or setting than the one at hand."""
+    """A store, SAE or database was made with another model, tokenizer, corpus or setting than the one in use."""
 
 
 class StorageFull(SaekitError):
-    """The disk is full; what was complete before is kept."""
+    """The disk is full; files that were complete before are kept."""
 
 
 class SAEFormatError(SaekitError):
@@ -92,11 +92,11 @@ class SAENotFound(SAEFormatError):
 
 
 class UnknownRef(SaekitError):
-    """A reference does not parse, or names an object that does not exist (a feature out of range, say)."""
+    """A reference does not parse, or names an object that does not exist, such as a feature out of range."""
 
 
 class InterventionError(SaekitError):
-    """An intervention cannot be applied as given: a strength without its measurement, a value of another shape, a conflict."""
+    """An intervention cannot be applied: a strength lacks its measurement, a value has a wrong shape, or changes conflict."""
 
 
 class ConfigError(SaekitError):
@@ -108,7 +108,7 @@ class CheckpointError(SaekitError):
 
 
 class WorkspaceError(SaekitError):
-    """The folder is no workspace, or lacks what the command needs."""
+    """The folder is not a workspace, or lacks what the command needs."""
 
 
 class Unwritable(WorkspaceError):
@@ -124,4 +124,4 @@ class DatabaseError(SaekitError):
 
 
 class ParallelError(SaekitError):
-    """Another process of a run in several processes has ended or does not answer."""
+    """In a run on several processes, another process has ended or does not answer."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saekit.errors import SaekitError, WorkspaceError
 from saekit.json_files import read_json
 from saekit.names.dictionary import check_name, folder_name, place_of, stem
-
-if TYPE_CHECKING:
-    from saekit.names.site import Site
-    from saekit.names.site_map import SiteMap
+from saekit.names.site import Site
+from saekit.names.site_map import SiteMap
 
 __all__ = ["Dictionaries", "stem"]
 
@@ -50,23 +47,23 @@ class Dictionaries:
         """
         new = self.root / folder_name(str(place)) / name
         old = self.root / str(place).split("->")[0] / name
-        if old != new and not _begun(new) and _begun(old) and _recorded_place(old) == str(place):
+        if old != new and not _begun(new) and _begun(old) and str(_recorded_place(old)) == str(place):
             return old
         return new
 
     def all(self) -> list[tuple[str, str]]:
         """(site map, name) of every finished dictionary; the name of a default dictionary is empty."""
-        return self._with(_DONE)
+        return [(str(place), name) for place, name in self._with(_DONE)]
 
     def begun(self) -> list[tuple[str, str]]:
         """(site map, name) of every dictionary whose training has begun."""
-        return self._with(_TRAINED)
+        return [(str(place), name) for place, name in self._with(_TRAINED)]
 
     def names(self, place: str | Site | SiteMap) -> list[str]:
         """Names of the dictionaries with this site map, finished or not."""
         return [name for found, name in {*self.all(), *self.begun()} if name and found == str(place)]
 
-    def _with(self, file: str) -> list[tuple[str, str]]:
+    def _with(self, file: str) -> list[tuple[SiteMap, str]]:
         folders = {path.parent for pattern in ("*", "*/*") for path in self.root.glob(f"{pattern}/{file}")}
         found = []
         for folder in folders:
@@ -74,7 +71,11 @@ class Dictionaries:
             hidden = any(part.startswith(".") for part in (top, *names))
             if not hidden and (place := _place(self.root / top, folder)) is not None:
                 found.append((place, "/".join(names)))
-        return sorted(found)
+        return sorted(found, key=lambda each: (str(each[0]), each[1]))
+
+    def _single(self, name: str) -> list[SiteMap]:
+        """Site maps of the dictionaries called `name` that read one site."""
+        return [place for place, each in self._with(_DONE) if each == name and not place.crosses]
 
     def sites(self, name: str = "") -> list[Site]:
         """Sites that a dictionary of one site reads, in the order of computation.
@@ -82,17 +83,12 @@ class Dictionaries:
         Args:
             name: of the dictionary; empty for a default one.
         """
-        from saekit.names.site_map import SiteMap
-
-        maps = [SiteMap.parse(place) for place, each in self.all() if each == name]
-        return sorted({each.site for each in maps if not each.crosses})
+        return sorted({place.site for place in self._single(name)})
 
     def reading(self, site: str | Site, name: str = "") -> list[Path]:
         """Folders of the dictionaries called `name` that read `site` and no other."""
-        from saekit.names.site_map import SiteMap
-
-        wanted = SiteMap.parse(str(site)).reads
-        return [self.folder(place, each) for place, each in self.all() if each == name and SiteMap.parse(place).reads == wanted]
+        wanted = SiteMap.parse(str(site)).site
+        return [self.folder(place, name) for place in self._single(name) if place.site == wanted]
 
     def find(self, place: str | Site | SiteMap | None = None, name: str = "") -> tuple[str, str]:
         """(site map, name) of the dictionary meant.
@@ -106,35 +102,33 @@ class Dictionaries:
             WorkspaceError: there is no such dictionary, or there are several.
             UnknownSite, ConfigError: `place` is not a site map.
         """
-        from saekit.names.site_map import SiteMap
-
-        known = self.all()
+        known = self._with(_DONE)
         wanted = None if place is None else SiteMap.parse(place)
-        named = [each for each in known if each[1] == name]
+        named = [found for found, each in known if each == name]
         found = named
         if wanted is not None:
-            found = [each for each in named if each[0] == str(wanted)]
+            found = [each for each in named if each == wanted]
             if not found and not wanted.transcodes:
-                found = [each for each in named if SiteMap.parse(each[0]).reads == wanted.reads]
-        single = [each for each in found if not SiteMap.parse(each[0]).crosses]
+                found = [each for each in named if each.reads == wanted.reads]
+        single = [each for each in found if not each.crosses]
         if not name and wanted is None:
             found = single or found
         if len(found) == 1:
-            return found[0]
+            return str(found[0]), name
         if found:
-            places = ", ".join(each for each, _ in found)
+            places = ", ".join(map(str, found))
             what = f"There are dictionaries called {name!r}" if name else "There are dictionaries"
-            first = found[0][0]
+            first = str(found[0])
             option = f"--site '{first}'" if "->" in first else f"--site {first}"
             feature = f", or {first}/7 for a feature" if single and not name and "->" not in first else ""
             raise WorkspaceError(f"{what} at {places} in {self.root}.", f"Say which: {option}{feature}.")
         what = " ".join(filter(None, (f"called {name!r}" if name else "", f"at {wanted}" if wanted else "")))
         raise WorkspaceError(f"{self.root} has no dictionary{' ' if what else ''}{what}.", self._instead(known))
 
-    def _instead(self, known: list[tuple[str, str]]) -> str:
+    def _instead(self, known: list[tuple[SiteMap, str]]) -> str:
         if not known:
             return "Run `saekit train` or `saekit fit` first."
-        has = f"It has {', '.join('/'.join(filter(None, each)) for each in known)}."
+        has = f"It has {', '.join('/'.join(filter(None, (str(place), name))) for place, name in known)}."
         if named := [name for _, name in known if name]:
             return f"{has} To search or steer with one that has a name: `saekit choose {self.root.parent} {named[0]}`."
         return has
@@ -145,18 +139,15 @@ class Dictionaries:
         Raises:
             WorkspaceError: there is no such dictionary, there are several and `text` is None, or it reads several sites.
         """
-        from saekit.names.site_map import SiteMap
-
         if text is None:
-            routes = [SiteMap.parse(place) for place, each in self.all() if each == name]
-            sites = {route.site for route in routes if not route.crosses}
+            sites = self.sites(name)
             if len(sites) == 1:
-                return sites.pop()
-            if routes and not sites:
-                text = str(routes[0])
-        route = SiteMap.parse(self.find(text, name)[0])
-        _check_single(route)
-        return route.site
+                return sites[0]
+            if not sites and (others := [str(place) for place, each in self._with(_DONE) if each == name]):
+                text = others[0]
+        place = SiteMap.parse(self.find(text, name)[0])
+        _check_single(place)
+        return place.site
 
     def chosen(self, places: Sequence[str] | None, name: str = "") -> list[tuple[str, str]]:
         """(site map, name) of dictionaries of one site: those at `places`, or all that are called `name`.
@@ -167,22 +158,17 @@ class Dictionaries:
         Raises:
             WorkspaceError: there is none, there is none at one of `places`, or it reads several sites.
         """
-        from saekit.names.site_map import SiteMap
-
         if places:
             found = [self.find(place, name) for place in places]
             for place, _ in found:
                 _check_single(SiteMap.parse(place))
             return found
-        by_site: dict[Site, tuple[str, str]] = {}
-        for place, each in self.all():  # a site sorts before the transcoders that read it
-            route = SiteMap.parse(place)
-            if each == name and not route.crosses:
-                by_site.setdefault(route.site, (place, each))
+        by_site: dict[Site, SiteMap] = {}
+        for each in self._single(name):  # a site sorts before the transcoders that read it
+            by_site.setdefault(each.site, each)
         if not by_site:
-            others = [place for place, each in self.all() if each == name]
-            _check_single(SiteMap.parse(others[0] if others else self.find(None, name)[0]))
-        return [by_site[site] for site in sorted(by_site)]
+            self.site(None, name)  # raises
+        return [(str(by_site[site]), name) for site in sorted(by_site)]
 
     def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
         """Make the dictionary called `name` the default of its site map, as a copy; returns the site map.
@@ -215,42 +201,38 @@ class Dictionaries:
         return place
 
 
-def _check_single(route: SiteMap) -> None:
-    if route.crosses:
+def _check_single(place: SiteMap) -> None:
+    if place.crosses:
         hint = "`saekit eval` measures it; features are searched and steered in dictionaries of one site."
-        raise WorkspaceError(f"{route} is a dictionary of several sites.", hint)
+        raise WorkspaceError(f"{place} is a dictionary of several sites.", hint)
 
 
 def _begun(folder: Path) -> bool:
     return (folder / _DONE).exists() or (folder / _TRAINED).exists()
 
 
-def _place(top: Path, folder: Path) -> str | None:
+def _place(top: Path, folder: Path) -> SiteMap | None:
     """The site map of the dictionary in `folder`, which lies in `top` or is it; None where `top` is not named after one."""
-    from saekit.names.site_map import SiteMap
-
     try:
-        place = str(SiteMap.parse(place_of(top.name)))
+        place = SiteMap.parse(place_of(top.name))
     except SaekitError:
         return None
-    recorded = _recorded_place(folder) if "->" not in place else None
-    return recorded if recorded is not None and recorded.startswith(f"{place}->") else place
+    recorded = None if place.transcodes else _recorded_place(folder)
+    return recorded if recorded is not None and recorded.reads == place.reads else place
 
 
-def _recorded_place(folder: Path) -> str | None:
-    """The site map that the files of a dictionary tell; None where they tell none."""
-    from saekit.names.site_map import SiteMap
-
+def _recorded_place(folder: Path) -> SiteMap | None:
+    """The site map in the files of a dictionary; None where they have none, or are damaged."""
     try:
         if (folder / _TRAINED).exists():
             data = read_json(folder / _TRAINED)["data"]
-            return str(SiteMap.parse(data["site"], data.get("site_out")))
+            return SiteMap.parse(data["site"], data.get("site_out"))
         config = read_json(folder / _DONE)
         metadata = config.get("metadata", {})
         reads = config.get("sites") or [metadata["hook_name"]]
         writes = config.get("sites_out") or [metadata.get("hook_name_out") or metadata["hook_name"]]
-        return str(SiteMap.parse("+".join(reads), None if reads == writes else "+".join(writes)))
-    except (SaekitError, KeyError, TypeError, AttributeError, ValueError):  # the folder's name decides; verify names the damage
+        return SiteMap.parse("+".join(reads), None if reads == writes else "+".join(writes))
+    except (SaekitError, KeyError, TypeError, AttributeError, ValueError):  # `verify` names the damage
         return None
 
 

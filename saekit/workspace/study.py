@@ -1,4 +1,4 @@
-"""What a workspace studies: the model, the sites and the data, as `saekit.toml` records them."""
+"""The study of a workspace: the model, the sites and the data, as `saekit.toml` records them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Study:
     revision: str | None = None
     """Revision of the model on the hub."""
     dtype: str | None = None
-    """Computing dtype of the model; None: as its checkpoint says."""
+    """Type in which the model computes; None: the type of its checkpoint."""
     data_config: str | None = None
     """Configuration of a hub data set (`wikitext-103-v1`)."""
     data_split: str = "train"
@@ -46,7 +46,7 @@ class Study:
     tokens: int = 2_000_000
     """Tokens to cache at most; a smaller corpus is cached whole, never twice."""
     context: int | None = None
-    """Tokens in a context; None: what the model has, at most 256."""
+    """Tokens in a context; None: the context of the model, at most 256."""
     packing: Literal["pack", "document"] = "pack"
     """`pack`: a context is filled with one document after another. `document`: one document in each context."""
     store_dtype: str = "float32"
@@ -65,7 +65,7 @@ class Study:
         fields = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         fields["sites"] = list(self.sites)
         text = tomli_w.dumps({"format": FORMAT, "study": fields})
-        comment = "# One study of saekit. Commands read it; a changed model or corpus wants a new folder.\n"
+        comment = "# One study of saekit. To study another model or corpus, make another workspace.\n"
         write_whole(folder / FILE, comment + text)
 
     @classmethod
@@ -122,7 +122,7 @@ class Study:
         return cls(**fields)
 
     def differences(self, other: Study) -> list[str]:
-        """Names of the fields in which two studies differ."""
+        """Names of the fields in which this study and another differ."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
@@ -161,10 +161,10 @@ def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> 
 
 
 def portable(source: str) -> str:
-    """`source` as an absolute path where it exists on this disk, unchanged (a hub name) where not.
+    """`source` as an absolute path if it exists on this disk; otherwise unchanged, as the name of something on the hub.
 
-    A workspace is no source: a folder that `--out gpt2` made does not hide the model of that name. Nor does any folder hide the
-    built-in laboratory.
+    Two kinds of folders are not taken for the source: a workspace, so that the folder made by `--out gpt2` does not hide the
+    model of that name, and a folder with the name of the built-in laboratory.
     """
     path = Path(source).expanduser()
     if is_lab(source):
