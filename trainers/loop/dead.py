@@ -1,4 +1,4 @@
-"""Which latents are dead: they have not fired for a number of tokens (not of steps)."""
+"""Dead latents: those that have not fired for a number of tokens."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-REFRESH = 8  # steps between looks at the list of dead latents; on a GPU each look waits for the device
+REFRESH = 8  # steps between updates of the list of dead latents; on a GPU each update waits for the device
 
 
 @dataclass
 class DeadCounter:
-    """Counts, for every latent, the tokens since it last fired.
+    """Counts the tokens since each latent last fired.
 
     Attributes:
         limit: tokens after which a latent is dead.
-        since_F: (F,) int64.
-        dead: int64 indices of the latents that were dead at the last look.
+        since_F: (F,) int64 tokens since the latent last fired.
+        dead: int64 indices of the latents that were dead at the last update of the list.
     """
 
     limit: int
@@ -30,7 +30,13 @@ class DeadCounter:
         return cls(limit, zeros, zeros[:0])
 
     def count(self, firings_F: Tensor, n_tokens: int, step: int) -> None:
-        """Take note of how often each latent fired on one batch, the `step`-th."""
+        """Count one batch.
+
+        Args:
+            firings_F: (F,) how often each latent fired on the batch.
+            n_tokens: tokens of the batch.
+            step: number of the batch, from 1.
+        """
         self.since_F += n_tokens
         self.since_F.masked_fill_(firings_F > 0, 0)
         if step % REFRESH == 0:
@@ -38,7 +44,7 @@ class DeadCounter:
 
     @property
     def dead_F(self) -> Tensor:
-        """(F,) bool: which latents those are."""
+        """(F,) bool: `dead` as a mask."""
         return torch.zeros_like(self.since_F, dtype=torch.bool).index_fill_(0, self.dead, True)
 
     @dead_F.setter

@@ -1,4 +1,4 @@
-"""Whether a run diverges: told from the errors of its batches, so that it costs a step nothing."""
+"""Detection of divergence from the errors of the batches, at no cost for a step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MEMORY = 100  # batches of the running level
 
 
 class DivergenceMonitor:
-    """Sees the squared error of every batch.
+    """Watches the squared error of every batch.
 
-    A run has diverged if a batch's error is not finite, or if 8 in a row are more than twice the variance of the data, and more
-    than ten times the lowest running level that the run has had.
+    A run has diverged if the error of a batch is not finite, or if 8 consecutive batches each have an FVU above 2 and above ten
+    times the lowest running mean of the FVU so far.
 
     Args:
-        variance: of the data, in the units of the errors.
-        state: of :meth:`state`, where a run goes on.
+        variance: variance of the data, in the units of the errors.
+        state: what :meth:`state` gave, for a run that is resumed.
     """
 
     def __init__(self, variance: float, state: Mapping[str, Any] | None = None) -> None:
@@ -37,19 +37,25 @@ class DivergenceMonitor:
             self._seen, self._level, self._lowest = state["seen"], state["level"], state["lowest"]
 
     def note(self, squares: Tensor | float, n_tokens: int, before: int) -> None:
-        """Take note of a batch of `n_tokens`, the first of which is number `before` of the run; nothing is computed."""
+        """Record the error of a batch without looking at it.
+
+        Args:
+            squares: squared error, summed over the batch.
+            n_tokens: tokens of the batch.
+            before: tokens of the run before the batch.
+        """
         self._unread.append((squares, n_tokens, before))
 
     @property
     def healthy(self) -> bool:
-        """Whether the batches looked at give no reason for suspicion."""
+        """Whether the last batch that was looked at had an error in the normal range."""
         return not self._bad
 
     def look(self) -> None:
-        """Look at the batches noted; on a GPU this waits for it.
+        """Look at the batches recorded since the last call. On a GPU this waits for the device.
 
         Raises:
-            Diverged: says from which batch on.
+            Diverged: the run has diverged; the message names the first batch.
         """
         unread, self._unread = self._unread, []
         squares = [each for each, _, _ in unread]
@@ -75,5 +81,5 @@ class DivergenceMonitor:
             raise Diverged(f"The run diverged at {self._bad[0]}: {later}.")
 
     def state(self) -> dict[str, Any]:
-        """What going on needs, fit for JSON; only to be asked for while it is calm."""
+        """The state for a checkpoint, as plain data for JSON. Only valid while the run is healthy."""
         return {"seen": self._seen, "level": self._level, "lowest": self._lowest}

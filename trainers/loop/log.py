@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl` always, Weights & Biases when asked; and when it was, `timing.jsonl`."""
+"""The log of a run: metrics in `metrics.jsonl`, times in `timing.jsonl`, and Weights & Biases if asked for."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ _MAX_BYTES = 2**30
 
 
 class Log:
-    """Rows of metrics. The file holds no times, so that a resumed run ends with the same bytes; `timing.jsonl` beside it does.
+    """Rows of metrics. Times go to another file, so that a resumed run ends with the same bytes as an uninterrupted one.
 
     Args:
-        path: the file. In `timing.jsonl`, each row has when the process `began` (Unix time) and the `seconds` until `tokens`.
-        position: bytes of it to keep; what a killed run wrote after its last checkpoint is dropped.
-        wandb: project, or None.
-        config: what Weights & Biases shows beside the curves.
+        path: the file of metrics. `timing.jsonl` in the same folder has, for each row, the Unix time at which the process
+            `began`, and the `seconds` from then until `tokens`.
+        position: bytes of the file to keep. Rows that a killed run wrote after its last checkpoint are dropped.
+        wandb: a Weights & Biases project, or None.
+        config: settings that Weights & Biases shows with the curves.
 
     Raises:
-        ConfigError: Weights & Biases does not take the run.
+        ConfigError: Weights & Biases refuses the run.
+        WorkspaceError: a file cannot be opened, or is a symbolic link.
     """
 
     def __init__(self, path: Path, position: int, wandb: str | None, config: dict[str, Any]) -> None:
         self._path, self._file = path, open_append(path)
-        self._file.truncate(min(position, self.position))  # shorter where it was lost: no row is made up
+        self._file.truncate(min(position, self.position))  # the file may have been lost
         self._timing = open_append(path.with_name(TIMING), truncate=not position)
         self._began, self._clock = time.time(), time.monotonic()
         self._run: Any = None
         if wandb is not None:
             import wandb as client
 
-            # The same folder and settings are the same run, so that a resumed one goes on there.
+            # The same folder and settings give the same ID, so that a resumed run goes on under it.
             identity = hashlib.sha256(f"{path.resolve()} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()[:16]
             try:
                 self._run = client.init(
                     project=wandb,
                     id=identity,
                     resume="allow",
-                    reinit="create_new",  # beside those of dictionaries trained at the same time
+                    reinit="create_new",  # several dictionaries may be trained at the same time
                     config=config,
                     dir=path.parent,
                     name=path.parent.name,
                 )
             except client.Error as error:
                 hint = "Log in with `wandb login`, or set WANDB_MODE=offline."
-                raise ConfigError(f"Weights & Biases does not take the run: {error}.", hint) from error
+                raise ConfigError(f"Weights & Biases refuses the run: {error}.", hint) from error
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row).encode() + b"\n")
@@ -72,7 +74,7 @@ class Log:
 
     @property
     def position(self) -> int:
-        """Bytes so far, all of them on the disk: what counts on them must not be there before them."""
+        """Bytes written so far. They are forced to the disk, because a checkpoint that records them must not get there first."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.seek(0, 2)
@@ -87,7 +89,7 @@ class Log:
 
 
 class NoLog:
-    """The log of a process beside the one that writes."""
+    """The log of a process that does not write."""
 
     position = 0
 

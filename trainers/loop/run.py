@@ -28,15 +28,15 @@ _LAST_PART = 0.1  # of a run, over which the metrics of the training data are av
 
 
 class TrainRun:
-    """A plan being carried out.
+    """The training of one dictionary.
 
     Args:
-        plan: resolved.
-        training: its state, at the start or as a checkpoint had it.
-        settings: what its folder records.
-        facts: what its SAE tells of where it comes from.
-        resumed: `log`, bytes of its log to keep, and `watch`, what its watch had seen; as its checkpoint has them.
-        heldout: what it is measured on, if anything.
+        job: what is trained, with every setting resolved.
+        state: state of the training, new or from a checkpoint.
+        settings: content of `train.json`.
+        facts: fields of the SAE's configuration that say where it comes from.
+        resumed: from the checkpoint: `log`, bytes of the log to keep, and `watch`, state of the divergence monitor or None.
+        heldout: batches to evaluate on, or None.
         wandb: a Weights & Biases project, or None.
     """
 
@@ -52,7 +52,7 @@ class TrainRun:
     ) -> None:
         self.job, self.state, self.group, self.heldout, self.note = job, state, state.group, heldout, ""
         self._facts, self._config, self._epochs = facts, state.config, settings.get("epochs")
-        self._rows: list[list[Tensor]] = []  # not enough for a step yet: [x_BD], or [x_BD, y_BE] of a transcoder
+        self._rows: list[list[Tensor]] = []  # rows that wait for a full batch: [x_BD], or [x_BD, y_BE] for transcoders
         self._before = state.tokens
         self.watch = DivergenceMonitor(state.writes.variance, resumed.get("watch"))
         self.log: Log | NoLog = NoLog()
@@ -60,7 +60,7 @@ class TrainRun:
 
     def _open_folder(self, settings: dict[str, Any], position: int, wandb: str | None) -> None:
         job = self.job
-        # Of a run that has to start anew the best so far goes, too; of one that goes on, all before the best.
+        # A run that starts anew drops the best SAE of the run before; a run that goes on keeps the last one.
         checkpoints.keep_best(job.checkpoints, 1 if self.state.steps else 0)
         with self.storage_errors():
             job.out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class TrainRun:
             self.log = Log(job.out / "metrics.jsonl", position, wandb, config)
 
     def stopped_by(self, error: SaekitError) -> SaekitError:
-        """An error that stopped it, with what is left and what to do about it."""
+        """The error that stopped the run, with a hint that names the last checkpoint and a remedy."""
         last = checkpoints.last(self.job.checkpoints)
         kept = f"{last} is from before that." if last else "It had no checkpoint yet."
         advice = f"Lower the learning rate ({self._config.lr:g})." if isinstance(error, Diverged) else "Leave these data out."
@@ -77,7 +77,7 @@ class TrainRun:
 
     @contextmanager
     def storage_errors(self) -> Iterator[None]:
-        """What cannot be written is an error of the user's."""
+        """Turn failed writes into typed errors."""
         from safetensors import SafetensorError
 
         try:
@@ -87,16 +87,16 @@ class TrainRun:
 
     @property
     def left(self) -> int:
-        """Tokens that it still wants to be trained on."""
+        """Tokens that the run has yet to train on."""
         assert self._config.tokens is not None
         return self._config.tokens - self.state.tokens
 
     def cores(self) -> AbstractContextManager[None]:
-        """How the cores are used while it works: the sparse step has threads of its own."""
+        """Limit torch to one thread while the sparse step, which has threads of its own, uses the cores."""
         return only_blocks() if self.state.sparse else nullcontext()
 
     def take(self, chunk: Chunk) -> None:
-        """Train on the rows of `portion` that it has not had: of data that are read again for a run that is behind, it had some.
+        """Train on the rows of `chunk` that the run has not seen. Data are read again for runs that are behind others.
 
         Raises:
             NonFiniteActivations: see :meth:`trainers.loop.state.TrainState.update`.
@@ -116,7 +116,7 @@ class TrainRun:
                     self._checkpoint(chunk.place(state.tokens))
 
     def end(self) -> None:
-        """The data ended: train on what is left of them."""
+        """Train on the rows that wait for a full batch, after the end of the data."""
         if self._rows:
             self._step()
         self.watch.look()
@@ -144,12 +144,12 @@ class TrainRun:
             self.note = f"FVU {row['fvu']:.4f}, dead {row['dead_fraction']:.1%}"
 
     def _crossed(self, every: int | None) -> bool:
-        """Whether the last step went over a multiple of `every` tokens."""
+        """Whether the last step crossed a multiple of `every` tokens."""
         assert every is not None
         return self._before // every < self.state.tokens // every
 
     def _checkpoint(self, place: dict[str, Any]) -> None:
-        """Measure, and write down everything that going on needs; not while it seems to diverge, lest no good one be left."""
+        """Evaluate and write a checkpoint. Skipped while the run looks divergent, so that the last good checkpoint survives."""
         state = self.state
         self.watch.look()
         if not self.watch.healthy:
@@ -181,11 +181,12 @@ class TrainRun:
         return self.state.sae(**self._facts)
 
     def finish(self, sae: SAE, frequency: Tensor | None, measured: dict[str, float] | None) -> None:
-        """Write the result, and remove the checkpoints that led to it.
+        """Write the SAE, and remove the checkpoints.
 
         Args:
-            sae, frequency: the result, and how often its latents fired.
-            measured: what the log's last row says of held-out data.
+            sae: the trained SAE.
+            frequency: (F,) how often each latent fired, as a fraction of tokens; None if unknown.
+            measured: metrics on held-out data for the last row of the log; None without held-out data.
         """
         with self.storage_errors():
             if measured is not None:
@@ -199,7 +200,7 @@ class TrainRun:
         """The epochs, and metrics of the training data over the last tenth of the run, for comparison with held-out data."""
         assert isinstance(self.log, Log)
         rows, before, tokens = [row for row in self.log.rows() if "fvu" in row], 0, self.state.tokens
-        sizes: list[tuple[dict[str, Any], int]] = []  # each row of the last part, and the tokens that it is about
+        sizes: list[tuple[dict[str, Any], int]] = []  # rows of the last part, and the tokens of each
         for row in rows:
             if row["tokens"] > (1 - _LAST_PART) * tokens:
                 sizes.append((row, row["tokens"] - before))

@@ -1,4 +1,4 @@
-"""Everything that changes while a dictionary is trained, and one step of it."""
+"""The state of the training of one dictionary, and one training step."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from trainers.step.optimizer import Optimizer
 from trainers.step.parameters import Parameters
 from trainers.step.sparse_gradient import SparseGradient
 
-_FREQUENCY_SHARE = 0.2  # of the run, at its end, in which firings are counted for the SAE's sparsity file
+_FREQUENCY_SHARE = 0.2  # last part of the run, in which firings are counted for the SAE's sparsity file
 
 
 @dataclass
 class MetricWindow:
-    """Sums since the last row of metrics. Tensors where torch computes them on a GPU: reading them would wait for it."""
+    """Sums since the last row of metrics. On a GPU they are tensors, because reading a number would wait for the device."""
 
     squares: Tensor | float = 0.0
     firings: Tensor | float = 0.0
@@ -38,17 +38,17 @@ class MetricWindow:
 
 
 class TrainState:
-    """The state of a run. Activations come in as they are; inside, they are scaled so that E||x|| = sqrt(D).
+    """The state of a run: parameters, optimiser, counters. Activations are scaled so that E||x|| = sqrt(D).
 
     Args:
         config: resolved settings.
-        reads: facts about what is read.
-        writes: facts about what is to be predicted from it; None for an SAE, which predicts what it reads.
-        start: an SAE to start from, instead of from chance.
-        group: the processes that train it together. Each has all that is here, or its part of the latents.
+        reads: scaling of the activations that are read.
+        writes: scaling of the activations that are predicted; None for an SAE, which predicts what it reads.
+        start: an SAE to start from instead of random weights.
+        group: the processes that train together. Each has the whole state, or its part of the latents.
 
     Raises:
-        ConfigError: the numba step was asked for where it cannot run, or `start` is nothing that the architecture can make.
+        ConfigError: the requested backend cannot run here, or the architecture cannot start from `start`.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class TrainState:
     # One step
 
     def step(self, x_BD: Tensor, y_BE: Tensor | None = None) -> Outcome:
-        """:meth:`update` on activations as they are: those read, and (not for an SAE) those to be predicted."""
+        """Scale activations and call :meth:`update`: those that are read and, unless this is an SAE, those that are predicted."""
         x_BD = self.reads.scaled(x_BD, self.device, self.dtype)
         return self.update(x_BD, x_BD if y_BE is None else self.writes.scaled(y_BE, self.device, self.dtype))
 
     def update(self, x_BD: Tensor, y_BE: Tensor) -> Outcome:
-        """Train on one batch of scaled activations; an SAE's `y_BE` is `x_BD` itself.
+        """Train on one batch of scaled activations. For an SAE, `y_BE` is `x_BD`.
 
         Raises:
-            NonFiniteActivations: the loss is NaN or infinite because activations are; nothing was updated.
-            Diverged: it is so all the same. On a GPU nothing is looked at here; :meth:`check` finds it.
+            NonFiniteActivations: the loss is not finite because activations are not. Nothing was updated. Only on a CPU.
+            Diverged: the loss is not finite although the activations are. Only on a CPU; on a GPU :meth:`check` finds it.
         """
         assert self.config.tokens is not None
         now = self._now
@@ -115,7 +115,7 @@ class TrainState:
         return part._replace(loss=part.loss.detach()), Parameters(zip(leaves, gradients))
 
     def _whole(self, part: Outcome) -> tuple[Outcome, Tensor, Tensor | float]:
-        """The outcome with loss and squares of the whole batch; how often latents here fired on it, and how often all did."""
+        """The outcome for the whole batch, (F,) firings of the latents of this process, and the total firings of all latents."""
         firings_F = part.code.firings(len(self.fired_F))
         loss, squares, firings_F, firings = self.group.sums(part.loss, part.squares, firings_F)
         return part._replace(loss=loss, squares=squares), firings_F, firings
@@ -152,7 +152,7 @@ class TrainState:
     # What it says of itself
 
     def check(self) -> None:
-        """Raise Diverged if a weight or a loss since the last metrics is not finite: no step on a GPU looks."""
+        """Raise Diverged if a weight, or a loss since the last row of metrics, is not finite. Steps on a GPU do not check."""
         sound = all(bool(tensor.isfinite().all()) for tensor in self.p.values())
         if self.group.count(int(not sound)) or not math.isfinite(float(self.window.squares)):
             raise Diverged(
@@ -161,7 +161,7 @@ class TrainState:
             )
 
     def row(self) -> dict[str, float]:
-        """Metrics since the last call: of the training data, before each step's update.
+        """Metrics of the training data since the last call, each measured before the update of its step.
 
         Raises:
             Diverged: see :meth:`check`.
@@ -181,7 +181,7 @@ class TrainState:
         }
 
     def sae(self, **facts: Any) -> SAE:
-        """The dictionary as it is now, in the units of the data; `facts` as in :meth:`trainers.objectives.base.Objective.sae`.
+        """The current dictionary in the units of the data; `facts` as in :meth:`trainers.objectives.base.Objective.sae`.
 
         The first process of a group has all of it; others may have that of their own latents.
         """
@@ -189,14 +189,14 @@ class TrainState:
         return self.objective.sae(p, **facts)
 
     def frequency(self) -> Tensor | None:
-        """(F,) fraction of the last tokens on which each latent fired; None where the data ended before they were counted."""
+        """(F,) fraction of the last tokens on which each latent fired; None if the data ended before the count began."""
         fired_F = self.group.collect("fired_F", self.fired_F).cpu()
         return fired_F.float() / self.fired_tokens if self.fired_tokens else None
 
     # Checkpoints. There is no random state: chance decides only the initial weights and, in the source, the order of the data.
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name; the whole of them on the first process."""
+        """All tensors of the state, by name. On the first process they are complete."""
         return {name: self.group.collect(name, tensor) for name, tensor in self._tensors().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ class TrainState:
         return named | {"since_F": self.dead.since_F, "dead_F": self.dead.dead_F, "fired_F": self.fired_F}
 
     def facts(self) -> dict[str, Any]:
-        """All else, fit for JSON."""
+        """The state without its tensors, as plain data for JSON."""
         window = self.window
         sums = (float(window.squares), float(window.firings), window.tokens, float(window.losses))
         return {
@@ -222,7 +222,7 @@ class TrainState:
     def restore(
         cls, config: TrainConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], group: Group = ALONE
     ) -> TrainState:
-        """The training whose :meth:`tensors` and :meth:`facts` these are, with any number of processes."""
+        """The state with these :meth:`tensors` and :meth:`facts`. The number of processes may have changed."""
         reads, writes = (facts[side] and DataScaling.from_dict(facts[side]) for side in ("reads", "writes"))
         training = cls(config, reads, writes, group=group)
         for name, tensor in training._tensors().items():

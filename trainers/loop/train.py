@@ -1,4 +1,4 @@
-"""The loop that trains dictionaries: data in, steps, metrics, checkpoints, and SAE folders out."""
+"""The training loop: activations in, SAE folders out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from saekit.lm import LanguageModel
 
-_FINAL_TOKENS = 1 << 18  # of the last look at held-out data
+_FINAL_TOKENS = 1 << 18  # of the last evaluation on held-out data
 
 
 def train(
@@ -49,27 +49,30 @@ def train(
 ) -> SAE:
     """Train a dictionary and write it to the folder `out`, with `train.json` (settings) and `metrics.jsonl`.
 
-    Interrupted and called again with the same arguments, it goes on from its last checkpoint; on a CPU the result is the same,
-    bit for bit, as without the interruption. A finished run is returned as it is.
+    Called again with the same arguments after an interruption, it resumes from the last checkpoint. On a CPU the result is
+    bit-identical to that of an uninterrupted run. A finished run is returned without training.
 
     Args:
         source: where batches come from: a store, training data (:class:`saekit.activations.TrainingData`), or batches of one's
             own. The held-out documents of a store are never trained on; runs are evaluated on them.
-        site: what to read, and to reconstruct; or both sites of a transcoder, `mlp_in.3->mlp_out.3`.
-        site_out: what to predict from it, said by itself; None, or `site`, for SAEs.
-        start: an SAE to start from, instead of from chance.
-        lm: the model, recorded as the SAE's.
-        heldout: batches to evaluate on, iterated more than once; of a store they are taken by themselves.
+        config: the settings.
+        out: the folder.
+        site: the site that an SAE reads and reconstructs, or both sites of a transcoder: `mlp_in.3->mlp_out.3`.
+        site_out: the site that a transcoder predicts, if `site` does not name it.
+        start: an SAE to start from instead of random weights.
+        lm: the model, which is recorded in the configuration of the SAE.
+        heldout: batches to evaluate on, which are iterated more than once. By default the held-out documents of a store.
+        progress: show a bar.
         wandb: a Weights & Biases project to log to.
 
     Raises:
         ConfigError: a setting is impossible.
         StoreMismatch: `out` holds an SAE or a run with other settings or data, or `start` is of other widths.
         CheckpointError: the last checkpoint cannot be resumed.
-        NonFiniteActivations: NaN or infinity in a batch; says which. The last checkpoint is kept.
-        Diverged: the loss exploded or is not finite; says from which batch on. The last checkpoint is from before that.
-        StorageFull: no room for a checkpoint or the result. The last checkpoint is kept.
-        ParallelError: another of the processes that torchrun started has ended. The last checkpoint is kept.
+        NonFiniteActivations: a batch holds NaN or infinity; the message names the batch. The last checkpoint is kept.
+        Diverged: the loss exploded or is not finite; the message names the first such batch. The last checkpoint is from before.
+        StorageFull: the disk is full. The last checkpoint is kept.
+        ParallelError: another process of those that torchrun started has ended. The last checkpoint is kept.
     """
     job = TrainJob(Route.parse(site, site_out), config, Path(out), start=start)
     (error,) = train_all(source, [job], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
@@ -87,20 +90,22 @@ def train_all(
     progress: bool = True,
     wandb: str | None = None,
 ) -> list[SaekitError | None]:
-    """Train several dictionaries on the same data, read once for all of them; each becomes what :func:`train` makes of it alone.
+    """Train several dictionaries on the same data, which are read once. Each result equals that of :func:`train` alone.
 
-    Reading, the model's forward passes, moving to the device and scaling are shared. Each dictionary has its own state,
-    checkpoints, log and folder, so those that are finished are left alone, and those that are behind catch up. Of a store,
-    dictionaries share a pass if they agree on `data_seed` and `heldout`.
+    The dictionaries share reading, forward passes of the model, transfers to the device, and scaling. Each has its own state,
+    checkpoints, log and folder: finished ones are skipped, and those that are behind catch up. Dictionaries share a pass over a
+    store if they agree on `data_seed` and `heldout`, and a pass over live activations if they also agree on the size of the
+    shuffle buffer, which is 131072 tokens or the tokens of the run if these are fewer.
 
-    Processes that torchrun started train together, each on a part of every batch or, with `shard`, with a part of the latents;
-    the first one writes, with the same result as one process alone, but for rounding.
+    Processes that torchrun started train together. Each takes a part of every batch or, with `shard`, a part of the latents. The
+    first process writes. The result equals that of one process up to rounding.
 
     Args:
-        plans: what is to be trained, each into a folder of its own.
+        source, lm, heldout, progress, wandb: see :func:`train`.
+        plans: the dictionaries, each with a folder of its own.
 
     Returns:
-        For each plan None, or the error that stopped it; the others were trained to their ends.
+        For each dictionary None, or the error that stopped it. The others were trained to their ends.
 
     Raises:
         As :func:`train` does, except NonFiniteActivations in a batch and Diverged.
@@ -118,7 +123,7 @@ def train_all(
 
 
 class DataPass:
-    """Plans that are carried out on the same rows in the same order."""
+    """The training of all dictionaries that take the same rows in the same order."""
 
     def __init__(
         self,
@@ -150,7 +155,7 @@ class DataPass:
         self.heldout = None if heldout is None else HeldoutBatches(heldout, max(job.config.eval_tokens for job in plans))
 
     def train(self, progress: bool) -> dict[TrainJob, SaekitError]:
-        """Train all to their ends; returns what stopped those that did not get there."""
+        """Train all dictionaries; returns the errors that stopped some of them."""
         stopped: dict[TrainJob, SaekitError] = {}
         with ExitStack() as stack:
             stack.enter_context(self._cores())
@@ -182,18 +187,18 @@ class DataPass:
         return stopped
 
     def _epochs(self, job: TrainJob) -> float | None:
-        """Passes over the data that a run makes; None where nobody has counted their tokens."""
+        """Passes over the data in a run; None if the number of their tokens is unknown."""
         assert job.config.tokens is not None
         counted = self.data.n_tokens is not None and self.source.n_tokens
         return round(job.config.tokens / self.source.n_tokens, 3) if counted else None
 
     def _show_filling(self, rows: int, size: int) -> None:
-        """Say that steps wait for the model; called in another thread where batches are made beside the steps."""
+        """Show that the next step waits for a full buffer. Called in another thread if batches are computed in one."""
         if self._waiting:
             self._bar.update(self._done, f"filling the shuffle buffer: {rows:,}/{size:,} tokens")
 
     def _begin(self) -> tuple[ChunkQueue, list[TrainRun]]:
-        """All runs at their last checkpoints, and the data from where the one that is least far goes on."""
+        """All runs at their last checkpoints, and the data from the place of the run that is furthest behind."""
         beginning = {"position": 0, "source": self.source.state(), "log": 0, "watch": None}
         restored = [self._restore(job, beginning) for job in self.plans]
         place = min((place for _, place in restored), key=lambda place: int(place["position"]))
@@ -208,7 +213,7 @@ class DataPass:
         return chunks, runs
 
     def _restore(self, job: TrainJob, beginning: dict[str, Any]) -> tuple[TrainState | None, dict[str, Any]]:
-        """The training in a plan's last checkpoint and how far that is, or None and the beginning."""
+        """The state in the last checkpoint of a job and its place in the data, or None and the beginning."""
         if (found := checkpoints.load(job.checkpoints)) is None:
             return None, beginning
         tensors, facts = found
@@ -221,7 +226,7 @@ class DataPass:
             ) from error
 
     def _finish(self, runs: Sequence[TrainRun], made: Sequence[tuple[SAE, Tensor | None]]) -> None:
-        """Measure what runs have made, all in one look at the held-out data, and write it."""
+        """Evaluate the results of runs in one pass over the held-out data, and write them."""
         measured = [Reconstruction(sae) for sae, _ in made]
         if self.heldout is not None:
             for batch in self.heldout.first(_FINAL_TOKENS):
@@ -232,10 +237,9 @@ class DataPass:
             run.finish(sae, frequency, None if self.heldout is None else each.scalars())
 
     def _cores(self) -> AbstractContextManager[None]:
-        """How the cores are used where no run says it.
+        """Limit torch to one thread outside of the steps, if all steps are sparse and no model computes the batches.
 
-        The sparse step has threads of its own. Torch's would spin beside them, at twice the cost in all, for the sake of small
-        operations; only a model that makes the batches between the steps, and steps of another kind, are worth them.
+        The sparse step has threads of its own. Threads of torch would spin at the same time, for small operations only.
         """
         return only_blocks() if not self.data.computed and all(job.config.sparse_step for job in self.plans) else nullcontext()
 
@@ -258,7 +262,7 @@ def _check_folders(plans: Sequence[TrainJob]) -> None:
 
 
 def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, list[TrainJob]]:
-    """The plans by the order in which they take rows; those of equal order are trained together."""
+    """The jobs by the order in which they take rows. Jobs of equal order are trained together."""
     passes: dict[ReadOrder, list[TrainJob]] = {}
     for job in plans:
         config = job.config
@@ -268,7 +272,7 @@ def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, li
 
 
 def _facts(route: Route, data: TrainingData, lm: LanguageModel | None) -> dict[str, Any]:
-    """What an SAE tells of where it comes from."""
+    """Fields of the SAE's configuration that say where it comes from."""
     return {
         "site_map": route,
         "widths": tuple(data.width(site) for site in route.reads),

@@ -1,4 +1,4 @@
-"""What is to be trained and where it goes, and what a folder says about that."""
+"""Training jobs: what is trained, with which settings, into which folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TrainJob:
     """One dictionary to train.
 
     Attributes:
-        route: what it reads and predicts.
-        config: how.
-        out: the folder that it goes to, with `train.json` (settings), `metrics.jsonl` and, until it is finished, checkpoints.
-        name: what it is called among others at its site.
-        start: an SAE to start from, instead of from chance.
+        route: the sites that it reads and predicts.
+        config: the settings.
+        out: its folder, with `train.json` (settings), `metrics.jsonl` and, until the run is finished, checkpoints.
+        name: its name among other dictionaries of its site.
+        start: an SAE to start from instead of random weights.
     """
 
     route: Route
@@ -40,15 +40,16 @@ class TrainJob:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
         return self.out / "checkpoints"
 
     @property
     def group(self) -> Group:
-        """The processes that train it together."""
+        """The processes that train the dictionary together."""
         return parallel.group(shard=self.config.shard)
 
     def resolve(self, data: TrainingData | StoredActivations | Source) -> TrainJob:
-        """The same with every open setting filled.
+        """The same job with a value for every open setting.
 
         Raises:
             ConfigError: a setting is for transcoders only, or impossible in several processes.
@@ -77,7 +78,7 @@ class TrainJob:
         return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
 
     def _check_crosses(self, widths: list[int]) -> None:
-        """Raise where there can be no such dictionary of several sites."""
+        """Raise where a dictionary of several sites has impossible settings."""
         route, n_latents, layers = self.route, self.config.n_latents, len(self.route.reads)
         if self.start is not None:
             raise ConfigError(f"{route} cannot start from a dictionary that there is.", "Train it from the beginning.")
@@ -96,7 +97,7 @@ class TrainJob:
             )
 
     def settings(self, data: TrainingData | StoredActivations | Source) -> dict[str, Any]:
-        """What `train.json` holds: the configuration, and what else makes another dictionary."""
+        """The content of `train.json`: the settings, and everything else that a different dictionary would differ in."""
         route = self.route
         data = training_data(data)
         widths = [[data.width(site) for site in sites] for sites in route.sides]
@@ -110,7 +111,7 @@ class TrainJob:
         return {"config": self.config.to_dict(), "data": told}
 
     def finished(self, data: TrainingData | StoredActivations | Source) -> bool:
-        """Whether the folder holds the SAE that this plan makes.
+        """Whether the folder holds the SAE that this job makes.
 
         Raises:
             StoreMismatch: it holds something else.
@@ -128,7 +129,7 @@ class TrainJob:
             name: (before["config"].get(name), getattr(self.config, name))
             for name in TrainConfig.from_dict(before["config"]).differences(self.config)
         }
-        was = ({"live": False} if "live" in now_told else {}) | before["data"]  # earlier versions did not record it
+        was = ({"live": False} if "live" in now_told else {}) | before["data"]  # version 0.1 did not record it at first
         for name in was.keys() | now_told.keys():
             then, now = was.get(name), now_told.get(name)
             changed |= {name: (then, now)} if then != now else {}

@@ -1,4 +1,4 @@
-"""Documents to batches of tokens: exactly as many tokens as asked, each from one place of the corpus, never twice."""
+"""Batches of tokens made of documents: exactly as many tokens as asked for, and no token of the corpus twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHARACTERS, _DOCUMENTS = 2**18, 2**10
 
 
 class Cursor(NamedTuple):
-    """A place in a corpus: a document and how many of its tokens (its BOS not counted) lie before the place."""
+    """A place in a corpus: a document, and the number of its tokens before the place (BOS not counted)."""
 
     document: int = 0
     offset: int = 0
@@ -86,14 +86,14 @@ def token_batches(
 ) -> Iterator[TokenBatch]:
     """Tokenise `corpus` into batches of `batch_size` contexts of up to `context` tokens.
 
-    - `pack`: documents follow one another and go on in the next context. Each begins with BOS, and so does each context.
-      A document sees those before it in its context, as it did when the model was trained. A tokenizer without BOS separates
-      documents with EOS and begins contexts with text.
-    - `document`: a context holds one document, cut at `context` tokens; BOS first.
+    - `pack`: documents follow one another, and a document may continue in the next context. Each document and each context
+      begins with BOS. A document attends to those before it in its context, as in the training of most models. A tokenizer
+      without BOS separates documents with EOS and begins contexts with text.
+    - `document`: a context holds BOS and one document, cut at `context` tokens.
 
     Args:
-        n_tokens: how many tokens in all, BOS included; the last context is cut to fit. None, or more than there are: all, once.
-        start: go on from here (a batch's `after`).
+        n_tokens: tokens in all, BOS included; the last context is cut to fit. None, or more than the corpus has: all, once.
+        start: where to begin: the `after` of a batch.
 
     Raises:
         ContextTooLong: the model has fewer positions.
@@ -107,7 +107,12 @@ def token_batches(
 
 
 def check_packing(lm: LanguageModel, context: int, n_tokens: int | None, packing: Packing) -> None:
-    """Raise where :func:`token_batches` cannot make contexts so."""
+    """Raise where :func:`token_batches` cannot make such contexts.
+
+    Raises:
+        ContextTooLong: the model has fewer positions.
+        ConfigError: a count is not positive, or there is no such packing.
+    """
     for setting, value, least in (("context", context, 2), ("n_tokens", n_tokens, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{setting} is {value}; it must be at least {least}.")
@@ -197,7 +202,7 @@ _PACKINGS = {"pack": _packed, "document": _one_each}
 
 
 def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(document, its ids without special tokens added), documents without a token left out."""
+    """Pairs of a document and its token IDs, without added special tokens. Documents without a token are left out."""
     if lm.tokenizer is None:
         raise ConfigError(f"{lm.name} has no tokenizer.", "Give one to LanguageModel.attach.")
     texts: list[str] = []
@@ -210,7 +215,7 @@ def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[
             waiting += len(text)
         if texts and (text is None or waiting >= _CHARACTERS or len(texts) == _DOCUMENTS):
             for document, ids in enumerate(lm.text.plain_ids(texts), start=first):
-                # Some texts spell their BOS out.
+                # Some texts begin with the text of BOS.
                 if len(ids := ids[1:] if ids[:1] == [lm.bos_token_id] else ids):
                     yield document, np.asarray(ids, np.int64)
             first, texts, waiting = first + len(texts), [], 0

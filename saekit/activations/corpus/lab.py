@@ -1,4 +1,4 @@
-"""The laboratory's generated documents as a corpus."""
+"""The generated documents of the laboratory as a corpus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from saekit.lab import Document
 
 DOCUMENTS = 400_000
-"""How many there are of each name and split: about as many as the packaged model was trained on."""
+"""Documents of each name and split: about as many as the packaged model was trained on."""
 _SYNTAX = re.compile(rf"{NAME}(?::(\w+))?(?:@(\d+))?")
 _SAMPLED = 256
 
@@ -39,7 +39,8 @@ def open_lab(asked: CorpusSource) -> Corpus | None:
 class LabCorpus(Corpus):
     """Documents of the laboratory: `lab` is all genres in the proportions of training, `lab:facts` one genre.
 
-    `@7` behind either is another seed than 0. Splits are "train" and "heldout". Generated as they are asked for.
+    `@7` after either name sets the seed, which is 0 by default. Splits are "train" and "heldout". Documents are generated when
+    they are read.
 
     Raises:
         CorpusError: there is no such genre or split, or the name has another form.
@@ -71,7 +72,7 @@ class LabCorpus(Corpus):
             yield document.text
 
     def fingerprint(self) -> dict[str, str]:
-        """The name's parts, and a hash of the first documents, which tells versions of the generator apart."""
+        """The parts of the name, and a hash of the first documents, which differs between versions of the generator."""
         return {
             "lab": self.genre or "all genres",
             "split": self.split,

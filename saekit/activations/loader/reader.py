@@ -1,4 +1,4 @@
-"""Shuffled batches out of a store."""
+"""Shuffled batches from a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saekit.names.site import Site
 
 STORE_MEMORY = 2**30
 """Bytes of activations that a reader keeps in memory unless it is told otherwise."""
-_PIECE = 1024  # rows read together; a power of two like the chunks of a shard
+_PIECE = 1024  # rows that are read together; a power of two, as are the chunks of a shard
 
 
 class _Piece(NamedTuple):
@@ -97,7 +97,7 @@ class ActivationReader(ActivationSource):
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
         epoch, first = place.epoch, place.group
         size = min(self._n_tokens, self._how.buffer_tokens + _PIECE)
-        # Two take turns: when the second next group is asked for, nobody reads this one any more.
+        # Two buffers take turns: when the next but one is asked for, nobody reads this one any more.
         buffers = itertools.cycle([self._room(size), self._room(size)] if self._kept is None else [self._kept])
         while epochs is None or epoch < epochs:
             plan = self._plan(epoch)
@@ -110,7 +110,7 @@ class ActivationReader(ActivationSource):
             epoch, first = epoch + 1, 0
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        """Which pieces fill which buffer."""
+        """The pieces of each buffer."""
         order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._pieces))
         plan: list[list[int]] = [[]]
         rows = 0
@@ -123,7 +123,7 @@ class ActivationReader(ActivationSource):
         return plan
 
     def _fill(self, buffer: dict[Site, np.ndarray], pieces: list[int]) -> np.ndarray:
-        """Put the pieces into `buffer`, one after the other; returns where they are."""
+        """Read the pieces into `buffer`, one after the other; returns the indices of their rows."""
         at = 0
         for index in pieces:
             self._read(index, buffer, at)
@@ -131,7 +131,7 @@ class ActivationReader(ActivationSource):
         return np.arange(at)
 
     def _keep(self, pieces: list[int]) -> np.ndarray:
-        """Put the pieces into their own places among all, unless they are there; returns where they are."""
+        """Read the pieces into their places among all rows, unless they are there already; returns the indices of their rows."""
         assert self._kept is not None
         for index in pieces:
             if not self._read_already[index]:

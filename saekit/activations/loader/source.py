@@ -1,4 +1,4 @@
-"""What training reads from: shuffled batches of activations, endless or not, from a place that can be written down."""
+"""Shuffled batches of activations, endless or finite, from a place that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ BUFFER = 2**17
 
 @dataclass(frozen=True)
 class Place:
-    """How far a source has been read."""
+    """A place in a source."""
 
     epoch: int = 0
     group: int = 0
-    """Mixing buffers used up in this epoch."""
+    """Mixing buffers of this epoch before the current one."""
     row: int = 0
-    """Rows given out of the current one."""
+    """Rows of the current buffer that were given out."""
     cursor: Cursor = BEGINNING
-    """Where in the corpus the current one begins (live activations only)."""
+    """Where in the corpus the current buffer begins (live activations only)."""
     seen: int = 0
     """Tokens of the corpus before `cursor` (live activations only)."""
 
 
 class Group(NamedTuple):
-    """The contents of one mixing buffer, not shuffled yet."""
+    """The content of one mixing buffer, before shuffling."""
 
     place: Place
     acts: dict[Site, Tensor]
-    """Valid until the next group is asked for."""
+    """Valid until the next buffer is asked for."""
     rows: Tensor
-    """Which rows of `acts` they are."""
+    """Indices into `acts` of the rows of this buffer."""
     after: Place
 
 
@@ -97,8 +97,8 @@ class ActivationSource(ABC):
     An epoch gives each row exactly once, in an order that depends only on the seed and the number of the epoch. A batch may span
     mixing buffers and epochs, so that all batches have `batch_size` rows; only the last of a finite source may have fewer.
 
-    Iterating goes on from the current place, which :meth:`state` gives and :meth:`load_state` sets: the batches that follow are
-    the same, bit for bit. A source that was read to its end begins anew.
+    Iteration starts at the current place, which :meth:`state` gives and :meth:`load_state` sets: the batches that follow are
+    bit-identical. A source that was read to its end starts again from the beginning.
 
     Args:
         sites: what a batch holds.
@@ -135,7 +135,7 @@ class ActivationSource(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes other batches, or another order of them; fit for JSON."""
+        """Everything that decides which batches come in which order, as plain data for JSON."""
         return dict(self._settings)
 
     @property
@@ -154,7 +154,7 @@ class ActivationSource(ABC):
 
     @abstractmethod
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
-        """Mixing buffers from the one at `place` on, up to the end of epoch number `epochs`."""
+        """Mixing buffers from the one at `place` on, to the end of the last epoch; endless if `epochs` is None."""
 
     def __iter__(self) -> Iterator[dict[Site, Tensor]]:
         for batch, place in self._batches(self._place, self.epochs):
@@ -183,11 +183,11 @@ class ActivationSource(ABC):
             yield _joined(parts), after
 
     def state(self) -> dict[str, Any]:
-        """The place after the last batch given, small and fit for JSON."""
+        """The place after the last batch, as plain data for JSON."""
         return {**dataclasses.asdict(self._place), "cursor": list(self._place.cursor), "settings": self.settings}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a place that :meth:`state` gave.
+        """Continue from a place that :meth:`state` gave.
 
         Raises:
             CheckpointError: it is not of a source like this one; the message says which setting differs.
@@ -200,7 +200,7 @@ class ActivationSource(ABC):
                     raise TypeError(f"{number!r} is not a count")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"This is no state of a source of activations: {error}.", "Give what state() returned."
+                f"This is not the state of a source of activations: {error}.", "Give what state() returned."
             ) from error
         for name in sorted(settings.keys() | self._settings.keys()):
             before, now = settings.get(name), self._settings.get(name)
@@ -212,7 +212,7 @@ class ActivationSource(ABC):
         self._place = place
 
     def sample(self, n_tokens: int) -> dict[Site, Tensor]:
-        """The first `n_tokens` rows of the first epoch, or all there are: always the same ones. The place stays where it is."""
+        """The first `n_tokens` rows of the first epoch, or all rows if there are fewer. The current place does not change."""
         parts: list[dict[Site, Tensor]] = []
         rows = 0
         for batch, _ in self._batches(Place(), 1):
@@ -228,7 +228,7 @@ def _joined(parts: Sequence[dict[Site, Tensor]]) -> dict[Site, Tensor]:
 
 
 class Moments(NamedTuple):
-    """Of activations (N, D), computed in float64."""
+    """Moments of activations (N, D), computed in float64."""
 
     mean_D: Tensor
     """float32 mean of each coordinate."""
@@ -239,20 +239,20 @@ class Moments(NamedTuple):
 
 
 def moments(acts_ND: Tensor) -> Moments:
-    """The moments of a sample, for instance of :meth:`ActivationSource.sample`."""
+    """The moments of a sample, such as that of :meth:`ActivationSource.sample`."""
     x_ND = acts_ND.double()
     mean_D = x_ND.mean(0)
     return Moments(mean_D.float(), float(x_ND.norm(dim=1).mean()), float((x_ND - mean_D).square().sum(1).mean()))
 
 
 def is_heldout(document_N: Tensor | np.ndarray, heldout: float = HELDOUT) -> np.ndarray:
-    """(N,) bool: which documents are held out, by a hash of their number in the corpus: everywhere the same ones.
+    """(N,) bool: which rows are of held-out documents. A hash of the number of the document decides, the same everywhere.
 
     Args:
         document_N: rows of the corpus.
         heldout: expected share of documents that are held out, from 0 to 1.
     """
-    # splitmix64 (Steele, Lea & Flood 2014): neighbours fall independently of one another.
+    # splitmix64 (Steele, Lea & Flood 2014): neighbouring numbers have independent hashes.
     x = np.asarray(document_N).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -267,7 +267,7 @@ def in_split(document_N: Tensor | np.ndarray, split: Split, heldout: float = HEL
 
 
 def check_split(split: str, heldout: float) -> None:
-    """Raise ConfigError where the two make no sense."""
+    """Raise ConfigError where there is no such split, or `heldout` is not a share."""
     if split not in ("train", "heldout", "all"):
         raise ConfigError(f"There is no split {split!r}.", "Choose 'train', 'heldout' or 'all'.")
     if not 0 <= heldout < 1:
