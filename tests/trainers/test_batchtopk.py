@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saekit.sae.code import Code
 from saekit.sae.kernels import encode_above
 from tests.kit import dense
 from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, objective
 from trainers.objectives.batch_threshold import RunningThreshold, largest_of_batch
 from trainers.objectives.matryoshka import group_ends
-from trainers.step.ragged_code import Code
 
 NO_DEAD = torch.arange(0)
 

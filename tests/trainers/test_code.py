@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainers.step.ragged_code import Code
+from saekit.sae.code import Code
 
 
 def _ragged(counts: list[int], F: int, seed: int) -> Code:

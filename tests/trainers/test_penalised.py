@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saekit.sae.code import Code
 from tests.kit import dense
 from tests.kit.runs import CONFIG, sparse_data
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 from trainers.objectives.base import Now, Outcome
 from trainers.objectives.penalty import Penalised
-from trainers.step.ragged_code import Code
 
 ARCHITECTURES = ("jumprelu", "gated", "standard")
 

@@ -12,7 +12,7 @@ from saekit.activations import ReadOptions, ReadOrder, StoredActivations, Traini
 from saekit.activations.loader.data import Batch, Source, training_data
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
 from saekit.names.site import Site
-from saekit.names.site_map import Route
+from saekit.names.site_map import SiteMap
 from saekit.progress import Bar, track
 from saekit.sae import SAE
 from saekit.sae.kernels.threads import only_blocks
@@ -39,7 +39,7 @@ def train(
     config: TrainConfig,
     out: str | Path,
     *,
-    site: Site | str | Route,
+    site: Site | str | SiteMap,
     site_out: Site | str | None = None,
     start: SAE | None = None,
     lm: LanguageModel | None = None,
@@ -74,7 +74,7 @@ def train(
         StorageFull: the disk is full. The last checkpoint is kept.
         ParallelError: another process of those that torchrun started has ended. The last checkpoint is kept.
     """
-    job = TrainJob(Route.parse(site, site_out), config, Path(out), start=start)
+    job = TrainJob(SiteMap.parse(site, site_out), config, Path(out), start=start)
     (error,) = train_all(source, [job], lm=lm, heldout=heldout, progress=progress, wandb=wandb)
     if error is not None:
         raise error
@@ -271,7 +271,7 @@ def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, li
     return passes
 
 
-def _facts(route: Route, data: TrainingData, lm: LanguageModel | None) -> dict[str, Any]:
+def _facts(route: SiteMap, data: TrainingData, lm: LanguageModel | None) -> dict[str, Any]:
     """Fields of the SAE's configuration that say where it comes from."""
     return {
         "site_map": route,

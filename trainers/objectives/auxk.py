@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saekit.sae.code import Code
 from trainers.step.distributed import ALONE, Group
 from trainers.step.encoder import WHOLE, Encoder
 from trainers.step.kernels import decode_gradient
 from trainers.step.parameters import Parameters
-from trainers.step.ragged_code import Code
 from trainers.step.sparse_gradient import SparseGradient
 
 

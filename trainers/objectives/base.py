@@ -1,4 +1,4 @@
-"""What an architecture tells the loop, and the table of architectures that can be trained."""
+"""The base class of training objectives, and the choice of the objective for a configuration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from saekit.errors import ConfigError
 from saekit.names.site_map import Kind
 from saekit.plugins import resolve
 from saekit.sae import SAE, CrossCoder, SAEConfig
+from saekit.sae.code import Code
 from saekit.sae.kernels.threads import product
 from saekit.sae.registry import ARCHITECTURES, Architecture, trainable
 from trainers.loop.data_scaling import DataScaling
@@ -24,7 +25,6 @@ from trainers.step.distributed import ALONE, Group
 from trainers.step.encoder import Encoder
 from trainers.step.kernels import decode_gradient
 from trainers.step.parameters import Parameters, random_rows
-from trainers.step.ragged_code import Code
 from trainers.step.sparse_gradient import SparseGradient
 
 
@@ -47,11 +47,11 @@ OBJECTIVES: Mapping[str, str] = _Objectives()
 
 
 class Now(NamedTuple):
-    """Where a run stands.
+    """The state of a run that a loss depends on.
 
     Attributes:
-        share: of the run that is done, from 0 to 1.
-        dead: int64 indices of the latents that are dead.
+        share: fraction of the run that is done, from 0 to 1.
+        dead: int64 indices of the dead latents.
     """
 
     share: float
@@ -59,13 +59,13 @@ class Now(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one batch gave.
+    """The results of one batch.
 
     Attributes:
-        loss: what is minimised; a differentiable scalar from `loss`, a number from `gradient`.
-        squares: sum over the batch of the squared error of the prediction.
-        code: the latents that fired, without a gradient; one or several rows for each token.
-        kept: the smallest activation that a choice over the whole batch keeps, where the architecture has to know.
+        loss: the loss: a differentiable scalar from `loss`, a number from `gradient`.
+        squares: squared error of the prediction, summed over the batch.
+        code: the active latents, detached; one or several rows for each token.
+        kept: the smallest activation that a selection over the whole batch keeps, for architectures that need it.
     """
 
     loss: Tensor | float
@@ -75,27 +75,25 @@ class Outcome(NamedTuple):
 
 
 class Objective(ABC):
-    """One architecture's loss, how its parameters start, and what SAE they make.
+    """The loss of one architecture, the initial parameters, and the conversion of parameters to an SAE.
 
-    What is read is `x_BD` and what is to be predicted `y_BE`, both scaled; for an SAE they are the same tensor. `loss` is
-    differentiable and runs anywhere; `gradient` gives the same loss and its gradient by hand, on a CPU in float32, in the sparse
-    form that :class:`.SparseGradient` spends. Neither changes anything: what an objective learns from a step, it
-    notes in :meth:`observe`.
+    The encoder reads `x_BD` and the decoder predicts `y_BE`, both scaled; for an SAE they are the same tensor. `loss` is
+    differentiable and runs on any device. `gradient` is optional: it computes the same loss and its gradient without autograd,
+    in sparse form. Neither changes the state of the objective; :meth:`observe` does, after the step.
 
     Args:
         config: resolved settings.
-        reads, writes: facts about x and y; the same object for an SAE, and another for a transcoder. Those of several sites side
-            by side make a crosscoder, or a cross-layer transcoder: there each latent reads one site, its layer's, and writes
-            nothing to sites before that (see :class:`saekit.sae.CrossCoder`).
+        reads, writes: statistics of x and y: one object for an SAE or crosscoder, two for a transcoder. Statistics of several
+            sites (`parts`) make a crosscoder or a cross-layer transcoder; see :class:`saekit.sae.CrossCoder`.
 
     Attributes:
-        group: the processes that train it together: parameters, codes and batches are those of this one.
-        splits: whether latents can be divided over them.
+        group: the processes that train together. Parameters, codes and batches are those of this process.
+        splits: whether latents can be divided over processes.
         kind: whether it makes an SAE, a transcoder, a crosscoder or a cross-layer transcoder.
-        centres: whether b_dec is taken off what is read, as in an SAE.
-        unit_rows: keep decoder rows at norm 1. A transcoder's have any norm, and 0 at first.
-        state: tensors that change as training goes on and are no parameters; checkpoints hold them, and going on from one
-            copies into them, so :meth:`observe` changes them in place.
+        centres: whether b_dec is subtracted from the input, as in an SAE.
+        unit_rows: whether decoder rows keep norm 1. Decoder rows of a transcoder start at 0 and may have any norm.
+        state: tensors besides the parameters that change during training. Checkpoints contain them; :meth:`observe` changes them
+            in place, because restoring a checkpoint copies into them.
     """
 
     group: Group = ALONE
@@ -111,12 +109,11 @@ class Objective(ABC):
         self.state: dict[str, Tensor] = {}
 
     def start(self) -> Parameters:
-        """Float32 parameters on the CPU, of the latents that this process has.
+        """Initial parameters in float32 on the CPU, for the latents of this process.
 
-        Of an SAE: random unit decoder rows, the encoder their transpose times :attr:`start_size`, b_dec the centre of the data
-        (arXiv 2406.04093, A.1). Of a crosscoder: the same, with what b_dec would take off the input taken off b_enc. Of a
-        transcoder: the mean is predicted from any input, W_dec = 0, W_skip = 0, b_dec = E y (arXiv 2501.18823), and the encoder,
-        random unit rows, reads x - E x.
+        SAE: random unit decoder rows; the encoder is their transpose times :attr:`start_size`; b_dec is the centre of the data
+        (arXiv 2406.04093, A.1). Crosscoder: the same, with the centre subtracted through b_enc. Transcoder: W_dec = 0,
+        W_skip = 0 and b_dec = E y, so that it predicts the mean (arXiv 2501.18823); random unit encoder rows read x - E x.
         """
         D, E, own = len(self.reads.centre_D), len(self.writes.centre_D), self.group.own_latents(self.config.n_latents)
         W_dec_FE = random_rows(self.config.n_latents, D // self.encoder.layers, self.config.seed, own)
@@ -129,8 +126,8 @@ class Objective(ABC):
         return Parameters(p, W_skip_ED=torch.zeros(E, D)) if self.config.skip else p
 
     def centring(self, W_enc_FD: Tensor) -> Tensor:
-        """The b_enc at which pre-activations of these encoder rows are those of x less its centre."""
-        if self.centres:  # b_dec is taken off
+        """The b_enc with which these encoder rows read x minus its centre."""
+        if self.centres:  # b_dec is subtracted
             return W_enc_FD.new_zeros(len(W_enc_FD))
         middle_D = self.reads.mean_D if self.kind.transcodes else self.reads.centre_D
         layers = zip(W_enc_FD.chunk(self.encoder.layers), middle_D.to(W_enc_FD).chunk(self.encoder.layers))
@@ -138,12 +135,12 @@ class Objective(ABC):
 
     @property
     def start_size(self) -> float:
-        """Of encoder rows at first. A transcoder's are of 1: its decoder begins with 0 anyway."""
+        """Initial norm of encoder rows."""
         return 1.0
 
     @property
     def start_share(self) -> float:
-        """Of latents that fire on a token at first."""
+        """Fraction of the latents that are active on a token at the start, at most 0.5."""
         return min(0.5, latents_per_token(self.config, 0.0) / self.config.n_latents)
 
     @property
@@ -164,17 +161,17 @@ class Objective(ABC):
         return type(self).gradient is not Objective.gradient
 
     def observe(self, outcome: Outcome, now: Now) -> None:  # noqa: B027
-        """Take note of a step that was done."""
+        """Update the state of the objective after a step."""
 
     def metrics(self, now: Now) -> dict[str, float]:
-        """What a row of the log tells of an architecture beside what it tells of all."""
+        """Metrics of this architecture for a row of the log, besides those of every architecture."""
         return {}
 
     def sae(self, p: Parameters, **facts: Any) -> SAE:
-        """What the parameters make: an SAE on the CPU that reads activations as they are, with their scale folded in.
+        """The SAE of these parameters, on the CPU. The input scale is folded in, so that it reads unscaled activations.
 
         Args:
-            facts: of :class:`saekit.sae.SAEConfig`: site, model_name...
+            facts: further arguments of :class:`saekit.sae.SAEConfig`: site_map, model_name...
         """
         if not self.centres:
             facts["metadata"] = {"training_architecture": self.config.arch, **facts.get("metadata", {})}
@@ -194,7 +191,7 @@ class Objective(ABC):
         return SAE(cfg, tensors).fold_scale(self.reads.scale, self.writes.scale)
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
-        """Parameters under sae-lens's names, in the units of training."""
+        """The parameters under sae-lens's names, for scaled activations."""
         tensors = {"W_enc": p.W_enc_FD.T, "b_enc": p.b_enc_F, "W_dec": p.W_dec_FE, "b_dec": p.b_dec_E}
         return tensors | ({"W_skip": p.W_skip_ED} if "W_skip_ED" in p else {})
 
@@ -227,9 +224,9 @@ class Objective(ABC):
         return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.encoding, self.group, self.encoder)
 
     def sides(self, p: Parameters, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder reads, and what is left to the code and b_dec to predict.
+        """The input of the encoder, and the target of the code and b_dec.
 
-        b_dec is taken off the input of an SAE. A transcoder's is of another site; its skip predicts a part of y.
+        SAE: b_dec is subtracted from the input. Transcoder: the prediction of the skip connection is subtracted from the target.
         """
         if self.centres:
             return x_BD - p.b_dec_E, y_BE
@@ -240,12 +237,12 @@ class Objective(ABC):
 
     @property
     def first_L(self) -> list[int]:
-        """For each layer, the column of W_dec from which on its latents write."""
+        """For each layer, the first column of W_dec that its latents write."""
         widths = self.writes.widths
         return [sum(widths[:layer]) for layer in range(self.encoder.layers)]
 
     def written(self, p: Parameters) -> Parameters:
-        """The parameters, where layers are concerned with what no latent may write cut out of the gradient."""
+        """The parameters; in a cross-layer transcoder, without the gradient of decoder entries that must stay 0."""
         if not self.kind.layered:
             return p
         first_F1 = torch.tensor(self.first_L).repeat_interleave(len(p.b_enc_F) // self.encoder.layers)[:, None]
@@ -254,29 +251,31 @@ class Objective(ABC):
 
     @property
     def widths_S(self) -> Sequence[int]:
-        """Blocks of a decoder row whose norms count one by one: those of a crosscoder's sites, else the row as a whole."""
+        """Widths of the blocks of a decoder row whose norms are added up: the sites of a crosscoder, else the whole row."""
         return self.writes.widths if self.kind.crosses and not self.kind.layered else [len(self.writes.centre_D)]
 
     def sizes_FS(self, p: Parameters) -> Tensor:
-        """Norms of these blocks."""
+        """(F, S) norms of the blocks of :attr:`widths_S`."""
         return torch.stack([block.norm(dim=1) for block in p.W_dec_FE.split(list(self.widths_S), 1)], 1)
 
     def of_unit_size(self, p: Parameters) -> Parameters:
-        """The same dictionary with decoder rows whose sizes add up to 1, so that codes are what latents contribute."""
+        """The same dictionary with decoder rows scaled so that their norms add up to 1, and codes scaled inversely."""
         sizes_F1 = self.sizes_FS(p).sum(1, keepdim=True)
         sizes_F1 = sizes_F1.where(sizes_F1 > 0, 1.0)
         W_enc_FD, b_enc_F = p.W_enc_FD * sizes_F1, p.b_enc_F * sizes_F1[:, 0]
         return Parameters(p, W_enc_FD=W_enc_FD, b_enc_F=b_enc_F, W_dec_FE=p.W_dec_FE / sizes_F1)
 
     def decode(self, p: Parameters, code: Code) -> Tensor:
-        """What a code and b_dec predict."""
+        """The prediction from a code and b_dec."""
         return self.group.whole(code.decode(p.W_dec_FE, p.b_dec_E if self.group.has_biases else None))
 
     def sparse_gradient(self, p: Parameters, x_BD: Tensor, error_BE: Tensor, **rest: Tensor) -> SparseGradient:
-        """The gradient of what is outside the code, given what :meth:`sides` said of x and the gradient at the prediction.
+        """The gradient of b_dec and W_skip; the terms of the code are added to it afterwards.
 
         Args:
-            rest: gradients of an architecture's own parameters.
+            x_BD: the input of the encoder, as :meth:`sides` returns it.
+            error_BE: the gradient at the prediction.
+            rest: gradients of parameters that only this architecture has.
         """
         counts = float(self.group.has_biases)
         rest["b_dec_E"] = counts * error_BE.sum(0)
@@ -286,20 +285,20 @@ class Objective(ABC):
         return SparseGradient(x_BD, rest, centres=self.centres, **how)
 
     def decode_gradient(self, p: Parameters, code: Code, y_BE: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
-        """:func:`trainers.step.kernels.decode_gradient` of what a code and b_dec predict."""
+        """:func:`trainers.step.kernels.decode_gradient` for these parameters."""
         return decode_gradient(code, p.W_dec_FE, p.b_dec_E, y_BE, scale, self.group, self.config.kernels)
 
     def weight(self, x_BD: Tensor) -> float:
-        """Of a squared error, so that a batch's sum is its FVU: the variance is that of the data."""
+        """Weight of a squared error, so that the sum over a batch is the fraction of variance unexplained."""
         return 1 / (len(x_BD) * self.writes.variance)
 
 
 def matched_size(width: int, n_latents: int, share: float) -> float:
-    """The length of encoder rows at which random latents, of which the `share` with the largest pre-activations fires,
-    reconstruct data in their size.
+    """The norm of encoder rows at which random latents reconstruct the data at their own norm, if the fraction `share` of the
+    latents with the largest pre-activations is active.
 
-    With h = c w . x and decoder rows w, the part of x_hat along x is c sum over firing (w . x)^2 / |x|, which is |x| for
-    c = D / (F E[z^2; z > cut]), z standard normal.
+    With h = c w . x and decoder rows w, the component of x_hat along x is c sum over active latents (w . x)^2 / |x|, which is |x|
+    for c = D / (F E[z^2; z > cut]), z standard normal.
     """
     normal = NormalDist()
     cut = normal.inv_cdf(1 - share)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from saekit.sae.code import Code
 from trainers.step.distributed import ALONE, Group
-from trainers.step.ragged_code import Code
 
 _BELOW = 0.96  # of the last batch's threshold: where candidates are looked for first
 _SAMPLE = 64  # rows by which a threshold is guessed where there was no batch yet

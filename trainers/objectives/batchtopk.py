@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from saekit.sae.code import Code
 from trainers.objectives.base import Now
 from trainers.objectives.topk import TopK
 from trainers.step.parameters import Parameters
-from trainers.step.ragged_code import Code
 
 _START = 0.4  # of matched_size: at its whole the first steps unlearn; at .15 of it a tenth of 3072 latents stayed dead
 

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saekit.sae.code import Code
 from trainers.objectives.base import Now, Outcome
 from trainers.objectives.penalty import Penalised
 from trainers.step.parameters import Parameters
-from trainers.step.ragged_code import Code
 from trainers.step.sparse_gradient import SparseGradient
 
 

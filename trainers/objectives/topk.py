@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saekit.sae.code import Code
 from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Objective, Outcome
 from trainers.objectives.batch_threshold import RunningThreshold, largest_of_batch, smallest
@@ -25,7 +26,6 @@ from trainers.settings.config import TrainConfig
 from trainers.settings.schedule import latents_per_token
 from trainers.step.distributed import ALONE, Group
 from trainers.step.parameters import Parameters
-from trainers.step.ragged_code import Code
 from trainers.step.sparse_gradient import SparseGradient
 
 _SAMPLE = 32  # tokens of a batch on which a TopK transcoder's threshold is estimated

@@ -11,7 +11,7 @@ from saekit.activations.loader.data import Source, TrainingData, training_data
 from saekit.activations.store.base import StoredActivations
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError, shown
 from saekit.json_files import read_json
-from saekit.names.site_map import Route
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE
 from trainers.objectives.base import objective_class, stored_as
 from trainers.settings import finetune
@@ -32,7 +32,7 @@ class TrainJob:
         start: an SAE to start from instead of random weights.
     """
 
-    route: Route
+    route: SiteMap
     config: TrainConfig
     out: Path
     name: str = ""

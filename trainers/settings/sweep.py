@@ -28,7 +28,7 @@ from typing import Any
 from saekit.errors import ConfigError
 from saekit.names.dictionary import check_name, folder_name
 from saekit.names.site import Site
-from saekit.names.site_map import Route
+from saekit.names.site_map import SiteMap
 from saekit.sae import SAE
 from trainers.settings import finetune
 from trainers.settings.config import TrainConfig
@@ -140,7 +140,7 @@ def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site]
     for key, value in zip(_PLACE, place):
         if value is not None and not isinstance(value, str | Site):
             raise ConfigError(f"{key}={value!r} is impossible.", "It is one site; several are listed under grid:.")
-    route = Route.parse(*place)
+    route = SiteMap.parse(*place)
     if name:
         check_name(name)
     widths = [width(site) for site in route.sites]  # raises where there is no such site

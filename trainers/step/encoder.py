@@ -1,4 +1,4 @@
-"""The encoder's product, of which only what may fire is ever kept."""
+"""The encoder of a training step, which keeps only pre-activations that may be active."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saekit.sae.code import Code
 from saekit.sae.kernels import encode_above, encode_topk
 from trainers.step.parameters import Parameters
-from trainers.step.ragged_code import Code
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """`W_enc x + b_enc`, of all latents or `among` some of them, which are in ascending order.
+    """`W_enc x + b_enc` for all latents, or for those in `among` (ascending order).
 
     Attributes:
-        layers: 1, or the number of sites side by side in x that are read apart, each by latents of its own: an even share of
-            them, in order. W_enc is then as wide as one of these sites.
+        layers: 1, or in a cross-layer transcoder the number of layers. x then is the concatenation of the layers' inputs, and
+            the latents are divided evenly over the layers; W_enc is as wide as one layer.
     """
 
     layers: int = 1
@@ -28,7 +28,7 @@ class Encoder:
     def above(
         self, p: Parameters, x_BD: Tensor, floor_F: Tensor, expected: float, among: Tensor | None = None, **how: Any
     ) -> Code:
-        """All entries above a floor, that of a latent or one for all; see :func:`saekit.sae.kernels.encode_above`."""
+        """All pre-activations above a floor, which is (F,) or one number; see :func:`saekit.sae.kernels.encode_above`."""
         how["expected"] = expected / self.layers
         codes = []
         for x, rows, first in self._apart(p, x_BD, among):
@@ -52,7 +52,7 @@ class Encoder:
         return values_BN.gather(1, best_BK), latents_BN.gather(1, best_BK)
 
     def _apart(self, p: Parameters, x_BD: Tensor, among: Tensor | None) -> Iterator[tuple[Tensor, slice | Tensor, int]]:
-        """For each layer that has any: what it reads, its latents, and the first of these."""
+        """For each layer that has latents: its input, its latents, and the index of its first latent."""
         if self.layers == 1:
             yield x_BD, slice(None) if among is None else among, 0
             return
@@ -65,9 +65,9 @@ class Encoder:
 
 
 WHOLE = Encoder()
-"""That of dictionaries whose latents read all there is."""
+"""The encoder of dictionaries whose latents read the whole input."""
 
 
 def _named(latents: Tensor, rows: slice | Tensor, first: int) -> Tensor:
-    """Latents by their numbers among all, given those among `rows`."""
+    """Indices among all latents, given indices among `rows`."""
     return rows[latents] if isinstance(rows, Tensor) else latents + first if first else latents
