@@ -56,14 +56,9 @@ def _section(name: str) -> str:
 
 def _option(option: Any) -> str:
     flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
-    value = "" if option.is_flag else f" `{option.metavar or _kind(option)}`"
+    value = "" if option.is_flag else f" `{option.metavar}`"
     default = "" if option.default in (None, False, "") or not option.show_default else f" [default: {option.default}]"
     return f"- {flags}{value}: {_text(option.help)}{default}"
-
-
-def _kind(option: Any) -> str:
-    kind = str(getattr(option, "type_descriptor", "") or "").lower()
-    return "PATH" if "path" in kind else "TEXT"
 
 
 def _text(text: str | None) -> str:

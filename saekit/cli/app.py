@@ -23,7 +23,17 @@ def root() -> TyperGroup:
     return _Group("", name="saekit", help=_HELP)
 
 
-class _Group(TyperGroup):
+class _PlainHelp:
+    """Help pages that show no type for --help, which takes no value."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class _Group(_PlainHelp, TyperGroup):
     """The commands of the registry whose names begin with `prefix`."""
 
     def __init__(self, prefix: str, **attributes: Any) -> None:
@@ -53,14 +63,21 @@ def build(name: str) -> Any:
     single = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     function = row.function
     text = inspect.cleandoc(function.__doc__ or row.summary)
-    single.command(name.split(" ")[-1], cls=_Command, help=text, context_settings=_CONTEXT)(expand(function))
+    expanded = expand(function)
+    single.command(name.split(" ")[-1], cls=_Command, help=text, context_settings=_CONTEXT)(expanded)
     command = typer.main.get_command(single)
     assert isinstance(command, _Command)
     command.row = row
+    kinds = inspect.signature(expanded).parameters
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        elif parameter.metavar is None:
+            parameter.metavar = "PATH" if "Path" in str(kinds[str(parameter.name)].annotation) else "TEXT"
     return command
 
 
-class _Command(TyperCommand):
+class _Command(_PlainHelp, TyperCommand):
     """A command that takes former spellings of its options, and whose texts are UTF-8."""
 
     row: CommandRow

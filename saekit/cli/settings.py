@@ -80,6 +80,8 @@ def _training_option(field: Field[Any]) -> inspect.Parameter:
     switch = bool in _kinds(field.name)
     flags = [f"--{name}/--no-{name}" if switch else f"--{name}" for name in names]
     text = _descriptions()[field.name].replace(" None: ", " By default: ")
+    if choices := _choices(field.name):
+        text += f" One of: {', '.join(choices)}."
     if field.default not in (None, MISSING) and not switch:
         text += f" [default: {_written(field.default)}]"
     metavar = None if switch else _metavar(field.name)
@@ -118,9 +120,16 @@ def _kinds(name: str) -> tuple[Any, ...]:
 
 def _metavar(name: str) -> str:
     if get_origin(_types()[name]) is tuple:
-        return "[NUMBER, ...]"
+        return "NUMBERS"
+    if _choices(name):
+        return "CHOICE"
     words = {int: "COUNT", float: "NUMBER", str: "TEXT"}
-    return "|".join(kind if isinstance(kind, str) else words[kind] for kind in _kinds(name))
+    return "|".join(words[kind] for kind in _kinds(name))
+
+
+def _choices(name: str) -> list[str]:
+    """The values that a field may have, if they are listed in its type."""
+    return [kind for kind in _kinds(name) if isinstance(kind, str)]
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
