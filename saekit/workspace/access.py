@@ -54,7 +54,7 @@ def held(root: Path) -> Iterator[None]:
     """
     busy = WorkspaceError(f"Another saekit command is writing to {root}.", "Wait for it to end.")
     with files.lock(root / ".lock", busy):
-        folders = [Path(folder) for folder, _, _ in os.walk(root)]
+        folders = list(_folders(root))
         for folder in folders:
             for item in os.scandir(folder):
                 check_link(root, Path(item.path))
@@ -68,6 +68,14 @@ def held(root: Path) -> Iterator[None]:
         except OSError as error:
             raise files.unwritable(ledger.path, error) from error
         yield
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """All folders below `root` that saekit writes to; Weights & Biases has folders of its own, with links to its logs."""
+    for folder, inside, _ in os.walk(root):
+        yield Path(folder)
+        if "wandb" in inside and not (Path(folder) / "wandb").is_symlink():
+            inside.remove("wandb")
 
 
 def check_link(root: Path, path: Path) -> None:

@@ -210,8 +210,11 @@ def test_nothing_is_written_through_links_that_lead_outside(ws: Path, tmp_path: 
             _ = workspace.reports
 
 
-def test_links_within_the_workspace_are_allowed(ws: Path) -> None:
+def test_links_within_the_workspace_are_allowed(ws: Path, tmp_path: Path) -> None:
     (ws / "sae" / "resid_post.1").symlink_to(ws / "sae" / "resid_post.2")
+    logs = ws / "sae" / "resid_post.2" / "wandb" / "run-1"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path)  # as Weights & Biases does it
     with Workspace.open(ws).writing():
         pass
 
