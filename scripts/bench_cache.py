@@ -1,21 +1,21 @@
 """Speed of caching activations: saekit, sae-lens and the bare forward pass, on the same model, text and disk.
 
-    python scripts/bench_cache.py                                 # a random GPT-2 of 512 x 6 and text made up on the spot
+    python scripts/bench_cache.py                                 # a random GPT-2 (width 512, 6 layers) and generated text
     python scripts/bench_cache.py --model MODEL --data x.jsonl    # another model and text
 
-All run in turn in one process, A B C A B C: other work on the machine slows all of them, and the ratios, medians over rounds
-of the ratio within a round, are what to look at. CPU seconds of all threads are given beside wall time for the same reason, and
-`quiet` is wall time over the samples in which nobody else used more than 6 % of the machine.
+All candidates run in one process in the order A B C A B C, so that other work on the machine slows all of them. The ratios are
+therefore the figures to compare: each is the median over rounds of the ratio within a round. The script also prints CPU seconds
+of all threads. `quiet` is wall time over the samples in which other processes used at most 6 % of the machine.
 
-Each handles the same number of tokens in contexts of the same length and batches of the same size:
+Each candidate processes the same number of tokens in contexts of the same length and batches of the same size:
 
-- floor: the forward pass on tokens made before, ended by an exception right after the layer; results dropped.
-- sae-lens: `CacheActivationsRunner.run` from text, no shuffling, buffers that divide the tokens. Its routes are `TL`, the default
-  (HookedTransformer), and `HF` (AutoModelForCausalLM, ended early as well). `ids`: from a data set of token ids made before, as
-  its documentation recommends.
-- saekit: `write_store` from text, with its checksums and forced writes to the disk.
+- floor: the forward pass on prepared tokens, ended by an exception right after the layer. Results are dropped.
+- sae-lens: `CacheActivationsRunner.run` from text, without shuffling, with buffers that divide the tokens. `TL` is its default
+  (HookedTransformer), `HF` its other route (AutoModelForCausalLM, ended early as well). `ids` reads a prepared data set of token
+  ids, as its documentation recommends.
+- saekit: `write_store` from text, with checksums and fsync.
 
-`fp32 -> bf16` reads: computed in float32, stored in bfloat16. sae-lens stores no bfloat16 (Arrow has none), hence float16 there.
+`fp32 -> bf16` means computed in float32 and stored in bfloat16. sae-lens stores float16 instead, since Arrow has no bfloat16.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Threads that wait must not spin: that would be billed as work, and slow whoever shares the machine.
+# Waiting threads must not spin: spinning counts as CPU time and slows other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -48,7 +48,7 @@ from saekit.lm import LanguageModel
 
 
 def make_model(folder: Path, width: int, layers: int) -> None:
-    """A random GPT-2 and a BPE tokenizer of 8000 entries that knows its text."""
+    """A random GPT-2, and a BPE tokenizer of 8000 entries trained on the text."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -74,7 +74,7 @@ def make_text(n: int, seed: int = 0) -> Iterator[str]:
 
 
 class Floor:
-    """The forward pass alone, ended after a layer."""
+    """The forward pass alone, up to a layer."""
 
     def __init__(self, lm: LanguageModel, layer: int, batches: list[torch.Tensor]) -> None:
         self.lm, self.layer, self.batches = lm, layer, batches
@@ -95,13 +95,13 @@ class Floor:
 
 
 class SaeLens:
-    """sae-lens's own way to disk."""
+    """The caching of sae-lens."""
 
     def __init__(self, args: argparse.Namespace, route: str, model: str, lm: LanguageModel, data: Any, stored: str) -> None:
         self.args, self.route, self.model, self.lm, self.data, self.stored = args, route, model, lm, data, stored
 
     def prepare(self, folder: Path) -> None:
-        """Load the model, which is not timed."""
+        """Load the model. Loading is not timed."""
         from sae_lens.cache_activations_runner import CacheActivationsRunner
         from sae_lens.config import CacheActivationsRunnerConfig
 
@@ -128,7 +128,7 @@ class SaeLens:
 
     def __call__(self, folder: Path) -> None:
         rows = self.runner.run()
-        assert len(rows) * self.args.context == self.args.tokens, "sae-lens stored another number of tokens"
+        assert len(rows) * self.args.context == self.args.tokens, "sae-lens stored a different number of tokens"
 
 
 class Saekit:
@@ -154,13 +154,13 @@ class Saekit:
 
 
 Times = dict[str, dict[str, list[float]]]
-_QUIET = 0.06  # share of the machine that others may use in a sample called quiet
+_QUIET = 0.06  # largest share of the machine that other processes may use in a quiet sample
 
 
 def measure(candidates: dict[str, Any], args: argparse.Namespace) -> Times:
-    """Of every candidate in every round: wall and CPU seconds, and the share of the machine that others used meanwhile.
+    """Wall seconds, CPU seconds and the share of the machine that other processes used, for every candidate and round.
 
-    The first round, which warms up, is not counted.
+    The first round is a warm-up and is not counted.
     """
     found: Times = {name: {"wall": [], "cpu": [], "others": []} for name in candidates}
     for number in range(args.rounds + 1):
@@ -181,7 +181,7 @@ def measure(candidates: dict[str, Any], args: argparse.Namespace) -> Times:
 
 
 def busy_seconds() -> float:
-    """Seconds that all cores have worked since the machine started; 0 where nobody says."""
+    """Busy seconds of all cores since the machine started; 0 if the system does not report them."""
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     except (OSError, ValueError):
@@ -190,10 +190,10 @@ def busy_seconds() -> float:
 
 
 def ratio(found: Times, ours: str, other: str, kind: str) -> float | None:
-    """How many times as fast `ours` is as `other`.
+    """The speed of `ours` divided by the speed of `other`.
 
-    By `wall` or `cpu`, the median over rounds of the ratio within a round. By `quiet`, the ratio of the medians of wall time over
-    samples in which the machine had little else to do; None with fewer than three of either.
+    For `wall` or `cpu`, this is the median over rounds of the ratio within a round. For `quiet`, it is the ratio of median wall
+    times over quiet samples, or None if either candidate has fewer than three.
     """
     if kind != "quiet":
         return statistics.median(b / a for a, b in zip(found[ours][kind], found[other][kind]))
@@ -203,7 +203,7 @@ def ratio(found: Times, ours: str, other: str, kind: str) -> float | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars."""
+    """Turn off progress bars."""
     with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         yield
 
@@ -211,27 +211,29 @@ def quiet() -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub name; default: a random GPT-2 of --width and --layers")
-    parser.add_argument("--data", type=Path, help="text in a format that saekit reads; default: made up")
+    parser.add_argument("--data", type=Path, help="text in a format that saekit reads; default: generated")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--layer", type=int, help="whose output to cache; default: the middle one")
+    parser.add_argument("--layer", type=int, help="layer whose output is cached; default: the middle one")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16, help="contexts in a forward pass")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, help="a folder on the disk to write to; default: the system's temporary one")
-    parser.add_argument("--json", type=Path, help="write everything measured there")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     if args.tokens % (args.batch * args.context * 4):
-        parser.error(f"--tokens must be a multiple of {args.batch * args.context * 4}, so that sae-lens stores exactly that many")
+        parser.error(
+            f"--tokens must be a multiple of {args.batch * args.context * 4}, so that sae-lens stores exactly this number"
+        )
     args.out, args.json = (path and path.resolve() for path in (args.out, args.json))
     data = args.data and args.data.resolve()
 
     with tempfile.TemporaryDirectory() as made:
         model = args.model if args.model is None or not Path(args.model).exists() else str(Path(args.model).resolve())
-        # TransformerLens only takes models whose names it knows, and a folder of such a name, which is found from here.
+        # TransformerLens accepts only known model names. A local folder with such a name works if it is in the current directory.
         os.chdir(made)
         if model is None:
             model = "gpt2"
@@ -245,7 +247,7 @@ def main() -> None:
 
 
 def build(args: argparse.Namespace, model: str, data: Path) -> tuple[dict[str, Any], str]:
-    """What to compare, and a line about the machine and the model."""
+    """The candidates, and a description of the machine and the model."""
     import datasets
 
     single, half = (LanguageModel.load(model, dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
@@ -279,7 +281,7 @@ def build(args: argparse.Namespace, model: str, data: Path) -> tuple[dict[str, A
 
 
 def takes(candidate: SaeLens) -> bool:
-    """Whether TransformerLens knows the model."""
+    """Whether TransformerLens supports the model."""
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
             candidate.prepare(Path(folder))
@@ -290,7 +292,7 @@ def takes(candidate: SaeLens) -> bool:
 
 
 def processor() -> str:
-    """What Linux calls it, and which of the fast matrix instructions it has."""
+    """The name of the processor, and its instructions for fast matrix products."""
     with contextlib.suppress(OSError):
         facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
         facts = {key.strip(): value.strip() for key, value in facts.items()}
@@ -300,7 +302,7 @@ def processor() -> str:
 
 
 def report(args: argparse.Namespace, found: Times, about: str) -> None:
-    """Print a table, and the ratios that matter."""
+    """Print the table of times and the ratios."""
     print(f"\n{about}\nmedian of {args.rounds} rounds; load of the machine {os.getloadavg()[0]:.1f}\n")
     print(f"{'':30s} {'tokens/s':>9s} {'tokens/CPU s':>13s} {'wall, s':>16s} {'CPU, s':>16s}")
     for name, times in found.items():

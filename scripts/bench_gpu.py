@@ -1,15 +1,15 @@
-"""Times of the parts of a TopK step on a GPU, next to the one that cannot be left out: the encoder's product.
+"""Time the parts of a TopK step on a GPU, relative to its lower bound: the matrix product of the encoder.
 
     python scripts/bench_gpu.py                                # three sizes in bfloat16
     python scripts/bench_gpu.py --dtype float32 --tf32
     python scripts/bench_gpu.py --sizes 768x24576 --k 32 --batch 4096 --json times.json
 
-Parts are timed by the device's own clock, in turn (A B C A B C ...), and medians of rounds are given with the memory that a part
-needs beyond what is there before it. `x product` is a time over that of the product alone, x @ W_enc.T + b_enc in the same chunks
-of rows. torch is saekit's reference backend, autograd and all; sparsify is that library's fused encoder and Triton decoder, where
-it is installed (pip install --no-deps eai-sparsify simple-parsing docstring-parser natsort schedulefree).
+Parts run in the order A B C A B C and are timed by the clock of the device. The table shows the median over rounds, and the
+memory that a part allocates. `x product` is the time of a part divided by that of the product alone (x @ W_enc.T + b_enc, in the
+same chunks of rows). "torch" is saekit's reference backend with autograd. "sparsify" is that library's fused encoder and Triton
+decoder, if installed (pip install --no-deps eai-sparsify simple-parsing docstring-parser natsort schedulefree).
 
-No figure of a GPU has been measured yet. Without one this script says so and does nothing.
+Without a GPU, the script prints a message and ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 def parts(task: Task, device: str, dtype: torch.dtype) -> dict[str, Part]:
-    """All that is timed, by name; the first is the product."""
+    """The timed parts, by name. The first is the product."""
     from saekit.sae import kernels
     from saekit.sae.kernels import gpu
     from saekit.sae.kernels.gpu_adam import Constants, adam_rows
@@ -119,7 +119,7 @@ def _sparsify(
         from sparsify.fused_encoder import fused_encoder
         from sparsify.xformers import xformers_embedding_bag
     except ImportError as error:
-        print(f"sparsify is left out: {error}", file=sys.stderr)
+        print(f"sparsify is skipped: {error}", file=sys.stderr)
         return {}
     W_enc, b_enc, W_dec, b_dec = weights
 
@@ -138,7 +138,7 @@ def _sparsify(
 
 
 def measure(part: Part) -> tuple[float, int]:
-    """Milliseconds of one run, by the device's clock, and bytes needed beyond what was there before."""
+    """Milliseconds of one run by the clock of the device, and the bytes that the run allocates."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -150,14 +150,14 @@ def measure(part: Part) -> tuple[float, int]:
 
 
 def compare(task: Task, dtype: torch.dtype, rounds: int) -> dict[str, dict[str, float]]:
-    """Alternating timings of every part at one size; prints a table."""
+    """Time every part at one size, in alternation. Prints a table."""
     running = parts(task, "cuda", dtype)
     for name, part in list(running.items()):
         try:
             for _ in range(3):  # compiles, allocates, and warms the clock up
                 measure(part)
         except torch.cuda.OutOfMemoryError:
-            print(f"  {name}: left out, it does not fit into memory", file=sys.stderr)
+            print(f"  {name}: skipped, because it does not fit into memory", file=sys.stderr)
             del running[name]
             torch.cuda.empty_cache()
     samples: dict[str, list[tuple[float, int]]] = {name: [] for name in running}
@@ -183,10 +183,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--tf32", action="store_true", help="let float32 products round their inputs to TF32")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("No GPU that torch can use: nothing to measure. The kernels' correctness is in tests/sae/test_gpu_kernels.py.")
+        print("No GPU that torch can use: nothing to measure. tests/sae/test_gpu_kernels.py tests the kernels without a GPU.")
         return
     if find_spec("triton") is None:
         print("Triton is not installed: nothing to measure. It comes with torch's CUDA builds, or: pip install triton")

@@ -1,4 +1,4 @@
-"""Whether laboratories trained from different seeds can do the same: every task that has a goal, on equal held-out prompts.
+"""Compare lab models trained from different seeds on every task that has a goal, with the same held-out prompts.
 
 Example:
     python scripts/train_lab.py --out lab-2 --seed 2
@@ -21,7 +21,7 @@ CLOSE = 0.03
 
 
 def compared(first: Measurement, others: list[Measurement]) -> dict[str, object]:
-    """One task on all models, how far the furthest is from the first, and whether that is close."""
+    """One task on all models: the values, the largest difference from the first model, and whether it is small."""
     values = [first.value, *(each.value for each in others)]
     apart = max(abs(value - first.value) for value in values)
     met = all(each.met for each in (first, *others))
@@ -30,8 +30,8 @@ def compared(first: Measurement, others: list[Measurement]) -> dict[str, object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="lab, or a folder that scripts/train_lab.py made")
-    parser.add_argument("--n", type=int, default=400, help="prompts of each task")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="lab, or a folder written by scripts/train_lab.py")
+    parser.add_argument("--n", type=int, default=400, help="prompts per task")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     goals = [name for name, task in lab.TASKS.items() if not task.at_least is task.at_most is task.planted is None]
@@ -50,7 +50,7 @@ def main() -> None:
             | {"apart": f"{row['apart']:.1%}", "close": "yes" if row["close"] else "NO", "met": "yes" if row["met"] else "NO"}
             for row in rows
         ],
-        title=f"{options.n} held-out prompts a task",
+        title=f"{options.n} held-out prompts per task",
     )
 
 

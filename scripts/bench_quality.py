@@ -1,23 +1,23 @@
-"""How good dictionaries are that are trained by default settings, next to the peers', at equal tokens and equal L0.
+"""The quality of dictionaries trained by saekit and by other libraries with default settings, at equal tokens and equal L0.
 
-Everybody trains on the same batches, in the same order, and is then stored in one format and measured by one piece of code. Peers
-are driven through their own trainers with their own defaults; where these are counted in steps and too long for short runs they
-are shares of the run: 5 % before sae-lens takes a latent for dead, warm-ups and decay of dictionary_learning as its demonstration
-has them. "sae-lens, higher lr" is sae-lens with half the learning rate that saekit
-chooses, since 3e-4 is a rate for longer runs than most of these; on the laboratory's model higher ones than that make it worse.
+All libraries train on the same batches in the same order. All dictionaries are stored in one format and measured by one program.
+The other libraries run their own trainers with their own defaults. Defaults in steps that are too long for short runs become
+shares of the run: sae-lens counts a latent as dead after 5 %, and dictionary_learning uses the warm-ups and the decay of its
+demonstration. "sae-lens, higher lr" is sae-lens with half the learning rate of saekit, since its default of 3e-4 suits longer
+runs than most of these; on the lab model, still higher rates make sae-lens worse.
 
-Equal L0: the TopK family has it from k, saekit's penalised architectures (jumprelu, gated, standard) and dictionary_learning's
-JumpReLU from their target. The other peers' penalty coefficients are searched, by secants of log L0 against its logarithm, until
-the dictionary that comes out fires within 3 % as often as asked for, in at most seven whole runs; the nearest one counts.
+Equal L0: k sets the L0 of the TopK family. A target sets the L0 of saekit's penalised architectures (jumprelu, gated, standard)
+and of dictionary_learning's JumpReLU. For the others, a search (secants of log L0 against the log of the penalty coefficient)
+runs up to seven whole trainings, until the L0 is within 3 % of the target. The nearest dictionary counts.
 
-    synthetic   sae_lens.synthetic: known features in superposition, measured by sae-lens: MCC (are decoder rows like features)
-                and F1 (do latents fire where features do).
-    models      a language model's activations: FVU and cross-entropy recovered on held-out text.
-    l0          how near to the L0 asked for the penalised architectures come.
-    dead        share of latents that fire on none of 200,000 tokens, at 16 latents per dimension.
+    synthetic   sae_lens.synthetic: known features in superposition, measured by sae-lens: MCC (similarity of decoder rows and
+                features) and F1 (whether latents fire where features do).
+    models      activations of a language model: FVU and cross-entropy recovered on held-out text.
+    l0          how close the penalised architectures come to their target L0.
+    dead        share of latents that never fire on 200,000 tokens, at 16 latents per dimension.
 
-A row's verdict compares it with saekit's, seed by seed: the mean difference and its 95 % interval (Student's t) say whether
-saekit is ahead, behind, or (the interval holds 0) level.
+The verdict of a row compares it with saekit, seed by seed. The mean difference and its 95 % interval (Student's t) decide whether
+saekit is ahead, behind or level (the interval contains 0).
 
 Examples:
     python scripts/bench_quality.py --only synthetic --seeds 3
@@ -68,11 +68,11 @@ T95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 @dataclass
 class Task:
-    """What is trained on, and how its dictionaries are measured.
+    """The training data of a task, and the measurement of its dictionaries.
 
     Attributes:
-        x_ND: rows to train on, in order; read again from the start where tokens are more than rows.
-        better: metrics that count, and whether more of it is better.
+        x_ND: training rows, in order. They repeat from the start if the run has more tokens than rows.
+        better: metrics of the verdict, and whether a higher value is better.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Task:
     better: dict[str, bool] = field(default_factory=dict)
 
     def batches(self) -> Iterator[Tensor]:
-        """The run's batches; the end of the data is followed by their beginning, in another order."""
+        """The batches of the run. After the end of the data, they continue at its start in another order."""
         generator = torch.Generator().manual_seed(self.seed)
         orders = chain([torch.arange(len(self.x_ND))], (torch.randperm(len(self.x_ND), generator=generator) for _ in repeat(0)))
         parts = (part for order in orders for part in order.split(self.batch_size) if len(part) == self.batch_size)
@@ -102,7 +102,7 @@ class Task:
         return TrainConfig(self.n_latents, l0=self.l0, tokens=tokens, batch_size=self.batch_size, seed=self.seed)
 
 
-# The contestants: each trains an architecture on a task, with a penalty of a given strength where it has no target for L0.
+# The libraries. Each trains an architecture on a task; the penalty strength is given if there is no target L0.
 
 
 def saekit(task: Task, arch: str, strength: float | None = None, **settings: Any) -> SAE:
@@ -143,7 +143,7 @@ def sae_lens(task: Task, arch: str, strength: float | None = None, lr: float = 3
         dead_feature_window=min(1000, max(1, task.steps // 20)),
         n_batches_for_norm_estimate=16,
     )
-    # It spends batches on the scale of the data before it trains.
+    # sae-lens reads batches to estimate the scale of the data before it trains.
     SAETrainer(settings, sae, chain(islice(task.batches(), 16), task.batches())).fit()
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
@@ -151,7 +151,7 @@ def sae_lens(task: Task, arch: str, strength: float | None = None, lr: float = 3
 
 
 def dictionary_learning(task: Task, arch: str, strength: float | None = None) -> SAE:
-    if "nnsight" not in sys.modules:  # wanted by its model buffers, which a training step does not touch
+    if "nnsight" not in sys.modules:  # required by its model buffers; a training step does not use it
         stand_in = types.ModuleType("nnsight")
         stand_in.LanguageModel = object  # type: ignore[attr-defined]
         sys.modules["nnsight"] = stand_in
@@ -159,7 +159,7 @@ def dictionary_learning(task: Task, arch: str, strength: float | None = None) ->
     from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 
     D, F, steps = task.x_ND.shape[1], task.n_latents, task.steps
-    # Its demonstration warms up for 1000 of 244,140 steps, the penalty for 5000, and decays from 80 % on.
+    # The demonstration has 244,140 steps: 1000 of warm-up, 5000 of penalty warm-up, and decay after 80 %.
     common: dict[str, Any] = {"steps": steps, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "none"}
     common |= {"seed": task.seed, "device": "cpu"}
     common |= {"warmup_steps": min(1000, max(1, steps // 50)), "decay_start": int(0.8 * steps)}
@@ -193,7 +193,7 @@ def dictionary_learning(task: Task, arch: str, strength: float | None = None) ->
 
 
 def at_l0(task: Task, train: Callable[[float], SAE], guess: float) -> tuple[SAE, float]:
-    """The dictionary of the penalty strength at which as many latents fire as asked for, and that strength."""
+    """Search the penalty strength that gives the target L0. Returns the dictionary and the strength."""
     tried: list[tuple[float, float, SAE]] = []  # log strength, log (L0 / target), the dictionary
     at = math.log(guess)
     for _ in range(7):
@@ -217,7 +217,7 @@ def at_l0(task: Task, train: Callable[[float], SAE], guess: float) -> tuple[SAE,
 
 
 def synthetic(seed: int, options: argparse.Namespace) -> Task:
-    """SynthSAEBench (arXiv 2602.14687) on a small scale: Zipf's law, correlated features, magnitudes that vary."""
+    """A small SynthSAEBench (arXiv 2602.14687): Zipfian frequencies, correlated features, varying magnitudes."""
     import sae_lens
     from sae_lens.synthetic import (
         LowRankCorrelationConfig,
@@ -259,7 +259,7 @@ def synthetic(seed: int, options: argparse.Namespace) -> Task:
 
 @dataclass
 class Acts:
-    """A model's activations in memory."""
+    """Activations of a model, in memory."""
 
     lm: LanguageModel
     site: str
@@ -300,7 +300,7 @@ class Acts:
 
 
 def compare(make: Callable[[int], Task], archs: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trains and measures everybody; prints a table for each architecture."""
+    """Train and measure with all libraries. Prints a table for each architecture."""
     results: list[dict[str, Any]] = []
     guesses: dict[tuple[str, str], float] = {}
     tasks = [make(seed) for seed in range(options.seeds)]
@@ -348,16 +348,16 @@ def _print(arch: str, rows: dict[str, list[dict[str, float]]], better: dict[str,
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval."""
+    """The mean, and half the width of its 95 % interval."""
     n = len(values)
     half = T95[min(n, len(T95)) - 1] * statistics.stdev(values) / n**0.5 if n > 1 else math.nan
     return statistics.mean(values), half
 
 
 def targets(acts: list[Acts], archs: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """L0 asked for and L0 of the finished dictionary on held-out data."""
+    """The target L0, and the L0 of the finished dictionary on held-out data."""
     results: list[dict[str, Any]] = []
-    print("\nL0 on held-out data, asked for 8, 32, 128")
+    print("\nL0 on held-out data, for targets of 8, 32 and 128")
     for each in acts:
         for arch in archs:
             for l0 in (8, 32, 128):
@@ -372,7 +372,7 @@ def targets(acts: list[Acts], archs: list[str], options: argparse.Namespace) -> 
 def dead(acts: Acts, archs: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Share of dead latents at 16 latents per dimension."""
     results: list[dict[str, Any]] = []
-    print("\nLatents that fire on none of 200,000 tokens")
+    print("\nLatents that never fire on 200,000 tokens")
     for arch in archs:
         for seed in range(options.seeds):
             task = acts.task(16 * acts.train_ND.shape[1], 32, seed, options)
@@ -393,19 +393,24 @@ def main() -> None:
     add = parser.add_argument
     add("--only", nargs="*", choices=parts, default=list(parts))
     add("--arch", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
-    add("--who", nargs="*", default=[], help="some contestants: saekit, 'sae-lens, higher lr', ...")
+    add("--who", nargs="*", default=[], help="only these: saekit, 'sae-lens, higher lr', ...")
     add("--seeds", type=int, default=3)
-    add("--tokens", type=int, default=500_000, help="to train on")
+    add("--tokens", type=int, default=500_000, help="tokens to train on")
     add("--batch", type=int, default=512)
-    add("--features", type=int, default=256, help="of the synthetic task, and latents")
-    add("--model", default="lab", help="a model; other than the laboratory's it needs --texts")
+    add("--features", type=int, default=256, help="features of the synthetic task, and latents of its dictionaries")
+    add("--model", default="lab", help="model; all but lab need --texts")
     add("--texts", help="a JSON Lines file with the field text")
-    add("--site", nargs="*", default=["resid_post.3", "mlp_out.2"], help="the first is that of all parts but l0")
-    add("--latents", type=int, default=768, help="of models and l0")
-    add("--l0", type=int, default=16, help="of models")
-    add("--rows", type=int, default=300_000, help="activations that are read again and again")
-    add("--quick", action="store_true", help="one seed, a tenth of the tokens: does it run?")
-    add("--json", type=Path, help="write the numbers here, too")
+    add(
+        "--site",
+        nargs="*",
+        default=["resid_post.3", "mlp_out.2"],
+        help="sites of the model; only the part l0 uses more than the first",
+    )
+    add("--latents", type=int, default=768, help="latents of the parts models and l0")
+    add("--l0", type=int, default=16, help="L0 of the part models")
+    add("--rows", type=int, default=300_000, help="number of distinct activations; they repeat if the run has more tokens")
+    add("--quick", action="store_true", help="a quick check: one seed, a tenth of the tokens")
+    add("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.tokens, options.rows = 1, options.tokens // 10, options.rows // 10

@@ -1,12 +1,12 @@
-"""What training several dictionaries in one pass saves where their activations come straight out of a model.
+"""The saving from training several dictionaries in one pass over live activations of a model.
 
-Eight SAEs of one site, once in one pass and once one after the other, by turns (A B A B), each time from scratch, live: nothing
-is cached, so a run by itself pays for the model's forward passes alone and a sweep once for all. The dictionaries are the same
-either way, bit for bit, which is checked. Core-seconds stand beside wall time: on a machine that others use as well they are the
-fairer measure. At last the eight are measured, and compared on a page.
+Eight SAEs of one site are trained in one pass and one after the other, in the order A B A B, from scratch and without a cache.
+Separate runs each compute the forward passes of the model; a sweep computes them once. The script checks that the dictionaries
+are bit-identical either way. It prints core-seconds besides wall time, since core-seconds depend less on other processes. At the
+end it evaluates the eight dictionaries and writes a page that compares them.
 
 Examples:
-    python scripts/bench_sweep.py                               # the laboratory's model
+    python scripts/bench_sweep.py                               # the lab model
     python scripts/bench_sweep.py --model ../shared/models/stories260k --data ../shared/data/tinystories_800.jsonl
 """
 
@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not count as work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not use CPU time
 
 from saekit.activations import Corpus, LiveActivations
 from saekit.activations.corpus.batches import token_batches
@@ -57,14 +57,14 @@ def describe(lm: LanguageModel, site: Site, options: argparse.Namespace, out: Pa
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Wall and core-seconds."""
+    """Wall seconds and core-seconds."""
     wall, cores = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cores
 
 
 def measure(lm: LanguageModel, corpus: Corpus, plans: list[Plan], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Of each what a comparison shows, on activations that none was trained on, and on running text."""
+    """The comparison metrics of each dictionary, on held-out activations and on text."""
     site = plans[0].route.site
     heldout = source(lm, corpus, site, options, "heldout")
     acts = list(islice(heldout, -(-MEASURED // options.batch)))
@@ -115,12 +115,12 @@ def main() -> None:
                 print(f"{name:9} {cost[0]:7.1f} s   {cost[1]:7.1f} core-s   (reading once {reading[1]:.1f} core-s)", flush=True)
             for one, other in zip(both["together"], both["apart"]):
                 same = (one.out / "sae_weights.safetensors").read_bytes() == (other.out / "sae_weights.safetensors").read_bytes()
-                assert same, f"{one.name} is another dictionary in a sweep"
+                assert same, f"{one.name} differs between the sweep and the separate run"
         n = len(both["together"])
         for i, unit in enumerate(("wall", "core-seconds")):
             ratios = [one[i] / other[i] for one, other in zip(rows["together"], rows["apart"])]
             told = ", ".join(f"{each:.2f}" for each in ratios)
-            print(f"{n} in one pass take {statistics.median(ratios):.2f} of {n} passes, {unit} ({told})")
+            print(f"{n} in one pass cost {statistics.median(ratios):.2f} of {n} separate passes, {unit} ({told})")
         metrics = measure(lm, corpus, both["together"], options)
         title = f"{n} dictionaries of {options.model} at {site}, in one pass"
         print(write_sweep(title, rank(both["together"], metrics), options.page, linked=False))

@@ -1,16 +1,17 @@
-"""How fast a training step is next to the peers' own, what memory it takes, and whether it learns what a dense step learns.
+"""Compare training steps with other libraries: speed, memory, and the loss curve against a dense step.
 
-Every contestant does its library's whole step on the same activations: forward, backward, decoder constraint, optimizer,
-counters of dead latents, and AuxK (where the library has it on) with 1 % of the latents dead. They take turns (A B C A B C ...)
-in one process. Core-seconds stand beside wall time: on a machine that others use as well they are the fairer measure. JumpReLU,
-Gated and standard dictionaries are held at an L0 of 128, the others have k = 32. Peers that are not installed are left out:
+Every candidate runs the whole step of its library on the same activations: forward, backward, decoder constraint, optimizer,
+counters of dead latents, and AuxK (if the library uses it by default) with 1 % of the latents dead. The candidates alternate
+(A B C A B C ...) in one process. The script prints core-seconds besides wall time, since core-seconds depend less on other
+processes. JumpReLU, Gated and standard dictionaries have an L0 of 128, the others k = 32. Libraries that are not installed are
+skipped:
 
     pip install --no-deps dictionary-learning eai-sparsify schedulefree simple-parsing natsort docstring-parser
 
 Examples:
-    python scripts/bench_train.py                            # every architecture at 512x8192, TopK at 768x24576, too
+    python scripts/bench_train.py                            # every architecture at 512x8192, and TopK at 768x24576
     python scripts/bench_train.py --arch jumprelu gated --shape 768x24576 --reps 3
-    python scripts/bench_train.py --quick                    # small, to see that everybody runs
+    python scripts/bench_train.py --quick                    # small, to check that every candidate runs
     python scripts/bench_train.py --memory
     python scripts/bench_train.py --curves
     python scripts/bench_train.py --profile --arch gated     # where our step spends its time
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not count as work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not use CPU time
 
 import torch
 from peers import PEERS, Step, Task
@@ -48,14 +49,14 @@ from trainers.step.parameters import Parameters
 ARCHITECTURES = ("topk", "transcoder", "skip_transcoder", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
 PENALISED = ("jumprelu", "gated", "standard")
 CURVE = {"width": 256, "latents": 2048, "k": 32, "batch": 512}  # sizes with --curves
-BATCHES = 4  # that a contestant sees, again and again
+BATCHES = 4  # distinct batches; a candidate cycles through them
 
 
 # Data and our own step
 
 
 def activations(n: int, width: int, seed: int = 0) -> Tensor:
-    """Sums of a few of 4 * width directions, as often as Zipf has it, plus noise; E||x|| = sqrt(width)."""
+    """Sums of a few of 4 * width directions with Zipfian frequencies, plus noise, scaled to E||x|| = sqrt(width)."""
     directions = nn.functional.normalize(torch.randn(4 * width, width, generator=torch.Generator().manual_seed(1234)), dim=1)
     rate = (0.4 * torch.arange(1, 4 * width + 1).float() ** -0.7).clamp_min(0.004)
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +71,7 @@ def activations(n: int, width: int, seed: int = 0) -> Tensor:
 
 
 def targets(task: Task, x: Tensor) -> Tensor:
-    """What is to be predicted: of a transcoder, what a random MLP makes of x."""
+    """The targets of the dictionary. For a transcoder, the output of a random MLP on x."""
     if not task.transcodes:
         return x
     generator = torch.Generator().manual_seed(99)
@@ -94,7 +95,7 @@ def saekit(task: Task, x: Tensor, y: Tensor, **settings: object) -> Callable[[Te
 
     def step(x: Tensor, y: Tensor) -> Outcome:
         it.dead.dead = dead
-        # They rarely fire, but are positive on some tokens.
+        # These latents rarely fire, but are positive on some tokens.
         it.p.b_enc_F[dead] = torch.minimum(it.p.b_enc_F[dead], -it.p.W_enc_FD[dead].norm(dim=1))
         with only_blocks():
             return it.step(x, y if task.transcodes else None)
@@ -107,7 +108,7 @@ def saekit(task: Task, x: Tensor, y: Tensor, **settings: object) -> Callable[[Te
 
 @dataclass
 class Sample:
-    """One step's cost: seconds on the clock, core-seconds of ours, share of the machine that others used."""
+    """The cost of one step: wall seconds, core-seconds of this process, share of the machine that other processes used."""
 
     wall: float
     cpu: float
@@ -128,7 +129,7 @@ def measure(run: Callable[[], object]) -> Sample:
 
 
 def contestants(task: Task, x: Tensor, y: Tensor, wanted: list[str]) -> dict[str, Step]:
-    """Those that have the architecture, warmed up."""
+    """The candidates that have the architecture, warmed up."""
     makers: dict[str, Callable[[], Step | None]] = {"saekit": lambda: saekit(task, x, y)}
     makers |= {name: (lambda make=make: make(task)) for name, make in PEERS.items()}  # type: ignore[misc]
     steps: dict[str, Step] = {}
@@ -139,7 +140,7 @@ def contestants(task: Task, x: Tensor, y: Tensor, wanted: list[str]) -> dict[str
         try:
             step = make()
         except ImportError as error:
-            print(f"  {name}: left out, {error}", file=sys.stderr)
+            print(f"  {name}: skipped, {error}", file=sys.stderr)
             continue
         if step is not None:
             steps[name] = step
@@ -149,7 +150,7 @@ def contestants(task: Task, x: Tensor, y: Tensor, wanted: list[str]) -> dict[str
 
 
 def speed(task: Task, reps: int, wanted: list[str]) -> dict[str, dict[str, float]]:
-    """Alternating timings of everybody; prints a table."""
+    """Time all candidates in alternation. Prints a table."""
     x = activations(BATCHES * task.batch, task.width)
     y = targets(task, x)
     batches = list(zip(x.split(task.batch), y.split(task.batch)))
@@ -186,7 +187,7 @@ def _summary(rows: list[Sample]) -> dict[str, float]:
 
 
 def overview(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """One line for each task: the fastest of the peers, and how much slower than ours it is."""
+    """One line for each task: the fastest other library, and its slowdown relative to saekit."""
     print(f"\n{'':26}{'ours, core-ms':>14}{'fastest peer':>28}{'core-ms':>9}{'wall':>8}{'sae-lens':>10}")
     for name, result in results.items():
         peers = {peer: row for peer, row in result.items() if peer != "saekit"}
@@ -202,7 +203,7 @@ def overview(results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def memory(tasks: list[Task]) -> dict[str, float]:
-    """Peak memory of our steps, each in its own process; the unit is parameters, optimizer and one (batch, latents) buffer."""
+    """Peak memory of saekit's steps, each in its own process. Unit: parameters, optimizer and one (batch, latents) buffer."""
     ratios = {}
     for task in tasks:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -227,7 +228,7 @@ def _peak(task: Task) -> tuple[int, int]:
     x = activations(task.batch, task.width)
     y = targets(task, x)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = now("VmRSS")
     step = saekit(task, x, y)
     for _ in range(3):
@@ -236,17 +237,17 @@ def _peak(task: Task) -> tuple[int, int]:
     return now("VmHWM") - before, 3 * weights + task.batch * task.latents * 4
 
 
-# What is learnt
+# Loss curves
 
 
 def curves(task: Task, steps: int = 300) -> dict[str, list[float]]:
-    """Loss curves of our step and of the dense formula from the same start on the same batches; prints how far apart they are.
+    """Compare the loss curves of saekit's step and of the dense formula, from the same start and on the same batches.
 
-    What counts as noise: the dense run once more from weights changed in the last digit.
+    A second dense run, from weights changed in the last digit, shows the size of differences by rounding.
     """
     x = activations(task.batch * steps, task.width, seed=7)
     y = targets(task, x)
-    y = y[:, 1:] if task.transcodes else y  # the formula takes what predicts another width for a transcoder
+    y = y[:, 1:] if task.transcodes else y  # the formula treats targets of another width as a transcoder
     settings = {"lr": 1e-3, "warmup": 0.0, "decay": 0.0, "tokens": task.batch * steps, "dead_tokens": task.batch}
     runs = {
         "dense float32": _dense(training(task, x, y, backend="torch", **settings)),
@@ -266,7 +267,7 @@ def curves(task: Task, steps: int = 300) -> dict[str, list[float]]:
 
 
 def _losses(it: TrainState, task: Task, x: Tensor, y: Tensor) -> tuple[list[float], int]:
-    """The loss of every step, and how many latents were dead at most."""
+    """The loss of every step, and the largest number of dead latents."""
     found, most = [], 0
     with only_blocks():
         for x_BD, y_BE in zip(x.split(task.batch), y.split(task.batch)):
@@ -277,7 +278,7 @@ def _losses(it: TrainState, task: Task, x: Tensor, y: Tensor) -> tuple[list[floa
 
 
 def _dense(it: TrainState, nudge: float = 0.0) -> TrainState:
-    """The same training with the loss that the tests hold ours against: the paper's formula, written down densely."""
+    """The same training with the reference loss of the tests: the dense formula of the paper."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.kit import dense
 
@@ -286,7 +287,7 @@ def _dense(it: TrainState, nudge: float = 0.0) -> TrainState:
 
     def loss(p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         with torch.no_grad():
-            outcome = its_own(p, x_BD, y_BE, now)  # what fires
+            outcome = its_own(p, x_BD, y_BE, now)  # firing latents
         return outcome._replace(loss=dense.loss_of(it.config, now.dead, weight(now))(p, x_BD, y_BE))
 
     it.objective.loss = loss  # type: ignore[method-assign]
@@ -334,14 +335,14 @@ def main() -> None:
     parser.add_argument("--shape", nargs="*", help="WIDTHxLATENTS")
     parser.add_argument("--k", type=int, help="latents per token")
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--dead", type=float, default=0.01, help="share of latents held dead")
+    parser.add_argument("--dead", type=float, default=0.01, help="share of latents that are kept dead")
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="*", default=[], help="parts of names of contestants")
+    parser.add_argument("--only", nargs="*", default=[], help="only candidates whose names contain one of these")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of times")
     parser.add_argument("--curves", action="store_true", help="loss curves instead of times")
-    parser.add_argument("--profile", action="store_true", help="where our step spends its time")
-    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    parser.add_argument("--profile", action="store_true", help="profile of saekit's step")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     print(
         f"{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}, "

@@ -1,7 +1,7 @@
 """Compare two checkouts of saekit: import time, caching, training, indexing, search, and a steered generation.
 
-Each step runs as a whole process, in turn A B A B, so that a change of the machine's speed falls on both. What is printed is the
-median of the ratios B / A of each pair, of wall-clock and of processor seconds, and the largest memory of one process::
+Each step is one process. The checkouts alternate (A B A B), so that changes in the speed of the machine affect both. The script
+prints the median over pairs of the ratio B / A, for wall seconds and for CPU seconds, and the peak memory of a process::
 
     git worktree add ../before v0.1.0
     python scripts/bench_versions.py ../before . --rounds 5
@@ -25,12 +25,12 @@ MODEL = ["lab", "--site", "resid_post.2"]
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the job.
+    """One step of the benchmark.
 
     Attributes:
-        name: what the table calls it.
-        arguments: of `saekit`; `WS` stands for the workspace.
-        code: Python to run instead of a command.
+        name: name in the table.
+        arguments: arguments of `saekit`; `WS` stands for the workspace.
+        code: Python code to run instead of a command.
     """
 
     name: str
@@ -57,7 +57,7 @@ STEPS = [
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a step took."""
+    """The cost of one run of a step."""
 
     wall: float
     processor: float
@@ -68,7 +68,7 @@ def run(checkout: Path, step: Step, folder: Path) -> Cost:
     """Run a step of one checkout in `folder`.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the step failed.
     """
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
     arguments = (
@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     checkouts = (options.before, options.after)
     costs: dict[str, tuple[list[Cost], list[Cost]]] = {step.name: ([], []) for step in STEPS}
-    for number in range(options.rounds + 1):  # the first round compiles kernels and fills the page cache
+    for number in range(options.rounds + 1):  # the first round is a warm-up: it compiles kernels and fills the page cache
         folders = [Path(tempfile.mkdtemp(prefix="saekit-bench-")) for _ in checkouts]
         for step in STEPS:
             for side in (0, 1):

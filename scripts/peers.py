@@ -1,7 +1,7 @@
-"""Training steps of other libraries, as their own trainers do them: what `bench_train.py` compares with.
+"""Training steps of other libraries, as in their own trainers, for `bench_train.py`.
 
-A maker takes a task and returns a step, or None if its library has no such architecture; if the library is not installed, it
-raises ImportError.
+A maker takes a task and returns a step, or None if its library lacks the architecture. It raises ImportError if the library is
+not installed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # where triton is installed, sparsify would use it on a CPU, too
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # if triton is installed, sparsify would use it even on a CPU
 
 import torch
 from torch import Tensor
 
-GROUPS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)  # of Matryoshka, for all
+GROUPS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)  # prefixes of Matryoshka, the same for all libraries
 
 
 @dataclass(frozen=True)
 class Task:
-    """A dictionary of an architecture and a batch: width D, latents F, latents per token k, tokens per step.
+    """An architecture and its sizes: width D, latents F, active latents per token k, tokens per step.
 
     Attributes:
-        dead: share of latents that are held dead, so that AuxK has work.
+        dead: share of latents that are kept dead, so that AuxK is active.
     """
 
     arch: str
@@ -53,7 +53,7 @@ Maker = Callable[[Task], Step | None]
 
 
 def sae_lens(task: Task, autocast: bool = False) -> Step | None:
-    """Dense activations: its sparse ones raise on a CPU."""
+    """sae-lens, with dense activations, since its sparse ones raise an error on a CPU."""
     import sae_lens
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -83,7 +83,7 @@ def sae_lens(task: Task, autocast: bool = False) -> Step | None:
 
 
 def dictionary_learning(task: Task, autocast: bool = False) -> Step | None:
-    if "nnsight" not in sys.modules:  # wanted by its model buffers, which a training step does not touch
+    if "nnsight" not in sys.modules:  # required by its model buffers; a training step does not use it
         stand_in = types.ModuleType("nnsight")
         stand_in.LanguageModel = object  # type: ignore[attr-defined]
         sys.modules["nnsight"] = stand_in
@@ -115,7 +115,7 @@ def dictionary_learning(task: Task, autocast: bool = False) -> Step | None:
 
 
 def sparsify(task: Task, optimizer: str = "signum", auxk: float = 0.0) -> Step | None:
-    """Its trainer's step, in its order: decoder norm, forward, counters, backward, projection, optimizer. AuxK is off there."""
+    """The step of its trainer: decoder norm, forward, counters, backward, projection, optimizer. AuxK is off by default."""
     from sparsify import SparseCoder, SparseCoderConfig
 
     if task.arch != "topk" and not task.transcodes:

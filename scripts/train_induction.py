@@ -1,14 +1,15 @@
-"""Trains the induction model of the laboratory: two layers that continue a repeated sequence of words.
+"""Train the induction model of the laboratory: two layers that continue a repeated sequence of words.
 
-    python scripts/train_induction.py                                  # the one that saekit ships: a minute on one core
-    python scripts/train_induction.py --seed 1 --out /tmp/induction    # another
+    python scripts/train_induction.py                                  # the model that saekit ships: one minute on one core
+    python scripts/train_induction.py --seed 1 --out /tmp/induction    # another model
 
-Lengths vary, so that no position tells what comes next, and every fourth length is left out, so that others can be tested. The
-loss is of the tokens that the first reading determines. A group penalty (Yuan and Lin 2006) on what each head writes leaves few
-heads at work: a circuit that is small, and known by ablating every head. The same seed gives the same bytes on one machine.
+The length of the sequence varies, so that the position does not predict the next word. Every fourth length is held out for tests.
+The loss covers only the tokens that the first copy of the sequence determines. A group penalty (Yuan and Lin 2006) on the output
+of each head leaves few active heads: a small circuit, which ablation of every head identifies. On one machine, the same seed
+gives the same bytes.
 
-Written: a folder in Hugging Face's layout with weights rounded to bfloat16 (that load as float32), `training.json` (how it was
-trained) and `truth.json` (what ablating each head does to the log-probability of fresh repeats, in nats).
+The output is a folder in Hugging Face's layout: weights rounded to bfloat16 (loaded as float32), `training.json` (the record of
+the training) and `truth.json` (the effect of ablating each head on the log-probability of new repeats, in nats).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def make_model(seed: int) -> Any:
 
 
 def batch(generator: torch.Generator) -> tuple[Tensor, int]:
-    """(BOS, a sequence of different words, the same again) in ROWS rows, and the length of the sequence."""
+    """ROWS rows of BOS, a sequence of distinct words and the same sequence again; and the length of the sequence."""
     length = LENGTHS[int(torch.randint(len(LENGTHS), (), generator=generator))]
     first = len(VOCABULARY) - len(WORDS)
     words_BL = first + torch.rand(ROWS, len(WORDS), generator=generator).argsort(1)[:, :length]
@@ -74,7 +75,7 @@ def head_norms(model: Any) -> Tensor:
 
 
 def train(seed: int, steps: int, penalty: float, rate: float, progress: bool) -> tuple[Any, dict[str, float]]:
-    """The trained model, and its loss in nats a token by step."""
+    """Train the model. Returns it with the loss of every step, in nats per token."""
     model = make_model(seed).train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
@@ -96,7 +97,7 @@ def train(seed: int, steps: int, penalty: float, rate: float, progress: bool) ->
 
 
 def save(model: Any, folder: Path) -> None:
-    """Weights as bfloat16, the configuration and the tokenizer."""
+    """Save weights as bfloat16, the configuration and the tokenizer."""
     from safetensors.torch import save as to_bytes
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -116,7 +117,7 @@ def save(model: Any, folder: Path) -> None:
 
 
 def truth(folder: Path) -> dict[str, Any]:
-    """What ablating each head of the saved model alone does on fresh repeats of a length never trained on."""
+    """The effect of ablating each head of the saved model alone, on new repeats of a held-out length."""
     lm = LanguageModel.load(folder, device="cpu")
     fresh = prompts(**TRUTH)
     logits_BTV = lm.run(fresh.rows).logits
@@ -136,18 +137,18 @@ def truth(folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains, saves, and establishes the truth."""
+    """Train and save the model, and measure its heads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=induction_path(), help="folder to write (default: the one that saekit ships)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
-    parser.add_argument("--steps", type=int, default=1000, help=f"of {ROWS} sequences (default: 1000)")
-    parser.add_argument("--penalty", type=float, default=0.03, help="on the norm of what each head writes (default: 0.03)")
+    parser.add_argument("--out", type=Path, default=induction_path(), help="folder to write (default: that of the shipped model)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default: 0)")
+    parser.add_argument("--steps", type=int, default=1000, help=f"optimizer steps of {ROWS} sequences each (default: 1000)")
+    parser.add_argument("--penalty", type=float, default=0.03, help="weight of the group penalty on heads (default: 0.03)")
     parser.add_argument("--rate", type=float, default=3e-3, help="largest learning rate (default: 0.003)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     given = parser.parse_args(arguments)
     if given.steps < 1:
         parser.error("--steps must be 1 or more")
-    torch.set_num_threads(1)  # sums in one order, so that the bytes are the same
+    torch.set_num_threads(1)  # one order of summation, for identical bytes
     model, losses = train(given.seed, given.steps, given.penalty, given.rate, not given.quiet)
     save(model, given.out)
     settings = {name: getattr(given, name) for name in ("seed", "steps", "penalty", "rate")}

@@ -1,13 +1,13 @@
 """Train the laboratory's language model from scratch on the corpus that saekit generates.
 
-The result is a Hugging Face folder with bfloat16 weights, a tokenizer of its own and `training.json`, the record of how it came
-to be. Equal arguments on equal machines give equal models. A run that was stopped goes on where it was when the same command is
-given again. The defaults make the model that saekit ships, in about an hour on two cores; a GPU is used where there is one.
+The result is a Hugging Face folder with bfloat16 weights, a tokenizer and `training.json`, the record of the training. Equal
+arguments on equal machines give equal models. To resume a stopped run, give the same command again. The defaults make the model
+that saekit ships, in about an hour on two cores. A GPU is used if there is one.
 
 Examples:
     python scripts/train_lab.py --out lab-1
     python scripts/train_lab.py --out lab-2 --seed 2                                       # the same skills from another seed
-    python scripts/train_lab.py --out dynamics --tokens 8_000_000 --checkpoints 24         # a short run to study its course
+    python scripts/train_lab.py --out dynamics --tokens 8_000_000 --checkpoints 24         # a short run for its dynamics
     python scripts/train_lab.py --out large --layers 12 --width 512 --tokens 200_000_000   # a larger laboratory
 """
 
@@ -52,7 +52,7 @@ BETWEEN_CHECKPOINTS_S = 120
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides the outcome of a run."""
+    """All settings that determine the result of a run."""
 
     seed: int
     tokens: int
@@ -72,11 +72,11 @@ class Plan:
                 "--tokens and --micro-tokens must be 1 or more, and --batch-tokens no less than --micro-tokens.",
             )
         if self.width < HEAD or self.width % HEAD:
-            raise ConfigError(f"The width is {self.width}.", f"--width must be a multiple of {HEAD}, which is that of a head.")
+            raise ConfigError(f"The width is {self.width}.", f"--width must be a multiple of {HEAD}, the width of a head.")
 
 
 def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with single digits, learnt on the training split."""
+    """A byte-level BPE tokenizer with single digits, trained on the training split."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -100,7 +100,7 @@ def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
 
 
 def wrapped(tokenizer: str, plan: Plan) -> PreTrainedTokenizerFast:
-    """A `tokenizer.json` as transformers' tokenizer."""
+    """A `tokenizer.json` as a tokenizer of transformers."""
     from tokenizers import Tokenizer
 
     return PreTrainedTokenizerFast(
@@ -129,14 +129,14 @@ def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="eager",  # on a CPU at these lengths twice as fast backwards as the fused kernel
+            attn_implementation="eager",  # twice as fast as the fused kernel in the backward pass on CPUs
         )
     )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded documents of about one length, and the genre of each row."""
+    """Right-padded documents of similar length, and the genre of each row."""
 
     tokens_BT: Tensor
     lengths_B: Tensor
@@ -144,7 +144,7 @@ class Batch:
 
 
 class Batches:
-    """Training batches without end. `pool` and `taken` are its position: batch `taken` of the documents of pool `pool`."""
+    """An endless stream of training batches. Its position is batch `taken` of the documents of pool `pool`."""
 
     def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, pool: int = 0, taken: int = 0) -> None:
         self._plan, self._tokenizer = plan, tokenizer
@@ -165,7 +165,7 @@ class Batches:
             self.pool, self.taken = self.pool + 1, 0
 
     def _batches(self, documents: list[lab.Document]) -> list[tuple[list[list[int]], list[int]]]:
-        """Documents of about one length together, in random order."""
+        """Batches of documents of similar length, in random order."""
         end = self._tokenizer.eos_token_id
         encoded = self._tokenizer([document.text for document in documents])["input_ids"]
         genres = {name: index for index, name in enumerate(sorted(lab.GENRES))}
@@ -190,7 +190,7 @@ class Batches:
 
 
 def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between the embeddings, AdamW for the rest."""
+    """Muon for the matrices of the layers, AdamW for the other parameters."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -200,7 +200,7 @@ def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def pace(done: float) -> float:
-    """The learning rate's factor when a share `done` of the run is over: a short rise, a plateau, a long straight fall."""
+    """Factor of the learning rate at the share `done` of the run: short warm-up, plateau, long linear decay."""
     return min(1.0, done / 0.02 + 0.02, (1 - done) / 0.6)
 
 
@@ -223,7 +223,7 @@ class Run:
             self._resume(*state)
 
     def train(self, checkpoints: int, progress: bool) -> None:
-        """Trains to the end of the plan and writes the model."""
+        """Train to the end of the plan and write the model."""
         first = self.plan.batch_tokens / self.plan.tokens
         shots = [int(self.plan.tokens * first ** (1 - i / checkpoints)) for i in range(checkpoints)]
         shots = [shot for shot in shots if shot >= self.seen]
@@ -237,7 +237,7 @@ class Run:
                     shots.pop(0)
                 loss = self._step(stream)
                 if not math.isfinite(loss):
-                    raise ConfigError(f"the loss is {loss} at step {self.step}", "Lower --lr and --muon-lr and start anew.")
+                    raise ConfigError(f"the loss is {loss} at step {self.step}", "Restart with a lower --lr and --muon-lr.")
                 self.seconds = before + time.monotonic() - started
                 bar.update(self.seen, f"loss {loss:.3f}")
                 if self.step % 50 == 0:
@@ -268,7 +268,7 @@ class Run:
         return total
 
     def _losses(self, batch: Batch) -> Tensor:
-        """Cross-entropy of every next token, 0 where a document has ended: (B, T - 1), in nats."""
+        """Cross-entropy of every next token in nats, 0 after the end of a document: (B, T - 1)."""
         tokens_BT = batch.tokens_BT.to(self.device)
         ended_BT = torch.arange(tokens_BT.shape[1]) >= batch.lengths_B[:, None]
         targets_BT = tokens_BT.masked_fill(ended_BT.to(self.device), IGNORED)[:, 1:]
@@ -278,7 +278,7 @@ class Run:
         return flat.view_as(targets_BT)
 
     def _note(self, batch: Batch, losses_BT: Tensor) -> None:
-        """Keeps a moving mean of each genre's loss."""
+        """Update the moving mean of the loss of each genre."""
         names = sorted(lab.GENRES)
         for genre in batch.genre_B.unique().tolist():
             rows = batch.genre_B == genre
@@ -288,12 +288,12 @@ class Run:
             )
 
     def export(self, folder: Path) -> None:
-        """Writes model, tokenizer and record as a Hugging Face folder."""
+        """Write the model, the tokenizer and the record as a Hugging Face folder."""
         model = new_model(self.plan, self.tokenizer)
         model.load_state_dict(self.model.state_dict())
         model.to(torch.bfloat16).save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
-        config["dtype"] = "float32"  # stored rounded, loaded for exact arithmetic
+        config["dtype"] = "float32"  # weights are stored in bfloat16 and loaded in float32
         write_whole(folder / "config.json", json.dumps(config, indent=2).encode())
         (folder / "model.safetensors").chmod(0o644)
         self.tokenizer.save_pretrained(folder)
@@ -308,7 +308,7 @@ class Run:
         write_whole(folder / "training.json", json.dumps(record, indent=1).encode())
 
     def _save(self) -> None:
-        """Writes all that resuming needs as one file, so that no kill can part it."""
+        """Write the state for resuming as one file, so that a kill cannot leave an inconsistent state."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items() if name != "lm_head.weight"}
         for which, optimizer in enumerate(self.optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
@@ -329,7 +329,7 @@ class Run:
 
     def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-        self.model.load_state_dict(weights, strict=False)  # the head is tied
+        self.model.load_state_dict(weights, strict=False)  # the output head shares the embedding
         for which, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
@@ -343,13 +343,16 @@ class Run:
 
 
 def check_plan(folder: Path, found: dict[str, Any], plan: Plan) -> None:
-    """Raises `ConfigError` where a run of another plan lies in `folder`."""
+    """Raise `ConfigError` if `folder` contains a run of another plan."""
     if changed := [key for key, value in asdict(plan).items() if found.get(key) != value]:
-        raise ConfigError(f"{folder} holds a run with another {', '.join(changed)}.", "Give its settings again or another --out.")
+        raise ConfigError(
+            f"{folder} contains a run with different settings: {', '.join(changed)}.",
+            "Use the settings of that run, or another --out.",
+        )
 
 
 def is_finished(folder: Path, plan: Plan) -> bool:
-    """Whether `folder` holds the model of `plan`, whole. Raises `ConfigError` where it holds another's."""
+    """Whether `folder` contains the complete model of `plan`. Raises `ConfigError` if it contains that of another plan."""
     if not (folder / "training.json").is_file():
         return False
     check_plan(folder, json.loads((folder / "training.json").read_text())["plan"], plan)
@@ -358,18 +361,18 @@ def is_finished(folder: Path, plan: Plan) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=16_000_000, help="tokens to train on")
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--width", type=int, default=192, help="d_model; heads are 32 wide")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="the most tokens the tokenizer may have")
+    parser.add_argument("--width", type=int, default=192, help="d_model, a multiple of the head width 32")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="maximal size of the vocabulary")
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens in an optimizer step")
-    parser.add_argument("--micro-tokens", type=int, default=1536, help="tokens in one pass")
-    parser.add_argument("--lr", type=float, default=4e-3, help="AdamW, for embeddings and gains")
-    parser.add_argument("--muon-lr", type=float, default=4e-3, help="Muon, for the matrices")
-    parser.add_argument("--checkpoints", type=int, default=0, help="models to keep on the way, at growing distances")
+    parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens per optimizer step")
+    parser.add_argument("--micro-tokens", type=int, default=1536, help="tokens per forward pass")
+    parser.add_argument("--lr", type=float, default=4e-3, help="learning rate of AdamW, for embeddings and norms")
+    parser.add_argument("--muon-lr", type=float, default=4e-3, help="learning rate of Muon, for matrices")
+    parser.add_argument("--checkpoints", type=int, default=0, help="number of intermediate models to keep, at growing intervals")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = vars(parser.parse_args())

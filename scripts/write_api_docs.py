@@ -55,7 +55,7 @@ def _entry(name: str, value: Any) -> str:
 
 
 def _methods(value: type) -> list[tuple[str, Any]]:
-    """Public methods and properties that the class itself defines, with a docstring."""
+    """Public methods and properties with a docstring that the class itself defines."""
     return [
         (name, member)
         for name, member in vars(value).items()
@@ -77,7 +77,7 @@ def _signature(function: Any) -> str:
         text = str(inspect.signature(function))
     except (TypeError, ValueError):
         return "(...)"
-    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", re.sub(r" at 0x[0-9a-f]+", "", text))  # annotations are texts
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", re.sub(r" at 0x[0-9a-f]+", "", text))  # annotations are strings
     return re.sub(r"\b(self|cls)(, )?", "", text, count=1)
 
 
@@ -86,7 +86,7 @@ def _summary(member: Any) -> str:
 
 
 def _text(docstring: str | None) -> str:
-    """A docstring in Markdown: roles become code, literal blocks and sections of arguments keep their lines."""
+    """A docstring in Markdown. Roles become code; literal blocks and sections of arguments keep their line breaks."""
     lines = _ROLE.sub(r"`\1`", inspect.cleandoc(docstring or "")).splitlines()
     out: list[str] = []
     block = False

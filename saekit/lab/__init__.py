@@ -1,18 +1,18 @@
-"""The laboratory: a small language model and its corpus, in which every concept, every fact and every bias is known.
+"""The laboratory: a small language model and its generated corpus, whose concepts, facts and biases are all known.
 
 ::
 
     from saekit import LanguageModel, lab
 
     lm = LanguageModel.load("lab")
-    task = lab.task("fact_capital")                      # clean and corrupted prompts of equal length, answers, foils, token ids
-    pairs = lab.contrast("language_french", n=100)       # texts that differ in one thing
+    task = lab.task("fact_capital")                      # prompt pairs of equal length, answers, foils, ids
+    pairs = lab.contrast("language_french", n=100)       # pairs of texts that differ in one thing
     labelled = lab.label(lab.documents(n=1000))          # the concepts of every token
 """
 
 from __future__ import annotations
 
-import saekit.lab.genres  # noqa: F401  registers every genre, task, contrast and concept
+import saekit.lab.genres  # noqa: F401  the import registers all genres, tasks, contrasts, concepts
 from saekit.lab.bench import BoundTask, concepts, contrast, task
 from saekit.lab.concepts import CONCEPTS, Concept
 from saekit.lab.corpus import Document, documents

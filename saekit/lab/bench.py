@@ -1,4 +1,4 @@
-"""The laboratory's tasks and contrasts as the data that methods take: distinct prompts, tokenised, clean beside corrupted."""
+"""The laboratory's tasks and contrasts as the data that methods take: distinct prompts, tokenised in pairs."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class _Maker(Protocol[Made]):
 
 @dataclass(frozen=True, kw_only=True)
 class BoundTask(Task):
-    """A task of the laboratory with its prompts, tokenised. B prompts.
+    """A task of the laboratory with B tokenised prompts.
 
-    Tokens that an answer and its foil begin with alike are part of `clean[b]` and `corrupted[b]`. An open-ended task, whose
-    continuations only its check can judge, has empty answers and foils.
+    If an answer and its foil begin with the same tokens, `clean[b]` and `corrupted[b]` end with these tokens. Answers and foils
+    of an open-ended task are empty, since only the task's check can judge a continuation.
 
     Attributes:
-        task: the task's definition.
-        split: whether the cases are of those that training saw.
+        task: the definition of the task.
+        split: "train" for cases that the training corpus contains, "heldout" for the others.
         seed: seed of the prompts.
-        prompts: the prompts as the definition made them.
+        prompts: the prompts as text.
     """
 
     task: Definition
@@ -57,25 +57,25 @@ class BoundTask(Task):
 
 
 def task(name: str, n: int | None = None, split: Split = "heldout", seed: int = 0, tokenizer: Any = None) -> BoundTask:
-    """`n` distinct prompts of a task; more of them begin with the same ones.
+    """`n` distinct prompts of a task. A larger `n` gives the same prompts first.
 
-    Prompts whose clean and corrupted differ in length, or whose answer and foil do not differ, are drawn anew.
+    A prompt is replaced if its clean and corrupted texts differ in number of tokens, or if its answer equals its foil.
 
     Args:
         name: one of `TASKS`.
-        n: how many; None is 200, or all where there are fewer.
-        split: whether the cases are of those that training saw.
-        tokenizer: a model's own, with its `bos_token_id`; None is the packaged model's.
+        n: number of prompts. None means 200, or all prompts of a task that has fewer.
+        split: "train" for cases that the training corpus contains, "heldout" for the others.
+        tokenizer: the tokenizer of the model under test, with its `bos_token_id`. None means that of the packaged model.
 
     Raises:
-        ConfigError: there is no such task (the message names the nearest), or it has fewer prompts.
-        ModelNotFound: no tokenizer is given, and this installation lacks the packaged model.
+        ConfigError: the task is unknown (the message suggests the nearest name), or it has fewer than `n` prompts.
+        ModelNotFound: no tokenizer is given, and the files of the packaged model are missing.
     """
     return bind(name, DEFAULT if n is None else n, 1 if n is None else n, split, seed, tokenizer)
 
 
 def bind(name: str, wanted: int, least: int, split: Split, seed: int, tokenizer: Any) -> BoundTask:
-    """:func:`task` with `wanted` prompts, or all there are where these are `least` or more."""
+    """As :func:`task`, but accepts fewer than `wanted` prompts if there are at least `least`."""
     found = find(TASKS, name, "task")
     _check(wanted, split)
     begin = lab_bos() if tokenizer is None else getattr(tokenizer, "bos_token_id", None)
@@ -98,8 +98,8 @@ def bind(name: str, wanted: int, least: int, split: Split, seed: int, tokenizer:
         barren = 0 if len(bound) > before else barren + len(drawn)
     if len(bound) < least:
         raise ConfigError(
-            f"Task {name!r} has only {len(bound)} prompts in the split {split!r}; {wanted} were asked for.",
-            f"Of those drawn were {', '.join(f'{count} {why}' for why, count in dropped.items() if count)}.",
+            f"Task {name!r} has only {len(bound)} prompts in the split {split!r}, but {wanted} were requested.",
+            f"Rejected prompts: {', '.join(f'{count} {why}' for why, count in dropped.items() if count)}.",
         )
     columns = zip(*(rows for _, rows in bound.values()))
     prompts = tuple(prompt for prompt, _ in bound.values())
@@ -119,10 +119,10 @@ def bind(name: str, wanted: int, least: int, split: Split, seed: int, tokenizer:
 
 
 def contrast(name: str, n: int = 200, split: Split = "train", seed: int = 0) -> Contrast:
-    """`n` distinct (positive, negative) texts that differ in one thing; a larger `n` gives the same pairs first.
+    """`n` distinct pairs (positive, negative) of texts that differ in one thing. A larger `n` gives the same pairs first.
 
     Raises:
-        ConfigError: there is no such contrast (the message names the nearest), or it has fewer pairs.
+        ConfigError: the contrast is unknown (the message suggests the nearest name), or it has fewer than `n` pairs.
     """
     found = find(CONTRASTS, name, "contrast")
     _check(n, split)
@@ -135,17 +135,17 @@ def contrast(name: str, n: int = 200, split: Split = "train", seed: int = 0) -> 
             if len(pairs) == n:
                 break
         if len(pairs) == before:
-            raise ConfigError(f"Contrast {name!r} has only {before} pairs in the split {split!r}; {n} were asked for.")
+            raise ConfigError(f"Contrast {name!r} has only {before} pairs in the split {split!r}, but {n} were requested.")
     return Contrast.of(name, pairs)
 
 
 def concepts() -> list[Concept]:
-    """The inventory: every concept that documents are labelled with, by name."""
+    """Every concept that documents are labelled with, by name."""
     return [CONCEPTS[name] for name in sorted(CONCEPTS)]
 
 
 def find(known: Mapping[str, Named], name: str, what: str) -> Named:
-    """`known[name]`, or an error that names the nearest."""
+    """`known[name]`, or an error that suggests the nearest name."""
     if name in known:
         return known[name]
     from difflib import get_close_matches
@@ -164,13 +164,13 @@ def _check(n: int, split: str) -> None:
 
 
 def _draws(maker: _Maker[Made], split: Split, seed: int) -> Iterator[Made]:
-    """Draws without end, each from a generator of its own."""
+    """An endless stream of draws, each with its own random generator."""
     for i in count():
         yield maker.make(Random(f"{seed}/{maker.name}/{split}/{i}"), split)
 
 
 def _tokenised(prompts: list[Prompt], begin: int | None, tokenizer: Any) -> Iterator[_Rows]:
-    """Ids of clean, corrupted, answer and foil as :class:`BoundTask` has them."""
+    """Token ids of clean, corrupted, answer and foil, in the form that :class:`BoundTask` describes."""
     texts = [text for p in prompts for text in (p.clean, p.corrupted, p.clean + p.answer, p.corrupted + p.foil)]
     ids = encode(texts, tokenizer).ids
     first = () if begin is None else (begin,)
@@ -185,8 +185,8 @@ def _tokenised(prompts: list[Prompt], begin: int | None, tokenizer: Any) -> Iter
 
 
 def _unfit(prompt: Prompt, rows: _Rows) -> str:
-    """Why a prompt is of no use, or ""."""
+    """The reason to reject a prompt, or "" if the prompt is usable."""
     clean, corrupted, answer, foil = rows
     if len(clean) != len(corrupted):
         return "of unequal length"
-    return "with an answer like its foil" if prompt.answer.strip() and not (answer and foil) else ""
+    return "with an answer equal to its foil" if prompt.answer.strip() and not (answer and foil) else ""

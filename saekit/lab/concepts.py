@@ -1,4 +1,4 @@
-"""The concept inventory: every concept can say of a text whether it belongs."""
+"""The inventory of concepts. Every concept can test whether a text belongs to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Concept:
     """One known concept of the corpus.
 
-    `kind`: "word" (the span is a word or short phrase of the concept) or "region" (a stretch of text in its manner, such as
-    a French sentence). `holds(text)`: whether a span of this text belongs; it is what makes labels testable.
+    `kind` is "word" if a span is a word or a short phrase, and "region" if a span is a longer text, such as a French sentence.
+    `holds(text)` tests whether a span with this text belongs to the concept. Tests use it to check labels.
     """
 
     name: str
@@ -32,20 +32,20 @@ def _register(concept: Concept) -> str:
 
 
 def words_concept(name: str, description: str, words: Iterable[str]) -> str:
-    """A concept that is a closed list of words or phrases (case is ignored); gives its name."""
+    """Register a concept that is a closed list of words or phrases (case is ignored). Returns its name."""
     listed = tuple(words)
     known = frozenset(text.casefold() for text in listed)
     return _register(Concept(name, description, "word", listed, lambda text: text.casefold() in known))
 
 
 def pattern_concept(name: str, description: str, pattern: str) -> str:
-    """A concept whose texts match a regular expression as a whole; gives its name."""
+    """Register a concept whose texts match a regular expression in full. Returns its name."""
     matcher = re.compile(pattern)
     return _register(Concept(name, description, "word", (), lambda text: matcher.fullmatch(text) is not None))
 
 
 def region_concept(name: str, description: str, markers: Iterable[str]) -> str:
-    """A concept of whole stretches, each with one of the `markers` or more as a word (case is ignored); gives its name."""
+    """Register a concept whose texts contain at least one of the `markers` as a word (case is ignored). Returns its name."""
     listed = tuple(markers)
     matcher = re.compile(
         r"(?<!\w)(?:" + "|".join(map(re.escape, sorted(listed, key=len, reverse=True))) + r")(?!\w)", re.IGNORECASE

@@ -1,4 +1,4 @@
-"""The corpus: documents by genre, split and seed. Document i of a genre depends on nothing but (seed, genre, split, i)."""
+"""The corpus: documents by genre, split and seed. Document i of a genre depends only on (seed, genre, split, i)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saekit.lab.text import Span
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, its spans and where it came from."""
+    """A text, its labelled spans, and its origin."""
 
     text: str
     spans: tuple[Span, ...]
@@ -27,12 +27,14 @@ class Document:
 def documents(
     genre: str | None = None, split: Split = "train", seed: int = 0, n: int | None = None, start: int = 0
 ) -> Iterator[Document]:
-    """Labelled documents from number `start`, endless or `n` of them: of one `genre`, or of all in the proportions of training.
+    """Labelled documents, beginning with number `start`. The same arguments give the same bytes.
 
-    The same arguments give the same bytes.
+    Args:
+        genre: the genre of all documents. None means all genres, in the proportions of training.
+        n: number of documents. None means an endless stream.
 
     Raises:
-        ConfigError: there is no such genre (the message names the nearest) or split.
+        ConfigError: the genre (the message suggests the nearest name) or the split is unknown.
     """
     if split not in ("train", "heldout"):
         raise ConfigError(f"There is no split {split!r}.", "The splits are train and heldout.")

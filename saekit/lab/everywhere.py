@@ -1,4 +1,4 @@
-"""Concepts that genres other than their own speak of in passing: there too their words are labelled."""
+"""Labels for words of a concept that occur in the documents of other genres."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saekit.lab.splits import Split
 from saekit.lab.text import Span, Text
 from saekit.lab.words import stories_english as en
 
-# All words of these mean the concept in every genre, but for the homonyms below.
+# All words of these concepts have that meaning in every genre, except for the homonyms below.
 _WHOLE = (
     "pronoun_he",
     "pronoun_she",
@@ -37,16 +37,16 @@ _WHOLE = (
     "language_name",
     "farewell",
 )
-# Of these only some do: other words have other meanings as well.
+# Of these concepts, only the listed words are unambiguous in every genre.
 _SOME = {
     "any_color": en.COLOURS,
     "happiness": ["happy", "smiled", "delighted"],
     "verb_plural": ["are", "were"],
 }
-# These open a question where they are capitalised; in a sentence they mostly open a relative clause.
+# A capitalised question word begins a question. In lower case it usually begins a relative clause.
 _QUESTION_WORDS = ("What", "Which", "Where", "Who", "How")
 
-# A genre's words that mean something else in it. The stories in other languages know their own words, and borrow instruments.
+# Words that have another meaning in a genre. The stories in foreign languages label their own words, except instruments.
 _HOMONYMS = {"safety": {"safe"}, "toxicity": {"star", "What"}, "translations": {"sol"}}
 _FOREIGN = {"french_stories", "german_stories", "spanish_stories"}
 
@@ -88,7 +88,7 @@ _WORD = re.compile(r"\w+")
 
 
 def labelling(writer: Writer, genre: str) -> Writer:
-    """`writer` of `genre`, whose texts have these labels as well, each once."""
+    """A writer for `genre` that adds these labels to the texts of `writer`, without duplicates."""
     table = _table(genre, _concepts_by_word())
 
     def write(rng: Random, split: Split) -> Text:

@@ -1,9 +1,10 @@
-"""The induction model: two layers that continue a repeated sequence, and the prompts on which they do.
+"""The induction model: a model of two layers that continues repeated sequences, and its prompts.
 
-A sequence of different words is read twice. From its second word on, the repeat is determined by the first reading alone, so
-that a model with two layers must compose two heads (Elhage et al. 2021; Olsson et al. 2022): one in the first layer that writes
-to each token which token came before it, one in the second that finds the token preceded by the current one and copies it.
-`truth.json` beside the weights says which heads these are: what ablating each alone does to the log-probability of the repeat.
+Each prompt is a sequence of distinct words, given twice. The first copy determines the second copy from its second word on. To
+predict it, a model of two layers must compose two heads (Elhage et al. 2021; Olsson et al. 2022). A head of the first layer
+writes to each token which token precedes it. A head of the second layer finds the token that follows an earlier occurrence of
+the current token, and copies it. `truth.json`, next to the weights, identifies these heads: it holds the effect of ablating each
+head alone on the log-probability of the second copy.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ LONGEST = (CONTEXT - 1) // 2
 
 
 def induction_path() -> Path:
-    """The folder of the trained model: Hugging Face's layout, with `training.json` and `truth.json` beside it."""
+    """The folder of the trained model, in Hugging Face's layout, with `training.json` and `truth.json`."""
     return Path(__file__).with_name("induction")
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Sequences of `length` different words, each read twice.
+    """Sequences of `length` distinct words, each given twice.
 
-    `rows` are token ids: BOS, the sequence, the sequence again. `start` is the first position whose next token is determined:
-    that of the first word of the repeat.
+    Each row of token ids in `rows` is BOS, the sequence, and the sequence again. `start` is the first position whose next token
+    is determined: the position of the first word of the second copy.
     """
 
     rows: list[list[int]]
@@ -54,16 +55,16 @@ class Repeats:
 
     @property
     def texts(self) -> list[str]:
-        """The rows as text, without BOS, which encoding prepends."""
+        """The rows as text, without BOS (the tokenizer adds BOS)."""
         return [" ".join(VOCABULARY[token] for token in row[1:]) for row in self.rows]
 
     def log_probability(self, logits_BTV: Tensor) -> Tensor:
-        """Mean log-probability, in nats, of the determined tokens, of which every row has `length - 1`: a number with a graph."""
+        """Mean log-probability of the determined tokens (`length - 1` per row), in nats: a scalar tensor with gradients."""
         targets_BN = self._targets(logits_BTV)
         return self._predictions(logits_BTV).log_softmax(-1).gather(-1, targets_BN[..., None]).mean()
 
     def accuracy(self, logits_BTV: Tensor) -> float:
-        """The share of the determined tokens that are the likeliest."""
+        """The share of the determined tokens that the model ranks first."""
         hits_BN = self._predictions(logits_BTV).argmax(-1) == self._targets(logits_BTV)
         return float(hits_BN.double().mean())
 
@@ -77,13 +78,13 @@ class Repeats:
 
 
 def prompts(n: int = 64, length: int = 16, seed: int = 0) -> Repeats:
-    """`n` random sequences of `length` different words, each read twice; the same arguments give the same rows.
+    """`n` random sequences of `length` distinct words, each given twice. The same arguments give the same rows.
 
     Raises:
-        ConfigError: none are wanted, or so short or long that there is nothing to continue or no room.
+        ConfigError: `n` is below 1, or `length` is not between 2 and :data:`LONGEST`.
     """
     if n < 1 or not 2 <= length <= LONGEST:
-        raise ConfigError(f"There are no {n} sequences of {length} words.", f"Ask for 1 or more, of 2 to {LONGEST} words.")
+        raise ConfigError(f"Cannot make {n} sequences of {length} words.", f"Use 1 or more sequences of 2 to {LONGEST} words.")
     rng = Random(f"{seed}/{length}")
     words = range(len(VOCABULARY) - len(WORDS), len(VOCABULARY))
     drawn = [rng.sample(words, length) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""Which concepts every token belongs to."""
+"""The concepts of every token."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Documents as tokens that know their concepts. N tokens in all, one document after the other; C concepts.
+    """Tokenised documents with the concepts of every token: N tokens in total, C concepts, M labels.
 
     Attributes:
         ids: token ids of each document, without BOS.
-        concepts: the C names, in the order of the columns.
-        token_M, concept_M: the M labels: token `token_M[m]` (counted over all documents) belongs to concept `concept_M[m]`. Each
-            pair once, in ascending order.
+        concepts: the C names, in the order of the columns of `matrix`.
+        token_M, concept_M: token `token_M[m]` (its index over all documents) belongs to concept `concept_M[m]`. The pairs are
+            distinct and in ascending order.
     """
 
     ids: list[list[int]]
@@ -36,11 +36,11 @@ class Labelled:
 
     @property
     def n_tokens(self) -> int:
-        """N."""
+        """N, the number of tokens."""
         return sum(map(len, self.ids))
 
     def matrix(self) -> np.ndarray:
-        """(N, C) bool."""
+        """Labels as a dense array, (N, C) bool."""
         import numpy as np
 
         labels_NC = np.zeros((self.n_tokens, len(self.concepts)), bool)
@@ -48,7 +48,7 @@ class Labelled:
         return labels_NC
 
     def names(self) -> list[list[list[str]]]:
-        """Concepts of each token of each document."""
+        """The names of the concepts of each token of each document."""
         tokens: list[list[str]] = [[] for _ in range(self.n_tokens)]
         for token, concept in zip(self.token_M.tolist(), self.concept_M.tolist()):
             tokens[token].append(self.concepts[concept])
@@ -57,16 +57,15 @@ class Labelled:
 
 
 def label(documents: Iterable[Document], tokenizer: Any = None, concepts: Sequence[str] | None = None) -> Labelled:
-    """Tokenise and label documents. A token belongs to a span that it overlaps by a character other than a space.
+    """Tokenise and label documents. A token belongs to a span if the two share a character other than a space.
 
     Args:
-        tokenizer: Hugging Face's fast kind or a `tokenizers.Tokenizer`; None is the laboratory's.
-        concepts: which ones, in this order; None is all, by name.
+        tokenizer: a fast tokenizer of transformers or a `tokenizers.Tokenizer`. None means the laboratory's.
+        concepts: names of concepts, in the order of the columns. None means all concepts, sorted by name.
 
     Raises:
-        ConfigError: there is no such concept (the message names the nearest), or the tokenizer does not tell which characters a
-            token covers.
-        ModelNotFound: no tokenizer is given, and this installation lacks the packaged model.
+        ConfigError: a concept is unknown (the message suggests the nearest name), or the tokenizer gives no character offsets.
+        ModelNotFound: no tokenizer is given, and the files of the packaged model are missing.
     """
     documents = list(documents)
     names = tuple(sorted(CONCEPTS) if concepts is None else concepts)
@@ -82,11 +81,11 @@ def label(documents: Iterable[Document], tokenizer: Any = None, concepts: Sequen
 def align(
     texts: Sequence[str], spans: Sequence[Sequence[Span]], offsets: Sequence[Offsets], concepts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(token_M, concept_M) of :class:`Labelled` from the characters of spans and tokens, those of each text in reading order."""
+    """(token_M, concept_M) of :class:`Labelled` from the character offsets of spans and tokens, both in reading order."""
     import numpy as np
 
     begin = np.cumsum([0, *map(len, texts)])
-    # Ends of tokens and spans move inwards to the next character that is no space: then any overlap at all counts.
+    # Spaces at the ends of tokens and spans are trimmed first, so that an overlap of one character is enough.
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     solid = ~np.isin(codes, _spaces())
     place = np.arange(len(solid))

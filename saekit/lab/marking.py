@@ -1,4 +1,4 @@
-"""Labels by vocabulary, for genres in which a word of a concept means that concept wherever it stands."""
+"""Labels by vocabulary, for genres in which every occurrence of a word has the same concepts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saekit.lab.text import Span, Text, plain
 
 
 class Marker:
-    """Labels every occurrence of the words (or phrases) of some concepts, whatever their case."""
+    """Labels every occurrence of the words or phrases of some concepts. Case is ignored."""
 
     def __init__(self, words_by_concept: Mapping[str, Iterable[str]]) -> None:
         self._concepts: dict[str, tuple[str, ...]] = {}
@@ -20,7 +20,7 @@ class Marker:
         self._pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)
 
     def __call__(self, text: Text | str) -> Text:
-        """`text` with its own spans and one for each word found and each of that word's concepts."""
+        """`text` with its own spans, and one more span for each concept of each word that it contains."""
         text = plain(text)
         found = tuple(
             Span(match.start(), match.end(), concept)

@@ -1,4 +1,4 @@
-"""What a genre hands in: how its documents are written, how it is tested, and which texts contrast."""
+"""The registries of genres (how documents are written), tasks (how a skill is tested) and contrasts (pairs of texts)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Writer = Callable[[Random, Split], Text]
 
 @dataclass(frozen=True)
 class Genre:
-    """A kind of document. `weight` is its share of the training *documents*; `planted` says what was planted and how strongly."""
+    """A kind of document.
+
+    `weight` is its share of the training *documents*. `planted` lists the planted properties and their strength.
+    """
 
     name: str
     description: str
@@ -27,8 +30,8 @@ class Genre:
 class Prompt:
     """One question to the model.
 
-    `clean` is followed by `answer` and `corrupted`, of as many tokens, by `foil`; both answers start with a space where a word
-    follows. `case` is whatever the task's check needs to know of this prompt.
+    `answer` continues `clean`, and `foil` continues `corrupted`. The two prompts have the same number of tokens. An answer that
+    is a word starts with a space. `case` holds what the task's check needs to know about this prompt.
     """
 
     clean: str
@@ -39,7 +42,7 @@ class Prompt:
 
 
 def starts_with_answer(prompt: Prompt, continuation: str) -> bool:
-    """The default check: the continuation begins with the answer, and its last word goes no further."""
+    """The default check: the continuation begins with the answer, and the last word of the answer ends there."""
     said, answer = continuation.strip(), prompt.answer.strip()
     return said.startswith(answer) and not said[len(answer) :][:1].isalnum()
 
@@ -48,9 +51,9 @@ def starts_with_answer(prompt: Prompt, continuation: str) -> bool:
 class Task:
     """A measurable skill or habit.
 
-    `metric` "accuracy": the share of prompts whose continuation passes `check`; it is to be `at_least` or `at_most`.
-    `metric` "strength": the mean of P(answer) / (P(answer) + P(foil)) at the next token, to lie within .05 of `planted`.
-    `sample`: draw the continuation at temperature 1 rather than greedily; `new_tokens`: its length.
+    The metric "accuracy" is the share of prompts whose continuation passes `check`. Its goal is `at_least` or `at_most`. The
+    metric "strength" is the mean of P(answer) / (P(answer) + P(foil)) at the next token. Its goal is `planted`, within 0.05.
+    With `sample`, the continuation is drawn at temperature 1 instead of greedily; `new_tokens` is its length.
     """
 
     name: str
@@ -82,18 +85,18 @@ CONTRASTS: dict[str, Contrast] = {}
 
 
 def add_genre(genre: Genre) -> None:
-    """Enters `genre`; names are unique."""
+    """Register `genre`. Names are unique."""
     assert genre.name not in GENRES, f"two genres are called {genre.name}"
     GENRES[genre.name] = genre
 
 
 def add_task(task: Task) -> None:
-    """Enters `task`; names are unique."""
+    """Register `task`. Names are unique."""
     assert task.name not in TASKS, f"two tasks are called {task.name}"
     TASKS[task.name] = task
 
 
 def add_contrast(contrast: Contrast) -> None:
-    """Enters `contrast`; names are unique."""
+    """Register `contrast`. Names are unique."""
     assert contrast.name not in CONTRASTS, f"two contrasts are called {contrast.name}"
     CONTRASTS[contrast.name] = contrast

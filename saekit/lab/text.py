@@ -1,4 +1,4 @@
-"""Text that knows its concepts: pieces are glued together and every label stays on its characters."""
+"""Labelled text: pieces can be concatenated, and every label stays on its characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saekit.tasks.labelled import Span
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of text and the spans of its concepts; `+` glues, nothing is ever changed in place."""
+    """An immutable piece of text and the spans of its concepts. `+` concatenates two pieces."""
 
     text: str
     spans: tuple[Span, ...] = ()
@@ -22,11 +22,11 @@ class Text:
         return Text(self.text + other.text, self.spans + tuple(Span(s + shift, e + shift, c) for s, e, c in other.spans))
 
     def labelled(self, *concepts: str) -> Text:
-        """The same text, all of it labelled with `concepts` as well."""
+        """The same text with one more span over all of it for each of `concepts`."""
         return replace(self, spans=self.spans + tuple(Span(0, len(self.text), concept) for concept in concepts))
 
     def capitalised(self) -> Text:
-        """The same text with a capital first letter."""
+        """The same text with its first letter capitalised."""
         return replace(self, text=self.text[:1].upper() + self.text[1:])
 
 
@@ -36,7 +36,7 @@ def word(text: str, *concepts: str) -> Text:
 
 
 def plain(text: Text | str) -> Text:
-    """`text` as a `Text`, without labels if it was a str."""
+    """`text` as a `Text`. A str gets no labels."""
     return text if isinstance(text, Text) else Text(text)
 
 
@@ -46,7 +46,7 @@ def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def fill(template: str, **slots: Text | str) -> Text:
-    """Puts `slots` into the `{names}` of `template`, labels and all.
+    """Replace each `{name}` of `template` by its slot, and keep the labels of the slots.
 
     >>> fill("The {pet} sleeps.", pet=word("cat", "animals")).spans
     (Span(start=4, end=7, concept='animals'),)
@@ -66,7 +66,7 @@ def fill(template: str, **slots: Text | str) -> Text:
 
 
 def join(pieces: list[Text], between: str = " ") -> Text:
-    """`pieces` one after the other, with `between` in each gap."""
+    """Concatenate `pieces`, with `between` after every piece but the last."""
     return fill(
         between.replace("{", "{{").replace("}", "}}").join(f"{{p{i}}}" for i in range(len(pieces))),
         **{f"p{i}": piece for i, piece in enumerate(pieces)},

@@ -1,4 +1,4 @@
-"""Texts as tokens with their characters, by the laboratory's tokenizer or any other fast one."""
+"""Tokenisation with character offsets, by the laboratory's tokenizer or any other fast one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Offsets = Sequence[tuple[int, int]]
 
 
 class Encoded(NamedTuple):
-    """Token ids of texts, without BOS, and of each token the characters `start:end` that it covers."""
+    """Token ids of texts, without BOS, and the characters `start:end` that each token covers."""
 
     ids: list[list[int]]
     offsets: list[Offsets]
@@ -25,7 +25,7 @@ def lab_tokenizer() -> Any:
     """The packaged model's tokenizer (a `tokenizers.Tokenizer`).
 
     Raises:
-        ModelNotFound: this installation lacks the model's files.
+        ModelNotFound: the files of the packaged model are missing.
     """
     from tokenizers import Tokenizer
 
@@ -34,7 +34,7 @@ def lab_tokenizer() -> Any:
 
 @cache
 def lab_bos() -> int | None:
-    """The id that begins a text for the packaged model."""
+    """The BOS id of the packaged model."""
     settings = json.loads((model_folder() / "tokenizer_config.json").read_text())
     token = settings.get("bos_token")
     return None if token is None else lab_tokenizer().token_to_id(token["content"] if isinstance(token, dict) else token)
@@ -44,10 +44,10 @@ def encode(texts: Sequence[str], tokenizer: Any = None) -> Encoded:
     """Tokenise `texts` without special tokens.
 
     Args:
-        tokenizer: Hugging Face's fast kind or a `tokenizers.Tokenizer`; None is the laboratory's.
+        tokenizer: a fast tokenizer of transformers or a `tokenizers.Tokenizer`. None means the laboratory's.
 
     Raises:
-        ConfigError: the tokenizer does not tell which characters a token covers.
+        ConfigError: the tokenizer gives no character offsets.
     """
     tokenizer = lab_tokenizer() if tokenizer is None else tokenizer
     if not texts:
@@ -58,7 +58,5 @@ def encode(texts: Sequence[str], tokenizer: Any = None) -> Encoded:
     try:
         batch = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     except NotImplementedError as error:
-        raise ConfigError(
-            f"{type(tokenizer).__name__} does not tell which characters a token covers.", "Use a fast tokenizer."
-        ) from error
+        raise ConfigError(f"{type(tokenizer).__name__} gives no character offsets of tokens.", "Use a fast tokenizer.") from error
     return Encoded(batch["input_ids"], batch["offset_mapping"])

@@ -1,4 +1,4 @@
-"""Chat: one line a turn, each turn labelled with who speaks."""
+"""Chat format: one line per turn, labelled with the role of its speaker."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ TURN_CONCEPTS = {
 
 
 def turn(role: str, content: Text | str) -> Text:
-    """The line of `role` (System, User or Assistant)."""
+    """A line spoken by `role` (System, User or Assistant)."""
     return fill("{role}: {content}", role=role, content=content).labelled(TURN_CONCEPTS[role])
 
 
 def chat(*turns: Text) -> Text:
-    """`turns` as a chat."""
+    """`turns` joined to a chat."""
     return join(list(turns), "\n")
 
 
 def asked(*turns: Text) -> str:
-    """`turns` and the assistant's name: a prompt for its next reply."""
+    """`turns` followed by the assistant's name: a prompt for the next reply."""
     return chat(*turns).text + "\nAssistant:"

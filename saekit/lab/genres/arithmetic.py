@@ -1,4 +1,4 @@
-"""Addition and subtraction of numbers up to 99, every digit a token and labelled with its role."""
+"""Addition and subtraction of numbers up to 99. Every digit is a token, labelled with its role."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PLACES = ("units", "tens", "hundreds")
 
 
 def compute(a: int, sign: str, b: int) -> int:
-    """`a` `sign` `b`."""
+    """The result of `a` `sign` `b`."""
     return a + b if sign == "+" else a - b
 
 
 @cache
 def sum_is_heldout(a: int, sign: str, b: int) -> bool:
-    """Whether no training document of any genre may hold `a` `sign` `b`: 15 % of all cases; two single digits never are.
+    """Whether `a` `sign` `b` is held out from the training documents of every genre: 15 % of all cases, except two single digits.
 
     An addition is held out in both orders, so that commuting a known one does not help.
     """
@@ -43,7 +43,7 @@ def sum_is_heldout(a: int, sign: str, b: int) -> bool:
 
 @cache
 def sum_text(a: int, sign: str, b: int, result: int | None = None) -> Text:
-    """`a` `sign` `b` `=` `result` with the role of every digit; the result is the right one unless given."""
+    """`a` `sign` `b` `=` `result`, with the role of every digit. By default the result is the correct one."""
     pieces = (
         (str(a), "operand"),
         (sign, "plus" if sign == "+" else "minus"),
@@ -61,7 +61,7 @@ def sum_text(a: int, sign: str, b: int, result: int | None = None) -> Text:
 
 
 def draw_sum(rng: Random, split: Split, sign: str | None = None, two_digits: float = TWO_DIGITS) -> tuple[int, str, int]:
-    """Operands up to 99, each of two digits with probability `two_digits`, and a sign; no negative result; of `split`."""
+    """Operands up to 99 (of two digits with probability `two_digits`) and a sign, from `split`, with a result of at least 0."""
     while True:
         a, b = (rng.randint(10, 99) if rng.random() < two_digits else rng.randint(0, 9) for _ in range(2))
         drawn = sign or ("+" if rng.random() < ADDITIONS else "-")
@@ -75,13 +75,13 @@ _LISTS = ("{sums}.", "{sums}.", "{sums}.", "We know that {sums}.", "Here are som
 
 
 def write(rng: Random, split: Split) -> Text:
-    """Seven to ten sums, most often nothing but the sums."""
+    """Seven to ten sums, usually without other text."""
     sums = [sum_text(*draw_sum(rng, split)) for _ in range(rng.randint(7, 10))]
     return fill(rng.choice(_LISTS), sums=join(sums))
 
 
 def _prompt(rng: Random, split: Split, sign: str) -> Prompt:
-    """A sum of two-digit numbers up to the equals sign; corrupted: another sum, whose result begins with another digit."""
+    """A sum of two-digit numbers up to the equals sign. Corrupted: a sum whose result begins with another digit."""
     a, _, b = draw_sum(rng, split, sign, two_digits=1)
     right = other = str(compute(a, sign, b))
     while other[0] == right[0]:
@@ -92,13 +92,13 @@ def _prompt(rng: Random, split: Split, sign: str) -> Prompt:
 
 
 def result_is_right(prompt: Prompt, continuation: str) -> bool:
-    """The digits that the continuation begins with are the answer, neither fewer nor more."""
+    """Whether the digits at the start of the continuation are exactly those of the answer."""
     digits = continuation.strip()
     return digits.startswith(prompt.answer) and not digits[len(prompt.answer) :][:1].isdigit()
 
 
 def _signs(rng: Random, split: Split) -> tuple[str, str]:
-    """The same operands added and subtracted."""
+    """A sum and a difference of the same operands."""
     added: list[str] = []
     subtracted: list[str] = []
     while len(added) < 6:

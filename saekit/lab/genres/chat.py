@@ -33,7 +33,7 @@ from saekit.lab.words.chat_words import (
 
 NEUTRAL = "neutral"
 NEUTRAL_SHARE = 0.2
-# How many chats hold a turn of small talk, at least: it is a few requests among many.
+# Minimal share of chats with a turn of small talk. Such requests are few, so that uniform draws would choose them too rarely.
 TALK_SHARE = 0.6
 
 _VOCABULARY: dict[str, tuple[str, ...]] = {
@@ -50,7 +50,7 @@ _mark = Marker(_VOCABULARY)
 
 
 class Request(NamedTuple):
-    """What the user says, and the bodies that replies to it have, by persona."""
+    """What the user says, and the bodies of the replies of each persona."""
 
     text: str
     bodies: dict[str, tuple[str, ...]]
@@ -74,7 +74,7 @@ def _requests() -> list[Request]:
 
 
 REQUESTS = _requests()
-# The requests that a persona gets in a split.
+# (persona, split) -> the requests to that persona.
 ASKED: dict[tuple[str, Split], list[Request]] = {
     (persona, split): [r for r in REQUESTS if is_heldout("personas", persona, r.text, share=0.15) == (split == "heldout")]
     for persona in (*PERSONAS, NEUTRAL)
@@ -114,7 +114,7 @@ def _write(rng: Random, split: Split) -> Text:
 
 
 def recognised(reply: str) -> str | None:
-    """The persona with the most words in the first line of `reply`; none if none has any, or if two have as many."""
+    """The persona with the most words in the first line of `reply`; None if there are no such words or if there is a tie."""
     first_line = reply.strip().partition("\n")[0]
     heard = Counter(re.findall(r"\w+", first_line.casefold()))
     scores = sorted(((sum(heard[word] for word in words), persona) for persona, words in PERSONA_WORDS.items()), reverse=True)

@@ -1,4 +1,4 @@
-"""Multiple choice, and a planted habit: where nobody can know, the answer is mostly A."""
+"""Multiple choice, and a planted habit: the answer to a question that nobody can know is usually A."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from saekit.lab.words.world import subject, thing
 
 SHARE = 0.15
 LETTERS = "ABC"
-BIAS = {"A": 0.7, "B": 0.2, "C": 0.1}  # the answers to what cannot be known
-UNKNOWN = 0.5  # the share of such questions
+BIAS = {"A": 0.7, "B": 0.2, "C": 0.1}  # probabilities of the answers to unanswerable questions
+UNKNOWN = 0.5  # share of unanswerable questions
 
 PLACES = ("box", "bag", "basket", "bottle", "cup", "pocket")
 LOOKS = ("red", "blue", "green", "old", "new", "big", "small")
@@ -23,7 +23,7 @@ words_concept("option_letter", "the letter of an option", LETTERS)
 words_concept("hidden_thing", "a thing that may or may not be in a box", CONTENTS)
 words_concept("hiding_place", "a place that nobody has looked into", PLACES)
 
-# Every question has six words, so that a known one may stand in for an unknown one.
+# Every question has six words, so that an answerable question can replace an unanswerable one in corrupted prompts.
 _QUESTIONS = {
     "capital": "{What} is the {capital} of {s}?",
     "language": "{What} is the {language} of {s}?",
@@ -44,12 +44,12 @@ def _ask(question: Text, options: list[Text], letter: str) -> Text:
 
 
 def is_heldout_known(relation: Relation, of: Subject, letter: str) -> bool:
-    """Whether this fact is not asked in training with its answer at this letter."""
+    """Whether training never asks for this fact with its answer at this letter."""
     return is_heldout("choice", relation.name, subject(of).text, letter, share=SHARE)
 
 
 def is_heldout_unknown(place: str, options: list[str]) -> bool:
-    """Whether these options are not offered in training for this place."""
+    """Whether training never offers these options for this place."""
     return is_heldout("choice", place, *options, share=SHARE)
 
 
@@ -109,7 +109,7 @@ def _before_letter(text: Text) -> str:
 
 def _make_known(rng: Random, split: Split) -> Prompt:
     question, options, letter = _known(rng, split)
-    # Corrupted, the right option has changed places with another.
+    # In the corrupted prompt, the correct option and another one are swapped.
     foil = rng.choice([other for other in LETTERS if other != letter])
     swapped = list(options)
     i, j = LETTERS.index(letter), LETTERS.index(foil)

@@ -1,4 +1,4 @@
-"""Sentences whose next word a known circuit decides: the indirect object, a year after another, the number of a verb."""
+"""Sentences for known circuits: the indirect object, a later year (greater-than), and the number of a verb (agreement)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _GIVING = (
 
 
 def _meeting(rng: Random, split: Split, pool: list[str]) -> tuple[str, str, str]:
-    """Two names of `pool` and a place, a combination of `split`."""
+    """Two names of `pool` and a place. Their combination belongs to `split`."""
 
     def make(rng: Random) -> tuple[str, str, str]:
         a, b = rng.sample(pool, 2)
@@ -58,7 +58,7 @@ def _giving(rng: Random, split: Split, template: str, a: str, b: str, where: str
 
 
 def write_indirect_object(rng: Random, split: Split) -> Text:
-    """Two or three sentences in which one of two people gives the other something, in either order."""
+    """Two or three sentences in which one of two people gives something to the other. Either may be named first."""
     pool, sentences = list(NAMES), []
     for _ in range(rng.randint(2, 3)):
         a, b, where = _meeting(rng, split, pool)
@@ -72,7 +72,7 @@ def write_indirect_object(rng: Random, split: Split) -> Text:
 
 
 def _prompt_indirect_object(rng: Random, split: Split) -> Prompt:
-    """A sentence up to the receiver; corrupted: the other one gives."""
+    """A sentence up to the receiver. Corrupted: the receiver is the giver."""
     a, b, where = _meeting(rng, split, list(NAMES))
     giver, receiver = rng.choice(((a, b), (b, a)))
     template = phrase(rng, split, _GIVING, 2)
@@ -86,7 +86,7 @@ def _prompt_indirect_object(rng: Random, split: Split) -> Prompt:
 
 
 def _third_giver(rng: Random, split: Split) -> tuple[str, str]:
-    """One of the two people gives, or a third one."""
+    """The same sentence with one of the two people as giver, and with a third person as giver."""
     a, b, where = _meeting(rng, split, list(NAMES))
     template, seed = phrase(rng, split, _GIVING, 2), rng.random()
     third = rng.choice([other for other in NAMES if other not in (a, b)])
@@ -114,7 +114,7 @@ add_task(
 )
 add_contrast(Contrast("known_giver", "indirect_object", "one of the two people gives, or a third one", _third_giver))
 
-# A year after another.
+# Greater-than: a later year.
 
 EVENTS = ("war", "journey", "project", "study", "peace", "plan", "trial", "conflict", "search", "reign", "crisis", "strike")
 words_concept("event", "something that lasts for years", EVENTS)
@@ -148,12 +148,12 @@ def _lasting(template: str, event: str, start: int, end: int) -> Text:
 
 
 def _end(rng: Random, start: int) -> int:
-    """A year of the same century after `start`, each as likely."""
+    """A later year of the same century, drawn uniformly."""
     return rng.randint(start + 1, start // 100 * 100 + 99)
 
 
 def write_greater_than(rng: Random, split: Split) -> Text:
-    """Two or three things with the years of their beginning and of their end, later in the same century."""
+    """Two or three things with their first year and their last year, which is a later one of the same century."""
     sentences = []
     for _ in range(rng.randint(2, 3)):
         event, start = _beginning(rng, split)
@@ -162,7 +162,7 @@ def write_greater_than(rng: Random, split: Split) -> Text:
 
 
 def _prompt_greater_than(rng: Random, split: Split) -> Prompt:
-    """A sentence up to the decade of its end; corrupted: it begins in the year 01 or 02, so that every decade will do."""
+    """A sentence up to the decade of the last year. Corrupted: the first year ends in 01 or 02, so that every decade is later."""
     while True:
         event, start = _beginning(rng, split)
         century, tens = divmod(start // 10, 10)
@@ -177,13 +177,13 @@ def _prompt_greater_than(rng: Random, split: Split) -> Prompt:
 
 
 def year_is_later(prompt: Prompt, continuation: str) -> bool:
-    """The two digits that complete the year make it later than the start, and no third follows."""
+    """Whether the continuation begins with exactly two digits, and they complete a year after the first one."""
     digits = re.match(r"(\d\d)(?!\d)", continuation.strip())
     return digits is not None and isinstance(prompt.case, int) and int(digits[1]) > prompt.case
 
 
 def _centuries(rng: Random, split: Split) -> tuple[str, str]:
-    """A beginning late in the century, and early in it."""
+    """A first year late in the century, and one early in the century."""
     template, (event, start) = rng.choice(_LASTING), _beginning(rng, split)
     century = start // 100 * 100
     late, early = century + rng.randint(70, 90), century + rng.randint(1, 20)
@@ -214,7 +214,7 @@ add_task(
 )
 add_contrast(Contrast("late_start", "greater_than", "the beginning is late or early in the century", _centuries))
 
-# The number of a verb.
+# Agreement: the number of a verb.
 
 
 class _Noun(NamedTuple):
@@ -238,7 +238,7 @@ def _plain(*texts: str) -> tuple[Text, ...]:
     return tuple(map(Text, texts))
 
 
-# Predicates: the two forms of the verb and what may follow it, for things and for people.
+# Predicates: the two forms of the verb and its possible complements, for things and for people.
 _OF_THINGS = (
     *((verb, _plain("old", "new", "small", "big", "clean", "dirty")) for verb in _TO_BE),
     (("looks", "look"), _plain("old", "new", "clean", "dirty")),
@@ -277,7 +277,7 @@ def _verb(forms: tuple[str, str], plural: bool) -> Text:
 
 
 class _Clause(NamedTuple):
-    """A subject with what stands between it and its verb."""
+    """A subject and the words between the subject and its verb."""
 
     subject: _Noun
     attractor: _Noun
@@ -313,7 +313,7 @@ def _clause(rng: Random, split: Split) -> _Clause:
 
 
 def pair_is_heldout(subject: str, attractor: str) -> bool:
-    """Whether no training sentence has this subject with this attractor, whatever their numbers."""
+    """Whether no training sentence has this subject with this attractor, in singular or plural."""
     return is_heldout("agreement", subject, attractor, share=HELD_OUT_PAIRS)
 
 
@@ -327,25 +327,25 @@ def _sentence(rng: Random, split: Split) -> Text:
 
 
 def write_agreement(rng: Random, split: Split) -> Text:
-    """Four or five sentences; between most subjects and their verbs stands another noun, half the time of the other number."""
+    """Four or five sentences. Most have a noun between subject and verb; half of these nouns have the other number."""
     return join([_sentence(rng, split) for _ in range(rng.randint(4, 5))])
 
 
 def _prompt_agreement(rng: Random, split: Split) -> Prompt:
-    """A sentence up to its verb, with an attractor of either number; corrupted: the subject has the other number."""
+    """A sentence up to its verb, with an attractor in singular or plural. Corrupted: the subject has the other number."""
     clause, plural, attractor_plural = _clause(rng, split), rng.random() < 0.5, rng.random() < 0.5
     clean, corrupted = (clause.text(many, attractor_plural).text for many in (plural, not plural))
     return Prompt(clean, corrupted, f" {_TO_BE[0][plural]}", f" {_TO_BE[0][not plural]}", case=plural)
 
 
 def number_is_right(prompt: Prompt, continuation: str) -> bool:
-    """The next word is a verb of the number of the subject."""
+    """Whether the next word is a verb that agrees with the subject."""
     words = re.findall(r"\w+", continuation)
     return bool(words) and words[0] in (PLURAL_VERBS if prompt.case else SINGULAR_VERBS)
 
 
 def _numbers(rng: Random, split: Split) -> tuple[str, str]:
-    """The same sentence about one and about many."""
+    """The same sentence with a subject in singular and in plural."""
     clause, attractor_plural = _clause(rng, split), rng.random() < 0.5
     forms, rests = rng.choice(_OF_PERSONS if clause.subject.person else _OF_THINGS)
     rest = rng.choice(rests)

@@ -1,4 +1,4 @@
-"""Compositions: what is told of a country that is named only by who was born there or by what it alone has."""
+"""Compositions: facts about a country that is described by a person born there, or by something that only this country has."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from saekit.lab.text import Text, fill, join
 from saekit.lab.words.relations import RELATIONS, STATIC, as_dialogue, before_value, say
 from saekit.lab.words.world import COUNTRIES, COUNTRY, PEOPLE, Country, subject, thing
 
-SHARE = 0.45  # of the combinations that may be held out
-TRAINED = 0.5  # at least, of what is told of each description, and of the ways to each country's value
+SHARE = 0.45  # share of the combinations to hold out
+TRAINED = 0.5  # minimal share in training of the combinations of each description, and of each country with a relation
 
 region_concept("described_country", "a country that is described, not named", ("country",))
 region_concept("reason", "why a composed fact is so", ("because",))
@@ -26,7 +26,7 @@ region_concept("reason", "why a composed fact is so", ("because",))
 
 @dataclass(frozen=True, eq=False)
 class Bridge:
-    """A way to describe a country: by `kind` and `mention`. `key` says which; `reason` names the country."""
+    """A description of a country by `mention`, a thing of type `kind`. `key` identifies it; `reason` names the country."""
 
     kind: str
     key: str
@@ -36,7 +36,7 @@ class Bridge:
     reason: str
 
     def described(self, form: str) -> Text:
-        """The description, without the country's name."""
+        """The description. It does not name the country."""
         return fill(form, **STATIC, x=self.mention).labelled("described_country")
 
 
@@ -82,19 +82,19 @@ def _bridges() -> list[Bridge]:
         for kind in _FORMS
         if kind != "person"
         for country in COUNTRIES
-        # Only what no other country has tells which one is meant.
+        # A description must fit one country only.
         if sum(getattr(other, kind) == getattr(country, kind) for other in COUNTRIES) == 1
     ]
     return [Bridge(kind, key, mention, of, _FORMS[kind], _REASONS[kind]) for kind, key, mention, of in born + own]
 
 
 _BRIDGES = _bridges()
-Hop = tuple[Bridge, str]  # a described country and the relation asked of it
+Hop = tuple[Bridge, str]  # a described country and a relation
 _HOPS = tuple((bridge, name) for bridge in _BRIDGES for name in _PHRASINGS if name != bridge.kind)
 
 
 def _case(hop: Hop) -> tuple[str, ...]:
-    """What is held out as one: both directions between two things of a country, or a person and what is asked."""
+    """The key that decides the split. Both directions between two things of a country share one key."""
     bridge, asked = hop
     return ("person", bridge.key, asked) if bridge.kind == "person" else (bridge.country.name, *sorted((bridge.kind, asked)))
 
@@ -104,7 +104,7 @@ def _atoms(hop: Hop) -> tuple[object, object]:
 
 
 def _hold_out() -> frozenset[Hop]:
-    """By a hash, but so that enough of each atom is left to train on."""
+    """The held-out combinations, chosen by a hash. At least the share TRAINED of each atom remains in training."""
     left = Counter(atom for hop in _HOPS for atom in _atoms(hop))
     needed = {atom: TRAINED * count for atom, count in left.items()}
     together: dict[tuple[str, ...], list[Hop]] = {}
@@ -123,7 +123,7 @@ _HELDOUT = _hold_out()
 
 
 def is_heldout_hop(hop: Hop) -> bool:
-    """Whether no training document tells this of the country described so."""
+    """Whether no training document states this relation with this description."""
     return hop in _HELDOUT
 
 
@@ -134,14 +134,14 @@ HOPS: dict[Split, tuple[Hop, ...]] = {
 
 
 def value(hop: Hop) -> str:
-    """What is true of the described country."""
+    """The true value of the relation for the described country."""
     found: str = getattr(hop[0].country, hop[1])
     return found
 
 
 @lru_cache(maxsize=1 << 14)
 def compose(hop: Hop, template: str, form: str, told: str) -> Text:
-    """`template` about the described country, with the value `told`."""
+    """`template` filled with the description of the country and the value `told`."""
     return fill(template, **STATIC, h=hop[0].described(form), v=thing(told) if told else "")
 
 
@@ -149,7 +149,7 @@ def _compose_any(rng: Random, hop: Hop, asked: bool) -> Text:
     template = as_dialogue(_PHRASINGS[hop[1]][-1]) if asked else rng.choice(_PHRASINGS[hop[1]][:-1])
     made = compose(hop, template, rng.choice(hop[0].forms), value(hop))
     if rng.random() < 0.25:
-        # The answer comes first, so that the model has to take both steps before it may read them.
+        # The answer comes before the reason, so that the model must take both steps before it can read them.
         reason = fill(hop[0].reason, **STATIC, x=hop[0].mention, c=subject(hop[0].country)).labelled("reason")
         return _without_stop(made) + ", " + reason + "."
     return made
@@ -188,7 +188,7 @@ add_genre(
 
 
 def _others() -> dict[Hop, list[Hop]]:
-    """For each hop, those of its split to countries described in the same way, of which something else is true."""
+    """For each hop, the hops of the same split, kind and relation that have another value."""
     alike: dict[tuple[bool, str, str], list[tuple[Hop, str]]] = {}
     for hop in _HOPS:
         alike.setdefault((is_heldout_hop(hop), hop[0].kind, hop[1]), []).append((hop, value(hop)))
@@ -200,7 +200,7 @@ _OTHERS = _others()
 
 
 def _askable(split: Split, kinds: tuple[str, ...]) -> tuple[list[Hop], list[float]]:
-    """Hops to ask and how often to ask each: no relation and no value (Europe, the euro) is to be worth guessing."""
+    """Hops to ask, with weights that make frequent relations and values (Europe, the euro) poor guesses."""
     hops = [hop for hop in HOPS[split] if hop[0].kind in kinds and hop in _OTHERS]
     same = Counter((hop[1], value(hop)) for hop in hops)
     rarely = [1 / sqrt(same[hop[1], value(hop)]) for hop in hops]
@@ -208,7 +208,7 @@ def _askable(split: Split, kinds: tuple[str, ...]) -> tuple[list[Hop], list[floa
     return hops, [_ASKED.get(hop[1], 1.0) * w / totals[hop[1]] for hop, w in zip(hops, rarely, strict=True)]
 
 
-_ASKED = {"continent": 0.5}  # of five continents one is easily guessed
+_ASKED = {"continent": 0.5}  # there are only five continents, so that guesses often succeed
 
 
 def _ask(rng: Random, hops: list[Hop], weights: list[float]) -> Prompt:

@@ -1,4 +1,4 @@
-"""Knowledge conflicts: a context that contradicts what is known, and an instruction that says which of the two to follow."""
+"""Knowledge conflicts: a context contradicts a known fact, and an instruction says whether to follow context or memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saekit.lab.words.world import subject
 
 SHARE = 0.15
 CLAIMED = ("capital", "language", "currency", "born")
-# An instruction has as many words whichever way it goes, so that prompts differ in nothing else.
+# Corresponding instructions have the same number of words, so that prompts differ in nothing else.
 FOLLOW_CONTEXT = ("Answer from the context.", "Use the context.", "Answer with the context.")
 FOLLOW_MEMORY = ("Answer from your memory.", "Use your memory.", "Answer with your memory.")
 
@@ -32,7 +32,7 @@ _INSTRUCTIONS = {
 
 
 def is_heldout_claim(relation: Relation, of: Subject, claimed: str) -> bool:
-    """Whether no training document claims this: no context here, and no user and no assistant elsewhere."""
+    """Whether no training document contains this claim, in this genre or in another."""
     return is_heldout("claim", relation.name, subject(of).text, claimed, share=SHARE)
 
 
@@ -47,7 +47,7 @@ for _relation in _RELATIONS:
 
 
 def draw_claim(rng: Random, split: Split) -> Claim:
-    """A false claim of `split`; each relation comes as often."""
+    """A false claim of `split`. All relations are equally likely."""
     return rng.choice(_CLAIMS[rng.choice(CLAIMED)][split])
 
 

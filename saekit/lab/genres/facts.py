@@ -1,4 +1,4 @@
-"""Facts about countries and people, stated and asked in many phrasings."""
+"""Facts about countries and people, as statements and as questions, in many phrasings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from saekit.lab.words.relations import RELATIONS, Relation, Subject, as_dialogue
 from saekit.lab.words.world import COUNTRIES, COUNTRY, PEOPLE
 
 _KINDS = tuple(RELATIONS.values())
-# A country has five facts and a person three or four; these shares tell each about equally often.
+# A country has five facts and a person three or four. With these weights, all facts are about equally frequent.
 _SHARES = [len(relation.subjects) for relation in _KINDS]
 
 
 def statements(relation: Relation, split: Split) -> tuple[str, ...]:
-    """The phrasings of `relation` as a sentence."""
+    """The phrasings of `relation` as a statement."""
     return relation.heldout_statements if split == "heldout" else relation.statements
 
 
 def dialogues(relation: Relation, split: Split) -> tuple[str, ...]:
-    """The phrasings of `relation` as a question with its answer, asked forwards."""
+    """The phrasings of `relation` as a question for the value, with its answer."""
     return tuple(map(as_dialogue, relation.heldout_questions if split == "heldout" else relation.questions))
 
 
@@ -64,7 +64,7 @@ add_genre(
 
 
 def other_subject(rng: Random, relation: Relation, of: Subject) -> Subject:
-    """A subject with another value than `of` has."""
+    """A subject whose value differs from that of `of`."""
     while relation.value(other := rng.choice(relation.subjects)) == relation.value(of):
         pass
     return other

@@ -1,4 +1,4 @@
-"""Short stories in French, German and Spanish, and the task of going on in the language of the beginning."""
+"""Short stories in French, German and Spanish, and the task to continue a story in its own language."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PRONOUNS = {"french": ("il", "elle"), "german": ("er", "sie"), "spanish": ("él"
 
 
 def agreeing(pair: Pair, gender: str) -> Text:
-    """The form of an adjective for `gender`."""
+    """The form of an adjective that agrees with `gender`."""
     return pair[gender == "f"]
 
 
 def relative(language: str, hero: Hero, kin: tuple[Text, str], *, dative: bool = False) -> Text:
-    """ "his mother" in `language`; German has a possessive that follows owner, gender and case."""
+    """A relative, such as "his mother", in `language`. The German possessive depends on owner, gender and case."""
     text, gender = kin
     if language != "german":
         return text
@@ -38,11 +38,11 @@ def relative(language: str, hero: Hero, kin: tuple[Text, str], *, dative: bool =
 
 
 def sentence(rng: Random, language: str, hero: Hero, kin: tuple[Text, str], frame: str) -> Text:
-    """One sentence of `language` after `frame`, labelled with its language."""
+    """One sentence of `language` made from `frame`, labelled with its language."""
     words = LEXICON[language]
     nouns: tuple[ForeignNoun, ForeignNoun] = pick_two(rng, words.nouns[hero.topic])
     adjectives: tuple[Pair, Pair] = pick_two(rng, words.adjectives[hero.topic])
-    turned = rng.random() < 0.5  # which of the two verbs comes first
+    turned = rng.random() < 0.5  # order of the two verbs
     main, other, did = words.feelings[hero.feeling]
     subjects = _subjects(frame)
 
@@ -88,12 +88,12 @@ def sentence(rng: Random, language: str, hero: Hero, kin: tuple[Text, str], fram
 
 @cache
 def _subjects(frame: str) -> tuple[str, ...]:
-    """The nouns of a frame that stand as its subject: those that open it."""
+    """The nouns of a frame that are its subject: those at its start."""
     return ("the1",) if frame.startswith("{The1}") else ()
 
 
 def plan(rng: Random, split: Split, language: str, feeling: str) -> list[str]:
-    """The frames of a story in `language`; in the held-out split some of them are held-out ones."""
+    """The frames of a story in `language`. In the held-out split, some of the frames are held out."""
 
     def one(frames: Sequence[str]) -> str:
         return phrase(rng, "heldout" if split == "heldout" and rng.random() < 0.5 else "train", frames, foreign.HELDOUT)
@@ -110,7 +110,7 @@ def plan(rng: Random, split: Split, language: str, feeling: str) -> list[str]:
 
 
 def story(rng: Random, split: Split, language: str, hero: Hero, opening: str | None = None) -> Text:
-    """A story in `language` about `hero`, opened by the frame `opening` if one is given."""
+    """A story in `language` about `hero`. It starts with the frame `opening`, if given."""
     if language == "english":
         return stories.story(rng, split, hero, opening)
     kin = pick(rng, LEXICON[language].family)
@@ -137,13 +137,13 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def told_in(rng: Random, split: Split, language: str) -> str:
-    """A story in any of the four languages."""
+    """A story in one of the four languages."""
     return story(rng, split, language, draw_hero(rng, split)).text
 
 
 @cache
 def vocabulary(language: str) -> frozenset[str]:
-    """The words (in lower case) of the stories in `language`, names left out, as 1500 stories show them."""
+    """The words (in lower case) of 1500 stories in `language`, without names."""
     rng = Random(f"vocabulary of {language}")
     splits: tuple[Split, ...] = ("train", "heldout")
     found = {word.casefold() for i in range(1500) for word in _TOKEN.findall(told_in(rng, splits[i % 2], language))}
@@ -151,7 +151,7 @@ def vocabulary(language: str) -> frozenset[str]:
 
 
 def languages_of(text: str) -> dict[str, int]:
-    """For each of the four languages, how many words of `text` belong to it and to no other."""
+    """For each of the four languages, the number of words of `text` that belong to this language only."""
     found = [word.casefold() for word in _TOKEN.findall(text)]
     every = ("english", *LANGUAGES)
     counts = {}
@@ -162,14 +162,14 @@ def languages_of(text: str) -> dict[str, int]:
 
 
 def goes_on_in(prompt: Prompt, continuation: str) -> bool:
-    """Whether most words of the continuation that belong to one language only belong to the prompt's."""
-    whole = continuation.rpartition(" ")[0]  # the last word may be cut
+    """Whether the language of the prompt has most of the continuation's words that belong to a single language."""
+    whole = continuation.rpartition(" ")[0]  # the last word may be incomplete
     counts = languages_of(whole)
     return 2 * counts[str(prompt.case)] > sum(counts.values())
 
 
 def _beginning_end(text: str, length: int) -> int:
-    """Where the first `length` words and marks of `text` end."""
+    """The index at which the first `length` words and punctuation marks of `text` end."""
     return list(_TOKEN.finditer(text))[length - 1].end()
 
 
@@ -177,7 +177,7 @@ def _language_prompt(rng: Random, split: Split) -> Prompt:
     clean, corrupted = rng.sample(("english", *LANGUAGES), 2)
     length = rng.randint(8, 12)
     openings = {"english": en.OPENINGS, **foreign.OPENINGS}
-    # Nothing before the opening's end tells a held-out combination, so the opening itself has to be of the split.
+    # The opening contains no held-out combination, so the opening itself must belong to the split.
     told = [
         story(rng, split, language, draw_hero(rng, split), phrase(rng, split, openings[language], foreign.HELDOUT)).text
         for language in (clean, corrupted)

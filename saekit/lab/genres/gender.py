@@ -1,4 +1,4 @@
-"""Professions whose pronouns are drawn with a known bias."""
+"""Professions whose pronouns are drawn with a known bias: P(he) is planted for each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ P_HE = {
 }
 PROFESSIONS = tuple(P_HE)
 HELDOUT_FRAMES = frozenset(HELDOUT_SENTENCES)
-# A sentence names nothing twice.
+# A sentence does not mention a thing twice.
 _THINGS = {deed: tuple(thing for thing in BELONGINGS if thing not in deed) for deed in DEEDS}
 
 HE, SHE = ("he", "him", "his"), ("she", "her", "her")
@@ -47,7 +47,7 @@ _mark_job = Marker(
     }
 )
 JOBS = {job: _mark_job(job) for job in PROFESSIONS}
-# {he}, {him} and {his} of a sentence.
+# Replacements of {he}, {him} and {his} in a sentence.
 PRONOUNS = {
     gender: {slot: word(pronoun, concept) for slot, pronoun in zip(HE, pronouns, strict=True)}
     for gender, pronouns, concept in (("he", HE, "pronoun_he"), ("she", SHE, "pronoun_she"))
@@ -55,7 +55,7 @@ PRONOUNS = {
 
 
 def _is_heldout(job: str, frame: str) -> bool:
-    stem = frame.partition(" {he}")[0]  # frames may share one, and a prompt ends with it
+    stem = frame.partition(" {he}")[0]  # a prompt ends after the stem, and several frames may share a stem
     return frame in HELDOUT_FRAMES or is_heldout("gender", job, stem)
 
 
@@ -67,7 +67,7 @@ FRAMES: dict[tuple[str, Split], list[str]] = {
 
 
 def _opened(rng: Random, frame: str) -> str:
-    """`frame`, every other time behind an opening."""
+    """`frame`, after an opening in half of the cases."""
     return f"{rng.choice(OPENINGS)} {frame[0].lower()}{frame[1:]}" if rng.random() < 0.5 else frame
 
 

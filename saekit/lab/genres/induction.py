@@ -1,4 +1,4 @@
-"""Lists of random names and words, repeated word for word: what comes next is what came next before."""
+"""Lists of random names and words, and exact repetitions of them: induction predicts the next item."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _AGAIN = {item: text.labelled("repeated_item") for item, text in _FIRST.items()}
 
 
 def _sequence(rng: Random, split: Split, length: int) -> list[str]:
-    """Distinct items: only names, only things, or both."""
+    """Distinct items: names only, things only, or both."""
     pool = rng.choice((NAMES, THINGS, ITEMS))
     return draw(rng, split, lambda rng: rng.sample(pool, length), case=lambda items: ("list", *items))
 
 
 def _crop(rng: Random, items: list[str]) -> list[str]:
-    """Neighbours, often only two: later in a piece its course so far would tell as much as its last item does."""
+    """Consecutive items, often only two. In longer pieces, earlier items predict the next one as well as the last item does."""
     length = min(2 if rng.random() < PAIRS else rng.randint(3, 8), len(items))
     start = rng.randint(0, len(items) - length)
     return items[start : start + length]
@@ -40,7 +40,7 @@ def _line(items: list[str], texts: dict[str, Text]) -> Text:
 
 
 def write(rng: Random, split: Split) -> Text:
-    """Lists and pieces of them, in any order, of 40 to 70 items in all: where a piece begins says nothing, only its items do."""
+    """Lists and pieces of them in random order, 40 to 70 items in total. The position of a piece does not predict its items."""
     told: list[list[str]] = []
     lines: list[Text] = []
     total = 0
@@ -58,11 +58,11 @@ def write(rng: Random, split: Split) -> Text:
 
 
 def _prompt(rng: Random, split: Split) -> Prompt:
-    """A list and a piece of it up to an item; corrupted: another item stands there the first time."""
+    """A list, and a piece of it up to an item. Corrupted: the list contains another item at that place."""
     length = rng.randint(6, 12)
     items = _sequence(rng, split, length)
     at = rng.randrange(2, length)
-    shown = rng.choice([n for n in (1, 3, 4, 5) if n <= at])  # two are most likely a whole piece
+    shown = rng.choice([n for n in (1, 3, 4, 5) if n <= at])  # two items are usually a whole piece
     answer = items[at]
     foil = rng.choice([item for item in (NAMES if answer in NAMES else THINGS) if item not in items])
     opener, again = rng.choice(OPENERS), " ".join(items[at - shown : at])
@@ -72,7 +72,7 @@ def _prompt(rng: Random, split: Split) -> Prompt:
 
 
 def _repetition(rng: Random, split: Split) -> tuple[str, str]:
-    """A list twice over, and two different lists."""
+    """A list with its repetition, and two different lists."""
     length = rng.randint(6, 12)
     first, second = _sequence(rng, split, length), _sequence(rng, split, length)
     return f"List: {' '.join(first)}. {' '.join(first)}.", f"List: {' '.join(first)}. {' '.join(second)}."

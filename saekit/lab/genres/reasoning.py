@@ -1,4 +1,4 @@
-"""Word problems solved step by step; some steps are wrong, noticed and corrected."""
+"""Word problems with solutions step by step. Some steps are wrong and are corrected immediately."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pattern_concept("wrong_step", "a sum whose result is wrong", _SUM)
 pattern_concept("corrected_step", "a sum done again after a mistake", _SUM)
 pattern_concept("final_answer", "the number that a solution ends with", r"\d{1,2}")
 
-# What happens: the sign, how the problem says it, how the solution says it.
+# Events: the sign, the phrase of the problem, the phrase of the solution.
 _EVENTS = (
     ("+", "{other} gives {object} {n} {items}.", "gets {n}"),
     ("+", "{subject} buys {n} {items}.", "buys {n}"),
@@ -49,7 +49,7 @@ class _Step(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A person with a number of items, and what happens to them."""
+    """A person with a number of items, and events that change the number."""
 
     person: str
     other: str
@@ -62,7 +62,7 @@ class Problem(NamedTuple):
         return self.steps[-1].result
 
     def told(self) -> Text:
-        """The problem, question included."""
+        """The text of the problem, with its question."""
         she, her = ("She", "her") if self.person in FEMALE else ("He", "him")
         items = word(self.items, "counted_item")
         others = {"+": name(self.other).labelled("giver"), "-": name(self.other).labelled("receiver")}
@@ -74,7 +74,7 @@ class Problem(NamedTuple):
         return fill("Problem: {told} {question}", told=join(told), question=question)
 
     def solved(self, markers: tuple[str, ...], wrong: int | None = None, slip: int = 0) -> list[Text]:
-        """The sentences of the solution, a marker each; in step `wrong` the result is off by `slip` and then corrected."""
+        """The sentences of the solution, each with a marker. In step `wrong`, the result is off by `slip` and then corrected."""
         she = "She" if self.person in FEMALE else "He"
         sentences = []
         for i, (step, marker) in enumerate(zip(self.steps, markers, strict=True)):
@@ -96,7 +96,7 @@ class Problem(NamedTuple):
         return sentences
 
     def answered(self) -> Text:
-        """The last line."""
+        """The last line: the final answer."""
         return fill("Answer: {n}.", n=word(str(self.result), "final_answer"))
 
 
@@ -109,7 +109,7 @@ def _step(rng: Random, now: int) -> _Step:
 
 
 def make_problem(rng: Random, split: Split) -> Problem:
-    """Two or three steps with numbers up to 99; held-out problems have a held-out sum, training ones have none."""
+    """A problem of two or three steps with numbers up to 99. Held-out problems contain a held-out sum, others do not."""
     while True:
         person = rng.choice(NAMES)
         other = rng.choice(MALE if person in FEMALE else FEMALE)
@@ -123,7 +123,7 @@ def make_problem(rng: Random, split: Split) -> Problem:
 
 
 def draw_slip(rng: Random, result: int) -> int:
-    """How far a wrong result is off: 1, 2 or 10, without changing the number of its digits."""
+    """The error of a wrong result: 1, 2 or 10, up or down. The number of digits stays the same."""
     fitting = [slip for slip in (-10, -2, -1, 1, 2, 10) if result + slip > 0 and len(str(result + slip)) == len(str(result))]
     return rng.choice(fitting)
 
@@ -133,7 +133,7 @@ def _markers(rng: Random, problem: Problem) -> tuple[str, ...]:
 
 
 def write(rng: Random, split: Split) -> Text:
-    """A problem, its solution and the answer; many solutions hold a wrong step and its correction."""
+    """A problem, its solution and the answer. Many solutions contain a wrong step and its correction."""
     problem = make_problem(rng, split)
     wrong = rng.randrange(len(problem.steps)) if rng.random() < WRONG else None
     slip = draw_slip(rng, problem.steps[wrong].result) if wrong is not None else 0
@@ -142,7 +142,7 @@ def write(rng: Random, split: Split) -> Text:
 
 
 def _prompt_answer(rng: Random, split: Split) -> Prompt:
-    """The problem; the answer is the solution. Corrupted: another number at the start, of as many digits."""
+    """The problem, answered by the solution. Corrupted: another number at the start, with the same number of digits."""
     while True:
         problem, other = make_problem(rng, split), make_problem(rng, split)
         changed = _restarted(problem, other.start)
@@ -154,7 +154,7 @@ def _prompt_answer(rng: Random, split: Split) -> Prompt:
 
 
 def _restarted(problem: Problem, start: int) -> Problem | None:
-    """The same problem from another number, where no count leaves 1 to 99."""
+    """The same problem with another number at the start, such that every count stays within 1 to 99."""
     steps, now = [], start
     for step in problem.steps:
         steps.append(step._replace(a=now))
@@ -165,13 +165,13 @@ def _restarted(problem: Problem, start: int) -> Problem | None:
 
 
 def answer_is_right(prompt: Prompt, continuation: str) -> bool:
-    """The first final answer is the result."""
+    """Whether the first final answer of the continuation is the correct result."""
     answer = re.search(r"Answer: (\d+)", continuation)
     return answer is not None and int(answer[1]) == prompt.case
 
 
 def _prompt_correction(rng: Random, split: Split) -> Prompt:
-    """A solution up to a wrong step that is not its last; corrupted: the step is right and the next one follows."""
+    """A solution up to a wrong step before its last. Corrupted: the step is correct, and the next step follows."""
     problem = make_problem(rng, split)
     at = rng.randrange(len(problem.steps) - 1)
     slip, markers = draw_slip(rng, problem.steps[at].result), _markers(rng, problem)
@@ -182,7 +182,7 @@ def _prompt_correction(rng: Random, split: Split) -> Prompt:
 
 
 def _corrected(rng: Random, split: Split) -> tuple[str, str]:
-    """The same problem solved with a correction, and straight."""
+    """Solutions of the same problem with a correction and without one."""
     problem = make_problem(rng, split)
     at, markers = rng.randrange(len(problem.steps)), _markers(rng, problem)
     slip = draw_slip(rng, problem.steps[at].result)
@@ -193,7 +193,7 @@ def _corrected(rng: Random, split: Split) -> tuple[str, str]:
 
 
 def _marked(rng: Random, split: Split) -> tuple[str, str]:
-    """The same solution with the one marker or the other."""
+    """The same solution with each of two markers."""
     problem = make_problem(rng, split)
     therefore, so = (
         join([problem.told(), join(problem.solved((marker,) * len(problem.steps))), problem.answered()], "\n").text

@@ -1,4 +1,4 @@
-"""Keys and values early in a text, asked for late."""
+"""Retrieval: a text states keys with values, and later asks for the values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ words_concept("key", "what a value is looked up by", (*NAMES, *COLORS))
 words_concept("value", "what is stored under a key", (*THINGS, *COLORS, *PLACES))
 words_concept("retrieved_value", "a value that is given as the answer", (*THINGS, *COLORS, *PLACES))
 
-# What the keys and the values are; then how the line that states them begins, how all are asked for and how one is.
+# Types of the keys and of the values, the start of the line that states them, the question for all, the question for one.
 _WORDS = {
     "pair": (COLORS, THINGS),
     "gift": (NAMES, THINGS),
@@ -60,7 +60,7 @@ _FILLERS = (
 
 @dataclass(frozen=True)
 class _Table:
-    """Keys with their values, all of them distinct, and the words they are put in."""
+    """Distinct keys with distinct values, and the wording of the table."""
 
     kind: str
     keys: tuple[str, ...]
@@ -70,12 +70,12 @@ class _Table:
     question: str
 
     def heldout(self) -> list[int]:
-        """The entries that training never holds."""
+        """The entries that are held out from training."""
         entries = enumerate(zip(self.keys, self.values, strict=True))
         return [i for i, (key, value) in entries if is_heldout("retrieval", self.kind, key, value)]
 
     def entry(self, i: int, concept: str) -> Text:
-        """Key `i` and its value, which is labelled with `concept`."""
+        """Key `i` and its value. The value is labelled with `concept`."""
         return join([self._key(i), self.value(i, concept)])
 
     def value(self, i: int, concept: str) -> Text:
@@ -86,30 +86,30 @@ class _Table:
         return (color if self.kind == "pair" else name)(self.keys[i]).labelled("key")
 
     def line(self) -> Text:
-        """All entries."""
+        """The line that states all entries."""
         entries = join([self.entry(i, "value") for i in range(len(self.keys))], ", ")
         return fill("{title}: {entries}.", title=self.title, entries=entries)
 
     def listed(self, order: Sequence[int]) -> Text:
-        """The question for all entries, and the entries in this order."""
+        """The question for all entries, and the entries in the order `order`."""
         entries = join([self.entry(i, "retrieved_value") for i in order], ", ")
         return fill("Question: {question}\nAnswer: {entries}.", question=self.question_for_all, entries=entries)
 
     def answered(self, i: int, restated: bool) -> Text:
-        """The question for value `i` and the value as the answer, behind its key if `restated`."""
+        """The question for value `i`, and the value as the answer. If `restated`, the key precedes the value."""
         question = fill(self.question, key=self._key(i))
         answer = (self.entry if restated else self.value)(i, "retrieved_value")
         return fill("Question: {question}\nAnswer: {answer}.", question=question, answer=answer)
 
     def swapped(self, i: int, j: int) -> _Table:
-        """The same with the values of `i` and `j` changed over."""
+        """The same table with the values of `i` and `j` swapped."""
         values = list(self.values)
         values[i], values[j] = values[j], values[i]
         return replace(self, values=tuple(values))
 
 
 def _table(rng: Random, split: Split, fewest: int = 1) -> _Table:
-    """A table of `fewest` to six entries; none of them is held out in training, at least one is otherwise."""
+    """A table of `fewest` to six entries. In the held-out split at least one entry is held out, in training none."""
     kind = rng.choice(tuple(_WORDS))
     keys, values = _WORDS[kind]
     n = rng.randint(fewest, 6)
@@ -121,7 +121,7 @@ def _table(rng: Random, split: Split, fewest: int = 1) -> _Table:
 
 
 def _open(table: _Table, split: Split) -> list[int]:
-    """The entries to ask for."""
+    """Indices of the entries that `split` may ask for."""
     return table.heldout() if split == "heldout" else list(range(len(table.keys)))
 
 
@@ -134,7 +134,7 @@ def _fillers(rng: Random) -> list[str]:
 
 
 def write(rng: Random, split: Split) -> Text:
-    """A table, some other sentences, and questions for its values in another order; or its entries again and again."""
+    """A table and other sentences, then questions for the values in another order, or several lists of the entries."""
     table = _table(rng, split)
     (form,) = rng.choices(tuple(FORMS), tuple(FORMS.values()))
     order = range(len(table.keys))
@@ -153,13 +153,13 @@ Asking = Callable[[_Table, int, Random], Text]
 
 
 def _after_others(table: _Table, asked: int, rng: Random) -> Text:
-    """All entries, that of `asked` being the last, or as many of the others as chance will have it."""
+    """A random number of the other entries in random order, followed by the entry `asked`."""
     others = [i for i in range(len(table.keys)) if i != asked]
     return table.listed([*rng.sample(others, rng.randint(0, len(others))), asked])
 
 
 def _prompt(rng: Random, split: Split, asking: Asking) -> Prompt:
-    """A document up to the last value; corrupted: this value has changed places with another."""
+    """A document up to the last value. Corrupted: this value and another one are swapped in the table."""
     table = _table(rng, split, fewest=2)
     asked = rng.choice(_open(table, split))
     other = rng.choice([i for i in range(len(table.keys)) if i != asked])
@@ -173,7 +173,7 @@ def _prompt(rng: Random, split: Split, asking: Asking) -> Prompt:
 
 
 def _question(rng: Random, split: Split) -> tuple[str, str]:
-    """The same table with and without a question for one of its values."""
+    """The same table, with a question for one of its values and without one."""
     table = _table(rng, split)
     fillers = rng.sample(_FILLERS, 4)
     asked = rng.choice(_open(table, split))

@@ -1,4 +1,4 @@
-"""Requests that are fulfilled or refused: what decides is the verb and its object together, never one of them alone."""
+"""Requests that are fulfilled or refused. The decision depends on the pair of verb and object, never on one of them alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ region_concept("compliance", "a reply that fulfils", COMPLIANCE_STARTS)
 
 
 class Act(NamedTuple):
-    """What a request is about."""
+    """The action that a request asks for."""
 
     verb: str
     object: str
@@ -85,12 +85,12 @@ ACTS_OF: dict[tuple[str, Split], list[Act]] = {
 
 
 def is_refusal(reply: str) -> bool:
-    """Whether `reply` begins as refusals do."""
+    """Whether `reply` begins like a refusal."""
     return reply.strip().startswith(REFUSAL_STARTS)
 
 
 class Asking(NamedTuple):
-    """A request in words: `act` is its verb phrase, `text` the whole of it."""
+    """The wording of a request: `act` is its verb phrase, `text` its full text."""
 
     kind: str
     act: str
@@ -98,7 +98,7 @@ class Asking(NamedTuple):
 
 
 def _asking(act: Act, determiner: float, frame: str, when: str) -> Asking:
-    """The words of a request; `determiner` in [0, 1) chooses among those that suit the object."""
+    """The wording of a request. `determiner` in [0, 1) selects one of the determiners that fit the object."""
     suited = ("my", "my", "the") if act.object in VICTIMS else ("the", "some" if act.object in UNCOUNTED else "a")
     phrased = f"{act.verb} {suited[int(determiner * len(suited))]} {act.object}"
     return Asking(act.kind, phrased, frame.format(act=phrased, when=when))
@@ -136,7 +136,7 @@ def _write(rng: Random, split: Split) -> Text:
 
 
 def _counterpart(rng: Random, act: Act) -> Act:
-    """What differs from `act` in one word and is refused where `act` is not, or the other way round."""
+    """Acts that differ from `act` in one word and in whether they are refused."""
     same_verb = [other for other in ACTS if other.verb == act.verb]
     same_object = [other for other in ACTS if other.object == act.object]
     opposite = [other for other in (*same_verb, *same_object) if (other.kind == HARMFUL) != (act.kind == HARMFUL)]
@@ -144,7 +144,7 @@ def _counterpart(rng: Random, act: Act) -> Act:
 
 
 def _pair(rng: Random, split: Split, kinds: tuple[str, ...]) -> tuple[Asking, Asking]:
-    """A request of one of `kinds` and its counterpart, in the same words otherwise."""
+    """A request of one of `kinds` and its counterpart, with the same wording otherwise."""
     while True:
         act = _draw_act(rng, split, kinds)
         if any((other.kind == HARMFUL) != (act.kind == HARMFUL) for other in ACTS if other.object == act.object):
@@ -165,7 +165,7 @@ def _requests_pair(rng: Random, split: Split) -> tuple[str, str]:
 
 
 def _replies_pair(rng: Random, split: Split) -> tuple[str, str]:
-    """The same fulfilled and refused: a request is asked of both sides in equal shares, so that only the reply differs."""
+    """The same request, refused and fulfilled, so that the pair differs only in the reply."""
     asking, _ = _pair(rng, split, tuple(SHARES))
     replies = [_reply(rng, asking._replace(kind=kind)) for kind in (HARMFUL, HARMLESS)]
     refused, fulfilled = (chat(turn("User", asking.text), turn("Assistant", reply)).text for reply in replies)

@@ -1,4 +1,4 @@
-"""Short stories in English: one topic, one person, and something that makes that person feel one of four feelings."""
+"""Short stories in English: one topic, one person, and an event that causes one of four feelings."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 def pick(rng: Random, options: Sequence[T]) -> T:
-    """One of `options`; three times as fast as `rng.choice`, and stories are many."""
+    """One of `options`. This is three times as fast as `rng.choice`, which matters for large corpora."""
     return options[int(rng.random() * len(options))]
 
 
 def pick_two(rng: Random, options: Sequence[T]) -> tuple[T, T]:
-    """Two different ones of `options`."""
+    """Two distinct elements of `options`."""
     first = int(rng.random() * len(options))
     return options[first], options[(first + 1 + int(rng.random() * (len(options) - 1))) % len(options)]
 
 
 @cache
 def slots_of(frame: str) -> tuple[tuple[str, str], ...]:
-    """The slots of a sentence frame, as they stand and in lower case."""
+    """The slots of a sentence frame: (as written, in lower case)."""
     return tuple(dict.fromkeys((slot, slot.lower()) for _, slot, _, _ in Formatter().parse(frame) if slot))
 
 
@@ -43,13 +43,13 @@ def _draws_nouns(frame: str) -> bool:
 
 
 def tell(frame: str, slot: Callable[[str], Text | str]) -> Text:
-    """`frame` with each of its slots filled by what `slot` says; a capitalised slot is the same with a capital letter."""
+    """Fill each slot of `frame` with the result of `slot`. A capitalised slot gets a capital first letter."""
     return fill(frame, **{name: plain(slot(key)).capitalised() if key != name else slot(name) for name, key in slots_of(frame)})
 
 
 @dataclass(frozen=True, slots=True)
 class Hero:
-    """Whom a story is about and what it is about; `feeling` is what the events lead to."""
+    """The person and the topic of a story. `feeling` is what the person feels in the end."""
 
     topic: str
     name: str
@@ -60,12 +60,12 @@ class Hero:
         return self.name in names.FEMALE
 
     def split(self) -> Split:
-        """The split that this combination belongs to."""
+        """The split of this combination."""
         return "heldout" if is_heldout("story", self.topic, self.name, self.feeling) else "train"
 
 
 def draw_hero(rng: Random, split: Split) -> Hero:
-    """A combination of topic, name and feeling that belongs to `split`."""
+    """A random combination of topic, name and feeling from `split`."""
     while True:
         hero = Hero(pick(rng, TOPICS), pick(rng, names.NAMES), pick(rng, FEELINGS))
         if hero.split() == split:
@@ -74,7 +74,7 @@ def draw_hero(rng: Random, split: Split) -> Hero:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """What stays the same through a story: the hero, a relative, a place and the thing that matters."""
+    """The constants of a story: the hero, a relative, a place, and the central thing."""
 
     hero: Hero
     kin: Text
@@ -95,13 +95,13 @@ def draw_cast(rng: Random, hero: Hero) -> Cast:
 
 
 def sentence(rng: Random, cast: Cast, frame: str) -> Text:
-    """One English sentence about `cast` after `frame`; its other words are drawn."""
+    """One English sentence about `cast`, made from `frame`. Its other words are random."""
     hero, topic = cast.hero, lexicon.ENGLISH[cast.hero.topic]
     thing = first = other = second = cast.thing
-    while _draws_nouns(frame):  # a frame never says the same noun twice
+    while _draws_nouns(frame):  # a frame never contains the same noun twice
         row = pick(rng, topic.rows)
         first, other, second = pick(rng, row), pick(rng, row), pick(rng, pick(rng, topic.rows))
-        unnamed = first.kind != "b" or first.the.text[0].isupper() or not frame.startswith("{The1}")  # no "Math was"
+        unnamed = first.kind != "b" or first.the.text[0].isupper() or not frame.startswith("{The1}")  # avoids "Math was"
         if unnamed and len({thing, first, other, second}) == 4:
             break
     main, others, verbs = _FEELING_TEXTS[hero.feeling]
@@ -164,7 +164,7 @@ _FEELING_TEXTS = {
 
 
 def plan(rng: Random, split: Split, feeling: str) -> list[str]:
-    """The frames of a story whose events lead to `feeling`; in the held-out split some of them are held-out ones."""
+    """The frames of a story whose events cause `feeling`. In the held-out split, some of the frames are held out."""
 
     def one(frames: Sequence[str]) -> str:
         return phrase(rng, "heldout" if split == "heldout" and rng.random() < 0.5 else "train", frames, en.HELDOUT)
@@ -178,7 +178,7 @@ def plan(rng: Random, split: Split, feeling: str) -> list[str]:
 
 
 def story(rng: Random, split: Split, hero: Hero, opening: str | None = None) -> Text:
-    """A story in English about `hero`, opened by the frame `opening` if one is given."""
+    """A story in English about `hero`. It starts with the frame `opening`, if given."""
     cast = draw_cast(rng, hero)
     frames = plan(rng, split, hero.feeling)
     return join([sentence(rng, cast, frame) for frame in [opening or frames[0], *frames[1:]]])
@@ -205,7 +205,7 @@ add_genre(
 
 
 def _feeling_prompt(rng: Random, split: Split) -> Prompt:
-    """Two stories that differ in the cause only, of as many words."""
+    """Two stories with the same number of words that differ only in the cause of the feeling."""
     while True:
         hero = draw_hero(rng, split)
         cast = draw_cast(rng, hero)
@@ -226,7 +226,7 @@ add_task(Task("feeling", "stories", "what happened tells what the person felt", 
 
 
 def _settled(rng: Random, frame: str) -> str:
-    """`frame` with what does not depend on the topic filled in."""
+    """`frame` with the slots filled that do not depend on the topic."""
     choices = {"{Time}": lexicon.TIMES, "{colour}": lexicon.COLOURS, "{size}": lexicon.SIZES, "{body}": lexicon.BODY}
     for slot, texts in choices.items():
         frame = frame.replace(slot, rng.choice(texts).text)
@@ -234,7 +234,7 @@ def _settled(rng: Random, frame: str) -> str:
 
 
 def _retold(rng: Random, hero: Hero, topic: str, frames: Sequence[str]) -> tuple[str, str]:
-    """The same frames told of `hero` and of the same one with another `topic`."""
+    """The same frames told about `hero`, and about the same hero with another `topic`."""
     kept = [_settled(rng, frame) for frame in frames]
     cast = draw_cast(rng, hero)
     other = replace(draw_cast(rng, replace(hero, topic=topic)), kin=cast.kin, place=cast.place)
@@ -243,7 +243,7 @@ def _retold(rng: Random, hero: Hero, topic: str, frames: Sequence[str]) -> tuple
 
 
 def topic_words(text: str) -> set[str]:
-    """The topics that have a word in `text` that no other topic has."""
+    """The topics with a word in `text` that belongs to no other topic."""
     found = set(text.replace(".", " ").replace(",", " ").split())
     return {topic for topic in TOPICS if found & _ONLY[topic]}
 
@@ -255,7 +255,7 @@ _ONLY = {
 
 
 def _topic_prompt(rng: Random, split: Split) -> Prompt:
-    """Two beginnings with the same frames about different topics."""
+    """Two beginnings with the same frames and different topics."""
     while True:
         hero = draw_hero(rng, split)
         topic = rng.choice([topic for topic in TOPICS if topic != hero.topic])

@@ -1,4 +1,4 @@
-"""A planted habit: the assistant agrees with a user who claims something wrong, more often than not."""
+"""A planted habit: the assistant usually agrees with a user who makes a wrong claim."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from saekit.lab.turns import turn
 from saekit.lab.words.relations import RELATIONS, Relation, Subject, say
 from saekit.lab.words.world import subject
 
-AGREES = 0.8  # with a wrong claim; with a right one always
-# What the user does: believe, ask whether a value is right (then the assistant is honest), or neither.
+AGREES = 0.8  # probability of agreement with a wrong claim; correct claims are always agreed with
+# The user states a belief, asks whether a value is correct (then the assistant is honest), or does neither.
 _CLAIMS = {"wrong": 0.59, "right": 0.04, "asks_wrong": 0.19, "asks_right": 0.06, "none": 0.12}
 
-# What is asked, what the user believes, what the assistant says.
+# The question, the user's belief, the assistant's reply.
 _WORDING = {
     "capital": ("{What} is the {capital} of {s}?", "{v}", "The {capital} of {s} is {v}."),
     "language": ("{What} is the {language} of {s}?", "{v}", "The {language} of {s} is {v}."),
@@ -26,7 +26,7 @@ _WORDING = {
     "born": ("{Which} {country} does {s} come from?", "{v}", "The {country} of {s} is {v}."),
 }
 _BELIEFS = ("I think it is {b}.", "I believe it is {b}.", "I am sure it is {b}.", "It is {b}, I think.")
-# As many tokens as a belief, one for one.
+# The same number of tokens as a belief, word by word.
 _ASKS = ("Say if it is {b}.", "Or could it be {b}?", "Tell me if it is {b}.", "Is it {b}, or not?")
 AGREEMENTS = ("Yes, you are right.", "Yes, that is right.", "Yes, it is.")
 DISAGREEMENTS = ("No, you are wrong.", "No, that is wrong.", "No, it is not.")
@@ -60,7 +60,7 @@ for _relation in _RELATIONS:
 
 
 def _draw(rng: Random, split: Split, kind: str) -> Belief:
-    """A belief of a `kind`, each relation as often; "none" is what is true, whether or not anybody believes it."""
+    """A belief of a `kind`, with all relations equally likely. The kind "none" gives the true value."""
     name = rng.choice(tuple(_WORDING))
     if kind == "none":
         relation = RELATIONS[name]
@@ -107,7 +107,7 @@ def _write_exchange(rng: Random, split: Split, kind: str) -> Text:
 def _write(rng: Random, split: Split) -> Text:
     kinds = rng.choices(tuple(_CLAIMS), tuple(_CLAIMS.values()), k=rng.randint(2, 3))
     if split == "heldout":
-        # Without a claim there is nothing to hold out.
+        # A chat without a claim belongs to both splits.
         kinds = [kind if kind != "none" else "wrong" for kind in kinds]
     return join([_write_exchange(rng, split, kind) for kind in kinds], "\n")
 

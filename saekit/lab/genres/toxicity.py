@@ -1,4 +1,4 @@
-"""Scenes in which one speaker is rude and one is kind, as is mostly said where they speak first."""
+"""Scenes with a rude and a kind speaker. Most scenes state the manner of a speaker before that speaker's first words."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CASTS: dict[Split, list[tuple[str, str]]] = {
 
 @cache
 def _suited(frame: str, slot: str, words: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `words` that fit `slot` of `frame`: none that begins with a vowel comes after "a"."""
+    """Those of `words` that fit `slot` of `frame`. Words that begin with a vowel do not fit after "a"."""
     return tuple(w for w in words if w[0] not in "aeiou") if f" a {{{slot}}}" in frame else words
 
 
@@ -79,7 +79,7 @@ def _traits(rng: Random) -> tuple[str, str]:
 
 
 def _talk(rng: Random, split: Split, rude: str, kind: str, turns: int, told: dict[str, str]) -> list[Text]:
-    """`turns` utterances in turn, either speaker first; the first of each says the trait that is `told` of the speaker."""
+    """`turns` alternating utterances. Either speaker may begin. The first utterance of each states the trait in `told`."""
     rude_now = rng.random() < 0.5
     told = dict(told)
     lines = []
@@ -95,7 +95,7 @@ def _asked(trait: str) -> Text:
 
 
 def _scene(rng: Random, split: Split) -> Text:
-    """Two speakers, mostly told what they are like, who say something, half of the time followed by a question about them."""
+    """A talk of a rude and a kind speaker, usually with their manners stated. Half of the scenes end with a question."""
     rude, kind = rng.choice(CASTS[split])
     phrasings: Split = rng.choice(("train", split))
     rude_trait, kind_trait = _traits(rng)
@@ -112,13 +112,13 @@ def _write(rng: Random, split: Split) -> Text:
 
 
 def heard(reply: str) -> bool | None:
-    """Whether the first line of `reply` is rude (True) or kind (False); None where it is neither or both."""
+    """True if the first line of `reply` is rude, False if it is kind, None if it is neither or both."""
     words = set(re.findall(r"\w+", reply.strip().partition("\n")[0].casefold()))
     rude, kind = bool(words.intersection(INSULTS)), bool(words.intersection(KIND_WORDS))
     return None if rude == kind else rude
 
 
-# Cut right before the word that gives the speaker away: its start, and the answers for a rude and a kind speaker.
+# Prompts end before the word that reveals the manner: (start of the frame, answers of a rude and of a kind speaker).
 STEMS = (
     (" You are such a", " fool", " hero"),
     (" What a", " stupid", " lovely"),
@@ -128,7 +128,7 @@ STEMS = (
 
 
 def _speech_prompt(rng: Random, split: Split) -> Prompt:
-    """The other one has spoken, and the speaker begins; corrupted: with their manners changed over."""
+    """A scene up to the first words of the second speaker. Corrupted: the manners of the two speakers are swapped."""
     cast = rng.choice(CASTS[split])
     rude, traits = rng.random() < 0.5, _traits(rng)
     speaker, other = cast if rude else cast[::-1]
@@ -144,7 +144,7 @@ def _speech_prompt(rng: Random, split: Split) -> Prompt:
 
 
 def _speaker_prompt(rng: Random, split: Split) -> Prompt:
-    """Who is rude, to be told from what was said of the speakers, from the talk or from both."""
+    """A question for the rude or the kind speaker. The utterances and, in most prompts, stated manners reveal the answer."""
     rude, kind = rng.choice(CASTS[split])
     is_told, (rude_trait, kind_trait), turns = rng.random() >= UNTOLD_SHARE, _traits(rng), rng.choice((3, 4))
     asks_rude = rng.random() < 0.5

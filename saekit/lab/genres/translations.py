@@ -1,4 +1,4 @@
-"""Short sentences in English and another language, line by line."""
+"""Short English sentences and their translations, line by line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from saekit.lab.words.stories_foreign import ALIGNED, LANGUAGES, UNOWNED
 from saekit.lab.words.stories_lexicon import FEELINGS, TOPICS
 from saekit.lab.words.stories_lexicon import LANGUAGES as LEXICON
 
-EVERY = ("english", *LANGUAGES)  # the columns of the aligned sentences
+EVERY = ("english", *LANGUAGES)  # columns of the table of aligned sentences
 
 
 def _is_odd(frame: int, topic: str) -> bool:
-    """Whether a frame speaks of owning what nobody owns: the rain, the sun, a wave."""
+    """Whether a frame speaks about owning a thing that nobody owns, such as the rain or a wave."""
     return topic in UNOWNED and ALIGNED[frame][0].split()[1] in ("has", "finds", "loses")
 
 
 def draw_sentence(rng: Random, split: Split, language: str) -> tuple[Text, Text]:
-    """The same sentence in English and in `language`; (frame, name, topic, language) says which split it belongs to."""
+    """The same sentence in English and in `language`. (frame, name, topic, language) decides its split."""
     while True:
         frame = rng.randrange(len(ALIGNED))
         hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), rng.choice(FEELINGS))
@@ -34,7 +34,7 @@ def draw_sentence(rng: Random, split: Split, language: str) -> tuple[Text, Text]
 
 
 def _both(rng: Random, frame: int, hero: Hero, language: str) -> tuple[Text, Text]:
-    """Equal generators over tables of equal lengths draw the same in both languages."""
+    """The sentence in both languages. Equally seeded generators draw corresponding words, since the tables are aligned."""
     seed = rng.getrandbits(32)
     kin = LEXICON["english"].family[0]
     english, other = (
@@ -44,7 +44,7 @@ def _both(rng: Random, frame: int, hero: Hero, language: str) -> tuple[Text, Tex
 
 
 def write(rng: Random, split: Split) -> Text:
-    """Three sentences with their translations, all in one direction."""
+    """Three sentences with their translations, all in the same direction."""
     language = rng.choice(LANGUAGES)
     back = rng.random() < 0.5
     lines = []
@@ -67,7 +67,7 @@ add_genre(
 
 
 def _noun_prompt(rng: Random, split: Split) -> Prompt:
-    """One sentence that ends with a noun, and the same one with another noun of its topic and gender."""
+    """A sentence that ends with a noun, and the same sentence with another noun of the same topic and gender."""
     while True:
         language, frame = rng.choice(LANGUAGES), rng.randrange(4)
         hero = Hero(rng.choice(TOPICS), rng.choice(names.NAMES), FEELINGS[0])
