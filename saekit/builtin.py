@@ -34,7 +34,7 @@ def model_folder(name: str = NAME) -> Path:
     folder = PACKAGE / _FOLDERS[name]
     if not (folder / "config.json").exists():
         raise ModelNotFound(
-            f"This installation lacks the files of the model {name!r}: {folder} is not there.",
+            f"The files of the model {name!r} are missing: {folder} does not exist.",
             "Install saekit again, or train a laboratory with scripts/train_lab.py and give its folder.",
         )
     warn_if_shadowing(name)

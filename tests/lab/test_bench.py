@@ -106,7 +106,7 @@ def test_unfit_prompts_are_dropped_and_a_task_that_runs_out_says_why(tiny_lab: P
     with pytest.raises(ConfigError, match="has only 5 prompts") as caught:
         lab.task("few", 6)
     assert "of unequal length" in str(caught.value)
-    assert "like its foil" in str(caught.value)
+    assert "equal to its foil" in str(caught.value)
     assert "seen before" in str(caught.value)
 
 

@@ -83,10 +83,10 @@ def test_some_concepts_in_a_given_order(tiny_lab: Path) -> None:
         lab.label(documents, concepts=["bird"])
 
 
-def test_a_tokenizer_that_cannot_tell_characters() -> None:
+def test_a_tokenizer_without_character_offsets_is_refused() -> None:
     class Slow:
         def __call__(self, *_: object, **__: object) -> None:
             raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
 
-    with pytest.raises(ConfigError, match="which characters"):
+    with pytest.raises(ConfigError, match="no character offsets"):
         lab.label(lab.documents(n=1), Slow())

@@ -52,7 +52,7 @@ def concept_detection(
     """Measure how well each feature tells the tokens of each of `concepts` from all others.
 
     Raises:
-        ConfigError: the tokenizer does not tell which characters a token covers.
+        ConfigError: the tokenizer gives no character offsets.
     """
     from saekit.lab import label
 

@@ -52,7 +52,7 @@ def concept_recovery(
 
     Raises:
         CorpusError: there are fewer than two documents.
-        ConfigError: the tokenizer does not tell which characters a token covers.
+        ConfigError: the tokenizer gives no character offsets.
     """
     from saekit.lab import label
 

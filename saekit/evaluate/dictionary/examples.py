@@ -73,7 +73,7 @@ def token_examples(
 
     Raises:
         CorpusError: there are fewer than two documents, or no span is labelled.
-        ConfigError: the tokenizer does not tell which characters a token covers.
+        ConfigError: the tokenizer gives no character offsets.
     """
     if len(documents) < 2:
         raise CorpusError("Two documents at least are needed: one to train probes on, one to test them on.")
