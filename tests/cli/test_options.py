@@ -56,7 +56,7 @@ def test_every_option_is_described(name: str) -> None:
 def test_help_has_an_example_and_fits_the_terminal(
     saekit: Saekit, name: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.cli.conftest.WIDTH", str(width))
+    monkeypatch.setattr("tests.kit.commands.WIDTH", str(width))
     outcome = saekit(*name.split(" "), "--help")
     assert outcome.status == 0
     assert f"Example: saekit {name}" in " ".join(outcome.stdout.split())
