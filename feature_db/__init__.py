@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from feature_db.db import FeatureDB
     from feature_db.index.accumulators import BuildConfig
     from feature_db.index.indexing import build
-    from feature_db.labels.rules import Label
+    from feature_db.labels.evidence import Label
     from feature_db.records import FeatureRecord, Hit
 
 __all__ = ["BuildConfig", "FeatureDB", "FeatureRecord", "Hit", "Label", "build"]
@@ -23,7 +23,7 @@ __getattr__ = attributes(
         "FeatureDB": "feature_db.db",
         "FeatureRecord": "feature_db.records",
         "Hit": "feature_db.records",
-        "Label": "feature_db.labels.rules",
+        "Label": "feature_db.labels.evidence",
         "build": "feature_db.index.indexing",
     },
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db import current, set_aside, stored, vectors, verification
 from feature_db.arguments import unicode, whole
-from feature_db.connections import Connections
-from feature_db.edits import Edits
 from feature_db.errors import typed
-from feature_db.labels.rules import HUMAN, HUMAN_RANK, Label
+from feature_db.labels.evidence import Label
+from feature_db.labels.rules import HUMAN, HUMAN_RANK
 from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
-from feature_db.search.search import SIGNALS, Filter, fired_by_query, query_words, search
-from feature_db.store import read, schema
+from feature_db.search.lookup import Lookup, Model
+from feature_db.search.query import Filter, query_words
+from feature_db.search.search import chosen_signals, search
+from feature_db.store import current, read, schema, set_aside, stored, vectors, verification
+from feature_db.store.connections import Connections
+from feature_db.store.edits import Edits
 from feature_db.store.tables import add_labels, next_id, refresh_fts
 from saekit.errors import StoreMismatch, UnknownRef, UnknownSite
 
@@ -232,7 +233,7 @@ class FeatureDB:
         kinds: str | Sequence[str] | None = None,
         density: tuple[float, float] = (0.0, 1.0),
         live: bool = True,
-        by: str | Sequence[str] = SIGNALS,
+        by: str | Sequence[str] | None = None,
         lm: LanguageModel | None = None,
         sae: SAE | None = None,
     ) -> list[Hit]:
@@ -245,8 +246,8 @@ class FeatureDB:
             kinds: only these kinds: word, piece, class, context, output, dense (dead with `live=False`).
             density: only features that fire on a share of tokens within this range.
             live: leave out features that never fired.
-            by: only these signals: fires_word, peaks, before, context, promotes, label, text, deep; and, only when named,
-                suppresses.
+            by: only these signals, by their names in :data:`feature_db.search.SIGNALS`: fires_word, peaks, before, context,
+                promotes, label, text, deep, suppresses. None: all but suppresses.
             lm, sae: also run the query through the model and the dictionary at `site`; features that fire there count too.
 
         Raises:
@@ -256,43 +257,24 @@ class FeatureDB:
             ConfigError: there is no such signal or kind, `k` is no whole number, or the query has too many words.
             DatabaseError: the file is damaged.
         """
-        k, words = whole(k, "k"), query_words(query)
+        k, words, signals = whole(k, "k"), query_words(query), chosen_signals(by)
         place = site if site is not None else sae.cfg.site if sae is not None else None
-        chosen = [self._sae(place)] if place is not None else self.saes()
-        wanted = Filter(
-            saes=[each.id for each in chosen],
-            kinds=[kinds] if isinstance(kinds, str) else kinds,
-            density=density,
-            live=live,
-            signals=[by] if isinstance(by, str) else by,
-        )
+        saes = [self._sae(place)] if place is not None else self.saes()
+        chosen = Filter([each.id for each in saes], [kinds] if isinstance(kinds, str) else kinds, density, live)
         if place is None:
             self.check_current()
-        if not chosen or k < 1:
+        if not saes or k < 1:
             return []
-        deep = self._deep(lm, sae, chosen[0], query) if lm is not None and sae is not None else ()
+        model = None
+        if lm is not None and sae is not None:
+            if sae.fingerprint() != saes[0].fingerprint:
+                raise StoreMismatch(
+                    f"The given dictionary is not the one whose features are indexed at {saes[0].site}.",
+                    f"Run `saekit index WORKSPACE --site {saes[0].site}`; labels by people are kept.",
+                )
+            model = Model(lm, sae, saes[0])
         with self._reading() as db:
-            return search(db, words, k, wanted, deep)
-
-    def _deep(self, lm: LanguageModel, sae: SAE, indexed: IndexedSAE, query: str) -> list[tuple[int, float, float]]:
-        """Features that the query itself makes fire, weighted by how rarely they do."""
-        if sae.fingerprint() != indexed.fingerprint:
-            raise StoreMismatch(
-                f"The given dictionary is not the one whose features are indexed at {indexed.site}.",
-                f"Run `saekit index WORKSPACE --site {indexed.site}`; labels by people are kept.",
-            )
-        found = []
-        rarest = math.log(max(indexed.n_tokens, 2))
-        fired = fired_by_query(lm, sae, indexed.site, query)
-        with self._reading() as db:
-            for number, value in fired:
-                identity = schema.feature_id(indexed.id, number)
-                row = db.execute("SELECT density, max FROM feature WHERE id = ?", (identity,)).fetchone()
-                density, largest = stored.row(f"feature {number} of {indexed.site}", row, stored.REAL, stored.REAL)
-                if density > 0 and largest > 0:
-                    share = min(value / largest, 1.0)
-                    found.append((identity, share * min(math.log(1 / density) / rarest, 1.0), share))
-        return found
+            return search(Lookup(db, chosen, query, model=model), words, k, signals)
 
     # Labels and lists
 

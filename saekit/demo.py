@@ -166,7 +166,7 @@ def topic(query: str, *, laboratory: bool) -> Topic:
 
         if (concept := CONCEPTS.get(query)) is not None and concept.words:
             return Topic(" ".join(concept.words[:_QUERY_WORDS]), concept.words, query)
-    from feature_db.search.search import query_words
+    from feature_db.search import query_words
 
     if not query.strip():
         raise ConfigError("A query has no word.", 'Give one or more --query "WORDS".')

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.index import kernels
-from feature_db.index.statistics import BINS
-from feature_db.index.words import CLASSES
+from feature_db.labels.rules import LABEL_METHODS
+from feature_db.labels.token_classes import CLASSES
+from feature_db.store.examples import MAX_BYTES
+from feature_db.store.statistics import BINS
+from saekit.errors import ConfigError
 
 if TYPE_CHECKING:
     from feature_db.index.words import Reading
@@ -36,6 +39,20 @@ class BuildConfig:
     """Tokens, words and following words tracked a feature; one with more than 1/slots of its activation is never missed."""
     batch_tokens: int = 16384
     """Tokens encoded at a time."""
+    labels: tuple[str, ...] | None = None
+    """Label methods to run, by name in :data:`feature_db.labels.rules.LABEL_METHODS`; None: all."""
+
+    def __post_init__(self) -> None:
+        for name in self.labels or ():
+            LABEL_METHODS.find(name)
+        windows = self.top + 10 * self.per_decile
+        if min(self.top, self.slots, self.batch_tokens) < 1 or min(self.before, self.after, self.per_decile, self.sample) < 0:
+            raise ConfigError("BuildConfig has a number that is too small.", "top, slots and batch_tokens are at least 1.")
+        if windows * (self.before + self.after + 16) * 8 > MAX_BYTES:
+            raise ConfigError(
+                f"{windows} examples of {self.before + self.after + 1} tokens a feature do not fit into {MAX_BYTES >> 20} MiB.",
+                "Keep fewer or shorter examples.",
+            )
 
 
 class Block(NamedTuple):
@@ -65,7 +82,7 @@ class Moments(NamedTuple):
     square: NDArray[np.float64]
     largest: NDArray[np.float32]
     histogram: NDArray[np.uint32]
-    """(F, BINS), see :func:`feature_db.index.statistics.bin_edges`."""
+    """(F, BINS), see :func:`feature_db.store.statistics.bin_edges`."""
     classes: NDArray[np.int64]
     """(F, classes) tokens of each class of :data:`feature_db.index.words.CLASSES` on which it fires."""
 

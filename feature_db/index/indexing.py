@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feature_db import connections, current
 from feature_db.db import FeatureDB
 from feature_db.index.accumulators import Accumulators, Block, BuildConfig
 from feature_db.index.projection import promoted, to_residual
 from feature_db.index.rows import Rows
-from feature_db.index.terms import TermStat
 from feature_db.index.words import Vocabulary, Words
-from feature_db.store import schema
-from feature_db.store.write import Entry, write
-from feature_db.vectors import write as write_vectors
+from feature_db.index.write import Entry, write
+from feature_db.labels.evidence import TermStat
+from feature_db.store import connections, current, schema
+from feature_db.store.vectors import write as write_vectors
 from saekit import files
 from saekit.activations.loader.source import HELDOUT, Split, check_split, in_split
 from saekit.errors import DatabaseError, NonFiniteActivations, StoreMismatch

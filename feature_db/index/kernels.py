@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from feature_db.index.statistics import BINS, LOWEST
+from feature_db.store.statistics import BINS, LOWEST
+from saekit.hashing import FIRST, GOLDEN, SECOND
 
 if TYPE_CHECKING:
     from feature_db.index.accumulators import Block, Hitters, Moments, Scratch, Windows
@@ -24,10 +25,10 @@ _BIN_OFFSET = (127 + LOWEST) * 8
 
 @njit(cache=True, nogil=True)
 def _mix(x: np.uint64) -> np.uint64:
-    """SplitMix64: a 64-bit hash of a 64-bit number."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """SplitMix64 of one number, compiled; equals :func:`saekit.hashing.splitmix64`."""
+    x = x + np.uint64(GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND)
     return x ^ (x >> np.uint64(31))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feature_db.index.terms import TermStat
+from feature_db.labels.evidence import TermStat
 from saekit.errors import UnknownSite
 
 if TYPE_CHECKING:

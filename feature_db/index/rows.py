@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_db.index.accumulators import Accumulators
-from feature_db.index.statistics import pack_histogram, quantiles, wilson
-from feature_db.index.terms import Lexicon, TermStat, fired, in_examples
+from feature_db.index.choose import choose
+from feature_db.index.terms import Lexicon, fired, in_examples
 from feature_db.index.words import Words
-from feature_db.labels.rules import Evidence, Label, automatic, kind
-from feature_db.store.examples import TOP, Window, choose, pack
+from feature_db.labels.evidence import Evidence, Label, TermStat
+from feature_db.labels.rules import automatic, kind
+from feature_db.store.examples import TOP, Window, pack
+from feature_db.store.statistics import pack_histogram, quantiles, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +113,7 @@ class Rows:
         for i, f in enumerate(range(block.start, block.stop)):
             count = int(m.firing[f])
             stats = [stat for role in by_role for stat in role[i]] + projected.get(f, [])
-            labels = automatic(self._evidence(f, stats)) if count else []
+            labels = automatic(self._evidence(f, stats), config.labels) if count else []
             windows = choose(a.top, a.sample, f, deciles[i], config.per_decile)
             density = count / max(n, 1)
             yield FeatureRow(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from feature_db.labels.evidence import TermStat
 
 if TYPE_CHECKING:
     from feature_db.index.accumulators import Accumulators, Hitters, Windows
@@ -15,18 +17,6 @@ if TYPE_CHECKING:
 KEEP = {"fires_word": 24, "fires_token": 12, "peaks": 8, "before": 8, "context": 16}
 LEAST_SHARE = 0.005
 LEAST_SCORE = {"before": 0.03, "peaks": 0.05, "context": 0.1}
-
-
-class TermStat(NamedTuple):
-    """A row of `token_stat`. `item` is a token id for promotes, suppresses and fires_token, else a word's number."""
-
-    role: str
-    item: int
-    value: float
-    rate: float | None
-    peak: float | None
-    hits: int | None
-    score: float
 
 
 @dataclass

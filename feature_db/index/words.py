@@ -15,23 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.labels.token_classes import BIT
+
 MAX_FORMS = 1 << 20
 MAX_WORD_TOKENS = 16
 
-# Classes of a token in its text, in the order of their bits, and what one that fires on nothing else fires on.
-CLASSES = {
-    "capitalised": "capitalised words",
-    "upper": "words in capitals",
-    "digits": "digits",
-    "punctuation": "punctuation",
-    "quote": "quotation marks",
-    "newline": "line breaks",
-    "first_piece": "first pieces of longer words",
-    "later_piece": "later pieces of words",
-    "first_token": "the first token of a context",
-    "sentence_start": "first words of sentences",
-}
-BIT = {name: 1 << i for i, name in enumerate(CLASSES)}
 _QUOTES = frozenset("\"'“”‘’«»„`")
 
 
@@ -129,7 +117,7 @@ class Reading:
     next_word: NDArray[np.int32]
     """Word that begins at the next row of the piece, -1 where none does."""
     classes: NDArray[np.int32]
-    """Bits of :data:`CLASSES`."""
+    """Bits of :data:`feature_db.labels.token_classes.CLASSES`."""
 
 
 @dataclass

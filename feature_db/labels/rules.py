@@ -1,71 +1,36 @@
-"""Labels that cost nothing: what a feature fires on, before, amid and promotes, said in a few words and scored on the pass.
+"""Labels made by rules: what a feature fires on, before, amid and promotes, said in a few words and scored on the pass.
 
-A labeller is any function from :class:`Evidence` to labels; :data:`AUTOMATIC` lists those that run at build time. Others (token
-changes measured with the model, language models) can be run later and stored with :meth:`FeatureDB.add_labels`.
+A label method is a function from :class:`Evidence` to labels, and a row of :data:`LABEL_METHODS`. Labels of other origin (people,
+language models) are stored with :meth:`feature_db.FeatureDB.add_labels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from feature_db.index.terms import TermStat
-from feature_db.index.words import CLASSES
+from feature_db.labels.evidence import Evidence, Label
+from feature_db.labels.token_classes import CLASSES
+from saekit.plugins import Registry
 
 HUMAN = "human"
 HUMAN_RANK = 100.0
-"""A human label is shown before any other. Automatic ones have ranks up to 1; what lies between is for models."""
-# Which kind of feature the label that is shown makes it.
-KINDS = {
-    "words": "word",
-    "pieces": "piece",
-    "peaks": "word",
-    "class": "class",
-    "before": "context",
-    "context": "context",
-    "promotes": "output",
-}
-ALL_KINDS = (*dict.fromkeys(KINDS.values()), "dense", "dead")
+"""A human label is shown before any other. Labels by rules have ranks up to 1; ranks between are for models."""
 DENSE = 0.1
+"""Density from which a feature without a clear label is called dense."""
 
 
 @dataclass(frozen=True)
-class Label:
-    """One description of a feature."""
+class LabelMethod:
+    """A row of :data:`LABEL_METHODS`."""
 
-    method: str
-    """How it was found: `human`, `words`, `pieces`, `peaks`, `class`, `before`, `context`, `promotes`, ..."""
-    text: str
-    rank: float = 0.0
-    """The label with the highest is shown."""
-    keywords: str = ""
-    """What a search sees of it. A template's fixed words would match every feature, so they are not in here."""
-    scores: dict[str, float] = field(default_factory=dict)
-    model: str | None = None
-    prompt: str | None = None
-    """Hash of the prompt, for labels that a model wrote."""
-
-
-@dataclass
-class Evidence:
-    """What is known about one feature."""
-
-    stats: dict[str, list[TermStat]]
-    """Rows of `token_stat` by role."""
-    text: Callable[[str, int], str]
-    """Text of a row's item: (role, item)."""
-    occurrences: Callable[[str, int], int]
-    count: int
-    """Tokens it fires on."""
-    class_share: NDArray[np.float64]
-    """Share of those that are of each class of :data:`CLASSES`."""
-    class_recall: NDArray[np.float64]
-    """Share of each class's tokens on which it fires."""
-    class_base: NDArray[np.float64]
-    """Share of all tokens that are of each class."""
+    label: Callable[[Evidence], Iterable[Label]]
+    """Labels of one feature that fires. Their `method` is replaced by the name of the row."""
+    kind: str
+    """What kind of feature it is whose shown label is by this method: word, piece, class, context, output, ..."""
 
 
 def _fired(evidence: Evidence, role: str, method: str, lead: str, penalty: float) -> Iterable[Label]:
@@ -145,14 +110,38 @@ def promotes(evidence: Evidence) -> Iterable[Label]:
         yield Label("promotes", f"promotes {quoted(texts)}", 0.2 * rows[0].score, "", {"strength": rows[0].score})
 
 
-AUTOMATIC: tuple[Callable[[Evidence], Iterable[Label]], ...] = (words, pieces, peaks, token_class, before, context, promotes)
-AUTOMATIC_METHODS = tuple(KINDS)
-"""Methods whose labels a rebuild makes anew."""
+LABEL_METHODS: Registry[LabelMethod] = Registry(
+    "label method",
+    {
+        "words": LabelMethod(words, "word"),
+        "pieces": LabelMethod(pieces, "piece"),
+        "peaks": LabelMethod(peaks, "word"),
+        "class": LabelMethod(token_class, "class"),
+        "before": LabelMethod(before, "context"),
+        "context": LabelMethod(context, "context"),
+        "promotes": LabelMethod(promotes, "output"),
+    },
+)
+"""Methods that run when features are indexed, by name. A rebuild replaces their labels."""
 
 
-def automatic(evidence: Evidence) -> list[Label]:
-    """All free labels of a feature, the one to show first."""
-    found = [label for labeller in AUTOMATIC for label in labeller(evidence)]
+def kinds() -> list[str]:
+    """All kinds of features there are."""
+    return [*dict.fromkeys(method.kind for method in LABEL_METHODS.values()), "dense", "dead"]
+
+
+def automatic(evidence: Evidence, methods: Sequence[str] | None = None) -> list[Label]:
+    """Labels of a feature by rules, the one to show first.
+
+    Args:
+        evidence: of the feature.
+        methods: names of label methods; None: all.
+    """
+    found = [
+        dataclasses.replace(label, method=name)
+        for name in (LABEL_METHODS if methods is None else methods)
+        for label in LABEL_METHODS[name].label(evidence)
+    ]
     return sorted(found, key=lambda label: -label.rank)
 
 
@@ -162,7 +151,7 @@ def kind(labels: list[Label], count: int, density: float) -> str:
         return "dead"
     if density > DENSE and (not labels or labels[0].rank < 0.5):
         return "dense"
-    return KINDS.get(labels[0].method, "word") if labels else "output"
+    return LABEL_METHODS[labels[0].method].kind if labels else "output"
 
 
 def quoted(texts: Iterable[str]) -> str:

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db import stored
 from feature_db.errors import damaged
-from feature_db.index.statistics import bin_edges, quantiles, unpack_histogram
 from feature_db.records import (
     ActivationStats,
     Example,
@@ -23,10 +21,11 @@ from feature_db.records import (
     StoredFile,
     TokenEffect,
 )
-from feature_db.store import schema
+from feature_db.store import schema, stored
 from feature_db.store.examples import TOP, unpack
 from feature_db.store.schema import ROLES, feature_id
-from feature_db.stored import BLOB, INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
+from feature_db.store.statistics import bin_edges, quantiles, unpack_histogram
+from feature_db.store.stored import BLOB, INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
 
 _QUANTILES = np.arange(101) / 100
 _TEXTS_AT_A_TIME = 500  # SQLite limits the parameters of a statement
@@ -40,11 +39,13 @@ def saes(db: sqlite3.Connection, folder: Path) -> list[IndexedSAE]:
     )
     indexed = []
     for row in stored.rows("the dictionaries", found, INT, TEXT, TEXT, TEXT, INT, INT, INT, TEXT, TEXT, INT, INT, TEXT):
-        *first, model, tokens, documents, vectors = row
+        i, site, out, architecture, n, d_out, live, fingerprint, model, tokens, documents, vectors = row
         facts = stored.parsed("the dictionaries", model)
         if not isinstance(facts, dict):
             raise damaged("the dictionaries", "the model's fingerprint is no object")
-        indexed.append(IndexedSAE(*first, facts, tokens, documents, folder / vectors))
+        indexed.append(
+            IndexedSAE(i, site, out, architecture, n, d_out, live, fingerprint, facts, tokens, documents, folder / vectors)
+        )
     return indexed
 
 

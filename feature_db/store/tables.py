@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from feature_db.labels.rules import Label
+from feature_db.labels.evidence import Label
 
 
 def next_id(db: sqlite3.Connection, table: str) -> int:

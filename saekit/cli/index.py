@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from saekit.cli import options
 from saekit.cli.output import emit, quiet_libraries, say, table
 
 
 def index(
-    workspace: options.WORKSPACE, site: options.TRAINED_SITES = None, name: options.NAME = "", as_json: options.JSON = False
+    workspace: options.WORKSPACE,
+    site: options.TRAINED_SITES = None,
+    name: options.NAME = "",
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels", help="Make labels by this method only: words, pieces, promotes, ... May be repeated.", show_default=False
+        ),
+    ] = None,
+    as_json: options.JSON = False,
 ) -> None:
     """Put the features of each site's default dictionary, or of those called NAME, into the searchable database.
 
@@ -24,7 +37,7 @@ def index(
     chosen = ws.dictionaries.chosen(site, name)
     with ws.writing():
         for place, _ in chosen:
-            ws.index(place, name).close()
+            ws.index(place, name, labels=labels).close()
     rows = [{"site": place, "features": ws.sae(place, name).cfg.n_latents} for place, _ in chosen]
     if as_json:
         emit(rows)

@@ -131,6 +131,36 @@ def save(cfg: SAEConfig, tensors: Mapping[str, Tensor], folder: str | Path, *, s
         raise unwritable(folder, error) from error
 
 
+def save_sparsity(folder: str | Path, density_F: Tensor, n_tokens: int) -> None:
+    """Replace the fractions of tokens on which latents fire in a folder that holds an SAE.
+
+    Training writes its own count, over the last part of the run, in which the weights still change. This one is of the SAE in the
+    folder; the number of tokens is in the file's metadata.
+
+    Args:
+        folder: of the SAE.
+        density_F: (F,) exact fractions.
+        n_tokens: the number of tokens counted.
+
+    Raises:
+        StorageFull: the disk is full; the folder keeps what it held.
+        WorkspaceError: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(folder) / SPARSITY
+    tensors = {"sparsity": (density_F.double() + 1e-10).log10().float()}
+    try:
+        with temporary_folder(path.parent) as beside:
+            save_file(tensors, beside / SPARSITY, metadata={"tokens": str(n_tokens)})
+            if not path.exists() or path.read_bytes() != (beside / SPARSITY).read_bytes():
+                publish(beside / SPARSITY, path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+
+
 def load_sparsity(folder: str | Path, n_latents: int | None = None) -> Tensor | None:
     """The fraction of tokens on which each latent fires, (F,), or None if the folder does not say.
 

@@ -49,22 +49,30 @@ def train_all(
     return trainers.train_all(data, plans, lm=ws.lm, wandb=wandb, progress=progress)
 
 
-def index(ws: Workspace, place: str | Site | SiteMap, name: str, progress: bool) -> FeatureDB:
+def index(ws: Workspace, place: str | Site | SiteMap, name: str, labels: Sequence[str] | None, progress: bool) -> FeatureDB:
     """See :meth:`Workspace.index`."""
+    import torch
+
     import feature_db
     from saekit.names.site_map import SiteMap
+    from saekit.sae.files import save_sparsity
 
+    config = feature_db.BuildConfig(labels=None if labels is None else tuple(labels))
     place, name = ws.dictionaries.find(place, name)
-    reads = ws.lm.site(SiteMap.parse(place).site)
+    reads, folder = ws.lm.site(SiteMap.parse(place).site), ws.dictionaries.folder(place, name)
     store = ws.store()
     store.check_model(ws.lm)
-    return feature_db.build(
+    database = feature_db.build(
         ws.database_path,
         store=store,
         sae=ws.sae(place, name),
         lm=ws.lm,
         site=reads,
         vectors=ws.path / "vectors",
-        source=ws.dictionaries.folder(place, name),
+        source=folder,
+        config=config,
         progress=progress,
     )
+    n_tokens = next(each.n_tokens for each in database.saes() if each.site == str(reads))
+    save_sparsity(folder, torch.from_numpy(database.densities(reads)), n_tokens)
+    return database

@@ -117,7 +117,8 @@ def record(ws: Workspace, accept: Collection[str] = ()) -> list[str]:
 
 def _record_database(path: Path) -> list[str]:
     """Write the checksum of a database that has none, if it is sound; returns its name then."""
-    from feature_db import FeatureDB, checksums
+    from feature_db import FeatureDB
+    from feature_db.store import checksums
 
     if not path.exists() or checksums.beside(path).exists():
         return []

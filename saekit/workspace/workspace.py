@@ -100,16 +100,25 @@ class Workspace(WorkspaceFolder):
         """
         return steps.train_all(self, plans, other=other, live=live, wandb=wandb, progress=progress)
 
-    def index(self, place: str | Site | SiteMap, name: str = "", *, progress: bool = True) -> FeatureDB:
+    def index(
+        self, place: str | Site | SiteMap, name: str = "", *, labels: Sequence[str] | None = None, progress: bool = True
+    ) -> FeatureDB:
         """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).
 
-        The database has one dictionary for each site that is read: the one that was indexed last.
+        The database has one dictionary for each site that is read: the one that was indexed last. The dictionary's
+        `sparsity.safetensors`, which training wrote from its last steps, is replaced by the exact densities of the database.
+
+        Args:
+            place: its site map, or only what it reads.
+            name: empty for the default dictionary.
+            labels: names of label methods (:data:`feature_db.labels.LABEL_METHODS`); None: all.
+            progress: show a progress bar.
 
         Raises:
             WorkspaceError: there is no such dictionary.
-            ConfigError: it reads several sites.
+            ConfigError: it reads several sites, or there is no such label method.
         """
-        return steps.index(self, place, name, progress)
+        return steps.index(self, place, name, labels, progress)
 
     def evaluate(
         self,

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_db.index.accumulators import Accumulators, Block, BuildConfig, Hitters
-from feature_db.index.statistics import bin_edges
-from feature_db.index.words import CLASSES, Vocabulary, Words
+from feature_db.index.words import Vocabulary, Words
+from feature_db.labels.token_classes import CLASSES
+from feature_db.store.statistics import bin_edges
 from saekit.lm import LanguageModel
 from tests.kit.planted import SITE, F, PlantedStore, make_store
 

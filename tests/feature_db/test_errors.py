@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from feature_db import FeatureDB, Label, checksums
+from feature_db import FeatureDB, Label
 from feature_db.errors import typed
+from feature_db.store import checksums
 from saekit.errors import ConfigError, DatabaseError, StorageFull
 from tests.kit.planted import SITE
 
@@ -64,7 +65,7 @@ def test_damage_never_advises_to_remove_the_file() -> None:
 
 
 def test_a_locked_database(db: FeatureDB, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feature_db.connections._WAIT", 0.05)
+    monkeypatch.setattr("feature_db.store.connections._WAIT", 0.05)
     other = sqlite3.connect(db.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     try:

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_db.index.accumulators import Accumulators, BuildConfig
-from feature_db.index.statistics import quantiles
-from feature_db.store.examples import TOP, Window, choose, pack, unpack
+from feature_db.index.choose import choose
+from feature_db.store.examples import TOP, Window, pack, unpack
+from feature_db.store.statistics import quantiles
 from saekit.errors import DatabaseError
 from saekit.lm import LanguageModel
 from tests.kit.planted import F, PlantedStore

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from feature_db import BuildConfig, FeatureDB, Label, connections
+from feature_db import BuildConfig, FeatureDB, Label
+from feature_db.store import connections
 from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
 from saekit.lm import LanguageModel, Site

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from feature_db import FeatureDB
-from feature_db.labels.rules import AUTOMATIC_METHODS
+from feature_db.labels.rules import LABEL_METHODS
 from saekit.lm import LanguageModel
 from tests.kit.planted import SITE, F, PlantedStore
 
@@ -67,7 +67,7 @@ def test_every_live_feature_has_a_label(labelled: FeatureDB) -> None:
     for f in range(F):
         record = labelled.feature(SITE, f)
         assert bool(record.label) == (record.count > 0)
-        assert {label.method for label in record.labels} <= set(AUTOMATIC_METHODS)
+        assert {label.method for label in record.labels} <= set(LABEL_METHODS)
         assert all(label.scores for label in record.labels)
 
 

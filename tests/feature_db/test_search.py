@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from feature_db import FeatureDB, Label, build
 from feature_db.index.words import Vocabulary, Words
-from feature_db.search.search import STOP_WORDS, query_words
+from feature_db.search.query import STOP_WORDS, query_words
 from saekit.activations import ActivationStore, Corpus, write_store
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel, Site

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_db.index.statistics import bin_edges, pack_histogram, quantiles, unpack_histogram, wilson
+from feature_db.store.statistics import bin_edges, pack_histogram, quantiles, unpack_histogram, wilson
 
 
 @given(n=st.integers(1, 10**7), share=st.floats(0, 1))

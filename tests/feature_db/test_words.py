@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_db.index.words import CLASSES, Vocabulary, Words, word_text
+from feature_db.index.words import Vocabulary, Words, word_text
+from feature_db.labels.token_classes import CLASSES
 from saekit.lm import LanguageModel
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feature_db.search.search import fired_by_query
+from feature_db.search.running import fired_by_query
 from saekit.activations import Corpus, write_store
 from saekit.errors import ConfigError
 from saekit.evaluate.dictionary.cross_entropy import ce_recovered

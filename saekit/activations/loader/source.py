@@ -15,6 +15,7 @@ from torch import Tensor
 from saekit.activations.corpus.batches import BEGINNING, Cursor
 from saekit.activations.prefetch import prefetch
 from saekit.errors import CheckpointError, ConfigError
+from saekit.hashing import splitmix64
 from saekit.names.site import Site
 
 Split = Literal["train", "heldout", "all"]
@@ -252,11 +253,7 @@ def is_heldout(document_N: Tensor | np.ndarray, heldout: float = HELDOUT) -> np.
         document_N: rows of the corpus.
         heldout: expected share of documents that are held out, from 0 to 1.
     """
-    # splitmix64 (Steele, Lea & Flood 2014): neighbouring numbers have independent hashes.
-    x = np.asarray(document_N).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) < heldout * 2**53
+    return (splitmix64(document_N) >> np.uint64(11)) < heldout * 2**53
 
 
 def in_split(document_N: Tensor | np.ndarray, split: Split, heldout: float = HELDOUT) -> np.ndarray:

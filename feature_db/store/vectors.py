@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.checksums import file_sha256
 from feature_db.records import IndexedSAE, StoredFile
+from feature_db.store.checksums import file_sha256
 from saekit import files
 from saekit.errors import DatabaseError
 

@@ -14,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from feature_db import checksums
 from feature_db.errors import code, typed
-from feature_db.store import schema
+from feature_db.store import checksums, schema
 from saekit.errors import DatabaseError
 
 _WAIT = 30.0  # seconds for another process's lock

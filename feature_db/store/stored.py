@@ -13,7 +13,7 @@ Row = tuple[Any, ...]
 INT, REAL, TEXT, BLOB = "an integer", "a number", "a text", "bytes"
 OPTIONAL = {"an integer or nothing": INT, "a number or nothing": REAL, "a text or nothing": TEXT}
 INT_OR_NONE, REAL_OR_NONE, TEXT_OR_NONE = OPTIONAL
-_TYPES = {INT: int, REAL: (int, float), TEXT: str, BLOB: bytes}
+_TYPES: dict[str, tuple[type, ...]] = {INT: (int,), REAL: (int, float), TEXT: (str,), BLOB: (bytes,)}
 
 
 def row(what: object, values: Row | None, *kinds: str) -> Row:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_db import checksums, connections
 from feature_db.errors import typed
+from feature_db.store import checksums, connections
 from saekit.errors import DatabaseError
 
 if TYPE_CHECKING:

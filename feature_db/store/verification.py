@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from feature_db import checksums, connections, stored, vectors
 from feature_db.errors import code, damaged, typed
-from feature_db.index.statistics import unpack_histogram
 from feature_db.records import IndexedSAE
-from feature_db.store import read, schema
+from feature_db.store import checksums, connections, read, schema, stored, vectors
 from feature_db.store.examples import unpack
+from feature_db.store.statistics import unpack_histogram
 from saekit.errors import DatabaseError
 
 _FULL_TEXT = ("term_fts", "feature_fts")

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from feature_db import stored
-from feature_db.labels.rules import AUTOMATIC_METHODS
-from feature_db.store import schema
+from feature_db.labels.rules import LABEL_METHODS
+from feature_db.store import schema, stored
+from feature_db.store.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
 from feature_db.store.tables import next_id, refresh_fts
-from feature_db.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
 
 _LABEL = {"method": TEXT, "text": TEXT, "keywords": TEXT, "rank": REAL, "model": TEXT_OR_NONE, "prompt": TEXT_OR_NONE}
 _SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, "high": REAL_OR_NONE}
@@ -23,11 +22,12 @@ _SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, 
 def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
     """Set aside what belongs to the features of dictionary `sae`."""
     span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
-    marks = ", ".join("?" * len(AUTOMATIC_METHODS))
+    rules = tuple(LABEL_METHODS)
+    marks = ", ".join("?" * len(rules))
     found = db.execute(
         f"SELECT id, feature, {', '.join(_LABEL)} FROM label "
         f"WHERE feature BETWEEN ? AND ? AND method NOT IN ({marks}) ORDER BY id",
-        (*span, *AUTOMATIC_METHODS),
+        (*span, *rules),
     ).fetchall()
     for label, feature, *columns in stored.rows("the labels", found, INT, INT, *_LABEL.values()):
         scores = db.execute(f"SELECT {', '.join(_SCORE)} FROM label_score WHERE label = ? ORDER BY metric", (label,))

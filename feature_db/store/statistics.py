@@ -14,9 +14,16 @@ Z95 = 1.959963984540054
 
 
 def wilson(hits: ArrayLike, n: ArrayLike, z: float = Z95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's score interval of a proportion (Wilson 1927): (low, high), 95 % unless `z` says otherwise.
+    """Wilson's score interval of a proportion (Wilson 1927): (low, high), by default of 95 %.
 
-    It takes the tokens as independent; tokens of one document are not, so it is somewhat too narrow. With n = 0 it is (0, 1).
+    `scipy.stats.binomtest(...).proportion_ci(method="wilson")` gives the same for one proportion, but takes half a millisecond
+    for each, since it also makes the test. The interval takes tokens as independent, which those of one document are not: it is
+    somewhat too narrow. With n = 0 it is (0, 1).
+
+    Args:
+        hits: successes, of any shape.
+        n: trials, of a shape that broadcasts.
+        z: quantile of the normal distribution.
     """
     hits, trials = np.asarray(hits, np.float64), np.asarray(n, np.float64)
     safe = np.maximum(trials, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from feature_db.checksums import file_sha256
 from feature_db.records import IndexedSAE, StoredFile
+from feature_db.store.checksums import file_sha256
 from saekit.errors import WorkspaceError
 
 FILES = ("cfg.json", "sae_weights.safetensors")

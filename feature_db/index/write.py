@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_db import checksums, connections, set_aside, verification
 from feature_db.errors import typed
 from feature_db.index.rows import OF_TOKENS, FeatureRow, Rows
 from feature_db.records import StoredFile
-from feature_db.store import schema
+from feature_db.store import checksums, connections, schema, set_aside, verification
 from feature_db.store.tables import add_labels, next_id
 from saekit import files
 
@@ -35,7 +34,7 @@ class Entry:
     d_out: int
     vectors: str
     files: dict[str, StoredFile]
-    """Files that the rows belong to, by role: `vectors`, and the names of :data:`feature_db.current.FILES`."""
+    """Files that the rows belong to, by role: `vectors`, and the names of :data:`feature_db.store.current.FILES`."""
     corpus_key: str
     corpus: dict[str, Any]
 
@@ -43,7 +42,7 @@ class Entry:
 def write(path: Path, entry: Entry, rows: Rows) -> None:
     """Write a dictionary's rows, in place of those that its site had. The database shows all of it or nothing.
 
-    Labels that people or models wrote and lists are kept (:mod:`feature_db.set_aside`).
+    Labels that people or models wrote and lists are kept (:mod:`feature_db.store.set_aside`).
 
     Raises:
         StorageFull: no room; the database is as it was.

@@ -1,0 +1,58 @@
+"""What a label method is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TermStat(NamedTuple):
+    """A row of `token_stat`. `item` is a token id for promotes, suppresses and fires_token, else a word's number."""
+
+    role: str
+    item: int
+    value: float
+    rate: float | None
+    peak: float | None
+    hits: int | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Label:
+    """One description of a feature."""
+
+    method: str
+    """How it was found: `human`, `words`, `pieces`, `peaks`, `class`, `before`, `context`, `promotes`, ..."""
+    text: str
+    rank: float = 0.0
+    """The label with the highest is shown."""
+    keywords: str = ""
+    """What a search sees of it. A template's fixed words would match every feature, so they are not in here."""
+    scores: dict[str, float] = field(default_factory=dict)
+    model: str | None = None
+    prompt: str | None = None
+    """Hash of the prompt, for labels that a model wrote."""
+
+
+@dataclass
+class Evidence:
+    """What is known about one feature."""
+
+    stats: dict[str, list[TermStat]]
+    """Rows of `token_stat` by role."""
+    text: Callable[[str, int], str]
+    """Text of a row's item: (role, item)."""
+    occurrences: Callable[[str, int], int]
+    count: int
+    """Tokens it fires on."""
+    class_share: NDArray[np.float64]
+    """Share of those that are of each class of :data:`CLASSES`."""
+    class_recall: NDArray[np.float64]
+    """Share of each class's tokens on which it fires."""
+    class_base: NDArray[np.float64]
+    """Share of all tokens that are of each class."""

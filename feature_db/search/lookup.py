@@ -1,0 +1,195 @@
+"""What a search signal is given: one word of a query, and ways to look it up in the database."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from feature_db.records import IndexedSAE
+from feature_db.search.query import WORD, Filter, marks
+from feature_db.store import stored
+from feature_db.store.schema import ROLES, feature_id
+from feature_db.store.stored import INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.sae import SAE
+
+STEM = 0.8
+"""Weight of a word that shares only its stem with the query's."""
+FULL_TEXT_LIMIT = 1000
+
+
+class Match(NamedTuple):
+    """Evidence of one signal that a feature has to do with the query."""
+
+    value: float
+    """0 to 1, before the signal's weight."""
+    why: str
+    """For people, like "fires on 'happy'"."""
+
+
+class Term(NamedTuple):
+    """A token or word of the corpus with the stem of the query's word."""
+
+    id: int
+    kind: str
+    """token or word"""
+    text: str
+    pieces: str | None
+    """Of a word: see the column `term.pieces`."""
+    weight: float
+    """1 for the word itself, STEM for another one of its stem."""
+
+
+class Stat(NamedTuple):
+    """That a feature has a term in a role; see the table `token_stat`."""
+
+    feature: int
+    term: int
+    value: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model and the dictionary, for signals that run the query."""
+
+    lm: LanguageModel
+    sae: SAE
+    indexed: IndexedSAE
+
+
+@dataclass
+class Lookup:
+    """One word of a query in one database. Signals return features by their id (:func:`feature_db.store.schema.feature_id`).
+
+    Attributes:
+        db: a read-only connection; see schema.sql for the tables.
+        chosen: the features that may be returned.
+        query: all of the query.
+        word: the word, case-folded; for signals of whole queries, empty.
+        model: the model and dictionary at hand, if any.
+    """
+
+    db: sqlite3.Connection
+    chosen: Filter
+    query: str
+    word: str = ""
+    model: Model | None = None
+    corpora: Sequence[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.corpora:
+            sql = f"SELECT DISTINCT corpus FROM sae WHERE id IN ({marks(self.chosen.saes)})"
+            self.corpora = [row[0] for row in self.db.execute(sql, tuple(self.chosen.saes))]
+
+    def of(self, word: str) -> Lookup:
+        """The same for another word."""
+        return Lookup(self.db, self.chosen, self.query, word, self.model, self.corpora)
+
+    @cached_property
+    def terms(self) -> list[Term]:
+        """Tokens and words with the stem of the word."""
+        columns = "term.id, term.kind, term.text, term.pieces"
+        where = f"term.corpus IN ({marks(self.corpora)}) ORDER BY term.id"
+        if WORD.fullmatch(self.word):
+            source = (
+                f"SELECT {columns} FROM term_fts CROSS JOIN term ON term.id = term_fts.rowid WHERE term_fts MATCH ? AND {where}"
+            )
+            rows = self.db.execute(source, (_quoted(self.word), *self.corpora))
+        else:
+            source = f"SELECT {columns} FROM term WHERE term.text = ? AND term.kind = 'word' AND {where}"
+            rows = self.db.execute(source, (self.word, *self.corpora))
+        found = stored.rows("the words of a corpus", rows, INT, TEXT, TEXT, TEXT_OR_NONE)
+        return [
+            Term(i, kind, text, pieces, 1.0 if text.strip().casefold() == self.word else STEM) for i, kind, text, pieces in found
+        ]
+
+    @cached_property
+    def words(self) -> dict[int, Term]:
+        """The terms that are words, by id."""
+        return {term.id: term for term in self.terms if term.kind == "word"}
+
+    @cached_property
+    def promoting(self) -> dict[int, tuple[float, str]]:
+        """Tokens whose promotion promotes the word, by term id: how far, and their text.
+
+        A token counts by the share of its occurrences that lie in the word: " happy" in full, the first piece of a longer word
+        little. A word that the corpus does not hold is looked for in the vocabulary.
+        """
+        tokens: dict[int, tuple[float, str]] = {}
+        known = any(term.kind == "word" and term.weight == 1 for term in self.terms)
+        for term in self.terms:
+            if term.kind == "word":
+                for token, share in stored.pieces("the words of a corpus", term.pieces):
+                    for i, text in self._spelled(term.id, token):
+                        if share * term.weight > tokens.get(i, (0.0, ""))[0]:
+                            tokens[i] = (share * term.weight, text)
+            elif term.text.strip().casefold() == self.word and term.id not in tokens and not known:
+                tokens[term.id] = (1.0 if term.text[:1].isspace() else 0.5, term.text)
+        return tokens
+
+    def _spelled(self, word: int, token: int) -> list[stored.Row]:
+        """Terms of a token id in the corpus of a word."""
+        joined = "term t JOIN term w ON w.corpus = t.corpus"
+        sql = f"SELECT t.id, t.text FROM {joined} WHERE w.id = ? AND t.kind = 'token' AND t.token = ?"
+        return stored.rows("the tokens of a corpus", self.db.execute(sql, (word, token)), INT, TEXT)
+
+    @cached_property
+    def rarity(self) -> float:
+        """How much the word counts in a query: log of tokens per occurrence."""
+        some = marks(self.corpora)
+        found = self.db.execute(
+            f"SELECT SUM(term.count), (SELECT SUM(n_tokens) FROM corpus WHERE id IN ({some})) FROM term "
+            f"WHERE corpus IN ({some}) AND kind = 'word' AND text = ?",
+            (*self.corpora, *self.corpora, self.word),
+        ).fetchone()
+        count, tokens = stored.row("the words of a corpus", found, INT_OR_NONE, INT_OR_NONE)
+        return 1.0 + math.log(max(tokens or 1, 1) / max(count or 1, 1))
+
+    def stats(self, role: str, terms: Iterable[int]) -> list[Stat]:
+        """Chosen features that have one of the terms in a role."""
+        ids = sorted(terms)
+        condition, parameters = self.chosen.sql()
+        found = self.db.execute(
+            f"SELECT s.feature, s.term, s.value, s.score FROM token_stat s CROSS JOIN feature ON feature.id = s.feature "
+            f"WHERE s.term IN ({marks(ids)}) AND s.role = ? AND {condition} ORDER BY s.feature, s.term",
+            (*ids, ROLES[role], *parameters),
+        )
+        return [Stat(*row) for row in stored.rows(f"the {role} of features", found, INT, INT, REAL, REAL)]
+
+    def full_text(self, column: str) -> list[tuple[int, float, str]]:
+        """Chosen features whose labels (`label`) or example texts (`context`) have the word's stem: (feature, BM25, text)."""
+        if not WORD.fullmatch(self.word):
+            return []
+        condition, parameters = self.chosen.sql()
+        found = self.db.execute(
+            f"SELECT feature.id, -bm25(feature_fts) AS weight, feature_fts.{column} "
+            f"FROM feature_fts CROSS JOIN feature ON feature.id = feature_fts.rowid "
+            f"WHERE feature_fts MATCH ? AND {condition} ORDER BY weight DESC, feature.id LIMIT {FULL_TEXT_LIMIT}",
+            (f"{column}: {_quoted(self.word)}", *parameters),
+        )
+        return [(i, bm25, text) for i, bm25, text in stored.rows("full-text search", found, INT, REAL, TEXT)]
+
+    def density_and_max(self, sae: IndexedSAE, number: int) -> tuple[int, float, float]:
+        """Id, density and largest activation of a feature."""
+        identity = feature_id(sae.id, number)
+        row = self.db.execute("SELECT density, max FROM feature WHERE id = ?", (identity,)).fetchone()
+        density, largest = stored.row(f"feature {number} of {sae.site}", row, REAL, REAL)
+        return identity, density, largest
+
+    def allows(self, feature: int) -> bool:
+        """Whether a feature is one of the chosen."""
+        condition, parameters = self.chosen.sql()
+        return (
+            self.db.execute(f"SELECT 1 FROM feature WHERE id = ? AND {condition}", (feature, *parameters)).fetchone() is not None
+        )
+
+
+def _quoted(word: str) -> str:
+    return '"' + word.replace('"', '""') + '"'

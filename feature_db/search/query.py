@@ -1,0 +1,80 @@
+"""What is asked for: the words of a query, and which features may answer it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from feature_db.labels.rules import kinds
+from saekit.errors import ConfigError
+from saekit.plugins import nearest
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+MAX_WORDS = 100
+"""In a query. Each word takes several lookups."""
+_STOP_WORDS = """
+    a about after all also am an and any are as at be because been before being both but by can could did do does doing for from
+    had has have having he her here hers him his how i if in into is it its just me more most my no nor not of on once only or
+    other our out over own same she should so some such than that the their them then there these they this those through to
+    too under until up very was we were what when where which while who whom why will with would you your
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+def query_words(query: str) -> list[str]:
+    """The words of a query, case-folded, each once. Stop words are left out unless there is no other word.
+
+    A query without any word (quotation marks, "?!") is one word by itself. Bytes that are no UTF-8 are left out.
+
+    Raises:
+        ConfigError: there are more than MAX_WORDS.
+    """
+    query = query.encode("utf-8", "ignore").decode()
+    words = [match[0].casefold() for match in WORD.finditer(query)]
+    words = list(dict.fromkeys(word[:-2] if word[-2:] in ("'s", "’s") else word for word in words))
+    bare = query.strip().casefold()
+    words = [word for word in words if word not in STOP_WORDS] or words or ([bare] if bare else [])
+    if len(words) > MAX_WORDS:
+        raise ConfigError(f"The query has {len(words)} different words.", f"Give at most {MAX_WORDS}.")
+    return words
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which features a search may return. It is applied before anything is ranked.
+
+    Raises:
+        ConfigError: a kind is unknown, or `density` is no pair of numbers.
+    """
+
+    saes: Sequence[int]
+    """Ids of dictionaries."""
+    kinds: Sequence[str] | None = None
+    density: tuple[float, float] = (0.0, 1.0)
+    live: bool = True
+    """Leave out features that never fired."""
+
+    def __post_init__(self) -> None:
+        known = kinds()
+        for kind in self.kinds or ():
+            if kind not in known:
+                raise ConfigError(f"There is no kind of feature {kind!r}.", nearest(kind, known))
+        if len(self.density) != 2 or not all(isinstance(bound, int | float) and bound == bound for bound in self.density):
+            raise ConfigError(f"density is {self.density!r}.", "Give the least and the largest share of tokens, like (0, 0.1).")
+
+    def sql(self) -> tuple[str, list[object]]:
+        """A condition on `feature`, and its parameters."""
+        condition = f"feature.sae IN ({marks(self.saes)}) AND feature.density BETWEEN ? AND ?"
+        parameters: list[object] = [*self.saes, *self.density]
+        if self.live:
+            condition += " AND feature.count > 0"
+        if self.kinds is not None:
+            condition += f" AND feature.kind IN ({marks(self.kinds)})"
+            parameters += self.kinds
+        return condition, parameters
+
+
+def marks(items: Sequence[object]) -> str:
+    """Question marks for as many parameters of a statement."""
+    return ", ".join("?" * len(items))
