@@ -1,4 +1,4 @@
-"""The largest entries of a whole batch, and the threshold that stands in for that choice where tokens come one by one."""
+"""The largest entries of a batch, and the threshold that replaces this selection at inference."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MEMORY = 1000  # steps that the running threshold remembers, or a tenth of the 
 
 
 class RunningThreshold:
-    """The smallest activation that a batch's choice keeps, averaged over steps.
+    """The smallest activation that the selection over a batch keeps, averaged over steps.
 
-    The average is over about the last tenth of the steps so far, at most the last 1000: it starts as the first value, not at 0,
-    which short runs would not recover from. Read as the threshold of a JumpReLU it keeps as many latents as were chosen, on
-    average over tokens (arXiv 2412.06410, section 4).
+    The average is over about the last tenth of the steps so far, at most the last 1000. It starts at the first value, because a
+    start at 0 would still bias the average at the end of a short run. As the threshold of a JumpReLU it keeps as many latents per
+    token, on average, as the selection did (arXiv 2412.06410, section 4).
 
     Attributes:
-        state: of the objective: `threshold`, `threshold_last` (of the last batch; -1 before any) and `threshold_steps`.
+        state: `threshold`, `threshold_last` (of the last batch; -1 before the first) and `threshold_steps`.
     """
 
     def __init__(self, device: str | None) -> None:
@@ -43,7 +43,7 @@ class RunningThreshold:
         return self.state["threshold_last"]
 
     def observe(self, smallest: Tensor) -> None:
-        """Take note of the smallest activation that one batch's choice kept."""
+        """Update the average with the smallest activation that was kept in a batch."""
         self.last.copy_(smallest)
         steps = self.state["threshold_steps"]
         self.value.lerp_(self.last, 1 / (1 + (steps / 10).clamp(max=_MEMORY - 1)))
@@ -51,15 +51,16 @@ class RunningThreshold:
 
 
 def largest_of_batch(encode: Callable[[Tensor, Tensor], Code], x_BD: Tensor, n: int, guess: Tensor, group: Group = ALONE) -> Code:
-    """The n largest positive entries of all tokens together, fewer only where fewer are positive.
+    """The n largest positive entries of all tokens together; fewer only if fewer are positive.
 
-    No more is sorted, or kept, than the entries above a guessed threshold; where they are not enough, the guess is lowered.
+    Only entries above a guessed threshold are computed and sorted. If they are too few, the guess is lowered.
 
     Args:
-        encode: all entries of rows above a floor; that of :func:`saekit.sae.kernels.encode_above`.
-        x_BD: what is encoded.
-        guess: scalar, the threshold of a batch like this one; below 0 for none.
-        group: the processes of whose rows and latents these are; all choose together.
+        encode: function of rows and a floor that returns all entries above the floor; see
+            :func:`saekit.sae.kernels.encode_above`.
+        x_BD: rows to encode.
+        guess: scalar, the threshold of a similar batch; below 0 for none.
+        group: the processes that hold the rows and latents; the selection is over all of them.
     """
     floor = guess * _BELOW
     if guess < 0:

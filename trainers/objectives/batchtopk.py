@@ -3,8 +3,8 @@
     f = BatchTopK(ReLU(W_enc (x - b_dec) + b_enc)),   x_hat = W_dec^T f + b_dec
     L = mean_b ||x - x_hat||^2 / Var(x) + AuxK
 
-so that a token may take more latents than another. Afterwards a threshold, the running mean of the smallest activation kept,
-makes a token's code independent of its neighbours: the SAE is a JumpReLU.
+so that the number of latents varies from token to token. After training, the running mean of the smallest activation kept is the
+threshold of a JumpReLU SAE, whose code of a token does not depend on other tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from trainers.objectives.base import Now
 from trainers.objectives.topk import TopK
 from trainers.step.parameters import Parameters
 
-_START = 0.4  # of matched_size: at its whole the first steps unlearn; at .15 of it a tenth of 3072 latents stayed dead
+# Factor on matched_size. At 1 the first steps go into unlearning; at 0.15 a tenth of 3072 latents stayed dead.
+_START = 0.4
 
 
 class BatchTopK(TopK):
@@ -26,8 +27,8 @@ class BatchTopK(TopK):
 
     @property
     def start_size(self) -> float:
-        """Short: a token several times as large as others is given far more latents than k, all of which point a little its way.
-        With unit rows it would be reconstructed many times too large, and the first part of a run would go into unlearning that.
+        """Below 1, because a token with a large norm gets far more than k latents, each slightly aligned with it. With unit rows
+        its reconstruction would be many times too large, and the first part of a run would go into unlearning that.
         """
         return 1.0 if self.kind.transcodes else min(1.0, _START * self.matched_size)
 

@@ -5,10 +5,11 @@
 
 with unit decoder rows. Var(x) is a constant of the run, so the first term is a batch's FVU.
 
-There is no file format for TopK transcoders and crosscoders. They are stored with a threshold above which as many latents fire.
+There is no file format for TopK transcoders and crosscoders. They are stored as a JumpReLU with a threshold above which, on
+average, k latents are active.
 
-A crosscoder's decoder rows have any norm, and its latents are ranked by what they contribute: by f_j times the sum of the norms
-that W_dec[j] has at every site (arXiv 2504.02922). A cross-layer transcoder, whose decoder begins with 0, ranks them by f_j.
+Decoder rows of a crosscoder may have any norm, and its latents are ranked by f_j times the sum over sites of the norms of
+W_dec[j] (arXiv 2504.02922). A cross-layer transcoder, whose decoder starts at 0, ranks them by f_j.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SAMPLE = 32  # tokens of a batch on which a TopK transcoder's threshold is esti
 class TopK(Objective):
     """
     Attributes:
-        across_tokens: whether the choice is one of a whole batch.
+        across_tokens: whether latents are selected over a whole batch instead of for every token.
     """
 
     across_tokens = False
@@ -48,7 +49,7 @@ class TopK(Objective):
         self.state = self.threshold.state if self.threshold else {}
 
     def encode(self, p: Parameters, x_BD: Tensor, now: Now, **how: Any) -> Code:
-        """The code of a batch, of which all that is above 0 fires."""
+        """The code of a batch. Entries of 0 are inactive."""
         k = round(latents_per_token(self.config, now.share))
         sizes_F = self.sizes_F(p)
         ranked = _multiplied(p, sizes_F)
@@ -56,11 +57,11 @@ class TopK(Objective):
         return _divided(Code.of(self.group.largest(values_BK, k), latents_BK), sizes_F)
 
     def sizes_F(self, p: Parameters) -> Tensor | None:
-        """What codes are multiplied by where they are compared; None for 1."""
+        """(F,) factors on codes when latents are ranked; None for 1."""
         return self.sizes_FS(p).detach().sum(1) if self.weighs else None
 
     def of_batch(self, p: Parameters, x_BD: Tensor, now: Now, group: Group, **how: Any) -> Code:
-        """The k * B largest latents of all B tokens, of those that the processes of `group` have."""
+        """The k * B largest latents of all B tokens, among the rows and latents of the processes of `group`."""
         assert self.threshold is not None
         k = latents_per_token(self.config, now.share)
         sizes_F = self.sizes_F(p)
@@ -73,13 +74,13 @@ class TopK(Objective):
         return _divided(code, sizes_F)
 
     def smallest(self, p: Parameters, code: Code, group: Group) -> Tensor | None:
-        """The smallest activation in a code, as they are compared."""
+        """The smallest activation in a code, times the factors of :meth:`sizes_F`."""
         sizes_F = self.sizes_F(p)
         return smallest(code if sizes_F is None else code.with_values(code.values_N * sizes_F[code.latents_N]), group)
 
     @torch.no_grad()
     def kept(self, p: Parameters, x_BD: Tensor, code: Code, now: Now) -> Tensor | None:
-        """The smallest activation that a choice over the whole batch keeps."""
+        """The smallest activation that a selection over the whole batch keeps; None if no threshold is needed."""
         if not self.threshold:
             return None
         group = ALONE if self.group.splits_rows else self.group  # the first rows of a batch are in one process
@@ -124,14 +125,14 @@ class TopK(Objective):
 
 
 def _multiplied(p: Parameters, sizes_F: Tensor | None) -> Parameters:
-    """Parameters whose codes are so many times as large."""
+    """Parameters whose codes are multiplied by `sizes_F`."""
     if sizes_F is None:
         return p
     return Parameters(p, W_enc_FD=p.W_enc_FD * sizes_F[:, None], b_enc_F=p.b_enc_F * sizes_F)
 
 
 def _divided(code: Code, sizes_F: Tensor | None) -> Code:
-    """The code of which this is so many times as large."""
+    """The code divided by `sizes_F`."""
     if sizes_F is None:
         return code
     return code.with_values(code.values_N / sizes_F.where(sizes_F > 0, 1.0)[code.latents_N])
