@@ -175,7 +175,7 @@ def topic(query: str, *, laboratory: bool) -> Topic:
 
 def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[str]:
     """Commands to try next, on this workspace and on another model."""
-    here = quote(str(ws.path))
+    here = quote(ws.shown)
     lines = [f"saekit search {here} {quote(section.query)}" for section in sections[:1]]
     for section in sections:
         if section.steered is not None:

@@ -26,4 +26,4 @@ def cache(
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "sites": names})
     else:
-        say(f"{store.n_tokens:,} tokens at {', '.join(names)} in {workspace.path}")
+        say(f"{store.n_tokens:,} tokens at {', '.join(names)} in {workspace.shown}")

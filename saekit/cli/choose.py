@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -34,4 +35,4 @@ def choose(
         emit({"site": chosen, "name": name, "folder": str(ws.dictionaries.folder(chosen))})
     else:
         say("the default dictionary of ", (chosen, "bold"), " is now ", (name, "bold"))
-        say(("next:", "dim"), f"\n  saekit index {ws.path} --site {chosen}")
+        say(("next:", "dim"), f"\n  saekit index {quote(ws.shown)} --site {quote(chosen)}")

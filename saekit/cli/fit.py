@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from saekit.cli import options
@@ -48,7 +49,7 @@ def fit(
     if as_json:
         emit({"workspace": str(workspace.path), "tokens": store.n_tokens, "seconds": seconds, "sites": quality})
         return
-    say("\n", (str(workspace.path), "bold"), f"  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
+    say("\n", (workspace.shown, "bold"), f"  {store.n_tokens:,} tokens cached, done in {seconds:.0f} s")
     for name, metrics in quality.items():
         print_quality(name, metrics)
     if searchable := [plan.route for plan in plans if not plan.route.crosses]:
@@ -62,7 +63,7 @@ def _epochs(plan: Plan) -> dict[str, float]:
 
 
 def _next(workspace: Workspace, route: Route) -> None:
-    ws = workspace.path
+    ws = quote(workspace.shown)
     feature = f"feature:{route.site}/7" if len(workspace.dictionaries.sites()) > 1 else "7"
     lines = (f'search {ws} "happy"', f"show {ws} {feature}", f'steer {ws} --feature {feature} "Once upon a time"')
     say(("next:", "dim"), *(f"\n  saekit {line}" for line in lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -146,7 +147,7 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitE
     )
     say("pictures: ", (str(page), "bold"))
     if best := [each.name for each in compared if each.best]:
-        say(("next:", "dim"), f"\n  saekit choose {ws.path} {best[0]}")
+        say(("next:", "dim"), f"\n  saekit choose {quote(ws.shown)} {best[0]}")
     else:
         say(
             ("note: ", "bold yellow"),

@@ -141,6 +141,12 @@ class WorkspaceFolder:
         with access.held(self.path):
             yield
 
+    @property
+    def shown(self) -> str:
+        """The path as a command in the current folder would give it: relative if the workspace lies below."""
+        here = Path.cwd()
+        return str(self.path.relative_to(here) if self.path.is_relative_to(here) and self.path != here else self.path)
+
     # Its parts
 
     @property

@@ -222,5 +222,6 @@ def test_links_within_the_workspace_are_allowed(ws: Path, tmp_path: Path) -> Non
 def test_a_relative_path_survives_a_change_of_folder(ws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ws.parent)
     workspace = Workspace.open("ws")
+    assert workspace.shown == "ws"
     monkeypatch.chdir(tmp_path.parent)
     assert workspace.sae("resid_post.2").cfg.n_latents == 24
