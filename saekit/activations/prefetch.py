@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
-    """Iterate over `items` in a thread that keeps at most `depth` of them ready or in the making.
+    """Iterate over `items` in a thread that prepares at most `depth` of them in advance.
 
-    The thread starts with the first `next` and ends when the iterator is exhausted or closed. Errors of `items` are raised
-    where they are consumed.
+    The thread starts with the first `next` and ends when the iterator is exhausted or closed. The consumer receives the errors
+    of `items`.
     """
     slots, results, stop = threading.Semaphore(depth), SimpleQueue[tuple[T | None, BaseException | None]](), threading.Event()
 
@@ -27,7 +27,7 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:
                 if stop.is_set():
                     return
                 results.put((next(iterator), None))
-        except BaseException as error:  # StopIteration included: it ends the consumer too
+        except BaseException as error:  # including StopIteration, which ends the consumer, too
             results.put((None, error))
         finally:
             if hasattr(iterator, "close"):

@@ -1,4 +1,4 @@
-"""Rows of activations: one per token, chosen from a batch and checked."""
+"""Rows of activations, one for each token: choosing them from a batch, and checking them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saekit.names.site import Site
 
 
 class RowSource(NamedTuple):
-    """Where rows come from. N rows."""
+    """Token, position and document of each of N rows."""
 
     tokens_N: Tensor
     position_N: Tensor
@@ -22,12 +22,12 @@ class RowSource(NamedTuple):
 
     @classmethod
     def of(cls, batch: TokenBatch, keep_BT: Tensor) -> RowSource:
-        """Of the chosen tokens of `batch`."""
+        """The source of the rows of the chosen tokens of `batch`."""
         return cls(batch.tokens_BT[keep_BT], batch.position_BT[keep_BT], batch.document_BT[keep_BT])
 
 
 def choose_rows(acts: Tensor, keep_BT: Tensor) -> Tensor:
-    """The rows (N, width) of the chosen tokens out of (B, T, ...), without waiting for a GPU; a view where all are chosen."""
+    """Rows (N, width) of the chosen tokens of activations (B, T, ...). Does not wait for a GPU; a view if all are chosen."""
     acts_ND = acts.flatten(0, 1).flatten(1)
     if bool(keep_BT.all()):
         return acts_ND
@@ -35,7 +35,7 @@ def choose_rows(acts: Tensor, keep_BT: Tensor) -> Tensor:
 
 
 def check_finite(site: Site, acts_ND: Tensor, bounds: Tensor, source: RowSource) -> None:
-    """Raise unless every number is finite and was not lost to overflow.
+    """Raise unless every number is finite, before and after the conversion to the stored dtype.
 
     Args:
         acts_ND: rows in the dtype they are stored in.
@@ -46,10 +46,10 @@ def check_finite(site: Site, acts_ND: Tensor, bounds: Tensor, source: RowSource)
     """
     limit = torch.finfo(acts_ND.dtype).max
     low, high = bounds.tolist()
-    if -limit <= low and high <= limit:  # false for NaN, too
+    if -limit <= low and high <= limit:  # false also for NaN
         return
     bad = (~torch.isfinite(acts_ND)).any(1).nonzero()
-    if not len(bad):  # beyond the limit, yet rounded to it
+    if not len(bad):  # beyond the limit by so little that it was rounded to it
         return
     n = int(bad[0])
     where = (

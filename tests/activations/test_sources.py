@@ -272,7 +272,7 @@ def test_states_of_other_sources_are_refused(make: Make) -> None:
         make(seed=2).load_state(state)
     with pytest.raises(CheckpointError, match="read with heldout"):
         make(seed=1, heldout=0.3).load_state(state)
-    with pytest.raises(CheckpointError, match="no state"):
+    with pytest.raises(CheckpointError, match="not the state"):
         make(seed=1).load_state({"step": 3})
 
 

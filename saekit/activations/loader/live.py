@@ -27,9 +27,10 @@ OnFill = Callable[[int, int], None]
 
 
 class LiveActivations(ActivationSource):
-    """What :class:`ActivationReader` gives, straight out of the model, at the price of forward passes in every epoch.
+    """The batches of :class:`ActivationReader`, computed by the model when they are needed, in every epoch again.
 
-    Documents come in the order of the corpus, so rows are mixed within a buffer only.
+    Documents are read in the order of the corpus; rows are shuffled within the mixing buffer only. Shuffle the corpus
+    (:meth:`Corpus.open`) where its documents are sorted.
 
     Args:
         lm: the model.
@@ -65,7 +66,7 @@ class LiveActivations(ActivationSource):
         settings = ReadSettings(**changes) if settings is None else dataclasses.replace(settings, **changes)
         self.lm, self.corpus, self._limit, self._on_fill = lm, corpus, n_tokens, on_fill
         self._layout = dataclasses.replace(layout or TokenLayout(), **of_layout).resolve(lm)
-        # On a CPU forward passes beside training steps only take turns.
+        # On a CPU, forward passes in a thread would compete with the training steps for the same cores.
         self._in_thread = lm.device.type != "cpu"
         super().__init__(
             [lm.site(site) for site in sites],
@@ -81,7 +82,7 @@ class LiveActivations(ActivationSource):
 
     @cached_property
     def n_tokens(self) -> int:
-        """Rows of one epoch in this split; the first time, the corpus is tokenised to count them."""
+        """Rows of one epoch in this split. The first call tokenises the corpus to count them."""
         return sum(int(self._wanted(batch).sum()) for batch in self._tokens(BEGINNING, self._limit))
 
     @property

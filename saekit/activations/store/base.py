@@ -1,4 +1,4 @@
-"""What is common to everything that holds activations on disk: columns of rows, shard by shard."""
+"""Activations on disk, as columns of rows in shards: the common base of one store and of paired stores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Block:
     document_N: Tensor
     """int64 row of the corpus."""
     special_N: Tensor
-    """bool: BOS, EOS and other tokens that stand for no text, and the first of each context: attention gathers there."""
+    """bool: BOS, EOS, other special tokens, and the first token of each context, which is an attention sink."""
     acts: dict[Site, Tensor]
     """(N, width) float32 by site."""
 
@@ -47,7 +47,7 @@ class Block:
 
 
 class StoredActivations(ABC):
-    """Rows of activations on disk, shard by shard. Rows of all sites are aligned: row n of each is of token n.
+    """Rows of activations on disk, in shards. Sites are aligned: row n of every site is of token n.
 
     Args:
         path: the folder, for messages.
@@ -72,11 +72,11 @@ class StoredActivations(ABC):
     @property
     @abstractmethod
     def checksums(self) -> list[str]:
-        """What tells these activations from others."""
+        """Checksums of the shards, which identify these activations."""
 
     @abstractmethod
     def columns(self, shard: int, names: Sequence[str], start: int = 0, stop: int | None = None) -> list[np.ndarray]:
-        """Rows start..stop of a shard's columns: `tokens`, `position`, `document`, `special` or `sites/<site>` as it is stored.
+        """Rows start..stop of columns of a shard: `tokens`, `position`, `document`, `special`, or `sites/<site>` as stored.
 
         Raises:
             StoreCorrupt: the shard cannot be read.
@@ -97,7 +97,7 @@ class StoredActivations(ABC):
 
     @property
     def dtype(self) -> str:
-        """Of the stored numbers: float32, float16 or bfloat16. What is read is float32."""
+        """Type of the stored numbers: float32, float16 or bfloat16. Batches are float32."""
         return self.provenance["dtype"]
 
     def width(self, site: str | Site) -> int:
@@ -109,7 +109,7 @@ class StoredActivations(ABC):
         return self._widths[self.site(site)]
 
     def site(self, site: str | Site) -> Site:
-        """`site`, if it is in this store.
+        """Parse `site` and check that it is in this store.
 
         Raises:
             UnknownSite: it is not.
@@ -123,7 +123,7 @@ class StoredActivations(ABC):
         return site
 
     def check_model(self, lm: LanguageModel) -> None:
-        """Raise unless these are activations of `lm`; dtype and device do not matter.
+        """Raise unless these are activations of `lm`. Dtype and device may differ.
 
         Raises:
             StoreMismatch: names what differs.
@@ -147,7 +147,7 @@ class StoredActivations(ABC):
         return storage_dtype(self.dtype)
 
     def stream(self, sites: Iterable[str | Site], *, batch_tokens: int = 4096, start: int = 0) -> Iterator[Block]:
-        """Everything in stored order, read ahead in a thread.
+        """All rows in stored order, read ahead in a thread.
 
         Args:
             sites: whose activations to read; may be empty, for the tokens alone.
@@ -169,7 +169,7 @@ class StoredActivations(ABC):
             begins = np.append(np.flatnonzero(token_columns["position"] == 0), end - first)
             row = max(start - first, 0)
             while row < end - first:
-                # The last beginning of a context within reach, but at least one context on.
+                # Up to the last beginning of a context that fits, but at least one context.
                 here = int(np.searchsorted(begins, row, side="right"))
                 stop = int(begins[max(here, int(np.searchsorted(begins, row + batch_tokens, side="right")) - 1)])
                 yield Block(
@@ -181,7 +181,7 @@ class StoredActivations(ABC):
 
 
 def model_facts(lm: LanguageModel) -> dict[str, str]:
-    """What tells the model of a store."""
+    """The facts that identify the model of a store."""
     facts = lm.fingerprint()
     return {
         "name": facts["name"],

@@ -1,4 +1,4 @@
-"""One shard: an HDF5 file with a row per token, put together in memory and read from disk."""
+"""The format of a shard: an HDF5 file with a row for every token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from saekit.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# What every shard has beside the sites. `special`: BOS, EOS and other tokens that stand for no text.
+# Columns of every shard in addition to the sites. `special`: BOS, EOS, other special tokens, and the first of each context.
 TOKEN_COLUMNS = {"tokens": np.int32, "position": np.int32, "document": np.int64, "special": np.bool_}
 _CHUNK_BYTES = 2**20
 
@@ -22,7 +22,7 @@ def storage_dtype(name: str) -> torch.dtype:
     """The dtype called `name`.
 
     Raises:
-        ConfigError: activations are not stored in that.
+        ConfigError: activations cannot be stored in this dtype.
     """
     if name not in DTYPES:
         raise ConfigError(f"Activations cannot be stored as {name!r}.", f"Choose one of {', '.join(DTYPES)}.")
@@ -30,12 +30,12 @@ def storage_dtype(name: str) -> torch.dtype:
 
 
 def as_numpy(acts: Tensor) -> np.ndarray:
-    """A view of a CPU tensor; bfloat16, which neither numpy nor HDF5 has, as its bits in uint16."""
+    """A numpy view of a CPU tensor. bfloat16, which numpy and HDF5 lack, becomes its bits as uint16."""
     return acts.view(torch.int16).numpy().view(np.uint16) if acts.dtype == torch.bfloat16 else acts.numpy()
 
 
 def as_tensor(stored: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """What :func:`as_numpy` gave, as a tensor again."""
+    """The tensor of what :func:`as_numpy` gave."""
     return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16) if dtype == torch.bfloat16 else torch.from_numpy(stored)
 
 
@@ -69,10 +69,10 @@ def column_problem(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np
 
 
 class ShardBuilder:
-    """Rows appended column by column to an HDF5 file in memory.
+    """An HDF5 file in memory to which rows are appended.
 
-    In memory, so that HDF5 never meets a full disk, from which it does not recover, and the file is hashed and written in one go.
-    The same rows give the same bytes, however they were cut into batches.
+    The file is in memory because HDF5 does not recover from a full disk, and because it is hashed and written at once. The same
+    rows give the same bytes, whatever batches they came in.
     """
 
     def __init__(self, bfloat16: bool) -> None:
@@ -91,7 +91,7 @@ class ShardBuilder:
         self.n_tokens += len(columns["tokens"])
 
     def finish(self) -> memoryview:
-        """The bytes of the file."""
+        """Finish the file and return its bytes."""
         for name, column in self._columns.items():
             dataset = column.finish()
             if name.startswith("sites/"):
@@ -101,11 +101,11 @@ class ShardBuilder:
 
 
 class _Column:
-    """A dataset that grows by whole chunks, which go past HDF5's own cache and conversions."""
+    """A dataset that grows by whole chunks, written directly without the cache and the conversions of HDF5."""
 
     def __init__(self, file: h5py.File, name: str, like: np.ndarray) -> None:
         row_bytes = like.itemsize * int(np.prod(like.shape[1:]))
-        # A power of two, so that chunks of all columns and the reader's pieces begin at the same rows.
+        # A power of two, so that the chunks of all columns and the pieces that are read begin at the same rows.
         self._rows = 2 ** int(np.log2(max(1, _CHUNK_BYTES // row_bytes)))
         self._chunk = np.zeros((self._rows, *like.shape[1:]), like.dtype)
         self._filled = self._written = 0
@@ -115,7 +115,7 @@ class _Column:
     def append(self, rows: np.ndarray) -> None:
         while len(rows):
             size = min(self._rows - self._filled, len(rows))
-            if size == self._rows:  # a whole chunk at once needs no copy
+            if size == self._rows:  # a whole chunk needs no copy
                 self._write(np.ascontiguousarray(rows[:size]), size)
             else:
                 self._chunk[self._filled : self._filled + size] = rows[:size]

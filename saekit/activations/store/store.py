@@ -1,4 +1,4 @@
-"""A store of activations on disk: opening, checking and reading it in order."""
+"""A store of activations on disk: opening, checking and reading."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class ActivationStore(StoredActivations):
 
     @classmethod
     def open(cls, path: str | Path, *, partial: bool = False) -> ActivationStore:
-        """The store in the folder `path`. Checks that every shard is there in its full length, which costs next to nothing.
+        """Open the store in the folder `path`, and check that every shard is there with its full length.
 
         Args:
-            partial: take one that is not finished, too.
+            partial: also open a store that is not finished.
 
         Raises:
             StoreCorrupt: there is none, it is not finished, its manifest does not parse, or a shard is missing or cut short.
@@ -73,7 +73,7 @@ class ActivationStore(StoredActivations):
 
     @property
     def complete(self) -> bool:
-        """Whether every token asked for, or all that the corpus has, is here."""
+        """Whether the store holds every token that was asked for, or all that the corpus has."""
         return self.manifest.complete
 
     def verify(self, progress: bool = True) -> None:
@@ -161,7 +161,7 @@ class ActivationStore(StoredActivations):
 
 
 def damaged(folder: Path, entry: ShardEntry) -> str:
-    """What is wrong with a shard, seen from outside; "" where nothing is."""
+    """What is wrong with the file of a shard, without reading it; "" if nothing is."""
     try:
         size = (folder / entry.file).stat().st_size
     except FileNotFoundError:
@@ -170,6 +170,6 @@ def damaged(folder: Path, entry: ShardEntry) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> StoreCorrupt:
-    """The error for a shard that could not be read: damage only where the operating system does not say why."""
+    """The error for a shard that could not be read. Only errors without a reason of the operating system mean damage."""
     mend = _MEND if error.errno is None else "The file itself may be sound: check its permissions and the disk."
     return StoreCorrupt(f"{path} cannot be read: {error}.", mend)

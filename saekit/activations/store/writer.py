@@ -1,4 +1,4 @@
-"""Writing a store: tokens are made in one thread, forward passes run in this one, shards are written in a third."""
+"""Writing a store: one thread tokenises, this one runs forward passes, and a third one writes shards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What to store of a corpus, and how.
+    """Which activations to store, and how.
 
     Raises:
         ConfigError: a number is impossible.
@@ -62,7 +62,7 @@ class CacheConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
 
     def check(self, lm: LanguageModel, sites: Sequence[Site]) -> None:
-        """Raise where the activations of `lm` at `sites` cannot be stored so.
+        """Raise where the activations of `lm` at `sites` cannot be stored with these settings.
 
         Raises:
             UnknownSite, ContextTooLong, ConfigError: what is asked for cannot be done.
@@ -94,9 +94,9 @@ def write_store(
 ) -> ActivationStore:
     """Write the activations of `corpus` at `sites`, all in one pass, to the folder `path`.
 
-    The same call goes on where an interrupted one ended, and returns at once where one has finished. A killed process loses the
-    shard in flight; the result has the same bytes as without the interruption. A shard that is missing or cut short is made
-    again, so a damaged one is mended by removing its file and calling again.
+    The same call resumes after an interruption, and returns at once if the store is complete. A killed process loses the shard
+    in progress; the result has the same bytes as without the interruption. A shard that is missing or too short is made again.
+    To repair a damaged shard, remove its file and call again.
 
     Args:
         config: what to store, and how; fields of :class:`CacheConfig` may be given by name instead.
@@ -117,7 +117,7 @@ def write_store(
     if not job.finished(manifest):
         check_corpus(corpus)
         with _writing(job.path):
-            manifest = job.begin()  # another process may have written meanwhile
+            manifest = job.begin()  # another process may have written since
             job.clear(manifest)
             job.run(manifest, progress)
     if config.n_tokens is not None and manifest.n_tokens < config.n_tokens:
@@ -130,7 +130,7 @@ def write_store(
 def check_settings(
     lm: LanguageModel, sites: Iterable[str | Site], corpus: Corpus, config: CacheConfig | None = None, **changes: Any
 ) -> None:
-    """Raise what :func:`write_store` would raise at once; reads up to the first text of the corpus and writes nothing.
+    """Check what :func:`write_store` is to do, without writing. Reads up to the first text of the corpus.
 
     Raises:
         UnknownSite, ContextTooLong, ConfigError, CorpusError: what is asked for cannot be done.
@@ -179,11 +179,11 @@ class _Job:
         return Manifest(self.provenance)
 
     def finished(self, manifest: Manifest) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the store is complete and every shard is there."""
         return manifest.complete and not any(damaged(self.path, entry) for entry in manifest.shards)
 
     def clear(self, manifest: Manifest) -> None:
-        """Remove what a killed process left in flight."""
+        """Remove temporary files, and shards without an entry, that a killed process left."""
         entered = {entry.file for entry in manifest.shards}
         clean(self.path)
         for file in self.path.iterdir():
@@ -191,7 +191,7 @@ class _Job:
                 file.unlink()
 
     def run(self, manifest: Manifest, progress: bool) -> None:
-        """Make the shards that are missing, then those still to come."""
+        """Make the shards that were lost, then the remaining ones."""
         lost = [index for index, entry in enumerate(manifest.shards) if damaged(self.path, entry)]
         with track("caching", total=self.config.n_tokens, subject="activations", enabled=progress) as bar:
             for index in lost:
@@ -205,7 +205,7 @@ class _Job:
             bar.end(manifest.n_tokens)
 
     def _fill(self, manifest: Manifest, first: int, count: int | None, bar: Bar) -> None:
-        """Write `count` rows from where shard `first` begins: that shard if it is a lost one, else it and those after it."""
+        """Write `count` rows from the beginning of shard `first` on: one lost shard again, or all remaining shards."""
         start = manifest.shards[first - 1].after if first else BEGINNING
         done = sum(entry.tokens for entry in manifest.shards[:first])
         shard_tokens = self.shard_tokens if first == len(manifest.shards) else manifest.shards[first].tokens
@@ -228,7 +228,7 @@ class _Job:
             bar.update(done, note=self.path.name)
 
     def _enter(self, manifest: Manifest, index: int, entry: ShardEntry) -> None:
-        """Record a shard that is on disk, or remove it where that fails."""
+        """Record a shard in the manifest. If that fails, remove the shard."""
         before = list(manifest.shards)
         manifest.shards[index : index + 1] = [entry]
         try:
@@ -254,7 +254,7 @@ class _Job:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Hold the folder for writing; the lock ends with the process. A folder in which nothing was completed is not left behind."""
+    """Hold a lock on the folder. A new folder is removed if nothing was completed in it."""
     existed = path.exists()
     path.mkdir(parents=True, exist_ok=True)
     try:
