@@ -69,13 +69,14 @@ def test_an_ablation_covers_all_tokens_unless_told_otherwise(lm: LanguageModel) 
     unit, silent = busiest(lm)
     made = ablate(f"feature:{SITE}/{unit}")
     settings: dict[str, Any] = {"max_new_tokens": 8}
+    expected = lm.generate(PROMPTS, interventions=[made.at("all")], **settings).tokens
     for intervention in (made, made.bind(lm), made.resolve(lm), Intervention.from_dict(made.to_dict())):
-        found = lm.generate(PROMPTS, interventions=[intervention], **settings)
-        assert found.tokens == lm.generate(PROMPTS, interventions=[made.at("all")], **settings).tokens
+        assert lm.generate(PROMPTS, interventions=[intervention], **settings).tokens == expected
     compared = compare(lm, PROMPTS, made, **settings)
     everywhere = compare(lm, PROMPTS, made.at("all"), **settings)
     assert (compared.kl, compared.steered, compared.random) == (everywhere.kl, everywhere.steered, everywhere.random)
     assert compared.firings == everywhere.firings and compared.firings[0].fired > 0
+    settings["control"] = False
     generated = compare(lm, PROMPTS, made, positions="generated", **settings)
     assert 0 < generated.firings[0].steered < compared.firings[0].steered
     nothing = compare(lm, PROMPTS, ablate(f"feature:{SITE}/{silent}"), **settings)
@@ -91,8 +92,8 @@ def test_ablation_and_other_changes_keep_their_own_defaults(lm: LanguageModel) -
     explicit = Intervention((explicit.changes[0], spelled[1]))
     found = lm.generate(PROMPTS, interventions=[made], max_new_tokens=8).tokens
     assert found == lm.generate(PROMPTS, interventions=[explicit], max_new_tokens=8).tokens
-    assert [each.steered for each in compare(lm, PROMPTS, made, max_new_tokens=4).firings] == [
-        each.steered for each in compare(lm, PROMPTS, explicit, max_new_tokens=4).firings
+    assert [each.steered for each in compare(lm, PROMPTS, made, max_new_tokens=4, control=False).firings] == [
+        each.steered for each in compare(lm, PROMPTS, explicit, max_new_tokens=4, control=False).firings
     ]
 
 
