@@ -1,4 +1,4 @@
-"""Dictionaries of several sites: crosscoders, which share a code, and cross-layer transcoders, which have one for each layer."""
+"""Dictionaries of several sites: crosscoders (one code for all sites) and cross-layer transcoders (latents for each layer)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Acts = Mapping[Site, Tensor]
 class CrossCoder(SAE):
     """A dictionary that reads several sites and writes several, for inference.
 
-    Sites stand side by side, in the order of `cfg.sites` and `cfg.sites_out`: x (..., D) and y (..., E) are their activations one
-    after the other, and :meth:`encode` and the rest of :class:`SAE` do what they do there. Activations by site will do, too.
+    The input x (..., D) is the concatenation of the activations at `cfg.sites`, the output y (..., E) that of `cfg.sites_out`.
+    All methods of :class:`SAE` work on these; the encoding methods also take a mapping from sites to activations.
 
     - crosscoder: `h = sum_s x_s @ W_enc_s + b_enc`, and every site is `y_s = f @ W_dec_s + b_dec_s`
       (transformer-circuits.pub/2024/crosscoders; two models, chosen by threshold: arXiv 2504.02922).
-    - clt: latents are divided evenly over L layers. Those of layer l read x_l alone, `h = x_l @ W_enc_l + b_enc`, so that
-      W_enc is (D / L, F), and write the outputs of layers l to L - 1; what W_dec has of them for the others is 0
+    - clt: latents are divided evenly over L layers. The latents of layer l read only x_l, `h = x_l @ W_enc_l + b_enc`, so that
+      W_enc is (D / L, F). They write the outputs of layers l to L - 1; their entries of W_dec for other layers are 0
       (transformer-circuits.pub/2025/attribution-graphs/methods).
 
-    Between encoder and decoder they are `relu` or `jumprelu`, as an SAE is. sae-lens has no class for either.
+    The activation function is `relu` or `jumprelu`. sae-lens has no class for these dictionaries.
     """
 
     def encode(self, x_BD: Tensor | Acts) -> SparseCode | Tensor:
-        """Codes of x, as those of :meth:`SAE.encode`.
+        """Codes of x; see :meth:`SAE.encode`.
 
         Raises:
-            StoreMismatch: x has other widths than are read.
+            StoreMismatch: a site is missing from x, or has another width.
         """
         return super().encode(self.side_by_side(x_BD))
 
@@ -47,11 +47,11 @@ class CrossCoder(SAE):
         return super().decode(code)
 
     def decode_sites(self, code: SparseCode | Tensor) -> dict[Site, Tensor]:
-        """What a code says of every site that is written, (..., width)."""
+        """The reconstruction at every site that is written, each (..., width)."""
         return self.apart(self.decode(code))
 
     def side_by_side(self, x: Tensor | Acts) -> Tensor:
-        """x (..., D) of activations by site, each (..., width).
+        """The concatenation x (..., D) of activations by site, each (..., width).
 
         Raises:
             StoreMismatch: a site is missing, or of another width.
@@ -65,36 +65,36 @@ class CrossCoder(SAE):
         return torch.cat([x[site].to(self.device, self.dtype) for site in self.cfg.sites], -1)
 
     def apart(self, y_BE: Tensor) -> dict[Site, Tensor]:
-        """y (..., E) by site: the other way round, for what is written."""
+        """Split y (..., E) into the sites that are written."""
         return dict(zip(self.cfg.sites_out, y_BE.split(self.cfg.widths_out, -1)))
 
-    # What is known of latents
+    # Properties of latents
 
     def decoder_norms(self) -> Tensor:
-        """(F, sites) norms of what each latent writes at each site, in units in which activations there have mean norm
-        sqrt(width) where training noted them, so that sites, and models, can be compared."""
+        """(F, sites) norms of the decoder rows at each site, in units in which activations at the site have mean norm
+        sqrt(width), so that sites and models can be compared. The units are known for dictionaries that saekit trained."""
         parts = (self.W_dec.float() * self.scale_E()).split(self.cfg.widths_out, 1)
         return torch.stack([part.norm(dim=1) for part in parts], 1)
 
     def scale_E(self) -> Tensor:
-        """(E,) factor on what is written at each site that brings it to these units; 1 where training did not note it."""
+        """(E,) factors that bring outputs to the units of :meth:`decoder_norms`; 1 where they are unknown."""
         scales = self.cfg.metadata.get("scales_out") or [1.0] * len(self.cfg.widths_out)
         return torch.tensor(scales, device=self.device).repeat_interleave(torch.tensor(self.cfg.widths_out, device=self.device))
 
     def relative_norms(self) -> Tensor:
-        """(F, sites) shares of a latent's decoder norm; 0 for a latent that writes nothing. Of two sites they are about a half
-        where it is of both, and 0 and 1 where it is of one alone."""
+        """(F, sites) fractions of a latent's decoder norm; 0 for a latent that writes nothing. For two sites, both are about 0.5
+        if the latent belongs to both, and they are 0 and 1 if it belongs to one."""
         norms_FS = self.decoder_norms()
         total_F1 = norms_FS.sum(1, keepdim=True)
         return norms_FS / total_F1.where(total_F1 > 0, 1.0)
 
     def latents_of(self, layer: int) -> slice:
-        """The latents that read `cfg.sites[layer]`: those of that layer in a cross-layer transcoder, all in a crosscoder."""
+        """The latents that read `cfg.sites[layer]`: those of the layer in a cross-layer transcoder, all in a crosscoder."""
         own = self.cfg.n_latents // len(self.cfg.sites)
         return slice(layer * own, (layer + 1) * own) if self.cfg.layered else slice(0, self.cfg.n_latents)
 
     def written_by(self, layer: int, x_BD: Tensor) -> Tensor:
-        """What the latents of one layer of a cross-layer transcoder write, (..., E), given that layer's activations alone."""
+        """The output (..., E) of the latents of one layer of a cross-layer transcoder, given the activations of that layer."""
         own = torch.arange(self.cfg.n_latents, device=self.device)[self.latents_of(layer)]
         x_ND = x_BD.reshape(-1, x_BD.shape[-1]).to(self.device, self.dtype)
         layers_ND = x_ND.new_zeros(len(x_ND), self.cfg.d_in)
@@ -104,7 +104,7 @@ class CrossCoder(SAE):
 
     @torch.no_grad()
     def fold_scales(self, reads: Sequence[float], writes: Sequence[float]) -> CrossCoder:
-        """As :meth:`SAE.fold_scale`, with a factor for every site read, and one for every site written; they are noted, too."""
+        """Like :meth:`SAE.fold_scale`, with a factor for every site. The output factors are kept in the metadata."""
         for scale, part in zip(writes, self.W_dec.split(self.cfg.widths_out, 1)):
             part.div_(scale)
         for scale, part in zip(writes, self.b_dec.split(self.cfg.widths_out)):

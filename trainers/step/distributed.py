@@ -1,8 +1,8 @@
-"""Several processes that train one dictionary together, as torchrun starts them.
+"""Training of one dictionary by several processes, started by torchrun.
 
-All that differs from a single process is here, so that the loop, the losses and the steps are written once. Each process reads
-all the data, so the order of the data, a run's place in it, and its checkpoints are those of a single process, and a run can go
-on with another number of processes.
+This module contains everything that differs from a single process, so that the loop, the losses and the steps are written once.
+Each process reads all the data. The order of the data, the position in it and the checkpoints are therefore those of a single
+process, and a run can continue with another number of processes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Number = Tensor | float
 
 
 class Group:
-    """The processes that train a dictionary. This one is alone: nothing is exchanged, and it gets back what it gives.
+    """The processes that train a dictionary together. This base class is a single process: every method returns its input.
 
     Attributes:
-        rank, world: the number of this process, and of all.
-        splits_rows: whether each has rows of its own.
-        splits_latents: whether each has latents of its own.
-        has_biases: whether what is predicted beside what latents decode to is counted here, where each process has a part.
-        copies: how many processes have each row of the batch, where each has rows of its own but for a batch too small.
+        rank, world: index of this process, and number of processes.
+        splits_rows: whether the rows of a batch are divided over the processes.
+        splits_latents: whether the latents are divided over the processes.
+        has_biases: whether this process adds b_dec and W_skip to the prediction; one process does if latents are divided.
+        copies: number of processes that hold each row of the batch; above 1 if the batch has fewer rows than there are processes.
     """
 
     rank, world = 0, 1
@@ -49,75 +49,74 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def first(self, work: Callable[[], _T]) -> _T:
-        """What the first process makes of `work`, or the error it raises, in all of them. The others wait."""
+        """Run `work` in the first process; all processes return its result, or raise its error."""
         return work()
 
     # Sums over processes
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Summed over processes."""
+        """The sum over processes."""
         return tensor
 
     def total_all(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each summed over processes, in one go."""
+        """The sum over processes of every tensor, in one exchange."""
         return dict(tensors)
 
     def count(self, n: int) -> int:
-        """Summed over processes."""
+        """The sum over processes."""
         return n
 
     def least(self, tensor: Tensor) -> Tensor:
-        """The smallest of all processes."""
+        """The minimum over processes."""
         return tensor
 
     def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
-        """For each tensor those of all processes, in their order. Their lengths may differ."""
+        """For each tensor, the tensors of all processes in the order of rank. Their lengths may differ."""
         return [[tensor] for tensor in tensors]
 
     def sums(self, loss: Number, squares: Number, firings_F: Tensor) -> tuple[Number, Number, Tensor, Number]:
-        """The mean loss of the batch, its squared error, how often each latent here fired on it and how often all did, given the
-        first three of this process's part."""
+        """Loss, squared error and activation counts of the batch, and the total of the counts, given those of this process."""
         return loss, squares, firings_F, firings_F.sum()
 
     # Rows of a batch
 
     def begin(self, n_rows: int) -> slice:
-        """Divide a batch; returns which of its rows this process has."""
+        """Divide a batch over the processes; returns the rows of this process."""
         return slice(0, n_rows)
 
     def n_rows(self, own: int) -> int:
-        """Rows that all processes have, copies counted, given that this one has `own`."""
+        """Number of rows in all processes, copies included, given that this process has `own`."""
         return own
 
     @property
     def share(self) -> float:
-        """Of the rows of the batch that this process has: a mean over its own rows counts so much in that over all."""
+        """Fraction of the batch that this process has: the weight of a mean over its rows in the mean over the batch."""
         return 1.0
 
     def variance(self, e_BE: Tensor) -> Tensor:
-        """Mean squared distance of the batch's rows from their mean."""
+        """Mean squared distance of the rows of the batch from their mean."""
         return (e_BE - e_BE.mean(0)).square_().sum() / len(e_BE)
 
     def from_first_rows(self, number: Tensor | None) -> Tensor | None:
-        """What the process with the first rows of the batch has computed from them."""
+        """The number that the process with the first rows of the batch computed from them."""
         return number
 
     # Latents
 
     def own_latents(self, n_latents: int) -> slice:
-        """Which of all latents this process has."""
+        """The latents of this process."""
         return slice(0, n_latents)
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
-        """What this process has of a named tensor."""
+        """The part of a named tensor that this process has."""
         return tensor
 
     def collect(self, name: str, tensor: Tensor) -> Tensor:
-        """The whole of a named tensor on the first process, on the CPU if parts of it come from others; elsewhere the part."""
+        """On the first process the whole named tensor (on the CPU, if parts come from other processes); elsewhere the part."""
         return tensor
 
     def n_latents(self, here: int) -> int:
