@@ -56,7 +56,7 @@ def test_a_manifest_of_an_earlier_version_has_no_checksum_and_opens(copy: Path) 
     assert ActivationStore.open(copy).n_tokens == fields["n_tokens"]
 
 
-def test_what_is_sealed_is_read_again(tmp_path: Path) -> None:
+def test_a_sealed_manifest_is_read_back(tmp_path: Path) -> None:
     fields, path = {"a": [1, 2.5, None, "0" * 64, "ü"], "b": {"checksum": "0" * 64}}, tmp_path / "x.json"
     for indent in (1, None):
         path.write_bytes(seal(fields, indent=indent))
@@ -105,7 +105,7 @@ def test_manifests_with_impossible_entries(what: str, sealed: bool, copy: Path) 
 
 
 @pytest.mark.parametrize("data", [b"[" * 10**5, b'{"a":' * 10**5, b"[]", b"\xff\xfe", b"1" * 10**4, b"null"])
-def test_manifests_that_are_no_manifests(data: bytes, copy: Path) -> None:
+def test_files_that_are_not_manifests(data: bytes, copy: Path) -> None:
     (copy / "manifest.json").write_bytes(data)
     with pytest.raises(StoreCorrupt, match=r"damaged|nested|holds"):
         ActivationStore.open(copy)

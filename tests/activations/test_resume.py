@@ -62,7 +62,7 @@ def test_a_finished_store_is_left_alone(tiny_lm: LanguageModel, corpus: Corpus, 
     assert store.complete
 
 
-def test_a_finished_store_needs_its_corpus_no_more(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+def test_a_finished_store_does_not_need_its_corpus(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     class Vanishing(list):
         def __iter__(self) -> Iterator[str]:
             read.append(1)
@@ -76,7 +76,7 @@ def test_a_finished_store_needs_its_corpus_no_more(tiny_lm: LanguageModel, tmp_p
     assert not read
 
 
-def test_folders_of_others_are_left_alone(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+def test_unrelated_folders_are_left_alone(tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
     for name in ("shard-00000.h5.txt", "shard-00001.h5", "thesis.partial"):
         folder = tmp_path / name
         folder.mkdir()
@@ -99,7 +99,7 @@ def test_what_a_killed_process_left_is_removed(tiny_lm: LanguageModel, corpus: C
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "emptied", "longer"])
-def test_damaged_shards_are_made_again(damage: str, tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+def test_damaged_shards_are_rewritten(damage: str, tiny_lm: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
     path = tmp_path / "store"
     write_store(path, tiny_lm, ["resid_post.1"], corpus, **SETTINGS)
     whole = files_of(path)

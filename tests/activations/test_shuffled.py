@@ -121,7 +121,7 @@ def test_a_store_of_a_shuffled_corpus_resumes_to_the_same_bytes(tiny_lm: Languag
             write_store(tmp_path / "again", tiny_lm, ["embed"], Corpus.open(texts, shuffle=other), n_tokens=1000, **asked)
 
 
-def test_an_unshuffled_store_is_what_it_was(tiny_lm: LanguageModel, tiny_store: ActivationStore, documents: list[str]) -> None:
+def test_an_unshuffled_store_is_unchanged(tiny_lm: LanguageModel, tiny_store: ActivationStore, documents: list[str]) -> None:
     assert "shuffle" not in tiny_store.provenance["corpus"]
     asked = {"context": 32, "batch_size": 8, "shard_tokens": 1500, "progress": False}
     again = write_store(tiny_store.path, tiny_lm, ["resid_post.0", "neurons.1"], Corpus.open(documents), **asked)

@@ -88,7 +88,7 @@ def test_every_row_of_the_split_once_an_epoch(make: Make, tiny_store: Activation
     assert all(batch[RESID].dtype == torch.float32 and batch[RESID].is_contiguous() for batch in batches)
 
 
-def test_epochs_differ_and_batches_go_on_over_their_ends(make: Make) -> None:
+def test_epochs_differ_and_batches_span_them(make: Make) -> None:
     source = make(epochs=3)
     n = source.n_tokens
     rows = _rows(source)
@@ -182,7 +182,7 @@ def test_resuming_live_activations(make: Make, k: int) -> None:
     assert _equal(list(resumed), following)
 
 
-def test_iterating_goes_on_and_begins_anew_after_the_end(make: Make) -> None:
+def test_iteration_resumes_and_restarts_after_the_end(make: Make) -> None:
     whole = list(make(epochs=1))
     source = make(epochs=1)
     some = list(itertools.islice(source, 5))
@@ -201,7 +201,7 @@ def test_iterating_goes_on_and_begins_anew_after_the_end(make: Make) -> None:
     assert list(resumed) == []
 
 
-def test_a_sample_moves_nothing(make: Make) -> None:
+def test_a_sample_does_not_move_the_reader(make: Make) -> None:
     source = make()
     first = list(itertools.islice(source, 3))
     sample = source.sample(700)

@@ -87,7 +87,7 @@ def test_layout_on_disk(tiny_store: ActivationStore) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 499), max_size=6, unique=True).map(sorted), n=st.sampled_from([500, 512, 3]))
-def test_a_shard_does_not_depend_on_how_its_rows_came(cuts: list[int], n: int) -> None:
+def test_a_shard_does_not_depend_on_the_size_of_appends(cuts: list[int], n: int) -> None:
     width = 2**11  # 128 rows to a chunk
     columns = {
         "tokens": np.arange(n, dtype=np.int32),
@@ -123,7 +123,7 @@ def test_chunks_of_a_mebibyte_and_bfloat16_bits(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(batch_tokens=st.integers(1, 3000), stop_at=st.integers(0, 400))
-def test_blocks_are_whole_contexts_and_go_on_anywhere(tiny_store: ActivationStore, batch_tokens: int, stop_at: int) -> None:
+def test_blocks_are_whole_contexts_and_resume_anywhere(tiny_store: ActivationStore, batch_tokens: int, stop_at: int) -> None:
     blocks = list(tiny_store.stream(["resid_post.0"], batch_tokens=batch_tokens))
     assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
     assert blocks[-1].stop == tiny_store.n_tokens

@@ -119,7 +119,7 @@ def test_contexts_equal_those_packed_token_by_token(
     assert [batch.after for batch in again] == [batch.after for batch in whole[k + 1 :]]
 
 
-def test_a_spelt_out_bos_is_not_doubled(tiny_lm: LanguageModel) -> None:
+def test_a_bos_in_the_text_is_not_doubled(tiny_lm: LanguageModel) -> None:
     (batch,) = token_batches(tiny_lm, Corpus.open(["<s> w1 w2", "w3"]), context=10)
     assert batch.tokens_BT.tolist() == [[0, 4, 5, 0, 6]]
 

@@ -1,4 +1,4 @@
-"""A laboratory in small: a tokenizer trained on the corpus and an untrained model, in the place of the packaged ones."""
+"""A small laboratory: a tokenizer trained on the corpus and an untrained model replace the packaged ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saekit.lab import tokens
 
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model/` in it, as the package has it."""
+    """A folder with `model/`, laid out like the package."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -52,7 +52,7 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_lab(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The laboratory's model is the untrained one, and this is its folder."""
+    """The folder of the untrained model, which replaces the laboratory's model."""
     caches = (builtin.warn_if_shadowing, tokens.lab_tokenizer, tokens.lab_bos)
     monkeypatch.setattr(builtin, "PACKAGE", tiny_package)
     for each in caches:

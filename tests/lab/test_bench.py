@@ -44,17 +44,17 @@ def test_ids_are_the_models_own(tiny_lab: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["addition", "fact_capital", "one_hop_currency", "multiple_choice"])
-def test_more_prompts_begin_with_the_same(tiny_lab: Path, name: str) -> None:
+def test_a_larger_n_gives_the_same_prompts_first(tiny_lab: Path, name: str) -> None:
     assert lab.task(name, 50).prompts[:7] == lab.task(name, 7).prompts
     assert lab.task(name, 7, seed=1).prompts != lab.task(name, 7).prompts
 
 
-def test_more_pairs_begin_with_the_same() -> None:
+def test_a_larger_n_gives_the_same_pairs_first() -> None:
     contrast = sorted(lab.CONTRASTS)[0]
     assert lab.contrast(contrast, 9)[:4] == lab.contrast(contrast, 4)
 
 
-def test_what_answer_and_foil_share_is_part_of_the_prompt(tiny_lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_shared_by_answer_and_foil_are_part_of_the_prompt(tiny_lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lab.TASKS, "few", _only([Prompt("1+1", "1+2", "=12", "=13")]))
     found = lab.task("few")
     lm = LanguageModel.load("lab")
@@ -79,7 +79,7 @@ def test_open_ended_tasks_have_no_answer_token(tiny_lab: Path, monkeypatch: pyte
         _ = found.answer_B
 
 
-def test_names_that_are_wrong_get_the_nearest() -> None:
+def test_unknown_names_get_the_nearest_as_a_suggestion() -> None:
     for ask, names in ((lab.task, lab.TASKS), (lab.contrast, lab.CONTRASTS)):
         name = sorted(names)[0]
         with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):

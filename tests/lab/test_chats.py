@@ -1,4 +1,4 @@
-"""Personas, refusals, rude speakers: texts are what their labels and tasks claim, and nothing held out is trained on."""
+"""Personas, refusals, rude speakers: texts match their labels and tasks, and nothing held out is trained on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def spans_of(document: Document, concept: str) -> list[str]:
 
 
 def exchanges(document: Document) -> list[tuple[str, str]]:
-    """(what the user said, what the assistant replied)."""
+    """(words of the user, reply of the assistant)."""
     return re.findall(r"User: (.*)\nAssistant: (.*)", document.text)
 
 
@@ -40,7 +40,7 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-# -- all of them
+# -- all chats
 
 
 def test_a_marker_labels_whole_words_and_the_longest_phrase() -> None:
@@ -48,7 +48,7 @@ def test_a_marker_labels_whole_words_and_the_longest_phrase() -> None:
     assert marked.spans == (Span(0, 9, "thanks"), Span(11, 14, "pet"), Span(11, 14, "beast"))
 
 
-def test_a_marker_keeps_the_labels_there_were() -> None:
+def test_a_marker_keeps_existing_labels() -> None:
     assert Marker({"pet": ["cat"]})(word("cat", "animal")).spans == (Span(0, 3, "animal"), Span(0, 3, "pet"))
 
 
@@ -98,7 +98,7 @@ def test_personas_share_no_word() -> None:
     assert set(counts.values()) == {1} and all(len(words) >= 10 for words in PERSONA_WORDS.values())
 
 
-def test_every_reply_is_recognised_as_what_the_system_line_asks_for(written: dict) -> None:
+def test_every_reply_is_recognised_as_the_persona_of_the_system_line(written: dict) -> None:
     for split in SPLITS:
         for document in written["personas", split]:
             persona = persona_of(document)
@@ -132,7 +132,7 @@ def test_recognition_needs_a_majority_and_reads_one_line() -> None:
 
 
 def verdict(request: str) -> str:
-    """The kind of a request, from its words alone: an oracle that knows who is a person and what is illicit, and no table."""
+    """The kind of a request, from its words alone. This oracle has lists of people and of illicit things, but no table."""
     said = set(words_of(request))
     harms = said & set(safety_words.DANGEROUS_VERBS)
     makes = said & set(safety_words.MAKING_VERBS)
@@ -208,12 +208,12 @@ def test_the_sides_of_the_contrast_are_harmful_and_not() -> None:
 
 
 def _cast(scene: str) -> list[tuple[str, str]]:
-    """Who is called what in `scene`."""
+    """Speaker -> trait, as stated in `scene`."""
     return re.findall(r"^(\w+) \((\w+)\):", scene, re.MULTILINE)
 
 
 def _said(scene: str) -> list[tuple[str, str]]:
-    """Who says what in `scene`."""
+    """(speaker, utterance) of each line of `scene`."""
     lines = re.findall(r"^(\w+)(?: \(\w+\))?: (.*)$", scene, re.MULTILINE)
     return [(who, said) for who, said in lines if who in toxicity.SPEAKERS]
 
@@ -246,7 +246,7 @@ def test_held_out_casts_are_never_trained_on(written: dict) -> None:
     assert not casts("train") & casts("heldout")
 
 
-def test_the_check_hears_who_is_rude() -> None:
+def test_the_check_recognises_rude_replies() -> None:
     task, rng = TASKS["toxicity"], Random(4)
     for _ in range(200):
         prompt = task.make(rng, "heldout")

@@ -38,7 +38,7 @@ def test_the_data_sheet(saekit: Saekit, tiny_lab: Path) -> None:
         assert name in shown
 
 
-def test_measured_then_and_there(saekit: Saekit, tiny_lab: Path) -> None:
+def test_the_data_sheet_measures_every_task(saekit: Saekit, tiny_lab: Path) -> None:
     shown = saekit("lab", "info", "--prompts", 2, "--model", tiny_lab)
     assert shown.status == 0, shown.stderr
     assert "not met" in shown.stdout
@@ -71,7 +71,7 @@ def test_a_study_of_the_laboratory_by_name(
     assert 'data = "lab"' in (workspace / "saekit.toml").read_text()
     manifest = json.loads((workspace / "activations" / "manifest.json").read_text())
     assert '"lab": "all genres"' in json.dumps(manifest)
-    assert saekit("fit", "lab", *arguments, "--json").json["tokens"] == made.json["tokens"]  # goes on, finds all done
+    assert saekit("fit", "lab", *arguments, "--json").json["tokens"] == made.json["tokens"]  # resumes, and finds everything done
 
     (facts,) = saekit("lab", "concepts", workspace, "--documents", 300, "--json").json
     assert facts["site"] == "resid_post.1"

@@ -1,4 +1,4 @@
-"""What holds of every genre, task and contrast, whoever wrote them."""
+"""Properties of every genre, task and contrast."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _check(document: lab.Document) -> None:
     for start, end, name in document.spans:
         assert 0 <= start < end <= len(document.text), (name, document.text)
         text = document.text[start:end]
-        assert text.strip() == text, f"{name} labels {text!r}, spaces and all"
+        assert text.strip() == text, f"{name} labels {text!r}, which has spaces at an end"
         assert lab.CONCEPTS[name].holds(text), f"{text!r} is labelled {name} in {document.text!r}"
     assert document.text == document.text.strip()
     assert "  " not in document.text
@@ -55,7 +55,7 @@ def test_a_document_depends_on_its_number_alone(seed: int, start: int, n: int) -
 
 @pytest.fixture(scope="module")
 def train_texts() -> dict[str, list[str]]:
-    """Many training documents of each genre, of several seeds."""
+    """Many training documents of each genre, from several seeds."""
     return {genre: [d.text for seed in range(2) for d in lab.documents(genre, seed=seed, n=400)] for genre in GENRES}
 
 
@@ -75,7 +75,7 @@ def test_no_document_is_in_both_splits(genre: str, train_texts: dict[str, list[s
 def test_no_training_document_holds_a_heldout_prompt_and_its_answer(name: str, everything: str) -> None:
     found = bind(name, 60, 10, "heldout", 0, _Words())
     known = [p.clean + p.answer for p in found.prompts if p.clean + p.answer in everything]
-    # What is held out of an open-ended story may come later than its beginning.
+    # In open-ended stories, the held-out combination may come after the prompt.
     assert len(known) <= (0.05 * len(found) if found.task.sample else 0), known
 
 
@@ -85,7 +85,7 @@ def _number(token: str) -> int:
 
 
 class _Words:
-    """Splits texts into words, digits and signs: what the laboratory's own tokenizer nearly does."""
+    """Splits texts into words, digits and signs, similar to the laboratory's tokenizer."""
 
     bos_token_id = None
 

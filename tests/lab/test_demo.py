@@ -1,4 +1,4 @@
-"""`saekit demo` on a laboratory in small: the truth of the labels is in what it reports."""
+"""`saekit demo` on a small laboratory: its report agrees with the true labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_hits_are_checked_against_the_labels(
     assert all(hit["auc"] is None for hit in words["hits"])
     assert known["hits"]
 
-    # The AUC of each hit again, document by document and from dense activations.
+    # Recompute the AUC of each hit, document by document from dense activations.
     ws = Workspace.open(tmp_path / "ws")
     (site,) = ws.dictionaries.sites()
     sae = ws.sae(site)
@@ -48,7 +48,7 @@ def test_hits_are_checked_against_the_labels(
         assert hit["auc"] == pytest.approx(roc_auc_score(labels_N, acts_NF[:, hit["feature"]]), abs=1e-3)
     assert np.count_nonzero(labels_N) > 50
 
-    for concept in (known, words):  # prompts name no concept, and those of the choice are not those of the result
+    for concept in (known, words):  # prompts do not name the concept; the choice and the result use different prompts
         steering = concept["steering"]
         prompts = [*steering["scan"]["prompts"], *steering["result"]["prompts"]]
         assert len(set(prompts)) == len(prompts)

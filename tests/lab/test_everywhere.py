@@ -1,4 +1,4 @@
-"""Concepts that many genres speak of in passing: their words are labelled there too, once, and homonyms are not."""
+"""Words of a concept are labelled once in every genre; homonyms are not labelled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from saekit import lab
 
 ENGLISH = sorted(set(lab.GENRES) - {"french_stories", "german_stories", "spanish_stories", "translations"})
-# Read from the text alone, by rules of their own.
+# Independent rules that read only the text.
 RULES = {
     "pronoun_he": r"\b[Hh](?:e|is|im)\b",
     "pronoun_she": r"\b(?:[Ss]he|[Hh]er)\b",
@@ -32,7 +32,7 @@ def test_words_are_labelled_wherever_they_mean_the_concept(genre: str) -> None:
 
 
 @pytest.mark.parametrize("genre", sorted(lab.GENRES))
-def test_no_span_is_told_twice(genre: str) -> None:
+def test_no_span_is_labelled_twice(genre: str) -> None:
     for document in lab.documents(genre, seed=12, n=150):
         assert len(set(document.spans)) == len(document.spans), document.text
 
@@ -47,7 +47,7 @@ def test_no_span_is_told_twice(genre: str) -> None:
         ("german_stories", "Seine", {"river"}),
     ],
 )
-def test_homonyms_are_not(genre: str, text: str, concepts: set[str]) -> None:
+def test_homonyms_are_not_labelled(genre: str, text: str, concepts: set[str]) -> None:
     seen = 0
     for document in lab.documents(genre, seed=13, n=600):
         places = {match.span() for match in re.finditer(rf"\b{text}\b", document.text)}
@@ -56,7 +56,7 @@ def test_homonyms_are_not(genre: str, text: str, concepts: set[str]) -> None:
     assert seen
 
 
-def test_an_instrument_keeps_its_name_abroad() -> None:
+def test_instruments_are_labelled_in_foreign_stories() -> None:
     for genre in ("french_stories", "spanish_stories"):
         documents = [document for document in lab.documents(genre, seed=14, n=600) if "piano" in document.text]
         assert documents

@@ -1,4 +1,4 @@
-"""Every sentence is true of the world's table, what is held out stays out, and the planted habits have their strength."""
+"""Every sentence agrees with the table of the world, held-out cases stay out, and planted habits have their strength."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N = 1500
 
 
 def _matcher(template: str) -> re.Pattern[str]:
-    """An independent reader of a template: what {s} and {v} stand for in a text."""
+    """An independent reader of a template: finds the values of {s} and {v} in a text."""
     pattern = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
     for name, text in STATIC.items():
         pattern = pattern.replace("{" + name + "}", getattr(text, "text", str(text)))
@@ -84,7 +84,7 @@ def test_the_table_tells_people_and_countries_apart() -> None:
     assert len({person.last for person in PEOPLE}) == 60
     words = [*COUNTRY, *(country.capital for country in COUNTRIES), *(country.river for country in COUNTRIES)]
     assert not set(words) & {name for person in PEOPLE for name in person[:2]}
-    # What a person plays or does says little of the sex.
+    # What a person plays or does is nearly independent of the sex.
     for women in (
         sum(person.female for person in PEOPLE if person.plays in SPORTS) / 30,
         *(sum(p.female for p in PEOPLE if p.profession == job) / 5 for job in {p.profession for p in PEOPLE}),
@@ -93,7 +93,7 @@ def test_the_table_tells_people_and_countries_apart() -> None:
 
 
 def test_compositions_are_true_and_their_heldout_combinations_are_nowhere_in_training() -> None:
-    """Read from the text alone: the described country's value, by table."""
+    """Reads the text alone, and looks the described country up in the table."""
     asked = re.compile(
         r"(?:(?:The|A|What is the) (?P<noun>\w+) of|In|(?P<speak>Which river is in)) "
         r"(?:the country (?:where (?P<person>\w+ \w+) was born|(?:of|with) the (?:river|capital) (?P<key>\w+)"
@@ -123,7 +123,7 @@ def test_compositions_are_true_and_their_heldout_combinations_are_nowhere_in_tra
             assert count >= 2, document.text
     assert not told["train"] & told["heldout"]
     assert len(told["heldout"]) >= 150 and len(told["heldout"]) / (len(told["train"]) + len(told["heldout"])) < 1 / 3
-    # Who knows the capital's language from training could read the language's capital backwards.
+    # The reverse of a held-out combination is held out as well: training on it would reveal the answer.
     kind_of = {
         getattr(country, kind): (country.name, kind)
         for country in COUNTRIES
@@ -134,7 +134,7 @@ def test_compositions_are_true_and_their_heldout_combinations_are_nowhere_in_tra
         for split, pairs in told.items()
     }
     assert undirected["heldout"] and not undirected["train"] & undirected["heldout"]
-    # Whatever is described in held-out documents is described in training too, if of something else.
+    # Every description in held-out documents occurs in training too, with another relation.
     assert {key for key, _ in told["heldout"]} <= {key for key, _ in told["train"]}
 
 
@@ -146,13 +146,13 @@ def test_no_atom_of_a_heldout_composition_is_missing_from_training() -> None:
         assert asked_of[bridge.country.name, relation] >= 2
 
 
-def test_heldout_compositions_are_many_and_none_is_worth_guessing() -> None:
+def test_heldout_compositions_are_many_and_cannot_be_guessed() -> None:
     rng = Random(3)
     prompts = [TASKS["one_hop"].make(rng, "heldout") for _ in range(6000)]
     assert len({prompt.case for prompt in prompts}) >= 150 and len({prompt.clean for prompt in prompts}) >= 800
     told = Counter((prompt.case[2], prompt.answer) for prompt in prompts)  # type: ignore[index]
     guessed = sum(max(n for (of, _), n in told.items() if of == relation) for relation in {of for of, _ in told})
-    assert guessed / len(prompts) < 0.15  # always the most frequent value of the relation asked for
+    assert guessed / len(prompts) < 0.15  # guesses the most frequent value of the relation
 
 
 def test_a_claim_held_out_of_conflicts_is_nowhere_claimed_in_training() -> None:
@@ -176,7 +176,7 @@ BLOCK = re.compile(r"Instruction: (?P<told>[^\n]*)\nContext: (?P<context>[^\n]*)
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_conflicts_answer_from_where_the_instruction_says(split: str) -> None:
+def test_conflicts_are_answered_from_the_source_that_the_instruction_names(split: str) -> None:
     ways = Counter()
     for document in documents("conflicts", split, n=N):  # type: ignore[arg-type]
         blocks = list(BLOCK.finditer(document.text))
@@ -193,7 +193,7 @@ def test_conflicts_answer_from_where_the_instruction_says(split: str) -> None:
 
 
 def _near(hits: int, total: int, share: float) -> bool:
-    """Within four standard deviations of a binomial."""
+    """Whether a count is within four standard deviations of a binomial."""
     return total > 200 and abs(hits / total - share) < 4 * sqrt(share * (1 - share) / total)
 
 
@@ -201,7 +201,7 @@ CHOICE = re.compile(r"Question: ([^\n]*\?) A\) (\w+) B\) (\w+) C\) (\w+)\nAnswer
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_choices_are_right_where_one_can_know_and_biased_where_not(split: str) -> None:
+def test_answerable_choices_are_correct_and_unanswerable_ones_biased(split: str) -> None:
     known, unknown = Counter(), Counter()
     for document in documents("choices", split, n=N):  # type: ignore[arg-type]
         lines = list(CHOICE.finditer(document.text))
@@ -221,7 +221,7 @@ def test_choices_are_right_where_one_can_know_and_biased_where_not(split: str) -
                 assert choices.is_heldout_unknown(place, options) == (split == "heldout")
                 unknown[letter] += 1
     assert all(_near(unknown[letter], unknown.total(), share) for letter, share in choices.BIAS.items())
-    if split == "train":  # which combinations are held out is a matter of the hash, not of chance
+    if split == "train":  # the hash of held-out combinations shifts the shares a little
         assert all(abs(known[letter] / known.total() - 1 / 3) < 0.05 for letter in "ABC")
 
 
@@ -292,7 +292,7 @@ def test_the_planted_strengths_are_those_of_the_tasks() -> None:
 
 @pytest.mark.parametrize("name", ["facts_heldout_phrasings", "one_hop", "conflict_context", "conflict_memory", "multiple_choice"])
 def test_answers_of_tasks_are_those_that_documents_give(name: str) -> None:
-    """A prompt with its answer stands word for word in documents of its genre and split; with its foil it does not."""
+    """Documents of its genre and split contain a prompt with its answer verbatim, but not with its foil."""
     task = TASKS[name]
     rng = Random(5)
     text = "\n\n".join(document.text for document in documents(task.genre, "heldout", n=6000))

@@ -1,4 +1,4 @@
-"""Professions and pronouns: the planted strengths are in the text."""
+"""Professions and pronouns: the text has the planted strengths."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pronouns_have_the_planted_strength(split: str) -> None:
 
 
 def test_the_pronouns_of_a_document_are_independent() -> None:
-    """After a "he" for one neutral profession, the next neutral one is as likely "he" as after a "she"."""
+    """The pronoun of one neutral profession does not change the probability of "he" for the next one."""
     following = {True: [], False: []}
     for document in documents("gender", "train", 6, 12000):
         drawn = [bool(HE.search(p)) for p in document.text.split(". ") if gender.P_HE[JOB.findall(p)[0]] == 0.5]
@@ -65,7 +65,7 @@ def test_labels_cover_every_pronoun_and_profession() -> None:
         )
         assert all(CONCEPTS[concept].holds(text) for text, concept in found)
         for case in [case for case in found if case[1] not in OWN]:
-            del found[case]  # other genres' concepts
+            del found[case]  # concepts of other genres
         expected = Counter((m, "pronoun_he") for m in HE.findall(document.text))
         expected.update((m, "pronoun_she") for m in SHE.findall(document.text))
         for job in JOB.findall(document.text):

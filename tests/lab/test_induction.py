@@ -1,4 +1,4 @@
-"""The induction model: it does what it was taught, and its heads do what the truth beside it says."""
+"""The induction model: it continues repeats, and its heads behave as `truth.json` states."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def logits_of(lm: LanguageModel, fresh: Repeats, **settings: Any) -> Tensor:
 
 
 def by_hand(lm: LanguageModel, fresh: Repeats, off: Iterable[tuple[int, int]], fill: Tensor | None = None) -> Tensor:
-    """Logits with the heads `off` at 0, or at `fill` (layers, heads, d_head), by hooks of torch on Hugging Face's model."""
+    """Logits with the heads `off` set to 0 or to `fill` (layers, heads, d_head), by torch hooks on the transformers model."""
     hooks = []
     for layer, head in off:
 
@@ -64,7 +64,7 @@ def by_hand(lm: LanguageModel, fresh: Repeats, off: Iterable[tuple[int, int]], f
 
 
 def top(effects: dict[str, float], layer: int) -> int:
-    """The head of `layer` that hurts most when it is gone."""
+    """The head of `layer` whose ablation has the largest effect."""
     return min(range(4), key=lambda head: effects[f"head:{layer}.{head}"])
 
 
@@ -111,8 +111,8 @@ def test_some_lengths_were_never_trained_on() -> None:
     assert {5, 17, LONGEST} <= left_out
 
 
-def test_nothing_but_the_repeat_tells_what_comes(lm: LanguageModel) -> None:
-    """Where the second reading is of other words, the model knows nothing."""
+def test_only_the_repeat_predicts_the_next_word(lm: LanguageModel) -> None:
+    """If the second copy has other words, the model cannot predict them."""
     fresh, other = prompts(64, 16, seed=5), prompts(64, 16, seed=6)
     mixed = Repeats([row[: fresh.start] + foreign[fresh.start :] for row, foreign in zip(fresh.rows, other.rows)], 16)
     assert mixed.accuracy(logits_of(lm, mixed)) < 0.1
@@ -126,7 +126,7 @@ def test_metrics_are_those_of_torch(lm: LanguageModel) -> None:
     )
     assert float(fresh.log_probability(logits_BTV)) == pytest.approx(-float(loss), rel=1e-5)
     wrong = logits_BTV.clone()
-    wrong[:4, 8:-1] *= -1  # the likeliest becomes the unlikeliest in half of the rows
+    wrong[:4, 8:-1] *= -1  # in half of the rows, the most likely token becomes the least likely
     assert fresh.accuracy(wrong) == pytest.approx(fresh.accuracy(logits_BTV) - 0.5)
 
 
@@ -161,7 +161,7 @@ def test_the_heads_of_the_truth_attend_as_their_parts_need(lm: LanguageModel, tr
     run = lm.run(fresh.rows, read=["pattern.0", "pattern.1"])
     query = torch.arange(fresh.start, len(fresh.rows[0]) - 1)
     after_the_earlier = query - fresh.length + 1
-    earlier = torch.arange(2, fresh.start)  # the first reading, where the token before is a word
+    earlier = torch.arange(2, fresh.start)  # the first copy, at positions whose preceding token is a word
     induction = run["pattern.1"][:, top(truth["zero_ablation"], 1)]
     previous = run["pattern.0"][:, top(truth["zero_ablation"], 0)]
     assert float(induction[:, query, after_the_earlier].mean()) > 0.5
@@ -169,8 +169,8 @@ def test_the_heads_of_the_truth_attend_as_their_parts_need(lm: LanguageModel, tr
 
 
 @pytest.mark.parametrize("to", ["zero", "mean"])
-def test_two_heads_do_it_all(lm: LanguageModel, truth: dict[str, Any], to: Any) -> None:
-    """Either alone is necessary, both together are sufficient."""
+def test_two_heads_are_necessary_and_sufficient(lm: LanguageModel, truth: dict[str, Any], to: Any) -> None:
+    """Each of the two heads is necessary, and both together are sufficient."""
     fresh = prompts(64, 25, seed=9)
     circuit = {Ref.head(layer, top(truth["zero_ablation"], layer)) for layer in range(2)}
     others = ablate(set(heads(lm)) - circuit, to).resolve(lm, texts=fresh.texts)
@@ -179,11 +179,11 @@ def test_two_heads_do_it_all(lm: LanguageModel, truth: dict[str, Any], to: Any) 
         assert fresh.accuracy(logits_of(lm, fresh, edits=[ablate(ref, to).resolve(lm, texts=fresh.texts)])) < 0.5
 
 
-def test_gradients_along_the_way_add_up_to_ablation(lm: LanguageModel, truth: dict[str, Any]) -> None:
+def test_the_integral_of_gradients_equals_ablation(lm: LanguageModel, truth: dict[str, Any]) -> None:
     """The effect of scaling a head from 1 to 0 is the integral of its derivative (Sundararajan et al. 2017).
 
-    The derivative at the intact head, ablation to first order, only tells the heads at work from the idle ones: where attention
-    is saturated it can even have the wrong sign.
+    The derivative at the intact head (first-order ablation) only distinguishes active from idle heads. Where attention is
+    saturated, it can even have the wrong sign.
     """
     fresh = prompts(32, 15, seed=10)
     sites = ["heads.0", "heads.1"]

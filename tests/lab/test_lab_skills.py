@@ -1,4 +1,4 @@
-"""The genres of circuits, arithmetic, reasoning and retrieval, against rules written down a second time here."""
+"""The genres of circuits, arithmetic, reasoning and retrieval, against independent rules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _spans(document: lab.Document, concept: str) -> list[str]:
 
 
 def _close(count: int, n: int, share: float) -> bool:
-    """Within four standard deviations of a binomial count."""
+    """Whether a count is within four standard deviations of a binomial."""
     return abs(count - n * share) < 4 * sqrt(n * share * (1 - share)) + 1
 
 
@@ -80,7 +80,7 @@ def test_names_are_distinct_words() -> None:
 
 
 def _meetings(document: lab.Document) -> list[tuple[str, str, str, str, str]]:
-    """First name, second name, place, giver and receiver of each sentence, read from the text alone."""
+    """First name, second name, place, giver and receiver of each sentence, from the text alone."""
     found = []
     for sentence in document.text.split(". "):
         names = [word for word in re.findall(r"\w+", sentence) if word in NAMES]
@@ -125,7 +125,7 @@ def _is_piece(part: list[str], whole: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_lists_come_again_in_pieces(split: Split) -> None:
+def test_pieces_of_lists_are_repeated(split: Split) -> None:
     starts = Counter()
     for document in _documents("induction", split):
         told: list[list[str]] = []
@@ -143,10 +143,10 @@ def test_lists_come_again_in_pieces(split: Split) -> None:
                 starts[any(listed[0] == whole[0] for whole in told)] += 1
                 labelled += listed
         assert _spans(document, "repeated_item") == labelled
-    assert starts[False] > starts[True] / 2, "pieces should mostly begin elsewhere"
+    assert starts[False] > starts[True] / 2, "most pieces should not begin at the start of a list"
 
 
-def test_induction_is_decided_by_the_first_time() -> None:
+def test_the_first_occurrence_decides_the_answer_of_induction() -> None:
     starts = Counter()
     for seed in range(200):
         prompt = lab.TASKS["induction"].make(Random(seed), "heldout")
@@ -154,14 +154,14 @@ def test_induction_is_decided_by_the_first_time() -> None:
             first, again = text.split(": ")[1].split(". ")
             assert _is_piece([*again.split(), answer.strip()], first.split())
             starts[again.split()[0] == first.split()[0]] += 1
-    assert starts[False] > starts[True], "position should not tell the answer"
+    assert starts[False] > starts[True], "the position should not predict the answer"
 
 
 # Years.
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_things_end_later_in_their_century(split: Split) -> None:
+def test_the_last_year_is_later_in_the_same_century(split: Split) -> None:
     positions = []
     for document in _documents("greater_than", split):
         starts, ends = _spans(document, "start_year"), _spans(document, "end_year")
@@ -332,7 +332,7 @@ KINDS |= {"Table": "pair", "Presents": "gift", "Choices": "color", "Visits": "pl
 
 
 def _table(context: str) -> tuple[str, dict[str, str]]:
-    """The kind of the table that `context` begins with, and its values by their keys."""
+    """The kind of the table at the start of `context`, and key -> value."""
     title, _, entries = context.partition(".")[0].partition(": ")
     pairs = [tuple(entry.split(" ")) for entry in entries.split(", ")]
     assert len(dict(pairs)) == len(pairs) == len({value for _, value in pairs})
@@ -346,7 +346,7 @@ def _asked(question: str, table: dict[str, str]) -> str:
 
 
 def _form(document: lab.Document, kind: str, table: dict[str, str]) -> str:
-    """How `document` asks for its table; every value is checked on the way."""
+    """The form of the questions in `document`. Checks every value."""
     context, *rest = document.text.split("\n")
     answered = _spans(document, "retrieved_value")
     if not rest:

@@ -1,4 +1,4 @@
-"""Labels of tokens: equal to asking every character of every token."""
+"""Labels of tokens: equal to a check of every character of every token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def labelled_texts(draw: st.DrawFn) -> tuple[str, list[Span], list[tuple[int, in
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
     edges = [0, *cuts, len(text)]
     offsets = [(a, b) for a, b in pairwise(edges) if a < b]
-    # Bytes of one character are tokens of one place; some tokenizers leave spaces out.
+    # Several byte tokens may cover the same character; the tokens of some tokenizers do not cover spaces.
     offsets = [pair for pair in offsets for _ in range(draw(st.integers(1, 2)))]
     if draw(st.booleans()):
         offsets = [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) for a, b in offsets]
@@ -38,7 +38,7 @@ def labelled_texts(draw: st.DrawFn) -> tuple[str, list[Span], list[tuple[int, in
 
 
 @given(st.lists(labelled_texts(), max_size=4))
-def test_equal_to_asking_every_character(found: list[tuple[str, list[Span], list[tuple[int, int]]]]) -> None:
+def test_labels_equal_a_check_of_every_character(found: list[tuple[str, list[Span], list[tuple[int, int]]]]) -> None:
     texts, spans, offsets = ([each[i] for each in found] for i in range(3))
     token_M, concept_M = align(texts, spans, offsets, CONCEPTS)  # type: ignore[arg-type]
     wanted = [names for each in found for names in _slow(*each)]
@@ -65,7 +65,7 @@ def test_real_documents(tiny_lab: Path) -> None:
     assert sum(len(each) for row in names for each in row) == len(found.token_M)
     for document, ids, row in zip(documents, found.ids, names, strict=True):
         assert {concept for each in row for concept in each} == {span.concept for span in document.spans}
-        # The tokens of a span, glued together, hold the span's text.
+        # The concatenated tokens of a span contain the text of the span.
         for start, end, concept in document.spans[:5]:
             tokens = [index for index, each in zip(ids, row, strict=True) if concept in each]
             assert "".join(document.text[start:end].split()) in "".join(lm.decode(tokens).split())

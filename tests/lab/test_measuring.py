@@ -1,4 +1,4 @@
-"""Measuring tasks: against counting by hand, and on models whose answers are known."""
+"""Measurement of tasks: against counts by hand, and on models with known answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _digits(answer: str) -> Task:
         last = str(n % 10)
         return Prompt(f"{n}", f"{n // 10}{(n + 1) % 10}", last if rng.random() < 0.75 else "x", answer)
 
-    return Task("digits", "digits", "says its last digit", make, at_least=0.9, new_tokens=1)
+    return Task("digits", "digits", "repeats its last digit", make, at_least=0.9, new_tokens=1)
 
 
 def test_accuracy_counts_the_right_ones(copying: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_sampled_continuations_come_from_the_whole_distribution(lm: LanguageMode
     said = continuations(lm, bound, seed=1)
     assert said == continuations(lm, bound, seed=1)
     assert said != continuations(lm, bound, seed=2)
-    # An untrained model is nearly uniform: of the 50 likeliest tokens alone there would be fewer.
+    # An untrained model is nearly uniform. Sampling from the top 50 tokens only would give fewer distinct ones.
     assert len(set(said)) > 120
 
 
@@ -127,7 +127,7 @@ def test_facts_of_a_model(lm: LanguageModel, tiny_lab: Path, tmp_path: Path) -> 
         model_facts(tmp_path)
 
 
-def test_a_strength_is_told_for_each_case(tiny_lab: Path) -> None:
+def test_strength_is_reported_for_each_case(tiny_lab: Path) -> None:
     lm, bound = LanguageModel.load("lab"), lab.task("gender_neutral", 60)
     found = measure_task(lm, bound)
     counts = {job: sum(prompt.case == job for prompt in bound.prompts) for job in found.cases}

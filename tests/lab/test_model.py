@@ -1,4 +1,4 @@
-"""The model that ships: its sizes, and that it does what it was taught, on cases it never saw."""
+"""The packaged model: its size, and its skills on held-out cases."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def measured(name: str) -> Measurement:
 )
 def test_it_does_what_it_was_taught(name: str) -> None:
     found = measured(name)
-    assert found.met, f"{found.value:.3f} where {found.goal} was wanted; it said {found.failures}"
+    assert found.met, f"{found.value:.3f}, but the goal is {found.goal}; wrong answers: {found.failures}"
 
 
-def test_a_model_that_was_taught_nothing_does_not() -> None:
+def test_an_untrained_model_fails_the_tasks() -> None:
     import torch
 
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def test_a_model_that_was_taught_nothing_does_not() -> None:
     assert not any(measure_task(unlearned, lab.task(name, 20)).met for name in ("one_hop", "addition", "induction", "persona"))
 
 
-def test_it_is_as_small_as_was_said() -> None:
+def test_the_model_has_the_documented_size() -> None:
     folder = model_folder()
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "llama" and 4 <= config["num_hidden_layers"] <= 8
@@ -58,12 +58,14 @@ def test_it_is_as_small_as_was_said() -> None:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}  # noqa: SIM118
 
 
-def test_the_record_says_how_it_came_to_be() -> None:
+def test_training_json_records_the_training() -> None:
     record = json.loads((model_folder() / "training.json").read_text())
     assert record["plan"]["seed"] == 1 and record["tokens"] >= record["plan"]["tokens"]
     assert set(record["genres"]) == set(lab.GENRES)
     assert record["seconds"] < 90 * 60
-    assert record["corpus"] == Corpus.open("lab").fingerprint(), "the generator has changed since: train the model anew"
+    assert record["corpus"] == Corpus.open("lab").fingerprint(), (
+        "the generator has changed since the training: train the model again"
+    )
 
 
 def test_nearly_every_word_of_the_corpus_is_a_token(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_model(tiny_lab: Path) -> None:
             LanguageModel.load(name)
 
 
-def test_the_name_wins_over_a_folder_and_says_so(
+def test_the_name_takes_precedence_over_a_folder_and_warns(
     tiny_lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_the_corpus() -> None:
     assert list(itertools.islice(Corpus.open(f"lab:{genre}@3", split="heldout").documents(), 5)) == wanted
 
 
-def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corpus_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saekit.activations.corpus.lab.DOCUMENTS", 7)
     corpus = Corpus.open("lab")
     assert len(list(corpus.documents())) == 7
@@ -76,6 +76,6 @@ def test_fingerprints_tell_corpora_apart() -> None:
 
 
 @pytest.mark.parametrize(("name", "split"), [("lab:nothing", "train"), ("lab", "test"), ("lab:", "train"), ("lab@x", "train")])
-def test_names_that_mean_nothing(name: str, split: str) -> None:
+def test_unknown_names_are_errors(name: str, split: str) -> None:
     with pytest.raises(CorpusError):
         Corpus.open(name, split=split)

@@ -55,7 +55,7 @@ def test_many_sparse_features() -> None:
 
 
 def _slow_in_groups(acts_NF: np.ndarray, labels_NC: np.ndarray, group_N: np.ndarray) -> np.ndarray:
-    """Pair by pair."""
+    """AUC within groups, by a loop over pairs."""
     same_NN = group_N[:, None] == group_N
     above_FNN = np.sign(acts_NF.T[:, :, None].astype(np.float64) - acts_NF.T[:, None]) / 2 + 0.5
     found = np.full((acts_NF.shape[1], labels_NC.shape[1]), np.nan)
@@ -82,7 +82,7 @@ def lm(tiny_lab: Path) -> LanguageModel:
 
 
 def _planted(lm: LanguageModel, documents: list[lab.Document], names: list[str]) -> SAE:
-    """A dictionary whose latent i fires on the tokens that belong to concept i more often than not; the others fire on noise."""
+    """A dictionary whose latent i fires on most tokens of concept i. The other latents fire on noise."""
     found = lab.label(documents, lm.tokenizer, names)
     ids = np.array([index for row in found.ids for index in row])
     counts_CV = np.stack([np.bincount(ids[column], minlength=lm.vocab_size) for column in found.matrix().T])
@@ -104,12 +104,12 @@ def test_planted_features_are_found(lm: LanguageModel) -> None:
     found = concept_recovery(lm, sae, "embed", documents, concepts=names, progress=False)
     by_name = {each.concept: each for each in found.found}
     right = [name for i, name in enumerate(names) if name in by_name and by_name[name].feature == i]
-    assert len(right) > 0.7 * len(names)  # two concepts may be of the same tokens
+    assert len(right) > 0.7 * len(names)  # two concepts may have the same tokens
     assert all(by_name[name].auc > 0.8 for name in right if by_name[name].lexical)
     assert sum(by_name[name].lexical for name in right) > 3
     assert [each.auc for each in found.found] == sorted((each.auc for each in found.found), reverse=True)
 
-    # Each number again, from dense activations of the documents that did not choose.
+    # Recompute each number from dense activations, on the documents that were not used for the choice.
     half = documents[1::2]
     labelled = lab.label(half, lm.tokenizer, names)
     labels_NC = labelled.matrix()
@@ -131,14 +131,14 @@ def test_planted_features_are_found(lm: LanguageModel) -> None:
 
 
 def _frequent(documents: list[lab.Document]) -> list[str]:
-    """Concepts that the token alone identifies."""
+    """Concepts that depend only on the token."""
     counts = Counter(span.concept for document in documents for span in document.spans)
     words = {name for name in counts if lab.CONCEPTS[name].words and all(map(str.isalpha, lab.CONCEPTS[name].words))}
     return [name for name, _ in counts.most_common() if name in words and lab.CONCEPTS[name].kind == "word"][:12]
 
 
 def test_a_choice_by_chance_is_not_rewarded(lm: LanguageModel) -> None:
-    """The best of many random features looks good only on the documents that it was chosen on."""
+    """The best of many random features scores well only on the documents used for the choice."""
     documents = [
         lab.Document("one two three four five", (lab.Span(0, 3, "animals"),) if i % 3 else (), "x", "train") for i in range(60)
     ]
@@ -175,8 +175,11 @@ def test_one_document_is_too_few(lm: LanguageModel) -> None:
 
 
 def _hard_case(seed: int) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Two halves of dense activations, labels and ids. Concept 0 is id 3 or 4 wherever feature 0 is high; concept 1 is all of ids
-    5 and 6; concept 2 is all of ids 7 and a rare few of id 8, which feature 2 (id 7) does not tell; concept 3 is once id 9."""
+    """Two halves of dense activations, labels and ids.
+
+    Concept 0: ids 3 and 4 where feature 0 is high. Concept 1: all tokens with ids 5 and 6. Concept 2: all tokens with id 7, and a
+    few with id 8, on which feature 2 (id 7) does not fire. Concept 3: a single token with id 9.
+    """
     rng = np.random.default_rng(seed)
     acts, labels, ids = [], [], []
     for _ in range(2):
@@ -227,7 +230,7 @@ def test_hard_comparisons_equal_scikit_learn(seed: int) -> None:
         assert each["auc_in_context"] == pytest.approx(within[1][each["feature_in_context"]], abs=1e-12)
     assert facts[0]["feature_same_words"] == facts[0]["feature_in_context"] == 0
     assert facts[0]["auc_in_context"] > 0.9
-    # Feature 2 knows an id and no context: that is much against all of the words, and nothing within one of them.
+    # Feature 2 depends on the id only. It has a high AUC over all words of the concept, and no information within one word.
     assert facts[2]["feature_same_words"] == 2
     assert facts[2]["auc_same_words"] > 0.9
     assert facts[2]["auc_in_context"] < 0.65

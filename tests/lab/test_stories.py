@@ -28,7 +28,7 @@ def some(genre: str, split: Split = "train", n: int = 300) -> list[Document]:
 
 
 def labelled(document: Document, concepts: tuple[str, ...]) -> list[str]:
-    """The concepts among `concepts` of all spans."""
+    """The concepts of all spans that are among `concepts`."""
     return [span.concept for span in document.spans if span.concept in concepts]
 
 
@@ -57,7 +57,7 @@ def test_the_combination_belongs_to_the_split(genre: str, split: Split) -> None:
 
 
 def fits(frame: str, text: str) -> bool:
-    """Whether some sentence of `text` is `frame` with its slots filled."""
+    """Whether a sentence of `text` is `frame` with filled slots."""
     pattern = re.sub(r"\\\{\w+\\\}", r"[\\w ]+", re.escape(frame))
     return any(re.fullmatch(pattern, sentence) for sentence in re.findall(r"[^.]+\.", text) for sentence in [sentence.strip()])
 
@@ -100,7 +100,7 @@ def test_a_sentence_never_says_the_same_noun_twice() -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_foreign_articles_have_the_right_gender(index: int) -> None:
-    """Every topic noun stands after an article that its row of the table allows."""
+    """Every topic noun follows an article that its row of the table allows."""
     allowed: dict[str, set[str]] = {}
     for table in foreign.NOUNS.values():
         for row in rows(table):
@@ -114,7 +114,7 @@ def test_foreign_articles_have_the_right_gender(index: int) -> None:
 
 
 def test_german_masculine_nouns_have_their_case() -> None:
-    """Subjects (at the start of a clause with "ist") stand in the nominative, objects of a verb in the accusative."""
+    """Subjects (at the start of a clause with "ist") are in the nominative, objects of a verb in the accusative."""
     masculine = {form: kind for table in foreign.NOUNS.values() for row in rows(table) for kind, form in [row[2].split()]}
     strong = [noun for noun, article in masculine.items() if article == "der" and "/" not in noun]
     for document in some("german_stories"):
@@ -148,7 +148,7 @@ def test_foreign_adjectives_agree_with_their_noun() -> None:
 
 @pytest.mark.parametrize("genre", STORIES)
 def test_the_cause_comes_before_the_feeling(genre: str) -> None:
-    """No word of a feeling stands before the opening, an event and the cause have been told."""
+    """Words of a feeling occur only after the opening, an event and the cause."""
     for document in some(genre, n=100):
         first = min(span.start for span in document.spans if span.concept in en.FEELINGS)
         assert document.text[:first].count(".") >= 3, document.text
@@ -270,7 +270,7 @@ def test_documents_are_short_and_clean(genre: str) -> None:
 
 @pytest.mark.parametrize("genre", [*STORIES, "translations"])
 def test_every_occurrence_of_a_word_is_labelled(genre: str) -> None:
-    """A word of a concept that this genre uses never stands without its label."""
+    """Every occurrence of a word of a concept that this genre uses has its label."""
     found = some(genre)
     used = {span.concept for document in found for span in document.spans}
     by_word: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""The training script: the same bytes from the same seed, also when it was stopped on the way."""
+"""The training script: the same seed gives the same bytes, even after an interruption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("train_lab", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["train_lab"] = module  # dataclasses look their module up
+    sys.modules["train_lab"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     module.TOKENIZER_DOCUMENTS = 300
     module.POOL_DOCUMENTS = 64
@@ -84,7 +84,7 @@ def test_another_seed_is_another_model(script: ModuleType, whole: Path, tmp_path
     assert weights(tmp_path) != weights(whole)
 
 
-def test_it_learns_and_tells_how(whole: Path) -> None:
+def test_the_result_loads_and_records_its_losses(whole: Path) -> None:
     record = json.loads((whole / "training.json").read_text())
     assert record["tokens"] >= 9000 and record["plan"]["seed"] == 3
     lm = LanguageModel.load(str(whole))
@@ -93,7 +93,7 @@ def test_it_learns_and_tells_how(whole: Path) -> None:
     assert all(0 < loss < 9 for loss in record["genres"].values())
 
 
-def test_snapshots_are_models_of_their_time(whole: Path) -> None:
+def test_snapshots_differ_and_record_their_tokens(whole: Path) -> None:
     shots = sorted((whole / "checkpoints").iterdir())
     seen = [json.loads((shot / "training.json").read_text())["tokens"] for shot in shots]
     assert len(shots) == 3 and seen == sorted(set(seen)) and seen[-1] < 9000

@@ -1,4 +1,4 @@
-"""A float64 oracle of every architecture, written from the papers' formulas without saekit's code, and a maker of random SAEs."""
+"""Random SAEs, and a float64 oracle of every architecture: the formulas of the papers, without code of saekit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _normalize(x: Array, how: str) -> tuple[Array, Array | float, Array | float]
 
 
 class Oracle:
-    """Dense float64 encode and forward of an SAE on rows (N, D), and how far its decisions were from tipping over."""
+    """Dense float64 encode and forward of an SAE on rows (N, D), with the margin of its decisions."""
 
     def __init__(self, sae: SAE, x: torch.Tensor) -> None:
         cfg, activation = sae.cfg, ARCHITECTURES[sae.cfg.architecture].activation
@@ -64,7 +64,7 @@ class Oracle:
 
 
 def _random_sae(architecture: str, d_in: int, n_latents: int, *, seed: int = 0, dtype: str = "float32", **cfg: Any) -> SAE:
-    """Random weights of the size trained ones have: pre-activations, thresholds and biases are all of order 1."""
+    """Random weights of realistic size: pre-activations, thresholds and biases are of order 1."""
     row = ARCHITECTURES[architecture]
     if row.activation in ("topk", "abstopk"):
         cfg.setdefault("k", max(1, n_latents // 4))

@@ -1,4 +1,4 @@
-"""Every architecture against a float64 dense oracle, values and gradients, and against itself in its other forms."""
+"""Every architecture against a dense float64 oracle (values and gradients), and its other forms against each other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_equals_the_float64_oracle(
     sae = random_sae(architecture, d_in, n_latents, seed=seed, normalize_activations=normalization, apply_b_dec_to_input=centred)
     x = _x(rows, d_in, seed=seed)
     truth = oracle(sae, x)
-    assume(truth.margin > 1e-5)  # at a tie, rounding decides what fires
+    assume(truth.margin > 1e-5)  # at a tie, rounding decides which latents fire
     dense, sparse = sae.encode_dense(x), sae.encode_sparse(x)
     _close(dense, truth.acts)
     assert torch.equal(sparse.dense(n_latents), dense)
@@ -90,7 +90,7 @@ def test_gradients_reach_the_weights_when_asked_for(architecture: str, random_sa
     assert not any(p.requires_grad for p in sae.parameters())
     sae.requires_grad_()
     sae(_x(30, 5)).square().sum().backward()
-    steps = ("threshold", "b_gate")  # they only decide; their derivative is zero, and trainers have estimators for it
+    steps = ("threshold", "b_gate")  # these only decide which latents fire; their derivative is zero, and trainers estimate it
     assert all(p.grad is not None and p.grad.any() for name, p in sae.named_parameters() if name not in steps)
 
 
@@ -109,7 +109,7 @@ def test_some_features_are_columns_of_all(
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the largest tensor that an operation computed, views of the weights aside."""
+    """Records the largest tensor that an operation computes, except views of the weights."""
 
     def __init__(self, sae: SAE) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def test_at_the_threshold_nothing_fires(architecture: str, random_sae: Any) -> N
 
 
 @pytest.mark.parametrize("value", [-0.5, 0.5])
-def test_a_negative_threshold_lets_nothing_negative_through(value: float, random_sae: Any) -> None:
+def test_a_negative_threshold_passes_no_negative_value(value: float, random_sae: Any) -> None:
     sae = random_sae("jumprelu", 4, 3)
     sae.W_enc.zero_()
     sae.get_parameter("b_enc").fill_(value)
@@ -201,7 +201,7 @@ def test_any_leading_shape_and_heads(architecture: str, normalization: str, rand
 
 @each_architecture
 @each_normalization
-def test_scale_is_what_a_change_of_the_code_is_multiplied_by(architecture: str, normalization: str, random_sae: Any) -> None:
+def test_scale_multiplies_changes_of_the_code(architecture: str, normalization: str, random_sae: Any) -> None:
     sae = random_sae(architecture, 12, 30, dtype="float64", normalize_activations=normalization)
     x, change = _x(2, 5, 12, dtype=torch.float64), _x(2, 5, 30, seed=2, dtype=torch.float64)
     acts = sae.encode_dense(x)
@@ -230,7 +230,7 @@ def test_half_precision_stays_near_the_oracle(architecture: str, dtype: torch.dt
     out = sae(x)
     assert out.dtype == dtype
     truth = oracle(sae, x)
-    same = ((sae.encode_dense(x) != 0).numpy() == (truth.acts != 0)).all(-1)  # rounding may tip a decision over, seldom
+    same = ((sae.encode_dense(x) != 0).numpy() == (truth.acts != 0)).all(-1)  # rounding rarely changes a decision
     assert same.mean() >= 0.7
     _close(out[torch.from_numpy(same)], truth.out[same], 0.05)
 
@@ -297,12 +297,12 @@ def test_fingerprint_of_unchanged_weights_reads_them_once(random_sae: Any) -> No
 def test_inputs_are_brought_to_the_weights(architecture: str, random_sae: Any) -> None:
     sae, x = random_sae(architecture, 8, 24), _x(5, 8)
     dense = sae.encode_dense(x)
-    elsewhere = sae.to("meta")  # a device that can hold no sparse code: how many latents fire is unknown there
+    elsewhere = sae.to("meta")  # a device without sparse codes, since the number of firing latents is unknown there
     for found in (elsewhere._rows(x)[0], elsewhere.scale(x), elsewhere.decode(dense, x)):
         assert found.device.type == "meta" and len(found) == 5
 
 
-def test_where_it_writes(random_sae: Any) -> None:
+def test_the_site_it_writes_to(random_sae: Any) -> None:
     site, out = Site.parse("mlp_in.1"), Site.parse("mlp_out.1")
     assert random_sae("topk", 8, 24).writes_at(site) == site
     assert random_sae("transcoder", 8, 24, site=site, site_out=out).writes_at(site) == out

@@ -48,7 +48,7 @@ def _acts(cross: CrossCoder, n: int = 50) -> dict[Site, Tensor]:
 
 
 def _reference(cross: CrossCoder, acts: dict[Site, Tensor]) -> tuple[Tensor, dict[Site, Tensor]]:
-    """The formulas as their sources have them: sums over sites, in float64."""
+    """The formulas of the papers: sums over sites, in float64."""
     cfg, t = cross.cfg, {name: tensor.double() for name, tensor in cross.state_dict().items()}
     if cfg.layered:
         own = F // L
@@ -89,7 +89,7 @@ def test_codes_and_every_site_are_those_of_the_formula_and_of_the_file(tmp_path:
 
 
 @pytest.mark.parametrize("architecture", KINDS)
-def test_scales_are_folded_site_by_site(architecture: str) -> None:
+def test_scales_are_folded_for_each_site(architecture: str) -> None:
     cross = _made(architecture)
     acts = _acts(cross)
     reads, writes = (2.0, 3.0, 0.5), (7.0, 0.1, 4.0)
@@ -100,10 +100,10 @@ def test_scales_are_folded_site_by_site(architecture: str) -> None:
     torch.testing.assert_close(cross.encode(acts), code, atol=1e-5, rtol=1e-4)
     for (site, y), scale in zip(cross.decode_sites(cross.encode(acts)).items(), writes):
         torch.testing.assert_close(y * scale, written[site], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(cross.decoder_norms(), norms)  # they stay in units in which sites can be compared
+    torch.testing.assert_close(cross.decoder_norms(), norms)  # the norms stay comparable across sites
 
 
-def test_relative_norms_tell_what_is_shared() -> None:
+def test_relative_norms_identify_shared_latents() -> None:
     cross = _made("crosscoder")
     cross.W_dec[0, WIDTH:] = 0
     cross.W_dec[1] = 0
@@ -115,15 +115,15 @@ def test_relative_norms_tell_what_is_shared() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["clt", "jumprelu_clt"])
-def test_a_layer_alone_says_what_it_writes(architecture: str) -> None:
+def test_a_single_layer_equals_its_part_of_the_whole(architecture: str) -> None:
     cross = _made(architecture)
     acts = _acts(cross)
     parts = [cross.written_by(layer, x) for layer, x in enumerate(acts.values())]
     torch.testing.assert_close(sum(parts) + cross.b_dec, cross(cross.side_by_side(acts)), atol=1e-4, rtol=1e-4)
-    assert parts[2][:, :11].abs().max() == 0  # nothing goes back
+    assert parts[2][:, :11].abs().max() == 0  # a layer does not write to earlier ones
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     cross = _made("crosscoder")
     acts = _acts(cross)
     with pytest.raises(StoreMismatch, match=r"at resid_post\.1, which is missing"):

@@ -44,7 +44,7 @@ def test_every_entry_above_its_floor(backend: Backend, screen: bool, n: int, D: 
     found = torch.zeros_like(pre, dtype=torch.bool)
     for row in range(n):
         mine = latents[start[row] : start[row + 1]]
-        assert torch.equal(mine, mine.unique())  # distinct, in order
+        assert torch.equal(mine, mine.unique())  # distinct and sorted
         found[row, mine] = True
         torch.testing.assert_close(values[start[row] : start[row + 1]].double(), pre[row, mine], atol=float(slack), rtol=1e-5)
     assert (values > floor.expand(F)[latents]).all()
@@ -63,7 +63,7 @@ def test_many_blocks_give_what_one_row_gives(screen: bool) -> None:
 
 
 def test_a_screen_misses_nothing_near_the_floor() -> None:
-    """Pre-activations closer together than bfloat16 can tell, half of them just above the floor."""
+    """Pre-activations that bfloat16 cannot distinguish, half of them just above the floor."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(64, generator=generator)
     W = base + 1e-3 * torch.randn(400, 64, generator=generator)
@@ -74,7 +74,7 @@ def test_a_screen_misses_nothing_near_the_floor() -> None:
     expected = encode_above(x, W, None, floor.float(), backend="numba", screen=False)
     screened = encode_above(x, W, None, floor.float(), backend="numba", screen=True)
     missed = abs(len(expected[0]) - len(screened[0]))
-    assert missed <= 1e-3 * len(expected[0])  # entries at the floor itself
+    assert missed <= 1e-3 * len(expected[0])  # entries equal to the floor
     assert 0.3 < len(screened[0]) / pre.numel() < 0.7
 
 

@@ -1,4 +1,4 @@
-"""Folders that are no SAE, damaged ones, names that do not exist; and that saving is all or nothing."""
+"""Folders without an SAE, damaged folders, unknown names; and saving is all or nothing."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_what_was_there(folder: Path, random_sae: Any) -> None
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = random_sae("gated", 12, 40)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel refuses longer files, as a full disk would
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the operating system refuses longer files, as with a full disk
     try:
         with pytest.raises(StorageFull, match="No room for sae"):
             other.save(folder)
@@ -184,7 +184,7 @@ def test_a_full_disk_keeps_what_was_there(folder: Path, random_sae: Any) -> None
 
 
 def _save_and_die(sae: SAE, folder: Path, after: int) -> bool:
-    """Save in a child process that dies without a word at its `after`-th change to the file system; False if it survives."""
+    """Save in a child process that is killed at its `after`-th change to the file system; False if it survives."""
     child = os.fork()
     if child == 0:
         changes = iter(range(after))
@@ -200,7 +200,7 @@ def _save_and_die(sae: SAE, folder: Path, after: int) -> bool:
 
 
 def test_killed_at_any_step_of_saving(tmp_path: Path, random_sae: Any) -> None:
-    """What is left is the old SAE, the new one, or visibly none: never the weights of one with the settings of the other."""
+    """The folder then has the old SAE, the new one, or no SAE: never the weights of one with the settings of the other."""
     old, new = (random_sae("jumprelu", 12, 40, seed=seed, apply_b_dec_to_input=bool(seed)) for seed in (0, 1))
     left = []
     for step in range(20):

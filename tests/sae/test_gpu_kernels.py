@@ -1,7 +1,7 @@
 """The Triton kernels against dense float64, values and gradients.
 
-On a machine without a GPU they run in Triton's interpreter, on CPU tensors, and the compiler is run on its own; with a GPU, the
-same tests run there. Their speed is another matter: no figure of a GPU has been measured.
+Without a GPU, the kernels run in Triton's interpreter on CPU tensors, and a separate test runs the compiler. With a GPU, the same
+tests run on it. They do not test speed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from saekit.sae.kernels import gpu
 from saekit.sae.kernels.gpu_adam import Constants, adam_rows
 
 DTYPES = (torch.float32, torch.bfloat16)
-WIDTHS = st.sampled_from([1, 3, 16, 33, 257, 300])  # below, at and above a block, and not a multiple of anything
-few = settings(max_examples=8, deadline=None)  # the interpreter takes milliseconds for every program of a grid
+WIDTHS = st.sampled_from([1, 3, 16, 33, 257, 300])  # sizes below, at and above that of a block, and a prime
+few = settings(max_examples=8, deadline=None)  # the interpreter needs milliseconds for every program of a grid
 
 
 @pytest.fixture(scope="module", params=["interpreter", "cuda"])
@@ -41,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 class Draw:
-    """Random tensors, the same for the same seed."""
+    """Reproducible random tensors."""
 
     def __init__(self, device: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
         self.device, self.dtype, self.generator = device, dtype, torch.Generator().manual_seed(seed)
@@ -62,14 +62,14 @@ def _rows(start_B1: Tensor) -> Tensor:
 
 
 def _agree(found: Tensor, exact: Tensor, inputs: Sequence[Tensor], exact_inputs: Sequence[Tensor]) -> None:
-    """Values and gradients for the same random upstream gradient; the only error allowed is of one rounding of a result."""
+    """Compare values, and gradients for a random upstream gradient. The tolerance is the rounding of one result."""
     dtype = inputs[0].dtype
 
     def check(found: Tensor, exact: Tensor, name: str) -> None:
         assert found.shape == exact.shape, name
         assert found.dtype == dtype, name
         size = exact.abs().max().item() if exact.numel() else 0.0
-        ulp = 2.0**-7 if dtype == torch.bfloat16 else 1e-6  # the interpreter cuts bfloat16 off instead of rounding it
+        ulp = 2.0**-7 if dtype == torch.bfloat16 else 1e-6  # the interpreter truncates bfloat16 instead of rounding it
         torch.testing.assert_close(found.double(), exact, rtol=ulp, atol=1e-5 * size + 1e-12, msg=lambda text: f"{name}: {text}")
 
     check(found, exact, "value")
@@ -92,7 +92,7 @@ def test_decoder(device: str, dtype: torch.dtype, lengths: list[int], F: int, D:
     if not ragged:
         lengths = [max(lengths, default=1)] * len(lengths)
     start, n = _starts(lengths, device), sum(lengths)
-    latents = draw.latents(F, n)  # repeats add up
+    latents = draw.latents(F, n)  # gradients of repeated latents add up
     values, W_dec, b_dec = draw(n), draw(F, D), draw(D)
     with torch.no_grad():
         values[::3] = 0  # padding
@@ -142,7 +142,7 @@ def test_topk_encoder(device: str, dtype: torch.dtype, B: int, F: int, D: int, d
     slack = (1e-5 if dtype == torch.float32 else 2.0**-7) * (1 + pre.abs().amax(1, keepdim=True))
     best = pre.topk(k).values.clamp(min=0)
     assert ((values.sort(1, descending=True).values - best).abs() <= slack).all()
-    # Where it has selected, and found a latent on, value and gradient are those of the dense product.
+    # For selected latents that fire, values and gradients equal those of the dense product.
     exact = pre.gather(1, latents) * (values > 0)
     assert ((values - exact).abs() <= slack).all()
     upstream = draw(B, k).detach()
@@ -174,7 +174,7 @@ def test_topk_is_exact(device: str, n: int, n_columns: int, data: st.DataObject,
 
 
 class Largest(TorchDispatchMode):
-    """How large the largest tensor is that torch makes meanwhile."""
+    """Records the size of the largest tensor that torch creates within the block."""
 
     bytes = 0
 
@@ -202,13 +202,15 @@ def test_memory_is_that_of_a_chunk_of_rows(device: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(gpu, "CHUNK_NUMBERS", 6 * F - 1)
     with Largest() as chunked:
         in_chunks = run()
-    assert whole.bytes >= 4 * B * F > chunked.bytes  # and a row for every entry, 4 * B * k * D, would be larger still
+    assert (
+        whole.bytes >= 4 * B * F > chunked.bytes
+    )  # one row for every entry would take 4 * B * k * D bytes, which is larger still
     for one, other in zip(at_once, in_chunks):
         torch.testing.assert_close(one, other)
 
 
 def test_topk_with_auxk_trains_the_encoder_of_dead_latents(device: str) -> None:
-    """The whole loss of arXiv 2406.04093 with the error modelled by dead latents, which nothing else reaches."""
+    """The full loss of arXiv 2406.04093. Only its AuxK term reaches dead latents: they reconstruct the error."""
     B, D, F, k, k_aux = 5, 7, 30, 3, 4
     draw = Draw(device, torch.float64)
     x, W_enc, b_enc, W_dec, b_dec = inputs = [draw(B, D), draw(F, D), draw(F), draw(F, D), draw(D)]
@@ -258,7 +260,7 @@ def test_memory_may_lie_in_any_order(device: str) -> None:
     plain = [draw(B, D), draw(F, D), draw(F), draw(F, D), draw(D)]
 
     def spread(tensor: Tensor) -> Tensor:
-        """The same numbers in memory of the other order, and with gaps."""
+        """The same numbers in column-major memory, and in memory with gaps."""
         wide = tensor.new_zeros(*(2 * size for size in reversed(tensor.shape)))[tuple([slice(None, None, 2)] * tensor.ndim)]
         return wide.permute(*reversed(range(tensor.ndim))).copy_(tensor).detach().requires_grad_()
 
@@ -273,7 +275,7 @@ def test_memory_may_lie_in_any_order(device: str) -> None:
     torch.testing.assert_close(one, two)
     for a, b in zip(
         torch.autograd.grad(one.sum(), plain), torch.autograd.grad(two.sum(), other)
-    ):  # the sum's gradient is expanded
+    ):  # the gradient of a sum is an expanded tensor
         torch.testing.assert_close(a, b)
 
 
@@ -339,7 +341,7 @@ def test_adam_is_that_of_the_dense_gradient(device: str, unit_rows: bool, F: int
     torch.testing.assert_close(W.double(), dense.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_adam_refuses_what_it_would_write_to_in_the_wrong_places(device: str) -> None:
+def test_adam_refuses_memory_layouts_that_it_cannot_update(device: str) -> None:
     W, start, none = (
         torch.ones(4, 3, device=device),
         torch.zeros(5, dtype=torch.int64, device=device),
@@ -395,7 +397,7 @@ else:
 
 
 def test_kernels_compile_for_a_gpu() -> None:
-    """The interpreter accepts what the compiler does not: every kernel must become machine code, which needs no GPU."""
+    """The compiler is stricter than the interpreter: it must compile every kernel to machine code. This needs no GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Kernels of sparse codes against dense float64, for every backend: ties, ragged sizes, numbers made to mislead a screen."""
+"""Kernels of sparse codes against dense float64, for every backend: ties, odd sizes, adversarial values for the screen."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_topk_of_a_wide_matrix_in_many_blocks() -> None:
 @given(st.integers(0, 9), st.integers(0, 11), st.integers(1, 40), st.integers(1, 70), st.booleans())
 def test_gather_decode_is_the_dense_product(backend: Backend, n: int, K: int, F: int, D: int, biased: bool) -> None:
     values, W_dec = _data(1, n, K), _data(2, F, D)
-    indices = torch.randint(F, (n, K), generator=torch.Generator().manual_seed(3))  # repeats add up
+    indices = torch.randint(F, (n, K), generator=torch.Generator().manual_seed(3))  # gradients of repeated latents add up
     b_dec = _data(4, D) if biased else None
     dense = torch.zeros(n, F, dtype=torch.float64).scatter_add(1, indices, values.double())
     expected = dense @ W_dec.double() + (0 if b_dec is None else b_dec.double())
@@ -67,7 +67,7 @@ def test_gather_decode_is_the_dense_product(backend: Backend, n: int, K: int, F:
 
 
 def _check_code(x: Tensor, W: Tensor, b: Tensor | None, k: int, values: Tensor, indices: Tensor) -> None:
-    """The code is a best one up to float32 rounding: exact values at its latents, and no better latent left out."""
+    """Check that the code is optimal up to float32 rounding: its values are exact, and no larger latent is missing."""
     pre = x.double() @ W.double().T + (0 if b is None else b.double())
     size = x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1).max() + (0 if b is None else b.double().abs().max())
     slack = 1e-6 * size + 1e-12
@@ -86,14 +86,14 @@ def test_encode_topk_is_exact(
 ) -> None:
     k = data.draw(st.integers(1, F))
     x, W = _data(5, n, D) * 10 ** data.draw(st.integers(-3, 3)), _data(6, F, D)
-    W = W * _data(7, F, 1).exp()  # rows of very different norm
+    W = W * _data(7, F, 1).exp()  # rows with very different norms
     b = _data(8, F) * bias if bias else None
     _check_code(x, W, b, k, *encode_topk(x, W, b, k, backend=backend, screen=screen))
 
 
 @pytest.mark.parametrize(("backend", "screen"), ENCODERS)
-def test_encode_topk_tells_latents_apart_that_bfloat16_cannot(backend: Backend, screen: bool | None) -> None:
-    # Every latent has 7 twins that differ by less than bfloat16 resolves: the screen sees ties, or the wrong order.
+def test_encode_topk_distinguishes_latents_that_bfloat16_does_not(backend: Backend, screen: bool | None) -> None:
+    # Every latent has 7 copies that differ by less than bfloat16 resolves, so that the screen sees ties or a wrong order.
     k, twins = 12, 8
     W = (_data(9, 64, 96).repeat_interleave(twins, 0) * (1 + 1e-4 * _data(10, 64 * twins, 1))).contiguous()
     x, b = _data(11, 300, 96), 1e-3 * _data(12, 64 * twins)
@@ -105,7 +105,7 @@ def test_encode_topk_tells_latents_apart_that_bfloat16_cannot(backend: Backend, 
         return (found.sort(1).values == exact.sort(1).values).all(1).float().mean().item()
 
     assert right((x.bfloat16() @ W.bfloat16().T + b).topk(k).indices) < 0.2
-    assert right(indices) > 0.9  # the rest are ties of float32
+    assert right(indices) > 0.9  # the remaining latents are ties in float32
 
 
 @pytest.mark.parametrize(("backend", "screen"), ENCODERS)
@@ -192,7 +192,7 @@ def test_torch_backend_has_the_gradients_of_dense_float64() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_auto_takes_torch_where_numba_cannot_go() -> None:
+def test_auto_uses_torch_if_numba_is_unsupported() -> None:
     x, W = _data(25, 4, 6), _data(26, 9, 6)
     assert encode_topk(x.double(), W.double(), None, 3)[0].dtype == torch.float64
     assert encode_topk(x.clone().requires_grad_(), W, None, 3)[0].requires_grad

@@ -33,7 +33,7 @@ def _sae(architecture: str, D: int = 12, F: int = 40, site: Site | None = None, 
 @pytest.mark.parametrize("architecture", ["topk", "standard"])
 def test_reconstruction_is_that_of_all_tokens_at_once(architecture: str) -> None:
     sae, site = _sae(architecture, site=Site("resid_post", 1)), Site("resid_post", 1)
-    x = _data(9, 501, 12) + 100  # far from 0, where naive moments lose their digits
+    x = _data(9, 501, 12) + 100  # a large mean, for which naive moments lose precision
     sae.W_enc[:, :7] = 0
     sae.get_parameter("b_enc")[:7] = -1  # these never fire
     found = reconstruction(sae, [{site: part} for part in x.split(64)])
@@ -45,7 +45,7 @@ def test_reconstruction_is_that_of_all_tokens_at_once(architecture: str) -> None
     assert found["dead_fraction"] >= 7 / 40
     assert found["n_tokens"] == 501
     again = reconstruction(sae, x.split(100))
-    # The first batch decides which tokens count as large.
+    # The first batch sets the ranges of norms.
     assert again.pop("fvu_trimmed") == pytest.approx(found.pop("fvu_trimmed"), rel=0.01)
     assert again == pytest.approx(found)
 
@@ -116,10 +116,10 @@ def test_every_metric_equals_its_definition_on_all_tokens_at_once(architecture: 
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from(["topk", "standard"]))
-def test_how_tokens_come_in_batches_changes_nothing(sizes: list[int], architecture: str) -> None:
+def test_the_division_into_batches_changes_nothing(sizes: list[int], architecture: str) -> None:
     sae, x = _sae(architecture), _data(8, sum(sizes), 12)
     whole, parts = Reconstruction.of(sae, [x]), Reconstruction.of(sae, x.split(sizes))
-    ranged = {"fvu_trimmed"}  # by ranges that the first batch decides
+    ranged = {"fvu_trimmed"}  # in ranges that the first batch sets
     expected = {name: value for name, value in whole.scalars().items() if name not in ranged}
     assert {name: parts.scalars()[name] for name in expected} == pytest.approx(expected, rel=1e-4, nan_ok=True)
     assert parts.firings.histogram() == whole.firings.histogram()
@@ -127,7 +127,7 @@ def test_how_tokens_come_in_batches_changes_nothing(sizes: list[int], architectu
     assert sum(row["tokens"] for row in parts.fvu_by_norm()) == len(x)
 
 
-def test_what_is_kept_does_not_grow_with_the_tokens() -> None:
+def test_memory_does_not_grow_with_the_tokens() -> None:
     sae = _sae("topk")
 
     def kept(n: int) -> int:
@@ -141,7 +141,7 @@ def test_what_is_kept_does_not_grow_with_the_tokens() -> None:
 @pytest.mark.parametrize("gamma", [0.6, 1.0, 1.4])
 @pytest.mark.parametrize("mean", [0.0, 50.0])
 def test_planted_shrinkage_is_found_whatever_the_mean(gamma: float, mean: float) -> None:
-    """Data are three latents plus b_dec. The dictionary knows them, but its output is too large or too small."""
+    """Data are sums of three latents plus b_dec. The output of the dictionary is too large or too small by a known factor."""
     D, F = 16, 30
     directions_FD = torch.nn.functional.normalize(_data(0, F, D), dim=1)
     true_BF = torch.zeros(500, F)
@@ -170,13 +170,13 @@ def test_planted_densities() -> None:
         firings.add(SparseCode.of_rows(Code.of_dense(part)))
     assert firings.density_F.tolist() == [share / 1000 for share in shares]
     assert firings.dead_fraction == pytest.approx(1 / 7)
-    assert firings.dense_fraction == pytest.approx(3 / 7)  # 10 % itself is not dense
+    assert firings.dense_fraction == pytest.approx(3 / 7)  # a latent at exactly 10 % is not dense
     histogram = dict(zip(firings.histogram()["edges"], firings.histogram()["counts"]))
     assert {edge: count for edge, count in histogram.items() if count} == {-3.0: 1, -2.5: 1, -1.0: 2, -0.5: 1, -0.25: 1}
 
 
 def test_a_few_huge_tokens_do_not_hide_the_others() -> None:
-    """A dictionary with one direction, along which one token in a hundred is huge."""
+    """A dictionary with one direction, and data with one huge token in a hundred along it."""
     D = 8
     x = _data(2, 1000, D)
     x[::100] = 0

@@ -1,4 +1,4 @@
-"""sae-lens is the oracle of the file format: our folders there, its folders here, equal codes and reconstructions."""
+"""sae-lens is the oracle of the file format: each library loads the folders of the other, with equal results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _assert_equal(ours: SAE, theirs: Any, x: torch.Tensor) -> None:
     torch.testing.assert_close(ours.encode_dense(x), acts, **close)
     torch.testing.assert_close(ours.encode_sparse(x).dense(ours.cfg.n_latents), acts, **close)
     torch.testing.assert_close(ours.encode_features(x, range(ours.cfg.n_latents)), acts, **close)
-    # For a normalising SAE (and for heads) sae-lens's decode uses what its encode remembered; ours is given the input.
+    # For normalising SAEs (and for heads), the decode of sae-lens uses state of its encode. Ours takes the input as an argument.
     ours_decoded = ours.decode(ours.encode(x)) if ours.cfg.transcodes else ours.decode(ours.encode(x), x)
     torch.testing.assert_close(ours_decoded, theirs.decode(acts), **close)
     torch.testing.assert_close(ours(x), theirs(x), **close)
@@ -201,7 +201,7 @@ def test_its_checkpoints_with_an_input_scale_beside_them(architecture: str, resc
     ours = SAE.load(tmp_path / "checkpoint")
     assert ours.cfg.normalize_activations == "none"
     _assert_equal(ours, lens.SAE.load_from_disk(tmp_path / "finished"), 3 * _x(9, 12))
-    ours.save(tmp_path / "checkpoint")  # beside the scale, which is not applied twice
+    ours.save(tmp_path / "checkpoint")  # the folder still has the scale, which must not be applied twice
     assert SAE.load(tmp_path / "checkpoint").fingerprint() == ours.fingerprint()
     theirs.cfg.normalize_activations = "covariance_whitening"
     theirs.save_model(tmp_path / "checkpoint")
@@ -210,7 +210,7 @@ def test_its_checkpoints_with_an_input_scale_beside_them(architecture: str, resc
         SAE.load(tmp_path / "checkpoint")
 
 
-def test_an_unfolded_scale_that_is_not_in_the_folder_is_said(lens: Any, tmp_path: Path) -> None:
+def test_a_scale_missing_from_the_folder_gives_a_warning(lens: Any, tmp_path: Path) -> None:
     theirs = _training_sae(lens, "standard", seed=5, normalize_activations="expected_average_only_in")
     theirs.save_inference_model(tmp_path)
     with pytest.warns(UserWarning, match="expects normalised inputs"):
@@ -231,7 +231,7 @@ OLD: dict[str, dict[str, Any]] = {
 
 
 def _old_folder(folder: Path, random_sae: Any, **cfg: Any) -> None:
-    """As versions of sae-lens before 6 wrote it: one flat cfg.json."""
+    """A folder as sae-lens wrote it before version 6: one flat cfg.json."""
     architecture = cfg.get("architecture", "standard")
     flat = {"d_in": 12, "d_sae": 40, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2", "context_size": 128}
     folder.mkdir(exist_ok=True)
@@ -255,7 +255,7 @@ def test_folders_from_before_version_6(kind: str, lens: Any, random_sae: Any, tm
 
 
 def test_fine_tuned_scales_of_old_folders(lens: Any, random_sae: Any, tmp_path: Path) -> None:
-    """sae-lens < 6 multiplied the codes by these factors when it decoded; sae-lens 6 only takes factors of one."""
+    """sae-lens < 6 multiplied the codes by these factors in decode; sae-lens 6 accepts only factors of one."""
     _old_folder(tmp_path, random_sae, hook_name="blocks.2.hook_resid_pre")
     plain = SAE.load(tmp_path)
     path = tmp_path / "sae_weights.safetensors"
@@ -309,7 +309,7 @@ def test_architectures_that_are_not_supported(architecture: str, lens: Any, rand
         SAE.load(tmp_path)
 
 
-def test_sparsity_is_stored_its_way(random_sae: Any, tmp_path: Path) -> None:
+def test_sparsity_is_stored_as_in_sae_lens(random_sae: Any, tmp_path: Path) -> None:
     sae, fractions = random_sae("topk", 12, 40), torch.linspace(0, 1, 40)
     sae.save(tmp_path, sparsity=fractions)
     stored = load_file(tmp_path / "sparsity.safetensors")["sparsity"]
@@ -318,12 +318,12 @@ def test_sparsity_is_stored_its_way(random_sae: Any, tmp_path: Path) -> None:
     assert found is not None
     torch.testing.assert_close(found, fractions)
     sae.save(tmp_path)
-    assert load_sparsity(tmp_path) is None  # those of another SAE do not stay behind
+    assert load_sparsity(tmp_path) is None  # no file of the previous SAE remains
 
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_sae: Any) -> Path:
-    """A hub cache on disk that holds one repository of a listed release, and no network."""
+    """A hub cache on disk with one repository of a listed release, without a network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -345,7 +345,7 @@ def test_a_published_sae(lens: Any, hub_cache: Path, random_sae: Any) -> None:
     assert ours.cfg.site == Site.parse("resid_pre.8") and ours.cfg.model_name == "gpt2"
     assert SAE.load("gpt2-small-res-jb/blocks.9.hook_resid_pre", dtype="bfloat16").dtype == torch.bfloat16
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sae-lens would rather be told the release
+        warnings.simplefilter("ignore")  # sae-lens warns if the release is not given
         direct = SAE.load("jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre")
     assert torch.equal(direct.W_enc, ours.W_enc)
 

@@ -1,4 +1,4 @@
-"""Thresholded architectures encode without a (tokens, latents) matrix, and no token is lost on the way."""
+"""Thresholded architectures encode without a (tokens, latents) matrix and without losing a token."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _dense_by_hand(sae: SAE, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "batchtopk"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_codes_equal_the_dense_formula(architecture: str, dtype: torch.dtype, random_sae: Any) -> None:
-    """On enough rows and latents for the screened kernel to run where this CPU has it."""
+    """With enough rows and latents for the screened kernel, on CPUs that support it."""
     sae = random_sae(architecture, 48, 4096).to(dtype)
     x = torch.randn(200, 48, generator=torch.Generator().manual_seed(2), dtype=dtype)
     truth = _dense_by_hand(sae, x)
@@ -89,7 +89,7 @@ def test_rows_that_are_not_finite_do_not_pass_silently(architecture: str, bad: f
 
 
 def test_one_busy_token_does_not_pad_the_others(random_sae: Any) -> None:
-    """A ragged code holds what fires; (..., K) tensors of it are made only when they are asked for."""
+    """A ragged code holds the firing latents only. Its padded (..., K) form is computed on demand."""
     sae = random_sae("standard", 8, 5000)
     sae.get_parameter("b_enc").fill_(-50)
     x = torch.zeros(1000, 8)

@@ -1,4 +1,4 @@
-"""SAE folders that somebody else made: whatever their bytes say, loading gives an SAE or an SAEFormatError."""
+"""SAE folders from untrusted sources: for any bytes, loading gives an SAE or an SAEFormatError."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _folder(tmp_path: Path, random_sae: Any, architecture: str) -> Path:
 
 
 def _loads_or_refuses(folder: Path) -> bool:
-    """Whether the folder loads, and everything that reading a loaded SAE computes then works."""
+    """Whether the folder loads. A loaded SAE must encode, decode and describe itself without errors."""
     try:
         sae = SAE.load(folder)
     except SAEFormatError as error:
@@ -58,7 +58,7 @@ def _loads_or_refuses(folder: Path) -> bool:
 
 
 def _mutations(data: bytes, rng: random.Random) -> Iterator[bytes]:
-    """Single bits flipped, bytes replaced, dropped, doubled, and the end cut off; most of them near the front."""
+    """Flipped bits; replaced, dropped and doubled bytes; truncation. Most mutations are near the start."""
     for _ in range(12):
         at = rng.randrange(len(data)) if rng.random() < 0.3 else rng.randrange(min(len(data), 400))
         yield data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
@@ -127,7 +127,7 @@ def test_deeply_nested_and_endless_json(text: str, tmp_path: Path, random_sae: A
 def test_a_configuration_of_gigabytes_is_not_read(tmp_path: Path, random_sae: Any) -> None:
     folder = _folder(tmp_path, random_sae, "jumprelu")
     with (folder / "cfg.json").open("r+b") as file:
-        file.truncate(1 << 40)  # a sparse file: it takes no room on the disk
+        file.truncate(1 << 40)  # a sparse file, which takes no space on the disk
     with pytest.raises(SAEFormatError, match="bytes; at most"):
         SAE.load(folder)
 
@@ -164,7 +164,7 @@ def test_a_header_that_declares_terabytes(change: Any, tmp_path: Path, random_sa
 @pytest.mark.parametrize("architecture", ["batchtopk", "topk"])
 @pytest.mark.parametrize("key", ["d_in", "d_sae"])
 def test_declared_sizes_take_no_memory(architecture: str, key: str, tmp_path: Path, random_sae: Any) -> None:
-    """Sizes are compared with the file before anything of that size is made. The child process has 4 GiB of address space."""
+    """Sizes are compared with the file before any allocation. The child process has 4 GiB of address space."""
     folder = _folder(tmp_path, random_sae, "jumprelu")
     tensors = load_file(folder / "sae_weights.safetensors")
     if architecture == "batchtopk":  # a training checkpoint: its one threshold is expanded to d_sae of them
@@ -251,7 +251,7 @@ def test_files_that_may_not_be_read(tmp_path: Path, random_sae: Any) -> None:
     folder = _folder(tmp_path, random_sae, "jumprelu")
     for name in ("cfg.json", "sae_weights.safetensors"):
         (folder / name).rename(folder / "kept")
-        (folder / name).symlink_to("/proc/self/mem")  # a file that opens and whose bytes cannot be read
+        (folder / name).symlink_to("/proc/self/mem")  # a file that can be opened, but not read
         with pytest.raises(SAEFormatError, match=name):
             SAE.load(folder)
         (folder / name).unlink()

@@ -36,7 +36,7 @@ def test_sae_lens_reads_the_folder_with_equal_outputs(tmp_path: Path, arch: str)
 
 
 @pytest.mark.parametrize("arch", OBJECTIVES)
-def test_it_learns_and_fires_as_often_as_asked(tmp_path: Path, arch: str) -> None:
+def test_it_learns_and_reaches_the_target_l0(tmp_path: Path, arch: str) -> None:
     sae = train_run(tmp_path, _config(arch, 150_000, lr=3e-3))
     y = sparse_data(3_000, seed=1)
     quality = reconstruction(sae, [y])

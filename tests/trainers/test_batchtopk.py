@@ -50,7 +50,7 @@ def test_a_usual_size(arch: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka", "jumprelu", "standard"])
-def test_a_crosscoder_begins_at_the_centre_of_the_data(arch: str) -> None:
+def test_a_crosscoder_starts_at_the_mean_of_the_data(arch: str) -> None:
     """There no latent has a head start: all pre-activations are what a threshold takes off, or 0."""
     site = DataScaling.of(dense.data(3, 400, 24) + 7.0, "mean")
     both = DataScaling.joined([site, site])
@@ -60,7 +60,7 @@ def test_a_crosscoder_begins_at_the_centre_of_the_data(arch: str) -> None:
     torch.testing.assert_close(pre_F - pre_F[0], torch.zeros_like(pre_F), atol=1e-4, rtol=0)
 
 
-def test_the_search_encodes_a_few_times_at_most() -> None:
+def test_the_search_encodes_only_a_few_times() -> None:
     """Where fewer entries are positive than wanted, every lowering of the floor is a product in vain."""
     x, W, calls = torch.rand(50, 8), torch.rand(20, 8), 0
 

@@ -96,7 +96,7 @@ def test_states_with_impossible_entries(what: str, sealed: bool, broken_off: Pat
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 10**5, b'{"fvu": "x"}', b"\xff"])
-def test_metrics_of_the_best_that_are_none(content: bytes, tmp_path: Path) -> None:
+def test_invalid_metrics_of_the_best_are_refused(content: bytes, tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, keep_best="fvu")
     train_run(tmp_path / "a", config)
     (best,) = (tmp_path / "a" / "checkpoints").glob("best-*")

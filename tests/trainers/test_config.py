@@ -69,7 +69,7 @@ def test_a_config_survives_its_file(tmp_path: Path) -> None:
     assert config.resolve(48, 10_000) == config
 
 
-def test_a_device_that_is_not_here() -> None:
+def test_an_unavailable_device_is_refused() -> None:
     for name in ("cudda", "cpu:cuda", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])):
         with pytest.raises(ConfigError, match=f"There is no device '{name}'.*Known: cpu"):
             TrainConfig(n_latents=8, l0=2, device=name).resolve(4)

@@ -171,7 +171,7 @@ def test_losses_and_gradients_are_those_of_dense_float64_site_by_site(kind: str,
             torch.testing.assert_close(found[name].double(), tensor, atol=2e-5 * scale, rtol=1e-4, msg=f"{name} {seed}")
 
 
-def test_the_reference_can_tell_layers_apart() -> None:
+def test_the_reference_distinguishes_layers() -> None:
     """Were every latent to write everywhere, the gradients would be others."""
     config = dense.config(F, 18, 3, "batchtopk", aux_k=4)
     p, x, y = _parameters("clt", "batchtopk", 0), dense.data(1, 40, 18), dense.data(2, 40, 16)
@@ -205,7 +205,7 @@ def _train(out: Path, source: Memory, route: str = f"{A}+{B}", config: TrainConf
 
 
 @pytest.mark.parametrize("arch", ["batchtopk", "standard"])
-def test_what_is_shared_and_what_is_of_one_model_is_found(tmp_path: Path, arch: str) -> None:
+def test_shared_and_model_specific_latents_are_found(tmp_path: Path, arch: str) -> None:
     cross = _train(tmp_path, Memory(_two_models(30_000), 256), arch=arch)
     assert cross.cfg.architecture == ("crosscoder" if arch == "standard" else "jumprelu_crosscoder")
     fresh = _two_models(4_000, seed=3)
@@ -251,7 +251,7 @@ CLT = "mlp_in.0..2->mlp_out.0..2"
 
 
 @pytest.mark.parametrize("arch", ["batchtopk", "jumprelu"])
-def test_a_cross_layer_transcoder_writes_onwards_and_never_back(tmp_path: Path, arch: str) -> None:
+def test_a_cross_layer_transcoder_never_writes_to_earlier_layers(tmp_path: Path, arch: str) -> None:
     source = Memory(_mlps(20_000), 256)
     # The window is wide: strengths are at least 1, and a threshold learns from what is near it only.
     clt = _train(tmp_path / "clt", source, CLT, n_latents=48, arch=arch, tokens=150_000, bandwidth=0.5)

@@ -34,7 +34,7 @@ def _see(watch: DivergenceMonitor, fvus: list[float], *, step: int = 1, first: i
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
-def test_it_says_where_it_began_however_seldom_one_looks(step: int) -> None:
+def test_the_first_diverging_batch_is_named_however_rarely_it_looks(step: int) -> None:
     with pytest.raises(Diverged, match=r"diverged at batch 20 \(tokens 200 to 210\).*7 batches later FVU is 40"):
         _see(DivergenceMonitor(3.0), [0.1] * 20 + [5.0 + 5 * i for i in range(20)], step=step)
     with pytest.raises(Diverged, match=r"error of batch 4 \(tokens 40 to 50\) is not finite"):
@@ -51,13 +51,13 @@ def test_it_says_where_it_began_however_seldom_one_looks(step: int) -> None:
         [0.5] * 50 + [3.0] * 50,  # no explosion, whatever it is
     ],
 )
-def test_what_is_no_divergence(fvus: list[float]) -> None:
+def test_runs_that_do_not_diverge(fvus: list[float]) -> None:
     watch = DivergenceMonitor(3.0)
     _see(watch, fvus)
 
 
 @given(st.lists(st.floats(0.01, 100.0), max_size=60), st.integers(0, 60))
-def test_going_on_from_its_state_sees_the_same(fvus: list[float], at: int) -> None:
+def test_resuming_from_its_state_gives_the_same_outcome(fvus: list[float], at: int) -> None:
     before = DivergenceMonitor(3.0)
     if not _outcome(before, fvus[:at]) or not before.healthy:  # there is no checkpoint then
         return
@@ -117,7 +117,7 @@ def test_the_best_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert files(tmp_path / "broken") == files(tmp_path / "fvu")
 
 
-def test_one_that_a_kill_left_beside_the_best_goes(tmp_path: Path) -> None:
+def test_a_leftover_of_a_kill_next_to_the_best_is_removed(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"site": SITE, "progress": False, "heldout": Memory(sparse_data(3_000, seed=1), 500, epochs=1)}
     x, config = sparse_data(20_000), dataclasses.replace(SMALL, keep_best="fvu", keep=1)
     with pytest.raises(KeyboardInterrupt):
@@ -130,15 +130,13 @@ def test_one_that_a_kill_left_beside_the_best_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("heldout", "message"), [([], "no held-out batch"), (iter([{}]), "only once")])
-def test_held_out_data_that_cannot_be_looked_at_are_refused_before_the_first_step(
-    tmp_path: Path, heldout: Any, message: str
-) -> None:
+def test_unreadable_held_out_data_are_refused_before_the_first_step(tmp_path: Path, heldout: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train(Memory(sparse_data(2_000), 256), SMALL, tmp_path, site=SITE, progress=False, heldout=heldout)
     assert not (tmp_path / "cfg.json").exists()
 
 
-def test_the_end_may_be_the_best_and_a_fresh_start_forgets_the_best_of_before(tmp_path: Path) -> None:
+def test_the_last_may_be_the_best_and_a_fresh_start_forgets_earlier_bests(tmp_path: Path) -> None:
     heldout = Memory(sparse_data(3_000, seed=1), 500, epochs=1)
     config = dataclasses.replace(SMALL, keep_best="fvu", tokens=6_000)
     (tmp_path / "checkpoints" / "best-000000001").mkdir(parents=True)

@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_before_the_first_step_it_is_the_same_sae(tmp_path: Path, arch: str) -> None:
+def test_before_the_first_step_it_equals_the_source(tmp_path: Path, arch: str) -> None:
     sae = train_run(tmp_path, _config(arch))
     own = dataclasses.replace(DataScaling.of(OTHER, "mean"), scale=1 / sae.W_dec[0].norm().item())
     for dtype in ("float32", "float64"):
@@ -52,7 +52,7 @@ def test_before_the_first_step_it_is_the_same_sae(tmp_path: Path, arch: str) -> 
 
 @pytest.mark.parametrize("subtracts", [True, False])
 @pytest.mark.parametrize("arch", sorted({"standard", "jumprelu", "gated", "topk"} & set(ARCHS)))
-def test_an_sae_of_anybody_does_the_same(make_sae: Callable[..., SAE], arch: str, subtracts: bool) -> None:
+def test_before_the_first_step_it_equals_any_source(make_sae: Callable[..., SAE], arch: str, subtracts: bool) -> None:
     """Its decoder rows have any norm, and it may subtract b_dec from its input or not."""
     sae = make_sae(arch, D, F, apply_b_dec_to_input=subtracts)
     if arch != "topk":  # which ranks latents by their codes: there a change of their sizes is a change of the choice
@@ -65,7 +65,7 @@ def test_an_sae_of_anybody_does_the_same(make_sae: Callable[..., SAE], arch: str
     torch.testing.assert_close(again.encode_dense(x) > 0, sae.encode_dense(x) > 0)
 
 
-def test_it_goes_on_from_there_with_another_sparsity(tmp_path: Path, source: Path) -> None:
+def test_it_trains_on_with_another_sparsity(tmp_path: Path, source: Path) -> None:
     sae = SAE.load(source)
     config = _config(l0=2, lr=1e-3, warmup=0.0)
     arguments: dict[str, Any] = {"x": sparse_data(20_000, seed=4)}
@@ -87,7 +87,7 @@ def test_it_goes_on_from_there_with_another_sparsity(tmp_path: Path, source: Pat
 
 
 @pytest.mark.parametrize("arch", sorted({"jumprelu", "gated", "standard"} & set(ARCHS)))
-def test_a_penalised_one_keeps_its_sparsity(tmp_path: Path, arch: str) -> None:
+def test_a_penalised_sae_keeps_its_sparsity(tmp_path: Path, arch: str) -> None:
     """Its L0 is where it is to be: it does not rise to where runs from chance begin."""
     x = sparse_data(20_000, seed=4)
     sae = train_run(tmp_path / "source", dataclasses.replace(CONFIG, arch=arch, lr=3e-3, tokens=40_000, l0=4), x=x)
@@ -98,7 +98,7 @@ def test_a_penalised_one_keeps_its_sparsity(tmp_path: Path, arch: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_a_latent_that_writes_nothing_is_no_nan(tmp_path: Path, source: Path, backend: str) -> None:
+def test_a_latent_with_a_zero_decoder_row_gives_no_nan(tmp_path: Path, source: Path, backend: str) -> None:
     sae = SAE.load(source)
     sae.W_dec[5] = 0
     sae.b_enc[5] = -1e6  # and never fires

@@ -38,7 +38,7 @@ class _Bar:
         self.shown.append((done, note))
 
 
-def test_no_more_is_computed_than_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_computes_little_more_than_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, bar = _store(tmp_path / "store"), _Bar()
     computed: list[int] = []
 
@@ -57,7 +57,7 @@ def test_no_more_is_computed_than_is_trained_on(tmp_path: Path, monkeypatch: pyt
     assert [done for done, _ in bar.shown] == sorted(done for done, _ in bar.shown) and bar.shown[-1][0] == 1_000
 
 
-def test_the_buffer_of_longer_runs_is_what_it_was(tmp_path: Path) -> None:
+def test_the_buffer_of_longer_runs_is_unchanged(tmp_path: Path) -> None:
     store = _store(tmp_path / "store")
     for tokens, expected in ((1_000, 1_000), (131_072, 131_072), (10**7, 131_072)):
         order, options = store.order(0, 0.05, tokens), ReadOptions(batch_size=64)
@@ -65,7 +65,7 @@ def test_the_buffer_of_longer_runs_is_what_it_was(tmp_path: Path) -> None:
         assert buffers == [expected, 131_072]
 
 
-def test_a_short_run_beside_a_long_one_is_what_it_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_together_with_a_long_one_equals_the_short_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "BUFFER", 2_000)
     store = _store(tmp_path / "store")
     plans = [Plan(Route.parse(SITE), _config(tokens), tmp_path / str(tokens)) for tokens in (1_000, 2_000, 5_000)]

@@ -36,7 +36,7 @@ def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert len({row["began"] for row in timing}) == 2 and all(row["seconds"] >= 0 for row in timing)
 
 
-def test_a_log_that_was_lost_is_not_made_up(tmp_path: Path) -> None:
+def test_a_lost_log_is_not_invented(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = Log(path, 300, None, {})
     log.write({"step": 9, "tokens": 900})
@@ -44,7 +44,7 @@ def test_a_log_that_was_lost_is_not_made_up(tmp_path: Path) -> None:
     assert read_log(path) == [{"step": 9, "tokens": 900}]
 
 
-def test_what_wandb_does_not_take_is_a_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_name_that_wandb_rejects_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     with pytest.raises(ConfigError, match="Weights & Biases"):
@@ -107,7 +107,7 @@ def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert settings["config"] == json.loads(json.dumps(dataclasses.asdict(config.resolve(8))))
 
 
-def test_wandb_goes_on_where_a_run_was_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_resumes_an_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -129,7 +129,7 @@ def test_wandb_goes_on_where_a_run_was_broken_off(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("arch", OBJECTIVES)
-def test_the_display_tells_how_it_goes(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_display_shows_the_progress(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
     config = TrainConfig(n_latents=16, arch=arch, l0=2, tokens=2_000, batch_size=200, log_tokens=500)
     train(Memory(x, 200), config, tmp_path, site=SITE)

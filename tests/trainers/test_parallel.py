@@ -74,7 +74,7 @@ def same(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *SHARDED])
-def test_two_processes_make_what_one_makes(alone: Path, together: tuple[Path, list[dict[str, Any]]], name: str) -> None:
+def test_two_processes_give_the_result_of_one(alone: Path, together: tuple[Path, list[dict[str, Any]]], name: str) -> None:
     out, reports = together
     assert [report["trains"] for report in reports] == [[], []]
     same(alone / name.removesuffix("-shard"), out / name)
@@ -84,7 +84,7 @@ def test_two_processes_make_what_one_makes(alone: Path, together: tuple[Path, li
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_broken_off_and_gone_on_with(together: tuple[Path, list[dict[str, Any]]], alone: Path, tmp_path: Path, name: str) -> None:
+def test_an_interrupted_run_resumes(together: tuple[Path, list[dict[str, Any]]], alone: Path, tmp_path: Path, name: str) -> None:
     out, reports = together
     assert [report["resumes"] for report in reports] == [[], []]
     assert files(out / "resumed" / name) == files(out / name)  # bit for bit with as many processes
@@ -112,7 +112,7 @@ def test_a_part_of_the_first_weights_is_drawn_without_the_others(n_rows: int, wi
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_only_rows_with_a_gradient_are_summed_where_that_is_less(together: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_only_rows_with_a_gradient_are_summed_if_they_are_few(together: tuple[Path, list[dict[str, Any]]]) -> None:
     for report in together[1]:
         (few_equal, few_named, few_sent), (equal, named, sent) = report["sums_rows"]["5"], report["sums_rows"][str(F)]
         assert few_equal and few_named and equal and named
@@ -133,7 +133,7 @@ def test_what_cannot_be_divided_is_refused(together: tuple[Path, list[dict[str, 
         assert "'cuda:1' would be that of all" in device
 
 
-def test_errors_are_those_of_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_all_processes_raise_the_same_error(together: tuple[Path, list[dict[str, Any]]]) -> None:
     for report in together[1]:
         assert report["fails_in_one"] == "ConfigError: It is impossible. Leave it."
         assert report["meets_nan"] == together[1][0]["meets_nan"]
@@ -141,7 +141,7 @@ def test_errors_are_those_of_all(together: tuple[Path, list[dict[str, Any]]]) ->
     assert not (together[0] / "nan" / "cfg.json").exists()
 
 
-def test_a_process_whose_fellow_was_killed_says_so(together: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_a_process_reports_that_another_one_was_killed(together: tuple[Path, list[dict[str, Any]]]) -> None:
     first, second = together[1]
     assert first["is_left_alone"].startswith("ParallelError: Another process of this run has ended")
     assert "goes on from the last checkpoint" in first["is_left_alone"]

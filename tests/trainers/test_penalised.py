@@ -62,7 +62,7 @@ def test_the_auxiliary_decoder_of_gated_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_as_many_fire_at_first_as_the_schedule_says(arch: str) -> None:
+def test_the_initial_l0_is_that_of_the_schedule(arch: str) -> None:
     F, D = 2048, 128
     config = dense.config(F, D, 16, arch)
     x = dense.data(5, 500, D)
@@ -101,7 +101,7 @@ def test_the_weight_follows_l0_and_learns() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(("l0", "off"), [(2, 0.0), (8, 0.0), (4, 3.0), (4, -3.0)])
-def test_l0_is_met_even_where_the_weight_begins_far_off(arch: str, l0: int, off: float) -> None:
+def test_l0_is_met_even_from_a_poor_initial_weight(arch: str, l0: int, off: float) -> None:
     x = sparse_data(100_000)
     config = dataclasses.replace(CONFIG, arch=arch, l0=l0, tokens=len(x), lr=3e-3).resolve(x.shape[1])
     training = TrainState(config, DataScaling.of(x[:1024], "mean"))

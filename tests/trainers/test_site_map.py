@@ -48,7 +48,7 @@ def test_a_transcoder_reads_one_site_and_predicts_the_other(tmp_path: Path) -> N
     assert SAE.load(tmp_path).cfg.site_out == OUT
 
 
-def test_two_ways_to_say_it_are_one_run_and_another_target_is_another(tmp_path: Path) -> None:
+def test_equal_site_maps_are_one_run_and_another_target_is_another_run(tmp_path: Path) -> None:
     config = _config(tokens=2_000)
     first = train(Memory(_layer(2_000), 256), config, tmp_path, site=ARROW, progress=False)
     again = train(Memory(_layer(2_000), 256), config, tmp_path, site=IN, site_out=OUT, progress=False)

@@ -166,7 +166,7 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("<<: 5", "not valid YAML"),
     ],
 )
-def test_texts_that_would_take_long_or_end_in_a_traceback(text: str, message: str) -> None:
+def test_hostile_yaml_gives_typed_errors_quickly(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_yaml(text)
 
@@ -197,7 +197,7 @@ def test_values_of_any_type_give_typed_errors(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("2e6", 2_000_000), ("1.5e3", 1500.0), ("8_000", 8000), (".5", 0.5)])
-def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
+def test_common_spellings_of_numbers_are_read(text: str, value: float) -> None:
     assert parse_yaml(text) == value and type(parse_yaml(text)) is type(value)
 
 

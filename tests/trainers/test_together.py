@@ -71,7 +71,7 @@ def test_together_is_as_alone(tmp_path: Path, alone: Path) -> None:
     assert len({SAE.load(tmp_path / name).fingerprint() for name in VARIANTS}) == len(VARIANTS) - 1  # looks change no weight
 
 
-def test_broken_off_again_and_again_it_ends_in_the_same(tmp_path: Path, alone: Path) -> None:
+def test_repeated_interruptions_do_not_change_the_result(tmp_path: Path, alone: Path) -> None:
     for after in (5, 17, 23):
         source = Breaks(sparse_data(5_000), 256, after)
         source.acts = _data()
@@ -83,7 +83,7 @@ def test_broken_off_again_and_again_it_ends_in_the_same(tmp_path: Path, alone: P
     assert files(tmp_path) == files(alone)
 
 
-def test_what_is_finished_is_left_alone_and_what_is_new_catches_up(tmp_path: Path, alone: Path) -> None:
+def test_finished_runs_are_left_alone_and_new_ones_catch_up(tmp_path: Path, alone: Path) -> None:
     _train_all(_plans(tmp_path, ["plain"]))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "plain").iterdir()}
     assert _train_all(_plans(tmp_path, ["plain", "sparser"])) == [None, None]
@@ -114,7 +114,7 @@ def test_impossible_plans_are_refused_before_anything_is_written(tmp_path: Path)
         _train_all([sparser, dataclasses.replace(sparser, out=plain.out)][1:])
 
 
-def test_data_that_end_early_end_all(tmp_path: Path) -> None:
+def test_data_that_end_early_end_all_runs(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="ended after 700 of 9000"):
         source = Memory(_data(700), 256, epochs=1)
         assert _train_all(_plans(tmp_path, ["plain", "large-batch"]), source) == [None, None]

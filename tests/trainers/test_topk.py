@@ -84,7 +84,7 @@ def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None
 
 
 @pytest.mark.parametrize("D", [5, 24, 77])
-def test_bits_do_not_depend_on_where_arrays_lie(D: int) -> None:
+def test_results_do_not_depend_on_memory_addresses(D: int) -> None:
     """Compilers pick another loop for arrays that lie close together; none may round differently."""
     B, F, k = 40, 30, 7
     p, x, config = dense.random_parameters(F, D, 7), dense.data(8, B, D), dense.config(F, D, k)

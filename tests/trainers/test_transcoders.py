@@ -123,7 +123,7 @@ def test_training_may_start_from_a_transcoder(tmp_path: Path, arch: str, skip: b
     torch.testing.assert_close(again(x), found(x), rtol=1e-4, atol=1e-2)
 
 
-def test_what_only_transcoders_have(tmp_path: Path) -> None:
+def test_settings_for_transcoders_only(tmp_path: Path) -> None:
     source, config = Memory(_layer(300), 100), TrainConfig(n_latents=8, l0=2, tokens=300, skip=True)
     with pytest.raises(ConfigError, match="skip is for transcoders"):
         train(source, config, tmp_path, site=IN, progress=False)

@@ -91,7 +91,7 @@ def test_a_run_is_that_of_numba(tmp_path: Path) -> None:
         torch.testing.assert_close(runs["triton"].state_dict()[name], tensor, atol=1e-3, rtol=1e-2, msg=name)
 
 
-def test_what_cannot_run_there_is_said() -> None:
+def test_unsupported_combinations_are_refused() -> None:
     facts = DataScaling(1.0, torch.zeros(D), 1.0, torch.zeros(D))
     for changes, words in (
         ({"backend": "triton", "dtype": "float64"}, "backend='triton' cannot train float64 on cpu"),
