@@ -104,6 +104,7 @@ def test_training_settings_take_them(saekit: Saekit, workspace: Path) -> None:
         (("steer", "{ws}", "-f", "none", "-n", "2", "x"), "-n is now called --samples"),
         (("report", "{ws}", "--site", "none", "--out", "x"), "--out is now called --page"),
         (("eval", "{ws}", "--site", "none", "--model", "x"), "--model is now called --other-model"),
+        (("demo", "folder", "--model", "{ws}"), "write `saekit demo --out folder`"),
     ],
 )
 def test_former_spellings_are_taken_with_a_warning(
