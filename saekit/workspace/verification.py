@@ -238,6 +238,8 @@ def _dictionary(ws: Workspace, place: str, name: str) -> tuple[Part, str | None]
         return Part(label, "sound", f"{sae.cfg.architecture}, {sae.cfg.n_latents:,} features"), sae.fingerprint()
     except SaekitError as error:
         return Part(label, "damaged", error.what, error), None
+    except OSError as error:
+        return _damage(label, f"it cannot be read ({error.strerror or error})", "Check its permissions and the disk."), None
 
 
 def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) -> Iterator[Part]:
