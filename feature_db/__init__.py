@@ -1,4 +1,4 @@
-"""Feature databases: what every feature of a dictionary does, in one SQLite file, searchable by concept."""
+"""Feature databases: statistics, examples and labels of all features of a dictionary in one SQLite file, searched by concept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildConfig", "FeatureDB", "FeatureRecord", "Hit", "Label", "build"]
 
-# Searching needs neither torch nor numba, which building does.
+# Searching does not load torch and numba; building does.
 __getattr__ = attributes(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""The feature database: records, search, labels and lists of one file."""
+"""The feature database: reads records, searches, and edits labels and lists."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.arguments import unicode, whole
+from feature_db.arguments import whole
 from feature_db.errors import typed
 from feature_db.labels.evidence import Label
-from feature_db.labels.rules import HUMAN, HUMAN_RANK
 from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
 from feature_db.search.lookup import Lookup, Model
 from feature_db.search.query import Filter, query_words
@@ -23,20 +22,20 @@ from feature_db.search.search import chosen_signals, search
 from feature_db.store import current, read, schema, set_aside, stored, vectors, verification
 from feature_db.store.connections import Connections
 from feature_db.store.edits import Edits
-from feature_db.store.tables import add_labels, next_id, refresh_fts
 from saekit.errors import StoreMismatch, UnknownRef, UnknownSite
+from saekit.names.ref import Ref
+from saekit.names.site import Site
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
-    from saekit.names.site import Site
-    from saekit.objects import Ref
     from saekit.sae import SAE
 
-    FeatureName = Ref | str | tuple[str | Site, int]
+FeatureName = Ref | str | tuple[str | Site, int]
+"""Ways to name a feature."""
 
 
 class FeatureDB:
-    """Features of one or more dictionaries in one SQLite file. A context manager. Any number of threads may use one.
+    """The features of one or more dictionaries, in one SQLite file. Use it as a context manager. It is safe to share by threads.
 
     ::
 
@@ -46,8 +45,8 @@ class FeatureDB:
 
     Args:
         path: the file.
-        dictionaries: the folders of the dictionaries that read a site. Where given, features of other dictionaries than those in
-            these folders are refused.
+        dictionaries: returns the folders of the dictionaries that read a site. If given, the database refuses to describe
+            features of a dictionary that is in none of these folders.
     """
 
     def __init__(self, path: Path, dictionaries: Callable[[str], Sequence[Path]] | None = None) -> None:
@@ -62,11 +61,11 @@ class FeatureDB:
         """The database at `path`; for `dictionaries` see :class:`FeatureDB`.
 
         Raises:
-            DatabaseError: there is none, it is no feature database, it is damaged, it has triggers or tables that saekit did
-                not make, or a newer version of saekit wrote it.
+            DatabaseError: the file does not exist, is no feature database, is damaged, has triggers or changed tables, or was
+                written by a newer version of saekit.
         """
         database = cls(Path(path), dictionaries)
-        database._db  # noqa: B018  (opens the file)
+        database._connections.here  # noqa: B018  (opens the file)
         return database
 
     def __enter__(self) -> FeatureDB:
@@ -82,7 +81,7 @@ class FeatureDB:
     def __repr__(self) -> str:
         return f"FeatureDB({str(self.path)!r}, {', '.join(f'{sae.n_features} features of {sae.site}' for sae in self.saes())})"
 
-    # What is in it
+    # Contents
 
     def saes(self) -> list[IndexedSAE]:
         """The dictionaries, by site name."""
@@ -97,7 +96,7 @@ class FeatureDB:
         """Decoder directions of a dictionary, (n_features, d_out), memory-mapped.
 
         Raises:
-            UnknownSite: there is none at `site`.
+            UnknownSite: no dictionary is indexed at `site`.
             WorkspaceError: another dictionary is at `site` now.
             DatabaseError: the file is missing or damaged.
         """
@@ -108,7 +107,7 @@ class FeatureDB:
         fires; 0 for dead ones. :attr:`IndexedSAE.n_tokens` is the number of those tokens.
 
         Raises:
-            UnknownSite: there is none at `site`.
+            UnknownSite: no dictionary is indexed at `site`.
             WorkspaceError: another dictionary is at `site` now.
         """
         with self._reading() as db:
@@ -117,29 +116,29 @@ class FeatureDB:
             return np.array([density for (density,) in stored.rows("the densities", found, stored.REAL)], np.float64)
 
     def verify(self) -> list[str]:
-        """Check every byte of the file and of the decoder directions against their checksums, and that all parts fit together.
+        """Check every byte of the file and of the decoder directions against their checksums, and check that all parts agree.
 
         Returns:
-            What could not be checked and why, a sentence each; empty where everything was.
+            One sentence for each check that was not possible. Empty if everything was checked.
 
         Raises:
-            DatabaseError: says what is damaged.
+            DatabaseError: something is damaged; the message names it.
         """
         return verification.verify(self.path, self._reading)
 
     def sealed(self, site: str | Site) -> bool:
-        """Whether the file and the directions of `site` match their checksums; False where the file has none but is sound.
+        """Whether the file and the directions of `site` match their checksums. False if the file has no checksum but is sound.
 
         Raises:
-            DatabaseError: says what is damaged.
+            DatabaseError: something is damaged; the message names it.
         """
         return verification.sealed(self.path, self._sae(site), self._reading)
 
     def check_current(self, site: str | Site | None = None) -> None:
-        """Check that the features of `site`, or of all sites, are of the dictionaries that are there now.
+        """Check that the indexed features of `site`, or of all sites, belong to the dictionaries that are there now.
 
         Raises:
-            WorkspaceError: another dictionary is there; names the command to run.
+            WorkspaceError: another dictionary is there; the message names the command that indexes it.
         """
         if site is not None:
             self._sae(site)
@@ -148,7 +147,7 @@ class FeatureDB:
                 self._check(sae)
 
     def set_aside(self) -> dict[str, int]:
-        """How many labels and list entries wait for their dictionary to be indexed again, by its fingerprint."""
+        """Number of labels and list entries of dictionaries that are not indexed now, by the dictionary's fingerprint."""
         with self._reading() as db:
             return set_aside.waiting(db)
 
@@ -158,7 +157,7 @@ class FeatureDB:
         """Everything about one feature: `feature(ref)`, its text, or `feature("resid_post.3", 1042)`.
 
         Raises:
-            UnknownRef: there is no such feature; the message names the sites there are and the range of their numbers.
+            UnknownRef: there is no such feature; the message lists the indexed sites and the range of their feature numbers.
             WorkspaceError: another dictionary is at its site now.
             DatabaseError: its rows are damaged.
         """
@@ -176,8 +175,6 @@ class FeatureDB:
             return read.stats(db, *self._locate(ref, number))
 
     def _locate(self, ref: FeatureName, number: int | None = None) -> tuple[IndexedSAE, int]:
-        from saekit.objects import Ref
-
         if isinstance(ref, tuple):
             ref = Ref.feature(*ref)
         elif number is not None:
@@ -201,8 +198,6 @@ class FeatureDB:
         saes = self.saes()
         found = [sae for sae in saes if sae.site == str(site)]
         if not found:
-            from saekit.names.site import Site
-
             name = str(Site.parse(site))
             found = [sae for sae in saes if sae.site == name]
         if not found:
@@ -237,22 +232,22 @@ class FeatureDB:
         lm: LanguageModel | None = None,
         sae: SAE | None = None,
     ) -> list[Hit]:
-        """The k features that have most to do with a concept, best first; equally good ones by site and number.
+        """Find the k features that match a concept best, the best first. Ties are ordered by site and number.
 
         Args:
-            query: plain words; anything else in it is ignored.
-            k: how many.
-            site: only features of this site.
-            kinds: only these kinds: word, piece, class, context, output, dense (dead with `live=False`).
-            density: only features that fire on a share of tokens within this range.
+            query: plain words. Other characters are ignored.
+            k: number of features.
+            site: return only features of this site.
+            kinds: return only features of these kinds: word, piece, class, context, output, dense (and dead with `live=False`).
+            density: return only features whose density lies in this range.
             live: leave out features that never fired.
             by: only these signals, by their names in :data:`feature_db.search.SIGNALS`: fires_word, peaks, before, context,
                 promotes, label, text, deep, suppresses. None: all but suppresses.
-            lm, sae: also run the query through the model and the dictionary at `site`; features that fire there count too.
+            lm, sae: the model and the dictionary at `site`, for the signal deep: features that fire on the query match, too.
 
         Raises:
             UnknownSite: there are no features of `site`.
-            WorkspaceError: another dictionary is at a site now that is searched.
+            WorkspaceError: another dictionary is now at one of the sites searched.
             StoreMismatch: `sae` is not the dictionary whose features are indexed.
             ConfigError: there is no such signal or kind, `k` is no whole number, or the query has too many words.
             DatabaseError: the file is damaged.
@@ -279,7 +274,7 @@ class FeatureDB:
     # Labels and lists
 
     def set_label(self, ref: FeatureName, text: str) -> None:
-        """Label a feature by hand: shown instead of any automatic label and found by searches. An empty text takes it back.
+        """Label a feature by hand. The label is shown before labels by rules, and searches find it. An empty text removes it.
 
         Raises:
             UnknownRef: there is no such feature.
@@ -287,15 +282,11 @@ class FeatureDB:
             WorkspaceError: another dictionary is at its site now.
             DatabaseError: the file cannot be written.
         """
-        text = unicode(text, "label").strip()
         sae, number = self._locate(ref)
-        identity = schema.feature_id(sae.id, number)
-        with self._edits.transaction() as db:
-            db.execute("DELETE FROM label WHERE feature = ? AND method = ?", (identity, HUMAN))
-            _add(db, identity, [Label(HUMAN, text, HUMAN_RANK, text)] if text else [])
+        self._edits.set_label(schema.feature_id(sae.id, number), text)
 
     def add_labels(self, ref: FeatureName, labels: Iterable[Label]) -> None:
-        """Add labels that a method gave; those that the same method and model gave before are replaced.
+        """Add labels of a method, such as a language model. Earlier labels of the same method and model are replaced.
 
         Raises:
             UnknownRef: there is no such feature.
@@ -304,35 +295,22 @@ class FeatureDB:
             DatabaseError: the file cannot be written.
         """
         sae, number = self._locate(ref)
-        identity, labels = schema.feature_id(sae.id, number), list(labels)
-        for label in labels:
-            unicode(label.text, "label")
-            unicode(label.keywords, "label")
-        with self._edits.transaction() as db:
-            for method, model in {(label.method, label.model) for label in labels}:
-                db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model IS ?", (identity, method, model))
-            _add(db, identity, labels)
+        self._edits.add_labels(schema.feature_id(sae.id, number), list(labels))
 
     def set_list(self, name: str, refs: Iterable[Ref | str]) -> None:
-        """Keep features under a name, in order; an empty list takes it back.
+        """Save an ordered list of features under a name. An empty list removes it.
 
         Raises:
-            UnknownRef: one of them does not exist; nothing is changed.
+            UnknownRef: a feature does not exist; nothing is changed.
             ConfigError: the name is no valid Unicode.
             WorkspaceError: another dictionary is at the site of one.
             DatabaseError: the file cannot be written.
         """
-        unicode(name, "name of a list")
         places = [self._locate(ref) for ref in refs]
-        with self._edits.transaction() as db:
-            db.execute("DELETE FROM list WHERE name = ?", (name,))
-            rows = [(name, i, schema.feature_id(sae.id, number)) for i, (sae, number) in enumerate(places)]
-            db.executemany("INSERT INTO list(name, position, feature) VALUES (?, ?, ?)", rows)
+        self._edits.set_list(name, [schema.feature_id(sae.id, number) for sae, number in places])
 
     def lists(self) -> dict[str, list[Ref]]:
         """All lists by name."""
-        from saekit.objects import Ref
-
         found: dict[str, list[Ref]] = {}
         for name, site, number in self._all(
             "SELECT name, site, number FROM list JOIN feature ON feature.id = list.feature JOIN sae ON sae.id = feature.sae "
@@ -345,7 +323,6 @@ class FeatureDB:
 
     @property
     def _db(self) -> sqlite3.Connection:
-        """The calling thread's read-only connection."""
         return self._connections.here
 
     def _all(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -354,7 +331,7 @@ class FeatureDB:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """The calling thread's connection in one transaction, so that all that is read belongs together."""
+        """The calling thread's connection, inside one transaction: all statements see the same state of the file."""
         with typed(self.path):
             db = self._db
             if db.in_transaction:
@@ -366,11 +343,6 @@ class FeatureDB:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")  # nothing was written
-
-
-def _add(db: sqlite3.Connection, feature: int, labels: list[Label]) -> None:
-    add_labels(db, feature, labels, next_id(db, "label"))
-    refresh_fts(db, feature)
 
 
 def _end(connections: Connections, edits: Edits) -> None:

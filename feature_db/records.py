@@ -1,32 +1,29 @@
-"""What the database says of a feature, as plain data."""
+"""Records of features as plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from saekit.objects import Ref
+from saekit.names.ref import Ref
 
 
 @dataclass(frozen=True)
 class _Feature:
-    """A feature by its site and number. `ref` is made when asked for: refs load torch, searching does not."""
+    """A feature, by its site and number."""
 
     site: str
     feature: int
 
     @property
     def ref(self) -> Ref:
-        """Its name."""
-        from saekit.objects import Ref
-
+        """The feature's ref."""
         return Ref.feature(self.site, self.feature)
 
     @property
     def ref_text(self) -> str:
-        """Its name as text."""
+        """The feature's ref as text."""
         return f"feature:{self.site}/{self.feature}"
 
 
@@ -39,7 +36,7 @@ class Hit(_Feature):
     label: str
     density: float
     why: str
-    """What of it matched."""
+    """Why the feature matches the query."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: ref, feature, score, label, density, why."""
@@ -102,7 +99,7 @@ class Firing:
 
     text: str
     share: float
-    """Of the feature's activation."""
+    """Share of the feature's total activation."""
     rate: float
     """Share of its occurrences on which the feature fires."""
     peak: float
@@ -120,11 +117,11 @@ class Example:
     values: list[float]
     """Activation at each token."""
     row: int
-    """Of the peak in the activation store."""
+    """Row of the peak in the activation store."""
     document: int
-    """Of the corpus."""
+    """Number of the document in the corpus."""
     position: int
-    """Of the peak in its context."""
+    """Position of the peak in its context."""
     peak: int
     """Index of the peak in `tokens`."""
     bucket: str
@@ -151,34 +148,34 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ActivationStats:
-    """What strengths of a steer are multiples of."""
+    """Statistics that serve as units of a steering strength."""
 
     max: float
     """Largest activation."""
     mean: float
-    """Over all tokens, zeros included."""
+    """Mean over all tokens, zeros included."""
     quantiles: tuple[tuple[float, float], ...]
-    """(quantile, activation) of its positive activations, ascending."""
+    """(quantile, activation) of the positive activations, ascending."""
 
 
 @dataclass(frozen=True)
 class FeatureRecord(_Feature):
-    """Everything that the database knows of one feature."""
+    """Everything in the database about one feature."""
 
     label: str
     labels: list[FeatureLabel]
     kind: str
     count: int
-    """Tokens on which it fires."""
+    """Tokens on which the feature fires."""
     n_tokens: int
     """Tokens counted."""
     density: float
     density_interval: tuple[float, float]
-    """Wilson 95 %."""
+    """Wilson 95 % interval."""
     mean: float
-    """Over the tokens on which it fires."""
+    """Mean over the tokens on which the feature fires."""
     std: float
-    """Over the tokens on which it fires."""
+    """Standard deviation over the same tokens."""
     max: float
     quantiles: tuple[tuple[float, float], ...]
     histogram: Histogram
@@ -188,9 +185,9 @@ class FeatureRecord(_Feature):
     tokens: list[Firing]
     before: list[Firing]
     peaks: list[tuple[str, float]]
-    """Words at its strongest peaks, each with the share of the strongest examples."""
+    """Words at the peaks of the strongest examples, with the share of these examples."""
     context: list[tuple[str, float]]
-    """Words around its strongest peaks, each with the share of the examples that hold it."""
+    """Words around the peaks of the strongest examples, with the share of these examples."""
     examples: list[Example]
 
     def to_dict(self) -> dict[str, Any]:

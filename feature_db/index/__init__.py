@@ -1,1 +1,1 @@
-"""One pass over the activations: everything the database says of a feature."""
+"""Indexing: one pass over the activations that computes the rows of all features."""

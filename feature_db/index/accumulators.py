@@ -1,4 +1,4 @@
-"""Everything that the pass gathers about every feature, in arrays whose size does not depend on the number of tokens."""
+"""Statistics that the pass collects for each feature. The size of the arrays does not depend on the number of tokens."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What is kept of every feature. The defaults take about 30 KB a feature in memory."""
+    """How much is kept for each feature. The defaults need about 30 KB of memory per feature.
+
+    Raises:
+        ConfigError: a number is out of range, the examples of a feature need too much room, or a label method is unknown.
+    """
 
     top: int = 20
     """Strongest examples, at most one per document and context."""
     per_decile: int = 2
     """Examples from each tenth of the feature's activations."""
     sample: int = 60
-    """Firing tokens sampled uniformly, from which those examples are taken; each tenth is missed with probability 0.9^60."""
+    """Firing tokens sampled uniformly; those examples are chosen from them. A tenth is missed with probability 0.9^60."""
     before: int = 31
-    """Tokens of an example before its peak."""
+    """Tokens before the peak of an example."""
     after: int = 16
-    """Tokens of an example after its peak."""
+    """Tokens after the peak of an example."""
     duplicate_radius: int = 8
-    """Two examples are near-duplicates if the tokens this far around their peaks agree up to case, spaces and digits."""
+    """Two examples are near-duplicates if the tokens within this distance of their peaks agree up to case, spaces and digits."""
     slots: int = 64
-    """Tokens, words and following words tracked a feature; one with more than 1/slots of its activation is never missed."""
+    """Tokens, words and following words tracked per feature. An item with more than 1/slots of its activation is never missed."""
     batch_tokens: int = 16384
     """Tokens encoded at a time."""
     labels: tuple[str, ...] | None = None
@@ -56,35 +60,35 @@ class BuildConfig:
 
 
 class Block(NamedTuple):
-    """What the accumulators need of a block: N rows of whole contexts."""
+    """Input of the accumulators: N rows of whole contexts."""
 
     row: int
-    """Row of the store where it starts."""
+    """Row of the store where the block starts."""
     tokens: NDArray[np.int32]
     canonical: NDArray[np.int32]
     """Tokens up to case, spaces and digits."""
     position: NDArray[np.int32]
     document: NDArray[np.int64]
     counted: NDArray[np.bool_]
-    """Rows that count: ordinary tokens of the split."""
+    """Rows to count: ordinary tokens of the split."""
     values: NDArray[np.float32]
-    """(N, K) code."""
+    """(N, K) activations."""
     indices: NDArray[np.int64]
-    """(N, K) features of the code."""
+    """(N, K) feature of each entry."""
 
 
 class Moments(NamedTuple):
     """Exact counts, sums and maxima, and a histogram. Arrays are (F, ...)."""
 
     firing: NDArray[np.int64]
-    """Tokens on which it fires."""
+    """Tokens on which the feature fires."""
     total: NDArray[np.float64]
     square: NDArray[np.float64]
     largest: NDArray[np.float32]
     histogram: NDArray[np.uint32]
     """(F, BINS), see :func:`feature_db.store.statistics.bin_edges`."""
     classes: NDArray[np.int64]
-    """(F, classes) tokens of each class of :data:`feature_db.index.words.CLASSES` on which it fires."""
+    """(F, classes) firing tokens of each class of :data:`feature_db.labels.token_classes.CLASSES`."""
 
     @classmethod
     def empty(cls, F: int) -> Moments:
@@ -99,19 +103,19 @@ class Moments(NamedTuple):
 
 
 class Hitters(NamedTuple):
-    """The items (tokens, words) on which a feature's activation mostly lies. Arrays are (F, slots)."""
+    """The items (tokens or words) that hold most of a feature's activation. Arrays are (F, slots)."""
 
     item: NDArray[np.int32]
-    """-1: free."""
+    """Item in each slot; -1 if the slot is free."""
     mass: NDArray[np.float64]
-    """Activation on the item since it came in: at most `slack` less than all of it."""
+    """Activation on the item since it entered: at most `slack` below its total."""
     slack: NDArray[np.float64]
-    """What the item that it pushed out weighed."""
+    """Upper bound of the activation on the item before it entered."""
     peak: NDArray[np.float32]
     tokens: NDArray[np.int64]
-    """Firing tokens since it came in."""
+    """Firing tokens since the item entered."""
     hits: NDArray[np.int64]
-    """Occurrences with a firing token since it came in."""
+    """Occurrences with a firing token since the item entered."""
     last: NDArray[np.int64]
     """The occurrence that was counted last."""
 
@@ -123,12 +127,12 @@ class Hitters(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Examples: a peak, where it is, and the tokens and activations around it. Arrays are (F, slots, ...)."""
+    """Examples: a peak, its place, and the tokens and activations around it. Arrays are (F, slots, ...)."""
 
     filled: NDArray[np.int32]
     """(F,) slots in use."""
     worst: NDArray[np.int32]
-    """(F,) slot that the next better example takes."""
+    """(F,) slot that the next better example replaces."""
     priority: NDArray[np.uint64]
     key: NDArray[np.int64]
     """Equal for near-duplicates."""
@@ -163,21 +167,21 @@ class Windows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A piece's peaks while it is read. Arrays are (F,)."""
+    """Peaks of the piece that is being read. Arrays are (F,)."""
 
     best: NDArray[np.float32]
     row: NDArray[np.int64]
-    """-1: not in this piece so far."""
+    """-1 if the feature has not fired in this piece."""
     touched: NDArray[np.int64]
 
 
 class Accumulators:
-    """All of them, fed together.
+    """All statistics of a dictionary.
 
     Args:
         n_features: features F of the dictionary.
-        vocab_size: token ids there are.
-        config: what is kept.
+        vocab_size: number of token ids.
+        config: how much is kept.
     """
 
     def __init__(self, n_features: int, vocab_size: int, config: BuildConfig) -> None:
@@ -204,7 +208,7 @@ class Accumulators:
         return int(self.totals[1])
 
     def add(self, block: Block, reading: Reading) -> int:
-        """Feed a block. Returns the first row with an activation that is not finite, or -1; after the former all is void."""
+        """Add a block. Returns -1, or the first row with an activation that is not finite; the statistics are invalid then."""
         wrong = kernels.add_moments(block, reading.classes, self.moments)
         if wrong >= 0:
             return int(wrong)
@@ -224,7 +228,7 @@ class Accumulators:
         return -1
 
     def state(self) -> dict[str, NDArray]:
-        """Everything gathered so far, as arrays."""
+        """All statistics as named arrays."""
         named: dict[str, NDArray] = {name: getattr(self, name) for name in ("token_count", "class_count", "totals")}
         for part in ("moments", "tokens", "words", "next_words", "top", "sample"):
             named |= {f"{part}.{name}": array for name, array in getattr(self, part)._asdict().items()}
@@ -238,6 +242,6 @@ class Accumulators:
         )
 
     def load_state(self, state: dict[str, NDArray]) -> None:
-        """Take up where :meth:`state` left off."""
+        """Restore what :meth:`state` returned."""
         for name, array in self.state().items():
             array[...] = state[name]

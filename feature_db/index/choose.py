@@ -1,4 +1,4 @@
-"""Which examples of a feature are kept."""
+"""Chooses the examples of a feature that the database keeps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def choose(top: Windows, sample: Windows, f: int, deciles: NDArray[np.float64], per_decile: int) -> list[Window]:
-    """The examples of feature f: its strongest, then some of each tenth of its activations, strongest first.
+    """Choose the examples of feature f: the strongest, then some of each tenth of its activations, the strongest tenth first.
 
     Args:
-        top, sample: what the pass kept.
+        top, sample: the windows that the pass kept.
         f: the feature.
         deciles: (9,) inner decile edges of its activations.
-        per_decile: examples from each tenth: none twice, none a near-duplicate of another, no two from one document.
+        per_decile: number of examples from each tenth. They contain no near-duplicates, and no two come from one document.
     """
     n = int(top.filled[f])
     order = np.lexsort((top.row[f, :n], -top.value[f, :n].astype(np.float64))).tolist()

@@ -1,4 +1,4 @@
-"""One streaming pass over a store of activations, from which everything about a dictionary's features follows."""
+"""Indexes a dictionary: one streaming pass over a store of activations, then the rows of its features."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.sae import SAE
 
-# Part of a build's identity: raised when the same inputs come to give other rows.
+# Part of a build's key. Raise it when the same inputs give other rows.
 _METHOD = 1
 
 
 class Store(Protocol):
-    """What a build needs of an activation store; :class:`saekit.activations.StoredActivations` is one."""
+    """The part of :class:`saekit.activations.StoredActivations` that a build uses."""
 
     @property
     def n_tokens(self) -> int: ...
@@ -67,34 +67,34 @@ def build(
 ) -> FeatureDB:
     """Index the features of `sae` at `site` into the database at `path`.
 
-    The store is read once, in order; memory does not grow with its length. Special tokens (BOS, EOS, pads) are left out of all
-    statistics. After an interruption, the same command goes on from the last checkpoint (a file beside the database) and ends
-    in the same rows. Features of other sites stay. The database changes in one transaction at the end. Where it already holds
-    this very build, nothing is done.
+    The store is read once, in order. The statistics need the same memory for any number of tokens. Special tokens (BOS, EOS,
+    pads) are left out of all statistics. After an interruption, the same call continues from the last checkpoint, a file next to
+    the database, and gives the same rows. Features of other sites stay. The database changes in one transaction at the end. If
+    the database already holds this build, nothing is done.
 
-    Labels by people and models and lists are never lost: those of the same dictionary stay, those of another one are set aside
-    and return when it is indexed again.
+    Lists and labels by people and models are never lost. Those of the same dictionary stay. Those of the dictionary that this
+    one replaces are set aside and return when that dictionary is indexed again.
 
     Args:
-        path: the SQLite file, made if it does not exist.
+        path: the SQLite file, created if it does not exist.
         store: activations at `site`.
         sae: the dictionary. A feature fires where its activation is positive (of abstopk, negative ones are not counted).
-        lm: the model; its tokenizer gives the texts of tokens, its head the promoted ones.
-        site: where the dictionary reads.
+        lm: the model. Its tokenizer gives the texts of tokens, its head the promoted tokens.
+        site: the site that the dictionary reads.
         vectors: folder of the decoder directions, one memory-mapped .npy per dictionary.
         split: count the tokens of "all" documents, of those that a reader trains on ("train") or of the "heldout" ones.
         heldout: share of documents that are held out.
-        config: what is kept of every feature.
-        source: folder that `sae` was loaded from; its checksums let a reader see whether it still holds this dictionary.
-        checkpoint_seconds: how much work an interruption may cost; 0 saves after every block.
+        config: how much is kept for each feature, and the label methods.
+        source: folder that `sae` was loaded from. Its checksums are stored, to detect later that it holds another dictionary.
+        checkpoint_seconds: seconds of work that an interruption may cost; 0 saves after every block.
         progress: show a progress bar.
 
     Raises:
-        StoreMismatch: store, model and dictionary do not fit.
+        StoreMismatch: store, model and dictionary do not fit together.
         NonFiniteActivations: an activation is NaN or infinite.
         UnknownSite: the store has no such site.
         DatabaseError: the file at `path` is no feature database, is damaged, or is of a newer version.
-        StorageFull: no room; what was complete is kept.
+        StorageFull: the disk is full; the database keeps its previous state.
     """
     check_split(split, heldout)
     path, folder, site, config = Path(path), Path(vectors), Site.parse(site), config or BuildConfig()
@@ -132,7 +132,7 @@ def build(
 
 
 def _is_done(path: Path, entry: Entry) -> bool:
-    """Whether the database holds this very build, undamaged. Records its checksum where an interrupted change left none."""
+    """Whether the database holds this build, undamaged. Records the checksum if an interrupted change left none."""
     with FeatureDB.open(path) as database:
         if not database.holds(entry.site, entry.key):
             return False
@@ -146,7 +146,7 @@ def _is_done(path: Path, entry: Entry) -> bool:
 
 
 def _replaced(file: Path) -> list[Path]:
-    """Files of decoder directions of the dictionaries that this site had before."""
+    """Files of decoder directions of the dictionaries that this site had earlier."""
     prefix = file.name.rpartition("-")[0]
     return [other for other in file.parent.glob(f"{prefix}-*.npy") if other != file]
 
@@ -239,7 +239,7 @@ def _not_finite(block: Any, row: int, what: str) -> NonFiniteActivations:
 
 
 def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], list[list[TermStat]]]:
-    """Promoted and suppressed tokens of features, by number; none where the site does not write to the residual stream."""
+    """A function from feature numbers to promoted and suppressed tokens; empty if the site does not write to the residual."""
     out = sae.writes_at(site)
 
     def project(numbers: Sequence[int]) -> list[list[TermStat]]:
@@ -250,14 +250,14 @@ def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[in
 
 
 class _Checkpoint:
-    """Where a pass is and what it has gathered, saved beside the database now and then."""
+    """The progress and statistics of a pass, saved from time to time in a file next to the database."""
 
     def __init__(self, path: Path, key: str, seconds: float) -> None:
         self._path, self._key, self._seconds = path, key, seconds
         self._last, self._cost = time.monotonic(), 0.0
 
     def load(self, words: Words, accumulators: Accumulators) -> int:
-        """Take up the state of the same build, if there is one; returns the row to go on from."""
+        """Restore the state of the same build, if there is one. Returns the row to continue from."""
         try:
             if not zip_holds_what_it_declares(self._path):
                 return 0
@@ -265,7 +265,7 @@ class _Checkpoint:
                 if str(stored["key"]) != self._key:
                     return 0
                 state = dict(stored)
-        # NumPy and zipfile raise many kinds of errors for damage. The state can be made again, so none of them matters.
+        # NumPy and zipfile raise many kinds of errors for damage. The pass can start again, so none of them matters.
         except Exception:
             return 0
         parts = {
@@ -279,7 +279,7 @@ class _Checkpoint:
         return int(state["row"])
 
     def save(self, row: int, words: Words, accumulators: Accumulators) -> None:
-        """Save if it is time, and not so often that it takes more than a twentieth of the work."""
+        """Save if enough time has passed. Saving takes at most a twentieth of the work."""
         if self._seconds and time.monotonic() - self._last < max(self._seconds, 20 * self._cost):
             return
         begun = time.monotonic()

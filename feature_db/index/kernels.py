@@ -1,8 +1,8 @@
-"""The loops of the pass, one block of tokens at a time. All of them walk rows in stream order, so that nothing that they
-accumulate depends on how the stream is cut into blocks.
+"""Compiled loops of the pass, over one block of tokens at a time.
 
-Names: N rows of a block, K code entries a row, F features, S slots, W window tokens. An entry counts as firing where its
-value is positive and its row is counted. Arguments are named tuples of arrays, described where they are defined.
+All loops visit rows in stream order, so the result does not depend on how the stream is cut into blocks. Shapes: N rows of a
+block, K code entries per row, F features, S slots, W tokens of a window. An entry fires if its value is positive and its row is
+counted. Arguments are named tuples of arrays; their definitions describe them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def span_hashes(tokens: Array, joined: Array, counted: Array, longest: int) -> t
 
 @njit(cache=True, nogil=True)
 def add_moments(block: Block, classes: Array, m: Moments) -> int:
-    """Counts, sums, maxima, histogram and counts by token class. Returns the first row with a value not finite, or -1."""
+    """Add counts, sums, maxima, histogram and counts by token class. Returns the first row with a non-finite value, or -1."""
     n_classes = m.classes.shape[1]
     bits = block.values.view(np.int32)
     for i in range(block.values.shape[0]):
@@ -81,10 +81,10 @@ def add_moments(block: Block, classes: Array, m: Moments) -> int:
 
 @njit(cache=True, nogil=True)
 def add_hits(block: Block, item_N: Array, instance_N: Array, h: Hitters) -> None:
-    """Weighted Space-Saving (Metwally et al. 2005) of every feature: the items on which most of its activation lies.
+    """Find the items that hold most of each feature's activation, by weighted Space-Saving (Metwally et al. 2005).
 
-    `item_N` is the item of each row (-1: none); `instance_N` tells its occurrences apart. An item with more than 1/S of a
-    feature's activation is always kept, and `slack` is at most that much.
+    `item_N` is the item of each row, or -1; `instance_N` numbers its occurrences. An item with more than 1/S of a feature's
+    activation is always kept, and `slack` is at most that much.
     """
     n_slots = h.item.shape[1]
     for i in range(block.values.shape[0]):
@@ -128,7 +128,7 @@ def _neighbourhood(i: int, first: int, end: int, radius: int, canonical: Array) 
 
 @njit(cache=True, nogil=True)
 def _keep(block: Block, f: int, i: int, v: float, first: int, end: int, before: int, w: Windows, slot: int) -> None:
-    """Put row i of feature f into a slot, with the window around it, clipped to its piece (rows first..end)."""
+    """Store row i of feature f in a slot, with the window around it, clipped to its piece (rows first to end)."""
     lo, hi = max(first, i - before), min(end, i - before + w.tokens.shape[2])
     w.value[f, slot], w.row[f, slot] = v, block.row + i
     w.document[f, slot], w.position[f, slot] = block.document[i], block.position[i]
@@ -144,9 +144,9 @@ def _keep(block: Block, f: int, i: int, v: float, first: int, end: int, before: 
 
 @njit(cache=True, nogil=True)
 def add_top(block: Block, pieces: Array, before: int, radius: int, scratch: Scratch, w: Windows) -> None:
-    """Keep each feature's strongest examples: a piece offers its peak, and of near-duplicates the strongest stays.
+    """Keep each feature's strongest examples: at most one per piece, and the strongest of near-duplicates.
 
-    Exactly the S largest peaks among the best of every neighbourhood, the earlier row first among equals.
+    The result is exact: the S largest peaks among the best of each neighbourhood. The earlier row wins a tie.
     """
     n_slots = w.key.shape[1]
     for p in range(len(pieces) - 1):
@@ -194,7 +194,7 @@ def add_top(block: Block, pieces: Array, before: int, radius: int, scratch: Scra
 
 @njit(cache=True, nogil=True)
 def add_sample(block: Block, pieces: Array, before: int, radius: int, w: Windows) -> None:
-    """Keep a uniform sample of each feature's firing tokens, without replacement: those with the S smallest hashes."""
+    """Keep a uniform sample of each feature's firing tokens, without replacement: the tokens with the S smallest hashes."""
     n_slots = w.key.shape[1]
     for p in range(len(pieces) - 1):
         first, end = pieces[p], pieces[p + 1]

@@ -19,7 +19,7 @@ TOP = 50
 
 
 def to_residual(lm: LanguageModel, site: Site, vectors_ND: Tensor) -> Tensor | None:
-    """What directions at `site` write to the residual stream, (N, d_model); None where they write nothing to it directly."""
+    """The directions that vectors at `site` write to the residual stream, (N, d_model). None if the site does not write to it."""
     from saekit.objects import raw_space
 
     space = raw_space(lm, site)
@@ -32,17 +32,17 @@ def to_residual(lm: LanguageModel, site: Site, vectors_ND: Tensor) -> Tensor | N
 
 @torch.no_grad()
 def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 128) -> list[list[TermStat]]:
-    """The `top` tokens that each direction promotes most and those that it suppresses most.
+    """Find the `top` tokens that each direction promotes most and suppresses most.
 
-    The logits are `unembed(ln_final(direction))` (VocabProj, as in arXiv 2501.08319), less what is the same for every
-    direction: the bias of a final LayerNorm and of the head, found as the even part of the map, since the rest is odd.
-    `score` is the logit's distance from the feature's mean logit in standard deviations, over twice what the largest of V
-    normal numbers reaches (2 sqrt(2 ln V)), at most 1.
+    The logits are `unembed(ln_final(direction))` (VocabProj, arXiv 2501.08319) minus the biases of the final LayerNorm and of the
+    head, which are the same for every direction. The biases are the even part of the map; the rest is odd. `score` is the
+    distance of a logit from the feature's mean logit in standard deviations, divided by 2 sqrt(2 ln V), which is twice the
+    expected maximum of V normal numbers, and at most 1.
 
     Args:
         lm: the model.
         resid_ND: (N, d_model) directions in the residual stream.
-        top: tokens on each side.
+        top: number of tokens of each kind.
         chunk: directions projected at a time.
     """
     weight = lm.W_U

@@ -1,4 +1,4 @@
-"""From accumulators to the rows of the database."""
+"""Turns the statistics of the pass into rows of the database."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _CHUNK = 256
 _CONTEXT_RADIUS = 8
 _CONTEXT_EXAMPLES = 10
 OF_TOKENS = ("promotes", "suppresses", "fires_token")
-"""Roles whose items are tokens; those of the others are words."""
+"""Roles whose items are tokens. The items of other roles are words."""
 
 
 @dataclass
 class FeatureRow:
-    """Everything that is stored about one feature."""
+    """All stored data of one feature."""
 
     number: int
     count: int
@@ -46,15 +46,15 @@ class FeatureRow:
     labels: list[Label]
     windows: bytes
     context: str
-    """Text around its strongest peaks, for full-text search."""
+    """Text around the strongest peaks, for full-text search."""
 
 
 class Rows:
-    """All features of a dictionary as rows, made in chunks as they are asked for.
+    """The rows of all features of a dictionary, computed in chunks during iteration.
 
     Args:
-        accumulators, words: what the pass gathered.
-        project: the promoted and suppressed tokens of some features that are alive, by number.
+        accumulators, words: the results of the pass.
+        project: returns the promoted and suppressed tokens of the features with these numbers.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Rows:
         return self.words.vocabulary.texts[item] if role in OF_TOKENS else self.words.texts[item]
 
     def occurrences(self, role: str, item: int) -> int:
-        """How often a row's token or word occurs in the corpus."""
+        """Number of occurrences of a row's token or word in the corpus."""
         return int((self.lexicon.token_count if role in OF_TOKENS else self.lexicon.word_count)[item])
 
     def pieces(self) -> dict[int, str]:
-        """For every word, JSON of the tokens of its commonest form, each with the share of its occurrences that lie in the word.
+        """For every word, the tokens of its most frequent form as JSON, each with the share of its occurrences in the word.
 
-        The share says how far promoting a token promotes the word: all the way for " happy", little for " ha".
+        The share measures how much promoting the token promotes the word: fully for " happy", little for " ha".
         """
         words, counts = self.words, self.lexicon.token_count
         inside: dict[tuple[int, int], int] = {}

@@ -1,4 +1,4 @@
-"""What a feature does with tokens and words: those it fires on, fires before, has around it, promotes and suppresses."""
+"""Tokens and words that a feature is about: those it fires on, fires before, or has around its peaks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lexicon:
     token_count: NDArray[np.int64]
     word_count: NDArray[np.int64]
     word_tokens: NDArray[np.int64]
-    """Tokens that lie in each word."""
+    """Tokens in the occurrences of each word."""
 
     @classmethod
     def of(cls, accumulators: Accumulators, words: Words) -> Lexicon:
@@ -39,11 +39,12 @@ class Lexicon:
 def strength(
     share: NDArray[np.float64], rate: NDArray[np.float64], expected_share: NDArray[np.float64], expected_rate: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """How much a feature is about a term, 0 to 1: the share of its activation on the term, times how surely the term makes it
-    fire, each beyond what a feature that fires at random with the same density would show.
+    """How specific a feature is to a term, 0 to 1.
 
-    A feature that fires on half of all words has little to say about "happy" though it fires on each; one whose activation is
-    on "happy" but misses most of them is about something narrower. The share counts in full, the rate by half.
+    It is the product of two excesses over a feature that fires at random with the same density: the share of the feature's
+    activation that lies on the term, and the square root of the rate at which the term makes it fire. A feature that fires on
+    half of all words is not specific to "happy", though it fires on each "happy". A feature whose activation lies on "happy" but
+    misses most occurrences is about something narrower.
     """
     excess = np.clip((share - expected_share) / np.maximum(1 - expected_share, 1e-12), 0, 1)
     certain = np.clip((rate - expected_rate) / np.maximum(1 - expected_rate, 1e-12), 0, 1)
@@ -58,15 +59,15 @@ def fired(
     occurrences: NDArray[np.int64],
     tokens: NDArray[np.int64],
 ) -> list[list[TermStat]]:
-    """Ranked terms of a block of features from a sketch of where their activation lies.
+    """Rank the terms that a block of features fires on.
 
     Args:
-        hitters: the sketch.
+        hitters: the items that hold most of each feature's activation.
         role: `fires_word`, `fires_token` or `before`.
-        accumulators: what else the pass gathered.
+        accumulators: the other statistics of the pass.
         block: the features.
-        occurrences: how often each item occurs in the corpus.
-        tokens: how many tokens those occurrences hold (for `before`: how many precede them).
+        occurrences: number of occurrences of each item in the corpus.
+        tokens: number of tokens in those occurrences (for `before`: of tokens that precede them).
     """
     n = max(accumulators.n_tokens, 1)
     items, mass, total = hitters.item[block], hitters.mass[block], accumulators.moments.total[block, None]
@@ -86,10 +87,10 @@ def fired(
 
 
 def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> list[list[TermStat]]:
-    """What the strongest examples of a block of features show: words at their peaks (`peaks`), and words around (`context`).
+    """Rank the words in the strongest examples of a block of features: at the peaks (`peaks`) and around them (`context`).
 
-    `value` is the share of examples that show the word there, `score` what of it is beyond chance, for windows of that length
-    anywhere in the text. Words cut by a window's edge do not count.
+    `value` is the share of examples that have the word there. `score` is `value` minus the share expected in random windows of
+    the same length. Words cut by the edge of a window do not count.
     """
     slots, length = top.tokens.shape[1:]
     filled = np.maximum(top.filled[block], 1)

@@ -1,8 +1,8 @@
-"""Tokens as a reader sees them: what each token id looks like, and the whole words that a stream of tokens spells.
+"""The looks of each token id, and the whole words that a stream of tokens spells.
 
-A word is a run of tokens without a break between word characters (letters, digits, apostrophes, combining marks), inside one
-document; its text is case-folded and stripped of what surrounds it. A run without word characters (".", a line break) is a
-word of its own. Ideographs and kana stand alone, since nothing separates them.
+A word is a run of tokens in one document without a break between word characters (letters, digits, apostrophes, combining
+marks). Its text is case-folded and stripped of surrounding characters. A run without word characters (".", a line break) is a
+word of its own. Each ideograph and kana is a word of its own, because no spaces separate them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_WORD_TOKENS = 16
 _QUOTES = frozenset("\"'“”‘’«»„`")
 
 
-# How the model's tokenizer shows a byte of a character torn between tokens.
+# How a tokenizer shows one byte of a character that is split between tokens.
 _TORN = re.compile(r"\\x[0-9a-f]{2}")
 
 
@@ -33,7 +33,7 @@ def is_word_char(char: str) -> bool:
 
 
 def _joins(text: str, side: int) -> bool:
-    """Whether a token goes on with the word on its left (side 0) or right (side -1). A torn character always does."""
+    """Whether a token continues the word on its left (side 0) or right (side -1). A part of a split character always does."""
     torn = _TORN.match(text) if side == 0 else _TORN.match(text, len(text) - 4)
     return bool(text) and (torn is not None or (is_word_char(text[side]) and not _alone(text[side])))
 
@@ -43,7 +43,7 @@ def _alone(char: str) -> bool:
 
 
 def word_text(text: str) -> str:
-    """The word that a run of tokens spells: without what surrounds it, case-folded. Never empty."""
+    """The word that a run of tokens spells, case-folded and without surrounding characters. Never empty."""
     left, right = 0, len(text)
     while left < right and not (is_word_char(text[left]) and text[left] not in _QUOTES):
         left += 1
@@ -54,23 +54,23 @@ def word_text(text: str) -> str:
 
 @dataclass
 class Vocabulary:
-    """What every token id looks like. Arrays are (V,)."""
+    """The looks of every token id. Arrays are (V,)."""
 
     texts: list[str]
     joins_left: NDArray[np.bool_]
-    """Begins with a word character, so that it continues the word before it."""
+    """The token begins with a word character, so it continues the word before it."""
     joins_right: NDArray[np.bool_]
-    """Ends with a word character."""
+    """The token ends with a word character."""
     classes: NDArray[np.int32]
     canonical: NDArray[np.int32]
     """Equal for tokens that differ only in case, spaces or digits."""
     neutral: NDArray[np.bool_]
-    """White space and quotation marks, through which the end of a sentence is seen."""
+    """White space and quotation marks: they may stand between the end of a sentence and the next word."""
     ends_sentence: NDArray[np.bool_]
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Vocabulary:
-        """From one display string per token id."""
+        """The vocabulary of one display string per token id."""
         canonical: dict[str, int] = {}
         folded = ["".join("0" if c.isdigit() else c for c in text.strip().casefold()) or text for text in texts]
         return cls(
@@ -106,16 +106,16 @@ def _look(text: str) -> int:
 
 @dataclass
 class Reading:
-    """A block of tokens, read. Arrays are (N,) unless said otherwise; rows count from the block's start."""
+    """The words of a block of tokens. Arrays are (N,) unless stated; rows count from the start of the block."""
 
     pieces: NDArray[np.int64]
-    """(P + 1,) rows where a piece (the part of one document in one context) begins, and N."""
+    """(P + 1,) first row of each piece, then N. A piece is the part of one document in one context."""
     word: NDArray[np.int32]
     """Word of each token, -1 for none."""
     word_start: NDArray[np.int64]
     """Row where that word begins."""
     next_word: NDArray[np.int32]
-    """Word that begins at the next row of the piece, -1 where none does."""
+    """Word that begins at the next row of the piece, or -1."""
     classes: NDArray[np.int32]
     """Bits of :data:`feature_db.labels.token_classes.CLASSES`."""
 
@@ -124,13 +124,13 @@ class Reading:
 class Words:
     """The words of a stream.
 
-    Each way of cutting a word into tokens is a form. Forms and words are numbered as they first appear; once `limit` forms are
-    known, a new one is no word (-1), which bounds the memory and hits only what is rare by construction.
+    A form is one way of cutting a word into tokens. Forms and words are numbered in the order of their first appearance. After
+    `limit` forms, a new form gets no word (-1): this bounds the memory and affects only rare words.
     """
 
     vocabulary: Vocabulary
     decode: Callable[[list[int]], str]
-    """Text of token ids, for words with a character torn between tokens."""
+    """Text of token ids, for words with a character that is split between tokens."""
     limit: int = MAX_FORMS
     texts: list[str] = field(default_factory=list)
     forms: list[tuple[int, ...]] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Words:
             tokens: (N,) token ids.
             position: (N,) place in the context; 0 begins one.
             document: (N,) document of each token.
-            counted: (N,) ordinary tokens; the others are in no word.
+            counted: (N,) ordinary tokens; other tokens belong to no word.
         """
         from feature_db.index.kernels import span_hashes
 
@@ -188,7 +188,7 @@ class Words:
         return Reading(np.append(np.flatnonzero(new_piece), n), word, word_start, next_word, classes)
 
     def look_up(self, tokens: NDArray[np.int32], new_window: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Words in windows cut out of the text, (S,), -1 for unknown ones and for those at a window's edges, and their rows."""
+        """Words in windows of the text and the rows where they begin, (S,). Unknown words and words at an edge are -1."""
         from feature_db.index.kernels import span_hashes
 
         v, n = self.vocabulary, len(tokens)
@@ -208,7 +208,7 @@ class Words:
     def _count(
         self, tokens: NDArray[np.int32], starts: NDArray[np.int64], hashes: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The word of every span; new forms are added, all are counted."""
+        """The word of every span. New forms are added, and all forms are counted."""
         distinct, first, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
         form_of = np.full(len(distinct), -1, np.int64)
         for j in np.argsort(first, kind="stable").tolist():
@@ -235,11 +235,11 @@ class Words:
         return len(self.forms) - 1
 
     def counts(self) -> NDArray[np.int64]:
-        """Occurrences of every word: (words,)."""
+        """Number of occurrences of every word, (words,)."""
         return np.bincount(self.form_word, weights=self.form_count, minlength=len(self.texts)).astype(np.int64)
 
     def state(self) -> dict[str, NDArray]:
-        """Everything counted so far, as arrays."""
+        """All forms and counts as named arrays."""
         return {
             "keys": np.fromiter(self._form_of, np.int64, len(self.forms)),
             "lengths": np.array([len(form) for form in self.forms], np.int32),
@@ -259,7 +259,7 @@ class Words:
         return forms == len(state["lengths"]) == len(state["counts"]) and int(state["lengths"].sum()) == len(state["tokens"])
 
     def load_state(self, state: dict[str, NDArray]) -> None:
-        """Take up where :meth:`state` left off."""
+        """Restore what :meth:`state` returned."""
         ends = np.cumsum(state["lengths"]).tolist()
         tokens = state["tokens"].tolist()
         for key, start, end in zip(state["keys"].tolist(), [0, *ends], ends):

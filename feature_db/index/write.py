@@ -21,12 +21,12 @@ _COLUMNS = ("count", "density", "density_low", "density_high", "mean", "second_m
 
 @dataclass(frozen=True)
 class Entry:
-    """What the database says of a dictionary and of the text that it was indexed on."""
+    """A dictionary and the corpus that it was indexed on."""
 
     site: str
     site_out: str
     key: str
-    """Hash of everything that the rows follow from."""
+    """Hash of all inputs that determine the rows."""
     fingerprint: str
     model: dict[str, str]
     architecture: str
@@ -40,12 +40,12 @@ class Entry:
 
 
 def write(path: Path, entry: Entry, rows: Rows) -> None:
-    """Write a dictionary's rows, in place of those that its site had. The database shows all of it or nothing.
+    """Write a dictionary's rows, in place of the previous rows of its site. The database changes completely or not at all.
 
     Labels that people or models wrote and lists are kept (:mod:`feature_db.store.set_aside`).
 
     Raises:
-        StorageFull: no room; the database is as it was.
+        StorageFull: the disk is full; the database keeps its previous state.
         DatabaseError: the database is damaged, locked or not writable.
     """
     if path.exists():
@@ -55,7 +55,7 @@ def write(path: Path, entry: Entry, rows: Rows) -> None:
 
 
 def _start(path: Path, entry: Entry, rows: Rows) -> None:
-    """Write a new database in a temporary folder, and move it to its place when it is whole."""
+    """Write a new database in a temporary folder, and move it to its place when it is complete."""
     try:
         files.clean(path.parent)
         with files.temporary_folder(path.parent) as folder:
@@ -76,7 +76,7 @@ def _start(path: Path, entry: Entry, rows: Rows) -> None:
 
 
 def _extend(path: Path, entry: Entry, rows: Rows) -> None:
-    """Write into an existing database, in one transaction. Readers go on meanwhile."""
+    """Write into an existing database, in one transaction. Readers are not blocked."""
     sealed = False
     try:
         with typed(path):
@@ -143,7 +143,7 @@ def _corpus(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
 
 
 class _Terms:
-    """Ids of the tokens and words of a corpus: all tokens, and those words that some row names, inserted when first asked for."""
+    """Ids of the tokens and words of a corpus. Tokens are inserted at once, words when a row first refers to them."""
 
     def __init__(self, db: sqlite3.Connection, corpus: int, rows: Rows) -> None:
         self._db, self._corpus, self._rows = db, corpus, rows
@@ -160,7 +160,7 @@ class _Terms:
                 self._tokens[token] = self._insert("token", text, token, count, None)
 
     def id(self, role: str, item: int) -> int:
-        """The term that a row of `role` means by its item."""
+        """Id of the term that `item` stands for in a row of `role`."""
         if role in OF_TOKENS:
             return self._tokens[item]
         text = self._rows.words.texts[item]
@@ -176,12 +176,12 @@ class _Terms:
         return row[0]
 
     def index(self) -> None:
-        """Let full-text search see the new ones."""
+        """Add the new terms to full-text search."""
         self._db.execute("INSERT INTO term_fts(rowid, text) SELECT id, text FROM term WHERE id >= ?", (self._first,))
 
 
 def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int) -> int:
-    """Insert the dictionary, in place of the one that its site had; returns its id."""
+    """Insert the dictionary, in place of the previous one of its site; returns its id."""
     old = db.execute("SELECT id, fingerprint FROM sae WHERE site = ?", (entry.site,)).fetchone()
     sae = old[0] if old else next_id(db, "sae")
     if old:

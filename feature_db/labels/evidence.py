@@ -1,4 +1,4 @@
-"""What a label method is given, and what it returns."""
+"""The input and the output of label methods."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Label:
     """One description of a feature."""
 
     method: str
-    """How it was found: `human`, `words`, `pieces`, `peaks`, `class`, `before`, `context`, `promotes`, ..."""
+    """Origin of the label: `human`, `words`, `pieces`, `peaks`, `class`, `before`, `context`, `promotes`, ..."""
     text: str
     rank: float = 0.0
-    """The label with the highest is shown."""
+    """The label with the highest rank is shown."""
     keywords: str = ""
-    """What a search sees of it. A template's fixed words would match every feature, so they are not in here."""
+    """The words that full-text search finds. The fixed words of a template are left out: they would match every feature."""
     scores: dict[str, float] = field(default_factory=dict)
     model: str | None = None
     prompt: str | None = None
@@ -41,7 +41,7 @@ class Label:
 
 @dataclass
 class Evidence:
-    """What is known about one feature."""
+    """The statistics of one feature."""
 
     stats: dict[str, list[TermStat]]
     """Rows of `token_stat` by role."""
@@ -49,10 +49,10 @@ class Evidence:
     """Text of a row's item: (role, item)."""
     occurrences: Callable[[str, int], int]
     count: int
-    """Tokens it fires on."""
+    """Tokens on which the feature fires."""
     class_share: NDArray[np.float64]
-    """Share of those that are of each class of :data:`CLASSES`."""
+    """Share of the firing tokens in each class of :data:`feature_db.labels.token_classes.CLASSES`."""
     class_recall: NDArray[np.float64]
-    """Share of each class's tokens on which it fires."""
+    """Share of each class's tokens on which the feature fires."""
     class_base: NDArray[np.float64]
-    """Share of all tokens that are of each class."""
+    """Share of all tokens in each class."""

@@ -1,4 +1,4 @@
-"""Labels made by rules: what a feature fires on, before, amid and promotes, said in a few words and scored on the pass.
+"""Labels made by rules: short phrases for the words that a feature fires on, fires before, has around its peaks or promotes.
 
 A label method is a function from :class:`Evidence` to labels, and a row of :data:`LABEL_METHODS`. Labels of other origin (people,
 language models) are stored with :meth:`feature_db.FeatureDB.add_labels`.
@@ -28,9 +28,9 @@ class LabelMethod:
     """A row of :data:`LABEL_METHODS`."""
 
     label: Callable[[Evidence], Iterable[Label]]
-    """Labels of one feature that fires. Their `method` is replaced by the name of the row."""
+    """Returns labels of one feature that fires. Their `method` is replaced by the name of the row."""
     kind: str
-    """What kind of feature it is whose shown label is by this method: word, piece, class, context, output, ..."""
+    """Kind of a feature whose shown label is by this method: word, piece, class, context, output, ..."""
 
 
 def _fired(evidence: Evidence, role: str, method: str, lead: str, penalty: float) -> Iterable[Label]:
@@ -56,18 +56,18 @@ def _first(evidence: Evidence, role: str) -> float:
 
 
 def words(evidence: Evidence) -> Iterable[Label]:
-    """The words on which most of its activation lies, beyond what chance would put there."""
+    """The words that hold most of the activation, beyond chance."""
     return _fired(evidence, "fires_word", "words", "fires on", 0.0)
 
 
 def pieces(evidence: Evidence) -> Iterable[Label]:
-    """The tokens; shown where one says more than any whole word does: an ending that many words share."""
+    """The tokens. They rank above words if one token holds more activation than any word: an ending that many words share."""
     shared = _first(evidence, "fires_token") > _first(evidence, "fires_word") + 0.1
     return _fired(evidence, "fires_token", "pieces", "fires on the piece", 0.15 if shared else 0.5)
 
 
 def peaks(evidence: Evidence) -> Iterable[Label]:
-    """The words at its strongest peaks, where they are the same in most examples though most of its activation is elsewhere."""
+    """The words at the strongest peaks, if most examples share them."""
     rows = [row for row in evidence.stats.get("peaks", []) if row.value >= 0.15][:3]
     if rows:
         share = sum(row.value for row in rows)
@@ -76,12 +76,12 @@ def peaks(evidence: Evidence) -> Iterable[Label]:
 
 
 def before(evidence: Evidence) -> Iterable[Label]:
-    """The words that follow where it fires."""
+    """The words that follow the tokens on which the feature fires."""
     return _fired(evidence, "before", "before", "fires before", 0.3)
 
 
 def token_class(evidence: Evidence) -> Iterable[Label]:
-    """Casing, digits, punctuation, place: the class that holds nearly all it fires on, and little else of the text."""
+    """The class of tokens (case, digits, punctuation, place) that holds nearly all firing tokens, and few of the other tokens."""
     lift = (evidence.class_share - evidence.class_base) / np.maximum(1 - evidence.class_base, 1e-12)
     best = int(np.argmax(lift))
     if lift[best] >= 0.7:
@@ -95,7 +95,7 @@ def token_class(evidence: Evidence) -> Iterable[Label]:
 
 
 def context(evidence: Evidence) -> Iterable[Label]:
-    """Words that most of its strongest examples have around the peak."""
+    """Words around the peak in most of the strongest examples."""
     rows = [row for row in evidence.stats.get("context", []) if row.score >= 0.25]
     texts = [text for row in rows if (text := evidence.text("context", row.item))[0].isalnum()][:3]
     if texts:
@@ -103,7 +103,7 @@ def context(evidence: Evidence) -> Iterable[Label]:
 
 
 def promotes(evidence: Evidence) -> Iterable[Label]:
-    """The tokens that its decoder direction makes most likely."""
+    """The tokens that the decoder direction promotes most."""
     rows = evidence.stats.get("promotes", [])[:4]
     if rows:
         texts = [evidence.text("promotes", row.item) for row in rows]
@@ -146,7 +146,7 @@ def automatic(evidence: Evidence, methods: Sequence[str] | None = None) -> list[
 
 
 def kind(labels: list[Label], count: int, density: float) -> str:
-    """What kind of feature it is: dead, dense, word, piece, class, context or output."""
+    """The kind of a feature: dead, dense, word, piece, class, context or output."""
     if count == 0:
         return "dead"
     if density > DENSE and (not labels or labels[0].rank < 0.5):
@@ -155,5 +155,5 @@ def kind(labels: list[Label], count: int, density: float) -> str:
 
 
 def quoted(texts: Iterable[str]) -> str:
-    """'a', 'b': in quotation marks, with line breaks shown as \\n."""
+    """The texts in quotation marks, separated by commas, with line breaks written as \\n."""
     return ", ".join(f"'{text}'".replace("\n", "\\n") for text in texts)

@@ -1,4 +1,4 @@
-"""What a search signal is given: one word of a query, and ways to look it up in the database."""
+"""The input of search signals: one word of a query, and ways to look it up in the database."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class Lookup:
         chosen: the features that may be returned.
         query: all of the query.
         word: the word, case-folded; for signals of whole queries, empty.
-        model: the model and dictionary at hand, if any.
+        model: the model and dictionary, if the caller gave them.
+        corpora: ids of the corpora that the dictionaries were indexed on.
     """
 
     db: sqlite3.Connection
@@ -142,7 +143,7 @@ class Lookup:
 
     @cached_property
     def rarity(self) -> float:
-        """How much the word counts in a query: log of tokens per occurrence."""
+        """Weight of the word in a query: 1 + log of the number of tokens per occurrence."""
         some = marks(self.corpora)
         found = self.db.execute(
             f"SELECT SUM(term.count), (SELECT SUM(n_tokens) FROM corpus WHERE id IN ({some})) FROM term "

@@ -12,7 +12,7 @@ from feature_db.search.signals import SIGNALS, Signal
 from feature_db.store import stored
 from feature_db.store.stored import INT, REAL, TEXT
 
-# What speaks for a feature, by signal: (share of the query that the word is, match) of each word.
+# Feature id -> signal -> (weight of the word in the query, match) of each word.
 _Found = dict[int, dict[str, list[tuple[float, Match]]]]
 
 
@@ -28,13 +28,13 @@ def chosen_signals(names: str | Sequence[str] | None) -> dict[str, Signal]:
 
 
 def search(lookup: Lookup, words: Sequence[str], k: int, signals: dict[str, Signal]) -> list[Hit]:
-    """The k best features for a query; equally good ones in the order of their ids.
+    """Find the k best features for a query. Ties are ordered by id.
 
     Args:
-        lookup: of the query.
-        words: of the query, from :func:`feature_db.search.query.query_words`.
-        k: how many.
-        signals: to listen to, by name.
+        lookup: the query in the database.
+        words: the words of the query, from :func:`feature_db.search.query.query_words`.
+        k: number of features.
+        signals: the signals to combine, by name.
     """
     found, n_words = _by_words(lookup, words, signals)
     score: dict[int, float] = defaultdict(float)
@@ -56,7 +56,7 @@ def search(lookup: Lookup, words: Sequence[str], k: int, signals: dict[str, Sign
 
 
 def _by_words(lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]) -> tuple[_Found, int]:
-    """What the signals of single words find, and how many words of the query something is known about."""
+    """Matches of the signals that take single words, and the number of words with any match."""
     each = []
     for one in map(lookup.of, words):
         matches = {name: signal.find(one) for name, signal in signals.items() if not signal.whole}
@@ -86,14 +86,15 @@ def _hit(lookup: Lookup, feature: int, score: float, reasons: list[tuple[float, 
 
 
 def _together(words: list[tuple[float, Match]], n_words: int) -> float:
-    """One signal's evidence for all words of a query.
+    """Combine one signal's matches of all words of a query.
 
-    It adds up, since a feature of a concept spreads over the concept's words, and counts for as much of the query as it is about.
+    Matches add up, because a feature of a concept spreads over the words of the concept. The sum is weighted by the share of the
+    query that these words make up.
     """
     added = sum(n_words * share * match.value for share, match in words)
     return min(added, 1.0) * sum(share for share, _ in words)
 
 
 def _union(parts: Iterable[float]) -> float:
-    """Probabilistic or: evidence adds up but never beyond 1."""
+    """Noisy or: the result grows with each part and never exceeds 1."""
     return 1 - math.prod(1 - part for part in parts)

@@ -28,13 +28,13 @@ class Signal:
     """A row of :data:`SIGNALS`."""
 
     find: Callable[[Lookup], Mapping[int, Match]]
-    """Matches by feature id: of one word of the query, or of all of it."""
+    """Returns matches by feature id, for one word of the query or for all of it."""
     weight: float
     """How far this signal alone can carry a feature, 0 to 1."""
     default: bool = True
-    """Whether a search uses it where no signals are named."""
+    """Whether a search uses the signal if no signals are named."""
     whole: bool = False
-    """Whether it takes the query as a whole, rather than each of its words."""
+    """Whether the signal takes the whole query instead of each word."""
 
 
 def in_role(role: str, lookup: Lookup) -> dict[int, Match]:
@@ -47,7 +47,7 @@ def in_role(role: str, lookup: Lookup) -> dict[int, Match]:
 
 
 def _said(role: str, rows: list[tuple[float, float, str]]) -> str:
-    """A role's evidence in words, from (weight, value, term)."""
+    """A sentence about the terms of a role, from (weight, value, text)."""
     names = ", ".join(f"'{text}'" for _, _, text in sorted(rows, key=lambda row: (-row[0], row[2]))[:3])
     total, most = sum(value for _, value, _ in rows), max(value for _, value, _ in rows)
     return {
@@ -69,7 +69,7 @@ def on_tokens(role: str, lookup: Lookup) -> dict[int, Match]:
 
 
 def label(lookup: Lookup) -> dict[int, Match]:
-    """Features whose labels hold the word. A short label is about each of its words, a long one less so."""
+    """Features whose labels contain the word. The match is weaker in longer labels."""
     return {
         feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5), f"its label says '{lookup.word}'")
         for feature, _, text in lookup.full_text("label")
@@ -86,7 +86,7 @@ def text(lookup: Lookup) -> dict[int, Match]:
 
 
 def deep(lookup: Lookup) -> dict[int, Match]:
-    """Features that fire when the model reads the query, weighted by how rarely they do. Needs the model and the dictionary."""
+    """Features that fire when the model reads the query; rare features weigh more. Needs the model and the dictionary."""
     if lookup.model is None:
         return {}
     from feature_db.search.running import fired_by_query

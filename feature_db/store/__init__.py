@@ -1,1 +1,1 @@
-"""The tables: schema, writing, reading."""
+"""The SQLite file: tables, connections, checksums, reading and editing."""

@@ -1,7 +1,7 @@
 """Connections to the SQLite file: one per thread to read, and one at a time to write.
 
-At rest the database is one file in rollback-journal mode, which a reader can open where nothing can be written. A build that
-changes an existing database uses a write-ahead log meanwhile, so that readers go on until it commits.
+At rest the database is one file in rollback-journal mode, so it can be read in a read-only folder. A build that changes an
+existing database uses a write-ahead log during the build, so it does not block readers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def reading(path: Path) -> sqlite3.Connection:
     """A read-only connection to the database at `path`.
 
     Raises:
-        DatabaseError: there is none, it is no feature database, it is damaged, it holds triggers or changed tables, or a newer
-            version of saekit wrote it.
+        DatabaseError: the file does not exist, is no feature database, is damaged, has triggers or changed tables, or was
+            written by a newer version of saekit.
     """
     with typed(path):
         _look(path)
@@ -62,7 +62,7 @@ def creating(path: Path) -> sqlite3.Connection:
 
 
 def settle(path: Path) -> None:
-    """Bring the database to rest: merge or roll back what a write left beside it. Does nothing while others use it."""
+    """Merge the write-ahead log into the file, or roll back an interrupted write. Does nothing while others use the file."""
     with suppress(sqlite3.Error, OSError):
         connection = _connect(path, "rw", wait=0)
         try:
@@ -81,7 +81,7 @@ def settle(path: Path) -> None:
 
 
 def seal(path: Path) -> bool:
-    """Bring the database to rest and record its checksum; returns whether both were possible."""
+    """Merge the write-ahead log and record the checksum of the file; returns whether both were possible."""
     settle(path)
     with suppress(sqlite3.Error):
         connection = _connect(path, "ro")
@@ -95,13 +95,13 @@ def seal(path: Path) -> bool:
 
 
 def pending(path: Path) -> bool:
-    """Whether a write-ahead log beside the database holds changes that the file does not have yet."""
+    """Whether the write-ahead log holds changes that are not merged into the file."""
     log = _log(path, "-wal")
     return log.exists() and log.stat().st_size > 0
 
 
 class Connections:
-    """Read-only connections to one database, one for each thread that asks, closed together or with their threads.
+    """Read-only connections to one database, one per thread. A connection is closed with its thread or by :meth:`close`.
 
     Args:
         path: the database.
@@ -133,7 +133,7 @@ class Connections:
         return held.connection
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close the connections of all threads."""
         with self._lock:
             self._closed = True
             for held in list(self._open):
@@ -157,9 +157,9 @@ class _Held:
 
 
 def _look(path: Path) -> None:
-    """Check a file before SQLite opens it for the first time in this process, and bring it to rest.
+    """Check a file before SQLite opens it for the first time in this process, and :func:`settle` it.
 
-    Only then: closing the file would end the locks of connections that this process has.
+    Later calls skip the check: closing the file would release the locks of this process's connections.
     """
     try:
         facts = path.stat()
@@ -193,7 +193,7 @@ def _open_for_reading(path: Path) -> sqlite3.Connection:
         if pending(path) or _log(path, "-journal").exists():
             what = f"{path} has changes of an interrupted write beside it, which cannot be merged here: {error}."
             raise DatabaseError(what, "Make its folder writable and open it once.") from error
-    # A log or a lock would need a file beside the database or a file system with locks. Nobody can be writing here.
+    # A write-ahead log needs a file in the folder, and locks need a file system that has them. Nobody can be writing here.
     return _connect(path, "ro&immutable=1")
 
 
@@ -212,7 +212,7 @@ def _connect(path: Path, mode: str, *, wait: float = _WAIT) -> sqlite3.Connectio
 
 
 def _harden(connection: sqlite3.Connection, *, reader: bool) -> None:
-    """Let nothing in a file that someone else made run code."""
+    """Keep a file that someone else made from running code."""
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA temp_store = MEMORY")  # sorting needs no disk

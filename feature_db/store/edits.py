@@ -1,4 +1,4 @@
-"""Changes that people make to a finished database: labels and lists."""
+"""Changes of labels and lists in a finished database."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from feature_db.arguments import unicode
 from feature_db.errors import typed
+from feature_db.labels.evidence import Label
+from feature_db.labels.rules import HUMAN, HUMAN_RANK
 from feature_db.store import checksums, connections
+from feature_db.store.tables import add_labels, next_id, refresh_fts
 from saekit.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Edits:
-    """Transactions on one database, and its checksum after the last.
+    """Transactions that change one database. The checksum is recorded after the last one.
 
     Args:
         path: the database.
@@ -26,7 +30,7 @@ class Edits:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._intact: bool | None = None
-        """Whether the checksum matched before the first change; only then is there something to record after the last."""
+        """Whether the checksum matched before the first change; only then is it recorded after the last."""
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -48,6 +52,31 @@ class Edits:
                     db.execute("ROLLBACK")
                 db.close()
 
+    def set_label(self, feature: int, text: str) -> None:
+        """Set the label by hand of the feature with this id; an empty text removes it."""
+        text = unicode(text, "label").strip()
+        with self.transaction() as db:
+            db.execute("DELETE FROM label WHERE feature = ? AND method = ?", (feature, HUMAN))
+            _add(db, feature, [Label(HUMAN, text, HUMAN_RANK, text)] if text else [])
+
+    def add_labels(self, feature: int, labels: list[Label]) -> None:
+        """Add labels, in place of those that the same methods and models gave the feature before."""
+        for label in labels:
+            unicode(label.text, "label")
+            unicode(label.keywords, "label")
+        with self.transaction() as db:
+            for method, model in {(label.method, label.model) for label in labels}:
+                db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model IS ?", (feature, method, model))
+            _add(db, feature, labels)
+
+    def set_list(self, name: str, features: list[int]) -> None:
+        """Replace the list of this name; an empty one removes it."""
+        unicode(name, "name of a list")
+        with self.transaction() as db:
+            db.execute("DELETE FROM list WHERE name = ?", (name,))
+            rows = [(name, position, feature) for position, feature in enumerate(features)]
+            db.executemany("INSERT INTO list(name, position, feature) VALUES (?, ?, ?)", rows)
+
     def _begin(self) -> None:
         try:
             if self._intact is None:
@@ -63,3 +92,8 @@ class Edits:
             if self._intact:
                 connections.seal(self._path)
             self._intact = None
+
+
+def _add(db: sqlite3.Connection, feature: int, labels: list[Label]) -> None:
+    add_labels(db, feature, labels, next_id(db, "label"))
+    refresh_fts(db, feature)

@@ -1,4 +1,4 @@
-"""Examples of a feature: which are kept, and how they are packed into one blob."""
+"""The examples of a feature, and their encoding as one blob."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STEPS = 65535
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens around a peak, as stored: ids and the feature's activation at each."""
+    """The tokens around a peak, and the feature's activation at each."""
 
     bucket: int
     row: int
-    """Of the peak in the store."""
+    """Row of the peak in the store."""
     document: int
     position: int
-    """Of the peak in its context."""
+    """Position of the peak in its context."""
     peak: int
     """Index of the peak in `token_ids`."""
     token_ids: NDArray[np.int64]
@@ -38,7 +38,11 @@ class Window:
 
 
 def pack(windows: list[Window]) -> bytes:
-    """One blob: columns of pointers, all token ids, a bit for each that fires, and its activation in 65535ths of the largest."""
+    """Encode examples as one compressed blob.
+
+    It holds columns of pointers, all token ids, one bit per token that fires, and the activations of these tokens in units of
+    1/65535 of the largest.
+    """
     tokens = np.concatenate([np.zeros(0, np.int64), *(w.token_ids for w in windows)])
     values = np.concatenate([np.zeros(0, np.float64), *(w.values for w in windows)])
     width = 2 if not len(tokens) or tokens.max() < 1 << 16 else 4
@@ -59,7 +63,7 @@ def pack(windows: list[Window]) -> bytes:
 
 
 def unpack(blob: bytes) -> list[Window]:
-    """What :func:`pack` packed.
+    """Decode what :func:`pack` encoded.
 
     Raises:
         DatabaseError: the blob is damaged.
@@ -98,7 +102,7 @@ def unpack(blob: bytes) -> list[Window]:
 
 
 def _inflated(blob: bytes) -> bytes:
-    """The content of a blob. Stops at the size limit, however much the blob would expand to."""
+    """Decompress a blob, but no more than MAX_BYTES of it."""
     decompress = zlib.decompressobj()
     data = decompress.decompress(blob, MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -64,7 +64,11 @@ def _check_version(path: Path, application: int, number: int) -> None:
 
 def create(db: sqlite3.Connection) -> None:
     """Make all tables in an empty database."""
-    db.executescript(f"BEGIN; {_script()} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;")
+    roles = ", ".join(f"({number}, '{name}')" for name, number in ROLES.items())
+    db.executescript(
+        f"BEGIN; {_script()} INSERT INTO role (id, name) VALUES {roles}; "
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
+    )
 
 
 def upgrade(db: sqlite3.Connection) -> None:

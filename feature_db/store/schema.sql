@@ -1,6 +1,6 @@
 -- One database holds the features of many dictionaries of one or more models. Tables by role.
 
--- A text as one tokenizer cuts it, counted once and shared by every dictionary indexed on it.
+-- A tokenized text. It is counted once and shared by all dictionaries that were indexed on it.
 CREATE TABLE corpus (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,           -- hash of the store's provenance, the split and the tokenizer
@@ -9,7 +9,7 @@ CREATE TABLE corpus (
     n_documents INTEGER NOT NULL
 );
 
--- Every token of the vocabulary, and the words that some feature fires on, fires before or has around it.
+-- Every token of the vocabulary, and the words that a row of token_stat refers to.
 CREATE TABLE term (
     id INTEGER PRIMARY KEY,
     corpus INTEGER NOT NULL REFERENCES corpus(id) ON DELETE CASCADE,
@@ -28,7 +28,7 @@ CREATE TABLE sae (
     site TEXT NOT NULL UNIQUE,
     site_out TEXT NOT NULL,
     corpus INTEGER NOT NULL REFERENCES corpus(id),
-    key TEXT NOT NULL,                  -- hash of everything the rows follow from; the same key is not built twice
+    key TEXT NOT NULL,                  -- hash of all inputs of the rows; a build with the same key is not repeated; '': to be built again
     fingerprint TEXT NOT NULL,
     model TEXT NOT NULL,                -- JSON: the model's fingerprint
     architecture TEXT NOT NULL,
@@ -49,15 +49,13 @@ CREATE TABLE feature (
     mean REAL NOT NULL,                 -- over the tokens it fires on
     second_moment REAL NOT NULL,        -- mean square over the tokens it fires on
     max REAL NOT NULL,
-    histogram BLOB NOT NULL,            -- see records.py
+    histogram BLOB NOT NULL,            -- see statistics.py
     kind TEXT NOT NULL,                 -- dead, word, piece, class, context, output, dense
     UNIQUE (sae, number)
 );
 
--- What a feature does with a token or word. `value` in the role's own unit, `score` 0 to 1 and comparable between features.
-CREATE TABLE role (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-INSERT INTO role (id, name) VALUES
-    (0, 'fires_word'), (1, 'fires_token'), (2, 'peaks'), (3, 'before'), (4, 'context'), (5, 'promotes'), (6, 'suppresses');
+-- The relation of a feature to a token or word. `value` has the unit of its role; `score` is 0 to 1, comparable between features.
+CREATE TABLE role (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);  -- the rows are in schema.py
 CREATE TABLE token_stat (
     feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
     role INTEGER NOT NULL REFERENCES role(id),
@@ -82,8 +80,8 @@ CREATE TABLE label (
     feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
     method TEXT NOT NULL,               -- human, words, pieces, class, context, before, promotes; later: llm, ...
     text TEXT NOT NULL,
-    keywords TEXT NOT NULL,             -- what full-text search sees of it (a template's fixed words are left out)
-    rank REAL NOT NULL,                 -- the highest is shown
+    keywords TEXT NOT NULL,             -- words that full-text search finds; the fixed words of a template are left out
+    rank REAL NOT NULL,                 -- the label with the highest rank is shown
     model TEXT,
     prompt TEXT                         -- hash of the prompt
 );

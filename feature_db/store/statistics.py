@@ -1,4 +1,4 @@
-"""What the pass's sums and histograms say about a feature."""
+"""Intervals, histograms and quantiles of activations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bin_edges() -> NDArray[np.float64]:
 def quantiles(histogram: NDArray[np.uint32], largest: NDArray[np.floating], q: ArrayLike) -> NDArray[np.float64]:
     """Quantiles of the positive activations of every feature.
 
-    Interpolated inside a bin, so off by less than a bin's width: 12.5 % of the value. The 1-quantile is the exact maximum.
+    They are interpolated inside a bin, so the error is below the width of a bin: 12.5 % of the value. The 1-quantile is exact.
 
     Args:
         histogram: (F, BINS) counts.
@@ -69,7 +69,7 @@ def quantiles(histogram: NDArray[np.uint32], largest: NDArray[np.floating], q: A
 
 
 def pack_histogram(counts: NDArray[np.uint32]) -> bytes:
-    """The non-empty range of one feature's histogram: first bin (uint16), then counts (uint32), little-endian."""
+    """Encode the non-empty range of a histogram: the first bin (uint16), then the counts (uint32), little-endian."""
     filled = np.flatnonzero(counts)
     if not len(filled):
         return b""
@@ -78,7 +78,7 @@ def pack_histogram(counts: NDArray[np.uint32]) -> bytes:
 
 
 def unpack_histogram(blob: bytes) -> NDArray[np.uint32]:
-    """All (BINS,) counts from :func:`pack_histogram`.
+    """Decode (BINS,) counts that :func:`pack_histogram` encoded.
 
     Raises:
         DatabaseError: the blob is damaged.

@@ -1,4 +1,4 @@
-"""Small writes that building and editing share."""
+"""Writes that indexing and editing share."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def add_labels(db: sqlite3.Connection, feature: int, found: list[Label], first_i
 
 
 def refresh_fts(db: sqlite3.Connection, feature: int) -> None:
-    """Make full-text search see the labels that a feature has now."""
+    """Update full-text search to the present labels of a feature."""
     words = [row[0] for row in db.execute("SELECT keywords FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,))]
     db.execute("UPDATE feature_fts SET label = ? WHERE rowid = ?", (" ".join(words).strip(), feature))
