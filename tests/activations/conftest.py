@@ -1,4 +1,4 @@
-"""A tiny model, documents for it and a store of them."""
+"""A tiny model, documents, and a store of their activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.kit.tiny import make_documents, make_lm
 
 @pytest.fixture(scope="session")
 def tiny_lm() -> LanguageModel:
-    """Tests must leave it as they found it."""
+    """A tiny model. Tests must not change it."""
     return make_lm()
 
 

@@ -1,4 +1,4 @@
-"""Corpora: the same texts out of every format, and errors that say what to do."""
+"""Corpora: the same texts from every format, and helpful errors."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_rows_in_memory() -> None:
     assert list(Corpus.open(records).documents()) == [""] * len(TEXTS)
     generated = Corpus.open(text for text in TEXTS)
     assert list(generated.documents()) == list(generated.documents()) == TEXTS
-    # Half of a surrogate pair, as some JSON has it, is no text.
+    # Half of a surrogate pair, which occurs in JSON files, is not valid text.
     assert list(Corpus.open([json.loads('"a\\ud83d"')]).documents()) == ["a?"]
 
 
@@ -138,7 +138,7 @@ def test_fingerprints_tell_contents_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_hub_data_sets_through_load_dataset(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # load_dataset takes a folder laid out like a repository of the hub; all but the download is the real way.
+    # load_dataset accepts a folder laid out like a hub repository. Only the download is not tested.
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "owner" / "data"
     (data / "small").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Stores that are damaged, or that somebody made to do harm: typed errors, and nothing is read or allocated for them."""
+"""Damaged and malicious stores: typed errors, before anything is read or allocated."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_files_that_are_not_manifests(data: bytes, copy: Path) -> None:
 
 
 def _as_large(path: Path, make: Callable[[h5py.File, int], None]) -> None:
-    """Replace the shard `path` by one that `make` writes and that has the same size, as the manifest demands."""
+    """Replace the shard `path` by one that `make` writes, padded to the size in the manifest."""
     size = path.stat().st_size
     with h5py.File(path, "r", locking=False) as file:
         columns = {name: file[name][:] for name in ("tokens", "position", "document", "special")}
@@ -164,7 +164,7 @@ def test_a_mutated_shard_is_a_typed_error_or_reads(copy: Path) -> None:
     whole = path.read_bytes()
     for _ in range(60):
         data = bytearray(whole)
-        for index in generator.integers(0, 4096, 8).tolist():  # HDF5's own structures are at the beginning
+        for index in generator.integers(0, 4096, 8).tolist():  # the structures of HDF5 are at the beginning
             data[index] = int(generator.integers(256))
         path.write_bytes(data)
         try:

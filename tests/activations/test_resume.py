@@ -1,4 +1,4 @@
-"""Interrupted caches: killed, out of disk, NaN, damaged. What was complete is kept, and the end is always the same bytes."""
+"""Caches that were killed, damaged or stopped by a full disk or NaN. Complete shards stay; the final bytes are always equal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_finished_store_is_left_alone(tiny_lm: LanguageModel, corpus: Corpus, 
     write_store(tmp_path / "a", tiny_lm, ["embed"], corpus, **SETTINGS)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
     broken = make_lm()
-    broken.model.forward = None  # it must not even be run
+    broken.model.forward = None  # the model must not run
     store = write_store(tmp_path / "a", broken, ["embed"], corpus, **{**SETTINGS, "batch_size": 2, "shard_tokens": 77})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()} == before
     assert store.complete
@@ -143,13 +143,13 @@ def test_nan_and_infinity_are_found_where_they_are(value: float, tmp_path: Path)
     kind = "NaN" if value != value else "infinite"
     with pytest.raises(NonFiniteActivations, match=rf"embed at document 301, position {position} \(token 10\) is {kind}"):
         write_store(tmp_path / "a", lm, ["embed", "resid_post.1"], corpus, **SETTINGS)
-    # The shards before it are whole; nothing else is there.
+    # The earlier shards are complete, and there are no other files.
     store = ActivationStore.open(tmp_path / "a", partial=True)
     assert 300 <= store.n_tokens < 4 * 304
     assert {path.name for path in store.path.iterdir()} == {"manifest.json", *(entry.file for entry in store.manifest.shards)}
     with pytest.raises(StoreCorrupt, match="unfinished"):
         ActivationStore.open(tmp_path / "a")
-    # Where not even one shard was whole, nothing is left at all.
+    # Without a complete shard, nothing remains.
     with pytest.raises(NonFiniteActivations):
         write_store(tmp_path / "b" / "c", lm, ["embed"], Corpus.open(documents[-1:]), **SETTINGS)
     assert not (tmp_path / "b" / "c").exists()
@@ -165,14 +165,14 @@ def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
         write_store(tmp_path / "a", lm, ["embed"], corpus, dtype="float16", **SETTINGS)
     assert not (tmp_path / "a").exists()
     assert write_store(tmp_path / "a", lm, ["embed"], corpus, dtype="bfloat16", **SETTINGS).n_tokens == 3
-    # Just above the limit, but rounded to it: held.
+    # This value is just above the limit, but rounds to it, so it can be stored.
     _poison(lm, "w7", 65_510.0)
     store = write_store(tmp_path / "b", lm, ["embed"], corpus, dtype="float16", **SETTINGS)
     assert next(iter(store.stream(["embed"]))).acts[store.sites[0]].max() == 65_504
 
 
 def _batches(lm: LanguageModel, corpus: Corpus, spoilt: int) -> list[tuple[TokenBatch, dict[Site, Tensor]]]:
-    """Batches and their activations, those of batch `spoilt` with a NaN."""
+    """Batches and their activations. Batch `spoilt` contains a NaN."""
     pairs = []
     for n, batch in enumerate(token_batches(lm, corpus, context=16, batch_size=4)):
         acts = lm.run(batch.tokens_BT, read=["embed"], logits=None).acts
@@ -196,7 +196,7 @@ def test_an_entry_that_cannot_be_recorded_ends_the_writing(tiny_lm: LanguageMode
     pairs = _batches(tiny_lm, corpus, spoilt=-1)[:6]
     shards = write_shards(iter(pairs), ShardLayout(tmp_path, 0, 1, torch.float32, tiny_lm.special_ids))
     assert next(shards).file == "shard-00000.h5"
-    time.sleep(0.3)  # whatever the thread has ready by now, it waits for the entry to be recorded
+    time.sleep(0.3)  # the thread may have more shards ready, but waits until the entry is recorded
     shards.close()
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
     assert not [thread for thread in threading.enumerate() if thread.name == "saekit-shards"]
@@ -243,7 +243,7 @@ def test_a_full_disk_keeps_what_was_complete(small_disk: Path, tiny_lm: Language
     store.verify(progress=False)
     assert 1 <= len(store.manifest.shards) < len(whole.manifest.shards)
     assert {file.name for file in path.iterdir()} == {"manifest.json", *(entry.file for entry in store.manifest.shards)}
-    # Every later try fails the same way until there is room.
+    # Every retry fails in the same way until there is space.
     with pytest.raises(StorageFull):
         write_store(path, tiny_lm, whole.sites, corpus, **SETTINGS)
     assert ActivationStore.open(path, partial=True).n_tokens == store.n_tokens

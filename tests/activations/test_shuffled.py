@@ -1,4 +1,4 @@
-"""Corpora in random order: every document once, the same order for the same seed, resumable at any place."""
+"""Corpora in random order: every document once, the same order for the same seed, resumable at any document."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_document_comes_once_in_an_order_that_the_seed_gives(
     WRITERS[name](tmp_path / name)
     orders = [list(Corpus.open(tmp_path / name, shuffle=seed).documents()) for seed in (0, 0, 1)]
     assert sorted(orders[0]) == sorted(TEXTS) and orders[0] == orders[1] != orders[2]
-    # The order has nothing to do with how much is read at a time, nor with the format.
+    # The order depends neither on the size of reads nor on the format.
     assert orders[0] == [TEXTS[n] for n in np.random.default_rng(0).permutation(np.arange(500, dtype=np.uint32))]
     corpus = Corpus.open(tmp_path / name, shuffle=0)
     for start in (0, 1, 137, 499, 500, 600):

@@ -1,4 +1,4 @@
-"""Shuffled sources: every row once an epoch, the same order from the same seed, and resuming bit for bit."""
+"""Shuffled sources: every row once per epoch, the same order for the same seed, and exact resuming."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def test_epochs_differ_and_batches_span_them(make: Make) -> None:
     assert _bag(epochs[0]) == _bag(epochs[1]) == _bag(epochs[2])
     assert not torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[1], epochs[2])
-    if isinstance(source, ActivationReader):  # other pieces are mixed, too
+    if isinstance(source, ActivationReader):  # the buffers also mix different chunks in each epoch
         assert _bag(epochs[0][:1000]).keys() != _bag(epochs[1][:1000]).keys()
         assert len(_bag(epochs[0][:1000]) & _bag(epochs[1][:1000])) < 600
-    # An endless one begins the same.
+    # An endless source starts with the same rows.
     endless = torch.cat([batch[RESID] for batch in itertools.islice(make(), 3 * n // 256)])
     assert torch.equal(endless, rows[: len(endless)])
 
@@ -112,7 +112,7 @@ def test_order_depends_on_the_seed_alone(make: Make) -> None:
     )
     assert _equal(first, again)
     assert not _equal(first, other)
-    # Cutting the same stream into other batches does not change it.
+    # The batch size does not change the stream.
     halves = torch.cat([batch[RESID] for batch in itertools.islice(make(seed=1, batch_size=128), 80)])
     assert torch.equal(halves, torch.cat([batch[RESID] for batch in first]))
 
@@ -125,7 +125,7 @@ def test_sites_stay_aligned(make: Make, tiny_store: ActivationStore) -> None:
     for batch in make(RESID, NEURONS, epochs=1):
         assert set(batch) == {RESID, NEURONS}
         for resid, neurons in zip(batch[RESID].numpy(), batch[NEURONS]):
-            if times[resid.tobytes()] == 1:  # the first words after BOS recur
+            if times[resid.tobytes()] == 1:  # rows of the first words after BOS are not unique
                 assert torch.equal(partner[resid.tobytes()], neurons)
                 compared += 1
     assert compared > 4000
@@ -188,7 +188,7 @@ def test_iteration_resumes_and_restarts_after_the_end(make: Make) -> None:
     some = list(itertools.islice(source, 5))
     assert _equal(some + list(source), whole)
     assert _equal(list(source), whole)
-    # A state taken after the last batch has nothing left to give.
+    # A source resumed after the last batch has no more batches.
     finished = make(epochs=1)
     for batch in finished:
         last = batch
@@ -226,7 +226,7 @@ def test_rows_are_mixed(tiny_store: ActivationStore) -> None:
     reader = ActivationReader(tiny_store, [RESID], batch_size=500, split="all", drop_special=False, epochs=1)
     order = np.array([where[row.tobytes()] for row in _rows(reader).numpy()])
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.05
-    # Each batch comes from everywhere: its mean place is that of a random sample (sigma 1/sqrt(12 n) of the whole).
+    # Each batch is a random sample of the whole: its mean position has a standard deviation of 1/sqrt(12 n).
     means = [order[i : i + 500].mean() / len(order) for i in range(0, len(order) - 500, 500)]
     assert max(abs(mean - 0.5) for mean in means) < 5 / np.sqrt(12 * 500)
 
@@ -238,9 +238,9 @@ def test_held_out_documents(start: int, heldout: float) -> None:
     held = is_heldout(torch.from_numpy(documents), heldout)
     assert abs(held.mean() - heldout) < 5 * np.sqrt(heldout * (1 - heldout) / 4000) + 1e-9
     assert np.array_equal(held[100:200], is_heldout(documents[100:200], heldout))
-    # More held out means the same ones and others.
+    # A larger held-out share keeps the documents that a smaller share holds out.
     assert not (held & ~is_heldout(documents, min(0.995, heldout + 0.004))).any()
-    # Neighbours fall independently.
+    # Neighbouring documents are held out independently.
     both = (held[1:] & held[:-1]).mean()
     assert abs(both - heldout**2) < 6 * np.sqrt(max(heldout**2 * (1 - heldout**2), 1e-9) / 4000) + 1e-3
 
@@ -282,7 +282,7 @@ def test_live_equals_stored(tiny_lm: LanguageModel, tiny_store: ActivationStore,
     assert live.n_tokens == stored.n_tokens
     assert live.width(RESID) == stored.width(RESID) == 16
     assert _bag(_rows(live)) == _bag(_rows(stored))
-    # A part of the corpus only.
+    # Only a part of the corpus is cached.
     part = LiveActivations(
         tiny_lm, [RESID], Corpus.open(documents), batch_size=100, context=32, n_tokens=555, split="all", epochs=1
     )

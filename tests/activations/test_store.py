@@ -1,4 +1,4 @@
-"""What is stored: against the model itself; and every difference or damage is noticed."""
+"""Stores hold the activations of the model, and detect every mismatch or damage."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_layout_on_disk(tiny_store: ActivationStore) -> None:
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 499), max_size=6, unique=True).map(sorted), n=st.sampled_from([500, 512, 3]))
 def test_a_shard_does_not_depend_on_the_size_of_appends(cuts: list[int], n: int) -> None:
-    width = 2**11  # 128 rows to a chunk
+    width = 2**11  # 128 rows per chunk
     columns = {
         "tokens": np.arange(n, dtype=np.int32),
         "position": np.arange(n, dtype=np.int32),
@@ -132,7 +132,7 @@ def test_blocks_are_whole_contexts_and_resume_anywhere(tiny_store: ActivationSto
         assert block.position_N[0] == 0
         contexts = int((block.position_N == 0).sum())
         assert len(block.tokens_N) <= batch_tokens or contexts == 1
-        # As many as fit: one more would not, or the shard ends.
+        # A block has as many contexts as fit, unless the shard ends.
         if after is not None and block.stop not in begins:
             following = after.position_N[1:].eq(0).nonzero()
             first = int(following[0]) + 1 if len(following) else len(after.position_N)
@@ -149,7 +149,7 @@ def test_streams_without_sites_and_abandoned_ones(tiny_store: ActivationStore) -
     assert sum(len(block.tokens_N) for block in tiny_store.stream([])) == tiny_store.n_tokens
     stream = tiny_store.stream(["neurons.1"], batch_tokens=10)
     next(stream)
-    del stream  # its thread ends
+    del stream  # its thread must end
     with pytest.raises(UnknownSite, match=r"no activations at resid_post.1; it has resid_post.0, neurons.1"):
         tiny_store.stream(["resid_post.1"])
 
@@ -313,7 +313,7 @@ def _facts(path: Path) -> dict[str, Any]:
 def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    manifest.pop("checksum", None)  # as if an earlier version had written it
+    manifest.pop("checksum", None)  # as earlier versions wrote it
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -375,6 +375,6 @@ def test_a_pretrained_model(stories_lm: LanguageModel, tinystories_path: Path, t
     with torch.no_grad():
         states = stories_lm.model(first.tokens_N.long()[None], output_hidden_states=True).hidden_states[3][0]
     assert torch.allclose(first.acts[Site.parse("resid_post.2")], states, rtol=0.01, atol=0.02)
-    # BOS has activations of another size, which is why it is marked.
+    # Activations at BOS have a much larger norm, so the store marks them as special.
     norms = first.acts[Site.parse("resid_post.2")].norm(dim=1)
     assert norms[first.special_N].min() > 1.5 * norms[~first.special_N].median()

@@ -1,4 +1,4 @@
-"""Packing: against a packer that puts one token after the other."""
+"""Packing into contexts, against a packer that appends one token at a time."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_contexts_equal_those_packed_token_by_token(
     assert sum(batch.n_tokens for batch in batches) == (available if n_tokens is None else min(n_tokens, available))
     assert all(len(batch.tokens_BT) == batch_size for batch in batches[:-1])
 
-    # From any batch on, the same ones follow.
+    # The stream can resume after any batch.
     whole = list(token_batches(lm, corpus, **asked))
     k = data.draw(st.integers(0, len(whole) - 1))
     again = list(token_batches(lm, corpus, start=whole[k].after, **asked))

@@ -17,7 +17,7 @@ import pytest
 
 @dataclass
 class Outcome:
-    """What a command did."""
+    """The result of a command."""
 
     status: int
     stdout: str
@@ -29,7 +29,7 @@ class Outcome:
 
 
 Saekit = Callable[..., Outcome]
-WIDTH = "200"  # of a terminal that cuts no table
+WIDTH = "200"  # width of a terminal on which no table is cut
 
 
 def command(*args: object) -> list[str]:
@@ -38,12 +38,12 @@ def command(*args: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This one, with a wide terminal."""
+    """The environment of this process, with a wide terminal."""
     return {**os.environ, "COLUMNS": WIDTH}
 
 
 def here(*args: object) -> Outcome:
-    """Run a command in this process, which has loaded the libraries already."""
+    """Run a command in this process, in which the libraries are already loaded."""
     from saekit.cli import main
 
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Rows by table, sorted; SQLite's own tables are left out, what full-text search holds is not."""
+    """Sorted rows of each table, without the internal tables of SQLite but with those of full-text search."""
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     tables = [
         row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")

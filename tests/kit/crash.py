@@ -1,4 +1,4 @@
-"""The crash harness: work in a child process that is killed, at any moment or at any change of the disk.
+"""The crash harness: run work in a child process, and kill it at any moment or at any change of the disk.
 
 Children are forked from a process that has everything imported and compiled, so that a kill costs no start-up. The scripts
 `crash_cache.py` and `crash_build.py` use it in processes of their own with one thread: a thread pool does not survive a fork.
@@ -41,7 +41,7 @@ def killed(work: Callable[[], None], now: Callable[[], bool] = lambda: False) ->
 
 
 def after(seconds: float) -> Callable[[], bool]:
-    """True once so many seconds have passed."""
+    """A function that is true after this many seconds."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
 

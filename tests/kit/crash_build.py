@@ -1,6 +1,6 @@
-"""Builds in processes that are killed, again and again, until one gets through. Run by test_resume.py; prints JSON.
+"""Builds in processes that are killed repeatedly until one finishes. Run by test_resume.py; prints JSON.
 
-Children are forked from a process that has everything imported and compiled, so that a kill costs no start-up.
+The parent has imported and compiled everything before it forks, so that children start quickly.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def writing(database: Path, size: int) -> Callable[[], bool]:
 
     def now() -> bool:
         for log in [database.with_name(database.name + "-wal"), *database.parent.glob(f".saekit-*/{database.name}")]:
-            with contextlib.suppress(FileNotFoundError):  # it comes and goes
+            with contextlib.suppress(FileNotFoundError):  # the file may vanish in between
                 if log.stat().st_size >= size:
                     return True
         return False
@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
             resumed += state.exists()
             kills += killed(lambda s=site, n=seed: index(path, lm, store, s, n), now)  # type: ignore[misc]
 
-    # While a dictionary replaces another: afterwards the old one or the new one must be all there.
+    # Kills during a replacement: afterwards, the old or the new dictionary must be complete.
     shutil.copytree(folder / "straight", folder / "replaced")
     index(folder / "replaced" / "f.sqlite", lm, store, seed=5)
     kills += killed(lambda: index(path, lm, store, seed=5), writing(path, 200_000))

@@ -1,4 +1,4 @@
-"""Caches in processes that are killed again and again until one ends. Run by tests/activations/test_resume.py."""
+"""Caching in processes that are killed repeatedly until one finishes. Run by tests/activations/test_resume.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cache(folder: Path) -> None:
 
 
 def at_random_moments(root: Path, seconds: float) -> int:
-    """Kills caches at random, each folder until one gets through; returns how many were killed."""
+    """Kill caching at random moments until one process per folder finishes. Returns the number of kills."""
     generator = random.Random(0)
     kills = folders = 0
     while kills < 10:
@@ -38,7 +38,7 @@ def at_random_moments(root: Path, seconds: float) -> int:
 
 
 def at_every_step(root: Path) -> int:
-    """Kills a cache at its first change of the disk, another one at its second, ...; returns how many were killed."""
+    """Kill caching at the first change of the disk, then at the second, and so on. Returns the number of kills."""
     for steps in range(1000):
         folder, patch = root / f"step{steps}", die_at(steps + 1)
 

@@ -1,4 +1,4 @@
-"""The formulas of the papers written down densely, for autograd in float64: the oracle of every loss and every sparse step."""
+"""Dense formulas of the papers for autograd in float64: the oracle of every loss and every sparse step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data(seed: int, *shape: int) -> Tensor:
 
 
 def random_parameters(F: int, D: int, seed: int = 0, arch: str = "topk", E: int | None = None) -> Parameters:
-    """Unit decoder rows (of a transcoder, of any norm), an encoder that is not quite their transpose, all biases in use."""
+    """Unit decoder rows (any norm for a transcoder), an encoder near their transpose, and non-zero biases."""
     generator = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(F, D, generator=generator)
     W_dec /= W_dec.norm(dim=1, keepdim=True)
@@ -49,17 +49,17 @@ def config(F: int, D: int, k: int, arch: str = "topk", **settings: object) -> Tr
 
 
 def made(config: TrainConfig, D: int, E: int | None = None, variance: float = VARIANCE) -> Objective:
-    """The objective, for data in the units of training; of a transcoder from D to E."""
+    """The objective for data in the units of training. With `E`, that of a transcoder from D to E."""
     reads, writes = (DataScaling(1.0, torch.zeros(width), variance, torch.zeros(width)) for width in (D, E or D))
     return objective(config, dataclasses.replace(reads, mean_D=middle(D)) if E else reads, writes if E else reads)
 
 
 def middle(D: int) -> Tensor:
-    """The mean of what transcoders are said to read."""
+    """The mean of the inputs of transcoders."""
     return torch.linspace(-0.4, 0.3, D)
 
 
-# Losses, each as its paper has it
+# Losses, each with the formula of its paper
 
 
 class Jump(torch.autograd.Function):
@@ -95,7 +95,7 @@ class _Step(torch.autograd.Function):
 
 
 def pre(p: Parameters, x: Tensor) -> Tensor:
-    """Pre-activations. Transcoders, which here predict another width than they read, take no bias off their input."""
+    """Pre-activations. Transcoders (here: those whose two widths differ) do not subtract a bias from their input."""
     centred = x - p.b_dec_E if x.shape[1] == len(p.b_dec_E) else x
     return centred @ p.W_enc_FD.T + p.b_enc_F
 
@@ -114,7 +114,7 @@ def batchtopk(h: Tensor, k: int) -> Tensor:
 
 
 def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, config: TrainConfig) -> Tensor:
-    """Zero where nothing is dead."""
+    """The AuxK loss, 0 if no latent is dead."""
     error = (y - f @ p.W_dec_FE - p.b_dec_E).detach()
     is_dead = torch.zeros(h.shape[1], dtype=torch.bool)
     is_dead[dead] = True
@@ -127,21 +127,21 @@ def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, config: T
 
 
 def centring(p: Parameters) -> Tensor | float:
-    """What stands in for the bias there: transcoders take nothing off their input, so it does."""
+    """The term that centres the pre-activations of transcoders, which do not subtract a bias from their input; else 0."""
     D = p.W_enc_FD.shape[1]
     return 0.0 if len(p.b_dec_E) == D else -p.W_enc_FD.detach() @ middle(D).to(p.W_enc_FD)
 
 
 def lifted(config: TrainConfig, h: Tensor, p: Parameters, centring: Tensor | float) -> Tensor:
-    """What AuxK reads: without the bias where that is what keeps latents from firing, though it has the gradient."""
+    """The pre-activations for AuxK. Gated and standard SAEs leave out the bias, but keep its gradient."""
     return h - p.b_enc_F.detach() + centring if config.arch in ("gated", "standard") else h
 
 
 def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
-    """The loss of an architecture; `weight` is that of its sparsity penalty."""
+    """The loss of an architecture. `weight` is the weight of its sparsity penalty."""
 
     def code(p: Parameters, h: Tensor) -> tuple[Tensor, Tensor | float]:
-        """What fires, and the loss beside the reconstruction's."""
+        """The code, and the sparsity penalty."""
         if config.arch == "topk":
             return topk(h, config.l0), 0.0
         if config.arch in ("batchtopk", "matryoshka"):
@@ -153,7 +153,7 @@ def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
         if config.arch == "standard":
             f = torch.relu(h)
             return f, weight * (f * p.W_dec_FE.norm(dim=1)).sum(1).mean() / VARIANCE**0.5
-        assert config.arch == "gated"  # h is what the gates see, pi
+        assert config.arch == "gated"  # h holds the pre-activations of the gates, pi
         f = (h > 0) * torch.relu(p.r_mag_F.exp() * (h - p.b_enc_F) + p.b_mag_F)
         return f, weight * torch.relu(h).sum(1).mean() / VARIANCE**0.5
 
@@ -188,7 +188,7 @@ def gradient(loss: Loss, p: Parameters, x: Tensor, y: Tensor) -> tuple[float, Pa
 def ours(
     path: str, config: TrainConfig, p: Parameters, x: Tensor, y: Tensor, now: Now, state: dict[str, Tensor]
 ) -> tuple[float, Parameters]:
-    """Loss and full gradient on one of our paths."""
+    """Loss and dense gradient of a path of saekit."""
     it = made(
         dataclasses.replace(
             config,
@@ -223,7 +223,7 @@ def check(
     share: float = 0.5,
     state: dict[str, Tensor] | None = None,
 ) -> Parameters:
-    """One of our paths has the loss and the gradient of the formula; returns the latter."""
+    """Check that a path of saekit has the loss and the gradient of the formula. Returns the gradient."""
     y = x if y is None else y
     value, found = ours(path, config, p, x, y, Now(share, dead), state or {})
     expected_value, expected = gradient(loss_of(config, dead, weight), p, x, y)
@@ -236,7 +236,7 @@ def check(
 
 
 def gap(h: Tensor, k: int) -> Tensor:
-    """How far apart the k-th and the next entry of each row are."""
+    """The difference between the k-th and the next entry of each row."""
     if not 0 < k < h.shape[1]:
         return torch.ones(len(h))
     ordered = h.sort(1, descending=True).values
@@ -244,7 +244,7 @@ def gap(h: Tensor, k: int) -> Tensor:
 
 
 def clear(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Tensor:
-    """The rows of x whose signs, selections and windows float32 rounding cannot change; rejects the example if there are few."""
+    """Rows of x whose signs, selections and windows do not depend on float32 rounding. Few such rows reject the example."""
     assert config.aux_k is not None
     p = p.map(Tensor.double)
     h = pre(p, x.double())
@@ -259,6 +259,6 @@ def clear(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Tensor
         rows &= (((h - p.b_enc_F) * p.r_mag_F.exp() + p.b_mag_F).abs() > 1e-5).all(1)
     x = x[rows]
     across_tokens = config.arch in ("batchtopk", "matryoshka")
-    if len(x) < 2 or (across_tokens and gap(h[rows].view(1, -1), config.l0 * len(x)).item() < 1e-5):  # AuxK needs a variance
+    if len(x) < 2 or (across_tokens and gap(h[rows].view(1, -1), config.l0 * len(x)).item() < 1e-5):  # AuxK divides by a variance
         reject()
     return x

@@ -1,4 +1,4 @@
-"""Damage to the bytes of a file, as a disk, a bad copy or an enemy would do it."""
+"""Damage to the bytes of a file, as from a faulty disk, an incomplete copy or an attacker."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def flip(data: bytes, random: random.Random) -> bytes:
 
 
 def mutations(data: bytes, n: int, *, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """`n` damaged versions of `data`, each with a word that says what was done.
+    """`n` damaged versions of `data`, each with the name of the damage.
 
     Args:
         data: the content of a good file, not empty.
-        n: how many.
+        n: number of versions.
         seed: the same seed gives the same damage.
     """
     rng = random.Random(seed)

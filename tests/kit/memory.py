@@ -1,4 +1,4 @@
-"""A source of activations in memory, with the protocol of the readers."""
+"""A source of activations in memory that follows the protocol of the readers."""
 
 from __future__ import annotations
 

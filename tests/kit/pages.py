@@ -1,4 +1,4 @@
-"""What pages are made of in tests: hostile text, and the figures of a dictionary."""
+"""Inputs of pages in tests: hostile text, and the figures of a dictionary."""
 
 EVIL = "<script>alert('x')</script>"
 QUALITY = {

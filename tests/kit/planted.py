@@ -1,4 +1,4 @@
-"""A tiny model with a tokenizer that cuts words into pieces, and stores of activations whose every statistic is known."""
+"""A tiny model with a subword tokenizer, and stores of activations with known statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_documents(n: int, *, seed: int = 0) -> list[str]:
 
 
 def make_lm(*, seed: int = 0) -> LanguageModel:
-    """Byte-level BPE of 290 tokens, d_model 32: " happy" is three tokens or so, "犬" is torn."""
+    """Byte-level BPE of 290 tokens, d_model 32. " happy" has about three tokens, and "犬" is split into bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -43,7 +43,7 @@ def make_lm(*, seed: int = 0) -> LanguageModel:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=300,  # padded beyond the tokenizer, as many are
+        vocab_size=300,  # more rows than the tokenizer has tokens, as in many models
         hidden_size=F,
         intermediate_size=24,
         num_hidden_layers=1,
@@ -93,7 +93,7 @@ class PlantedStore:
 def make_store(
     lm: LanguageModel, *, documents: int = 40, context: int = 24, packing: Any = "pack", seed: int = 0
 ) -> PlantedStore:
-    """Codes of 32 features: 0 never fires, 1 nearly always, 2 on the tokens of "happy" alone, the others at random."""
+    """Codes of 32 features. 0 never fires, 1 fires nearly always, 2 fires only on tokens of "happy", the others at random."""
     random = np.random.default_rng(seed)
     batches = list(
         token_batches(
@@ -108,7 +108,7 @@ def make_store(
     n = len(tokens)
     density = np.geomspace(0.005, 0.5, F)
     acts = np.where(random.random((n, F)) < density, random.lognormal(0, 1.5, (n, F)), 0).astype(np.float32)
-    # Ties, to be broken by row.
+    # Ties, which the row number must break.
     acts[:, 20] = np.round(acts[:, 20])
     acts[:, 0] = 0
     acts[:, 1] = np.where(random.random(n) < 0.97, random.random(n), 0)
@@ -134,7 +134,7 @@ def inside_word(lm: LanguageModel, tokens: NDArray[Any], word: str) -> NDArray[n
 
 
 def make_sae(seed: int = 0) -> SAE:
-    """Its code is its input where that is positive; its decoder is random."""
+    """An SAE whose code is the positive part of its input, with a random decoder."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "W_enc": torch.eye(F),

@@ -1,4 +1,4 @@
-"""What several processes do together in the tests: `python ranks.py OUT` in each, with the variables that torchrun sets."""
+"""The program of each process in distributed tests: `python ranks.py OUT` with the variables of torchrun."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainers.step.distributed import Rows
 from trainers.step.parameters import Parameters
 
 OTHER = Site("mlp_out", 0)
-# 30 whole steps, and a last one of a single row: fewer than there are processes.
+# 30 full steps, and a last step of a single row, which is fewer than the processes.
 SHORT = dataclasses.replace(CONFIG, tokens=7_681, dead_tokens=1_000, log_tokens=256, checkpoint_tokens=3_000, eval_tokens=500)
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {},
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"arch": "jumprelu"},
     "standard": {"arch": "standard"},
     "gated": {"arch": "gated"},
-    "transcoder": {"skip": True, "l0": 60},  # more than the latents of one of two processes
+    "transcoder": {"skip": True, "l0": 60},  # more than one of two processes has latents
     "topk-torch": {"backend": "torch"},
     "jumprelu-torch": {"arch": "jumprelu", "backend": "torch"},
     "transcoder-torch": {"arch": "gated", "skip": True, "backend": "torch"},
@@ -62,7 +62,7 @@ def train_plans(plans: list[Plan], source: Memory | None = None) -> list[SaekitE
 
 
 def break_off(plans: list[Plan]) -> None:
-    """Train up to somewhere behind the second checkpoint."""
+    """Train until shortly after the second checkpoint."""
     source = Breaks(sparse_data(10), 256, after=27)
     source.acts = data()
     try:
@@ -73,7 +73,7 @@ def break_off(plans: list[Plan]) -> None:
 
 
 def told(work: Callable[[], object]) -> str:
-    """The error of something that fails."""
+    """The error of a failing call, as text."""
     try:
         work()
     except Exception as error:
@@ -81,7 +81,7 @@ def told(work: Callable[[], object]) -> str:
     return "no error"
 
 
-# What the processes do; each gives something to report, in JSON.
+# The work of the processes. Each function returns JSON values for the report.
 
 
 def trains(out: Path) -> object:
@@ -101,7 +101,7 @@ def holds_a_part_of_the_latents(out: Path) -> object:
 
 
 def sums_rows(out: Path) -> object:
-    """Gradients of few latents, others in each process, against the sum of all their rows; and what is sent for that."""
+    """Compare reduced gradients of few latents, which differ by process, with the full sum, and count the numbers sent."""
     rank, group, sent = dist.get_rank(), Rows(), []
     group.begin(100)
     all_reduce = dist.all_reduce
@@ -146,13 +146,13 @@ def fails_in_one(out: Path) -> object:
 
 def meets_nan(out: Path) -> object:
     source = Memory(data(), 256)
-    source.acts[SITE][3_000] = torch.nan  # in one process's part of a batch
+    source.acts[SITE][3_000] = torch.nan  # in the part of a batch of one process
     (error,) = train_plans(plans(out, {"nan": {"sample_tokens": 256}}), source)
     return str(error)
 
 
 class Dies(Memory):
-    """A source that ends the second process."""
+    """A source that kills the second process."""
 
     def __iter__(self) -> Iterator[dict[Site, Tensor]]:
         for n, batch in enumerate(super().__iter__()):

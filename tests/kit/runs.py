@@ -1,4 +1,4 @@
-"""Small whole runs on data with a known make-up, and what is left of them."""
+"""Small whole runs on synthetic data, and readers of their files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGER = dataclasses.replace(CONFIG, tokens=300_000)
 
 
 def sparse_data(n: int, seed: int = 0) -> Tensor:
-    """Four of 60 directions, with positive strengths, off centre."""
+    """Sums of four of 60 directions with positive coefficients and a non-zero mean."""
     directions = torch.nn.functional.normalize(torch.randn(60, D, generator=torch.Generator().manual_seed(99)), dim=1)
     generator = torch.Generator().manual_seed(seed)
     which = torch.rand(n, 60, generator=generator).topk(4, dim=1).indices
@@ -36,7 +36,7 @@ def train_run(out: Path, config: TrainConfig = CONFIG, x: Tensor | None = None, 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All but those that tell times."""
+    """The content of all files except those with times."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != TIMING]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -46,14 +46,14 @@ def rows(out: Path) -> list[dict[str, float]]:
 
 
 class Breaks(Memory):
-    """A source that breaks off, as a process that is interrupted does."""
+    """A source that raises KeyboardInterrupt after `after` batches."""
 
     def __init__(self, x: Tensor, batch_size: int, after: int) -> None:
         super().__init__(x, batch_size)
         self.after = after
 
     def __iter__(self) -> Any:
-        self.given = 0  # those of the first sample, too, which are trained on afterwards
+        self.given = 0  # batches of the first sample count too, since they are trained on afterwards
         for batch in super().__iter__():
             if self.given == self.after:
                 raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A tiny random model with a tokenizer of whole words, made in a moment. Also run by scripts that get killed."""
+"""A tiny random model with a tokenizer of whole words. Killed scripts use it too, so it must start quickly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_lm(*, bos: bool = True, seed: int = 0, d_model: int = 16) -> LanguageMo
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # Saved so by some: it must not cut documents.
+    # Some tokenizers are saved with truncation. It must not cut documents.
     backend.enable_truncation(max_length=5)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>" if bos else None, eos_token="</s>", unk_token="<unk>"

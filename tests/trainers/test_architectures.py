@@ -1,4 +1,4 @@
-"""What holds for every architecture: its file, its L0, resuming, and that both steps train the same dictionary."""
+"""Properties of every architecture: its file, its L0, exact resuming, and equality of the two training steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_it_learns_and_reaches_the_target_l0(tmp_path: Path, arch: str) -> None:
     y = sparse_data(3_000, seed=1)
     quality = reconstruction(sae, [y])
     variance_D = torch.linalg.svdvals(y - y.mean(0)).square()
-    best_fixed_directions = 1 - float(variance_D[: CONFIG.l0].sum() / variance_D.sum())  # PCA with as many numbers a token
+    best_fixed_directions = 1 - float(
+        variance_D[: CONFIG.l0].sum() / variance_D.sum()
+    )  # PCA with the same number of coefficients per token
     assert quality["fvu"] < best_fixed_directions * (1.1 if arch == "standard" else 0.5)  # an L1 penalty shrinks what fires
     assert quality["l0"] == pytest.approx(CONFIG.l0, rel=0.1)
 
@@ -53,7 +55,7 @@ def test_resuming_is_exact_wherever_a_run_broke_off(tmp_path: Path, arch: str, b
     x = sparse_data(5_000)
     train_run(tmp_path / "whole", config, x)
     heldout = Memory(sparse_data(3_000, seed=1), 500, epochs=1)
-    for after in (5, 17, 33):  # of 47 batches; each attempt goes on where the one before had its last checkpoint
+    for after in (5, 17, 33):  # of 47 batches; each attempt resumes from the last checkpoint of the previous one
         with pytest.raises(KeyboardInterrupt):
             train(Breaks(x, 256, after), config, tmp_path / "broken", site=SITE, heldout=heldout, progress=False)
     train_run(tmp_path / "broken", config, x)
@@ -72,7 +74,7 @@ def test_both_steps_train_the_same_dictionary(tmp_path: Path, arch: str) -> None
 
 @pytest.fixture(scope="module")
 def stories(stories_lm: LanguageModel, tinystories_path: Path) -> Tensor:
-    """Residual activations of a real model on real text, all tokens but the first of each story."""
+    """Residual activations of a real model on real text, without the first token of each story."""
     site = Site("resid_post", 2)
     texts = [json.loads(line)["text"] for line in tinystories_path.read_text().splitlines()[:80]]
     acts = [stories_lm.run(stories_lm.encode([text[:900]])[0], read=[site], logits=None)[site][0, 1:] for text in texts]

@@ -1,4 +1,4 @@
-"""BatchTopK and Matryoshka: losses and gradients against dense float64, the search for the largest of a batch, the threshold."""
+"""BatchTopK and Matryoshka: losses and gradients against dense float64, the search for the top entries, the threshold."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_usual_size(arch: str, path: str) -> None:
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka", "jumprelu", "standard"])
 def test_a_crosscoder_starts_at_the_mean_of_the_data(arch: str) -> None:
-    """There no latent has a head start: all pre-activations are what a threshold takes off, or 0."""
+    """At the mean, all latents start with the same pre-activation: that of the threshold, or 0."""
     site = DataScaling.of(dense.data(3, 400, 24) + 7.0, "mean")
     both = DataScaling.joined([site, site])
     config = dense.config(256, 48, 8, arch)
@@ -61,7 +61,7 @@ def test_a_crosscoder_starts_at_the_mean_of_the_data(arch: str) -> None:
 
 
 def test_the_search_encodes_only_a_few_times() -> None:
-    """Where fewer entries are positive than wanted, every lowering of the floor is a product in vain."""
+    """If fewer entries are positive than requested, a lower floor finds no more, so the search must stop early."""
     x, W, calls = torch.rand(50, 8), torch.rand(20, 8), 0
 
     def encode(rows: torch.Tensor, floor: torch.Tensor) -> Code:
@@ -95,7 +95,7 @@ def test_the_largest_of_a_batch_are_found_from_any_guess(B: int, F: int, data: s
         x = x - 1.5
     if kind == "twice":
         x = torch.cat([x, x])[:B]
-    W = torch.eye(F)  # pre-activations are x
+    W = torch.eye(F)  # pre-activations equal x
     code = largest_of_batch(lambda x, floor: Code(*encode_above(x, W, None, floor)), x, n, guess)
     expected = x.flatten().sort(descending=True).values[:n]
     expected = expected[expected > 0]
@@ -114,7 +114,7 @@ def test_the_threshold_starts_as_its_first_value_and_follows() -> None:
     assert threshold.last == 3
     for _ in range(300):
         threshold.observe(torch.tensor(2.0))
-    assert threshold.value.item() == pytest.approx(2, abs=1e-3)  # a tenth of the steps so far is all it remembers
+    assert threshold.value.item() == pytest.approx(2, abs=1e-3)  # it averages over about a tenth of the past steps
 
 
 def test_groups_end_at_every_latent_once() -> None:
@@ -136,8 +136,8 @@ def test_k_is_annealed(arch: str) -> None:
 @pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
 def test_tokens_ten_times_as_large_do_not_blow_up_the_first_step(arch: str) -> None:
     x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
-    x[::50] *= 10  # they get most of the batch's latents
+    x[::50] *= 10  # these tokens get most of the latents of the batch
     variance = float(x.square().sum(1).mean())
     it = dense.made(dense.config(1024, 64, 16, arch), 64, variance=variance)
     outcome, _ = it.gradient(it.start(), x, x, Now(0.0, NO_DEAD))
-    assert float(outcome.squares) < 3 * len(x) * variance  # 49 times with unit rows
+    assert float(outcome.squares) < 3 * len(x) * variance  # the factor is 49 with unit rows

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or that somebody prepared: typed errors before anything is resumed or written."""
+"""Damaged and malicious checkpoints: typed errors before anything is resumed or written."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_invalid_metrics_of_the_best_are_refused(content: bytes, tmp_path: Path)
 
 
 def test_links_in_a_prepared_folder_are_not_followed(tmp_path: Path) -> None:
-    """What the user owns elsewhere stays as it was: logs that are links, temporary names of earlier versions, checkpoints."""
+    """Files outside the folder stay unchanged, even if logs, temporary files or checkpoints are links to them."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")

@@ -1,4 +1,4 @@
-"""Ragged codes against the matrices they stand for."""
+"""Ragged codes against their dense matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: every mistake is named with the nearest valid value, and open values are filled by their rules."""
+"""Settings: errors suggest the nearest valid value, and rules fill in values that are not given."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_unavailable_device_is_refused() -> None:
     assert TrainConfig(n_latents=8, l0=2, device="cpu").resolve(4).device == "cpu"
 
 
-# Values that differ from the defaults, of every field.
+# For every field, a value that differs from the default.
 _OTHER: dict[str, Any] = {
     **{
         "n_latents": 96,
@@ -107,7 +107,7 @@ _OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
 def test_a_flag_a_file_and_the_dataclass_say_the_same(name: str) -> None:
-    """Each value written as a person would, on a command line and in a file."""
+    """The usual spelling of each value, on a command line and in a file."""
     from saekit.cli.settings import _read
     from trainers.settings.yaml_files import parse_yaml as parse
 

@@ -1,4 +1,4 @@
-"""Crosscoders and cross-layer transcoders: losses and gradients site by site, planted truth, resuming, two models."""
+"""Crosscoders and cross-layer transcoders: losses and gradients per site, planted features, resuming, two models."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from trainers.step.parameters import Parameters
 
 CASES = [("crosscoder", arch) for arch in ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")]
 CASES += [("clt", arch) for arch in ("topk", "batchtopk", "jumprelu", "gated", "standard")]
-CASES += [("crosscoder", "tanh"), ("clt", "tanh")]  # JumpReLU under the other penalty
+CASES += [("crosscoder", "tanh"), ("clt", "tanh")]  # JumpReLU with the tanh penalty
 L, F = 3, 24
 READS = {"crosscoder": (5, 9, 2), "clt": (6, 6, 6)}
 WRITES = {"crosscoder": (5, 9, 2), "clt": (4, 7, 5)}
 
 
 class _JumpForAll(dense.Jump):
-    """JumpReLU whose step has a derivative in the pre-activation, too (Anthropic, January 2025)."""
+    """JumpReLU whose step also has a derivative in the pre-activation (Anthropic, January 2025)."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
@@ -42,7 +42,7 @@ class _JumpForAll(dense.Jump):
 
 
 def _sides(kind: str) -> tuple[DataScaling, DataScaling]:
-    """Data in the units of training, as wide as the case says."""
+    """Scalings of data in the units of training, with the widths of the case."""
     reads, writes = (
         DataScaling.joined([DataScaling(1.0, torch.zeros(w), dense.VARIANCE / L, torch.zeros(w)) for w in widths[kind]])
         for widths in (READS, WRITES)
@@ -71,7 +71,7 @@ def _pre(kind: str, p: Parameters, x: Tensor) -> Tensor:
 
 
 def _ranks(kind: str, p: Parameters, h: Tensor) -> Tensor:
-    """By what TopK, BatchTopK and Matryoshka choose."""
+    """The scores by which TopK, BatchTopK and Matryoshka select latents."""
     if kind == "clt":
         return h
     return h * sum(W_s.detach().norm(dim=1) for W_s in p.W_dec_FE.split(WRITES[kind], 1))
@@ -83,7 +83,7 @@ def _chosen(arch: str, ranks: Tensor, k: int) -> Tensor:
 
 
 def _predicted(kind: str, p: Parameters, f: Tensor) -> Tensor:
-    """Site after site, each the sum over the latents that may write there."""
+    """Predictions of all sites, concatenated. Each is a sum over the latents that may write to the site."""
     first, parts = 0, []
     for j, width in enumerate(WRITES[kind]):
         until = (j + 1) * F // L if kind == "clt" else F
@@ -172,7 +172,7 @@ def test_losses_and_gradients_are_those_of_dense_float64_site_by_site(kind: str,
 
 
 def test_the_reference_distinguishes_layers() -> None:
-    """Were every latent to write everywhere, the gradients would be others."""
+    """The reference has zero gradients exactly where a latent may not write."""
     config = dense.config(F, 18, 3, "batchtopk", aux_k=4)
     p, x, y = _parameters("clt", "batchtopk", 0), dense.data(1, 40, 18), dense.data(2, 40, 16)
     _, expected = dense.gradient(_reference("clt", config, torch.arange(0), 0.0), p, x, y)
@@ -186,10 +186,10 @@ D = 12
 
 
 def _two_models(n: int, seed: int = 0) -> dict[Site, Tensor]:
-    """Two models that share 10 directions' firings and have 5 of their own each; of very different sizes, and off centre."""
+    """Two models with 10 shared latents and 5 own latents each. Their scales differ, and their means are not zero."""
     directions = torch.Generator().manual_seed(99)
     of_A, of_B = (torch.nn.functional.normalize(torch.randn(20, D, generator=directions), dim=1) for _ in range(2))
-    of_A[15:], of_B[10:15] = 0, 0  # 0 to 9 shared, 10 to 14 of A, 15 to 19 of B
+    of_A[15:], of_B[10:15] = 0, 0  # 0 to 9 are shared, 10 to 14 belong to A, 15 to 19 to B
     generator = torch.Generator().manual_seed(seed)
     strength = (torch.rand(n, 20, generator=generator) < 0.1) * (1 + torch.rand(n, 20, generator=generator))
     return {A: 0.1 * (strength @ of_A + 0.3), B: 50 * (strength @ of_B - 0.3)}
@@ -217,7 +217,7 @@ def test_shared_and_model_specific_latents_are_found(tmp_path: Path, arch: str) 
         assert fvu < (0.7 if arch == "standard" else 0.35)  # an L1 penalty shrinks what fires
     assert quality["l0"] == pytest.approx(2, rel=0.15)
 
-    # The latent that fires most like each planted direction.
+    # For each planted direction, the latent with the most similar firing pattern.
     generator = torch.Generator().manual_seed(3)
     fires = torch.rand(4_000, 20, generator=generator) < 0.1
     code = cross.encode_dense(cross.side_by_side(fresh)) > 0
@@ -226,17 +226,17 @@ def test_shared_and_model_specific_latents_are_found(tmp_path: Path, arch: str) 
     best = similar.max(0)
     share = cross.relative_norms()[best.indices, 1]
     found = best.values > 0.6
-    assert found.float().mean() > (0.3 if arch == "standard" else 0.8)  # few steps leave much of ReLU's small change
+    assert found.float().mean() > (0.3 if arch == "standard" else 0.8)  # in few steps, ReLU latents keep many small activations
     right = torch.cat([(share[:10] > 0.3) & (share[:10] < 0.7), share[10:15] < 0.1, share[15:] > 0.9])
-    # L1 takes some of what is shared for a model's own, which is why there is BatchTopK (arXiv 2504.02922).
+    # L1 mistakes some shared latents for latents of one model. BatchTopK avoids this (arXiv 2504.02922).
     assert right[found].float().mean() >= (0.7 if arch == "standard" else 1.0)
 
 
 def _mlps(n: int, seed: int = 0) -> dict[Site, Tensor]:
-    """Three layers' MLPs. What the first one detects is written by all of them; the others detect things of their own."""
+    """The MLPs of three layers. All of them write the latents of layer 0; layers 1 and 2 also write latents of their own."""
     weights = torch.Generator().manual_seed(7)
     detect = torch.nn.functional.normalize(torch.randn(3, 6, D, generator=weights), dim=2)
-    write = torch.randn(3, 3, 6, D, generator=weights)  # from layer, to layer
+    write = torch.randn(3, 3, 6, D, generator=weights)  # indices: source layer, target layer
     generator = torch.Generator().manual_seed(seed)
     fires = (torch.rand(3, n, 6, generator=generator) < 0.1) * (1 + torch.rand(3, n, 6, generator=generator))
     reads = {Site("mlp_in", layer): 3 * (fires[layer] @ detect[layer]) + 1 for layer in range(3)}
@@ -253,7 +253,7 @@ CLT = "mlp_in.0..2->mlp_out.0..2"
 @pytest.mark.parametrize("arch", ["batchtopk", "jumprelu"])
 def test_a_cross_layer_transcoder_never_writes_to_earlier_layers(tmp_path: Path, arch: str) -> None:
     source = Memory(_mlps(20_000), 256)
-    # The window is wide: strengths are at least 1, and a threshold learns from what is near it only.
+    # The bandwidth is large, since activations are at least 1 and a threshold learns only from values near it.
     clt = _train(tmp_path / "clt", source, CLT, n_latents=48, arch=arch, tokens=150_000, bandwidth=0.5)
     assert clt.cfg.architecture == "jumprelu_clt"
     assert clt.cfg.sites == tuple(Site("mlp_in", layer) for layer in range(3))
@@ -263,7 +263,7 @@ def test_a_cross_layer_transcoder_never_writes_to_earlier_layers(tmp_path: Path,
     assert quality["l0"] == pytest.approx(2, rel=0.15)
     norms = clt.decoder_norms()
     assert norms[16:32, 0].max() == norms[32:, :2].max() == 0
-    # mlp_out.1 is in part what layer 0 detects, which mlp_in.1 does not show: only a dictionary across layers can say it.
+    # Part of mlp_out.1 comes from latents of layer 0, which mlp_in.1 does not contain. Only a CLT can predict this part.
     alone = train(
         source, dataclasses.replace(CONFIG, n_latents=16), tmp_path / "one", site="mlp_in.1", site_out="mlp_out.1", progress=False
     )

@@ -1,4 +1,4 @@
-"""Runs that diverge stop with a good checkpoint; runs with odd batches go on."""
+"""Diverging runs stop with a good checkpoint; runs with a few bad batches continue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = dataclasses.replace(CONFIG, tokens=20_000, checkpoint_tokens=2_000)
 
 
 def _see(watch: DivergenceMonitor, fvus: list[float], *, step: int = 1, first: int = 0) -> None:
-    """FVUs of batches of 10 tokens, where the data have variance 3; looked at every `step`."""
+    """Feed the FVUs of batches of 10 tokens, for data of variance 3. The monitor looks every `step` batches."""
     for i, fvu in enumerate(fvus, start=first):
         watch.note(fvu * 30, 10, 10 * i)
         if i % step == step - 1:
@@ -44,11 +44,11 @@ def test_the_first_diverging_batch_is_named_however_rarely_it_looks(step: int) -
 @pytest.mark.parametrize(
     "fvus",
     [
-        [0.1] * 20 + [50.0] * 7 + [0.1] * 20,  # a few odd batches
+        [0.1] * 20 + [50.0] * 7 + [0.1] * 20,  # a few bad batches
         [300.0, 100.0, 30.0] + [9.0] * 20 + [0.5] * 5,  # a bad start
-        [0.01 * 1.02**i for i in range(230)],  # sparser and sparser, up to what the mean has
-        [0.001] * 50 + [0.9] * 50,  # worse, but worth something
-        [0.5] * 50 + [3.0] * 50,  # no explosion, whatever it is
+        [0.01 * 1.02**i for i in range(230)],  # FVU rises slowly up to that of the mean, as L0 falls
+        [0.001] * 50 + [0.9] * 50,  # worse, but better than the mean
+        [0.5] * 50 + [3.0] * 50,  # bad, but not growing
     ],
 )
 def test_runs_that_do_not_diverge(fvus: list[float]) -> None:
@@ -59,7 +59,7 @@ def test_runs_that_do_not_diverge(fvus: list[float]) -> None:
 @given(st.lists(st.floats(0.01, 100.0), max_size=60), st.integers(0, 60))
 def test_resuming_from_its_state_gives_the_same_outcome(fvus: list[float], at: int) -> None:
     before = DivergenceMonitor(3.0)
-    if not _outcome(before, fvus[:at]) or not before.healthy:  # there is no checkpoint then
+    if not _outcome(before, fvus[:at]) or not before.healthy:  # then there is no checkpoint to resume from
         return
     assert _outcome(DivergenceMonitor(3.0, before.state()), fvus[at:], at) == _outcome(DivergenceMonitor(3.0), fvus)
 
@@ -83,7 +83,7 @@ def test_an_explosion_stops_the_run_with_a_checkpoint_from_before(tmp_path: Path
     monkeypatch.setattr("trainers.loop.state.learning_rate", _explodes_after(10_000))
     with pytest.raises(Diverged) as caught:
         train(Memory(sparse_data(20_000), 256), SMALL, tmp_path, site=SITE, progress=False)
-    # The 39th step ends at token 9984; the 40th is too large, and the 41st batch is the first to show it.
+    # The 39th step ends at token 9984. The 40th step is too large, and the 41st batch is the first with a large error.
     assert "diverged at batch 40 (tokens 10240 to 10496)" in caught.value.what
     last = sorted((tmp_path / "checkpoints").iterdir())[-1]
     assert last.name == "step-000000040" and str(last) in str(caught.value.hint)
@@ -104,7 +104,7 @@ def test_the_best_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         looks = {row["step"]: row for row in rows(tmp_path / metric) if "heldout/fvu" in row}
         choose = min if metric == "fvu" else max
         expected = choose(looks, key=lambda step: looks[step][f"heldout/{metric}"])
-        assert expected < max(looks)  # the end is not the best
+        assert expected < max(looks)  # the last step is not the best
         (best,) = (tmp_path / metric / "checkpoints").iterdir()
         assert best.name == f"best-{int(expected):09d}"
         assert reconstruction(SAE.load(best), [held])[metric] == pytest.approx(looks[expected][f"heldout/{metric}"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Training from an SAE there is: before the first step it is that SAE, whatever the data's scale."""
+"""Training from an existing SAE: before the first step, the result equals that SAE for data of any scale."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_before_the_first_step_it_equals_the_source(tmp_path: Path, arch: str) -
         assert again.cfg.architecture == arch
         for name, tensor in sae.state_dict().items():
             torch.testing.assert_close(again.get_parameter(name), tensor, rtol=1e-6, atol=1e-6, msg=f"{name} {dtype}")
-        # On data of another size it is another scale, which changes nothing.
+        # Data of another size only change the scaling, not the function.
         again = TrainState(config, DataScaling.of(OTHER, "mean"), start=sae).sae()
         torch.testing.assert_close(again(OTHER), sae(OTHER), rtol=1e-3, atol=1e-2)
 
@@ -53,9 +53,9 @@ def test_before_the_first_step_it_equals_the_source(tmp_path: Path, arch: str) -
 @pytest.mark.parametrize("subtracts", [True, False])
 @pytest.mark.parametrize("arch", sorted({"standard", "jumprelu", "gated", "topk"} & set(ARCHS)))
 def test_before_the_first_step_it_equals_any_source(make_sae: Callable[..., SAE], arch: str, subtracts: bool) -> None:
-    """Its decoder rows have any norm, and it may subtract b_dec from its input or not."""
+    """A source may have decoder rows of any norm, and may or may not subtract b_dec from its input."""
     sae = make_sae(arch, D, F, apply_b_dec_to_input=subtracts)
-    if arch != "topk":  # which ranks latents by their codes: there a change of their sizes is a change of the choice
+    if arch != "topk":  # TopK ranks latents by activation, so that other row norms would change its selection
         sae.W_dec.mul_(torch.linspace(0.3, 3, F)[:, None])
     config = _config(arch, l0=24).resolve(D)
     x = torch.randn(200, D, generator=torch.Generator().manual_seed(2))
@@ -73,7 +73,7 @@ def test_it_trains_on_with_another_sparsity(tmp_path: Path, source: Path) -> Non
     assert (tuned.cfg.k, tuned.cfg.n_latents) == (2, F)
     train_run(tmp_path / "fresh", config, **arguments)
     first, last = ([row["fvu"] for row in rows(tmp_path / name) if "fvu" in row] for name in ("tuned", "fresh"))
-    assert first[0] < last[-1] and first[-1] < first[0]  # it begins better than the other ends, and gets better
+    assert first[0] < last[-1] and first[-1] < first[0]  # fine-tuning starts better than the fresh run ends, and improves
     assert json.loads((tmp_path / "tuned" / "train.json").read_text())["data"]["start"] == sae.fingerprint()
 
     with pytest.raises(StoreMismatch, match="start was "):
@@ -88,20 +88,20 @@ def test_it_trains_on_with_another_sparsity(tmp_path: Path, source: Path) -> Non
 
 @pytest.mark.parametrize("arch", sorted({"jumprelu", "gated", "standard"} & set(ARCHS)))
 def test_a_penalised_sae_keeps_its_sparsity(tmp_path: Path, arch: str) -> None:
-    """Its L0 is where it is to be: it does not rise to where runs from chance begin."""
+    """Its L0 stays near the target and does not rise to the initial L0 of runs from random weights."""
     x = sparse_data(20_000, seed=4)
     sae = train_run(tmp_path / "source", dataclasses.replace(CONFIG, arch=arch, lr=3e-3, tokens=40_000, l0=4), x=x)
     before = float((sae.encode_dense(x) > 0).sum(1).float().mean())
     train_run(tmp_path / "tuned", _config(arch, l0=round(before), log_tokens=500, warmup=0.0), start=sae, x=x)
     l0 = [row["l0"] for row in rows(tmp_path / "tuned") if "l0" in row]
-    assert len(l0) > 10 and max(l0) < 2.8 * before  # from chance they begin at 4 times as many
+    assert len(l0) > 10 and max(l0) < 2.8 * before  # runs from random weights start at 4 times the target
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_a_latent_with_a_zero_decoder_row_gives_no_nan(tmp_path: Path, source: Path, backend: str) -> None:
     sae = SAE.load(source)
     sae.W_dec[5] = 0
-    sae.b_enc[5] = -1e6  # and never fires
+    sae.b_enc[5] = -1e6  # the latent never fires
     tuned = train_run(tmp_path / "tuned", _config(backend=backend, aux_coefficient=0.0), start=sae)
     assert all(tensor.isfinite().all() for tensor in tuned.state_dict().values())
 

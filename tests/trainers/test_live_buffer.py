@@ -1,4 +1,4 @@
-"""Training straight out of a model: how long the first step waits, and what is said meanwhile."""
+"""Training on live activations: the wait before the first step, and the display during it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_short_run_computes_little_more_than_it_trains_on(tmp_path: Path, monk
     monkeypatch.setattr(store.lm, "run", lambda tokens, **more: computed.append(tokens.numel()) or run(tokens, **more))
     monkeypatch.setattr(loop, "track", recorded)
     train(store, _config(1_000), tmp_path / "out", site=SITE)
-    # A forward pass of live activations has 8192 tokens, whatever the device; the corpus has 60,000.
+    # A forward pass of live activations has 8192 tokens on every device. The corpus has 60,000 tokens.
     assert sum(computed) <= 2 * 8192
     notes = [note for done, note in bar.shown if done == 0]
     assert notes and notes[0] == "filling the shuffle buffer: 1,000/1,000 tokens"

@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""The metrics log, Weights & Biases, and the display."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_was_written_after_a_checkpoint_is_dropped(tmp_path: Path) -> None:
     log.write({"step": 3, "tokens": 300})
     log.close()
     assert [row["step"] for row in read_log(path)] == [1, 3]
-    timing = read_log(tmp_path / TIMING)  # of all that was computed, kept or not
+    timing = read_log(tmp_path / TIMING)  # the timing log also has the steps that were dropped
     assert [row["tokens"] for row in timing] == [100, 200, 300]
     assert len({row["began"] for row in timing}) == 2 and all(row["seconds"] >= 0 for row in timing)
 
@@ -52,7 +52,7 @@ def test_a_project_name_that_wandb_rejects_is_a_typed_error(tmp_path: Path, monk
 
 
 def _settled(path: Path) -> bytes:
-    """What a file holds when it has stopped growing: a process of its own writes it, which may lag behind the run's end."""
+    """The content of a file after it has stopped growing. Another process writes it and may finish after the run."""
     data, quiet = path.read_bytes(), 0
     while quiet < 5:
         time.sleep(0.2)
@@ -73,7 +73,7 @@ def _wandb_records(path: Path) -> Iterator[Any]:
         length, kind = struct.unpack_from("<HB", data, at + 4)
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # a whole record, or the end of one
+        if kind in (1, 4):  # a full record, or the last part of one
             record = Record()
             record.ParseFromString(whole)
             yield record
@@ -117,7 +117,7 @@ def test_wandb_resumes_an_interrupted_run(tmp_path: Path, monkeypatch: pytest.Mo
     )
     with pytest.raises(KeyboardInterrupt):
         train(Breaks(x, 200, after=7), config, tmp_path, site=SITE, progress=False, wandb="saekit-tests")
-    time.sleep(1)  # folders are named after the second
+    time.sleep(1)  # folder names have a resolution of one second
     train(Memory(x, 200), config, tmp_path, site=SITE, progress=False, wandb="saekit-tests")
     records = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.parent.name)
     assert len(records) == 2

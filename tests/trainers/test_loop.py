@@ -1,4 +1,4 @@
-"""Whole runs: quality, scale, files, resuming after SIGKILL, and what stops a run."""
+"""Whole runs: quality, scale, files, resuming after SIGKILL, and errors that stop a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
     y = sparse_data(3_000, seed=1)
     quality = reconstruction(sae, [y])
     variance_D = torch.linalg.svdvals(y - y.mean(0)).square()
-    best_fixed_directions = 1 - float(variance_D[:4].sum() / variance_D.sum())  # PCA with as many numbers a token
+    best_fixed_directions = 1 - float(
+        variance_D[:4].sum() / variance_D.sum()
+    )  # PCA with the same number of coefficients per token
     assert quality["fvu"] < best_fixed_directions / 3
     assert quality["l0"] == 4
     last = rows(tmp_path)[-1]
@@ -40,7 +42,7 @@ def test_a_run_learns_and_leaves_only_its_results(tmp_path: Path) -> None:
     assert last["tokens"] == LONGER.tokens
     logged = [row for row in rows(tmp_path) if "fvu" in row]
     sizes = [row["tokens"] - before["tokens"] for before, row in itertools.pairwise(logged)][-6:]
-    assert sum(sizes) == pytest.approx(LONGER.tokens / 10, rel=0.2)  # a log row covers a fiftieth
+    assert sum(sizes) == pytest.approx(LONGER.tokens / 10, rel=0.2)  # a log row covers a fiftieth of the run
     for name in ("fvu", "l0"):
         expected = sum(size * row[name] for size, row in zip(sizes, logged[-6:])) / sum(sizes)
         assert last[f"train/{name}"] == pytest.approx(expected)
@@ -59,7 +61,7 @@ def test_the_scale_of_the_data_does_not_matter_and_is_in_every_saved_sae(tmp_pat
     config = dataclasses.replace(CONFIG, tokens=10_240, checkpoint_tokens=2_560)
     x = sparse_data(20_000)
     saved: dict[float, list[SAE]] = {}
-    for factor in (1.0, 1024.0):  # a power of two, so that nothing is rounded differently
+    for factor in (1.0, 1024.0):  # a power of two, so that rounding does not differ
         out = tmp_path / str(factor)
         with pytest.raises(KeyboardInterrupt):
             train(Breaks(x * factor, 256, after=31), config, out, site=SITE, progress=False)
@@ -114,7 +116,7 @@ except StorageFull as error:
 """
 
 
-@pytest.mark.parametrize("limit", [30_000, 1_000])  # too small for a state, too small for the metrics
+@pytest.mark.parametrize("limit", [30_000, 1_000])  # less than a state needs; less than the metrics need
 def test_a_full_disk_is_a_typed_error_and_leaves_nothing_half_written(tmp_path: Path, limit: int) -> None:
     code = FULL_DISK.format(here=str(Path(__file__).parents[2]), limit=limit)
     command = [sys.executable, "-c", code, str(tmp_path / "sae")]
@@ -130,7 +132,7 @@ def test_auxk_revives_dead_latents() -> None:
     for coefficient in (0.0, 1 / 32):
         config = dataclasses.replace(CONFIG, tokens=100_000, dead_tokens=1_000, aux_coefficient=coefficient, lr=3e-3).resolve(D)
         training = TrainState(config, DataScaling.of(x, "mean"))
-        training.p.W_enc_FD[: F // 2] *= 0.05  # so small that they are never among the largest
+        training.p.W_enc_FD[: F // 2] *= 0.05  # too small to be among the top k
         for batch in torch.cat([x] * 5).split(256):
             training.step(batch)
         dead_at_the_end[coefficient] = len(training.dead.dead)
@@ -177,7 +179,7 @@ def test_a_batch_with_nan_stops_the_run_before_it_spoils_anything(tmp_path: Path
     x = sparse_data(20_000)
     source = Memory(x, 256)
     row = next(iter(Memory(torch.arange(20_000.0)[:, None].expand(-1, D), 20_000)))[SITE][256 * 30 + 9, 0]
-    x[int(row), 3] = bad  # falls into batch 30
+    x[int(row), 3] = bad  # this row is in batch 30
     with pytest.raises(NonFiniteActivations, match=r"batch 30 .*row 9"):
         train(source, config, tmp_path, site=SITE, progress=False)
     checkpoints = sorted((tmp_path / "checkpoints").iterdir())
@@ -216,7 +218,7 @@ def test_statistics_centre_and_scale() -> None:
     assert data.variance == pytest.approx(scaled.var(0, correction=0).sum().item())
     point = geometric_median(scaled)
     distance = (scaled - point).norm(dim=1)
-    slope = ((scaled - point) / distance[:, None]).mean(0)  # zero where the summed distance is least
+    slope = ((scaled - point) / distance[:, None]).mean(0)  # zero at the minimum of the summed distance
     assert slope.norm() < 1e-4
     outlier = torch.cat([scaled, torch.full((40, D), 1e6, dtype=torch.float64)])
     assert (geometric_median(outlier) - point).norm() < 0.2 < (outlier.mean(0) - point).norm()
@@ -236,6 +238,6 @@ def test_firing_frequency_and_dead_fraction_are_those_of_a_recount(tmp_path: Pat
     frequency = training.frequency()
     assert frequency is not None
     torch.testing.assert_close(frequency, fired[-1_024:].float().mean(0), atol=1e-4, rtol=1e-3)
-    dead = (~fired[-1_280:].any(0)).sum()  # not for more than 1024 tokens, looked at every few steps
+    dead = (~fired[-1_280:].any(0)).sum()  # dead means silent for more than 1024 tokens; the check runs every few steps
     assert len(training.dead.dead) <= int((~fired[-1_024:].any(0)).sum())
     assert len(training.dead.dead) >= int(dead) - 2

@@ -1,4 +1,4 @@
-"""Two processes that train together, against one: the same dictionaries, logs and files, but for rounding."""
+"""Two processes that train together, against one: the same dictionaries, logs and files, up to rounding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.kit.runs import D, F, files, rows
 from trainers.step.parameters import random_rows
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(1800)  # on a busy core, processes that take turns are slow
+pytestmark = pytest.mark.timeout(1800)  # processes that share a busy core are slow
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """What two processes made, and what each reports."""
+    """The results of two processes, and the report of each."""
     out = tmp_path_factory.mktemp("together")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
 
 
 def same(one: Path, two: Path) -> None:
-    """Both folders hold the same dictionary and log, but for rounding."""
+    """Check that both folders contain the same dictionary and log, up to rounding."""
     assert set(files(two)) == set(files(one))
     first, second = rows(one), rows(two)
     assert [row.keys() for row in first] == [row.keys() for row in second]
@@ -79,7 +79,7 @@ def test_two_processes_give_the_result_of_one(alone: Path, together: tuple[Path,
     assert [report["trains"] for report in reports] == [[], []]
     same(alone / name.removesuffix("-shard"), out / name)
     if not name.startswith(("standard", "gated")):
-        assert max(row.get("dead_fraction", 0) for row in rows(out / name)) > 0  # AuxK took part
+        assert max(row.get("dead_fraction", 0) for row in rows(out / name)) > 0  # AuxK was active
     assert rows(out / name)[-2]["tokens"] == 7_681
 
 
@@ -87,11 +87,11 @@ def test_two_processes_give_the_result_of_one(alone: Path, together: tuple[Path,
 def test_an_interrupted_run_resumes(together: tuple[Path, list[dict[str, Any]]], alone: Path, tmp_path: Path, name: str) -> None:
     out, reports = together
     assert [report["resumes"] for report in reports] == [[], []]
-    assert files(out / "resumed" / name) == files(out / name)  # bit for bit with as many processes
+    assert files(out / "resumed" / name) == files(out / name)  # bit-identical with the same number of processes
     left = tmp_path / "left" / name
     shutil.copytree(out / "left" / name, left)
     assert [path.name for path in sorted((left / "checkpoints").iterdir())] == ["step-000000012", "step-000000024"]
-    assert train_plans(plans(tmp_path / "left", {name: RESUMED[name]})) == [None]  # by one process alone
+    assert train_plans(plans(tmp_path / "left", {name: RESUMED[name]})) == [None]  # resumed by a single process
     same(alone / name.removesuffix("-shard"), left)
 
 
@@ -116,7 +116,7 @@ def test_only_rows_with_a_gradient_are_summed_if_they_are_few(together: tuple[Pa
     for report in together[1]:
         (few_equal, few_named, few_sent), (equal, named, sent) = report["sums_rows"]["5"], report["sums_rows"][str(F)]
         assert few_equal and few_named and equal and named
-        assert sent == F + (F + D) + 2 * F * D  # which latents, then vectors, then matrices
+        assert sent == F + (F + D) + 2 * F * D  # indices of latents, then vectors, then matrices
         assert few_sent <= F + (F + D) + 2 * 10 * D
 
 

@@ -1,4 +1,4 @@
-"""JumpReLU, Gated and standard SAEs: losses and gradients against the papers' formulas, and how the penalty's weight is found."""
+"""JumpReLU, Gated and standard SAEs: losses and gradients against the formulas of the papers, and the penalty weight."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_a_usual_size_with_a_given_weight(arch: str, path: str) -> None:
 
 
 def test_the_auxiliary_decoder_of_gated_is_frozen() -> None:
-    """Without the main term there is no gradient at the decoder: the gates' own reconstruction must not shape it."""
+    """Without the main term, the decoder has no gradient: the reconstruction from the gates must not train it."""
     F, D = 40, 10
     p, x = dense.random_parameters(F, D, 0, "gated"), dense.data(0, 50, D)
-    p.b_mag_F.fill_(-100.0)  # no magnitude: only the gates' terms are left
+    p.b_mag_F.fill_(-100.0)  # no magnitudes, so that only the terms of the gates remain
     config = dense.config(F, D, 4, "gated", aux_coefficient=0.0)
     for path in dense.PATHS:
         _, gradient = dense.ours(path, config, p, x, x, Now(0.5, torch.arange(0)), {})
@@ -84,12 +84,12 @@ def test_the_weight_follows_l0_and_learns() -> None:
     assert isinstance(it, Penalised)
     start = it.penalty(late)
     _observe(it, 10, 100, 0.5)
-    assert it.penalty(late) == pytest.approx(start)  # as many as wanted
+    assert it.penalty(late) == pytest.approx(start)  # L0 equals its target
     _observe(it, 20, 100, 0.5)
     before = it.penalty(late)
     for _ in range(50):
         _observe(it, 20, 100, 0.5)
-    assert it.penalty(late) / before == pytest.approx(math.exp(100 * 0.05 * 0.1), rel=1e-3)  # in a 20th of the run
+    assert it.penalty(late) / before == pytest.approx(math.exp(100 * 0.05 * 0.1), rel=1e-3)  # over a 20th of the run
     learnt = it.state["log_weight"].exp().item()
     assert it.penalty(late) == pytest.approx((1 + 20 * math.log(2)) * learnt, rel=1e-3)
     _observe(it, 0, 100, 0.5)
@@ -117,4 +117,4 @@ def test_the_target_falls_to_l0() -> None:
     assert isinstance(it, Penalised)
     _observe(it, 40, 100, 0.0)
     early, late = (it.penalty(Now(share, torch.arange(0))) for share in (0.0, 0.2))
-    assert late / early == pytest.approx(21)  # 40 are as many as wanted at first, and too many later
+    assert late / early == pytest.approx(21)  # an L0 of 40 is the initial target, and above the later one

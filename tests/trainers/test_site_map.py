@@ -1,4 +1,4 @@
-"""Where dictionaries read and what they predict: routes, and transcoders from end to end."""
+"""Sites that dictionaries read and predict: site maps, and transcoders from end to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARROW = "mlp_in.1->mlp_out.1"
 
 
 def _layer(n: int, seed: int = 0) -> dict[Site, Tensor]:
-    """What a small MLP reads and writes, of different widths and scales, off centre."""
+    """Inputs and outputs of a small MLP, with different widths and scales and non-zero means."""
     weights = torch.Generator().manual_seed(7)
     W, V = torch.randn(6, 16, generator=weights), torch.randn(16, 4, generator=weights)
     x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed)) + 1

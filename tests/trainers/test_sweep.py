@@ -1,4 +1,4 @@
-"""Descriptions of many dictionaries: what they ask for, and that mistakes in them are named."""
+"""Sweep files: the runs that they describe, and the errors for mistakes in them."""
 
 from __future__ import annotations
 

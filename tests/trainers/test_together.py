@@ -1,4 +1,4 @@
-"""Several dictionaries in one pass over the data: each becomes what it would have become alone."""
+"""Several dictionaries in one pass over the data: each equals the result of training alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainers import Plan, Route, TrainConfig, train, train_all
 
 OTHER = Site("mlp_out", 0)
 SHORT = dataclasses.replace(CONFIG, tokens=9_000, checkpoint_tokens=2_500, dead_tokens=900)
-# Steps of other sizes than the source's batches, other lengths, another step's arithmetic.
+# Batch sizes that differ from the source, other lengths, other arithmetic of the step.
 VARIANTS = {
     "plain": {},
     "sparser": {"l0": 2, "lr": 2e-3},
@@ -55,7 +55,7 @@ def _train_all(plans: Sequence[Plan], source: Memory | None = None, **more: Any)
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every variant trained by itself."""
+    """Every variant, trained alone."""
     out = tmp_path_factory.mktemp("alone")
     for plan in [*_plans(out), *_plans(out / "other", ["plain"], OTHER)]:
         heldout = Memory(_data(1_500, seed=1), 500, epochs=1)
@@ -68,7 +68,9 @@ def test_together_is_as_alone(tmp_path: Path, alone: Path) -> None:
     expected, found = files(alone), files(tmp_path)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
-    assert len({SAE.load(tmp_path / name).fingerprint() for name in VARIANTS}) == len(VARIANTS) - 1  # looks change no weight
+    assert (
+        len({SAE.load(tmp_path / name).fingerprint() for name in VARIANTS}) == len(VARIANTS) - 1
+    )  # evaluation changes no weight
 
 
 def test_repeated_interruptions_do_not_change_the_result(tmp_path: Path, alone: Path) -> None:
@@ -77,7 +79,7 @@ def test_repeated_interruptions_do_not_change_the_result(tmp_path: Path, alone: 
         source.acts = _data()
         with pytest.raises(KeyboardInterrupt):
             _train_all(_plans(tmp_path), source)
-    # By now some are finished, and the others' checkpoints are of different places.
+    # Now some runs are finished, and the checkpoints of the others are at different steps.
     assert (tmp_path / "double" / "cfg.json").exists() and not (tmp_path / "plain" / "cfg.json").exists()
     assert _train_all([*_plans(tmp_path), *_plans(tmp_path / "other", ["plain"], OTHER)]) == [None] * 11
     assert files(tmp_path) == files(alone)
@@ -162,7 +164,7 @@ assert _train_all(_plans(Path(sys.argv[1]))) == [None] * 10
 
 def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path, alone: Path) -> None:
     command = [sys.executable, "-c", CHILD.format(here=str(Path(__file__).parents[2])), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # torch's sums depend on it
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums in torch depend on the number of threads
     generator = torch.Generator().manual_seed(int(time.time()))
     killed = 0
     for _ in range(2):

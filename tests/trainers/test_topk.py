@@ -45,7 +45,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents(path: str, n_dead: int
     F, D = 400, 48
     p = dense.random_parameters(F, D)
     dead = torch.arange(50, 50 + n_dead)
-    p.b_enc_F[dead] = -3.0  # not among the largest of any token, but positive without the bias's company now and then
+    p.b_enc_F[dead] = -3.0  # never in the top k of a token, but sometimes positive without the bias
     x = 2 * dense.data(1, 300, D)
     with_aux, without = (dense.config(F, D, 8, aux_coefficient=c) for c in (1 / 32, 0.0))
     _check(path, with_aux, p, x, dead)
@@ -57,7 +57,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents(path: str, n_dead: int
     for gradient in (W_enc, b_enc[:, None], W_dec):
         assert gradient[dead].abs().max() > 1e-6
         assert gradient[alive].abs().max() == 0
-    assert b_dec.abs().max() > 0  # through the encoder's input only: e_hat has no bias
+    assert b_dec.abs().max() > 0  # only through the input of the encoder, since e_hat has no bias
     torch.testing.assert_close(b_dec, -(b_enc @ p.W_enc_FD), atol=1e-6, rtol=1e-3)
 
 
@@ -67,7 +67,7 @@ def test_rows_with_fewer_positive_latents_than_k(path: str) -> None:
     p = dense.random_parameters(F, D, 3)
     p.b_enc_F -= 1.0
     x = dense.data(2, 101, D)
-    x[7] = p.b_dec_E  # nothing is positive there
+    x[7] = p.b_dec_E  # no latent is positive on this row
     assert ((torch.relu((x - p.b_dec_E) @ p.W_enc_FD.T + p.b_enc_F) > 0).sum(1) < k).any()
     _check(path, dense.config(F, D, k), p, x, torch.arange(5))
 
@@ -85,7 +85,7 @@ def test_auxk_of_a_perfect_reconstruction_is_zero_and_not_nan(path: str) -> None
 
 @pytest.mark.parametrize("D", [5, 24, 77])
 def test_results_do_not_depend_on_memory_addresses(D: int) -> None:
-    """Compilers pick another loop for arrays that lie close together; none may round differently."""
+    """Compilers choose another loop for arrays that are adjacent in memory. All loops must round alike."""
     B, F, k = 40, 30, 7
     p, x, config = dense.random_parameters(F, D, 7), dense.data(8, B, D), dense.config(F, D, k)
     generator = torch.Generator().manual_seed(9)
@@ -137,7 +137,10 @@ def test_sparse_adam_step_is_the_dense_one(centres: bool, unit_rows: bool) -> No
         Optimizer(ours, adam, unit_rows).step(gradient, 1e-2)
         for name, tensor in theirs.items():
             close = (ours[name] - tensor).abs() < 1e-4
-            assert close.double().mean() > 0.999, (name, step)  # where a gradient is all rounding, Adam's sign is chance
+            assert close.double().mean() > 0.999, (
+                name,
+                step,
+            )  # if a gradient is only rounding error, the sign of Adam's step is random
             ours[name].copy_(tensor)
 
 

@@ -1,4 +1,4 @@
-"""Transcoders of every sparse kind: losses and gradients, their start, and what they are stored as."""
+"""Transcoders of every sparse architecture: losses and gradients, initialisation, and files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_gradients_are_those_of_dense_float64(arch: str, path: str, data: st.Dat
 
 
 def _layer(n: int, seed: int = 0) -> dict[Site, Tensor]:
-    """What a sparse MLP with a linear part reads and writes: of different widths and scales, off centre."""
+    """Inputs and outputs of a sparse MLP with a linear part, with different widths and scales and non-zero means."""
     weights = torch.Generator().manual_seed(7)
     W, V, U = (torch.randn(*shape, generator=weights) for shape in ((D, 40), (40, E), (D, E)))
     x = torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) + 1
@@ -93,7 +93,7 @@ def test_the_start_predicts_the_mean() -> None:
         torch.testing.assert_close(sae(acts[IN]), acts[OUT].mean(0).expand(4_000, -1), rtol=1e-4, atol=1e-2)
         h = acts[IN] * reads.scale @ training.p.W_enc_FD.T + training.p.b_enc_F
         if arch in ("standard", "gated"):
-            h = h - h.mean()  # the start's cut is in the bias
+            h = h - h.mean()  # the bias contains the initial threshold
         assert h.mean(0).abs().max() < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The sparse step with Triton's kernels, against dense float64 and against numba's; in the interpreter where there is no GPU."""
+"""The sparse step with Triton kernels, against dense float64 and numba. Without a GPU, it runs in the interpreter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if not runs_triton("cpu"):
 
 
 @pytest.mark.parametrize("arch", OBJECTIVES)
-@settings(max_examples=4, deadline=None)  # the interpreter takes a millisecond for every program of a grid
+@settings(max_examples=4, deadline=None)  # the interpreter needs a millisecond for every program of a grid
 @given(st.data())
 def test_gradients_are_those_of_dense_float64(arch: str, data: st.DataObject) -> None:
     B, D, F = data.draw(st.integers(6, 20)), data.draw(st.integers(2, 20)), data.draw(st.integers(4, 40))
@@ -60,7 +60,7 @@ def test_gradients_of_a_transcoder(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", OBJECTIVES)
 def test_steps_are_those_of_the_dense_gradient(arch: str) -> None:
-    """Several terms of one or many rows a token, latents along their own rows, and rows that keep their norm."""
+    """Gradients with several terms and several rows per token, for decoder rows with and without unit norm."""
     B, D, F = 20, 9, 30
     config = dense.config(F, D, 5, arch, backend="triton", bandwidth=0.5)
     it = dense.made(config, D)
@@ -73,7 +73,7 @@ def test_steps_are_those_of_the_dense_gradient(arch: str) -> None:
         Optimizer(mine, exact, it.unit_rows).step(gradient.dense(p), 1e-2)
         Optimizer(p, adam, it.unit_rows).step(gradient, 1e-2)
         for name, tensor in mine.items():
-            # Where a gradient is all rounding, its sign, and so Adam's first step, is chance.
+            # If a gradient is only rounding error, its sign is random, and so is Adam's first step.
             sure = exact.square[name].sqrt() > 1e-6 * exact.square[name].max().sqrt() + 1e-12
             torch.testing.assert_close(p[name][sure], tensor[sure], atol=2e-5, rtol=1e-4, msg=f"{name} after step {step}")
             p[name].copy_(tensor)
