@@ -58,7 +58,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a demonstration is about."""
+    """The model and the data of a demonstration."""
 
     model: str = NAME
     """Hub name or local folder, or lab: the built-in model."""
@@ -70,12 +70,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a demonstration computes."""
+    """The amount of computation of a demonstration."""
 
     tokens: int = 250_000
     """Tokens to cache."""
     train_tokens: int = 1_500_000
-    """Tokens to train on, repeats counted."""
+    """Tokens to train on, including repeats."""
     latents: int = 1024
     l0: int = 16
     seed: int = 0
@@ -83,7 +83,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demonstration found."""
+    """The results of a demonstration."""
 
     workspace: Workspace
     site: Site
@@ -93,7 +93,7 @@ class Demo:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The results as JSON values."""
         return {
             "workspace": str(self.workspace.path),
             "site": str(self.site),
@@ -112,11 +112,11 @@ def run(
     sizes: Sizes | None = None,
     progress: bool = True,
 ) -> Demo:
-    """Cache, train, index, search, steer and report. Results that exist already are used.
+    """Cache, train, index, search, steer and report. Existing results are reused.
 
     Args:
-        folder: of the workspace.
-        queries: concepts in plain words, or names of concepts of the laboratory. By default three of the laboratory's.
+        folder: folder of the workspace.
+        queries: concepts in plain words, or names of concepts of the laboratory. The default is three concepts of the laboratory.
 
     Raises:
         ConfigError: the model is not the laboratory's, and there is no data or no query.
@@ -156,7 +156,7 @@ def run(
 
 
 def topic(query: str, *, laboratory: bool) -> Topic:
-    """What to look for: a concept of the laboratory by its name, or plain words.
+    """The topic of a query: a concept of the laboratory, named by `query`, or the plain words of `query`.
 
     Raises:
         ConfigError: the query has no word.
@@ -230,7 +230,7 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
 
 
 def labelled(concepts: Sequence[str]) -> list[Document]:
-    """Documents of the laboratory that its model was not trained on, enough of them with each concept."""
+    """Held-out documents of the laboratory, including enough documents with each concept."""
     from saekit.lab import documents
 
     found = list(documents(split="heldout", seed=1, n=_DOCUMENTS))
@@ -246,7 +246,7 @@ def _holds(document: Document, concept: str) -> bool:
 
 
 def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig) -> Section:
-    """The section with the effect of its most effective feature, which is chosen on some prompts and measured on others."""
+    """Add the effect of the most effective feature to the section. Half of the prompts choose it, the other half measure it."""
     from saekit.report import Steered
 
     assert section.mentions is not None
@@ -265,7 +265,7 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
 
 
 def _promise(scan: Sweep) -> tuple[bool, float]:
-    """Sort key of scans: first whether a strength keeps the perplexity low enough, then the rate of mentions that it reaches."""
+    """Sort key of scans: whether a strength keeps the perplexity low enough, then the rate of mentions at that strength."""
     arm = scan.best(AFFORDABLE).steered
     return scan.cost(arm) <= AFFORDABLE, arm.rate.value
 
@@ -306,8 +306,8 @@ def _sweep(
 def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
     """Documents that the dictionary was not trained on.
 
-    For a concept of the laboratory, documents come first that the model was not trained on either and that do not hold the
-    concept. Their genre is that of :data:`LAB_QUERIES`, or the one in which the concept is most frequent.
+    For a concept of the laboratory, the first documents are also held out from the training of the model, and do not contain the
+    concept. Their genre is that of :data:`LAB_QUERIES`, or the genre in which the concept is most frequent.
     """
     import torch
 
@@ -334,7 +334,7 @@ def _home(concept: str) -> str:
 
 
 def _openings(documents: Iterable[str], without: Mentions) -> Iterator[str]:
-    """Beginnings of documents, each once, without those that name the concept."""
+    """Distinct beginnings of documents that do not mention the concept."""
     seen = set()
     for text in documents:
         words = text.split()

@@ -78,7 +78,7 @@ def build(name: str) -> Any:
 
 
 class _Command(_PlainHelp, TyperCommand):
-    """A command that takes former spellings of its options, and whose texts are UTF-8."""
+    """A command that accepts former names of its options, and requires UTF-8 arguments."""
 
     row: CommandRow
 
@@ -86,7 +86,7 @@ class _Command(_PlainHelp, TyperCommand):
         return super().parse_args(ctx, list(self._present(args)))
 
     def _present(self, args: list[str]) -> Iterator[str]:
-        """The arguments in their present spelling: options that were renamed, and `true` or `false` after a flag."""
+        """The arguments with renamed options replaced, and with `true` or `false` after a flag resolved."""
         flags = [each for each in self.params if getattr(each, "is_flag", False)]
         switches = {name: each for each in flags for name in each.opts}
         rest = list(args)
@@ -123,5 +123,5 @@ class _Command(_PlainHelp, TyperCommand):
 
 
 def _is_text(text: str) -> bool:
-    """False where Python has put lone surrogates in place of bytes that are not UTF-8."""
+    """False if `text` contains lone surrogates, which Python uses for bytes that are not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

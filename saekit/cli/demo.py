@@ -27,7 +27,7 @@ class SizeOptions:
 
     tokens: options.TOKENS = 250_000
     train_tokens: Annotated[
-        int, typer.Option("--train-tokens", help="Tokens to train on, repeats counted.", parser=count(1), metavar="COUNT")
+        int, typer.Option("--train-tokens", help="Tokens to train on, including repeats.", parser=count(1), metavar="COUNT")
     ] = 1_500_000
     latents: Annotated[int, typer.Option("--latents", help="Features of the dictionary.", parser=count(1), metavar="COUNT")] = (
         1024
@@ -79,7 +79,7 @@ def _print_demo(found: Demo) -> None:
     table(hits, title="found")
     steered = [row for section in found.sections for row in _steered(section)]
     if steered:
-        table(steered, title="steered (rate: mentions of the concept a word; perplexity: under the unsteered model)")
+        table(steered, title="steered (rate: mentions of the concept per word; perplexity: under the unsteered model)")
         for section in found.sections:
             _print_texts(section)
     say((f"done in {found.seconds:.0f} s; ", "dim"), "look at ", (str(found.report), "bold"))
@@ -122,7 +122,7 @@ def _steered(section: Section) -> list[dict[str, Any]]:
 
 
 def _print_texts(section: Section) -> None:
-    """Print the continuation of the first prompt in each arm: the sample with the most mentions, which are coloured."""
+    """Print a continuation of the first prompt in each arm: the sample with the most mentions, with the mentions coloured."""
     from rich.text import Text
 
     if section.steered is None or section.mentions is None:

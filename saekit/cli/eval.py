@@ -41,7 +41,7 @@ def with_evaluations(command: Callable[..., None]) -> Callable[..., None]:
         asked = {name: values.pop(key) for key, (name, _) in added.items()}
         command(**values, asked=asked)
 
-    # Typer looks at both; __wrapped__ would lead it to the command itself.
+    # Typer reads both attributes. With __wrapped__, it would read the original command.
     del run.__wrapped__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
     run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]

@@ -38,17 +38,17 @@ def fail(error: Exception, *, as_json: bool) -> int:
 
 
 def _unexpected(error: Exception) -> dict[str, Any]:
-    """The JSON object of an unexpected error. The trace is written to a file."""
+    """The JSON object of an unexpected error. Writes the traceback to a file."""
     trace = write_trace(error)
     reason = " ".join(traceback.format_exception_only(error)[-1].split())
     hints = []
     if is_full(error):
-        hints.append("The disk is full: make room and run the same command again.")
+        hints.append("The disk is full: free some space and run the same command again.")
     elif "out of memory" in reason.lower() or isinstance(error, MemoryError):
-        hints.append("The memory is full: take smaller batches, a shorter context or a smaller model.")
+        hints.append("Out of memory: use smaller batches, a shorter context or a smaller model.")
     else:
-        hints.append("This is a fault of saekit, or of a library: please report it.")
-    hints.append("The trace could not be written." if trace is None else f"The trace is in {trace}.")
+        hints.append("This is a bug in saekit or in a library. Please report it.")
+    hints.append("The traceback could not be written." if trace is None else f"The traceback is in {trace}.")
     return {
         "error": "InternalError",
         "message": f"An unexpected error while {activity(error) or 'running saekit'}: {reason}",
@@ -58,7 +58,7 @@ def _unexpected(error: Exception) -> dict[str, Any]:
 
 
 def write_trace(error: BaseException) -> str | None:
-    """Write the trace of an error to a new file that only the user can read; None where no file can be made."""
+    """Write the traceback of an error to a new file that only the user can read. Returns None if that fails."""
     with contextlib.suppress(OSError):
         descriptor, name = tempfile.mkstemp(prefix="saekit-trace-", suffix=".txt")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:

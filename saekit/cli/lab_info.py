@@ -66,7 +66,7 @@ def _planted(planted: dict[str, object]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Lists and tables without brackets; names that have the same value stand together."""
+    """Format lists and tables without brackets. Names with the same value are grouped."""
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     if not isinstance(value, dict):

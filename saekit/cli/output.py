@@ -22,7 +22,7 @@ _answered = False
 
 @contextmanager
 def answer() -> Iterator[None]:
-    """The block of one command, which prints at most one JSON document; see :func:`answered`."""
+    """A context for one command, which prints at most one JSON document; see :func:`answered`."""
     global _answered
     _answered = False
     yield
@@ -103,7 +103,7 @@ def bar(count: int, most: int) -> str:
 
 
 def number(value: float) -> str:
-    """A number as a person would write it."""
+    """A number in a readable form."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What `fit`, `cache` and `train` share: the workspace that is meant, and the dictionaries to train in it."""
+"""Shared by `fit`, `cache` and `train`: the workspace and the dictionaries that the options describe."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from trainers import Plan
 
 _DATA = "NeelNanda/pile-10k"
-_NO_SITE = "A transcoder needs the site that it reads beside the one that it predicts."
+_NO_SITE = "The site that the transcoder reads is missing."
 
 
 def plan_workspace(
     model: str, sites: Sequence[str] | None, study: StudyOptions, out: Path | None, site_out: str | None = None
 ) -> Workspace:
-    """The workspace that the options describe, which is not written yet.
+    """The workspace that the options describe. Nothing is written yet.
 
     Raises:
         ConfigError: `site_out` is given without a site.
@@ -51,7 +51,7 @@ def plan_workspace(
 def describe(
     workspace: Workspace, settings: dict[str, Any], sites: Sequence[str] | None, sweep: Path | None = None, **more: str | None
 ) -> dict[str, Any]:
-    """The description of what to train: the file of a sweep, overridden by options; by default at all sites of the study."""
+    """The dictionaries to train: the sweep file, overridden by options. The default is one at every site of the study."""
     from saekit.errors import ConfigError
     from trainers import TrainConfig, read_sweep
     from trainers.settings.sweep import KEYS, mappings
@@ -59,7 +59,7 @@ def describe(
     described = {} if sweep is None else TrainConfig.named(read_sweep(sweep), KEYS)
     described |= settings | {key: value for key, value in {"site": tuple(sites or ()), **more}.items() if value}
     given = mappings(described)
-    if not any(key in part for part in given for key in ("site", "from")):  # an SAE to start from has a site
+    if not any(key in part for part in given for key in ("site", "from")):  # an SAE to start from names its site
         if any("site_out" in part for part in given):
             raise ConfigError(_NO_SITE, "Give site with site_out.")
         described["site"] = workspace.study.sites
@@ -67,10 +67,10 @@ def describe(
 
 
 def check_devices(plans: Sequence[Plan]) -> None:
-    """Refuse a device or a backend that is not here, before anything is computed.
+    """Refuse an unavailable device or backend before any computation.
 
     Raises:
-        ConfigError: this machine cannot train as asked.
+        ConfigError: a device or a backend is not available on this machine.
     """
     for plan in plans:
         _ = plan.config.resolve(1).kernels

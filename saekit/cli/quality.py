@@ -1,4 +1,4 @@
-"""The quality of a dictionary, as a person would report it."""
+"""The quality of a dictionary as printed text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from saekit.cli.output import bar, number, say, table
 
 
 def print_quality(site: str, metrics: dict[str, Any]) -> None:
-    """Print the quality of a dictionary: figures, and remarks about them."""
+    """Print the quality of a dictionary: metrics, and remarks about them."""
     from saekit.evaluate.dictionary.measures import measures
     from saekit.evaluate.dictionary.remarks import remarks
 
@@ -24,7 +24,7 @@ def print_quality(site: str, metrics: dict[str, Any]) -> None:
 
 
 def _site_row(site: str, fvu: float, counts: list[int]) -> dict[str, str]:
-    """The row of one site of a dictionary of several sites: the FVU there, and a histogram of the share of decoder norm."""
+    """The row of one site, for a dictionary of several sites: its FVU, and a histogram of the share of decoder norm."""
     return {
         "site": site,
         "FVU": f"{fvu:.4f}",

@@ -67,6 +67,8 @@ def _report_training(ws: Workspace, site: str | None, name: str, as_json: bool) 
     from saekit.report.training import write_training
 
     runs = [run for run in ws.dictionaries.begun() if name in ("", run[1])]
-    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [(site or "", name)]  # which raises
+    found = [run for run in runs if site in (None, run[0], run[0].partition("->")[0])] or [
+        (site or "", name)
+    ]  # raises if there is no such run
     rows = [{"site": place, "name": own, "report": str(write_training(ws, place, own))} for place, own in found]
     emit(rows) if as_json else table(rows)

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     The status is 0, or 1 after an unexpected error, 2 after an error that :mod:`saekit.errors` names, 130 after Ctrl-C, 141 when
     the reader of the output has gone, 143 after SIGTERM.
     """
-    speaks = leads()  # the first of several processes speaks for all
+    speaks = leads()  # of several processes, only the first one prints
     terminal.prepare_streams()
     with contextlib.ExitStack() as stack:
         if not speaks:
@@ -73,18 +73,18 @@ def _command(arguments: Sequence[str]) -> int:
     except typer.Exit as ended:
         return ended.exit_code
     except _ClickError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the page of help is printed already
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help page is already printed
             return 2
         raise _usage(error) from error
 
 
 def _name(arguments: Sequence[str]) -> str:
-    """The name of the command that a command line begins with; empty where there is none."""
+    """The name of the command at the start of a command line; empty if there is none."""
     return next((name for length in (2, 1) if (name := " ".join(arguments[:length])) in COMMANDS), "")
 
 
 def _usage(error: Any) -> SaekitError:
-    """The error for arguments that the parser refuses."""
+    """The error for arguments that the parser rejects."""
     context = getattr(error, "ctx", None)
     help_ = f"Try `{context.command_path} --help`." if context is not None else None
     message = error.format_message().rstrip(". ")

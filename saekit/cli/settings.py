@@ -1,4 +1,4 @@
-"""Options made of dataclasses: one for every field, described where the field is."""
+"""Options from dataclasses: one option per field, described by the docstring of the field."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from saekit.cli.values import read_count
 from trainers.settings.config import ALIASES, TrainConfig
 
 PANEL = "Training settings, as in the file of a sweep"
-# On the command line, --tokens, --dtype and --keep mean something else.
+# On the command line, --tokens, --dtype and --keep have another meaning.
 _FLAGS = {"tokens": ("train-tokens",), "dtype": ("train-dtype",), "keep": ("keep-checkpoints",)}
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """A function for typer that has an option for every field of the dataclasses among the command's parameters.
 
-    A parameter whose type is a dataclass of annotated fields gets an object of it. A parameter called `settings` gets a
-    dictionary of the fields of :class:`TrainConfig` that were given; their values are written and checked as in the file of a
-    sweep, so that a mistake has the same message. The option --json comes last.
+    A parameter whose type is a dataclass of annotated fields receives an object of that class. A parameter called `settings`
+    receives a dictionary of the given fields of :class:`TrainConfig`. Their values have the syntax and the checks of a sweep
+    file, so that a mistake has the same message. The option --json is the last one.
     """
     signature = inspect.signature(command, eval_str=True)
     parts: dict[str, list[inspect.Parameter]] = {}
@@ -49,7 +49,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
                 given |= own
         command(**given)
 
-    # Typer looks at both; __wrapped__ would lead it to the command itself.
+    # Typer reads both attributes. With __wrapped__, it would read the original command.
     del run.__wrapped__
     kind = inspect.Parameter.KEYWORD_ONLY
     options = [option.replace(kind=kind) for each in parts.values() for option in each]
@@ -96,7 +96,7 @@ def _written(value: Any) -> str:
 
 @functools.cache
 def _descriptions() -> dict[str, str]:
-    """Field -> the string that stands below it."""
+    """Field -> the string below it."""
     body = ast.parse(inspect.getsource(TrainConfig)).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}
@@ -137,7 +137,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(name: str, text: str) -> Any:
-    """The value of a setting that was written as `text`."""
+    """The value of a setting, parsed from `text`."""
     from trainers.settings.yaml_files import parse_yaml
 
     kinds = _kinds(name)

@@ -99,11 +99,11 @@ def train(
             if leads():
                 if sweep is not None:
                     _print_sweep(ws, plans, stopped, sweep.stem, as_json)
-                pages = write_pages(ws, plans)  # after the page of the sweep, which they link to
+                pages = write_pages(ws, plans)  # after the page of the sweep, since these pages link to it
                 if sweep is None:
                     _print_trained(plans, stopped, pages, as_json)
     if as_json and any(stopped):
-        raise typer.Exit(2)  # the document that was printed has the errors
+        raise typer.Exit(2)  # the printed JSON document contains the errors
     raise_first(stopped)
 
 
@@ -151,5 +151,5 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitE
     else:
         say(
             ("note: ", "bold yellow"),
-            "none of them generalises to held-out documents: train on more documents, or on fewer latents",
+            "none of these dictionaries generalises to held-out documents: use more documents or fewer latents",
         )

@@ -1,4 +1,4 @@
-"""Values of options, as people write them."""
+"""Parsers for the values of options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def read_count(text: str) -> int | None:
-    """The whole number that `text` writes: 100000, 100_000, 1e5, 100k, 2M; None where it is not one."""
+    """Parse a whole number, such as 100000, 100_000, 1e5, 100k or 2M. Returns None if `text` is not a whole number."""
     match = _COUNT.fullmatch(text.strip())
     if match is None:
         return None

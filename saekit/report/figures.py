@@ -28,15 +28,15 @@ def curve(rows: Sequence[Mapping[str, Any]], name: str, *, goal: float | None = 
     """A metric against the tokens trained on, in training and on held-out documents; None if it was not logged.
 
     Args:
-        rows: of the training log.
-        name: of the metric.
-        goal: the value that was asked for.
+        rows: rows of the training log.
+        name: name of the metric.
+        goal: the target of the metric, if it has one.
     """
     title, style, show = _CURVES.get(name, (name, "", None))
     lines = []
     for key, series, kind in ((name, "training", "a"), (f"heldout/{name}", "held out", "b dots")):
         own = [row for row in rows if row.get(key) is not None]
-        if own and not (name == "dead_fraction" and key != name):  # too few held-out tokens to say
+        if own and not (name == "dead_fraction" and key != name):  # too few held-out tokens for a value
             lines.append(Line(series, [row["tokens"] for row in own], [row[key] for row in own], kind))
     if not lines:
         return None
@@ -49,10 +49,10 @@ def curve(rows: Sequence[Mapping[str, Any]], name: str, *, goal: float | None = 
 
 
 def densities(counted: Mapping[str, Any] | None) -> Markup | None:
-    """How many features fire how often.
+    """A histogram of how often features fire.
 
     Args:
-        counted: of :func:`saekit.views.dictionary.density_histogram`.
+        counted: result of :func:`saekit.views.dictionary.density_histogram`.
     """
     if counted is None:
         return None
@@ -63,7 +63,7 @@ def rate_by_strength(scan: Mapping[str, Any]) -> Markup:
     """The concept's rate at every strength, for the feature and for a random direction.
 
     Args:
-        scan: of :func:`saekit.views.steering.steering_view`.
+        scan: result of :func:`saekit.views.steering.steering_view`.
     """
     values = [y for ys in scan["rates"].values() for y in ys]
     return _by_strength(scan, "rates", Axis.around("mentions per word", values, zero=True, show=percent))

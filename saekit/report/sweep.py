@@ -19,7 +19,7 @@ def write_sweep(title: str, compared: Sequence[Compared], path: str | Path, *, l
     """Write the page, whole or not at all.
 
     Args:
-        linked: whether there are pages on their training beside it.
+        linked: whether the same folder has pages about the training of the dictionaries.
 
     Raises:
         StorageFull: there is no room.

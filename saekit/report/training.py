@@ -21,7 +21,7 @@ def write_training(ws: Workspace, site: str, name: str = "") -> Path:
     """Write the page of a run into `reports/`, whole or not at all.
 
     Raises:
-        WorkspaceError: no such run was ever begun, or its files are damaged.
+        WorkspaceError: there is no such run, or its files are damaged.
         StorageFull: there is no room.
     """
     path = ws.reports / page_name(site, name)

@@ -282,7 +282,7 @@ def test_live_equals_stored(tiny_lm: LanguageModel, tiny_store: ActivationStore,
     assert live.n_tokens == stored.n_tokens
     assert live.width(RESID) == stored.width(RESID) == 16
     assert _bag(_rows(live)) == _bag(_rows(stored))
-    # Only a part of the corpus is cached.
+    # Live activations of a part of the corpus.
     part = LiveActivations(
         tiny_lm, [RESID], Corpus.open(documents), batch_size=100, context=32, n_tokens=555, split="all", epochs=1
     )
