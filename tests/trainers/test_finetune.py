@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     sae = SAE.load(source)
     for start, config, error, message in (
         (make_sae("topk", D + 1, F), _config(), StoreMismatch, f"is for {D + 1} numbers per token, and these are {D}"),
-        (make_sae("transcoder", D, F, d_out=D), _config(), ConfigError, "predicts another site .* what it reads is to be"),
+        (make_sae("transcoder", D, F, d_out=D), _config(), ConfigError, "is a transcoder, and the run trains an SAE"),
         (sae, _config(n_latents=F - 1), ConfigError, f"n_latents={F - 1} is impossible .* {F}"),
         (make_sae("topk", D, F, normalize_activations="layer_norm"), _config(), ConfigError, "normalises every token"),
         (make_sae("gated", D, F), _config(), ConfigError, "topk cannot start from gated-96: that has no b_enc"),

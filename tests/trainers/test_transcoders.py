@@ -128,5 +128,5 @@ def test_settings_for_transcoders_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="skip is for transcoders"):
         train(source, config, tmp_path, site=IN, progress=False)
     sae = train(source, dataclasses.replace(config, skip=False), tmp_path / "sae", site=IN, progress=False)
-    with pytest.raises(ConfigError, match="predicts what it reads, and another site than it reads is to be predicted"):
+    with pytest.raises(ConfigError, match="is an SAE, and the run trains a transcoder"):
         train(source, config, tmp_path, site=IN, site_out=OUT, start=sae, progress=False)

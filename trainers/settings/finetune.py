@@ -36,16 +36,16 @@ def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, A
 
 
 def check(sae: SAE, config: TrainConfig, width: int, width_out: int, *, transcodes: bool) -> None:
-    """Raise where training cannot start from `sae`.
+    """Raise an error if training cannot start from `sae`.
 
     Raises:
-        StoreMismatch: it reads or predicts another number of values than the site has.
-        ConfigError: it has another number of latents, normalises its input, or one of the two is a transcoder.
+        StoreMismatch: the widths of `sae` differ from those of the sites.
+        ConfigError: `sae` has another number of latents, normalises its input, or only one of `sae` and the run is a transcoder.
     """
     cfg = sae.cfg
     if cfg.transcodes != transcodes:
-        own, wanted = ("another site than it reads" if each else "what it reads" for each in (cfg.transcodes, transcodes))
-        raise ConfigError(f"{sae.name} predicts {own}, and {wanted} is to be predicted.", "Start from one of the same kind.")
+        own, wanted = ("a transcoder" if each else "an SAE" for each in (cfg.transcodes, transcodes))
+        raise ConfigError(f"{sae.name} is {own}, and the run trains {wanted}.", f"Start from {wanted}.")
     if (cfg.d_in, cfg.d_out) != (width, width_out):
         own, there = (f"{a}" if a == b else f"{a} to {b}" for a, b in ((cfg.d_in, cfg.d_out), (width, width_out)))
         raise StoreMismatch(

@@ -1,1 +1,1 @@
-"""How well features tell the tokens of known concepts: AUC, average precision, and recovery in a single feature."""
+"""Detection of known concepts by features: AUC, average precision, and recovery in a single feature."""

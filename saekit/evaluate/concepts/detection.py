@@ -1,4 +1,4 @@
-"""How well features tell the tokens of concepts from all other tokens."""
+"""How well features detect the tokens of concepts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def concept_detection(
     *,
     progress: bool = True,
 ) -> Detection:
-    """Measure how well each feature tells the tokens of each of `concepts` from all others.
+    """Measure how well each feature distinguishes the tokens of each of `concepts` from all other tokens.
 
     Raises:
         ConfigError: the tokenizer gives no character offsets.

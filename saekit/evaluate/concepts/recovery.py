@@ -1,4 +1,4 @@
-"""Which known concepts a dictionary recovers: how well its best single feature tells a concept's tokens from all others."""
+"""Which known concepts a dictionary recovers, by the feature that best distinguishes the tokens of the concept from others."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Recovery:
     def outcome(self) -> str:
         """How the concept is recovered.
 
-        - "in context": features tell its tokens from the same words elsewhere, by both hard criteria
+        - "in context": features distinguish its tokens from the same words elsewhere, by both hard criteria
         - "as words": the concept is lexical, and a feature has its words
         - "words only": a feature has the words, but no feature has the context
         - "words at least": a feature has the words; the use of context could not be measured
@@ -108,7 +108,7 @@ class Recovery:
 
     @property
     def reason(self) -> str:
-        """Why the concept is not recovered, as far as the numbers tell; empty if it is recovered."""
+        """The reason why the concept is not recovered, if the numbers show one; empty if the concept is recovered."""
         if self.outcome not in ("no", "words only"):
             return ""
         from saekit.lab import CONCEPTS

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as people read them: a name, a value and what it is of."""
+"""The measures of an evaluation for printing: name, value and explanation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saekit.evaluate.dictionary.cross_entropy import DESCRIBED, baseline_of
 
 
 class Measure(NamedTuple):
-    """One figure."""
+    """One measure."""
 
     measure: str
     value: str
@@ -17,7 +17,7 @@ class Measure(NamedTuple):
 
 
 def measures(facts: Mapping[str, Any]) -> list[Measure]:
-    """The figures in what :func:`saekit.evaluate.dictionary.quality.quality` returns; those that it lacks are left out."""
+    """The measures in a result of :func:`saekit.evaluate.dictionary.quality.quality`. Missing ones are skipped."""
     return [Measure(name, form.format(facts[key]), note(facts)) for key, name, form, note in _MEASURES if key in facts]
 
 

@@ -54,7 +54,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Probes(Report):
-    """All concepts, those that one latent tells best first.
+    """The probes of all concepts, sorted by how well one latent detects the concept, best first.
 
     Attributes:
         site: where the dictionary reads.
@@ -102,7 +102,7 @@ class Probes(Report):
 
     @staticmethod
     def section_of(data: Mapping[str, Any]) -> Section:
-        """A concept a row: accuracies, the latents, and what is absorbed. Means over the concepts below."""
+        """A table with one row per concept (accuracies, latents, absorption), and sentences with the means over concepts."""
         means, at = data["means"], data.get("site")
         dense = _score_text(means["dense"])
         lines = [
@@ -148,7 +148,7 @@ def _score_text(score: Mapping[str, float]) -> str:
 
 
 def _three(value: float | None) -> str:
-    """A number with three decimals; a dash in results that were stored before it was measured."""
+    """A number with three decimals, or a dash for results of versions that did not measure it."""
     return "–" if value is None else f"{value:.3f}"
 
 

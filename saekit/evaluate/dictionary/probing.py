@@ -1,4 +1,4 @@
-"""Probing: how well a few latents tell a concept, compared with a probe on the whole activation; and absorption."""
+"""Probing: how well a few latents detect a concept, compared with a probe on the whole activation; and absorption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading an evaluation that `reports/` has: JSON that somebody may have edited, damaged or written with an earlier version."""
+"""Reading an evaluation from `reports/`: JSON that may be edited, damaged or from an earlier version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dose response: mentions of a concept and perplexity of sampled text by strength, beside a random push of the same norm."""
+"""Dose response: mentions of a concept and perplexity of sampled text by strength, with a random push as control."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Sweep(Report):
         return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
 
     def best(self, cost: float) -> Point:
-        """The point of highest rate among those of at most `cost` times the baseline's perplexity; without any, the cheapest."""
+        """The point of highest rate at a perplexity of at most `cost` times the baseline, or else the cheapest point."""
         affordable = [point for point in self.points if self.cost(point.steered) <= cost]
         if not affordable:
             return min(self.points, key=lambda point: self.cost(point.steered))
@@ -140,7 +140,7 @@ class Sweep(Report):
 
     @staticmethod
     def section_of(data: Mapping[str, Any]) -> Section:
-        """A strength and an arm a row: the rate of the concept, and the cost in perplexity."""
+        """A table with one row per strength and arm: the rate of the concept, and the cost in perplexity."""
         rows = [
             {
                 "strength": point["strength"],
@@ -170,7 +170,7 @@ def sweep(
     Args:
         lm: the model, with the dictionaries attached that `change` needs.
         prompts: one or more texts.
-        change: returns the intervention, resolved, of a strength that holds one number for each prompt of a batch.
+        change: returns the resolved intervention for a strength, which has one number for each prompt of a batch.
         strengths: the numbers, in the unit `unit`.
         mentions: finds the concept's words.
         unit: unit of the strengths.
