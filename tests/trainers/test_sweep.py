@@ -152,8 +152,8 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     ("text", "message"),
     [
         (LAUGHS, "more than 100,000 values"),
-        ("a: &a [*a]", "an alias refers to what it is in"),
-        ("a: &a {b: *a}", "an alias refers to what it is in"),
+        ("a: &a [*a]", "an alias refers to a value that contains it"),
+        ("a: &a {b: *a}", "an alias refers to a value that contains it"),
         ("[" * 100 + "]" * 100, "nested deeper than 32 levels"),
         ("[" * 50_000 + "]" * 50_000, "nested deeper than 32 levels"),
         ("- " * 50_000 + "a", "nested deeper than 32 levels|not valid YAML"),

@@ -71,9 +71,11 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
         p = objective.parameters_of(tensors)
     except KeyError as error:
         missing = f"{arch} cannot start from {sae.name}: that has no {error.args[0]}."
-        raise ConfigError(missing, f"Choose another arch: {sae.cfg.architecture} is what it is.") from error
+        raise ConfigError(missing, f"Choose another arch. The architecture of the SAE is {sae.cfg.architecture}.") from error
     if tensors:
-        raise ConfigError(f"{arch} would lose the {next(iter(tensors))} of {sae.name}.", f"{sae.cfg.architecture} is what it is.")
+        raise ConfigError(
+            f"{arch} would lose the {next(iter(tensors))} of {sae.name}.", f"Use its architecture, {sae.cfg.architecture}."
+        )
     return Parameters({name: objective.group.part(name, p[name]).contiguous() for name in wanted})
 
 

@@ -80,7 +80,7 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         known[id(node)] = 1 + sum(_count(part, known, depth - 1) for part in parts)
     if known[id(node)] > MAX_VALUES:
         raise ConfigError(
-            f"The text stands for more than {MAX_VALUES:,} values, or an alias refers to what it is in.",
+            f"The text stands for more than {MAX_VALUES:,} values, or an alias refers to a value that contains it.",
             "Write out fewer values, or use fewer aliases.",
         )
     return known[id(node)]
