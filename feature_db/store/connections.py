@@ -146,10 +146,10 @@ class _Held:
     """A connection that is closed when its thread ends."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection, self.process = connection, os.getpid()
+        self.connection, self.process, self._current_process = connection, os.getpid(), os.getpid
 
     def close(self) -> None:
-        if self.process == os.getpid():
+        if self.process == self._current_process():
             self.connection.close()
 
     def __del__(self) -> None:
