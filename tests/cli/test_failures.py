@@ -133,7 +133,15 @@ def test_a_stopped_command_says_how_to_go_on(
 ) -> None:
     folder = tmp_path / "ws"
     arguments = (*fit_arguments, "--out", folder, "--train-tokens", 50_000_000)
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True)
+    # A shell that runs the tests in the background makes their children ignore SIGINT.
+    process = subprocess.Popen(
+        command(*arguments),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (folder / "sae" / "resid_post.2" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
