@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, ContextTooLong, UnknownSite
 from saekit.lm import At, Edit, LanguageModel, Site
+from tests.kit.hooks import hooks_on
 
 Named = Callable[[str], LanguageModel]
 NEW = 6
@@ -337,10 +338,10 @@ def test_hooks_come_off_whatever_happens(tiny: LanguageModel) -> None:
             raise ZeroDivisionError
         return rows
 
-    before = tiny.model.config._attn_implementation
+    before, hooked = tiny.model.config._attn_implementation, hooks_on(tiny)
     with pytest.raises(ZeroDivisionError):
         tiny.generate(PROMPTS, interventions=[Edit(Site(kind, 1), fail) for kind in ("attn_out", "pattern")], max_new_tokens=NEW)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.model.modules())
+    assert hooks_on(tiny) == hooked
     assert tiny.model.config._attn_implementation == before
 
 

@@ -96,7 +96,7 @@ def test_policies_leave_the_first_token_alone(lm: LanguageModel, texts: list[str
     seen.clear()
     lm.run(lm.encode(texts[:1])[0], edits=[Edit(SITE, look, positions=[0])])
     assert seen == [0]
-    assert patch(lm, f"residual:{SITE}/3", texts[0]).changes[0].positions[0] == 1  # type: ignore[index]
+    assert patch(lm, f"residual:{SITE}/3", texts[0]).changes[0].positions.places[0] == 1  # type: ignore[union-attr,index]
 
 
 def test_norms_are_those_of_the_tokens_that_are_trained_on(lm: LanguageModel, texts: list[str], tmp_path: Path) -> None:

@@ -16,12 +16,9 @@ from saekit.errors import ConfigError, ContextTooLong, UnknownSite, UnsupportedM
 from saekit.lm import At, Edit, LanguageModel, Site
 from saekit.lm.run.edits import TokenWindow
 from saekit.names.positions import POLICIES
+from tests.kit.hooks import hooks_on
 
 Named = Callable[[str], LanguageModel]
-
-
-def hooks_on(lm: LanguageModel) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
 
 
 @contextmanager

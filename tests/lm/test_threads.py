@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saekit.lm import At, Edit, LanguageModel, Site
 from saekit.sae import SAE
+from tests.kit.hooks import hooks_on
 
 Named = Callable[[str], LanguageModel]
 THREADS, ROUNDS = 8, 6
@@ -90,11 +91,12 @@ def at_once(jobs: list[Callable[[], Any]]) -> list[list[Any]]:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_eight_threads_get_the_results_of_one(tiny_named: Named, name: str, tokens: Tensor, other_tokens: Tensor) -> None:
     lm = tiny_named(name)
+    hooked = hooks_on(lm)
     jobs = jobs_of(lm, tokens, other_tokens)
     alone = [job() for job in jobs]
     for number, results in enumerate(at_once(jobs)):
         assert all(same(result, alone[number]) for result in results), number
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    assert hooks_on(lm) == hooked
 
 
 def test_two_language_models_around_one_module(tiny_named: Named, tokens: Tensor, other_tokens: Tensor) -> None:
