@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,15 +120,13 @@ def test_heads_and_neurons_write_what_their_projections_say(tiny: LanguageModel,
 
 
 def test_patterns_are_those_of_eager_attention(tiny: LanguageModel, tokens: Tensor) -> None:
-    model, before = tiny.model, tiny.model.config._attn_implementation
+    before = tiny.model.config._attn_implementation
     run = everything(tiny, tokens)
-    assert model.config._attn_implementation == before
-    try:
-        model.set_attn_implementation("eager")
-        with torch.no_grad():
-            theirs = model(input_ids=tokens, use_cache=False, output_attentions=True)
-    finally:
-        model.set_attn_implementation(before)
+    assert tiny.model.config._attn_implementation == before
+    model = copy.deepcopy(tiny.model)  # transformers leaves hooks on a model that was asked for attentions
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = model(input_ids=tokens, use_cache=False, output_attentions=True)
     torch.testing.assert_close(run.logits, theirs.logits, atol=1e-6, rtol=1e-6)
     for layer in range(tiny.n_layers):
         pattern = run[f"pattern.{layer}"]
