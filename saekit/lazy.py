@@ -9,10 +9,10 @@ from typing import Any
 
 
 def attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names are loaded when first used. `dir(package)` lists them, too.
+    """The `__getattr__` of a package whose names are loaded when first used. `dir(package)` lists its `__all__`.
 
     Args:
-        package: name of the package, which is being imported.
+        package: name of the package, which is being imported and has set `__all__` when `dir` is called.
         homes: name -> the module that defines it.
     """
 
@@ -22,5 +22,5 @@ def attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(homes[name]), name)
 
     namespace = vars(sys.modules[package])
-    namespace["__dir__"] = lambda: sorted({*namespace, *homes})
+    namespace["__dir__"] = lambda: sorted(namespace["__all__"])
     return load
