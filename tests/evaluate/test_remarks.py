@@ -49,6 +49,43 @@ def test_figures_that_mislead_are_remarked_upon(worse: dict[str, Any], words: st
     assert any(words in remark for remark in remarks(GOOD | worse))
 
 
+@pytest.mark.parametrize(
+    ("worse", "words"),
+    [
+        ({"ce": 6.4, "ce_spliced": 6.5, "ce_zero": 7.4}, "no better than a uniform guess on this text (6.40 against 6.24"),
+        ({"ce": 6.1, "ce_spliced": 6.2}, "no better than with zeros at every token at the site on this text (6.10 against 6.00"),
+    ],
+)
+def test_a_model_that_predicts_badly_by_itself_is_not_blamed_on_the_dictionary(worse: dict[str, Any], words: str) -> None:
+    found = remarks(GOOD | worse)
+    assert any(remark.startswith("The model itself predicts") and words in remark for remark in found)
+    assert not any("With this dictionary" in remark for remark in found)
+    assert not useless(GOOD | worse)
+
+
+def test_a_dictionary_is_compared_with_the_references_that_the_model_beats() -> None:
+    worse = GOOD | {"ce": 6.4, "ce_spliced": 7.5, "ce_zero": 7.4}
+    assert useless(worse)
+    assert any(
+        "With this dictionary the model predicts no better than with zeros at every token" in each for each in remarks(worse)
+    )
+
+
+def test_the_figure_in_brackets_is_that_of_the_reference_that_is_named() -> None:
+    [remark] = (each for each in remarks(GOOD | {"ce_spliced": 6.5}) if "With this dictionary" in each)
+    assert "a uniform guess (6.24 nats" in remark
+
+
+def test_more_than_all_of_the_cross_entropy_recovered_is_remarked_upon() -> None:
+    better = {"ce_spliced": 1.9, "ce_recovered": (6 - 1.9) / (6 - 2)}
+    [remark] = remarks(GOOD | better)
+    assert (
+        remark.startswith("Cross-entropy recovered is 102.50%, above 100 %")
+        and "(1.90 nats per token) than without it (2.00)" in remark
+    )
+    assert remarks(GOOD | {"ce_spliced": 2.0, "ce_recovered": 1.0}) == []
+
+
 def test_a_baseline_as_bad_as_a_uniform_guess_needs_no_remark() -> None:
     assert remarks(GOOD | {"ce_zero": GOOD["ce_uniform"] + 0.01}) == []
 

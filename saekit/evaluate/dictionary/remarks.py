@@ -14,6 +14,8 @@ L0_RATIO = 1.5
 """The same for held-out L0 over L0 in training; and the ratio from which L0 misses the one that was asked for."""
 CE_STEP = 0.05
 """Nats per token by which a baseline must exceed a uniform guess to be called worse."""
+ABOVE_WHOLE = 1.00005
+"""Cross-entropy recovered from which it reads as more than 100.00 %."""
 TRIMMED_RATIO = 1.5
 """FVU over all tokens and FVU without the largest ones differ if one exceeds the other by this factor."""
 
@@ -30,10 +32,11 @@ def overfitted(facts: Mapping[str, Any]) -> bool:
 
 
 def useless(facts: Mapping[str, Any]) -> bool:
-    """Whether the model with the dictionary predicts no better than a uniform guess or than with the baseline."""
-    if "ce_spliced" not in facts:
-        return False
-    return facts["ce_spliced"] >= min(facts.get("ce_uniform", math.inf), baseline_of(facts)[1])
+    """Whether the model with the dictionary predicts no better than a uniform guess, or no better than with the baseline.
+
+    A reference that the model itself does not beat does not count: there the failure is not the dictionary's.
+    """
+    return bool(_missed(facts))
 
 
 def remarks(facts: Mapping[str, Any]) -> list[str]:
@@ -58,10 +61,9 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     asked, l0 = facts.get("l0_asked"), facts.get("l0", math.nan)
     if asked and not asked / L0_RATIO <= l0 <= asked * L0_RATIO and not math.isnan(l0):
         found.append(f"L0 is {l0:.3g}; training was asked for {asked}.")
-    if useless(facts):
-        uniform, base = facts.get("ce_uniform", math.inf), baseline_of(facts)[1]
-        what = "a uniform guess" if facts["ce_spliced"] >= uniform else f"with {DESCRIBED[baseline_of(facts)[0]]} at the site"
-        found.append(f"With this dictionary the model predicts no better than {what} ({min(uniform, base):.2f} nats per token).")
+    found += _model_remarks(facts)
+    for what, nats in _missed(facts)[:1]:
+        found.append(f"With this dictionary the model predicts no better than {what} ({nats:.2f} nats per token).")
     if "ce_uniform" in facts:
         name, base = baseline_of(facts)
         if base > facts["ce_uniform"] + CE_STEP:
@@ -75,5 +77,38 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         found.append(
             f"A few tokens of large norm decide FVU: it is {fvu:.3f} over all tokens and {trimmed:.3f} without the 1 % of the "
             "largest norms."
+        )
+    return found
+
+
+def _references(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What a useful model predicts better than, with its cross-entropy in nats per token; empty where none was measured."""
+    if "ce_spliced" not in facts:
+        return []
+    uniform = [("a uniform guess", float(facts["ce_uniform"]))] if "ce_uniform" in facts else []
+    name, base = baseline_of(facts)
+    return [*uniform, (f"with {DESCRIBED[name]} at the site", base)]
+
+
+def _missed(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The references that the model beats by itself, but not with the dictionary."""
+    return [(what, nats) for what, nats in _references(facts) if facts.get("ce", -math.inf) < nats <= facts["ce_spliced"]]
+
+
+def _model_remarks(facts: Mapping[str, Any]) -> list[str]:
+    """Remarks on a model that predicts the text badly by itself, or better with the dictionary than without it."""
+    ce = facts.get("ce", -math.inf)
+    found = [
+        f"The model itself predicts no better than {what} on this text ({ce:.2f} against {nats:.2f} nats per token); the figures "
+        "of cross-entropy say little about the dictionary."
+        for what, nats in _references(facts)
+        if ce >= nats
+    ][:1]
+    recovered = facts.get("ce_recovered", math.nan)
+    if recovered > ABOVE_WHOLE and facts.get("ce_spliced", math.inf) < ce:
+        found.append(
+            f"Cross-entropy recovered is {recovered:.2%}, above 100 %: the model predicts this text better with the dictionary "
+            f"({facts['ce_spliced']:.2f} nats per token) than without it ({ce:.2f}). This does not show that the "
+            "dictionary is faithful to the model; look at KL."
         )
     return found
