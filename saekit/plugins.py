@@ -107,7 +107,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         """The row of that name.
 
         Raises:
-            ConfigError: (or the registry's own error class) there is none; the message names the nearest.
+            ConfigError: (or the registry's own error class) no row has that name; the message suggests the nearest names.
         """
         load()
         if not isinstance(name, str) or name not in self._rows:

@@ -1,6 +1,6 @@
 """Progress of long steps, on stderr so that stdout stays data: a bar on a terminal, a line every 30 seconds elsewhere.
 
-The same blocks record what the program is doing, for the message about an error that nobody expected.
+The same blocks record what the program is doing, for the message about an unexpected error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EVERY = 30.0
 """Seconds between lines where stderr is not a terminal, as in the log of a batch queue."""
-_WORTH_A_RATE = 1000  # units in all; "2/3 steps, 0/s" tells nobody anything
+_WORTH_A_RATE = 1000  # units in all; for fewer, a rate like "0/s" says nothing
 
 
 class Bar:
@@ -99,7 +99,7 @@ class _Lines(Bar):
 
     def _tick(self) -> None:
         while not self._ended.wait(EVERY):
-            with suppress(OSError):  # nobody reads the lines any more
+            with suppress(OSError):  # the reader of the lines has gone
                 self._print(self._line())
 
     def _line(self) -> str:

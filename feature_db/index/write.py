@@ -68,7 +68,7 @@ def _start(path: Path, entry: Entry, rows: Rows) -> None:
                 finally:
                     db.close()
             checksums.remove(path)
-            files.publish(beside, path, checksum=False)  # which lies beside it
+            files.publish(beside, path, checksum=False)  # it has a checksum file of its own
             files.sync(path.parent)
     except OSError as error:
         raise files.unwritable(path, error) from error
@@ -108,7 +108,7 @@ def _transaction(db: sqlite3.Connection, entry: Entry, rows: Rows, *, intact: bo
     try:
         schema.upgrade(db)
         _write(db, entry, rows)
-        if not intact:  # bytes of the other dictionaries' rows may be wrong: the next build of each makes its rows anew
+        if not intact:  # rows of the other dictionaries may be damaged: the next build of each writes its rows again
             db.execute("UPDATE sae SET key = '' WHERE site != ?", (entry.site,))
         db.execute("ANALYZE")
         db.execute("COMMIT")

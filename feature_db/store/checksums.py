@@ -1,8 +1,9 @@
-"""The checksum of a database file, kept in a file beside it.
+"""The checksum of a database file, kept in a second file in the same folder.
 
 `features.sqlite.sha256` holds one line in the format of `sha256sum`, so `sha256sum -c features.sqlite.sha256` checks it too.
-saekit removes the file before it writes to the database and makes it again afterwards. A checksum that is there must therefore
-match every byte of the database; a missing one says that the last write did not end, or that an older version wrote it.
+saekit removes that file before it writes to the database and writes it again afterwards. An existing checksum must therefore
+match every byte of the database. If the checksum is missing, the last write was interrupted, or an older version wrote the
+database.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def remove(path: Path) -> None:
 
 
 def record(path: Path) -> bool:
-    """Write the checksum of the database as it is now; returns whether that was possible (the disk may be full)."""
+    """Write the checksum of the current database. Returns False if it could not be written, as on a full disk."""
     try:
         files.write_whole(beside(path), _line(path), checksum=False)
     except (OSError, SaekitError):
@@ -77,7 +78,7 @@ def record(path: Path) -> bool:
 
 
 def _line(path: Path) -> bytes:
-    # When a process closes a file, it loses its locks on that file, SQLite's included. So another process reads it.
+    # A process that closes a file loses all its POSIX locks on it, including SQLite's. So another process computes the hash.
     done = subprocess.run([sys.executable, "-I", "-S", "-c", _HASH, str(path.absolute())], capture_output=True, check=False)
     digest = done.stdout.decode().strip()
     if done.returncode or len(digest) != 64:

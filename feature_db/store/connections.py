@@ -191,7 +191,7 @@ def _open_for_reading(path: Path) -> sqlite3.Connection:
         if code(error) not in CANNOT_WRITE:
             raise
         if pending(path) or _log(path, "-journal").exists():
-            what = f"{path} has changes of an interrupted write beside it, which cannot be merged here: {error}."
+            what = f"{path} has changes of an interrupted write in a file next to it, which cannot be merged here: {error}."
             raise DatabaseError(what, "Make its folder writable and open it once.") from error
     # A write-ahead log needs a file in the folder, and locks need a file system that has them. Nobody can be writing here.
     return _connect(path, "ro&immutable=1")

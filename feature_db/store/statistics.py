@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from feature_db.errors import damaged
 
-# The histogram's bins: eight a power of two, from 2^-20 to 2^20.
+# The bins of the histogram: eight for each power of two, from 2^-20 to 2^20.
 LOWEST = -20
 BINS = 40 * 8
 Z95 = 1.959963984540054
@@ -16,9 +16,9 @@ Z95 = 1.959963984540054
 def wilson(hits: ArrayLike, n: ArrayLike, z: float = Z95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Wilson's score interval of a proportion (Wilson 1927): (low, high), by default of 95 %.
 
-    `scipy.stats.binomtest(...).proportion_ci(method="wilson")` gives the same for one proportion, but takes half a millisecond
-    for each, since it also makes the test. The interval takes tokens as independent, which those of one document are not: it is
-    somewhat too narrow. With n = 0 it is (0, 1).
+    `scipy.stats.binomtest(...).proportion_ci(method="wilson")` gives the same interval, but takes half a millisecond for each
+    proportion because it also computes the test. The interval assumes independent tokens. Tokens of one document are
+    correlated, so the interval is somewhat too narrow. With n = 0 it is (0, 1).
 
     Args:
         hits: successes, of any shape.
@@ -36,7 +36,7 @@ def wilson(hits: ArrayLike, n: ArrayLike, z: float = Z95) -> tuple[NDArray[np.fl
 
 
 def bin_edges() -> NDArray[np.float64]:
-    """Edges of the histogram's bins, (BINS + 1,): eight a power of two, from 2^-20 to 2^20."""
+    """Edges of the bins of the histogram, (BINS + 1,): eight bins for each power of two, from 2^-20 to 2^20."""
     octave, eighth = np.divmod(np.arange(BINS + 1), 8)
     return np.ldexp(1 + eighth / 8, octave + LOWEST)
 

@@ -21,7 +21,7 @@ def choose(
     ] = None,
     as_json: options.JSON = False,
 ) -> None:
-    """Make a trained dictionary the default of its site: the one that index, search and steer use unless told otherwise.
+    """Make a trained dictionary the default of its site: the one that index, search and steer use without --name.
 
     Example: `saekit choose pythia arch=topk,l0=16`
     """

@@ -105,12 +105,13 @@ def evaluate(
 
     The page reports/eval-SITE.html (or eval-SITE-NAME.html) in the workspace shows the distributions behind the numbers.
 
-    Shrinkage: 1.0 means none; below 1 the reconstruction is too small. Probes: accuracy of logistic regression on k latents, on
-    the whole activation (dense) and on k of its coordinates. Absorbed: the share of a concept's tokens on which other latents
-    fire in place of the concept's own latents.
+    Shrinkage: 1.0 means none; below 1 the reconstruction is too small. Probes: the accuracy of logistic regression on k latents,
+    on the whole activation (dense) and on k coordinates of the activation. Absorbed: the share of a concept's tokens on which
+    other latents fire in place of the concept's own latents.
 
-    For a crosscoder or a cross-layer transcoder it shows the FVU of every site, and how the decoder norm of each feature is
-    distributed over the sites. A feature with all of its norm at one site, or in one model, belongs to that one alone.
+    For a crosscoder or a cross-layer transcoder, the command shows the FVU of every site, and how the decoder norm of each
+    feature is distributed over the sites. A feature whose whole decoder norm is at one site is specific to that site. In a
+    crosscoder of two models, a feature whose whole decoder norm is in one model is specific to that model.
 
     Example: `saekit eval pythia --probe`
     """

@@ -79,7 +79,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 
 def _name(arguments: Sequence[str]) -> str:
-    """The name of the command at the start of a command line; empty if there is none."""
+    """The name of the command at the start of a command line; empty if the line starts with no command."""
     return next((name for length in (2, 1) if (name := " ".join(arguments[:length])) in COMMANDS), "")
 
 

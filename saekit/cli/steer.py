@@ -20,7 +20,7 @@ class SteeringOptions:
         str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
     ] = "clamp"
     control: Annotated[
-        bool, typer.Option("--control/--no-control", help="Also steer along a random direction of the same norm.")
+        bool, typer.Option("--control/--no-control", help="Also steer in a random direction, with a change of the same norm.")
     ] = True
     positions: Annotated[
         str | None,
@@ -43,7 +43,7 @@ class GenerationOptions:
     n_samples: Annotated[
         int,
         typer.Option(
-            "--samples", help="Continuations of each prompt; more than one are sampled.", parser=count(1), metavar="COUNT"
+            "--samples", help="Continuations of each prompt. More than one implies --sample.", parser=count(1), metavar="COUNT"
         ),
     ] = 1
     seed: options.SEED = 0
@@ -70,8 +70,18 @@ def steer(
     """Generate with and without a feature turned on, side by side and from the same seed.
 
     1042 clamps the feature to half the typical norm of its site, 1042:0.8norm to 0.8 of that norm, 1042:2 to twice the feature's
-    maximum activation, 1042:q.99 to the 0.99 quantile of its activations. Features that promote a concept's tokens push towards
-    the concept; features that only fire on them may not.
+    maximum activation, 1042:q.99 to the 0.99 quantile of its activations.
+
+    `--op` chooses the operation. clamp sets the coefficient of the feature to the strength, add adds the strength to the
+    coefficient, scale multiplies the coefficient by the strength (1042:2 doubles it), and ablate sets it to 0. ablate takes no
+    strength.
+
+    The random control shows whether the effect is specific to the feature: it changes the activations by the same norm in a
+    random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
+    shows an effect more reliably than one greedy continuation.
+
+    Steering works best with features that promote the tokens of a concept. A feature that fires on a concept's tokens does not
+    necessarily make the model produce them.
 
     Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
     """

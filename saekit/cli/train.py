@@ -62,10 +62,11 @@ def train(
     The page reports/train-SITE.html, or train-SITE-NAME.html, shows how training went. `saekit report WORKSPACE --training`
     writes it during training.
 
-    `--from FOLDER`, or the name of a published SAE, starts from its weights, and from its settings where none are given.
+    `--from` continues from the weights of an SAE: a folder, or the release/id of a published one. Architecture, latents, L0 and
+    site are those of that SAE, unless options set them.
 
-    With `--live`, the model computes activations of the whole corpus during training, and no more activations are written to
-    disk. All dictionaries of a sweep share one forward pass. The cached activations are used for evaluation and indexing.
+    With `--live`, the model computes the activations of the whole corpus during training and does not write them to disk. All
+    dictionaries of a sweep share each forward pass. Evaluation and indexing still use the cached activations.
 
     On several GPUs, `torchrun --nproc-per-node 4 -m saekit train ...` gives each process a part of every batch or, with
     `--shard`, a part of the latents, for dictionaries that are too large for one GPU. The result is the same.

@@ -71,10 +71,10 @@ def weights_text(lm: ModelLayout) -> str:
 
 
 def differs(here: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """The first of "model" (the structure), "tokenizer" and "weights" in which two fingerprints differ; None if in none.
+    """The first of "model" (the structure), "tokenizer" and "weights" in which two fingerprints differ; None if all are equal.
 
-    Rounding to half precision is no difference in weights. Fingerprints of early versions have no "weights", and these are then
-    not compared.
+    Rounding to half precision does not count as a difference in weights. Fingerprints of early versions have no "weights";
+    weights are then not compared.
     """
     for what in ("model", "tokenizer"):
         if here.get(what) != now.get(what):

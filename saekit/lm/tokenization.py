@@ -88,11 +88,13 @@ class Text:
             wrong = next((text for text in texts if _has_surrogates(text)), None)
             if wrong is None:
                 raise
-            raise ConfigError(f"{wrong!r:.60} holds characters that are not valid Unicode.", "Decode it anew.") from error
+            raise ConfigError(
+                f"{wrong!r:.60} holds characters that are not valid Unicode.", "Decode the bytes again, with the right encoding."
+            ) from error
 
     @cached_property
     def _backend(self) -> Any:
-        """A copy of a fast tokenizer's core that nobody changes; None for a slow tokenizer.
+        """A copy of a fast tokenizer's core that no other code changes; None for a slow tokenizer.
 
         Calls of the tokenizer itself switch truncation and padding of its core, which other threads may be using. Besides, the
         core alone is twice as fast.

@@ -68,7 +68,7 @@ class TokenPositions:
         """Read a text as above, a list of places, or a list of places for each row.
 
         Raises:
-            ConfigError: it is none of these.
+            ConfigError: `given` is of another kind, or names no policy.
         """
         if isinstance(given, TokenPositions):
             return given
@@ -139,7 +139,7 @@ class AnyPositions:
 
 
 Choice = Positions | DefaultPositions | AnyPositions
-"""What the positions of an edit may be besides None."""
+"""The positions of an edit, except None."""
 GENERATION = DefaultPositions("last+generated")
 """The positions of `generate` and of measures of generations, where the caller names none."""
 

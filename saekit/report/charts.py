@@ -1,6 +1,6 @@
 """Charts as inline SVG.
 
-Pages show text of models and corpora that nobody has checked, so their content security policy forbids every script. Charts
+Pages show unchecked text of models and corpora, so their content security policy forbids every script. Charts
 therefore need none. They print well, take their colours from the page's style sheet (and with them dark mode), and a page has
 about 50 KB. A plotly chart would need scripts to be allowed, and 4.8 MB of JavaScript in each page.
 """

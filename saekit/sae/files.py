@@ -200,13 +200,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
     try:  # the header is compared with the length of the file before anything of the declared sizes is made
         return load_file(path)
-    except Exception as error:  # a parser of another library on bytes that nobody has checked
+    except Exception as error:  # a parser of another library on unchecked bytes
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error)[:200]}"
         raise SAEFormatError(f"{path} cannot be read: {reason}.", "The file is damaged or no safetensors file.") from error
 
 
 def _checkpoint_scale(folder: Path, raw: dict[str, Any]) -> float | None:
-    """The input scale that a sae-lens training checkpoint keeps beside its weights; finished SAEs have it folded in."""
+    """The input scale that a sae-lens training checkpoint keeps in a separate file; finished SAEs have it folded in."""
     path = folder / SCALER
     if raw.get("normalize_activations") not in _UNFOLDED or not path.exists():
         return None

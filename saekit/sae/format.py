@@ -64,7 +64,7 @@ def config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConf
 
     Args:
         raw: what the file holds.
-        tensors: the weights beside it. They give the dtype where the file does not.
+        tensors: the weights in the same folder. They give the dtype where the file does not.
 
     Raises:
         SAEFormatError: a value is missing, of a wrong type or impossible.
@@ -123,7 +123,7 @@ def modernize(raw: dict[str, Any]) -> dict[str, Any]:
 
     try:
         converted: dict[str, Any] = handle_config_defaulting(raw)
-    except Exception as error:  # code of sae-lens on values that nobody has checked
+    except Exception as error:  # code of sae-lens on unchecked values
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise SAEFormatError(
             f"sae-lens cannot convert the configuration of its version {excerpt(saved_by)}: {reason}."

@@ -64,7 +64,7 @@ class Strength:
         """A strength from a number (raw), from text such as '0.5norm', from a list or tensor of these, or from itself.
 
         Raises:
-            InterventionError: the value is none of these, or the texts of a list differ in their unit.
+            InterventionError: the value cannot be read as a strength, or the texts of a list have different units.
         """
         if isinstance(strength, Strength):
             return strength
@@ -89,7 +89,7 @@ class Strength:
         """Read '2' (in the `default` unit), '0.5norm', '3max', 'q.99', '1mean' or '4raw'.
 
         Raises:
-            InterventionError: the text is none of these.
+            InterventionError: the text is in none of these forms.
         """
         match = _STRENGTH.fullmatch(text)
         if match is None or (match["quantile"] and match["unit"]):

@@ -72,7 +72,7 @@ class Ranking(Mapping[Ref, float]):
             by: "magnitude" (of the score), "highest" or "lowest".
 
         Raises:
-            ConfigError: `k` is negative, or `by` is none of these.
+            ConfigError: `k` is negative, or `by` has another value.
         """
         if k < 0:
             raise ConfigError(f"The first {k} objects do not exist.", "Give a number from 0.")

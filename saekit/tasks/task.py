@@ -1,4 +1,4 @@
-"""Tasks: prompts with answers, each beside a corrupted prompt with another answer."""
+"""Tasks: prompts with answers, each with a corrupted prompt that has another answer."""
 
 from __future__ import annotations
 

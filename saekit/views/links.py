@@ -1,4 +1,4 @@
-"""Links between pages that lie beside each other."""
+"""Links between pages in one folder."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from urllib.parse import quote
 
 
 def link(file: str) -> str:
-    """The relative address of a file beside a page. It names no scheme and no other folder, whatever the file is called."""
+    """The relative address of a file in the folder of a page. It contains no scheme and no other folder, for any file name."""
     return quote(file, safe="=,+")

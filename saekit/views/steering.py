@@ -20,7 +20,7 @@ class Steered:
 
     Attributes:
         record: the feature.
-        scan: several strengths, of which one was chosen.
+        scan: the strengths among which one was chosen.
         result: the chosen strength, measured on other prompts and with other noise than it was chosen on.
     """
 

@@ -1,4 +1,4 @@
-"""What the page and the table of a sweep show: dictionaries beside each other."""
+"""What the page and the table of a sweep show: a comparison of its dictionaries."""
 
 from __future__ import annotations
 

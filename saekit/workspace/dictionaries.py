@@ -156,7 +156,7 @@ class Dictionaries:
         transcoder.
 
         Raises:
-            WorkspaceError: there is none, there is none at one of `places`, or it reads several sites.
+            WorkspaceError: no dictionary is found, or none at one of `places`, or one that is found reads several sites.
         """
         if places:
             found = [self.find(place, name) for place in places]

@@ -31,7 +31,7 @@ def evaluate(
     options: Options | None = None,
     other: Workspace | None = None,
 ) -> dict[str, Any]:
-    """Run evaluations of one dictionary, and keep their results in `reports/` beside those of earlier ones.
+    """Run evaluations of one dictionary, and add their results to those of earlier evaluations in `reports/`.
 
     Args:
         place, name: the dictionary, as `ws.dictionaries.find` gives it.

@@ -256,7 +256,7 @@ class WorkspaceFolder:
             name: of the dictionary that a bare number is of; empty for a default dictionary.
 
         Raises:
-            UnknownRef: the text is none of these.
+            UnknownRef: the text does not name a feature.
             WorkspaceError: a bare number, and there are several dictionaries.
         """
         from saekit.names.ref import Ref

@@ -151,7 +151,7 @@ def _damage(name: str, what: str, hint: str = _RESTORE) -> Part:
 
 
 def _files(root: Path) -> Iterator[Part]:
-    """What the ledger says of all files that it covers, and which files there are beside."""
+    """Check all files that the ledger covers, and list the files that it does not cover."""
     own = Ledger(root)
     try:
         found = own.read()

@@ -110,7 +110,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not (found := _all(folder)):
         return None
     path = found[-1] / f"{_STATE}.safetensors"
-    hint = f"Move {found[-1]} away to {f'go on from {found[-2].name}' if len(found) > 1 else 'start anew'}."
+    hint = f"Move {found[-1]} away to {f'go on from {found[-2].name}' if len(found) > 1 else 'start from the beginning'}."
     facts = read_sealed(found[-1] / f"{_STATE}.json", _FACTS, error=CheckpointError, hint=hint, finite=False)
     try:
         digest = facts.pop(_DIGEST, None)

@@ -60,7 +60,7 @@ class TrainRun:
 
     def _open_folder(self, settings: dict[str, Any], position: int, wandb: str | None) -> None:
         job = self.job
-        # A run that starts anew drops the best SAE of the run before; a run that goes on keeps the last one.
+        # A run from the beginning removes the best SAE of the run before; a run that continues keeps the latest one.
         checkpoints.keep_best(job.checkpoints, 1 if self.state.steps else 0)
         with self.storage_errors():
             job.out.mkdir(parents=True, exist_ok=True)

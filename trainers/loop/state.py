@@ -110,7 +110,7 @@ class TrainState:
         leaves = self.p.map(lambda tensor: tensor.detach().requires_grad_())
         part = self.objective.loss(self.objective.written(leaves), x_BD, y_BE, now)
         assert isinstance(part.loss, Tensor)
-        # Parameters that act beside the code (b_dec, W_skip) may be in the first process's part of the loss alone.
+        # Parameters that do not act through the code (b_dec, W_skip) may occur only in the first process's part of the loss.
         gradients = torch.autograd.grad(part.loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return part._replace(loss=part.loss.detach()), Parameters(zip(leaves, gradients))
 

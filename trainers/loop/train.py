@@ -222,7 +222,7 @@ class DataPass:
             return TrainState.restore(job.config, tensors, facts, job.group), {key: facts[key] for key in beginning}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise CheckpointError(
-                f"The last checkpoint in {job.checkpoints} does not fit: {error}.", "Move it away to start anew."
+                f"The last checkpoint in {job.checkpoints} does not fit: {error}.", "Move it away to start from the beginning."
             ) from error
 
     def _finish(self, runs: Sequence[TrainRun], made: Sequence[tuple[SAE, Tensor | None]]) -> None:

@@ -196,9 +196,9 @@ class Objective(ABC):
         return tensors | ({"W_skip": p.W_skip_ED} if "W_skip_ED" in p else {})
 
     def parameters_of(self, tensors: dict[str, Tensor]) -> Parameters:
-        """The parameters of which :meth:`tensors` makes these: training that starts from an SAE begins with them.
+        """The inverse of :meth:`tensors`: the parameters with which training starts from an SAE.
 
-        It removes from `tensors` those that it uses, and those of another architecture that it can do without.
+        The method removes from `tensors` what it uses, and what another architecture has but this one does not need.
 
         Raises:
             KeyError: a tensor is missing; its argument is the name.

@@ -57,8 +57,9 @@ class TrainConfig:
     Under a sparsity penalty (JumpReLU, Gated, standard) the weight of the penalty is adjusted to reach it."""
     k_start: int | None = None
     """L0 at the start of the run. It falls linearly to `l0` over the first `k_anneal` of the run. None: `l0` for TopK, BatchTopK
-    and Matryoshka, and when training starts from an SAE. Otherwise 4 times `l0`; up to 8 times for Gated while below half the
-    width of the site; up to 12 times for standard while below three quarters of the width. At most a quarter of the latents."""
+    and Matryoshka, and for training that starts from an SAE. Otherwise 4 times `l0`. Gated starts at 8 times `l0` and standard at
+    12 times, limited to 1/2 and 3/4 of the width of the site, but never to less than 4 times `l0`. No start exceeds a quarter of
+    the latents."""
     k_anneal: float = 0.2
     """Fraction of the run over which L0 falls from `k_start` to `l0`."""
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)

@@ -16,8 +16,7 @@ from trainers.step.parameters import Parameters
 
 
 def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, Any]:
-    """Settings that an SAE brings along: its architecture, its number of latents, how many of them fire and where, as far as it
-    says so."""
+    """Settings that an SAE implies, as far as its files give them: architecture, number of latents, L0 and sites."""
     cfg = sae.cfg
     found: dict[str, Any] = {"n_latents": cfg.n_latents}
     row = ARCHITECTURES[cfg.architecture]
@@ -58,10 +57,10 @@ def check(sae: SAE, config: TrainConfig, width: int, width_out: int, *, transcod
 
 
 def parameters(sae: SAE, objective: Objective) -> Parameters:
-    """The parameters of which `objective` would make `sae`, on the CPU; what it keeps beside them is noted in its state.
+    """The parameters on the CPU from which `objective` makes `sae`. Other values that the objective keeps go to its state.
 
-    Of those with latents it is what this process has. They do the same to the data; where the objective wants decoder rows of
-    norm 1, codes are rescaled for it.
+    Parameters with a dimension of latents hold the latents of this process only. The parameters compute the same function as
+    `sae`. If the objective requires decoder rows of norm 1, codes are rescaled accordingly.
 
     Raises:
         ConfigError: the SAE lacks what the architecture needs, or has what it cannot keep.
@@ -81,7 +80,7 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
 
 @torch.no_grad()
 def _in_units_of_training(sae: SAE, objective: Objective) -> dict[str, Tensor]:
-    """What :meth:`Objective.tensors` gave, if it was trained there; in float64."""
+    """The tensors of `sae` in the units of training, in float64: what :meth:`Objective.tensors` would return for it."""
     t = {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in sae.state_dict().items()}
     function = sae.cfg.activation_function
     own = {name: t[name] for name in function.parameters}

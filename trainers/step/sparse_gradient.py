@@ -13,22 +13,24 @@ from trainers.step.parameters import Parameters
 
 
 class SparseGradient:
-    """A gradient as the entries of codes that caused it: a sum of terms, each a code with gradients at the two ends of a latent.
+    """A gradient in sparse form: a sum of terms. Each term is a code with the gradients at its pre-activations and at its output.
 
-    An entry of latent l on token b adds `grad * x[b]` to the gradient of W_enc[l], `grad` to that of b_enc[l], and
-    `value * error[b]` to that of W_dec[l].
+    An entry of latent l on token b adds `grad * x[b]` to the gradient of W_enc[l], `grad` to the gradient of b_enc[l], and
+    `value * error[b]` to the gradient of W_dec[l].
 
     Args:
-        x_BD: what the encoder read.
-        rest: full gradients of the other parameters, and what b_enc has beside the sum of entries.
-        centres: whether the encoder read x - b_dec, so that b_dec has a gradient through it too.
-        group: the processes whose gradients add up to the whole one.
-        kernels: "numba" or "triton", which spend it.
-        first_L: of latents in layers, which read a site each of those side by side in x: the columns of W_dec before which those
-            of a layer write nothing.
+        x_BD: input of the encoder.
+        rest: dense gradients of the other parameters, by name. "b_enc_F" is added to the sum of the entries of the codes.
+        centres: whether the encoder read x - b_dec. The gradient of b_dec then has a part that passes through the encoder.
+        group: the processes whose gradients sum to the gradient of the whole batch.
+        kernels: "numba" or "triton": the kernels that apply the gradient to the parameters.
+        first_L: for a cross-layer transcoder, the first column of W_dec that the latents of each layer l write to. Latents are
+            in L equal groups, and group l reads the l-th of L equal blocks of x. (0,) for every other dictionary.
 
     Attributes:
-        along_FS: what the gradient of W_dec[l] has of W_dec[l] itself, beside the entries, in each of `widths_S` blocks of it.
+        along_FS: coefficients of W_dec in its own gradient, from a penalty on decoder norms: block s of W_dec[l] contributes
+            `along[l, s] * W_dec[l, block s]`. None if there is no such penalty.
+        widths_S: widths of the S blocks of columns of W_dec. They sum to E.
     """
 
     def __init__(
@@ -49,15 +51,21 @@ class SparseGradient:
         self.errors: list[Tensor] = []
 
     def add(self, code: Code, grads_N: Tensor, error_RE: Tensor) -> None:
-        """Add a term: a code of one or several rows for each token, the gradient at its pre-activations, and the gradient at
-        what each row was decoded to."""
+        """Add a term.
+
+        Args:
+            code: with one or several rows for each token.
+            grads_N: gradient at the pre-activation of each entry.
+            error_RE: gradient at the decoded output of each row.
+        """
         self.terms.append((code, grads_N))
         self.errors.append(error_RE)
 
     def gathered(self) -> SparseGradient:
-        """That of the whole batch, of which each process has its own rows: the entries of all.
+        """The gradient of the whole batch, where each process has its own rows of the batch: the entries of all processes.
 
-        They are less than the rows of the two matrices that they add up to, and in the order in which a single process has them.
+        Exchanging entries takes less traffic than exchanging the dense gradients of W_enc and W_dec. The entries are in the same
+        order as in a run with a single process.
         """
         group = self.group
         if not group.splits_rows:
@@ -101,12 +109,12 @@ class SparseGradient:
         return Parameters({name: full[name] for name in p})
 
     def others(self, sums_F: Tensor, through_input_D: Tensor) -> dict[str, Tensor]:
-        """Gradients of all parameters but the two matrices, given the sums that :meth:`SparseKernels.update_latents` returns."""
+        """Gradients of all parameters except W_enc and W_dec, from the sums that :meth:`SparseKernels.update_latents` returns."""
         others = {**self.rest, "b_enc_F": sums_F + self.rest["b_enc_F"] if "b_enc_F" in self.rest else sums_F}
         if self.centres:
             others["b_dec_E"] = others["b_dec_E"] + through_input_D
         return others
 
     def first_columns(self, n_latents: int) -> Tensor:
-        """The column of W_dec from which on each latent writes, (F,) int64."""
+        """The first column of W_dec that each latent writes to, (F,) int64."""
         return torch.tensor(self.first_L).repeat_interleave(n_latents // len(self.first_L))

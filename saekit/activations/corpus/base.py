@@ -115,7 +115,7 @@ class Corpus(ABC):
 
     @property
     def size(self) -> int | None:
-        """Estimated bytes of all rows, decompressed; None where nobody knows."""
+        """Estimated bytes of all rows, decompressed; None where it is unknown."""
         return None
 
     def raw_rows(self) -> Iterator[Any]:

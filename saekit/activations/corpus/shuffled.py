@@ -13,7 +13,7 @@ from saekit.activations.corpus.base import Corpus, decoded
 from saekit.errors import ConfigError, CorpusError
 
 _WINDOW_BYTES = 2**26  # of text held in memory
-_ROW_BYTES = 2**12  # assumed where nobody knows
+_ROW_BYTES = 2**12  # assumed where the size is unknown
 _END = object()
 
 

@@ -81,7 +81,7 @@ class TrainingData(Protocol):
 
     @property
     def n_tokens(self) -> int | None:
-        """Tokens in one pass over all of the data; None where nobody has counted them."""
+        """Tokens in one pass over all of the data; None where the number is unknown."""
 
     @property
     def context(self) -> int | None:

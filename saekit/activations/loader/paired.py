@@ -43,7 +43,10 @@ class PairedStores(StoredActivations):
                 "Cache both from the same data, with tokenizers that agree and the same --tokens, --context and --packing.",
             )
         if self.dtype != other.dtype:
-            raise StoreMismatch(f"{self.path} holds {self.dtype} and {other.path} {other.dtype}.", "Cache one of them anew.")
+            raise StoreMismatch(
+                f"{self.path} holds {self.dtype} and {other.path} {other.dtype}.",
+                "Cache one of them again with the dtype of the other.",
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from saekit.errors import ConfigError
 from saekit.names.site import Site
 
 STORE_MEMORY = 2**30
-"""Bytes of activations that a reader keeps in memory unless it is told otherwise."""
+"""Bytes of activations that a reader keeps in memory by default."""
 _PIECE = 1024  # rows that are read together; a power of two, as are the chunks of a shard
 
 
@@ -97,7 +97,7 @@ class ActivationReader(ActivationSource):
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
         epoch, first = place.epoch, place.group
         size = min(self._n_tokens, self._how.buffer_tokens + _PIECE)
-        # Two buffers take turns: when the next but one is asked for, nobody reads this one any more.
+        # Two buffers alternate: a buffer is filled again only after the consumer has gone on to the other one.
         buffers = itertools.cycle([self._room(size), self._room(size)] if self._kept is None else [self._kept])
         while epochs is None or epoch < epochs:
             plan = self._plan(epoch)

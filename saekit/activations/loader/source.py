@@ -208,7 +208,7 @@ class ActivationSource(ABC):
             if before != now:
                 raise CheckpointError(
                     f"The checkpoint's activations were read with {name} {before!r}, now it is {now!r}.",
-                    "Use the same settings, or start anew.",
+                    "Use the same settings, or move the checkpoints away to start from the beginning.",
                 )
         self._place = place
 

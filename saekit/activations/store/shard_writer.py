@@ -1,4 +1,4 @@
-"""From activations on the device of the model to shards on disk, in a thread beside the forward passes."""
+"""Writes activations from the device of the model to shards on disk, in a thread that runs during the forward passes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from saekit.progress import track
 if TYPE_CHECKING:
     pass
 
-_MEND = "Restore it from a copy, or move it away and run the same cache command again, which makes it anew."
+_MEND = "Restore it from a copy, or move it away and run the same cache command again, which writes a new one."
 _OPEN_FILES = 16
 
 
@@ -49,7 +49,8 @@ class ActivationStore(StoredActivations):
             partial: also open a store that is not finished.
 
         Raises:
-            StoreCorrupt: there is none, it is not finished, its manifest does not parse, or a shard is missing or cut short.
+            StoreCorrupt: the folder holds no store, the store is not finished, its manifest does not parse, or a shard is
+                missing or cut short.
             StoreMismatch: a newer version of saekit wrote it.
         """
         path = Path(path).absolute()  # shards are opened later, perhaps from another folder

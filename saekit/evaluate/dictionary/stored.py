@@ -143,7 +143,7 @@ def _numbers(*names: str) -> dict[str, Reader]:
 
 
 def _by_k(value: Any) -> dict[str, Any]:
-    """Scores by the number of latents, of which there is at least one."""
+    """Scores by the number of latents; at least one number."""
     if not isinstance(value, dict) or not value or not all(re.fullmatch(r"\d{1,6}", k) for k in value):
         raise ValueError("does not have scores by numbers of latents")
     return _table(_SCORE)(value)

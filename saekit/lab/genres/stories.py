@@ -234,7 +234,7 @@ def _settled(rng: Random, frame: str) -> str:
 
 
 def _retold(rng: Random, hero: Hero, topic: str, frames: Sequence[str]) -> tuple[str, str]:
-    """The same frames told about `hero`, and about the same hero with another `topic`."""
+    """The frames filled for `hero`, and for the same hero with another `topic`."""
     kept = [_settled(rng, frame) for frame in frames]
     cast = draw_cast(rng, hero)
     other = replace(draw_cast(rng, replace(hero, topic=topic)), kin=cast.kin, place=cast.place)

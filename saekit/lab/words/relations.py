@@ -1,4 +1,4 @@
-"""What is told of the world's countries and people, and in which words."""
+"""Relations of the world's countries and people, and the phrasings that state them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RELATION_NOUNS = (
 words_concept("question_word", "a word that opens a question", ("What", "Which", "Where", "Who", "How"))
 words_concept("relation_noun", "the noun that says what is told of a subject", _RELATION_NOUNS)
 
-# What every template may name beside its own slots: words that carry a label wherever they stand.
+# Slots that every template may have in addition to its own: words that carry a label wherever they stand.
 STATIC: dict[str, Text | str] = {
     **{text: word(text, "question_word") for text in _QUESTION_WORDS},
     **{text: word(text, "relation_noun") for text in _RELATION_NOUNS},
@@ -39,7 +39,7 @@ STATIC: dict[str, Text | str] = {
 
 @dataclass(frozen=True)
 class Relation:
-    """One thing that is told of a kind of subject, with its phrasings.
+    """One relation of a kind of subject, with its phrasings.
 
     Templates hold {s}, the subject, and {v}, the value; a question's template ends with its answer. `heldout` phrasings are
     never in a training document. `invertible`: no two subjects share a value, so that it may be asked backwards.

@@ -10,7 +10,7 @@ from saekit.lab.words.names import FEMALE, MALE, name
 
 
 class Country(NamedTuple):
-    """A country with its main language and one river that is told of no other country here."""
+    """A country with its main language and one river that belongs to no other country here."""
 
     name: str
     capital: str
