@@ -7,16 +7,19 @@ import operator
 from saekit.errors import ConfigError
 
 
-def whole(value: object, name: str) -> int:
+def whole(value: object, name: str, *, least: int | None = None) -> int:
     """`value` as an integer.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: it is not a whole number, or less than `least`.
     """
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ConfigError(f"{name} is {value!r}.", "Give a whole number.") from None
+    if least is not None and number < least:
+        raise ConfigError(f"{name} is {number}.", f"Give at least {least}.")
+    return number
 
 
 def unicode(text: str, what: str) -> str:

@@ -214,7 +214,7 @@ class FeatureDB:
         state = sae.fingerprint, *map(current.signature, folders)
         if self._current.get(sae.id) != state:  # else it was compared already
             with self._reading() as db:
-                current.check(sae, read.files(db, sae.id), folders)
+                current.check(sae, read.files(db, sae.id), folders, self.path.parent)
             self._current[sae.id] = state
 
     # Search
@@ -249,23 +249,24 @@ class FeatureDB:
             UnknownSite: there are no features of `site`.
             WorkspaceError: another dictionary is now at one of the sites searched.
             StoreMismatch: `sae` is not the dictionary whose features are indexed.
-            ConfigError: there is no such signal or kind, `k` is no whole number, or the query has too many words.
+            ConfigError: there is no such signal or kind, `k` is not a whole number from 1, the query is not text or has too
+                many words.
             DatabaseError: the file is damaged.
         """
-        k, words, signals = whole(k, "k"), query_words(query), chosen_signals(by)
+        k, words, signals = whole(k, "k", least=1), query_words(query), chosen_signals(by)
         place = site if site is not None else sae.cfg.site if sae is not None else None
         saes = [self._sae(place)] if place is not None else self.saes()
         chosen = Filter([each.id for each in saes], [kinds] if isinstance(kinds, str) else kinds, density, live)
         if place is None:
             self.check_current()
-        if not saes or k < 1:
+        if not saes:
             return []
         model = None
         if lm is not None and sae is not None:
             if sae.fingerprint() != saes[0].fingerprint:
                 raise StoreMismatch(
                     f"The given dictionary is not the one whose features are indexed at {saes[0].site}.",
-                    f"Run `saekit index WORKSPACE --site {saes[0].site}`; labels by people are kept.",
+                    current.index_again(self.path.parent, saes[0].site),
                 )
             model = Model(lm, sae, saes[0])
         with self._reading() as db:

@@ -6,6 +6,22 @@ prints the message without a traceback and exits with 2.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object",
+    "NoneType": "nothing",
+    "date": "a date",
+    "datetime": "a date",
+}
+
 
 def shown(value: object) -> str:
     """A value as a message shows it to people: texts without quotation marks, lists and tuples without brackets."""
@@ -18,6 +34,18 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) or "an empty text"
+
+
+def kind_words(kind: type) -> str:
+    """A type in plain words, such as "a whole number" for int."""
+    return _KINDS.get(kind.__name__, f"of type {kind.__name__}")
+
+
+def shown_path(path: str | Path) -> str:
+    """A path as a message shows it: relative to the current folder if that is shorter. The current folder itself is absolute."""
+    whole = str(Path(path).absolute())
+    relative = os.path.relpath(whole)
+    return relative if relative != os.curdir and len(relative) < len(whole) else whole
 
 
 def excerpt(value: object) -> str:

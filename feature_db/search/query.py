@@ -28,8 +28,10 @@ def query_words(query: str) -> list[str]:
     A query without any word (quotation marks, "?!") is one word by itself. Bytes that are no UTF-8 are left out.
 
     Raises:
-        ConfigError: there are more than MAX_WORDS.
+        ConfigError: the query is not text, or has more than MAX_WORDS words.
     """
+    if not isinstance(query, str):
+        raise ConfigError(f"The query is {query!r:.80}, which is not text.", "Give words as a str.")
     query = query.encode("utf-8", "ignore").decode()
     words = [match[0].casefold() for match in WORD.finditer(query)]
     words = list(dict.fromkeys(word[:-2] if word[-2:] in ("'s", "’s") else word for word in words))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from feature_db.records import IndexedSAE, StoredFile
 from feature_db.store.checksums import file_sha256
-from saekit.errors import WorkspaceError
+from saekit.errors import WorkspaceError, shown_path
 
 FILES = ("cfg.json", "sae_weights.safetensors")
 """What a dictionary's folder holds that its features follow from."""
@@ -35,7 +36,12 @@ def recorded(folder: Path) -> dict[str, StoredFile]:
     return found
 
 
-def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequence[Path]) -> None:
+def index_again(workspace: Path, site: str) -> str:
+    """The hint to index the dictionary at `site` again."""
+    return f"Run `saekit index {quote(shown_path(workspace))} --site {quote(site)}`; labels by people are kept."
+
+
+def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequence[Path], workspace: Path) -> None:
     """Check that a dictionary whose features are indexed is in one of `folders`. Passes where none of them holds a dictionary.
 
     Equal sizes and times of change settle it; else checksums of the files do; else the dictionary is loaded, to compare
@@ -48,8 +54,8 @@ def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequen
     found = [folder for folder in folders if signature(folder) is not None]
     if found and not any(_is(indexed, stored, folder) for folder in found):
         raise WorkspaceError(
-            f"The indexed features of {indexed.site} are of another dictionary than the one in {found[0]}.",
-            f"Run `saekit index WORKSPACE --site {indexed.site}`; labels by people are kept.",
+            f"The indexed features of {indexed.site} are of another dictionary than the one in {shown_path(found[0])}.",
+            index_again(workspace, indexed.site),
         )
 
 

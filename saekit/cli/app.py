@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -51,7 +52,19 @@ class _Group(_PlainHelp, TyperGroup):
             return _Group(f"{name} ", name=cmd_name, help=GROUPS[name])
         return TyperCommand(cmd_name, help=COMMANDS[name].summary) if name in COMMANDS else None
 
+    def _nearest(self, typed: str) -> str:
+        """The question whether one of these commands was meant. Empty if none is spelled like `typed`."""
+        names = [
+            *self.list_commands(None),
+            *(name.removeprefix(self._prefix) for name in COMMANDS if name.startswith(self._prefix)),
+        ]
+        near = difflib.get_close_matches(typed, dict.fromkeys(names), n=1)
+        return f"Did you mean `saekit {self._prefix}{near[0]}`? " if near else ""
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            typed = f"{ctx.command_path} {args[0]}".removeprefix("saekit ")
+            raise ConfigError(f"There is no command {typed!r}.", self._nearest(args[0]) + f"Try `{ctx.command_path} --help`.")
         cmd_name, command, rest = super().resolve_command(ctx, args)
         name = f"{self._prefix}{cmd_name}"
         return cmd_name, build(name) if name in COMMANDS else command, rest

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError, shown
+from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError, shown, shown_path
 from saekit.workspace import access
 from saekit.workspace.dictionaries import Dictionaries
 from saekit.workspace.study import FILE, Study
@@ -143,9 +144,8 @@ class WorkspaceFolder:
 
     @property
     def shown(self) -> str:
-        """The path as a command in the current folder would give it: relative if the workspace lies below."""
-        here = Path.cwd()
-        return str(self.path.relative_to(here) if self.path.is_relative_to(here) and self.path != here else self.path)
+        """The path as a command in the current folder would give it: relative to this folder if that is shorter."""
+        return shown_path(self.path)
 
     # Its parts
 
@@ -211,7 +211,7 @@ class WorkspaceFolder:
         if other is not None:
             return PairedStores(self.store(), other=other.store())
         if not (self.path / "activations" / "manifest.json").exists():
-            raise WorkspaceError(f"{self.path} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
+            raise WorkspaceError(f"{self.shown} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
         return ActivationStore.open(self.path / "activations")
 
     def sae(self, place: str | Site | SiteMap, name: str = "") -> SAE:
@@ -246,7 +246,7 @@ class WorkspaceFolder:
         from feature_db import FeatureDB
 
         if not self.database_path.exists():
-            raise WorkspaceError(f"{self.path} has no feature database yet.", "Run `saekit index` or `saekit fit` first.")
+            raise WorkspaceError(f"{self.shown} has no feature database yet.", f"Run `saekit index {quote(self.shown)}` first.")
         return FeatureDB.open(self.database_path, lambda site: self.dictionaries.reading(site, name))
 
     def ref(self, text: str, name: str = "") -> Ref:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from saekit.errors import StoreMismatch, WorkspaceError
@@ -95,13 +96,13 @@ def check_indexed(ws: Workspace, site: Site, fingerprint: str, name: str = "") -
                 continue
             database.check_current(site)
             if indexed.fingerprint != fingerprint:
-                option = f" --site {site}" + (f" --name {name}" if name else "")
+                option = f" --site {quote(str(site))}" + (f" --name {quote(name)}" if name else "")
                 raise WorkspaceError(
                     f"The features of {site} in {ws.database_path} are those of another dictionary.",
-                    f"Run `saekit index {ws.path}{option}`.",
+                    f"Run `saekit index {quote(ws.shown)}{option}`.",
                 )
             if what := differs(indexed.model, ws.lm.fingerprint()):
                 raise StoreMismatch(
-                    f"{ws.study.model} is another model than {ws.path} was made with: its {what} differs.",
+                    f"{ws.study.model} is another model than {ws.shown} was made with: its {what} differs.",
                     "Put the previous model back, or start a new workspace.",
                 )

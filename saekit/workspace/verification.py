@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from saekit import files, ledger
@@ -259,6 +260,6 @@ def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) ->
         if each.fingerprint not in fingerprints.values() and None not in fingerprints.values():
             stale = StoreMismatch(
                 f"The features of {each.site} in {ws.database_path} are not those of any dictionary in the workspace.",
-                f"Run `saekit index {ws.path} --site {each.site}`.",
+                f"Run `saekit index {quote(ws.shown)} --site {quote(each.site)}`.",
             )
             yield Part(f"features of {each.site}", "damaged", stale.what, stale)

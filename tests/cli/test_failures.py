@@ -71,6 +71,16 @@ def test_mistakes_in_arguments_are_errors_like_others(saekit: Saekit, arguments:
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"), [("serch", "search"), ("lab smaple", "lab sample"), ("concepts", "lab concepts"), ("zzz", "")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest(saekit: Saekit, typed: str, meant: str) -> None:
+    outcome = saekit(*typed.split(), "--json")
+    assert (outcome.status, outcome.json["error"]) == (2, "ConfigError")
+    assert repr(typed) in outcome.json["message"]
+    assert (f"Did you mean `saekit {meant}`?" in outcome.json["hint"]) == bool(meant), outcome.json
+
+
+@pytest.mark.parametrize(
     "arguments",
     [("search", "{ws}", "\udcff"), ("show", "{ws}", "\udcff"), ("fit", "\udcff"), ("lab", "sample", "--genre", "\udcff")],
 )

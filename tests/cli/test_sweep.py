@@ -141,7 +141,7 @@ def _files(folder: Path) -> set[Path]:
     ("arguments", "error", "words"),
     [
         (("--sweep", "{sweep}", "--l0", 4), "ConfigError", ["'l0' is given twice"]),
-        (("--lr", "fast"), "ConfigError", ["lr='fast'", "float"]),
+        (("--lr", "fast"), "ConfigError", ["lr='fast'", "a number"]),
         (("--arch", "topkk"), "ConfigError", ["topkk", "topk"]),
         (("--groups", "[1, 2]"), "ConfigError", ["groups"]),
         (("--site", "resid_post.9"), "UnknownSite", ["no layer 9"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,10 @@ def opened(path: Path) -> FeatureDB:
     return FeatureDB.open(path, lambda site: [path.parent / "sae" / site])
 
 
-def test_everything_is_refused_for_another_dictionary(indexed: Path, folder: Path) -> None:
+def test_everything_is_refused_for_another_dictionary(indexed: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hint is the command that indexes it, with the path as the current folder has it."""
+    monkeypatch.chdir(indexed.parents[1])
+    workspace = re.escape(indexed.parent.name)
     with opened(indexed) as db:
         assert db.search("happy", 1)[0].feature == 2
         make_sae(9).save(folder)
@@ -49,7 +53,7 @@ def test_everything_is_refused_for_another_dictionary(indexed: Path, folder: Pat
             lambda: db.set_list("x", [f"feature:{SITE}/2"]),
             lambda: db.check_current(),
         ):
-            with pytest.raises(WorkspaceError, match=f"another dictionary.*saekit index WORKSPACE --site {SITE}"):
+            with pytest.raises(WorkspaceError, match=f"another dictionary.*saekit index {workspace} --site {SITE}`"):
                 act()
         make_sae().save(folder)
         assert db.search("happy", 1)[0].feature == 2

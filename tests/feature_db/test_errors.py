@@ -77,7 +77,10 @@ def test_a_locked_database(db: FeatureDB, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_strange_numbers_and_texts(db: FeatureDB) -> None:
-    for k in (2.5, "3", None):
+    for query in (None, b"x", 3, ["happy"]):
+        with pytest.raises(ConfigError, match=r"query is .* not text"):
+            db.search(query)  # type: ignore[arg-type]
+    for k in (2.5, "3", None, 0, -1):
         with pytest.raises(ConfigError, match="k is"):
             db.search("happy", k)
     assert db.search("\udcff") == []

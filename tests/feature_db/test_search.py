@@ -165,7 +165,7 @@ def test_any_query_is_answered(searched: FeatureDB, query: str) -> None:
 
 def test_strange_requests(searched: FeatureDB) -> None:
     assert searched.search("\ud800 happy", 1)[0].feature == 2
-    assert searched.search("", 5) == searched.search("happy", 0) == searched.search("xyzzy", 5) == []
+    assert searched.search("", 5) == searched.search("xyzzy", 5) == []
     assert searched.search("happy", density=(0.9, 0.1)) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args, get_origin
 
-from saekit.errors import ConfigError, excerpt
+from saekit.errors import ConfigError, excerpt, kind_words
 from saekit.plugins import nearest
 
 
@@ -13,7 +13,7 @@ def check_type(name: str, value: Any, declared: Any) -> None:
     """Check that a setting has the type of its annotation, and is finite if it is a number.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it does not.
     """
     if get_origin(declared) is Literal:
         return check_one_of(name, value, get_args(declared))
@@ -29,7 +29,7 @@ def check_type(name: str, value: Any, declared: Any) -> None:
     else:
         fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        wanted = " or ".join(kind_words(kind) for kind in kinds if kind is not type(None))
         raise ConfigError(f"{name}={excerpt(value)} is impossible.", f"It must be {wanted}.")
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,28 @@ _FREE = (
     "shard",
 )
 _RESTORE = "Restore it from a copy."
+
+
+def check_setting(name: str, value: Any, written: str | None = None) -> None:
+    """Check the type of a setting and, of those that must be positive, the sign.
+
+    Args:
+        name: of the field of :class:`TrainConfig`.
+        value: its value.
+        written: the key that the value was given under; None if it is `name`.
+
+    Raises:
+        ConfigError: the value is impossible; the message has the key as it was written.
+    """
+    declared = _types()[name]
+    check_type(written or name, value, declared)
+    if name in _POSITIVE:
+        check_at_least(written or name, value, 1 if int in (declared, *get_args(declared)) else None)
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -144,11 +167,8 @@ class TrainConfig:
     possible for Matryoshka; n_latents must be a multiple of the number of processes."""
 
     def __post_init__(self) -> None:
-        types = get_type_hints(TrainConfig)
-        for name, declared in types.items():
-            check_type(name, getattr(self, name), declared)
-        for name in _POSITIVE:
-            check_at_least(name, getattr(self, name), 1 if int in (types[name], *get_args(types[name])) else None)
+        for field in dataclasses.fields(TrainConfig):
+            check_setting(field.name, getattr(self, field.name))
         for name in _SEEDS:
             check_at_least(name, getattr(self, name), 0)
             if getattr(self, name) >= 2**63:
@@ -214,26 +234,31 @@ class TrainConfig:
         return cls(**named)
 
     @classmethod
-    def named(cls, values: Mapping[str, Any], others: tuple[str, ...] = ()) -> dict[str, Any]:
+    def named(cls, values: Mapping[str, Any], others: tuple[str, ...] = (), *, listed: bool = False) -> dict[str, Any]:
         """The same mapping with every alias replaced by the name of its field.
 
         Args:
             others: further keys to accept.
+            listed: each value is a list of values of the setting, as in the grid of a sweep.
 
         Raises:
-            ConfigError: a key is unknown, or a setting is given under two names.
+            ConfigError: a key is unknown, a setting is given under two names, or a value under an alias is impossible: after
+                this, the name that it was given under is no longer known.
         """
         known = [*(field.name for field in dataclasses.fields(cls)), *others]
         renamed: dict[str, Any] = {}
         for key, value in values.items():
             name = ALIASES.get(key, key)
             if name not in known:
-                near = difflib.get_close_matches(str(key), [*known, *ALIASES], n=1, cutoff=0.4)
+                near = difflib.get_close_matches(str(key), [*known, *ALIASES], n=1, cutoff=0.6)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
                 raise ConfigError(f"There is no training setting {key!r}.", hint)
             if name in renamed:
                 raise ConfigError(f"{name!r} is given twice.", f"{key!r} is another name for it.")
             renamed[name] = tuple(value) if isinstance(value, list) else value
+            if key in ALIASES:
+                for each in renamed[name] if listed and isinstance(value, list | tuple) else () if listed else (renamed[name],):
+                    check_setting(name, each, key)
         return renamed
 
     @classmethod

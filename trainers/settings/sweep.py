@@ -80,7 +80,7 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
     base = TrainConfig.named(settings, KEYS)
     _, in_grid, *rows = mappings(base)
     base = {key: value for key, value in base.items() if key not in ("grid", "runs")}
-    grid = TrainConfig.named(in_grid, (*_PLACE, "from"))
+    grid = TrainConfig.named(in_grid, (*_PLACE, "from"), listed=True)
     runs = [TrainConfig.named(row, _EACH) for row in rows]
     sites = {"site": base.pop("site")} if isinstance(base.get("site"), tuple) else {}
     for key in grid:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from saekit.activations.corpus.formats import JsonLine, Row
-from saekit.errors import CorpusError
+from saekit.errors import CorpusError, kind_words
 from saekit.plugins import Registry, resolve
+
+_NAME_FIELD = "Name the field that holds the text: --text-field FIELD (in Python: text_field)."
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,23 @@ class Corpus(ABC):
         if isinstance(row, Mapping):
             if self.text_field not in row:
                 fields = ", ".join(map(repr, row))
-                raise CorpusError(
-                    f"{self.source}, row {index} has no field {self.text_field!r}; it has {fields}.", "Name one as text_field."
-                )
+                raise CorpusError(f"{self.source}, row {index} has no field {self.text_field!r}; it has {fields}.", _NAME_FIELD)
             row = row[self.text_field]
         if row is None:
             return ""
         if not isinstance(row, str):
             raise CorpusError(
-                f"{self.source}, row {index} holds a {type(row).__name__}, not text.",
-                "Name another field as text_field.",
+                f"{self.source}, row {index} holds {kind_words(type(row))}, not text.",
+                _NAME_FIELD,
             )
         # Half a surrogate pair, as careless JSON has it, is no character: no tokenizer takes it.
         return row if row.isascii() else row.encode("utf-8", "replace").decode("utf-8")
+
+
+def no_text(corpus: Corpus) -> CorpusError:
+    """The error for a corpus without any text."""
+    hint = "Check the file, the split (--data-split) and the field that holds the text (--text-field)."
+    return CorpusError(f"{corpus.source} holds no text.", hint)
 
 
 def check_corpus(corpus: Corpus) -> None:
@@ -166,7 +172,7 @@ def check_corpus(corpus: Corpus) -> None:
         CorpusError: as :meth:`Corpus.documents` does, or there is no text at all.
     """
     if not any(text for text in corpus.unshuffled.documents()):
-        raise CorpusError(f"{corpus.source} holds no text.", "Is it the right file, split and text_field?")
+        raise no_text(corpus)
 
 
 def decoded(row: Any) -> Any:

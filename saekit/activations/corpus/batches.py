@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saekit.activations.corpus.base import Corpus
-from saekit.errors import ConfigError, ContextTooLong, CorpusError
+from saekit.activations.corpus.base import Corpus, no_text
+from saekit.errors import ConfigError, ContextTooLong
 from saekit.lm.padding import pad
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _batches(
                     break
         if not rows:
             if empty:
-                raise CorpusError(f"{corpus.source} holds no text.", "Is it the right file, split and text_field?")
+                raise no_text(corpus)
             return
         empty = False
         yield _padded(rows)

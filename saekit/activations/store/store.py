@@ -23,7 +23,9 @@ from saekit.progress import track
 if TYPE_CHECKING:
     pass
 
-_MEND = "Restore it from a copy, or move it away and run the same cache command again, which writes a new one."
+_MEND = (
+    "Restore it from a copy, or move it away and run the same cache command again: it computes that part again from the corpus."
+)
 _OPEN_FILES = 16
 
 

@@ -96,7 +96,8 @@ def write_store(
 
     The same call resumes after an interruption, and returns at once if the store is complete. A killed process loses the shard
     in progress; the result has the same bytes as without the interruption. A shard that is missing or too short is made again.
-    To repair a damaged shard, remove its file and call again.
+    To repair a damaged shard, move its file away and call again: its part is computed again, which needs the corpus and the model
+    that the store was made from.
 
     Args:
         config: what to store, and how; fields of :class:`CacheConfig` may be given by name instead.

@@ -165,6 +165,8 @@ class RunnableModel(ModelLayout):
         """Tokens (B, T) on the device, and the mask as booleans, or None if there are no pads."""
         if start_at is not None:
             return self._start(start_at)
+        if isinstance(tokens, str) or (isinstance(tokens, Sequence) and any(isinstance(row, str) for row in tokens)):
+            raise ConfigError("Tokens cannot be read: they are text.", "lm.encode(texts) gives their token ids and mask.")
         tokens_BT = _integers("Tokens", [] if tokens is None else tokens)
         if tokens_BT.ndim != 2 or not tokens_BT.numel():
             raise ConfigError(f"Tokens of shape {tuple(tokens_BT.shape)} cannot be run.", "Give (batch, tokens), at least one.")
