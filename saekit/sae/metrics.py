@@ -213,7 +213,7 @@ class Reconstruction:
         return {site: _ratio(*part_2E.sum(1).tolist()) for site, part_2E in zip(self.sae.cfg.sites_out, sums)}
 
     def fvu_trimmed(self) -> float:
-        """FVU of the tokens whose norm is at most the 99 % quantile of the norms in the first batch; NaN if there is none."""
+        """FVU of the tokens whose norm is at most the 99 % quantile of the norms in the first batch; NaN without such tokens."""
         tokens, _, error, spread = self._sums_QS[:-1].sum(0).tolist()
         if not tokens:
             return math.nan

@@ -1,9 +1,9 @@
-"""AuxK: dead latents learn to model what the living ones left over (arXiv 2406.04093, appendix A.2).
+"""AuxK: dead latents are trained to reconstruct the error of the active ones (arXiv 2406.04093, appendix A.2).
 
     L_aux = coefficient * sum ||e - e_hat||^2 / sum ||e - mean(e)||^2,   e = stop_gradient(y - y_hat)
 
-where e_hat decodes, without bias, the k_aux largest pre-activations among dead latents. Its gradient reaches the encoder and the
-decoder of those latents. Where the error has no variance the loss is 0 rather than NaN.
+where e_hat decodes, without bias, the k_aux largest pre-activations of dead latents. The gradient of L_aux reaches the encoder
+and decoder rows of those latents. If the error has no variance, the loss is 0 rather than NaN.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from trainers.step.sparse_gradient import SparseGradient
 
 @dataclass(frozen=True)
 class AuxK:
-    """The loss with its settings.
+    """The auxiliary loss with its settings.
 
     Attributes:
-        k: dead latents that take part, per token.
-        coefficient: weight; 0 turns it off.
-        encoding: how the sparse step encodes; :attr:`trainers.settings.config.TrainConfig.encoding`.
-        group: the processes among whose latents the largest are chosen, and of whose rows the variance is taken.
-        encoder: that of the dictionary.
+        k: number of dead latents used per token.
+        coefficient: weight of the loss; 0 turns the loss off.
+        encoding: arguments of the encoder in a sparse step; :attr:`trainers.settings.config.TrainConfig.encoding`.
+        group: the processes of the run. The largest pre-activations are chosen among the latents of all of them, and the variance
+            is that of the rows of all of them.
+        encoder: the encoder of the dictionary.
     """
 
     k: int
@@ -42,7 +43,14 @@ class AuxK:
     encoder: Encoder = WHOLE
 
     def loss(self, p: Parameters, x_BD: Tensor, residual_BE: Tensor, dead: Tensor) -> Tensor | float:
-        """The loss, differentiable. `x_BD` is what the encoder reads; the residual `y - y_hat` is detached here."""
+        """The loss, for automatic differentiation.
+
+        Args:
+            p: parameters.
+            x_BD: input of the encoder.
+            residual_BE: y - y_hat. The method detaches it.
+            dead: indices of the dead latents.
+        """
         if not (k := self._k(dead)):
             return 0.0
         residual_BE = residual_BE.detach()
@@ -51,7 +59,7 @@ class AuxK:
         return weight * (self.group.whole(code.decode(p.W_dec_FE)) - residual_BE).square().sum()
 
     def add_gradient(self, gradient: SparseGradient, p: Parameters, residual_BE: Tensor, dead: Tensor) -> float:
-        """Add the same loss's gradient to `gradient`, by hand; returns the loss."""
+        """Add the gradient of the loss, in closed form, to `gradient`. Returns the loss. Arguments as in :meth:`loss`."""
         if not (k := self._k(dead)):
             return 0.0
         code = self._encode(gradient.x_BD, p, dead, k, **self.encoding)
@@ -62,12 +70,12 @@ class AuxK:
         return weight * squares
 
     def _k(self, dead: Tensor) -> int:
-        """How many take part in each token."""
+        """Number of dead latents used per token."""
         return min(self.k, self.group.n_latents(len(dead))) if self.coefficient > 0 else 0
 
     def _encode(self, x_BD: Tensor, p: Parameters, dead: Tensor, k: int, **how: object) -> Code:
-        every = k < self.k  # there is nothing to choose: all that are above 0 take part
-        if not len(dead):  # all that are dead are in other processes
+        every = k < self.k  # fewer dead latents than k: all that are above 0 are used
+        if not len(dead):  # all dead latents are in other processes
             none_B0 = x_BD.new_zeros(len(x_BD), 0)
             return Code.of(none_B0 if every else self.group.largest(none_B0, k), dead.expand(len(x_BD), 0))
         if every:

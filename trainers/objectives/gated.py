@@ -1,16 +1,17 @@
-"""Gated (arXiv 2404.16014): one pre-activation decides whether a latent fires, a rescaled one how strongly.
+"""Gated (arXiv 2404.16014): one pre-activation decides whether a latent fires, and a rescaled one gives its magnitude.
 
     h = W_enc (x - b_dec),   pi = h + b_gate,   f = 1[pi > 0] * ReLU(exp(r_mag) h + b_mag),   x_hat = W_dec^T f + b_dec
     L = mean_b ||x - x_hat||^2 / Var(x) + lambda mean_b sum_j ReLU(pi_j) / sqrt(Var(x))
         + mean_b ||x - sg(W_dec)^T ReLU(pi) - sg(b_dec)||^2 / Var(x)
 
-with unit decoder rows. The last term teaches the gates, to which the first gives no gradient. Its decoder is a frozen copy (sg
-stops the gradient), a transcoder's skip with it: otherwise decoder rows would learn to suit the gates instead of the magnitudes.
+with unit decoder rows; sg stops the gradient. The first term gives the gates no gradient, so the last term trains them. It uses a
+frozen copy of the decoder (and of the skip connection of a transcoder). Otherwise decoder rows would be fitted to the gates
+instead of the magnitudes.
 
-The parameter b_enc is b_gate.
+The parameter b_enc holds b_gate.
 
-There is no file format for gated transcoders and crosscoders. Both conditions being on one pre-activation, they are stored as
-what they are, a JumpReLU: with u = exp(r_mag) h + b_mag, f = u * 1[u > max(0, b_mag - exp(r_mag) b_gate)].
+There is no file format for gated transcoders and crosscoders. They are stored as JumpReLU, which is equivalent because the gate
+and the magnitude are functions of the same h: with u = exp(r_mag) h + b_mag, f = u * 1[u > max(0, b_mag - exp(r_mag) b_gate)].
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from trainers.step.sparse_gradient import SparseGradient
 
 
 class Gated(Penalised):
+    """The objective of Gated SAEs; formulas in the docstring of the module."""
+
     def start(self) -> Parameters:
         p = super().start()
         return Parameters(p, b_enc_F=p.b_enc_F - self.start_cut, b_mag_F=p.b_enc_F, r_mag_F=torch.zeros_like(p.b_enc_F))
 
     def gates(self, p: Parameters, x_BD: Tensor, **how: Any) -> Code:
-        """ReLU(pi)."""
+        """The code ReLU(pi)."""
         zero = torch.zeros_like(p.b_enc_F[:1])
         return self.encoder.above(p, x_BD, zero, self.expected, **how)
 
@@ -62,12 +65,12 @@ class Gated(Penalised):
         error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         _, gate_grads_N, by_gates = self.decode_gradient(p, gates, y_BE, scale)
         magnitude_N = grads_N * (code.values_N > 0)
-        through_N = magnitude_N * factor_N  # to h by way of the magnitude
+        through_N = magnitude_N * factor_N  # gradient at h through the magnitude
         gradient = self.sparse_gradient(
             p,
             x_BD,
             error_BE,
-            b_enc_F=-code.sums(n_latents, through_N),  # b_gate is not on that way
+            b_enc_F=-code.sums(n_latents, through_N),  # h = pi - b_gate, and the magnitude does not depend on b_gate
             b_mag_F=code.sums(n_latents, magnitude_N),
             r_mag_F=code.sums(n_latents, magnitude_N * scaled_N),
         )
@@ -77,7 +80,7 @@ class Gated(Penalised):
         return Outcome(loss, squares, code), gradient
 
     def per_gate(self, x_BD: Tensor, now: Now) -> float:
-        """Weight of one unit that a gate is open on one token of the batch."""
+        """Weight of the penalty for each unit of ReLU(pi) on one token of the batch."""
         return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)
 
     def parameters_of(self, tensors: dict[str, Tensor]) -> Parameters:

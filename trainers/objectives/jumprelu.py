@@ -1,14 +1,16 @@
-"""JumpReLU (arXiv 2407.14435): a latent fires where its pre-activation is above a threshold that is trained.
+"""JumpReLU (arXiv 2407.14435): a latent fires where its pre-activation exceeds a trained threshold.
 
     h = W_enc (x - b_dec) + b_enc,   f = h * 1[h > theta],   x_hat = W_dec^T f + b_dec
     L = mean_b ||x - x_hat||^2 / Var(x) + lambda mean_b sum_j 1[h_j > theta_j]
 
-with unit decoder rows and theta = exp(log_threshold) in float32. The steps have no derivative that helps; those of the paper's
-straight-through estimators, with eps the bandwidth and rect(u) = 1 where |u| < 1/2, are
+with unit decoder rows and theta = exp(log_threshold) in float32. The derivative of a step function is 0 almost everywhere, so it
+gives the threshold no gradient. The straight-through estimators of the paper replace it. With eps the bandwidth and rect(u) = 1
+where |u| < 1/2, they are
 
     df/dtheta = -theta / eps rect((h - theta) / eps),   d1/dtheta = -1 / eps rect((h - theta) / eps),   df/dh = 1[h > theta]
 
-taken where h > 0, as ReLU(h) is the paper's pre-activation. Only latents above theta - eps / 2 take part in any of this.
+where h > 0, because the pre-activation of the paper is ReLU(h). Latents at or below theta - eps / 2 contribute neither to the
+loss nor to the gradient.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from trainers.step.sparse_gradient import SparseGradient
 
 
 class JumpReLU(Penalised):
+    """The objective of JumpReLU SAEs; formulas in the docstring of the module."""
+
     shrinks = False
 
     def start(self) -> Parameters:
@@ -35,7 +39,7 @@ class JumpReLU(Penalised):
         return Parameters(p, log_threshold_F=torch.full_like(p.b_enc_F, log_threshold))
 
     def candidates(self, p: Parameters, x_BD: Tensor, **how: Any) -> tuple[Code, Tensor]:
-        """Pre-activations that fire or are in the window below the threshold, and which of them are in the window."""
+        """Pre-activations above theta - eps / 2, and (N,) whether each is within eps / 2 of its threshold."""
         theta_F, eps = p.log_threshold_F.detach().exp(), self.config.bandwidth
         floor_F = (theta_F - eps / 2).clamp(min=0)
         code = self.encoder.above(p, x_BD, floor_F, self.expected, **how)
@@ -46,7 +50,7 @@ class JumpReLU(Penalised):
         code, window_N = self.candidates(p, x_BD, backend="torch")
         theta_N, eps = p.log_threshold_F.exp()[code.latents_N], self.config.bandwidth
         fires_N = (code.values_N > theta_N).to(theta_N.dtype)
-        nudge_N = window_N * (theta_N - theta_N.detach()) / eps  # 0, but for its derivative
+        nudge_N = window_N * (theta_N - theta_N.detach()) / eps  # value 0; only its derivative matters
         code = code.with_values(code.values_N * fires_N - theta_N.detach() * nudge_N)
         y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()

@@ -1,11 +1,11 @@
-"""Matryoshka BatchTopK (arXiv 2503.17547): the first latents alone reconstruct the data too, at every one of several levels.
+"""Matryoshka BatchTopK (arXiv 2503.17547): nested dictionaries. At each of several levels, the first latents alone reconstruct.
 
     x_hat_g = b_dec + sum_{j < w_g} f_j W_dec[j],   f as in BatchTopK
     L = mean_g mean_b ||x - x_hat_g||^2 / Var(x) + AuxK of the last level
 
-w_g are the ends of groups of latents. The paper sums over levels; their mean has the same minimum, and keeps the loss in units of
-an FVU, in which AuxK has its weight. What a level gets wrong matters to all latents up to its end, so the gradient at a latent's
-contribution is the sum of the errors of its own level and those after it.
+w_g is the end of group g of latents. The paper sums over levels. The mean has the same minimum and keeps the loss in units of
+FVU, for which the weight of AuxK is chosen. The error of a level depends on all latents before its end, so the gradient at the
+contribution of a latent is the sum of the errors of its own level and of all later levels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from trainers.step.sparse_gradient import SparseGradient
 
 
 class Matryoshka(BatchTopK):
-    splits = False  # a level ends within one process's latents
+    """The objective of Matryoshka SAEs; formulas in the docstring of the module."""
+
+    splits = False  # the end of a level can lie inside the latents of one process
 
     def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         super().__init__(config, reads, writes)
@@ -51,7 +53,7 @@ class Matryoshka(BatchTopK):
 
 
 def group_ends(groups: tuple[float, ...], n_latents: int) -> Tensor:
-    """The latents, counted from the first, at which groups end; groups too small for a latent of their own are left out."""
+    """(G,) int64: the number of latents in each group and all groups before it. Groups that would have no latent are left out."""
     ends_G = (torch.tensor(groups, dtype=torch.float64).cumsum(0) * n_latents).round().long().clamp(1, n_latents)
     ends_G[-1] = n_latents
     return ends_G.unique()

@@ -3,10 +3,11 @@
     f = ReLU(W_enc (x - b_dec) + b_enc),   x_hat = W_dec^T f + b_dec
     L = mean_b ||x - x_hat||^2 / Var(x) + lambda mean_b sum_j f_j ||W_dec[j]|| / sqrt(Var(x))
 
-Decoder rows have any norm: what is penalised is what a latent contributes, so nothing is gained by shifting its size from the
-code to the decoder. (The source has ||x - x_hat||^2 with ||x|| = sqrt(D), and a lambda of about 5: that is 5 / sqrt(D) here.)
-Finished, rows are brought to norm 1 and the code to what it contributes. In a crosscoder ||W_dec[j]|| is the sum of the norms
-at every site (Anthropic, Sparse Crosscoders, 2024), so that to write nothing at a site is worth something.
+The norm of decoder rows is free. The penalty is on f_j ||W_dec[j]||, the norm of what a latent contributes, so moving magnitude
+from the code to the decoder does not lower the loss. (The source has ||x - x_hat||^2 with ||x|| = sqrt(D) and a lambda of about
+5, which corresponds to 5 / sqrt(D) here.) A finished SAE is rescaled to decoder rows of norm 1. In a crosscoder, ||W_dec[j]|| is
+the sum of the norms at all sites (Anthropic, Sparse Crosscoders, 2024), so a latent that writes nothing at a site is penalised
+less.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from trainers.step.sparse_gradient import SparseGradient
 
 
 class Standard(Penalised):
+    """The objective of standard SAEs; formulas in the docstring of the module."""
+
     unit_rows = False
 
     def start(self) -> Parameters:
@@ -32,7 +35,7 @@ class Standard(Penalised):
 
     @property
     def start_size(self) -> float:
-        # The cut is taken off the code, and E[(z - cut) z; z > cut] is the share of latents above the cut.
+        # The cut is subtracted from the code, and E[(z - cut) z; z > cut] is the share of latents above the cut.
         n_firing = self.config.n_latents * self.start_share
         return super().start_size if self.kind.transcodes else len(self.reads.centre_D) / n_firing
 
@@ -69,5 +72,5 @@ class Standard(Penalised):
         return super().tensors(self.of_unit_size(p))
 
     def per_size(self, x_BD: Tensor, now: Now) -> float:
-        """Weight of one unit that a latent contributes to one token of the batch."""
+        """Weight of the penalty for each unit of f_j ||W_dec[j]|| on one token of the batch."""
         return self.penalty(now) / (len(x_BD) * self.writes.variance**0.5)

@@ -1,14 +1,15 @@
-"""JumpReLU under a penalty that levels off (Anthropic, Circuits Updates, January 2025, and Circuit Tracing, 2025).
+"""JumpReLU under a penalty that saturates (Anthropic, Circuits Updates, January 2025, and Circuit Tracing, 2025).
 
     f = h * 1[h > theta],   y_hat = W_dec^T f + b_dec
     L = mean_b ||y - y_hat||^2 / Var(y) + lambda mean_b sum_j tanh(c f_j ||W_dec[j]||),   c = 4
 
-Decoder rows have any norm: what is penalised is what a latent contributes, and more of it costs hardly more. The step is told of
-to the pre-activation, too, so that all parameters learn from what is near a threshold. With rect as in JumpReLU,
+The norm of decoder rows is free. The penalty is on f_j ||W_dec[j]||, the norm of what a latent contributes, and hardly grows once
+that norm is large. The straight-through estimator of the step also applies to the pre-activation, so that entries near a
+threshold train all parameters. With rect as in JumpReLU,
 
     df/dtheta = -theta / eps rect((h - theta) / eps),   df/dh = 1[h > theta] + theta / eps rect((h - theta) / eps)
 
-The source has one more, small, penalty, which brings latents that never fire towards their thresholds; here AuxK revives them.
+The source has a second, small penalty that moves latents that never fire towards their thresholds. Here AuxK revives them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _STEEP = 4.0  # c, where E||x|| = sqrt(D)
 
 
 class TanhJumpReLU(JumpReLU):
+    """The objective of JumpReLU with a tanh penalty; formulas in the docstring of the module."""
+
     unit_rows = False
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
@@ -32,7 +35,7 @@ class TanhJumpReLU(JumpReLU):
         code, window_N = self.candidates(p, x_BD, backend="torch")
         theta_N, h_N = p.log_threshold_F.exp()[code.latents_N], code.values_N
         above_N = h_N - theta_N
-        step_N = window_N * (above_N - above_N.detach()) / self.config.bandwidth  # 0, but for its derivative
+        step_N = window_N * (above_N - above_N.detach()) / self.config.bandwidth  # value 0; only its derivative matters
         code = code.with_values(h_N * (above_N > 0) + theta_N.detach() * step_N)
         y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
@@ -51,7 +54,7 @@ class TanhJumpReLU(JumpReLU):
         scale, per_latent = 2 * self.weight(x_BD), self.penalty(now) / len(x_BD)
         error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         cost_N = torch.tanh(_STEEP * code.values_N * sizes_N)
-        slope_N = per_latent * _STEEP * (1 - cost_N.square())  # of the penalty, in what is contributed
+        slope_N = per_latent * _STEEP * (1 - cost_N.square())  # derivative of the penalty by the contribution
         grads_N = grads_N + slope_N * sizes_N
         near_N = window_N * theta_N / self.config.bandwidth
         gradient = self.sparse_gradient(p, x_BD, error_BE, log_threshold_F=-theta_F * code.sums(len(theta_F), near_N * grads_N))

@@ -1,9 +1,10 @@
 """Kernels of sparse codes: exact top-k, the gather decoder, and the encoder that never holds a (B, F) matrix.
 
-A code is (values, indices), both (B, K). Every function has a torch reference, which runs anywhere and is differentiable, a
-numba version for contiguous float32 CPU tensors, and a Triton version for GPUs, differentiable once; `backend="auto"` takes the
-fastest that applies, and each can be forced. All give the same selection up to ties and rounding. Rows are expected to be finite:
-where NaN takes part, values are NaN and their columns mean nothing.
+A code is (values, indices), both (B, K). Functions have up to three implementations: a torch reference, which is differentiable
+and runs on any device; a numba version for float32 CPU tensors without a gradient; and a Triton version for GPUs, which is
+differentiable once. `backend="auto"` takes the fastest one that can run; `backend` can also name one. All select the
+same entries, up to ties and rounding. Rows should be finite. In a row with NaN, values may be NaN, and their columns are then
+meaningless.
 """
 
 from __future__ import annotations
@@ -59,15 +60,16 @@ def gather_decode(
     """`sum_k values[b, k] * W_dec[indices[b, k]] + b_dec`, touching only the rows that fire.
 
     Args:
-        values_BK: (B, K) code values; zeros are padding. Of a ragged code, (N,).
-        indices_BK: (B, K) int64 latents; repeated ones add up. Of a ragged code, (N,).
+        values_BK: (B, K) values of the code; zeros are padding. (N,) for a ragged code.
+        indices_BK: (B, K) int64 latents; repeated latents add up. (N,) for a ragged code.
         W_dec_FD: (F, D) decoder, one row per latent.
         b_dec_D: (D,) or None for no bias.
-        start_B1: (B + 1,) int64, where a ragged code's rows start: row b is entries start[b] to start[b + 1]. Not on numba.
+        start_B1: (B + 1,) int64, the starts of the rows of a ragged code: row b has the entries start[b] to start[b + 1]. The
+            numba version does not support ragged codes.
 
     Returns:
-        (B, D) reconstruction. Differentiable in values, W_dec and b_dec on the torch and triton backends, of which "auto" takes
-        one when a gradient is wanted.
+        (B, D) reconstruction. Differentiable in values, W_dec and b_dec with the torch and triton backends. "auto" takes one of
+        these if an argument requires a gradient.
     """
     tensors = (values_BK, W_dec_FD) if b_dec_D is None else (values_BK, W_dec_FD, b_dec_D)
     if (backend == "numba" or start_B1 is None) and _use_numba(backend, *tensors):
@@ -96,15 +98,15 @@ def encode_topk(
 
     Args:
         x_BD: (B, D) inputs, already centred if the architecture centres.
-        W_enc_FD: (F, D) encoder, one row per latent (a transposed view of the (D, F) matrix on disk will do).
+        W_enc_FD: (F, D) encoder, one row per latent. It may be a transposed view of the (D, F) matrix on disk.
         b_enc_F: (F,) or None.
         k: entries to keep, 1 <= k <= F.
-        screen: (numba) find candidates by a bfloat16 product and compute those again in float32, which gives the same
-            selection and values; None does so where this CPU and these sizes make it faster.
+        screen: (numba) find candidates with a bfloat16 product and compute the candidates again in float32. Selection and values
+            are the same as without it. None: screen if it is expected to be faster on this CPU at these sizes.
 
     Returns:
         values (B, k) >= 0 and latents (B, k) int64. A row with fewer than k positive pre-activations is padded with value 0
-        at latents that are distinct and meaningless. Differentiable in x, W_enc and b_enc on the torch and triton backends.
+        at distinct but meaningless latents. Differentiable in x, W_enc and b_enc with the torch and triton backends.
     """
     _check_k(k, W_enc_FD.shape[0])
     tensors = (x_BD, W_enc_FD) if b_enc_F is None else (x_BD, W_enc_FD, b_enc_F)
@@ -128,15 +130,16 @@ def pre_activations(
     start_B1: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """`x[b] . W_enc[indices[b, k]] + b_enc[indices[b, k]]`: the encoder at given latents only, with its gradient there only.
+    """`x[b] . W_enc[indices[b, k]] + b_enc[indices[b, k]]`: the encoder at given latents, with a gradient at these latents only.
 
-    Select latents any way you like, without a gradient, and train them through this.
+    The latents may be selected by any rule that needs no gradient; this function then trains the encoder at them.
 
     Args:
-        indices_BK: (B, K) int64 latents, or (N,) of a ragged code, whose rows start at `start_B1` as in :func:`gather_decode`.
+        indices_BK: (B, K) int64 latents, or (N,) for a ragged code, whose rows start at `start_B1` as in :func:`gather_decode`.
+        backend: "torch", "triton" or "auto". There is no numba version.
 
     Returns:
-        (B, K) or (N,) pre-activations. Differentiable in x, W_enc and b_enc. There is no numba version: a forced one is an error.
+        (B, K) or (N,) pre-activations. Differentiable in x, W_enc and b_enc.
 
     Raises:
         ConfigError: the forced backend cannot take these tensors.
@@ -165,12 +168,12 @@ def encode_above(
     Args:
         x_BD, W_enc_FD, b_enc_F: as in :func:`encode_topk`.
         floor_F: (F,), or a scalar for all latents.
-        expected: about how many entries a row has; by it `screen=None` decides.
+        expected: approximate number of entries per row; `screen=None` decides by it.
         screen: as in :func:`encode_topk`.
 
     Returns:
         pre-activations (N,), their latents (N,) int64 in ascending order within a row, and (B + 1,) int64: row b has entries
-        start[b] to start[b + 1]. Differentiable in x, W_enc and b_enc on the torch and triton backends.
+        start[b] to start[b + 1]. Differentiable in x, W_enc and b_enc with the torch and triton backends.
     """
     tensors = (x_BD, W_enc_FD) if b_enc_F is None else (x_BD, W_enc_FD, b_enc_F)
     if _use_numba(backend, *tensors):
@@ -185,7 +188,7 @@ def encode_above(
 
 
 def runs_triton(device: str) -> bool:
-    """Whether there are Triton kernels for tensors on `device`: on GPUs, and where they are interpreted, on CPUs too."""
+    """Whether the Triton kernels can run on `device`: on a GPU, or on a CPU if Triton interprets them."""
     if not _has_triton():
         return False
     from saekit.sae.kernels import gpu

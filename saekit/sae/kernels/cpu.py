@@ -1,8 +1,8 @@
 """Sparse codes on the CPU in float32, with numba: the wrappers around :mod:`saekit.sae.kernels.rows`.
 
-The encoder's product can run in bfloat16 as a *screen*: twice as fast where the CPU has the instructions, and with a proven
-bound on its error it leaves a few dozen latents a row that can be among the k largest. Those are computed again in float32, so
-selection and values are those of a float32 encoder.
+The product of the encoder can run in bfloat16 as a *screen*, which is twice as fast on a CPU with bfloat16 instructions. A proven
+bound on the rounding error leaves a few dozen latents per row that can be among the k largest. These are computed again in
+float32, so selection and values are those of a float32 encoder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from saekit.sae.kernels import rows
 from saekit.sae.kernels.threads import run_blocks
 
 _scratch = threading.local()
-_UNIT = np.float32(1.001 * rows.BF16_UNIT)  # a little more than the rounding of a product to bfloat16
+_UNIT = np.float32(1.001 * rows.BF16_UNIT)  # slightly above the relative rounding error of bfloat16
 
 
 def topk(pre_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def encode_above(
     parts: list[tuple[Tensor, Tensor]] = [(torch.empty(0), start_B1[:0])] * -(-n_rows // encoder.block)
 
     def work(a: int, b: int) -> None:
-        # Only the pages that are written cost anything; the copies have the size of what was found.
+        # Buffers have the largest possible size, but the system allocates only pages that are written. The clones are small.
         values_N, columns_N = torch.empty((b - a) * n_latents + 1), torch.empty((b - a) * n_latents + 1, dtype=torch.int64)
         n = encoder.above(x_BD[a:b], floor, values_N.numpy(), columns_N.numpy(), start_B1.numpy()[a + 1 : b + 1])
         parts[a // encoder.block] = values_N[:n].clone(), columns_N[:n].clone()
@@ -90,12 +90,12 @@ def has_fast_bf16() -> bool:
 
 
 def screening_pays(n_rows: int, n_latents: int, width: int, kept: float) -> bool:
-    """Whether a bfloat16 screen is expected to be faster: what it adds must be small beside the product."""
+    """Whether a bfloat16 screen is expected to be faster: the product must take much longer than the screen's extra work."""
     return has_fast_bf16() and n_rows >= 64 and width >= 32 and n_latents >= 16 * kept
 
 
 class _Plain:
-    """The encoder on blocks of rows, by a float32 product."""
+    """Encodes blocks of rows with a float32 product."""
 
     def __init__(self, W_FD: Tensor, b_F: Tensor, block: int) -> None:
         self.W_FD, self.bias, self.block = W_FD, b_F.numpy(), block
@@ -115,9 +115,10 @@ class _Plain:
 
 
 class _Screened:
-    """The same by a bfloat16 product, with a bound on its error, and float32 products of what the bound leaves.
+    """Encodes blocks of rows with a bfloat16 product, and computes the entries that its error bound leaves again in float32.
 
-    |x . w - bf16(x) . bf16(w)| <= |x - bf16(x)| |bf16(w)| + |x| |w - bf16(w)|  (Cauchy-Schwarz), plus the rounding of sums.
+    The bound is |x . w - bf16(x) . bf16(w)| <= |x - bf16(x)| |bf16(w)| + |x| |w - bf16(w)|  (Cauchy-Schwarz), plus the rounding
+    errors of the sums.
     """
 
     def __init__(self, W_FD: Tensor, b_F: Tensor, block: int) -> None:
@@ -138,7 +139,7 @@ class _Screened:
         return found
 
     def _screen(self, x_RD: Tensor) -> tuple[rows.Array, ...]:
-        """The rounded product, the factors of the bound on its error, and what exact products are made of."""
+        """The bfloat16 product, the factors of its error bound by row and by column, and x and W for float32 products."""
         x, screen_RF = x_RD.numpy(), _buffer((self.block, len(self.W)), torch.bfloat16)[: len(x_RD)]
         x_bf16_RD = torch.empty_like(x_RD, dtype=torch.bfloat16)
         sizes, lost = np.empty((2, len(x_RD)), np.float32)
@@ -148,7 +149,7 @@ class _Screened:
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """This thread's matrix for a block of pre-activations; fresh memory for each block would cost more than its top-k."""
+    """The matrix of this thread for the pre-activations of a block. It is reused: allocating it takes longer than the top-k."""
     kept: Tensor | None = getattr(_scratch, "block", None)
     if kept is None or kept.shape != shape or kept.dtype != dtype:
         kept = _scratch.block = torch.empty(shape, dtype=dtype)
@@ -156,11 +157,11 @@ def _buffer(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 
 def _n_groups(n_columns: int, k: int) -> int:
-    """Columns fall into groups of about 16, but there are several times more groups than k."""
+    """The number of groups of columns: about 16 columns per group, and at least 4 k groups where there are as many columns."""
     return min(n_columns, max(n_columns // 16, 4 * k))
 
 
 def _block(n_columns: int) -> int:
-    """Rows at a time: few, so that their pre-activations are still in a cache when they are selected from, but not so few that
-    the product, which rearranges all of W for every block, takes longer for that."""
+    """The number of rows per block. Pre-activations of a small block are still in a cache during selection. The product repacks
+    all of W for every block, which makes very small blocks slow."""
     return max(64, min(512, 1 << ((1 << 23) // n_columns).bit_length() - 1))

@@ -1,11 +1,12 @@
-"""Sparse codes on a GPU, with Triton, forwards and backwards: the wrappers around :mod:`saekit.sae.kernels.gpu_rows`.
+"""Sparse codes on a GPU, with Triton, forward and backward: the wrappers around :mod:`saekit.sae.kernels.gpu_rows`.
 
-A ragged code is (values_N, latents_N, start_B1), row b being start[b]:start[b + 1]; a padded one, (values_BK, latents_BK), is
-the ragged code whose rows all have K entries. Gradients of weights are sums over the entries of a latent, sorted by latent
-first: deterministic, without atomics, and never a (B, K, D) or, beyond the encoder's chunk of rows, a (B, F) matrix.
+A ragged code is (values_N, latents_N, start_B1); row b has the entries start[b] to start[b + 1]. A padded code (values_BK,
+latents_BK) is a ragged code whose rows all have K entries. Gradients of weights are sums over the entries of each latent, which
+are sorted by latent first. They are deterministic and need no atomics. No (B, K, D) matrix is made, and no (B, F) matrix larger
+than a chunk of rows.
 
-With TRITON_INTERPRET=1 in the environment before triton is first imported, all of this runs on CPU tensors, slowly. That is how
-it is tested: block sizes are reasoned, not tuned, and no figure of a GPU has been measured.
+With TRITON_INTERPRET=1 in the environment before the first import of triton, the kernels run on CPU tensors, slowly. The tests
+use this. Block sizes are chosen by reasoning and not tuned; performance on a GPU has not been measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from saekit.sae.kernels import gpu_rows, reference
 
-CHUNK_NUMBERS = 1 << 27  # of a chunk's (rows, F) pre-activations: 512 MiB in float32, and enough to fill a GPU
+CHUNK_NUMBERS = 1 << 27  # of a chunk of (rows, F) pre-activations: 512 MiB in float32, enough to occupy a GPU
 BLOCK_E, BLOCK_D = 8, 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -71,14 +72,13 @@ def pre_activations(
 ) -> Tensor:
     """`x[b] . W_enc[l] + b_enc[l]` for the latents l of every row b, padded or (with `start_B1`) ragged.
 
-    Differentiable in x, W_enc and b_enc, with gradients of these entries only: whatever selects them, AuxK's dead latents
-    among it, trains the encoder.
+    Differentiable in x, W_enc and b_enc, with gradients at these entries only.
 
     Args:
-        pre: the result where a dense product has computed it already; only its gradient is then computed here.
+        pre: the result, if a dense product has already computed it. Only its gradient is then computed here.
 
     Returns:
-        of the shape of `latents`, in the dtype of `pre`, or of `x_BD`.
+        pre-activations in the shape of `latents`, in the dtype of `pre` or else of `x_BD`.
     """
     code, known_N = _Code.of(latents, start_B1), None if pre is None else pre.detach().flatten()
     pre_N: Tensor = _Encode.apply(x_BD, W_enc_FD, b_enc_F, code, known_N)
@@ -91,9 +91,9 @@ def dot_rows(start_B1: Tensor, latents_N: Tensor, x_BD: Tensor, table_FD: Tensor
 
 
 def by_latent(latents_N: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
-    """Where each latent starts (F + 1,) among the entries sorted by latent, and the order (N,) that sorts them, stably.
+    """Sort entries by latent, stably: (F + 1,) the start of each latent among the sorted entries, and (N,) the order.
 
-    Nothing waits for the device.
+    The host does not wait for the device.
     """
     sorted_N, order_N = latents_N.to(torch.int32).sort(stable=True)
     latents_F1 = torch.arange(n_latents + 1, device=latents_N.device, dtype=torch.int32)
@@ -134,8 +134,8 @@ def sum_rows(
 def _select(pre_BF: Tensor, k: int) -> Tensor:
     """Columns (B, k) of the k largest entries of every row.
 
-    Column c is in group c % G. The k groups of largest maximum hold k largest entries: one pass over the matrix and two short
-    lists to rank, where ranking whole rows reads them many times over.
+    Column c is in group c % G. The k groups with the largest maxima contain the k largest entries. This needs one pass over the
+    matrix and the top-k of two short lists; the top-k of whole rows reads them several times.
     """
     n_rows, n_columns = pre_BF.shape
     size = min(1 << int(math.log2(math.sqrt(n_columns / k))), n_columns & -n_columns)
@@ -147,7 +147,7 @@ def _select(pre_BF: Tensor, k: int) -> Tensor:
 
 
 class _Code(NamedTuple):
-    """Where the entries of a code are: `latents[e]` for the entries e of row b, start[b]:start[b + 1]."""
+    """The positions of the entries of a code: row b has the latents `latents[e]` for e from start[b] to start[b + 1]."""
 
     latents_N: Tensor
     start_B1: Tensor
@@ -238,7 +238,7 @@ def _dot_rows(code: _Code, x_BD: Tensor, table_FD: Tensor, dtype: torch.dtype) -
 
 
 def _rows(table_RD: Tensor) -> Tensor:
-    """The same numbers with every row in one piece of memory; rows may lie anywhere."""
+    """The same matrix with every row contiguous; the stride between rows is free."""
     return table_RD if table_RD.stride(1) == 1 else table_RD.contiguous()
 
 

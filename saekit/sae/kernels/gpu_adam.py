@@ -1,8 +1,7 @@
-"""Adam on a GPU that spends gradients of sparse codes block by block of latents, so that no (F, D) gradient is ever in memory.
+"""Adam on a GPU for gradients of sparse codes. It works on blocks of latents, so that no (F, D) gradient is in memory.
 
-As everywhere in these kernels, a latent's gradient is a sum over its entries; every row takes its step, whether it has entries
-or not, so the numbers are those of Adam on the dense gradient (arXiv 1412.6980, algorithm 1). No figure of a GPU has been
-measured.
+The gradient of a latent is a sum over its entries. Every row is updated, also one without entries, so the results are those of
+Adam on the dense gradient (arXiv 1412.6980, algorithm 1). Performance on a GPU has not been measured.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -18,11 +17,11 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.sae.kernels.gpu import sum_rows
 
-BLOCK_NUMBERS = 1 << 23  # of a block of latents' gradient, which is read again while it is in the second-level cache
+BLOCK_NUMBERS = 1 << 23  # of the gradient of a block of latents; small enough to stay in the L2 cache until it is read
 
 
 class Constants(NamedTuple):
-    """Of one step: `rate` is the learning rate over 1 - beta1^t, `correction` is 1 / sqrt(1 - beta2^t), t counting from 1."""
+    """Constants of step t, which counts from 1: `rate` is lr / (1 - beta1^t), and `correction` is 1 / sqrt(1 - beta2^t)."""
 
     beta1: float
     beta2: float
@@ -50,11 +49,11 @@ def adam_rows(
     Args:
         W_FD, mean_FD, square_FD: weights and the state of Adam, contiguous, of any floating dtypes.
         start_F1: (F + 1,) int64: latent l has the entries start[l] to start[l + 1].
-        row_N, weight_N: rows of the table, int64, and what they are multiplied by.
-        table_RD: what the encoder read, for its weights; the gradient at the reconstruction, for the decoder's.
-        along_F: what the gradient of a row has of the row itself, beside its entries.
-        unit_rows: rows have norm 1 and keep it: the gradient's component along a row is removed before, and what is left of the
-            change of norm afterwards.
+        row_N, weight_N: for each entry, a row of the table (int64) and its factor.
+        table_RD: the input of the encoder if W is the encoder; the gradient at the reconstruction if W is the decoder.
+        along_F: coefficient of each row of W in its own gradient, which is added to the sum over entries.
+        unit_rows: keep rows at norm 1: the component of the gradient along a row is removed before the step, and rows are
+            normalised after it.
 
     Raises:
         ConfigError: the weights or a state of Adam are not contiguous, or not of one shape.

@@ -1,11 +1,11 @@
 """Triton kernels over the entries of a sparse code.
 
-Two sums are all that a sparse autoencoder needs forwards and backwards, because entries come in segments either way round: by
-token (a code as it is made) or by latent (sorted). A segment is one program's work, so a result has one writer and one order of
-summation: the same bits every time, without atomics, and nothing of the size of entries times width is ever in memory.
+A sparse autoencoder needs only two kernels forward and backward. Entries come in segments: by token (as encoded) or by latent
+(after sorting). One program computes a segment, so each result has one writer and one order of summation. Results are therefore
+deterministic without atomics, and no matrix of the size entries x width is in memory.
 
-Programs of one block of columns run next to each other and share what they gather: a block of all rows of a table fits in the
-second-level cache where whole rows would not.
+Programs of the same block of columns run at about the same time and read the same columns of the table. One block of columns of
+the table can fit in the L2 cache even if the whole table does not.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -30,7 +30,7 @@ def sum_rows(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[s] = bias + sum_e weight[e] * table[row[e]] over the entries e of segment s, start[s]:start[s + 1].
+    """out[s] = bias + sum_e weight[e] * table[row[e]] over the entries e of segment s, from start[s] to start[s + 1].
 
     Rows of weight 0 are not read. Sums are of type SUM.
     """

@@ -1,11 +1,11 @@
-"""The torch versions: any device, any floating dtype, differentiable. The numba kernels are tested against these."""
+"""The torch versions: differentiable, on any device, of any floating dtype. The other kernels are tested against these."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 23  # of a chunk's (rows, F) pre-activations: 32 MiB in float32
+CHUNK_NUMBERS = 1 << 23  # of a chunk of (rows, F) pre-activations: 32 MiB in float32
 
 
 def topk(pre_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:

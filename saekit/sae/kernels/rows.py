@@ -1,8 +1,8 @@
-"""Numba kernels over rows. Serial and without the GIL: :mod:`saekit.sae.kernels.threads` spreads blocks of rows over cores.
+"""Numba kernels over rows. Each is serial and releases the GIL; :mod:`saekit.sae.kernels.threads` runs blocks of rows on threads.
 
-Results are the same bits every time. Two rules see to that. Sums may be reassociated (FAST) so that they vectorise, but only in
-loops that write nothing: where a loop writes, the compiler checks at run time whether arrays lie close together in memory, and
-takes another loop, with another order of summation, if they do. Everything else keeps to the order written.
+Results are bit-identical in every run, for two reasons. Sums may be reassociated (FAST) so that they vectorise, but only in loops
+that write no array. In a loop that writes, the compiler would check at run time whether arrays are close together in memory, and
+use a loop with another order of summation if they are. All other computations keep the order of the code.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _float_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _prefetch(typing_context, table, row, column):  # type: ignore[no-untyped-def]
-    """Have the processor fetch table[row, column], and what shares its line of memory, into the cache, without waiting for it."""
+    """Prefetch the cache line of table[row, column]. Does not wait for it."""
 
     def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
         array = make_array(signature.args[0])(context, builder, args[0])
@@ -67,7 +67,7 @@ def _prefetch(typing_context, table, row, column):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _fetch_rows(table: Array, rows: Array, first: int, stop: int) -> None:
-    """Fetch table[rows[i]] for the i from first up to, not with, stop, while others are computed with."""
+    """Prefetch table[rows[i]] for first <= i < stop, while other rows are in use."""
     for i in range(first, stop):
         for q in range(0, table.shape[1], 16):
             _prefetch(table, rows[i], q)
@@ -100,7 +100,7 @@ def add_scaled(out: Array, row: Array, factor: float) -> None:
 
 @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 def add_rows(out: Array, table: Array, rows: Array, weights: Array, n: int) -> None:
-    """out += sum_i weights[i] * table[rows[i]] over the first n; four rows at a time keep four cache misses in flight."""
+    """out += sum_i weights[i] * table[rows[i]] over the first n. Four rows at a time, so that four cache misses overlap."""
     width = out.shape[0]
     i = 0
     while i + 4 <= n:
@@ -168,7 +168,7 @@ def _kth_largest(numbers: Array, n: int, k: int) -> float:
 
 @njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
 def _raise_to(largest: Array, row: Array, bias: Array, norms: Array, error: float) -> None:
-    """largest = max(largest, row + bias - error * norms). A function of its own because slices, unlike offsets, vectorise."""
+    """largest = max(largest, row + bias - error * norms). A separate function, because slices vectorise and offsets do not."""
     for c in range(row.shape[0]):
         value = _bf16_to_float(row[c]) + bias[c] - error * norms[c]
         largest[c] = value if value > largest[c] else largest[c]
@@ -189,13 +189,13 @@ def _candidates(
     values: Array,
     indices: Array,
 ) -> int:
-    """Collect every column whose exact value can be among the k largest; returns how many.
+    """Collect every column whose exact value can be among the k largest. Returns their number.
 
     The exact value of column c lies between `row[c] + low_bias[c] - error * norms[c]` and `row[c] + high_bias[c] + error *
-    norms[c]`, give or take `relative * |row[c] + bias[c]|`; `reach` is the largest half-width of these intervals.
+    norms[c]`, up to `relative * |row[c] + bias[c]|`. `reach` is the largest half-width of these intervals.
 
-    Column c belongs to group c % G. The k-th largest group maximum bounds the k-th largest entry from below (k groups have an
-    entry at least that large), so only the few groups that reach the bound are looked at again.
+    Column c belongs to group c % G. The k-th largest group maximum is a lower bound of the k-th largest entry, because k groups
+    have an entry at least that large. Only the few groups that reach the bound are therefore searched again.
     """
     n_columns = row.shape[0]
     n_groups = group_max.shape[0]
@@ -220,8 +220,8 @@ def _candidates(
         else:
             high = middle
 
-    # With r the half-width of a column's interval, k columns are exactly at least low - relative * (|low| + r), and what cannot
-    # reach bound is exactly below bound + relative * (|bound| + r), which is no more.
+    # r is the half-width of the interval of a column. The exact values of k columns are at least low - relative * (|low| + r).
+    # A column that cannot reach bound has an exact value below bound + relative * (|bound| + r), which is not larger.
     bound = low
     if relative > 0:
         bound -= np.float32(2) * relative * (abs(low) + reach) * (np.float32(1) + np.float32(2) * relative)
@@ -241,7 +241,7 @@ def _candidates(
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _keep_largest(values: Array, indices: Array, n: int, k: int, scratch: Array, out_values: Array, out_indices: Array) -> None:
-    """The k largest of the first n; rows with NaN give NaN."""
+    """Write the k largest of the first n entries. If NaN leaves fewer than k comparable entries, the rest are NaN."""
     kept = 0
     if n >= k:
         scratch[:n] = values[:n]
@@ -292,7 +292,7 @@ def screened_rows(
     """Exact top-k of every row of `x @ W.T + bias` in float32, given `screen`, the bfloat16 bits of a rounded product.
 
     `errors[r] * norms[c]` bounds |bf16(x) . bf16(w) - x . w|. Every column that the bounds do not rule out is computed again in
-    float32, so that selection and values do not depend on the rounding of the screen. Returns how many were.
+    float32, so that selection and values do not depend on the rounding of the screen. Returns the number of these columns.
     """
     n_columns = screen.shape[1]
     group_max = np.empty(n_groups, np.float32)
@@ -317,7 +317,7 @@ def screened_rows(
 
 @njit(cache=True, fastmath=FAST, nogil=True, boundscheck=False, error_model="numpy")
 def _count_above(row: Array, bias: Array, floor: Array, norms: Array, error: float, unit: float) -> np.int32:
-    """How many columns can exactly be above their floor; see :func:`above_rows`. A function of its own so that it vectorises."""
+    """The number of columns whose exact value can be above the floor; see :func:`above_rows`. Separate, so that it vectorises."""
     count = np.int32(0)
     for c in range(row.shape[0]):
         value = _bf16_to_float(row[c])
@@ -339,11 +339,11 @@ def above_rows(
     columns: Array,
     counts: Array,
 ) -> int:
-    """Every entry of `x @ W.T + bias` that is above its column's floor, row after row; returns how many there are.
+    """Write every entry of `x @ W.T + bias` above the floor of its column, row after row. Returns the number of entries.
 
-    `screen` is the product without bias, with a unit of 0, or the bfloat16 bits of one that was rounded by that share of it. Then
-    `errors[r] * norms[c]` bounds |bf16(x) . bf16(w) - x . w|, and what the bounds do not rule out is computed again in float32.
-    Writes counts[r], how many are in row r.
+    If `unit` is 0, `screen` is the float32 product without bias. Otherwise `screen` holds the bits of a bfloat16 product with a
+    relative rounding error of `unit`, `errors[r] * norms[c]` bounds |bf16(x) . bf16(w) - x . w|, and every entry that the bounds
+    do not rule out is computed again in float32. counts[r] is set to the number of entries of row r.
     """
     n_columns, n = screen.shape[1], 0
     for r in range(screen.shape[0]):

@@ -1,8 +1,8 @@
 """Blocks of rows on threads: each thread runs serial kernels and single-threaded torch products on its own blocks.
 
-A block goes through the whole pipeline while it is in a core's cache. Threads share nothing that they write, so results do not
-depend on the number of threads. There is one pool of threads, since the pools of numba and of OpenMP would compete for the cores.
-Threads of this pool sleep while they wait.
+A block passes through the whole pipeline while it is in the cache of a core. Threads write to separate memory, so results do not
+depend on the number of threads. There is only one pool of threads, because the pools of numba and OpenMP would compete for the
+cores. Threads of this pool sleep while they wait.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
 
 @contextmanager
 def only_blocks() -> Iterator[None]:
-    """Within the block, torch's own operations use one thread, and :func:`run_blocks` uses as many as torch had before.
+    """Within the context, operations of torch use one thread, and :func:`run_blocks` uses as many threads as torch did before.
 
-    This is for loops whose large computations are all in blocks. On a busy machine, threads of torch wait longer for each other
-    than its small operations take.
+    Use it for loops whose large computations all run in blocks. On a busy machine, the threads of torch would wait longer for
+    each other than its small operations take.
     """
     outside, n_threads = getattr(_here, "n_threads", None), torch.get_num_threads()
     _here.n_threads = outside or n_threads
