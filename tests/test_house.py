@@ -13,39 +13,38 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "saekit.builtin": 0,
     "saekit.checksums": 0,
+    "saekit.environment": 0,
     "saekit.errors": 0,
     "saekit.files": 0,
+    "saekit.hashing": 0,
     "saekit.json_files": 0,
+    "saekit.lab": 0,
     "saekit.lazy": 0,
     "saekit.ledger": 0,
+    "saekit.names": 0,
     "saekit.plugins": 0,
+    "saekit.processes": 0,
     "saekit.progress": 0,
-    "saekit.environment": 0,
+    "saekit.tasks": 0,
     "saekit.terminal": 0,
-    "saekit.lab": 0,
-    "saekit.lm": 1,
-    "saekit.sae": 1,
+    "saekit.version": 0,
     "saekit.activations": 1,
+    "saekit.lm": 1,
     "saekit.objects": 1,
-    "trainers": 2,
+    "saekit.sae": 1,
     "feature_db": 2,
+    "trainers": 2,
     "saekit.steer": 3,
     "saekit.evaluate": 4,
-    "saekit.workspace": 5,
-    "saekit.views": 5,
-    "saekit.report": 6,
-    "saekit.demo": 6,
-    "saekit.cli": 6,
-    "saekit.__main__": 7,
+    "saekit.locate": 4,
     "saekit.dictionaries": 5,
     "saekit.study": 5,
-    "saekit.names": 0,
-    "saekit.tasks": 0,
-    "saekit.processes": 0,
-    "saekit.hashing": 0,
-    "saekit.version": 0,
-    "saekit.statistics": 0,
-    "saekit.locate": 4,
+    "saekit.views": 5,
+    "saekit.workspace": 5,
+    "saekit.cli": 6,
+    "saekit.demo": 6,
+    "saekit.report": 6,
+    "saekit.__main__": 7,
 }
 HEAVY = ("torch", "transformers", "sae_lens", "datasets", "wandb", "numba", "h5py", "plotly", "sklearn", "numpy")
 
@@ -86,6 +85,10 @@ def _package(module: str) -> str:
 def test_every_module_has_a_floor() -> None:
     missing = [name for name in MODULES if name != "saekit" and _floor(name) is None]
     assert not missing
+
+
+def test_every_floor_has_a_module() -> None:
+    assert not [home for home in FLOORS if home not in MODULES]
 
 
 def test_imports_go_down_only() -> None:

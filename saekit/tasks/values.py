@@ -69,7 +69,7 @@ def integers(values: Any, what: str) -> tuple[int, ...]:
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ConfigError(f"The {what} are {values!r:.80}, not a list of integers.")
-    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 for value in values):
+    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 for value in values):
         raise ConfigError(f"The {what} are {values!r:.80}, not a list of integers from 0.")
     return tuple(values)
 
