@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = [
-    *("saekit", "saekit.workspace", "saekit.lm", "saekit.objects", "saekit.steer", "saekit.evaluate"),
+    *("saekit", "saekit.workspace", "saekit.lm", "saekit.objects", "saekit.steer", "saekit.tasks", "saekit.evaluate"),
     *("saekit.sae", "saekit.activations", "saekit.lab", "trainers", "feature_db"),
 ]
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
