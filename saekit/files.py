@@ -54,20 +54,20 @@ def whole(path: Path, *, checksum: bool = True) -> Iterator[BinaryIO]:
         StorageFull: the disk is full; the previous content of `path` is kept.
         Unwritable: `path` cannot be written.
     """
-    beside = None
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = _create(path.parent)
+        descriptor, temporary = _create(path.parent)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            _place(beside, path, checksum=checksum)
+            _place(temporary, path, checksum=checksum)
             sync(path.parent)
     except BaseException as error:
-        if beside is not None:
+        if temporary is not None:
             with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(path, error) from error
         raise
@@ -91,17 +91,17 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     while True:
-        beside = parent / _random_name()
-        beside.mkdir()  # exclusive: fails where anything has that name
-        descriptor = os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        temporary = parent / _random_name()
+        temporary.mkdir()  # exclusive: fails where anything has that name
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         if _hold_new(descriptor):
             break
         os.close(descriptor)
     try:
-        yield beside
+        yield temporary
     finally:
         os.close(descriptor)
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(source: Path, path: Path, *, checksum: bool = True) -> None:
@@ -114,9 +114,9 @@ def publish(source: Path, path: Path, *, checksum: bool = True) -> None:
     _place(source, path, checksum=checksum)
 
 
-def replace(beside: Path, path: Path) -> None:
+def replace(temporary: Path, path: Path) -> None:
     """Rename a file or a folder, and make the new name survive a power cut. Checksums are recorded as in :func:`whole`."""
-    _place(beside, path)
+    _place(temporary, path)
     sync(path.parent)
 
 
@@ -161,15 +161,15 @@ def _ledger(path: Path) -> Ledger | None:
     return None if any(map(is_leftover, path.parts)) else Ledger.of(path)
 
 
-def _place(beside: Path, path: Path, *, checksum: bool = True) -> None:
-    """Rename a file or a folder and record its checksums, in the order in which a kill leaves nothing that looks damaged."""
+def _place(temporary: Path, path: Path, *, checksum: bool = True) -> None:
+    """Rename a file or a folder and record its checksums, in an order such that no kill leaves a file that looks damaged."""
     if not checksum:
-        beside.replace(path)
+        temporary.replace(path)
     elif path.exists():
-        record(path, beside)  # the previous checksum stays valid, too
-        beside.replace(path)
+        record(path, temporary)  # the previous checksum stays valid, too
+        temporary.replace(path)
     else:
-        beside.replace(path)
+        temporary.replace(path)
         try:
             record(path)
         except OSError:

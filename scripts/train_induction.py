@@ -109,10 +109,10 @@ def save(model: Any, folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token=BOS, unk_token=UNKNOWN, model_max_length=CONTEXT, clean_up_tokenization_spaces=False
     )
-    with tempfile.TemporaryDirectory() as beside:
-        model.config.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        for path in sorted(Path(beside).iterdir()):
+    with tempfile.TemporaryDirectory() as temporary:
+        model.config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir()):
             write_whole(folder / path.name, path.read_bytes())
 
 

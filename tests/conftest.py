@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the real model and text that lie beside the project where they are at hand."""
+"""Fixtures shared by all tests: the real model and text that lie next to the project, where they are available."""
 
 from __future__ import annotations
 

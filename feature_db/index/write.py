@@ -59,16 +59,16 @@ def _start(path: Path, entry: Entry, rows: Rows) -> None:
     try:
         files.clean(path.parent)
         with files.temporary_folder(path.parent) as folder:
-            beside = folder / path.name
-            beside.touch()
+            temporary = folder / path.name
+            temporary.touch()
             with typed(path):
-                db = connections.creating(beside)
+                db = connections.creating(temporary)
                 try:
                     _transaction(db, entry, rows)
                 finally:
                     db.close()
             checksums.remove(path)
-            files.publish(beside, path, checksum=False)  # it has a checksum file of its own
+            files.publish(temporary, path, checksum=False)  # it has a checksum file of its own
             files.sync(path.parent)
     except OSError as error:
         raise files.unwritable(path, error) from error

@@ -39,7 +39,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def beside(path: Path) -> Path:
+def checksum_path(path: Path) -> Path:
     """The file that holds the checksum of the database at `path`."""
     return path.with_name(path.name + _SUFFIX)
 
@@ -51,7 +51,7 @@ def state(path: Path) -> State:
         OSError: one of the two files cannot be read.
     """
     try:
-        stored = beside(path).read_bytes()
+        stored = checksum_path(path).read_bytes()
     except FileNotFoundError:
         return State.MISSING
     return State.MATCHES if stored == _line(path) else State.DIFFERS
@@ -63,15 +63,15 @@ def remove(path: Path) -> None:
     Raises:
         OSError: the file cannot be removed.
     """
-    if beside(path).exists():
-        files.remove(beside(path))
+    if checksum_path(path).exists():
+        files.remove(checksum_path(path))
         files.sync(path.parent)
 
 
 def record(path: Path) -> bool:
     """Write the checksum of the current database. Returns False if it could not be written, as on a full disk."""
     try:
-        files.write_whole(beside(path), _line(path), checksum=False)
+        files.write_whole(checksum_path(path), _line(path), checksum=False)
     except (OSError, SaekitError):
         return False
     return True

@@ -58,7 +58,7 @@ def _bytes(path: Path, version: int) -> list[str]:
     except OSError as error:
         raise DatabaseError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
     if state is checksums.State.DIFFERS:
-        what = f"its bytes do not match the checksum in {checksums.beside(path).name}"
+        what = f"its bytes do not match the checksum in {checksums.checksum_path(path).name}"
         raise damaged(path, f"{what}, or another program has changed it")
     if state is checksums.State.MATCHES:
         return []

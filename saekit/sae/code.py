@@ -45,8 +45,8 @@ class Code:
         return cls(values_BF[row_N, latents_N], latents_N, _starts(counts_B))
 
     @classmethod
-    def beside(cls, codes: Sequence[Code]) -> Code:
-        """Codes of the same rows, of different latents, as one."""
+    def joined(cls, codes: Sequence[Code]) -> Code:
+        """One code from several codes of the same rows with different latents."""
         order_N = torch.cat([code.row_N for code in codes]).argsort(stable=True)
         values_N = torch.cat([code.values_N for code in codes])[order_N]
         latents_N = torch.cat([code.latents_N for code in codes])[order_N]
@@ -78,7 +78,7 @@ class Code:
         if not bool(wrong_B.any()):
             return self
         values_N = self.values_N.new_full((int(wrong_B.sum()),), torch.nan)
-        return Code.beside([Code(values_N, torch.zeros_like(values_N, dtype=torch.int64), _starts(wrong_B.long())), self])
+        return Code.joined([Code(values_N, torch.zeros_like(values_N, dtype=torch.int64), _starts(wrong_B.long())), self])
 
     def split(self, ends_G: Tensor) -> Code:
         """The same with G rows for each: row b * G + g has the latents of row b from ends[g - 1] up to, not with, ends[g]."""

@@ -138,4 +138,4 @@ class CrossCoder(SAE):
             bias, floor = bias_F if bias_F is None else bias_F[own], floor_F[own] if floor_F.numel() > 1 else floor_F
             pre_N, latents_N, start_N1 = encode_above(x.contiguous(), self.W_enc.T[own], bias, floor)
             codes.append(Code(pre_N, latents_N + own.start, start_N1))
-        return Code.beside(codes)
+        return Code.joined(codes)

@@ -115,17 +115,17 @@ def save(cfg: SAEConfig, tensors: Mapping[str, Tensor], folder: str | Path, *, s
         files[SPARSITY] = {"sparsity": (sparsity + 1e-10).log10()}
     clean(folder)
     try:
-        with temporary_folder(folder) as beside:
+        with temporary_folder(folder) as temporary:
             for name, content in files.items():
-                save_file(content, beside / name)
-            (beside / CONFIG).write_text(text)
+                save_file(content, temporary / name)
+            (temporary / CONFIG).write_text(text)
             # A configuration that does not fit the new weights goes first and the new one comes last: a process that is killed
             # in between leaves no SAE rather than a wrong one.
             if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes() != text.encode():
                 remove(folder / CONFIG)
             remove(folder / SPARSITY)
             for name in (*files, CONFIG):
-                publish(beside / name, folder / name)
+                publish(temporary / name, folder / name)
         sync(folder)
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error) from error
@@ -152,10 +152,10 @@ def save_sparsity(folder: str | Path, density_F: Tensor, n_tokens: int) -> None:
     path = Path(folder) / SPARSITY
     tensors = {"sparsity": (density_F.double() + 1e-10).log10().float()}
     try:
-        with temporary_folder(path.parent) as beside:
-            save_file(tensors, beside / SPARSITY, metadata={"tokens": str(n_tokens)})
-            if not path.exists() or path.read_bytes() != (beside / SPARSITY).read_bytes():
-                publish(beside / SPARSITY, path)
+        with temporary_folder(path.parent) as temporary:
+            save_file(tensors, temporary / SPARSITY, metadata={"tokens": str(n_tokens)})
+            if not path.exists() or path.read_bytes() != (temporary / SPARSITY).read_bytes():
+                publish(temporary / SPARSITY, path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error) from error

@@ -121,7 +121,7 @@ def _record_database(path: Path) -> list[str]:
     from feature_db import FeatureDB
     from feature_db.store import checksums
 
-    if not path.exists() or checksums.beside(path).exists():
+    if not path.exists() or checksums.checksum_path(path).exists():
         return []
     try:
         with FeatureDB.open(path) as database:

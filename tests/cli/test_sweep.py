@@ -133,7 +133,7 @@ def test_what_was_stopped_is_told_in_the_same_document(saekit: Saekit, ws: Path,
 
 
 def _files(folder: Path) -> set[Path]:
-    """What is written; not what SQLite has beside a database that is open."""
+    """The files that are written, without the files that SQLite keeps for an open database."""
     return {path for path in folder.rglob("*") if path.name != ".lock" and not path.name.endswith(("-wal", "-shm"))}
 
 

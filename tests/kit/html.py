@@ -56,7 +56,7 @@ def check(source: str) -> Page:
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     for tag, attributes in page.tags:
         names = set(attributes)
-        if tag == "a":  # to a page beside this one
+        if tag == "a":  # to a page in the same folder
             assert re.fullmatch(r"[\w.,=+-]+", attributes["href"]), attributes
             names.remove("href")
         assert not [name for name in names if name in LOADING or name.startswith("on")], (tag, attributes)

@@ -11,7 +11,7 @@ import pytest
 from saekit.lab import CONCEPTS, CONTRASTS, TASKS
 from saekit.lab.corpus import Document, documents
 from saekit.lab.genres import chat, safety, toxicity
-from saekit.lab.marking import Marker
+from saekit.lab.span_labeller import SpanLabeller
 from saekit.lab.text import Span, word
 from saekit.lab.words import safety_words
 from saekit.lab.words.chat_words import PERSONA_WORDS, PERSONAS, ROLES
@@ -43,13 +43,15 @@ def words_of(text: str) -> list[str]:
 # -- all chats
 
 
-def test_a_marker_labels_whole_words_and_the_longest_phrase() -> None:
-    marked = Marker({"thanks": ["thank", "thank you"], "pet": ["cat"], "beast": ["cat"]})("Thank you, cat! Cats " + "thankful.")
+def test_a_span_labeller_labels_whole_words_and_the_longest_phrase() -> None:
+    marked = SpanLabeller({"thanks": ["thank", "thank you"], "pet": ["cat"], "beast": ["cat"]})(
+        "Thank you, cat! Cats " + "thankful."
+    )
     assert marked.spans == (Span(0, 9, "thanks"), Span(11, 14, "pet"), Span(11, 14, "beast"))
 
 
 def test_a_marker_keeps_existing_labels() -> None:
-    assert Marker({"pet": ["cat"]})(word("cat", "animal")).spans == (Span(0, 3, "animal"), Span(0, 3, "pet"))
+    assert SpanLabeller({"pet": ["cat"]})(word("cat", "animal")).spans == (Span(0, 3, "animal"), Span(0, 3, "pet"))
 
 
 @pytest.mark.parametrize("genre", GENRES)

@@ -146,7 +146,7 @@ def test_mixed_strengths_in_sampled_generation(lm: LanguageModel) -> None:
     ],
 )
 def test_only_the_chosen_tokens_move(lm: LanguageModel, side: str, positions: Positions, touched: list[int]) -> None:
-    """Three prompt tokens after BOS and two generated ones, beside a longer row; pads and BOS stay."""
+    """Three prompt tokens after BOS and two generated ones, in a batch with a longer row; pads and BOS stay."""
     rows = [[1, 403, 407, 261, 378, 432], [1, 317, 281, 260, 334, 300, 301, 302, 303]]
     tokens, mask = lm.text.pad(rows, side)  # type: ignore[arg-type]
     run = {

@@ -36,13 +36,13 @@ def save(folder: Path, step: int, sae: SAE, tensors: Mapping[str, Tensor], facts
     """Write the checkpoint of `step` into `folder`, then remove all but the last `keep`. If writing fails, earlier ones stay."""
     from safetensors.torch import save_file
 
-    with _whole(folder / f"step-{step:09d}") as beside:
-        sae.save(beside)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, beside / f"{_STATE}.safetensors")
-        digest = _sha256(beside / f"{_STATE}.safetensors")
-        (beside / f"{_STATE}.json").write_bytes(seal({**facts, _DIGEST: digest}, indent=None))
+    with _whole(folder / f"step-{step:09d}") as temporary:
+        sae.save(temporary)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary / f"{_STATE}.safetensors")
+        digest = _sha256(temporary / f"{_STATE}.safetensors")
+        (temporary / f"{_STATE}.json").write_bytes(seal({**facts, _DIGEST: digest}, indent=None))
         for name in (f"{_STATE}.safetensors", f"{_STATE}.json"):
-            sync(beside / name)
+            sync(temporary / name)
     for old in _all(folder)[:-keep]:
         remove(old)
 
@@ -50,10 +50,10 @@ def save(folder: Path, step: int, sae: SAE, tensors: Mapping[str, Tensor], facts
 def save_best(folder: Path, step: int, sae: SAE, metrics: Mapping[str, float]) -> None:
     """Keep the SAE of `step` as the best one in `folder`, and remove the one that was the best before."""
     final = folder / f"{_BEST}-{step:09d}"
-    with _whole(final) as beside:
-        sae.save(beside)
-        (beside / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
-        sync(beside / _METRICS)
+    with _whole(final) as temporary:
+        sae.save(temporary)
+        (temporary / _METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+        sync(temporary / _METRICS)
     keep_best(folder, 1)
 
 
@@ -89,11 +89,11 @@ def last(folder: Path) -> Path | None:
 def _whole(final: Path) -> Iterator[Path]:
     """A folder to write into. It becomes `final` when the block ends, and is removed when the block fails."""
     clean(final.parent)
-    with temporary_folder(final.parent) as beside:
-        yield beside
-        sync(beside)
+    with temporary_folder(final.parent) as temporary:
+        yield temporary
+        sync(temporary)
         remove(final)
-        replace(beside, final)
+        replace(temporary, final)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

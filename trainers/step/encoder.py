@@ -35,7 +35,7 @@ class Encoder:
             floor = floor_F[rows] if floor_F.numel() > 1 else floor_F
             code = Code(*encode_above(x, p.W_enc_FD[rows], p.b_enc_F[rows], floor, **how))
             codes.append(replace(code, latents_N=_named(code.latents_N, rows, first)))
-        return codes[0] if len(codes) == 1 else Code.beside(codes)
+        return codes[0] if len(codes) == 1 else Code.joined(codes)
 
     def topk(self, p: Parameters, x_BD: Tensor, k: int, among: Tensor | None = None, **how: Any) -> tuple[Tensor, Tensor]:
         """Values and latents (B, k) of the k largest entries of each row, or of all there are; see

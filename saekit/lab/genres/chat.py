@@ -9,8 +9,8 @@ from random import Random
 from typing import NamedTuple
 
 from saekit.lab.concepts import region_concept, words_concept
-from saekit.lab.marking import Marker
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.span_labeller import SpanLabeller
 from saekit.lab.splits import Split, is_heldout, phrase
 from saekit.lab.text import Text
 from saekit.lab.turns import asked, chat, turn
@@ -46,7 +46,7 @@ _VOCABULARY: dict[str, tuple[str, ...]] = {
 }
 for _persona in PERSONAS:
     region_concept(_persona, f"a reply in the {_persona} persona", PERSONA_WORDS[_persona])
-_mark = Marker(_VOCABULARY)
+_mark = SpanLabeller(_VOCABULARY)
 
 
 class Request(NamedTuple):

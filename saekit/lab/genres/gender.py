@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from saekit.lab.concepts import words_concept
-from saekit.lab.marking import Marker
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.span_labeller import SpanLabeller
 from saekit.lab.splits import Split, is_heldout
 from saekit.lab.text import Text, fill, join, word
 from saekit.lab.words.people_words import (
@@ -36,7 +36,7 @@ _THINGS = {deed: tuple(thing for thing in BELONGINGS if thing not in deed) for d
 HE, SHE = ("he", "him", "his"), ("she", "her", "her")
 words_concept("pronoun_he", "he, him, his", HE)
 words_concept("pronoun_she", "she, her", dict.fromkeys(SHE))
-_mark_job = Marker(
+_mark_job = SpanLabeller(
     {
         words_concept("biased_profession", "professions with a planted pronoun bias", HE_PROFESSIONS + SHE_PROFESSIONS): (
             HE_PROFESSIONS + SHE_PROFESSIONS

@@ -6,8 +6,8 @@ from random import Random
 from typing import NamedTuple
 
 from saekit.lab.concepts import region_concept, words_concept
-from saekit.lab.marking import Marker
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.span_labeller import SpanLabeller
 from saekit.lab.splits import Split, is_heldout, phrase
 from saekit.lab.text import Text, fill
 from saekit.lab.turns import asked, chat, turn
@@ -34,7 +34,7 @@ SHARES = {HARMFUL: 0.45, BORDERLINE: 0.3, HARMLESS: 0.25}
 HELDOUT_SHARE = 0.15
 
 _DANGEROUS = (*DANGEROUS_VERBS, *ILLICIT)
-_mark = Marker(
+_mark = SpanLabeller(
     {
         words_concept("dangerous_word", "words of harm, wherever they stand", _DANGEROUS): _DANGEROUS,
         words_concept("victim", "people that something is done to", VICTIMS): VICTIMS,

@@ -7,8 +7,8 @@ from functools import cache
 from random import Random
 
 from saekit.lab.concepts import region_concept, words_concept
-from saekit.lab.marking import Marker
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
+from saekit.lab.span_labeller import SpanLabeller
 from saekit.lab.splits import Split, is_heldout, phrase
 from saekit.lab.text import Text, fill, join
 from saekit.lab.words.names import name
@@ -30,7 +30,7 @@ QUESTION_SHARE = 0.5
 UNTOLD_SHARE = 0.3
 SCENE_END = "\nThe end.\n"
 
-_mark = Marker(
+_mark = SpanLabeller(
     {
         words_concept("insult", "mild insults", INSULTS): INSULTS,
         words_concept("kind_word", "what friendly speakers say of others", KIND_WORDS): KIND_WORDS,

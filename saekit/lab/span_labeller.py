@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from saekit.lab.text import Span, Text, plain
 
 
-class Marker:
+class SpanLabeller:
     """Labels every occurrence of the words or phrases of some concepts. Case is ignored."""
 
     def __init__(self, words_by_concept: Mapping[str, Iterable[str]]) -> None:
