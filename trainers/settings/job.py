@@ -102,13 +102,13 @@ class TrainJob:
         data = training_data(data)
         widths = [[data.width(site) for site in sites] for sites in route.sides]
         shown: list[Any] = widths if route.crosses else [width for (width,) in widths]
-        told: dict[str, Any] = {"site": route.start, "width": shown[0]}
+        described: dict[str, Any] = {"site": route.start, "width": shown[0]}
         if route.transcodes:
-            told |= {"site_out": route.end, "width_out": shown[1]}
-        told |= data.identity()
+            described |= {"site_out": route.end, "width_out": shown[1]}
+        described |= data.identity()
         if self.start is not None:
-            told["start"] = self.start.fingerprint()
-        return {"config": self.config.to_dict(), "data": told}
+            described["start"] = self.start.fingerprint()
+        return {"config": self.config.to_dict(), "data": described}
 
     def finished(self, data: TrainingData | StoredActivations | Source) -> bool:
         """Whether the folder holds the SAE that this job makes.
@@ -124,14 +124,14 @@ class TrainJob:
         before = read_json(self.out / "train.json", hint="Restore it, or give this dictionary another name.", finite=False)
         if not all(isinstance(before.get(part), dict) for part in ("config", "data")):
             raise WorkspaceError(f"{self.out / 'train.json'} holds no settings.", "Restore it, or give this one another name.")
-        now_told = self.settings(data)["data"]
+        data_now = self.settings(data)["data"]
         changed = {
             name: (before["config"].get(name), getattr(self.config, name))
             for name in TrainConfig.from_dict(before["config"]).differences(self.config)
         }
-        was = ({"live": False} if "live" in now_told else {}) | before["data"]  # version 0.1 did not record it at first
-        for name in was.keys() | now_told.keys():
-            then, now = was.get(name), now_told.get(name)
+        was = ({"live": False} if "live" in data_now else {}) | before["data"]  # version 0.1 did not record it at first
+        for name in was.keys() | data_now.keys():
+            then, now = was.get(name), data_now.get(name)
             changed |= {name: (then, now)} if then != now else {}
         if changed:
             facts = "; ".join(f"{name} was {shown(then)} and is {shown(now)} now" for name, (then, now) in changed.items())

@@ -25,8 +25,8 @@ from saekit.errors import ParallelError
 from trainers.step.parameters import Parameters, has_latents
 
 _PATIENCE = timedelta(minutes=30)  # to wait for another process; the first one measures and writes while others wait
-_COMPACT = 0.8  # share of the latents up to which sending only those that have a gradient is worth looking them up
-_WORD = 8  # bytes: that is where a tensor of any type may begin
+_COMPACT = 0.8  # share of latents with a gradient up to which only their rows are sent
+_WORD = 8  # alignment in bytes, enough for a tensor of any type
 _T = TypeVar("_T")
 Number = Tensor | float
 
@@ -116,23 +116,23 @@ class Group:
         return tensor
 
     def collect(self, name: str, tensor: Tensor) -> Tensor:
-        """On the first process the whole named tensor (on the CPU, if parts come from other processes); elsewhere the part."""
+        """The whole named tensor on the first process (on the CPU if parts come from others); the own part on other processes."""
         return tensor
 
     def n_latents(self, here: int) -> int:
-        """Latents of all processes, given how many of them are here."""
+        """Number of latents in all processes, from the number in this process."""
         return here
 
     def largest(self, values_BK: Tensor, k: int) -> Tensor:
-        """The values with 0 in place of those that are not among the k largest of their row in all processes together."""
+        """The values, with 0 where a value is not among the k largest of its row over all processes."""
         return values_BK
 
     def whole(self, part: Tensor) -> Tensor:
-        """The sum over all latents, given that over those here; its gradient is that of the part."""
+        """The sum over all latents, from the sum over the latents of this process. The gradient passes to the part unchanged."""
         return part
 
     def reduce(self, gradient: Parameters) -> Parameters:
-        """The gradient of the whole loss, given that of this process's part of it."""
+        """The gradient of the whole loss, from the gradient of this process's part of the loss."""
         return gradient
 
 
@@ -140,7 +140,7 @@ ALONE = Group()
 
 
 class _Together(Group):
-    """What both ways of dividing the work have in common."""
+    """The common base of both ways of dividing the work."""
 
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -153,11 +153,11 @@ class _Together(Group):
                 result = work()
             except Exception as error:
                 failure = error
-        told = [result, _portable(failure)]
+        outcome = [result, _portable(failure)]
         with _answering():
-            dist.broadcast_object_list(told, src=0)
+            dist.broadcast_object_list(outcome, src=0)
         if not self.leads:
-            result, failure = told
+            result, failure = outcome
         if failure is not None:
             raise failure
         return result
@@ -177,7 +177,7 @@ class _Together(Group):
         return self._all_reduce(tensor, dist.ReduceOp.MIN)
 
     def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
-        """All in one message of bytes, after one of the lengths."""
+        """Sends two messages: the lengths of all tensors, then the bytes of all tensors."""
         raw = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
         own = torch.cat([pad(each, (0, -len(each) % _WORD)) for each in raw])
         lengths = torch.tensor([*map(len, tensors), len(own)], device=own.device)
@@ -206,9 +206,9 @@ class _Together(Group):
 
 
 class Rows(_Together):
-    """Each process has all of the dictionary and a part of every batch, and all do the same step with the sum of gradients.
+    """Each process has the whole dictionary and a part of every batch. All make the same step with the summed gradient.
 
-    A batch with fewer rows than there are processes is one that all of them work on.
+    If a batch has fewer rows than there are processes, every process has the whole batch.
     """
 
     splits_rows = True
@@ -248,7 +248,7 @@ class Rows(_Together):
     def reduce(self, gradient: Parameters) -> Parameters:
         """The sum of the gradients of means over own rows, each in proportion to its rows.
 
-        Of matrices, only the rows of latents that have a gradient in some process are sent, where that is less.
+        Of a matrix, only the rows of latents with a gradient in some process are sent, if that is less.
         """
         matrices = [name for name, grad in gradient.items() if has_latents(name) and grad.ndim > 1]
         touched_F = torch.stack([(gradient[name] != 0).flatten(1).any(1) for name in matrices]).any(0)
@@ -262,10 +262,10 @@ class Rows(_Together):
 
 
 class Latents(_Together):
-    """Each process has a part of the latents, with all that belongs to them, and every batch.
+    """Each process has every batch and a part of the latents, with their parameters and optimizer state.
 
-    What is predicted is the sum of what all parts decode to. Biases and other parameters of no latent are the same everywhere;
-    in that sum they belong to the first process.
+    The prediction is the sum of the decoded parts of all processes. Biases and other parameters without a dimension of latents
+    are equal in all processes, and only the first process adds them to the prediction.
     """
 
     splits_latents = True
@@ -311,17 +311,17 @@ class Latents(_Together):
         return part + (self.total(own) - own)
 
     def reduce(self, gradient: Parameters) -> Parameters:
-        """Parameters of no latent get gradients from the latents of all processes."""
+        """Parameters without a dimension of latents get gradients from the latents of all processes."""
         sums = self.total_all({name: grad for name, grad in gradient.items() if not has_latents(name)})
         return Parameters(gradient | sums)
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within, the processes that torchrun started know each other, and each has its GPU. Does nothing for one alone.
+    """Within the context, the processes that torchrun started are connected, each with its own GPU. No effect for one process.
 
     Raises:
-        ParallelError: the others cannot be reached.
+        ParallelError: the other processes cannot be reached.
     """
     if processes.world() == 1 or dist.is_initialized():
         yield
@@ -337,20 +337,20 @@ def joined() -> Iterator[None]:
 
 
 def group(*, shard: bool = False) -> Group:
-    """That of all processes: each with a part of the rows of a batch or, with `shard`, of the latents."""
+    """The group of all processes. They divide the rows of a batch or, with `shard`, the latents."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
     return Latents() if shard else Rows()
 
 
 def _vector(*numbers: Number) -> Tensor:
-    """float64, where the tensors among the numbers are."""
+    """A float64 vector of the numbers, on the device of the tensors among them."""
     place = next(number.device for number in numbers if isinstance(number, Tensor))
     return torch.stack([torch.as_tensor(number, dtype=torch.float64, device=place) for number in numbers])
 
 
 def _numbers(vector: Tensor) -> list[Number]:
-    """On a GPU they are not read: that would wait for it."""
+    """The entries of a vector. On a GPU they stay tensors, because reading them would wait for the device."""
     return list(vector) if vector.is_cuda else vector.tolist()
 
 

@@ -19,7 +19,7 @@ class Encoder:
     """`W_enc x + b_enc` for all latents, or for those in `among` (ascending order).
 
     Attributes:
-        layers: 1, or in a cross-layer transcoder the number of layers. x then is the concatenation of the layers' inputs, and
+        layers: 1, or in a cross-layer transcoder the number of layers. x then concatenates the inputs of all layers, and
             the latents are divided evenly over the layers; W_enc is as wide as one layer.
     """
 
@@ -38,7 +38,7 @@ class Encoder:
         return codes[0] if len(codes) == 1 else Code.joined(codes)
 
     def topk(self, p: Parameters, x_BD: Tensor, k: int, among: Tensor | None = None, **how: Any) -> tuple[Tensor, Tensor]:
-        """Values and latents (B, k) of the k largest entries of each row, or of all there are; see
+        """Values and latents (B, k) of the k largest entries of each row, or of all if there are fewer; see
         :func:`saekit.sae.kernels.encode_topk`."""
         found = []
         for x, rows, first in self._apart(p, x_BD, among):

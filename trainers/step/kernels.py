@@ -15,7 +15,7 @@ from trainers.step.sparse_gradient import SparseGradient
 
 
 class SparseKernels(Protocol):
-    """What a sparse training step computes: with numba on a CPU, with Triton on a GPU."""
+    """The computations of a sparse training step. numba implements them on a CPU, Triton on a GPU."""
 
     def decode_gradient(
         self, code: Code, W_dec_FE: Tensor, b_dec_E: Tensor | None, target_BE: Tensor, scale: float
@@ -66,7 +66,7 @@ def decode_gradient(
     of the rows so far.
 
     Returns:
-        the gradient at what each row decodes to (B * G, E), `scale * (y_hat - target)` summed over the predictions that the row
+        gradient at the output of each row (B * G, E), `scale * (y_hat - target)` summed over the predictions that the row
         is part of; the gradient at the code's values (N,), active or not; and sum (y_hat - target)^2 over all predictions.
     """
     if group.splits_latents:

@@ -1,7 +1,7 @@
-"""Numba kernels of the sparse training step on the CPU. Serial, without the GIL, each on a block of rows or latents of its own.
+"""Numba kernels of the sparse training step. Each is serial, releases the GIL, and works on its own block of rows or latents.
 
-Gradients never exist as (F, D) matrices: a latent's two gradient rows are summed in the first-level cache, from the tokens on
-which it fired, and spent at once by its Adam update.
+No (F, D) gradient is made. The two gradient rows of a latent are summed in the L1 cache, over the tokens on which it fired, and
+Adam applies them at once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def decode_gradient(
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def count_latents(values: Array, latents: Array, grads: Array, counts: Array) -> None:
-    """counts[latent] += how many entries it has that change anything."""
+    """counts[latent] += number of its entries with a value or a gradient other than 0."""
     for n in range(len(values)):
         counts[latents[n]] += (values[n] != 0) | (grads[n] != 0)
 
@@ -76,7 +76,7 @@ def place_entries(
     value: Array,
     grad: Array,
 ) -> None:
-    """Put every entry behind the others of its latent (a counting sort, stable); position[latent] is where its next one goes."""
+    """Sort entries by latent (a stable counting sort). position[latent] is the place of its next entry."""
     for r in range(len(start) - 1):
         for n in range(start[r], start[r + 1]):
             if (values[n] != 0) | (grads[n] != 0):
@@ -122,7 +122,7 @@ def update_latents(
     sums: Array,
     through_input: Array,
 ) -> None:
-    """Gradients of a block of latents from their entries, spent on Adam steps of their two rows.
+    """Compute the gradients of a block of latents from their entries, and make the Adam steps of their two rows.
 
     The entries of latent l begin at start[l], and those of term t end at stop[t, l]; their rows are of errors[t].
     A decoder row consists of blocks that end at `ends`; `along[l, s]` is what its gradient has of block s of the row itself.
@@ -155,6 +155,6 @@ def update_latents(
         adam_row(row, dec_grad, dec_mean[latent], dec_square[latent], adam)
         if unit_rows:
             norm = np.sqrt(dot(row, row))
-            for q in range(row.shape[0] if norm > 0 else 0):  # a row of 0, from elsewhere, has no direction yet
+            for q in range(row.shape[0] if norm > 0 else 0):  # a row of 0, as a loaded SAE may have, has no direction
                 row[q] /= norm
         adam_row(W_enc[latent], enc_grad, enc_mean[latent], enc_square[latent], adam)

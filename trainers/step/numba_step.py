@@ -45,7 +45,7 @@ class NumbaStep:
         n_latents, width = p.W_enc_FD.shape
         start, stop, *entries = _by_latent(gradient, n_latents)
         errors, constants, sums_F = tuple(error.numpy() for error in gradient.errors), adam.constants(lr), torch.empty(n_latents)
-        x = gradient.x_BD.reshape(-1, width).numpy()  # in layers, a row for each site of each token
+        x = gradient.x_BD.reshape(-1, width).numpy()  # in a cross-layer transcoder, one row for each site of each token
         along = (torch.zeros(n_latents, 0) if gradient.along_FS is None else gradient.along_FS).numpy()
         ends, first_column = np.cumsum(gradient.widths_S, dtype=np.int64), gradient.first_columns(n_latents).numpy()
         groups = (p, adam.mean, adam.square)
@@ -87,7 +87,7 @@ def _by_latent(gradient: SparseGradient, n_latents: int) -> tuple[numba_kernels.
         numba_kernels.place_entries(*term, levels, position, token, error_row, value, grad)
         ends[:] = position
     layers, own = len(gradient.first_L), n_latents // len(gradient.first_L)
-    for layer in range(layers if layers > 1 else 0):  # rows of x are then those of each layer of each token
+    for layer in range(layers if layers > 1 else 0):  # then x has one row for each layer of each token
         entries = slice(start[layer * own], start[(layer + 1) * own])
         token[entries] = token[entries] * layers + layer
     return start, stop, token, error_row, value, grad

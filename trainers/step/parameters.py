@@ -1,4 +1,4 @@
-"""The numbers that are trained, in the scaled units of training."""
+"""The trained parameters, in the scaled units of training."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Parameters(dict[str, Tensor]):
         self[name] = value
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Parameters:
-        """Parameters made of every tensor changed."""
+        """New parameters: `change` applied to every tensor."""
         return Parameters({name: change(tensor) for name, tensor in self.items()})
 
 
 def random_rows(n_rows: int, width: int, seed: int, own: slice) -> Tensor:
-    """Rows `own` of (n_rows, width) random ones of norm 1: the same whatever others are asked for, which are not kept."""
+    """Rows `own` of a random (n_rows, width) matrix with rows of norm 1. A row does not depend on which others are asked for."""
     generator = torch.Generator().manual_seed(seed)
     rows, start = torch.empty(own.stop - own.start, width), 0
     while start < n_rows:

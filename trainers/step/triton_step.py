@@ -1,8 +1,8 @@
 """The sparse training step with Triton kernels, on a GPU in float32.
 
-Sums run over the entries of a token or, once they are sorted by latent, of a latent: results are the same bits every time, and
-no (F, D) gradient is in memory beyond the block of latents whose Adam step is being done. Losses, and the L0 that adjusts a
-penalty, are read in every step, which waits for the device. The tests run these kernels in Triton's interpreter.
+Sums run over the entries of a token or, after sorting, over the entries of a latent. Results are bit-identical in every run. No
+(F, D) gradient is in memory, only that of the block of latents that Adam updates. Every step reads the losses, and the L0 that
+adjusts a penalty, which waits for the device. The tests run these kernels in Triton's interpreter.
 """
 
 from __future__ import annotations
