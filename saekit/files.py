@@ -121,7 +121,7 @@ def replace(temporary: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder of ours, and its checksums from the ledger; nothing happens where there is none.
+    """Remove a file or a folder of ours, and its checksums from the ledger; does nothing if it does not exist.
 
     Raises:
         OSError: it cannot be removed.
