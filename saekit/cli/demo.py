@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import console, emit, quiet_libraries, say, table, text
+from saekit.cli.output import console, emit, quiet_libraries, say, say_path, table, text
 from saekit.cli.quality import print_quality
 from saekit.cli.values import count
 from saekit.terminal import clean, write_line
@@ -82,7 +82,8 @@ def _print_demo(found: Demo) -> None:
         table(steered, title="steered (rate: mentions of the concept per word; perplexity: under the unsteered model)")
         for section in found.sections:
             _print_texts(section)
-    say((f"done in {found.seconds:.0f} s; ", "dim"), "look at ", (str(found.report), "bold"))
+    say((f"done in {found.seconds:.0f} s", "dim"))
+    say_path("pictures: ", found.report)
     say(("next:", "dim"), *(f"\n  {line}" for line in next_steps(found.workspace, found.site, found.sections)))
 
 

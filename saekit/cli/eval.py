@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import bar, emit, print_section, quiet_libraries, say, table
+from saekit.cli.output import bar, emit, print_section, quiet_libraries, say, say_path, table
 from saekit.cli.quality import print_quality
 from saekit.evaluate.registry import EVALUATIONS, QUALITY, wanted
 from saekit.evaluate.subject import DOCUMENTS
@@ -142,7 +142,7 @@ def evaluate(
         if each != QUALITY:
             print_section(EVALUATIONS[each].section_of(facts[each]))
     if kept.done:
-        say("pictures: ", (str(page), "bold"))
+        say_path("pictures: ", page)
 
 
 def _print_distributions(facts: dict[str, Any]) -> None:

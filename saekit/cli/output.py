@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from saekit.errors import shown_path
 from saekit.files import document
 from saekit.terminal import clean, console, json_safe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.text import Text
 
     from saekit.errors import SaekitError
@@ -43,6 +46,11 @@ def text(*parts: str | tuple[str, str]) -> Text:
 def say(*parts: str | tuple[str, str]) -> None:
     """Print one line of plain and (text, style) parts; see :func:`text`."""
     console().print(text(*parts))
+
+
+def say_path(label: str, path: Path) -> None:
+    """Print a path on a line of its own, relative to the current folder if that is shorter. It is not broken at the edge."""
+    console(soft_wrap=True).print(text(label, (shown_path(path), "bold")))
 
 
 def emit(data: Any) -> None:

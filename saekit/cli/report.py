@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import emit, quiet_libraries, say, table
+from saekit.cli.output import emit, quiet_libraries, say_path
 
 if TYPE_CHECKING:
     from saekit.workspace.workspace import Workspace
@@ -60,7 +60,7 @@ def report(
     if as_json:
         emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
     else:
-        say((str(path), "bold"))
+        say_path("pictures: ", path)
 
 
 def _report_training(ws: Workspace, site: str | None, name: str, as_json: bool) -> None:
@@ -71,4 +71,8 @@ def _report_training(ws: Workspace, site: str | None, name: str, as_json: bool) 
         (site or "", name)
     ]  # raises if there is no such run
     rows = [{"site": place, "name": own, "report": str(write_training(ws, place, own))} for place, own in found]
-    emit(rows) if as_json else table(rows)
+    if as_json:
+        emit(rows)
+        return
+    for row in rows:
+        say_path(f"{' '.join(filter(None, (row['site'], row['name'])))}: ", Path(row["report"]))

@@ -123,5 +123,5 @@ def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) ->
     perplexity = "  ".join(f"{name} {number(value)}" for name, value in facts["perplexity"].items())
     for each in facts["fired"]:
         fired = f"the feature fired on {each['fired']:,} of {each['steered']:,} steered positions without steering"
-        say(f"{each['feature']}: {fired}")
+        say(f"{each['feature']}: {fired if each['steered'] else 'no position was steered'}")
     say(f"KL to the unsteered model {number(facts['kl'])} nats a token;  perplexity under it: {perplexity}")

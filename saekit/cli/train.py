@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import emit, error_facts, quiet_libraries, say, table
+from saekit.cli.output import emit, error_facts, quiet_libraries, say, say_path, table
 from saekit.cli.plan import check_devices, describe, raise_first, write_pages
 from saekit.processes import leads
 
@@ -118,8 +118,13 @@ def _print_trained(plans: Sequence[Plan], stopped: Sequence[SaekitError | None],
     ]
     if as_json:
         emit(rows)
-    elif done := [row for row in rows if "error" not in row]:
-        table(done)
+        return
+    done = [i for i, error in enumerate(stopped) if error is None]
+    if done:
+        table([{key: value for key, value in rows[i].items() if key not in ("folder", "report")} for i in done])
+    for i in done:
+        say_path("dictionary: ", plans[i].out)
+        say_path("pictures: ", pages[i])
 
 
 def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitError | None], title: str, as_json: bool) -> None:
@@ -146,9 +151,9 @@ def _print_sweep(ws: Workspace, plans: Sequence[Plan], stopped: Sequence[SaekitE
             for each in compared
         ]
     )
-    say("pictures: ", (str(page), "bold"))
+    say_path("pictures: ", page)
     if best := [each.name for each in compared if each.best]:
-        say(("next:", "dim"), f"\n  saekit choose {quote(ws.shown)} {best[0]}")
+        say(("next:", "dim"), f"\n  saekit choose {quote(ws.shown)} {quote(best[0])}")
     else:
         say(
             ("note: ", "bold yellow"),

@@ -153,3 +153,33 @@ def check_positions(positions: Choice | None) -> None:
         TokenPositions(positions.policy)
     elif positions is not None:
         TokenPositions.parse(positions)
+
+
+def check_reached(positions: Choice | None, lengths: Sequence[int], new: int) -> None:
+    """Check that each listed place is a token of some prompt, or one that may be generated and read after it.
+
+    Args:
+        positions: what an edit or `generate` was given.
+        lengths: number of tokens of each prompt.
+        new: most tokens that are generated. The model does not read the last of them.
+
+    Raises:
+        ConfigError: a place lies outside every text; if each row has its own places, outside its text.
+    """
+    if isinstance(positions, AnyPositions):
+        for choice in positions.choices:
+            check_reached(choice, lengths, new)
+        return
+    if positions is None or isinstance(positions, DefaultPositions) or not lengths:
+        return
+    parsed = TokenPositions.parse(positions)
+    listed = [(place, max(lengths)) for place in parsed.places or ()]
+    listed += [(place, length) for row, length in zip(parsed.rows or (), lengths) for place in row]
+    for place, length in listed:
+        end = length + new - 1
+        if not -length <= place < end:
+            prompt = "the prompt" if len(set(lengths)) == 1 or parsed.rows is not None else "the longest prompt"
+            raise ConfigError(
+                f"There is no token at position {place}: {prompt} has {length} tokens, and at most {new} more are generated.",
+                f"Positions can be from 0 to {end - 1}, or from -{length} to -1, which is the last token of the prompt.",
+            )

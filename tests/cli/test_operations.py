@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,13 @@ def test_ablation_is_at_all_positions_and_reports_where_the_feature_fired(saekit
     (last,) = saekit(*steer, "--positions", "last", "--json").json["fired"]
     assert last["steered"] == 2 < fired["steered"]
     assert f"fired on {fired['fired']} of {fired['steered']} steered positions" in saekit(*steer).stdout
+
+
+def test_positions_that_no_prompt_has_are_refused(saekit: Saekit, workspace: Path) -> None:
+    steer = ("steer", workspace, "One day", "--feature", "7", "--max-new-tokens", 6)
+    for place in ("99", "0,99", "-99", "99|"):
+        refused = saekit(*steer, f"--positions={place}", "--json")
+        assert (refused.status, refused.json["error"]) == (2, "ConfigError"), refused.stdout
+        assert re.search(r"position -?99: the prompt has \d tokens", refused.json["message"]), refused.json
+    nowhere = saekit(*steer, "--positions", ",")
+    assert nowhere.status == 0 and "no position was steered" in nowhere.stdout, nowhere.stdout + nowhere.stderr

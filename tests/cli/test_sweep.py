@@ -102,7 +102,7 @@ def test_options_hold_for_all_and_are_the_settings_of_the_file(saekit: Saekit, w
         assert (config.tokens, config.lr, config.b_dec, config.n_latents, config.l0) == (2000, 3e-3, "mean", 64, l0)
 
 
-def test_fine_tuning_makes_another_dictionary_of_the_same_site(saekit: Saekit, ws: Path) -> None:
+def test_fine_tuning_makes_another_dictionary_of_the_same_site(saekit: Saekit, ws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ws / "sae" / "resid_post.2"
     outcome = saekit("train", ws, "--from", source, "--k", 8, "--name", "sparser", "--train-tokens", "2e4", "--json")
     assert outcome.status == 0, outcome.stderr
@@ -113,6 +113,10 @@ def test_fine_tuning_makes_another_dictionary_of_the_same_site(saekit: Saekit, w
     assert "train-resid_post.2.html" in [attributes.get("href") for _, attributes in check(page.read_text()).tags]
     before, after = TrainConfig.load(source / "train.json"), TrainConfig.load(source / "sparser" / "train.json")
     assert (before.l0, after.l0, after.n_latents) == (16, 8, before.n_latents)
+    monkeypatch.chdir(ws.parent)
+    printed = saekit("train", ws, "--from", source, "--k", 8, "--name", "sparser", "--train-tokens", "2e4").stdout.splitlines()
+    assert f"dictionary: {ws.name}/sae/resid_post.2/sparser" in printed, "paths are relative and in one piece"
+    assert f"pictures: {ws.name}/reports/{page.name}" in printed and max(map(len, printed)) <= 80
     fvu = [json.loads(line)["fvu"] for line in (source / "sparser" / "metrics.jsonl").read_text().splitlines() if '"fvu"' in line]
     assert max(fvu) < 0.3
     refused = saekit("train", ws, "--from", source, "--k", 8, "--json")

@@ -404,3 +404,26 @@ def test_arguments_that_do_not_fit(
 ) -> None:
     with pytest.raises(error, match=why):
         stories_lm.generate(**{"prompts": "Once", "max_new_tokens": 2, **arguments})
+
+
+@pytest.mark.parametrize("as_edit", [False, True])
+def test_listed_positions_reach_generated_tokens_and_no_farther(stories_lm: LanguageModel, as_edit: bool) -> None:
+    """The last generated token is never read, so that an edit there would change nothing."""
+    prompts = [[1, 5, 6], [1, 5, 6, 7, 8]]
+
+    def generate(positions: Any) -> Any:
+        touched: list[int] = []
+
+        def note(rows: Tensor, at: At) -> Tensor:
+            touched.extend(at.position_N.tolist())
+            return rows
+
+        edit = Edit(Site("resid_post", 0), note, positions=positions if as_edit else None)
+        stories_lm.generate(prompts, interventions=[edit], positions=None if as_edit else positions, **ON)
+        return touched
+
+    assert generate([5 + NEW - 2]) == [5 + NEW - 2]
+    assert generate([-5]) == [0]
+    for positions, place, length in (([5 + NEW - 1], 10, 5), ([-6], -6, 5), ([[3 + NEW - 1], [0]], 8, 3), ([[-4], [0]], -4, 3)):
+        with pytest.raises(ConfigError, match=rf"position {place}: the (longest )?prompt has {length} tokens"):
+            generate(positions)

@@ -31,6 +31,8 @@ class Firing:
     """Positions at which the intervention changes it."""
 
     def __str__(self) -> str:
+        if not self.steered:
+            return f"{self.feature}: no position was steered"
         return f"{self.feature} fired on {self.fired:,} of {self.steered:,} steered positions"
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from saekit.lm.exclusive import is_innermost
 from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
 from saekit.lm.generate.settings import check_number, decoding_settings
 from saekit.lm.ordinary_tokens import positions_from_mask
-from saekit.lm.run.edits import TokenWindow, expand_edits
+from saekit.lm.run.edits import Edit, TokenWindow, expand_edits
 from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.hooks import ForwardPass
-from saekit.names.positions import GENERATION, Positions, check_positions
+from saekit.names.positions import GENERATION, Positions, check_positions, check_reached
+from saekit.names.site import Site
 
 _PROMPTS_HINT = "Give texts, one row of token ids or several, or a tensor (B, T)."
 
@@ -74,7 +76,8 @@ def generate(
 
     Raises:
         ContextTooLong: a prompt and the new tokens are more than the model has positions for.
-        ConfigError: there is no prompt; a setting is unknown or outside its range; several samples without sampling.
+        ConfigError: there is no prompt; a setting is unknown or outside its range; several samples without sampling; or
+            a listed position is a token of no prompt and of nothing that may be generated.
     """
     check_positions(positions)
     n_samples = check_number("n_samples", n_samples)
@@ -85,13 +88,17 @@ def generate(
     if settings.get("stop_strings"):
         settings.setdefault("tokenizer", lm.text.tokenizer)
     rows, texts = _rows(lm, prompts, attention_mask)
-    lm.check_context(max(map(len, rows)) + settings["max_new_tokens"])
+    lengths = [len(row) for row in rows]
+    lm.check_context(max(lengths) + settings["max_new_tokens"])
+    check_reached(positions, lengths, settings["max_new_tokens"])
     which = [p for p in range(len(rows)) for _ in range(n_samples)]
     wanted = [rows[p] for p in which]
 
     def run(samples: Sequence[int], settings: dict[str, Any]) -> list[list[int]]:
-        ids = [wanted[s] for s in samples]
-        return _continue(lm, ids, [which[s] for s in samples], interventions, positions, settings)
+        ids, edits = [wanted[s] for s in samples], expand_edits(lm, interventions)
+        for edit in chain.from_iterable(edits.values()):
+            check_reached(edit.positions, lengths, settings["max_new_tokens"])
+        return _continue(lm, ids, [which[s] for s in samples], edits, positions, settings)
 
     with lm.lock:
         if not sample:
@@ -124,13 +131,12 @@ def _continue(
     lm: RunnableModel,
     rows: list[list[int]],
     prompt_of_row: list[int],
-    interventions: Any,
+    edits: dict[Site, list[Edit]],
     positions: Positions | None,
     settings: dict[str, Any],
 ) -> list[list[int]]:
     """Continuations of `rows` as one batch. The caller holds the model's lock."""
     tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
-    edits = expand_edits(lm, interventions)
     forward_pass = ForwardPass(lm, edits=edits)
 
     begun = False
