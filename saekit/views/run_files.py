@@ -75,19 +75,3 @@ def read_rows(path: Path, *required: str) -> list[Row]:
             if shown and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise WorkspaceError(f"{where}: {name} is {value!r}, not a number.", _HINT)
     return rows
-
-
-def outcome(folder: Path) -> dict[str, float]:
-    """What the log of a finished run says at its end, as far as it is known.
-
-    Returns:
-        epochs: passes over the cached activations that the run made.
-        fvu_train: FVU over the last tenth of the run.
-        fvu: FVU on held-out documents.
-
-    Raises:
-        WorkspaceError: the log is damaged.
-    """
-    last = {name: value for row in read_rows(folder / "metrics.jsonl") for name, value in row.items()}
-    names = {"epochs": "epochs", "fvu_train": "train/fvu", "fvu": "heldout/fvu"}
-    return {name: float(last[key]) for name, key in names.items() if isinstance(last.get(key), int | float)}
