@@ -1,0 +1,42 @@
+"""The script of all model families, on some of them. `python scripts/families.py` checks every one."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.families import check_all
+from scripts.family_checks import check_family
+from scripts.family_page import markdown, summary
+from scripts.tiny_families import VARIANTS, family_names
+
+SOME = ["llama", "gemma2", "qwen3_moe", "olmo3", "smollm3", "gpt_bigcode"]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_family(name: str) -> None:
+    row = check_family(name)
+    assert row["status"] == "ok", row["error"]
+    assert row["checks"] and set(row["checks"].values()) <= {"ok", "no patterns offered"}
+    assert all(row["sites"][kind]["offered"] == row["sites"][kind]["of"] for kind in ("resid_pre", "resid_post"))
+    reasons = [reason for site in row["sites"].values() for reason in site["reasons"]]
+    assert all(reason != "no reason" for reason in reasons)
+
+
+def test_a_crash_and_a_model_that_cannot_be_built_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scripts import families
+
+    monkeypatch.setattr(families, "_SECONDS", 0.0)  # the worker is killed at once
+    (killed,) = check_all(["llama"], 1, quiet=True)
+    assert (killed["status"], killed["sites"]) == ("crashed", {})
+    built = check_family("musicgen")
+    assert built["status"] == "transformers" and built["error"]
+    assert summary([killed, built])["run"] == 1
+    page = markdown([killed, built])
+    assert killed["error"] in page and built["error"] in page
+
+
+def test_names_are_those_of_transformers() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert family_names() == list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert {family for family, _ in VARIANTS.values()} <= set(family_names())
