@@ -255,7 +255,7 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
         return section
     prompts = list(islice(_openings(_heldout(ws, config, topic), section.mentions), 2 * _PROMPTS))
     if len(prompts) < 2:
-        raise CorpusError(f"{ws.study.data} has too few held-out documents to steer on.", "Cache more tokens.")
+        raise CorpusError(f"{ws.corpus.source} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
     scans = [(each, _sweep(ws, each, prompts[:half], STRENGTHS, section.mentions, config.seed + 1)) for each in candidates]
     record, scan = max(scans, key=lambda pair: _promise(pair[1]))
@@ -320,7 +320,7 @@ def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
         for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
             if not _holds(document, topic.concept):
                 yield document.text
-    for i, text in enumerate(ws.corpus.documents()):
+    for i, text in enumerate(ws.corpus.texts()):
         if in_split(torch.tensor([i]), "heldout", config.heldout)[0]:
             yield text
 

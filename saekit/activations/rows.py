@@ -14,16 +14,17 @@ from saekit.names.site import Site
 
 
 class RowSource(NamedTuple):
-    """Token, position and document of each of N rows."""
+    """Token, position and document of each of N rows, and whether the user chooses it to be trained on."""
 
     tokens_N: Tensor
     position_N: Tensor
     document_N: Tensor
+    chosen_N: Tensor
 
     @classmethod
     def of(cls, batch: TokenBatch, keep_BT: Tensor) -> RowSource:
         """The source of the rows of the chosen tokens of `batch`."""
-        return cls(batch.tokens_BT[keep_BT], batch.position_BT[keep_BT], batch.document_BT[keep_BT])
+        return cls(batch.tokens_BT[keep_BT], batch.position_BT[keep_BT], batch.document_BT[keep_BT], batch.chosen_BT[keep_BT])
 
 
 def choose_rows(acts: Tensor, keep_BT: Tensor) -> Tensor:

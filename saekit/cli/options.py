@@ -60,14 +60,42 @@ SITE_OUT = Annotated[
 ]
 TEXTS = "Hub data set, local txt, jsonl or parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus."
 DATA = Annotated[
-    str | None,
-    typer.Option("--data", help=f"{TEXTS} [default: lab for the model lab, NeelNanda/pile-10k for others]", show_default=False),
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help=f"{TEXTS} Repeated with weights, --data A:0.7 --data B:0.3, it mixes sources in these shares of documents. "
+        "[default: lab for the model lab, NeelNanda/pile-10k for others]",
+        show_default=False,
+    ),
 ]
 OUT = Annotated[
     Path | None,
     typer.Option("--out", help="Folder of the workspace. [default: MODEL-SITE in the current folder]", show_default=False),
 ]
-TEXT_FIELD = Annotated[str, typer.Option(help="Field of a record that holds the text.")]
+TEXT_FIELD = Annotated[
+    str,
+    typer.Option(
+        "--text-field",
+        "--column",
+        help="Field of a record that holds text, chat messages or token ids; title,body joins fields of text. Without it, a "
+        "record that has no field text is read from messages, conversations or input_ids.",
+    ),
+]
+SEPARATOR = Annotated[str, typer.Option(help="What stands between joined fields; \\n is a line break.")]
+WHERE = Annotated[
+    str | None,
+    typer.Option(
+        help="Condition on the records to read, such as 'lang == \"en\" and len(text) > 100'. [default: all records]",
+        show_default=False,
+    ),
+]
+TRAIN_ON = Annotated[
+    str,
+    typer.Option(
+        help="Which tokens of chats are trained on and counted: all, assistant (what the assistant says), or content (what all "
+        "messages say, without the template's own tokens)."
+    ),
+]
 DATA_CONFIG = Annotated[str | None, typer.Option(help="Configuration of a hub data set.", show_default=False)]
 DATA_SPLIT = Annotated[str, typer.Option(help="Split of a hub data set, or of the built-in corpus (train, heldout).")]
 SHUFFLE = Annotated[
@@ -154,6 +182,9 @@ class StudyOptions:
     context: CONTEXT = None
     packing: PACKING = "pack"
     text_field: TEXT_FIELD = "text"
+    separator: SEPARATOR = r"\n\n"
+    where: WHERE = None
+    train_on: TRAIN_ON = "all"
     data_config: DATA_CONFIG = None
     data_split: DATA_SPLIT = "train"
     shuffle: SHUFFLE = None
@@ -164,4 +195,5 @@ class StudyOptions:
 
     def settings(self) -> dict[str, Any]:
         """The fields of :class:`saekit.workspace.study.Study` that have the same names here."""
-        return {name: value for name, value in asdict(self).items() if name not in ("data", "shuffle", "cache_batch")}
+        own = {name: value for name, value in asdict(self).items() if name not in ("data", "shuffle", "cache_batch")}
+        return own | {"separator": self.separator.replace(r"\n", "\n").replace(r"\t", "\t")}

@@ -43,7 +43,8 @@ def plan_workspace(
         sites = [f"resid_post.{lm.n_layers // 2}"]
     names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site, site_out).sites})))
     out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
-    data = study.data or (NAME if is_lab(model) else _DATA)
+    given = tuple(study.data or [NAME if is_lab(model) else _DATA])
+    data = given[0] if len(given) == 1 else given
     settings = study.settings() | {"shuffle_seed": shuffle_seed(out, data, study.shuffle)}
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 

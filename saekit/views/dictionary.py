@@ -146,7 +146,7 @@ def _settings(ws: Workspace, site: Site, name: str) -> dict[str, str]:
     facts = {
         "model": study.model,
         "site": str(site),
-        "data": study.data,
+        "data": " and ".join(study.sources),
         "cached": f"{store.n_tokens:,} tokens of {study.store_dtype}",
     }
     if config is None:  # trained elsewhere

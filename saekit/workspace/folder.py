@@ -108,7 +108,7 @@ class WorkspaceFolder:
         from saekit.activations import CacheConfig
 
         study = self.study
-        return CacheConfig(study.tokens, study.context, study.packing, study.store_dtype, batch_size)
+        return CacheConfig(study.tokens, study.context, study.packing, study.store_dtype, batch_size, train_on=study.train_on)
 
     def begin(self) -> None:
         """Make the folder and its `saekit.toml` if they do not exist.
@@ -162,16 +162,21 @@ class WorkspaceFolder:
     def corpus(self) -> Corpus:
         """The documents. Of a data set on the hub, those of the commit that the cached ones are from."""
         from saekit.activations import Corpus
+        from saekit.activations.corpus.fields import Fields
+        from saekit.activations.corpus.mixture import read_sources
         from saekit.activations.store.manifest import Manifest
 
         study, folder = self.study, self.path / "activations"
         cached = Manifest.load(folder).provenance["corpus"] if (folder / "manifest.json").exists() else {}
+        mixed = not isinstance(study.data, str)
+        keys = [f"{number}.revision" for number in range(len(study.sources))] if mixed else ["revision"]
+        revisions = [cached.get(key, study.data_revision) for key in keys]
         return Corpus.open(
-            study.data,
-            text_field=study.text_field,
+            read_sources(study.sources) if mixed else study.data,
+            text_field=Fields(study.text_field, study.separator, study.where),
             split=study.data_split,
             name=study.data_config,
-            revision=cached.get("revision", study.data_revision),
+            revision=revisions if mixed else revisions[0],
             shuffle=study.shuffle_seed,
         )
 

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from saekit.builtin import is_lab
@@ -27,8 +28,9 @@ class Study:
     """Hub name or local folder of the language model, or `lab` for the built-in one."""
     sites: tuple[str, ...]
     """Sites whose activations are cached, all in one pass."""
-    data: str
-    """Hub name of a data set, a local txt / jsonl / parquet file or a folder of them, or `lab` or `lab:GENRE`."""
+    data: str | tuple[str, ...]
+    """Hub name of a data set, a local txt / jsonl / parquet file or a folder of them, or `lab` or `lab:GENRE`. Several of these
+    with weights, `("A:0.7", "B:0.3")`, are a mixture."""
     revision: str | None = None
     """Revision of the model on the hub."""
     dtype: str | None = None
@@ -40,7 +42,13 @@ class Study:
     data_revision: str | None = None
     """Revision of a hub data set."""
     text_field: str = "text"
-    """Field of a record that holds the text."""
+    """Field of a record that holds the text, chat messages or token ids; `title,body` joins several."""
+    separator: str = "\n\n"
+    """What stands between fields that are joined."""
+    where: str | None = None
+    """Condition on the records that are read (`lang == "en" and len(text) > 100`); None: all."""
+    train_on: Literal["all", "assistant", "content"] = "all"
+    """Which tokens of chats are trained on."""
     shuffle_seed: int | None = None
     """Seed of the order in which documents are read; None: the order of the corpus, as workspaces of earlier versions have it."""
     tokens: int = 2_000_000
@@ -121,12 +129,17 @@ class Study:
                 raise ConfigError(f"{where}: {name} is {value!r}; it must be {wanted}.", _RESTORE)
         return cls(**fields)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data as one source or, with their weights, several."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
     def differences(self, other: Study) -> list[str]:
         """Names of the fields in which this study and another differ."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
-def shuffle_seed(folder: Path, data: str, shuffle: bool | None) -> int | None:
+def shuffle_seed(folder: Path, data: str | tuple[str, ...], shuffle: bool | None) -> int | None:
     """The seed with which the documents of a study are shuffled; None where they are read in the order of the corpus.
 
     Args:
@@ -140,13 +153,16 @@ def shuffle_seed(folder: Path, data: str, shuffle: bool | None) -> int | None:
     """
     if shuffle is None and (folder / FILE).exists():
         return Study.load(folder).shuffle_seed
-    return 0 if shuffle or (shuffle is None and not is_lab(data)) else None
+    random = all(map(is_lab, [data] if isinstance(data, str) else data))
+    return 0 if shuffle or (shuffle is None and not random) else None
 
 
 def _mismatch(value: Any, hint: Any, least: int) -> str | None:
     """What a field of type `hint` must be, or None where `value` is that."""
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is UnionType and any(get_origin(each) is tuple for each in get_args(hint)):
+        hint = next(each for each in get_args(hint) if isinstance(value, tuple) == (get_origin(each) is tuple))
     if get_origin(hint) is tuple:
         texts = isinstance(value, tuple) and value and all(isinstance(each, str) and each for each in value)
         return None if texts else "a list of one or more texts"
@@ -155,9 +171,18 @@ def _mismatch(value: Any, hint: Any, least: int) -> str | None:
     return None if value is None or isinstance(value, str) else "a text"
 
 
-def study_of(model: str, sites: tuple[str, ...], data: str, **settings: Any) -> Study:
+def study_of(model: str, sites: tuple[str, ...], data: str | tuple[str, ...], **settings: Any) -> Study:
     """A :class:`Study` whose local paths are absolute, so that commands work from any folder."""
-    return Study(model=portable(model), sites=sites, data=portable(data), **settings)
+    found = portable(data) if isinstance(data, str) else tuple(map(_portable_part, data))
+    return Study(model=portable(model), sites=sites, data=found, **settings)
+
+
+def _portable_part(data: str) -> str:
+    """A part of a mixture, `SOURCE` or `SOURCE:WEIGHT`, with an absolute path."""
+    source, colon, weight = data.rpartition(":")
+    if Path(data).expanduser().exists() or not colon:
+        return portable(data)
+    return portable(source) + colon + weight
 
 
 def portable(source: str) -> str:

@@ -51,7 +51,7 @@ def test_every_document_comes_once_in_an_order_that_the_seed_gives(
     corpus = Corpus.open(tmp_path / name, shuffle=0)
     for start in (0, 1, 137, 499, 500, 600):
         assert list(corpus.documents(start)) == orders[0][start:]
-        assert [corpus.text(row, 0) for row in corpus.rows(start)] == orders[0][start:]
+        assert [corpus.document(row, 0) for row in corpus.rows(start)] == orders[0][start:]
 
 
 def test_the_first_documents_are_from_all_of_a_sorted_corpus() -> None:

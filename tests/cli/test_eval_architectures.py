@@ -137,7 +137,7 @@ def test_numbers_are_those_of_dense_float64(saekit: Saekit, ws: Path, stories_pa
     from saekit.workspace.workspace import Workspace
 
     workspace = Workspace.open(ws)
-    rows, split = heldout_documents(workspace.lm, workspace.store(), 0.3, MAX_TOKENS)
+    rows, split, _ = heldout_documents(workspace.lm, workspace.store(), 0.3, MAX_TOKENS)
     assert split == "heldout" and len(rows) > 5
     outcome = saekit("eval", ws, "--name", name, "--json")
     assert outcome.status == 0, outcome.stderr

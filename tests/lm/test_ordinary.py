@@ -17,6 +17,7 @@ from feature_db.search.running import fired_by_query
 from saekit.activations import Corpus, write_store
 from saekit.errors import ConfigError
 from saekit.evaluate.dictionary.cross_entropy import ce_recovered
+from saekit.evaluate.dictionary.quality import padded
 from saekit.evaluate.dictionary.transfer import _activations
 from saekit.evaluate.steering.side_effects import kl
 from saekit.lm import At, Edit, LanguageModel, Site, ordinary
@@ -113,7 +114,7 @@ def test_measures_see_no_first_token(lm: LanguageModel, texts: list[str], make_s
     rows = lm.text.ids(texts)
     sae = make_sae("standard", lm.d_model, 20)
     n = sum(len(row) - 1 for row in rows)
-    acts = torch.cat([each[SITE] for each in _activations(sae, lm, SITE, rows)])
+    acts = torch.cat([each[SITE] for each in _activations(sae, lm, SITE, list(padded(lm, rows)))])
     assert len(acts) == n
     which, found = zip(*document_activations(lm, [SITE], rows))
     begins = np.cumsum([0, *map(len, rows)])[:-1]

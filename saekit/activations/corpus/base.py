@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from saekit.activations.corpus.documents import Chat, Document, document_of
+from saekit.activations.corpus.fields import NAME_FIELD, Fields
 from saekit.activations.corpus.formats import JsonLine, Row
-from saekit.errors import CorpusError, kind_words
+from saekit.errors import CorpusError
 from saekit.plugins import Registry, resolve
 
-_NAME_FIELD = "Name the field that holds the text: --text-field FIELD (in Python: text_field)."
+Source = str | Path | Iterable[Row] | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class CorpusSource:
     """Where documents come from, as a user says it; the fields are the arguments of :meth:`Corpus.open`."""
 
-    source: str | Path | Iterable[Row]
-    text_field: str = "text"
+    source: Source
+    text_field: str | Fields = "text"
     split: str = "train"
     name: str | None = None
-    revision: str | None = None
+    revision: str | Sequence[str | None] | None = None
     streaming: bool = True
     shuffle: int | None = None
+    where: str | None = None
+
+    @cached_property
+    def fields(self) -> Fields:
+        """Which fields of a record are read, and which records."""
+        fields = self.text_field if isinstance(self.text_field, Fields) else Fields(self.text_field)
+        return fields if self.where is None else replace(fields, where=self.where)
 
 
 Opener = Callable[[CorpusSource], "Corpus | None"]
 CORPORA: Registry[Opener | str] = Registry(
     "kind of corpus",
     {
+        "mixture": "saekit.activations.corpus.mixture:open_mixture",
         "memory": "saekit.activations.corpus.memory:open_memory",
         "lab": "saekit.activations.corpus.lab:open_lab",
+        "saved": "saekit.activations.corpus.saved:open_saved",
         "files": "saekit.activations.corpus.files:open_files",
         "hub": "saekit.activations.corpus.hub:open_hub",
     },
@@ -51,22 +63,29 @@ class Corpus(ABC):
 
     Args:
         source: where the documents come from, for messages and records.
-        text_field: field of a record that holds its text.
+        text_field: field of a record that holds its text, or what else of a record is read.
     """
 
-    def __init__(self, source: str, text_field: str = "text") -> None:
-        self.source, self.text_field = source, text_field
+    def __init__(self, source: str, text_field: str | Fields = "text") -> None:
+        self.source = source
+        self.fields = text_field if isinstance(text_field, Fields) else Fields(text_field)
+
+    @property
+    def text_field(self) -> str:
+        """Field of a record that holds its text."""
+        return self.fields.text_field
 
     @staticmethod
     def open(
-        source: str | Path | Iterable[Row],
+        source: Source,
         *,
-        text_field: str = "text",
+        text_field: str | Fields = "text",
         split: str = "train",
         name: str | None = None,
-        revision: str | None = None,
+        revision: str | Sequence[str | None] | None = None,
         streaming: bool = True,
         shuffle: int | None = None,
+        where: str | None = None,
     ) -> Corpus:
         """Open the documents of `source`. Nothing is read yet: see :func:`check_corpus`.
 
@@ -75,23 +94,27 @@ class Corpus(ABC):
                 their names) or one that `datasets` saved; the name of a data set on the hub; or an iterable
                 of texts or of records. An iterator, which can be read only once, is read into memory. "lab", "lab:GENRE" and
                 "lab:GENRE@SEED" are the documents of the built-in laboratory, whatever files this folder holds; ./lab is a
-                folder.
-            text_field: field of a record that holds its text.
+                folder. {"A": 0.7, "B": 0.3} is a mixture of such sources (:class:`.mixture.MixtureCorpus`).
+            text_field: field of a record that holds its text, chat messages or token ids; "title,body" joins several fields of
+                text. See :class:`.fields.Fields`, which also sets what stands between them.
             split: split of a data set on the hub, of a folder that `datasets` saved with several splits, or of the laboratory
                 (train, heldout).
             name: configuration of a data set on the hub ("wikitext-103-v1").
-            revision: its branch, tag or commit.
+            revision: its branch, tag or commit; of a mixture, one for each source.
             streaming: read a data set of the hub over the network as needed; False downloads it first.
             shuffle: seed of a random order of the documents; None keeps the order of the source. The order is uniformly random,
                 except for a streamed data set of the hub: its files are read in random order, and each document is drawn from
                 the next 10,000.
+            where: condition on the rows to read, such as `lang == "en" and len(text) > 100`; see :class:`.where.Condition`.
 
         Raises:
             CorpusError: there is no such file, or the folder holds no file of a known format; or :data:`CORPORA` has no kind of
                 corpus for the source.
-            ConfigError: the laboratory, whose documents are random already, is to be shuffled.
+            ConfigError: the laboratory, whose documents are random already, is to be shuffled; a condition does not parse; or
+                the weights of a mixture are impossible.
         """
-        asked = CorpusSource(source, text_field, split, name, revision, streaming, shuffle)
+        asked = CorpusSource(source, text_field, split, name, revision, streaming, shuffle, where)
+        _ = asked.fields
         kinds = [name for name in reversed(list(CORPORA)) if name not in _BUILT_IN]
         for kind in (*kinds, *_BUILT_IN):
             if (corpus := resolve(CORPORA[kind])(asked)) is not None:
@@ -124,55 +147,79 @@ class Corpus(ABC):
         """What :func:`decoded` makes :meth:`rows` of: for readers that skip most rows."""
         return self.rows()
 
-    def documents(self, start: int = 0) -> Iterator[str]:
-        """The text of every row from `start` on; "" where a row has none.
+    @property
+    def parts(self) -> Sequence[Corpus]:
+        """The corpora that this one mixes; itself, where it is no mixture."""
+        return (self,)
+
+    @cached_property
+    def first(self) -> Document | None:
+        """The first document that is not empty, in the order of the source; None where there is none. Reads up to it."""
+        return next((document for document in self.unshuffled.documents() if document), None)
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether the first document, or that of any part, is a chat."""
+        return any(isinstance(part.first, Chat) for part in self.parts)
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The document of every row from `start` on; "" where a row has none, or is not to be read.
 
         Raises:
             CorpusError: a row has no text field or it holds no text, a file does not parse, or the hub cannot be reached.
         """
         for index, row in enumerate(self.rows(start), start=start):
-            yield self.text(row, index)
+            yield self.document(row, index)
 
-    def text(self, row: Any, index: int) -> str:
-        """The text of one decoded row.
+    def texts(self, start: int = 0) -> Iterator[str]:
+        """The documents from row `start` on, where only text will do.
+
+        Raises:
+            CorpusError: as :meth:`documents` does; or a document is a chat or token ids.
+        """
+        for document in self.documents(start):
+            if not isinstance(document, str):
+                raise CorpusError(f"{document.where} holds no text, and only text can be used here.", NAME_FIELD)
+            yield document
+
+    def document(self, row: Any, index: int) -> Document:
+        """The document of one decoded row: text, a chat or token ids; "" where it has none, or is not to be read.
 
         Args:
             row: as :meth:`rows` gives it.
             index: its number in the source, for messages.
 
         Raises:
-            CorpusError: the row has no text field, or this field holds no text.
+            CorpusError: the row lacks a field, or the field holds something else than a document.
         """
-        if isinstance(row, Mapping):
-            if self.text_field not in row:
-                fields = ", ".join(map(repr, row))
-                raise CorpusError(f"{self.source}, row {index} has no field {self.text_field!r}; it has {fields}.", _NAME_FIELD)
-            row = row[self.text_field]
-        if row is None:
+        where = f"{self.source}, row {index}"
+        if not self.fields.keeps(row, where):
             return ""
-        if not isinstance(row, str):
-            raise CorpusError(
-                f"{self.source}, row {index} holds {kind_words(type(row))}, not text.",
-                _NAME_FIELD,
-            )
-        # Half a surrogate pair, as careless JSON has it, is no character: no tokenizer takes it.
-        return row if row.isascii() else row.encode("utf-8", "replace").decode("utf-8")
+        if isinstance(row, Mapping):
+            return document_of(self.fields.value(row, where), row, where)
+        return document_of(row, {}, where)
 
 
 def no_text(corpus: Corpus) -> CorpusError:
     """The error for a corpus without any text."""
     hint = "Check the file, the split (--data-split) and the field that holds the text (--text-field)."
+    if corpus.fields.where is not None:
+        return CorpusError(
+            f"{corpus.source} holds no text in rows with {corpus.fields.where}.", f"{hint[:-1]}, or change --where."
+        )
     return CorpusError(f"{corpus.source} holds no text.", hint)
 
 
 def check_corpus(corpus: Corpus) -> None:
-    """Read up to the first text, so that a bad corpus is found before work begins. A shuffled corpus is read in its own order.
+    """Read up to the first document, so that a bad corpus is found before work begins. A shuffled corpus is read in the order
+    of its source, and every part of a mixture is read.
 
     Raises:
         CorpusError: as :meth:`Corpus.documents` does, or there is no text at all.
     """
-    if not any(text for text in corpus.unshuffled.documents()):
-        raise no_text(corpus)
+    for part in corpus.parts:
+        if part.first is None:
+            raise no_text(part)
 
 
 def decoded(row: Any) -> Any:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saekit.activations.corpus.base import Corpus, no_text
+from saekit.activations.corpus.tokens import TokenisedDocument, check_train_on, tokenised
 from saekit.errors import ConfigError, ContextTooLong
+from saekit.lm.chat import TrainOn
 from saekit.lm.padding import pad
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 Packing = Literal["pack", "document"]
-# Tokenised at a time: enough to fill every core, little enough to start soon.
-_CHARACTERS, _DOCUMENTS = 2**18, 2**10
 
 
 class Cursor(NamedTuple):
@@ -46,6 +46,8 @@ class TokenBatch(NamedTuple):
     """int64 place in the context, from 0."""
     after: Cursor
     """Where the next batch begins."""
+    chosen_BT: Tensor
+    """bool: True at the tokens to train on, as far as the user chooses them; see :func:`saekit.lm.ordinary_tokens.ordinary`."""
 
     @property
     def n_tokens(self) -> int:
@@ -63,6 +65,8 @@ class TokenLayout:
     """See :func:`token_batches`."""
     contexts: int | None = None
     """Contexts in a forward pass; None: about 2048 tokens, 32768 on a GPU."""
+    train_on: TrainOn = "all"
+    """Which tokens of chats are trained on."""
 
     def resolve(self, lm: LanguageModel) -> TokenLayout:
         """The same with every open value filled for a model."""
@@ -71,7 +75,12 @@ class TokenLayout:
         contexts = (
             max(1, (2**11 if lm.device.type == "cpu" else 2**15) // max(1, context)) if self.contexts is None else self.contexts
         )
-        return TokenLayout(context, self.packing, contexts)
+        return replace(self, context=context, contexts=contexts)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What is recorded with a run; fit for JSON. Records of earlier versions, which trained on all tokens, do not say so."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("train_on", "all")}
 
 
 def token_batches(
@@ -83,6 +92,7 @@ def token_batches(
     batch_size: int = 32,
     packing: Packing = "pack",
     start: Cursor = BEGINNING,
+    train_on: TrainOn = "all",
 ) -> Iterator[TokenBatch]:
     """Tokenise `corpus` into batches of `batch_size` contexts of up to `context` tokens.
 
@@ -94,16 +104,21 @@ def token_batches(
     Args:
         n_tokens: tokens in all, BOS included; the last context is cut to fit. None, or more than the corpus has: all, once.
         start: where to begin: the `after` of a batch.
+        train_on: which tokens of chats to mark as chosen: `all`; `content`, what messages say; `assistant`, what the assistant
+            says (:meth:`saekit.lm.chat.ChatTemplate.spans`). Tokens of text and given token ids are always chosen.
 
     Raises:
         ContextTooLong: the model has fewer positions.
-        ConfigError: a count is not positive, or there is no such packing.
-        CorpusError: see :meth:`Corpus.documents`; or the corpus has not a single token.
+        ConfigError: a count is not positive, there is no such packing or choice of tokens, or a corpus of chats meets a
+            tokenizer without a chat template.
+        CorpusError: see :func:`.tokens.tokenised`; or the corpus has not a single token.
     """
     check_packing(lm, context, n_tokens, packing)
+    check_train_on(train_on)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-    return _batches(_PACKINGS[packing](lm, corpus, context, start), n_tokens, batch_size, corpus, start)
+    documents = tokenised(lm, corpus, start.document, train_on)
+    return _batches(_PACKINGS[packing](lm, documents, context, start), n_tokens, batch_size, corpus, start)
 
 
 def check_packing(lm: LanguageModel, context: int, n_tokens: int | None, packing: Packing) -> None:
@@ -127,7 +142,11 @@ def check_packing(lm: LanguageModel, context: int, n_tokens: int | None, packing
 class _Context(NamedTuple):
     tokens_T: np.ndarray
     document_T: np.ndarray
+    chosen_T: np.ndarray
     after: Cursor
+
+    def cut(self, size: int) -> _Context:
+        return self._replace(tokens_T=self.tokens_T[:size], document_T=self.document_T[:size], chosen_T=self.chosen_T[:size])
 
 
 def _batches(
@@ -139,7 +158,7 @@ def _batches(
         rows: list[_Context] = []
         for context in itertools.islice(contexts, batch_size):
             size = len(context.tokens_T) if left is None else min(left, len(context.tokens_T))
-            rows.append(context._replace(tokens_T=context.tokens_T[:size], document_T=context.document_T[:size]))
+            rows.append(context.cut(size))
             if left is not None:
                 left -= size
                 if left == 0:
@@ -155,67 +174,53 @@ def _batches(
 def _padded(rows: list[_Context]) -> TokenBatch:
     tokens_BT, mask_BT = pad([row.tokens_T for row in rows], "right")
     document_BT, _ = pad([row.document_T for row in rows], "right", fill=-1)
+    chosen_BT, _ = pad([row.chosen_T for row in rows], "right")
     position_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT).contiguous()
-    return TokenBatch(tokens_BT, mask_BT.bool(), document_BT, position_BT, rows[-1].after)
+    return TokenBatch(tokens_BT, mask_BT.bool(), document_BT, position_BT, rows[-1].after, chosen_BT.bool())
 
 
-def _packed(lm: LanguageModel, corpus: Corpus, context: int, start: Cursor) -> Iterator[_Context]:
+def _packed(lm: LanguageModel, documents: Iterator[TokenisedDocument], context: int, start: Cursor) -> Iterator[_Context]:
     opening = lm.bos_token_id
-    separator = opening if opening is not None else lm.tokenizer.eos_token_id
+    separator = getattr(lm.tokenizer, "eos_token_id", None) if opening is None else opening
     tokens_T, document_T, filled = np.empty(context, np.int64), np.empty(context, np.int64), 0
+    chosen_T = np.ones(context, bool)
 
-    def put(ids: np.ndarray | int, document: int, count: int) -> None:
+    def put(ids: np.ndarray | int, document: int, count: int, chosen: np.ndarray | None = None) -> None:
         nonlocal filled
         tokens_T[filled : filled + count] = ids
         document_T[filled : filled + count] = document
+        chosen_T[filled : filled + count] = True if chosen is None else chosen
         filled += count
 
     after = start
-    for document, ids in _tokenised(lm, corpus, start.document):
+    for document, ids, chosen in documents:
         offset = start.offset if document == start.document else 0
         if filled and separator is not None:
             put(separator, document, 1)
         while True:
             if filled == context:
-                yield _Context(tokens_T.copy(), document_T.copy(), Cursor(document, offset))
+                yield _Context(tokens_T.copy(), document_T.copy(), chosen_T.copy(), Cursor(document, offset))
                 filled = 0
             if offset == len(ids):
                 break
             if filled == 0 and opening is not None:
                 put(opening, document, 1)
             size = min(context - filled, len(ids) - offset)
-            put(ids[offset : offset + size], document, size)
+            put(ids[offset : offset + size], document, size, None if chosen is None else chosen[offset : offset + size])
             offset += size
         after = Cursor(document + 1)
     if filled:
-        yield _Context(tokens_T[:filled], document_T[:filled], after)
+        yield _Context(tokens_T[:filled], document_T[:filled], chosen_T[:filled], after)
 
 
-def _one_each(lm: LanguageModel, corpus: Corpus, context: int, start: Cursor) -> Iterator[_Context]:
+def _one_each(lm: LanguageModel, documents: Iterator[TokenisedDocument], context: int, start: Cursor) -> Iterator[_Context]:
     opening = np.array([] if lm.bos_token_id is None else [lm.bos_token_id], np.int64)
-    for document, ids in _tokenised(lm, corpus, start.document):
+    for document, ids, chosen in documents:
         tokens_T = np.concatenate([opening, ids])[:context]
-        yield _Context(tokens_T, np.full(len(tokens_T), document, np.int64), Cursor(document + 1))
+        chosen_T = np.ones(len(tokens_T), bool)
+        if chosen is not None:
+            chosen_T[len(opening) :] = chosen[: len(tokens_T) - len(opening)]
+        yield _Context(tokens_T, np.full(len(tokens_T), document, np.int64), chosen_T, Cursor(document + 1))
 
 
 _PACKINGS = {"pack": _packed, "document": _one_each}
-
-
-def _tokenised(lm: LanguageModel, corpus: Corpus, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Pairs of a document and its token IDs, without added special tokens. Documents without a token are left out."""
-    if lm.tokenizer is None:
-        raise ConfigError(f"{lm.name} has no tokenizer.", "Give one to LanguageModel.attach.")
-    texts: list[str] = []
-    waiting = 0
-    first = start
-
-    for text in itertools.chain(corpus.documents(start), [None]):
-        if text is not None:
-            texts.append(text)
-            waiting += len(text)
-        if texts and (text is None or waiting >= _CHARACTERS or len(texts) == _DOCUMENTS):
-            for document, ids in enumerate(lm.text.plain_ids(texts), start=first):
-                # Some texts begin with the text of BOS.
-                if len(ids := ids[1:] if ids[:1] == [lm.bos_token_id] else ids):
-                    yield document, np.asarray(ids, np.int64)
-            first, texts, waiting = first + len(texts), [], 0

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from saekit.activations.corpus.base import Corpus, CorpusSource, decoded
+from saekit.activations.corpus.fields import Fields
 from saekit.activations.corpus.formats import COMPRESSIONS, FORMATS, JsonLine, Row, file_format, is_compressed, read_rows
 from saekit.activations.corpus.shuffled import shuffled
 from saekit.errors import CorpusError
@@ -26,7 +27,7 @@ def open_files(asked: CorpusSource) -> Corpus | None:
         return None
     path = Path(asked.source).expanduser()
     if path.exists():
-        return shuffled(FileCorpus(path, asked.text_field, asked.split), asked.shuffle)
+        return shuffled(FileCorpus(path, asked.fields, asked.split), asked.shuffle)
     if _looks_like_a_path(asked.source):
         raise CorpusError(f"There is no file or folder {str(asked.source)!r}.", "Give one, or the name of a data set on the hub.")
     return None
@@ -44,19 +45,19 @@ class FileCorpus(Corpus):
 
     Args:
         path: the file or folder.
-        text_field: field of a record that holds its text.
+        text_field: field of a record that holds its text, or what else of a record is read.
         split: of a folder that `datasets` saved with several splits.
 
     Raises:
         CorpusError: the folder lacks the split, or there is no file of a known format.
     """
 
-    def __init__(self, path: Path, text_field: str, split: str) -> None:
+    def __init__(self, path: Path, text_field: str | Fields, split: str) -> None:
         super().__init__(str(path), text_field)
         self.files = [file.absolute() for file in _files(path, split)]  # they are read later, perhaps from another folder
 
     def raw_rows(self) -> Iterator[Row | JsonLine]:
-        return itertools.chain.from_iterable(read_rows(path, self.text_field) for path in self.files)
+        return itertools.chain.from_iterable(read_rows(path, self.fields) for path in self.files)
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         return map(decoded, itertools.islice(self.raw_rows(), start, None))
@@ -66,7 +67,7 @@ class FileCorpus(Corpus):
         return sum(path.stat().st_size * (_EXPANSION if is_compressed(path) else 1) for path in self.files)
 
     def fingerprint(self) -> dict[str, str]:
-        return {"sha256": self._digest, "text_field": self.text_field}
+        return {"sha256": self._digest, **self.fields.facts()}
 
     @cached_property
     def _digest(self) -> str:

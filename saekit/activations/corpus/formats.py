@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from saekit.activations.corpus.fields import Fields
 from saekit.errors import CorpusError
 
 Row = str | Mapping[str, Any]
@@ -42,7 +43,7 @@ class JsonLine(NamedTuple):
             raise CorpusError(f"{self.path}, line {self.number} {what}.", "Correct that line.") from error
 
 
-def read_rows(path: Path, text_field: str) -> Iterator[Row | JsonLine]:
+def read_rows(path: Path, fields: Fields) -> Iterator[Row | JsonLine]:
     """Read the rows of one file in order. Only `.json` files that hold an array are read into memory as a whole.
 
     - `.txt`: each line is a document. If the first MiB contains `<|endoftext|>`, documents are the texts between these markers.
@@ -55,7 +56,7 @@ def read_rows(path: Path, text_field: str) -> Iterator[Row | JsonLine]:
         CorpusError: the file does not parse; the message says where.
     """
     with _typed(path):
-        yield from _READERS[file_format(path)](path, text_field)
+        yield from _READERS[file_format(path)](path, fields)
 
 
 @contextlib.contextmanager
@@ -97,7 +98,7 @@ def _open(path: Path) -> TextIO:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
 
 
-def _txt(path: Path, text_field: str) -> Iterator[Row]:
+def _txt(path: Path, fields: Fields) -> Iterator[Row]:
     with _open(path) as file:
         marked = _MARKER in file.read(2**20)
     with _open(path) as file:
@@ -114,48 +115,49 @@ def _txt(path: Path, text_field: str) -> Iterator[Row]:
         yield "".join(lines).strip()
 
 
-def _jsonl(path: Path, text_field: str) -> Iterator[JsonLine]:
+def _jsonl(path: Path, fields: Fields) -> Iterator[JsonLine]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield JsonLine(path, number, line)
 
 
-def _json(path: Path, text_field: str) -> Iterator[Row | JsonLine]:
+def _json(path: Path, fields: Fields) -> Iterator[Row | JsonLine]:
     with _open(path) as file:
         lines = not file.read(2**16).lstrip().startswith("[")
     if lines:
-        yield from _jsonl(path, text_field)
+        yield from _jsonl(path, fields)
     else:
         with _open(path) as file:
             yield from json.load(file)
 
 
-def _csv(path: Path, text_field: str) -> Iterator[Row]:
+def _csv(path: Path, fields: Fields) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     with _open(path) as file:
         yield from csv.DictReader(file, delimiter="\t" if file_format(path) == ".tsv" else ",")
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[Row]:
+def _parquet(path: Path, fields: Fields) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        # Only the text is decoded. A file without the field gives whole records, so that the error can name their fields.
-        columns = [text_field] if text_field in file.schema_arrow.names else None
+        # Only what is needed is decoded. A file without a field gives whole records, so that the error can name their fields.
+        columns = fields.columns(file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=256, columns=columns):
             yield from batch.to_pylist()
 
 
-def _arrow(path: Path, text_field: str) -> Iterator[Row]:
+def _arrow(path: Path, fields: Fields) -> Iterator[Row]:
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
         for batch in stream:
-            yield from (batch.select([text_field]) if text_field in batch.schema.names else batch).to_pylist()
+            columns = fields.columns(batch.schema.names)
+            yield from (batch if columns is None else batch.select(columns)).to_pylist()
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Row | JsonLine]]] = {
+_READERS: dict[str, Callable[[Path, Fields], Iterator[Row | JsonLine]]] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,

@@ -25,8 +25,9 @@ class HubCorpus(Corpus):
     """A data set that :func:`datasets.load_dataset` loads. It is looked up when documents are first read."""
 
     def __init__(self, asked: CorpusSource) -> None:
-        super().__init__(str(asked.source), asked.text_field)
+        super().__init__(str(asked.source), asked.fields)
         self._asked = asked
+        self._revision = asked.revision if asked.revision is None or isinstance(asked.revision, str) else asked.revision[0]
         self.split, self.name, self.streaming = asked.split, asked.name, asked.streaming
 
     @cached_property
@@ -35,9 +36,9 @@ class HubCorpus(Corpus):
         from huggingface_hub import HfApi
 
         try:
-            return HfApi().dataset_info(self.source, revision=self._asked.revision).sha
+            return HfApi().dataset_info(self.source, revision=self._revision).sha
         except Exception:  # offline, private, or a name that only load_dataset knows: its message is better
-            return self._asked.revision
+            return self._revision
 
     @cached_property
     def _data(self) -> Any:
@@ -60,7 +61,8 @@ class HubCorpus(Corpus):
                 f"Data set {self.source!r} cannot be loaded: {error}", "Check its configuration (name) and split."
             ) from error
         # Other columns need not be read where the text is known to be there.
-        data = data.select_columns([self.text_field]) if self.text_field in (data.column_names or ()) else data
+        needed = self.fields.columns(data.column_names or ())
+        data = data if needed is None else data.select_columns(needed)
         if self._asked.shuffle is None:
             return data
         return data.shuffle(seed=self._asked.shuffle, **({"buffer_size": SHUFFLE_BUFFER} if self.streaming else {}))
@@ -82,7 +84,7 @@ class HubCorpus(Corpus):
             "config": self.name,
             "split": self.split,
             "revision": self.revision,
-            "text_field": self.text_field,
+            **self.fields.facts(),
             "shuffle": None if self._asked.shuffle is None else str(self._asked.shuffle),
             "shuffle_buffer": str(SHUFFLE_BUFFER) if self._asked.shuffle is not None and self.streaming else None,
         }

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast
 
 from saekit.activations.corpus.base import Corpus, CorpusSource
+from saekit.activations.corpus.fields import Fields
 from saekit.builtin import NAME, is_lab, warn_if_shadowing
 from saekit.errors import ConfigError, CorpusError
 
@@ -33,7 +34,7 @@ def open_lab(asked: CorpusSource) -> Corpus | None:
         return None
     if asked.shuffle is not None:
         raise ConfigError(f"The documents of {asked.source} are in random order already.", "Leave shuffle out.")
-    return LabCorpus(asked.source, asked.split)
+    return LabCorpus(asked.source, asked.split, asked.fields)
 
 
 class LabCorpus(Corpus):
@@ -46,8 +47,8 @@ class LabCorpus(Corpus):
         CorpusError: there is no such genre or split, or the name has another form.
     """
 
-    def __init__(self, source: str, split: str = "train") -> None:
-        super().__init__(source)
+    def __init__(self, source: str, split: str = "train", fields: str | Fields = "text") -> None:
+        super().__init__(source, fields)
         match = _SYNTAX.fullmatch(source)
         if match is None:
             raise CorpusError(
@@ -79,6 +80,7 @@ class LabCorpus(Corpus):
             "seed": str(self.seed),
             "documents": str(DOCUMENTS),
             "sha256": self._digest,
+            **({} if self.fields.where is None else {"where": self.fields.where}),
         }
 
     @cached_property

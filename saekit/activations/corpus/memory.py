@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 from saekit.activations.corpus.base import Corpus, CorpusSource
+from saekit.activations.corpus.documents import Chat, Document, TokenIds
+from saekit.activations.corpus.fields import Fields
 from saekit.activations.corpus.formats import Row
 from saekit.activations.corpus.shuffled import shuffled
 from saekit.errors import CorpusError
@@ -18,13 +21,13 @@ def open_memory(asked: CorpusSource) -> Corpus | None:
     """The corpus of an iterable; None where the source is a path or a name."""
     if isinstance(asked.source, str | Path):
         return None
-    return shuffled(MemoryCorpus(asked.source, asked.text_field), asked.shuffle)
+    return shuffled(MemoryCorpus(asked.source, asked.fields), asked.shuffle)
 
 
 class MemoryCorpus(Corpus):
     """Texts or records in memory, or in anything else that can be iterated over repeatedly."""
 
-    def __init__(self, rows: Iterable[Row], text_field: str) -> None:
+    def __init__(self, rows: Iterable[Row], text_field: str | Fields) -> None:
         super().__init__("the given iterable", text_field)
         if isinstance(rows, Mapping | bytes) or not isinstance(rows, Iterable):
             raise CorpusError(
@@ -41,7 +44,13 @@ class MemoryCorpus(Corpus):
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256()
-        for text in self.documents():
-            data = text.encode()
+        for document in self.documents():
+            data = _as_bytes(document)
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
+
+
+def _as_bytes(document: Document) -> bytes:
+    if isinstance(document, Chat):
+        return json.dumps(document.messages, sort_keys=True, default=str).encode()
+    return document.ids.tobytes() if isinstance(document, TokenIds) else document.encode()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from saekit.activations.corpus.base import Corpus, decoded
+from saekit.activations.corpus.documents import Document
 from saekit.errors import ConfigError, CorpusError
 
 _WINDOW_BYTES = 2**26  # of text held in memory
@@ -41,7 +42,7 @@ class ShuffledCorpus(Corpus):
     def __init__(self, corpus: Corpus, seed: int) -> None:
         if seed < 0:
             raise ConfigError(f"shuffle is {seed}; a seed must not be negative.")
-        super().__init__(corpus.source, corpus.text_field)
+        super().__init__(corpus.source, corpus.fields)
         self.corpus, self.seed = corpus, seed
 
     @cached_property
@@ -57,8 +58,8 @@ class ShuffledCorpus(Corpus):
     def rows(self, start: int = 0) -> Iterator[Any]:
         return (row for row, _ in self._numbered(start))
 
-    def documents(self, start: int = 0) -> Iterator[str]:
-        return (self.text(row, number) for row, number in self._numbered(start))
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        return (self.document(row, number) for row, number in self._numbered(start))
 
     def _numbered(self, start: int) -> Iterator[tuple[Any, int]]:
         """Decoded rows from place `start` of the order on, and the number of each in the corpus."""

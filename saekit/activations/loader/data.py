@@ -17,6 +17,7 @@ from saekit.activations.loader.reader import STORE_MEMORY, ActivationReader
 from saekit.activations.loader.source import BUFFER, HELDOUT, ReadSettings
 from saekit.activations.store.base import StoredActivations
 from saekit.errors import ConfigError, StoreMismatch
+from saekit.lm.chat import ChatTemplate
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
@@ -175,6 +176,10 @@ class LiveData:
         if cached != now:
             what = f"{store.path} was cached from another corpus than {corpus.source} is now."
             raise StoreMismatch(what, "Put the old one back, train on what is cached, or cache this one to another folder.")
+        template = store.provenance.get("chat_template_sha256")
+        if template is not None and template != ChatTemplate(lm.text).sha256:
+            what = f"{store.path} was cached with another chat template than {lm.name} has now."
+            raise StoreMismatch(what, "Give the tokenizer it was made with, or cache the chats again to another folder.")
         self.lm, self.corpus = lm, corpus
         self.stored = StoredData(store)
 
@@ -198,7 +203,8 @@ class LiveData:
         if split == "heldout":
             return self.stored.reader(sites, split, order, options)
         store = self.stored.store
-        layout = TokenLayout(store.context, store.provenance["packing"], max(1, _LIVE_TOKENS // store.context))
+        contexts = max(1, _LIVE_TOKENS // store.context)
+        layout = TokenLayout(store.context, store.provenance["packing"], contexts, store.train_on)
         sites = [store.site(site) for site in sites]
         settings = _settings(split, order, options.batch_size)
         return LiveActivations(self.lm, sites, self.corpus, settings, layout=layout, on_fill=options.on_fill)

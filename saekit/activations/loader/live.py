@@ -62,7 +62,7 @@ class LiveActivations(ActivationSource):
         on_fill: OnFill | None = None,
         **changes: Any,
     ) -> None:
-        of_layout = {name: changes.pop(name) for name in ("context", "packing", "contexts") if name in changes}
+        of_layout = {name: changes.pop(name) for name in ("context", "packing", "contexts", "train_on") if name in changes}
         settings = ReadSettings(**changes) if settings is None else dataclasses.replace(settings, **changes)
         self.lm, self.corpus, self._limit, self._on_fill = lm, corpus, n_tokens, on_fill
         self._layout = dataclasses.replace(layout or TokenLayout(), **of_layout).resolve(lm)
@@ -75,7 +75,7 @@ class LiveActivations(ActivationSource):
             revision=lm.revision,
             corpus=corpus.fingerprint(),
             corpus_tokens=n_tokens,
-            **dataclasses.asdict(self._layout),
+            **self._layout.recorded,
         )
         self._widths = {site: lm.width(site) for site in self.sites}
         self._tokens(BEGINNING, n_tokens)
@@ -105,11 +105,12 @@ class LiveActivations(ActivationSource):
             batch_size=self._layout.contexts,
             packing=self._layout.packing,
             start=start,
+            train_on=self._layout.train_on,
         )
 
     def _wanted(self, batch: TokenBatch) -> Tensor:
         """(B, T) bool: which tokens to give out."""
-        special_BT = ~ordinary(batch.tokens_BT, self.lm.special_ids, position=batch.position_BT)
+        special_BT = ~ordinary(batch.tokens_BT, self.lm.special_ids, position=batch.position_BT, chosen=batch.chosen_BT)
         return torch.from_numpy(self._how.wanted(batch.document_BT.numpy(), special_BT.numpy())) & batch.mask_BT
 
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:

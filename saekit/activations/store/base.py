@@ -16,6 +16,7 @@ from torch import Tensor
 from saekit.activations.prefetch import prefetch
 from saekit.activations.store.shard import TOKEN_COLUMNS, as_tensor, storage_dtype
 from saekit.errors import StoreMismatch, UnknownSite
+from saekit.lm.chat import ChatTemplate, TrainOn
 from saekit.lm.fingerprint import differs
 from saekit.names.site import Site
 
@@ -36,7 +37,8 @@ class Block:
     document_N: Tensor
     """int64 row of the corpus."""
     special_N: Tensor
-    """bool: BOS, EOS, other special tokens, and the first token of each context, which is an attention sink."""
+    """bool: not trained on. BOS, EOS, other special tokens, the first token of each context, which is an attention sink, and
+    tokens of chats that the user does not train on."""
     acts: dict[Site, Tensor]
     """(N, width) float32 by site."""
 
@@ -99,6 +101,11 @@ class StoredActivations(ABC):
     def dtype(self) -> str:
         """Type of the stored numbers: float32, float16 or bfloat16. Batches are float32."""
         return self.provenance["dtype"]
+
+    @property
+    def train_on(self) -> TrainOn:
+        """Which tokens of chats are trained on."""
+        return self.provenance.get("train_on", "all")
 
     def width(self, site: str | Site) -> int:
         """Numbers per token at `site`.
@@ -178,6 +185,16 @@ class StoredActivations(ABC):
                     acts={site: self.acts(shard, site, row, stop).float() for site in sites},
                 )
                 row = stop
+
+
+def template_facts(lm: LanguageModel) -> dict[str, str]:
+    """The chat template by which chats became the tokens of a store.
+
+    Raises:
+        ConfigError: the tokenizer has none.
+    """
+    template = ChatTemplate(lm.text)
+    return {"chat_template": template.source, "chat_template_sha256": template.sha256}
 
 
 def model_facts(lm: LanguageModel) -> dict[str, str]:

@@ -26,7 +26,7 @@ _FACTS: dict[str, type] = {"model": dict, "corpus": dict, "sites": dict, "contex
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Recorded for readers. Two stores that differ in these entries hold the same activations.
-_INFORMATIVE = {"model.name", "model.revision", "corpus.source", "saekit"}
+_INFORMATIVE = {"model.name", "model.revision", "corpus.source", "saekit", "chat_template"}
 
 
 def shard_name(index: int) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from saekit.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Columns of every shard in addition to the sites. `special`: BOS, EOS, other special tokens, and the first of each context.
+# Columns of every shard in addition to the sites. `special`: tokens that are not trained on, see `Block.special_N`.
 TOKEN_COLUMNS = {"tokens": np.int32, "position": np.int32, "document": np.int64, "special": np.bool_}
 _CHUNK_BYTES = 2**20
 

@@ -184,7 +184,7 @@ class _ShardThread:
             "tokens": source.tokens_N.numpy().astype(np.int32),
             "position": source.position_N.numpy().astype(np.int32),
             "document": source.document_N.numpy(),
-            "special": (~ordinary(source.tokens_N, self._layout.special_ids, position=source.position_N)).numpy(),
+            "special": (~self._counted(source)).numpy(),
         }
         for site, (acts_ND, bounds, arrived) in rows.items():
             if arrived is not None:
@@ -192,6 +192,10 @@ class _ShardThread:
             check_finite(site, acts_ND, bounds, source)
             columns[f"sites/{site}"] = as_numpy(acts_ND)
         builder.append(columns)
+
+    def _counted(self, source: RowSource) -> Tensor:
+        """(N,) bool: the rows to train on."""
+        return ordinary(source.tokens_N, self._layout.special_ids, position=source.position_N, chosen=source.chosen_N)
 
     def _write(self, builder: ShardBuilder, batch: TokenBatch) -> None:
         data = builder.finish()

@@ -14,14 +14,17 @@ import torch
 
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, TokenLayout, check_packing, token_batches
+from saekit.activations.corpus.documents import Chat
+from saekit.activations.corpus.tokens import check_train_on, named
 from saekit.activations.prefetch import prefetch
-from saekit.activations.store.base import model_facts
+from saekit.activations.store.base import model_facts, template_facts
 from saekit.activations.store.manifest import FILE, Manifest, ShardEntry, is_shard_name, shard_name
 from saekit.activations.store.shard import storage_dtype
 from saekit.activations.store.shard_writer import ShardLayout, write_shards
 from saekit.activations.store.store import ActivationStore, damaged
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
 from saekit.files import clean, is_leftover, lock
+from saekit.lm.chat import ChatTemplate, TrainOn
 from saekit.names.site import Site
 from saekit.progress import Bar, track
 from saekit.version import VERSION
@@ -54,6 +57,9 @@ class CacheConfig:
     call, but then numbers equal those of an uninterrupted run only up to rounding."""
     shard_tokens: int | None = None
     """Rows in a shard, rounded up to whole batches; None: 65536, or as many as make 512 MiB. It may differ, too."""
+    train_on: TrainOn = "all"
+    """Which tokens of chats are trained on: `all`, `assistant` or `content` (:meth:`saekit.lm.chat.ChatTemplate.spans`). The
+    others are stored, too, so that features are shown in whole contexts."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_tokens"):
@@ -75,11 +81,12 @@ class CacheConfig:
         context = self.layout.resolve(lm).context
         assert context is not None
         check_packing(lm, context, self.n_tokens, self.packing)
+        check_train_on(self.train_on)
 
     @property
     def layout(self) -> TokenLayout:
         """How documents become batches."""
-        return TokenLayout(self.context, self.packing, self.batch_size)
+        return TokenLayout(self.context, self.packing, self.batch_size, self.train_on)
 
 
 def write_store(
@@ -116,7 +123,7 @@ def write_store(
     job = _Job(Path(path), lm, wanted, corpus, config)
     manifest = job.begin()
     if not job.finished(manifest):
-        check_corpus(corpus)
+        check_documents(lm, corpus, config.train_on)
         with _writing(job.path):
             manifest = job.begin()  # another process may have written since
             job.clear(manifest)
@@ -136,8 +143,28 @@ def check_settings(
     Raises:
         UnknownSite, ContextTooLong, ConfigError, CorpusError: what is asked for cannot be done.
     """
-    dataclasses.replace(config or CacheConfig(), **changes).check(lm, [lm.site(site) for site in sites])
+    config = dataclasses.replace(config or CacheConfig(), **changes)
+    config.check(lm, [lm.site(site) for site in sites])
+    check_documents(lm, corpus, config.train_on)
+
+
+def check_documents(lm: LanguageModel, corpus: Corpus, train_on: TrainOn) -> None:
+    """Read the first document of a corpus, so that a bad corpus is found before work begins.
+
+    Raises:
+        ConfigError: some tokens of chats are to be trained on, and the corpus holds none; or the tokenizer has no chat template.
+        CorpusError: see :func:`saekit.activations.corpus.tokens.tokenised`; or the corpus holds no text.
+    """
     check_corpus(corpus)
+    if train_on != "all" and not corpus.has_chats:
+        raise ConfigError(
+            f"Only chats can be trained on in part, and {corpus.source} holds no chat messages.",
+            "Leave --train-on out, or name the field that holds the messages (--text-field).",
+        )
+    for part in corpus.parts:
+        if isinstance(part.first, Chat):
+            template = ChatTemplate(lm.text)
+            named(part.first, lambda chat: template.tokens(chat.messages, train_on))  # noqa: B023
 
 
 class _Job:
@@ -159,6 +186,8 @@ class _Job:
             "packing": config.packing,
             "n_tokens": config.n_tokens,
             "dtype": config.dtype,
+            # Stores of earlier versions, of which all tokens are trained on, have no such entry.
+            **({} if config.train_on == "all" else {"train_on": config.train_on}),
         }
 
     def begin(self) -> Manifest:
@@ -169,6 +198,8 @@ class _Job:
         """
         if (self.path / FILE).exists():
             manifest = Manifest.load(self.path)
+            if "chat_template_sha256" in manifest.provenance:  # its corpus holds chats: no need to read it
+                self.provenance |= template_facts(self.lm)
             manifest.require(self.provenance, self.path)
             return manifest
         if self.path.exists() and not self.path.is_dir():
@@ -177,6 +208,8 @@ class _Job:
         names = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
         if others := [name for name in names if name != shard_name(0) and not is_leftover(name)]:
             raise StoreMismatch(f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder.")
+        if self.corpus.has_chats:
+            self.provenance |= template_facts(self.lm)
         return Manifest(self.provenance)
 
     def finished(self, manifest: Manifest) -> bool:
@@ -250,6 +283,7 @@ class _Job:
             batch_size=layout.contexts,
             packing=layout.packing,
             start=start,
+            train_on=layout.train_on,
         )
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from saekit.errors import ConfigError, CorpusError
 from saekit.evaluate.dictionary.splice import splice, written
+from saekit.names.positions import TokenPositions
 
 if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
@@ -63,7 +64,8 @@ def ce_recovered(
 
     Args:
         site: where the SAE reads. A transcoder writes at its `site_out`; a cross-layer transcoder has sites of its own.
-        token_batches: :class:`saekit.activations.TokenBatch`, or (B, T) token ids without pads.
+        token_batches: :class:`saekit.activations.TokenBatch` or :class:`CountedTokens`, or (B, T) token ids without pads. Only
+            tokens that were chosen to be trained on (`chosen_BT`) are ordinary.
         baseline: see `BASELINES`.
 
     Returns:
@@ -84,12 +86,16 @@ def ce_recovered(
     from saekit.lm.run.next_token import last_residuals, logits_of
 
     check_baseline(baseline)
-    spliced = splice(lm, sae, site)
+    splice(lm, sae, site)  # raises before any computation
     batches = [_tokens(lm, batch) for batch in token_batches]
-    ablated = [_ablation(lm, target, baseline, batches) for target in written(lm, sae, site)]
+    means = [_mean(lm, target, batches) if baseline == "mean" else None for target in written(lm, sae, site)]
     sums, divergence = torch.zeros(3, dtype=torch.float64), 0.0
     n, n_kl = 0, 0
     for batch in batches:
+        spliced = splice(lm, sae, site, batch.positions)
+        # Positions of None are every real token.
+        where = None if baseline == "zero" else batch.positions
+        ablated = [_ablation(target, mean, where) for target, mean in zip(written(lm, sae, site), means)]
         row_N, position_N = batch.ordinary_BT.nonzero(as_tuple=True)
         followed_N = batch.followed_BT[row_N, position_N]
         next_N = batch.tokens_BT[row_N, (position_N + 1).clamp_max(batch.tokens_BT.shape[1] - 1)]
@@ -135,28 +141,47 @@ class _Tokens(NamedTuple):
     ordinary_BT: Tensor
     followed_BT: Tensor
     """True where a real token follows."""
+    positions: Any
+    """Positions of the ordinary tokens, for edits."""
+
+
+class CountedTokens(NamedTuple):
+    """B rows of T tokens, and which of these count."""
+
+    tokens_BT: Tensor
+    """int64, with pads on the right."""
+    mask_BT: Tensor
+    """1 at real tokens."""
+    chosen_BT: Tensor | None
+    """True at tokens that are trained on; None: all. See :func:`saekit.lm.ordinary_tokens.ordinary`."""
 
 
 def _tokens(lm: LanguageModel, batch: Any) -> _Tokens:
+    from saekit.lm.ordinary_tokens import positions_from_mask
+
     tokens_BT = (batch if isinstance(batch, Tensor) else batch.tokens_BT).to(lm.device)
     mask_BT = None if isinstance(batch, Tensor) else batch.mask_BT.to(lm.device)
     real_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
     followed_BT = torch.zeros_like(real_BT)
     followed_BT[:, :-1] = real_BT[:, 1:]
-    return _Tokens(tokens_BT, mask_BT, lm.ordinary(tokens_BT, mask_BT), followed_BT)
+    chosen_BT = getattr(batch, "chosen_BT", None)
+    ordinary_BT = lm.ordinary(tokens_BT, mask_BT, chosen=chosen_BT)
+    partial = chosen_BT is not None and not bool(chosen_BT[real_BT.to(chosen_BT.device)].all())
+    if not partial:
+        return _Tokens(tokens_BT, mask_BT, ordinary_BT, followed_BT, "all")
+    places = zip(positions_from_mask(real_BT), ordinary_BT)
+    positions = TokenPositions(rows=tuple(tuple(place_T[chosen_T].tolist()) for place_T, chosen_T in places))
+    return _Tokens(tokens_BT, mask_BT, ordinary_BT, followed_BT, positions)
 
 
-def _ablation(lm: LanguageModel, site: Site, baseline: Baseline, batches: list[_Tokens]) -> Edit:
-    """The edit that replaces the activations at `site` by the baseline."""
+def _ablation(site: Site, mean: Tensor | None, positions: Any) -> Edit:
+    """The edit that replaces the activations at `site` by the mean, or by zeros."""
     from saekit.lm import Edit
-
-    mean = _mean(lm, site, batches) if baseline == "mean" else None
 
     def ablate(y: Tensor, at: At) -> Tensor:
         return torch.zeros_like(y) if mean is None else mean.to(y.device, y.dtype).expand_as(y)
 
-    # Positions of None are every real token.
-    return Edit(site, ablate, positions=None if baseline == "zero" else "all")
+    return Edit(site, ablate, positions=positions)
 
 
 def _mean(lm: LanguageModel, site: Site, batches: list[_Tokens]) -> Tensor:
@@ -171,5 +196,5 @@ def _mean(lm: LanguageModel, site: Site, batches: list[_Tokens]) -> Tensor:
         return x
 
     for batch in batches:
-        lm.run(batch.tokens_BT, attention_mask=batch.mask_BT, edits=[Edit(site, add, positions="all")], stop_after=site)
+        lm.run(batch.tokens_BT, attention_mask=batch.mask_BT, edits=[Edit(site, add, positions=batch.positions)], stop_after=site)
     return total / max(n, 1)

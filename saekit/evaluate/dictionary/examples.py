@@ -172,7 +172,7 @@ def read_labelled(path: str | Path) -> Labelled:
     spans: list[tuple[Span, ...]] = []
     texts: list[str] = []
     labels: list[str] = []
-    for number, (row, text) in enumerate(zip(corpus.rows(), corpus.documents())):
+    for number, (row, text) in enumerate(zip(corpus.rows(), corpus.texts())):
         facts: dict[str, Any] = {} if isinstance(row, str) else dict(row)
         if "spans" not in facts and facts.get("label") is None:
             raise CorpusError(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from saekit.activations import ActivationReader
 from saekit.activations.loader.source import HELDOUT, Split, in_split
 from saekit.errors import ConfigError, CorpusError
-from saekit.evaluate.dictionary.cross_entropy import Baseline, ce_recovered, check_baseline
+from saekit.evaluate.dictionary.cross_entropy import Baseline, CountedTokens, ce_recovered, check_baseline
 from saekit.evaluate.dictionary.measures import measures
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.evaluate.registry import QUALITY
 from saekit.evaluate.report import Report, Section
+from saekit.lm.padding import pad
 from saekit.progress import track
 from saekit.sae import SAE, CrossCoder
 from saekit.sae.metrics import Firings, Reconstruction
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from saekit.activations import StoredActivations
     from saekit.evaluate.subject import Subject
     from saekit.lm import LanguageModel
-    from saekit.lm.padding import Padded
     from saekit.names.site import Site
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def quality(
     """
     crosses = isinstance(sae, CrossCoder)
     sites = {*sae.cfg.sites, *sae.cfg.sites_out} if site is None else {site, sae.writes_at(site)}
-    rows, split = heldout_documents(lm, store, heldout, MAX_TOKENS)
+    documents = heldout_documents(lm, store, heldout, MAX_TOKENS)
+    split = documents.split
 
     def batches(split: Split, n_tokens: int) -> Iterator[dict[Site, Tensor]]:
         reader = ActivationReader(store, sorted(sites), batch_size=_BATCH, split=split, heldout=heldout, epochs=1)
@@ -96,7 +97,9 @@ def quality(
         bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
         firings = Firings.of(sae, batches("all", DENSITY_TOKENS))
         bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
-        spliced = {} if crosses and not sae.cfg.layered else ce_recovered(lm, sae, site, padded(lm, rows), baseline=baseline)
+        spliced = {}
+        if not crosses or sae.cfg.layered:
+            spliced = ce_recovered(lm, sae, site, padded(lm, documents.rows, documents.chosen), baseline=baseline)
         bar.update(3, note=f"cross-entropy recovered {spliced['ce_recovered']:.2%}" if spliced else "")
     n_tokens = scalars["n_tokens"]
     return {
@@ -132,27 +135,34 @@ def _by_site(sae: SAE, found: Reconstruction, firings: Firings) -> dict[str, Any
     return {"fvu_by_site": {str(site): fvu for site, fvu in found.fvu_by_site().items()}, "relative_norms": counts}
 
 
-def heldout_documents(
-    lm: LanguageModel, store: StoredActivations, heldout: float, max_tokens: int
-) -> tuple[list[list[int]], Split]:
-    """Tokens of the documents that training held out, BOS first. If it held none out, tokens of all documents, and a warning.
+class HeldoutDocuments(NamedTuple):
+    """Documents to measure on."""
+
+    rows: list[list[int]]
+    """Token ids of each document, BOS first; at least two tokens each."""
+    split: Split
+    """"heldout" or "all"."""
+    chosen: list[list[bool]] | None
+    """Whether each token counts: training leaves out some tokens of chats. None: all ordinary ones count."""
+
+
+def heldout_documents(lm: LanguageModel, store: StoredActivations, heldout: float, max_tokens: int) -> HeldoutDocuments:
+    """Tokens of the documents that training held out. If it held none out, tokens of all documents, and a warning.
 
     Args:
         heldout: share of the documents that training held out.
         max_tokens: number of tokens at which to stop.
 
-    Returns:
-        rows: token ids of documents, each of at least two tokens.
-        split: "heldout" or "all".
-
     Raises:
         CorpusError: no document has two tokens.
     """
-    if rows := _documents(lm, store, "heldout", heldout, max_tokens):
-        return rows, "heldout"
+    found = _documents(lm, store, "heldout", heldout, max_tokens)
+    if found.rows:
+        return found
     _log.warning("No document of %s is held out: the dictionary is measured on those that it was trained on.", store.path)
-    if rows := _documents(lm, store, "all", heldout, max_tokens):
-        return rows, "all"
+    found = _documents(lm, store, "all", heldout, max_tokens)
+    if found.rows:
+        return found
     raise CorpusError(f"{store.path} holds no document of two tokens.", "Cache longer documents.")
 
 
@@ -197,9 +207,10 @@ def check(subject: Subject) -> None:
     check_baseline(subject.options.baseline)
 
 
-def _documents(lm: LanguageModel, store: StoredActivations, split: Split, heldout: float, max_tokens: int) -> list[list[int]]:
-    """Token ids of the documents of a split that have at least two tokens, one document a row."""
+def _documents(lm: LanguageModel, store: StoredActivations, split: Split, heldout: float, max_tokens: int) -> HeldoutDocuments:
+    """The documents of a split that have at least two tokens."""
     rows: list[list[int]] = []
+    chosen: list[list[bool]] = []
     n = 0
     for block in store.stream([]):
         begins_N = torch.ones(len(block.tokens_N), dtype=torch.bool)
@@ -208,16 +219,26 @@ def _documents(lm: LanguageModel, store: StoredActivations, split: Split, heldou
         for start, stop in zip(starts, [*starts[1:], len(begins_N)]):
             if stop - start < 2 or not in_split(block.document_N[start : start + 1], split, heldout)[0]:
                 continue
-            row = block.tokens_N[start:stop].tolist()
+            row, counted = block.tokens_N[start:stop].tolist(), (~block.special_N[start:stop]).tolist()
             first = lm.bos_token_id
-            row = row if first is None or row[0] == first else [first, *row]
+            if first is not None and row[0] != first:
+                row, counted = [first, *row], [False, *counted]
             rows.append(row[: lm.max_context])
+            chosen.append(counted[: lm.max_context])
             n += len(row)
         if n >= max_tokens:
             break
-    return rows
+    return HeldoutDocuments(rows, split, None if store.train_on == "all" else chosen)
 
 
-def padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[Padded]:
-    """The rows a few at a time, with pads on the right."""
-    return lm.text.batches(rows, _SEQUENCES)
+def padded(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], chosen: Sequence[Sequence[bool]] | None = None
+) -> Iterator[CountedTokens]:
+    """The rows a few at a time, with pads on the right.
+
+    Args:
+        chosen: for each row, which of its tokens count; None: all ordinary ones.
+    """
+    for start, batch in zip(range(0, len(rows), _SEQUENCES), lm.text.batches(rows, _SEQUENCES)):
+        marks = None if chosen is None else pad(chosen[start : start + _SEQUENCES], "right").tokens_BT.bool()
+        yield CountedTokens(*batch, marks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
 
 
-def splice(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Edit]:
-    """Edits that record what `sae` reads and replace what it writes, at all ordinary tokens.
+def splice(lm: LanguageModel, sae: SAE, site: Site | str | None, positions: Any = "all") -> list[Edit]:
+    """Edits that record what `sae` reads and replace what it writes, at all ordinary tokens or at other `positions`.
 
     A cross-layer transcoder predicts each output from sites before it. All its outputs are replaced in one pass, in which later
     layers read activations that depend on earlier replacements.
@@ -28,7 +28,7 @@ def splice(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Edit]:
             predicts.
     """
     if isinstance(sae, CrossCoder):
-        return _across_layers(lm, sae)
+        return _across_layers(lm, sae, positions)
     from saekit.lm import Edit
 
     assert site is not None
@@ -42,7 +42,7 @@ def splice(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Edit]:
     def replace(y: Tensor, at: At) -> Tensor:
         return sae(read["x"].flatten(1)).reshape(y.shape).to(y.device, y.dtype)
 
-    return [Edit(site, keep, positions="all"), Edit(lm.site(sae.writes_at(site)), replace, order=1, positions="all")]
+    return [Edit(site, keep, positions=positions), Edit(lm.site(sae.writes_at(site)), replace, order=1, positions=positions)]
 
 
 def written(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Site]:
@@ -50,7 +50,7 @@ def written(lm: LanguageModel, sae: SAE, site: Site | str | None) -> list[Site]:
     return [lm.site(each) for each in (sae.cfg.sites_out if sae.cfg.crosses else [sae.writes_at(lm.site(site or ""))])]
 
 
-def _across_layers(lm: LanguageModel, clt: CrossCoder) -> list[Edit]:
+def _across_layers(lm: LanguageModel, clt: CrossCoder, positions: Any) -> list[Edit]:
     from saekit.lm import Edit
 
     if not clt.cfg.layered:
@@ -71,6 +71,6 @@ def _across_layers(lm: LanguageModel, clt: CrossCoder) -> list[Edit]:
 
     edits = []
     for layer, (site, site_out) in enumerate(zip(clt.cfg.sites, clt.cfg.sites_out)):
-        edits.append(Edit(lm.site(site), lambda x, at, layer=layer: keep(layer, x), positions="all"))  # type: ignore[misc]
-        edits.append(Edit(lm.site(site_out), lambda y, at, layer=layer: replace(layer, y), order=1, positions="all"))  # type: ignore[misc]
+        edits.append(Edit(lm.site(site), lambda x, at, layer=layer: keep(layer, x), positions=positions))  # type: ignore[misc]
+        edits.append(Edit(lm.site(site_out), lambda y, at, layer=layer: replace(layer, y), order=1, positions=positions))  # type: ignore[misc]
     return edits

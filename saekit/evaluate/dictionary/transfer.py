@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import StoreMismatch
-from saekit.evaluate.dictionary.cross_entropy import Baseline, baseline_of, ce_recovered
+from saekit.evaluate.dictionary.cross_entropy import Baseline, CountedTokens, baseline_of, ce_recovered
 from saekit.evaluate.dictionary.quality import MAX_TOKENS, heldout_documents, padded
 from saekit.evaluate.report import Report, Section
 from saekit.progress import track
@@ -98,9 +98,9 @@ def check(subject: Subject) -> None:
 def measure(subject: Subject) -> Transfer:
     """The evaluation "transfer"."""
     options = subject.options
-    rows, _ = heldout_documents(subject.lm, subject.store, subject.heldout, MAX_TOKENS)
+    found = heldout_documents(subject.lm, subject.store, subject.heldout, MAX_TOKENS)
     where = (subject.sae, subject.lm, subject.other, subject.one_site)
-    return transfer(*where, rows, baseline=options.baseline, progress=options.progress)
+    return transfer(*where, found.rows, chosen=found.chosen, baseline=options.baseline, progress=options.progress)
 
 
 def check_transfer(sae: SAE, other: LanguageModel, site: Site) -> None:
@@ -125,6 +125,7 @@ def transfer(
     site: Site,
     rows: Sequence[Sequence[int]],
     *,
+    chosen: Sequence[Sequence[bool]] | None = None,
     baseline: Baseline = "zero",
     progress: bool = True,
 ) -> Transfer:
@@ -133,6 +134,7 @@ def transfer(
     Args:
         rows: token ids of documents for `lm`, BOS first (:func:`.quality.heldout_documents`). A model with another
             tokenizer gets their text.
+        chosen: which of these tokens count; None: all ordinary ones. A model with another tokenizer is measured on all.
         baseline: of cross-entropy recovered.
 
     Raises:
@@ -143,31 +145,31 @@ def transfer(
     found = []
     with track("measuring", total=2, unit="models", enabled=progress) as bar:
         for done, each in enumerate((lm, other), 1):
-            found.append(_measure(sae, each, site, _rows_for(each, lm, rows), baseline))
+            own = each is lm or each.text.sha256 == lm.text.sha256
+            batches = padded(each, rows, chosen) if own else padded(each, _rows_for(each, lm, rows))
+            found.append(_measure(sae, each, site, list(batches), baseline))
             bar.update(done, note=f"FVU {found[-1]['fvu']:.4f} on {each.name}")
     return Transfer(lm.name, other.name, *found)
 
 
-def _measure(sae: SAE, lm: LanguageModel, site: Site, rows: Sequence[Sequence[int]], baseline: Baseline) -> dict[str, Any]:
-    found = Reconstruction.of(sae, _activations(sae, lm, site, rows)).scalars()
-    spliced = ce_recovered(lm, sae, site, padded(lm, rows), baseline=baseline)
+def _measure(sae: SAE, lm: LanguageModel, site: Site, batches: Sequence[CountedTokens], baseline: Baseline) -> dict[str, Any]:
+    found = Reconstruction.of(sae, _activations(sae, lm, site, batches)).scalars()
+    spliced = ce_recovered(lm, sae, site, batches, baseline=baseline)
     spliced.pop("n_tokens")
     tokens = found.pop("n_tokens")
     return {**found, **spliced, "tokens": tokens}
 
 
 @torch.no_grad()
-def _activations(sae: SAE, lm: LanguageModel, site: Site, rows: Sequence[Sequence[int]]) -> Iterator[dict[Site, Tensor]]:
+def _activations(sae: SAE, lm: LanguageModel, site: Site, batches: Sequence[CountedTokens]) -> Iterator[dict[Site, Tensor]]:
     sites = {site, sae.writes_at(site)}
-    for tokens_BT, mask_BT in padded(lm, rows):
+    for tokens_BT, mask_BT, chosen_BT in batches:
         acts = lm.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None).acts
-        kept_BT = lm.ordinary(tokens_BT, mask_BT)
+        kept_BT = lm.ordinary(tokens_BT, mask_BT, chosen=chosen_BT)
         yield {each: x[kept_BT.to(x.device)] for each, x in acts.items()}
 
 
 def _rows_for(lm: LanguageModel, own: LanguageModel, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-    """The same documents as token ids of `lm`, which may have another tokenizer."""
-    if lm is own or lm.text.sha256 == own.text.sha256:
-        return rows
+    """The documents of another model as token ids of `lm`, which has another tokenizer."""
     texts = [own.text.decode(row, skip_special=True) for row in rows]
     return [row[: lm.max_context] for row in lm.text.ids(texts) if len(row) > 1]

@@ -250,15 +250,18 @@ class RunnableModel(ModelLayout):
             self._special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=device)
         return self._special
 
-    def ordinary(self, tokens: Tensor, mask: Tensor | None = None, *, keep_first: bool = False) -> Tensor:
+    def ordinary(
+        self, tokens: Tensor, mask: Tensor | None = None, *, chosen: Tensor | None = None, keep_first: bool = False
+    ) -> Tensor:
         """True at the tokens that count: real, not special, and not the first of their context (an attention sink).
 
         Args:
             tokens: ids, (B, T) or (T,), a context per row.
             mask: 1 at real tokens, in the shape of `tokens`; None if there are no pads.
+            chosen: True at the tokens that were trained on, in the shape of `tokens`; None: all.
             keep_first: count the first token of a context too, unless it is special.
         """
-        return ordinary(tokens, self.special_tensor, mask=mask, keep_first=keep_first)
+        return ordinary(tokens, self.special_tensor, mask=mask, chosen=chosen, keep_first=keep_first)
 
 
 def _per_row(name: str, values: Tensor | Sequence[int] | None, tokens_BT: Tensor) -> Tensor | None:
