@@ -22,6 +22,7 @@ from feature_db.search.search import chosen_signals, search
 from feature_db.store import current, read, schema, set_aside, stored, vectors, verification
 from feature_db.store.connections import Connections
 from feature_db.store.edits import Edits
+from saekit import files
 from saekit.errors import StoreMismatch, UnknownRef, UnknownSite
 from saekit.names.ref import Ref
 from saekit.names.site import Site
@@ -146,10 +147,26 @@ class FeatureDB:
             for sae in self.saes():
                 self._check(sae)
 
+    def fresh(self, sae: IndexedSAE) -> bool | None:
+        """Whether an indexed dictionary is the one that is there now, as far as this shows without loading weights.
+
+        Returns:
+            None where only :meth:`check_current` can tell, or where it is unknown where dictionaries are.
+        """
+        if self._dictionaries is None:
+            return None
+        with self._reading() as db:
+            return current.fresh(read.files(db, sae.id), self._dictionaries(sae.site))
+
     def set_aside(self) -> dict[str, int]:
         """Number of labels and list entries of dictionaries that are not indexed now, by the dictionary's fingerprint."""
         with self._reading() as db:
             return set_aside.waiting(db)
+
+    def by_people(self) -> tuple[int, int]:
+        """Number of labels by people and models and of list entries, those of dictionaries that are not indexed included."""
+        with self._reading() as db:
+            return set_aside.by_people(db)
 
     # Records
 
@@ -309,6 +326,15 @@ class FeatureDB:
         """
         places = [self._locate(ref) for ref in refs]
         self._edits.set_list(name, [schema.feature_id(sae.id, number) for sae, number in places])
+
+    def forget(self, sae: IndexedSAE) -> None:
+        """Remove the features of a dictionary. Labels and lists by people are kept: they return when it is indexed again.
+
+        Raises:
+            DatabaseError: the file cannot be written.
+        """
+        self._edits.forget(sae.id, sae.fingerprint)
+        files.remove(sae.vectors)
 
     def lists(self) -> dict[str, list[Ref]]:
         """All lists by name."""

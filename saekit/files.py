@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, and locks on folders.
+"""Files that exist whole or not at all.
 
 A file is written under a random temporary name in the folder that it goes to, forced to the disk, and renamed. Another person may
 have prepared that folder, so temporary files are created exclusively and symbolic links are never followed for writing.
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import math
 import os
 import re
@@ -25,7 +24,6 @@ from typing import Any, BinaryIO
 from saekit.errors import SaekitError, StorageFull, Unwritable
 from saekit.ledger import Ledger
 
-_log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -120,20 +118,41 @@ def replace(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder of ours, and its checksums from the ledger; does nothing if it does not exist.
+def remove(*paths: Path) -> None:
+    """Remove files and folders of ours, and their checksums from the ledger. Those that do not exist are skipped.
+
+    A folder is renamed before its files are removed, so that a kill leaves the whole folder or a temporary one, which
+    :func:`clean` removes. Several paths must be in one workspace and on one file system; they go together.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: one cannot be removed.
     """
-    if not (path.exists() or path.is_symlink()):
+    there = [path for path in paths if path.exists() or path.is_symlink()]
+    if not there:
         return
-    if (ledger := _ledger(path)) is not None:
-        ledger.forget(path)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    ledger, late = _ledger(there[0]), False
+    lines = [] if ledger is None else ledger.without(*there)
+    if ledger is not None:
+        try:
+            ledger.append(lines)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            late = True  # removing makes room for the lines
+    if len(there) == 1 and (there[0].is_symlink() or not there[0].is_dir()):
+        there[0].unlink(missing_ok=True)
     else:
-        path.unlink(missing_ok=True)
+        aside = there[0].parent / _random_name()
+        if len(there) == 1:
+            there[0].rename(aside)
+        else:
+            aside.mkdir()
+            for number, path in enumerate(there):
+                path.rename(aside / str(number))
+        sync(aside.parent)
+        shutil.rmtree(aside)
+    if ledger is not None and late:
+        ledger.append(lines)
 
 
 def record(path: Path, source: Path | None = None) -> None:
@@ -190,7 +209,7 @@ def open_append(path: Path, *, truncate: bool = False) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise _link(path, error) or unwritable(path, error) from error
+        raise link_error(path, error) or unwritable(path, error) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
@@ -217,42 +236,6 @@ def clean(folder: Path) -> None:
 def is_leftover(name: str) -> bool:
     """Whether `name` is one that saekit gives to temporary files and folders."""
     return _LEFTOVER.fullmatch(name) is not None
-
-
-@contextlib.contextmanager
-def lock(path: Path, busy: SaekitError, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file or folder `path`; the lock ends with the process, however the process ends.
-
-    The file is made if it does not exist and is never truncated. Where the file system has no locks, a warning is logged and the
-    block runs without one.
-
-    Args:
-        path: a file, or an existing folder.
-        busy: raised when another process holds the lock.
-        wait: wait for the other process instead.
-
-    Raises:
-        Unwritable: the file cannot be made, or is a symbolic link.
-    """
-    kind = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() and not path.is_symlink() else os.O_RDWR | os.O_CREAT
-    try:
-        descriptor = os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise _link(path, error) or unwritable(path, error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in _BUSY:
-                raise busy from error
-            _log.warning(
-                "The file system of %s has no locks (%s): make sure that only one saekit command writes there at a time.",
-                path.parent,
-                error.strerror or error,
-            )
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def sync(path: Path) -> None:
@@ -337,7 +320,8 @@ def _remove_abandoned(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link(path: Path, error: OSError) -> Unwritable | None:
+def link_error(path: Path, error: OSError) -> Unwritable | None:
+    """The typed error where opening `path` failed because it is a symbolic link; None for other errors."""
     if error.errno != errno.ELOOP:
         return None
     return Unwritable(f"{path} is a symbolic link; saekit does not write through it.", "Put an ordinary file in its place.")

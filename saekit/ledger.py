@@ -69,7 +69,7 @@ class Ledger:
             OSError: it cannot be made.
         """
         if not self.path.exists():
-            self._append([_HEADER])
+            self.append([_HEADER])
 
     def add(self, files: Mapping[Path, Path]) -> None:
         """Record files that are about to appear.
@@ -80,15 +80,19 @@ class Ledger:
         Raises:
             OSError: the ledger cannot be written; nothing must appear then.
         """
-        self._append([_line(file_sha256(source), self._relative(target)) for target, source in files.items()])
+        self.append([_line(file_sha256(source), self._relative(target)) for target, source in files.items()])
 
-    def forget(self, path: Path) -> None:
-        """Record that a file changes or goes, before it does; for a folder, that all files below do.
+    def forget(self, *paths: Path) -> None:
+        """Record that files change or go, before they do; for a folder, that all files below do.
 
         Raises:
             OSError: the ledger cannot be written.
         """
-        self._append([_line("-", self._relative(path) + ("/" if path.is_dir() else ""))])
+        self.append(self.without(*paths))
+
+    def without(self, *paths: Path) -> list[str]:
+        """The lines of :meth:`forget`, for :meth:`append`."""
+        return [_line("-", self._relative(path) + ("/" if path.is_dir() else "")) for path in paths]
 
     def read(self) -> Contents:
         """What the ledger says.
@@ -151,7 +155,12 @@ class Ledger:
     def _relative(self, path: Path) -> str:
         return path.absolute().relative_to(self.root.absolute()).as_posix()
 
-    def _append(self, lines: list[str]) -> None:
+    def append(self, lines: list[str]) -> None:
+        """Add lines to the file.
+
+        Raises:
+            OSError: the ledger cannot be written.
+        """
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o666)
         try:

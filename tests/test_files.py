@@ -156,53 +156,19 @@ with files.whole(Path({str(tmp_path)!r}) / "a") as file, files.temporary_folder(
     assert not names(tmp_path)
 
 
-BUSY = WorkspaceError("busy")
-
-
-def test_a_lock_does_not_touch_the_target_of_a_link(tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.write_text("years of work")
-    (tmp_path / ".lock").symlink_to(precious)
-    with pytest.raises(WorkspaceError, match="symbolic link"), files.lock(tmp_path / ".lock", BUSY):
-        pass
-    assert precious.read_text() == "years of work"
-
-
-def test_a_lock_does_not_truncate(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text("content")
-    with files.lock(tmp_path / ".lock", BUSY):
-        pass
-    assert (tmp_path / ".lock").read_text() == "content"
-
-
-@pytest.mark.parametrize("name", [".lock", ""])
-def test_one_holds_a_lock(tmp_path: Path, name: str) -> None:
-    with files.lock(tmp_path / name, BUSY), pytest.raises(WorkspaceError, match="busy"), files.lock(tmp_path / name, BUSY):
-        pass
-    with files.lock(tmp_path / name, BUSY):
-        pass
-
-
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
-def test_without_locks_a_warning_is_given(
-    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_locks_only_old_temporary_files_are_abandoned(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    ran = False
-    with files.lock(tmp_path / ".lock", BUSY):
-        ran = True
-    assert ran
-    assert "has no locks" in caplog.text
     files.write_whole(tmp_path / "file", "content")
     recent, old = (tmp_path / f".saekit-{number:016x}.partial" for number in range(2))
     for path in (recent, old):
         path.write_text("cut")
     os.utime(old, (0, 0))
     files.clean(tmp_path)  # nobody can tell whether a recent one is in use
-    assert names(tmp_path) == {".lock", "file", recent.name}
+    assert names(tmp_path) == {"file", recent.name}
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ FLOORS = {
     "saekit.lab": 0,
     "saekit.lazy": 0,
     "saekit.ledger": 0,
+    "saekit.locks": 0,
     "saekit.names": 0,
     "saekit.plugins": 0,
     "saekit.processes": 0,

@@ -12,7 +12,7 @@ from feature_db.errors import typed
 from feature_db.index.rows import OF_TOKENS, FeatureRow, Rows
 from feature_db.records import StoredFile
 from feature_db.store import checksums, connections, schema, set_aside, verification
-from feature_db.store.tables import add_labels, next_id
+from feature_db.store.tables import add_labels, delete_dictionary, delete_orphans, next_id
 from saekit import files
 
 # Columns of `feature` after its ids.
@@ -79,21 +79,18 @@ def _extend(path: Path, entry: Entry, rows: Rows) -> None:
     """Write into an existing database, in one transaction. Readers are not blocked."""
     sealed = False
     try:
-        with typed(path):
-            db = connections.writing(path)
-            try:
-                state = checksums.state(path)
-                sealed = state is checksums.State.MATCHES
-                intact = sealed or (state is checksums.State.MISSING and schema.version(db) == schema.VERSION)
-                if intact and not sealed:  # a killed process left no checksum
-                    verification.structure(path, db)
-                checksums.remove(path)
+        with typed(path), connections.changing(path) as db:
+            state = checksums.state(path)
+            sealed = state is checksums.State.MATCHES
+            intact = sealed or (state is checksums.State.MISSING and schema.version(db) == schema.VERSION)
+            if intact and not sealed:  # a killed process left no checksum
+                verification.structure(path, db)
+            checksums.remove(path)
+            if connections.has_locks(path):
                 db.execute("PRAGMA journal_mode = WAL")
-                _transaction(db, entry, rows, intact=intact)
-                sealed = db.execute("SELECT 1 FROM sae WHERE key = ''").fetchone() is None
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                db.close()
+            _transaction(db, entry, rows, intact=intact)
+            sealed = db.execute("SELECT 1 FROM sae WHERE key = ''").fetchone() is None
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except OSError as error:
         raise files.unwritable(path, error) from error
     finally:
@@ -126,10 +123,7 @@ def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> None:
     _features(db, sae, rows, terms)
     terms.index()
     set_aside.bring_back(db, sae, entry.fingerprint)
-    orphans = "corpus NOT IN (SELECT corpus FROM sae)"
-    db.execute(f"INSERT INTO term_fts(term_fts, rowid, text) SELECT 'delete', id, text FROM term WHERE {orphans}")
-    db.execute(f"DELETE FROM term WHERE {orphans}")
-    db.execute("DELETE FROM corpus WHERE id NOT IN (SELECT corpus FROM sae)")
+    delete_orphans(db)
 
 
 def _corpus(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
@@ -186,12 +180,7 @@ def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int) -> int:
     sae = old[0] if old else next_id(db, "sae")
     if old:
         set_aside.put(db, sae, old[1])
-        span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
-        for table in ("token_stat", "example", "label"):  # scores go with their labels
-            db.execute(f"DELETE FROM {table} WHERE feature BETWEEN ? AND ?", span)
-        db.execute("DELETE FROM feature_fts WHERE rowid BETWEEN ? AND ?", span)
-        db.execute("DELETE FROM feature WHERE id BETWEEN ? AND ?", span)
-        db.execute("DELETE FROM sae WHERE id = ?", (sae,))
+        delete_dictionary(db, sae)
     values = (
         sae, entry.site, entry.site_out, corpus, entry.key, entry.fingerprint, json.dumps(entry.model, sort_keys=True),
         entry.architecture, entry.n_features, live, entry.d_out, entry.vectors,

@@ -2,25 +2,37 @@
 
 At rest the database is one file in rollback-journal mode, so it can be read in a read-only folder. A build that changes an
 existing database uses a write-ahead log during the build, so it does not block readers.
+
+Where the file system has no locks, as on some network mounts, SQLite can neither lock the file nor share a write-ahead log. There
+a change is made in a copy, which takes the place of the file when it is complete, and readers open the file as one that does not
+change: they see the state before or after, never one in between.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import sqlite3
 import threading
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from feature_db.errors import code, typed
 from feature_db.store import checksums, schema
+from saekit import files
 from saekit.errors import DatabaseError
+from saekit.locks import lock
 
 _WAIT = 30.0  # seconds for another process's lock
 _looked: set[tuple[int, int]] = set()  # device and inode
 _looked_lock = threading.Lock()
+_locking: dict[int, bool] = {}  # whether a device has locks
+_DENIED = (errno.EACCES, errno.EAGAIN, errno.EINTR)  # errors of a lock that another process holds
 CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM)
 """What SQLite reports where a folder or file is read-only, or the disk is full."""
 
@@ -37,15 +49,43 @@ def reading(path: Path) -> sqlite3.Connection:
         return _checked(path, _open_for_reading(path))
 
 
+@contextmanager
+def changing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that writes to the existing database at `path`, closed when the block ends.
+
+    Without locks in the file system, the block works on a copy. It becomes the database unless the block raises.
+
+    Raises:
+        DatabaseError: as for :func:`reading`, or the file cannot be written, or another process changes it.
+        StorageFull, Unwritable: the copy cannot be made.
+    """
+    with typed(path):
+        _look(path)
+    if has_locks(path):
+        with closing(writing(path)) as connection:
+            yield connection
+        return
+    try:
+        with _alone(path), files.temporary_folder(path.parent) as folder:
+            copy = folder / path.name
+            shutil.copyfile(path, copy)
+            with closing(writing(copy)) as connection:
+                yield connection
+            files.publish(copy, path, checksum=False)
+            files.sync(path.parent)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+
+
 def writing(path: Path) -> sqlite3.Connection:
-    """A connection that writes to the existing database at `path`.
+    """A connection that may write to the existing database at `path`. Changes of a finished one go through :func:`changing`.
 
     Raises:
         DatabaseError: as for :func:`reading`, or the file cannot be written.
     """
     with typed(path):
         _look(path)
-        connection = _checked(path, _connect(path, "rw"))
+        connection = _checked(path, _connect(path, _writable(path)))
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -65536")  # KiB
         return connection
@@ -54,7 +94,7 @@ def writing(path: Path) -> sqlite3.Connection:
 def creating(path: Path) -> sqlite3.Connection:
     """A connection to a new database in the empty file at `path`."""
     with typed(path):
-        connection = _connect(path, "rw")
+        connection = _connect(path, _writable(path))
         connection.execute("PRAGMA page_size = 8192")  # holds the examples of two or three features; 4096 would hold one
         connection.execute("PRAGMA cache_size = -65536")
         schema.create(connection)
@@ -64,7 +104,7 @@ def creating(path: Path) -> sqlite3.Connection:
 def settle(path: Path) -> None:
     """Merge the write-ahead log into the file, or roll back an interrupted write. Does nothing while others use the file."""
     with suppress(sqlite3.Error, OSError):
-        connection = _connect(path, "rw", wait=0)
+        connection = _connect(path, _writable(path), wait=0)
         try:
             connection.execute("BEGIN IMMEDIATE")  # rolls back what a killed process left
             connection.execute("ROLLBACK")
@@ -84,7 +124,7 @@ def seal(path: Path) -> bool:
     """Merge the write-ahead log and record the checksum of the file; returns whether both were possible."""
     settle(path)
     with suppress(sqlite3.Error):
-        connection = _connect(path, "ro")
+        connection = _connect(path, "ro" if has_locks(path) else "ro&immutable=1")
         try:
             connection.execute("BEGIN")
             connection.execute("SELECT COUNT(*) FROM sae").fetchone()  # takes a lock that keeps writers away
@@ -122,8 +162,9 @@ class Connections:
             DatabaseError: the database was closed, or cannot be opened.
         """
         held: _Held | None = getattr(self._local, "held", None)
-        if held is None or held.process != os.getpid():  # a connection must not cross a fork
-            held = _Held(reading(self._path))
+        if held is None or held.process != os.getpid() or self._replaced(held):  # a connection must not cross a fork
+            file = _identity(self._path)
+            held = _Held(reading(self._path), None if file is None or has_locks(self._path) else file)
             self._local.held = held
             with self._lock:
                 self._open.add(held)
@@ -131,6 +172,10 @@ class Connections:
             held.close()
             raise DatabaseError(f"{self._path} was closed.", "Open it again: FeatureDB.open(path).")
         return held.connection
+
+    def _replaced(self, held: _Held) -> bool:
+        """Whether another file has taken the place of the one that the connection reads; without locks, a change does that."""
+        return held.file is not None and not held.connection.in_transaction and held.file != _identity(self._path)
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -143,10 +188,11 @@ class Connections:
 
 
 class _Held:
-    """A connection that is closed when its thread ends."""
+    """A connection that is closed when its thread ends; `file` is the identity of a file that may be replaced, else None."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection, self.process, self._current_process = connection, os.getpid(), os.getpid
+    def __init__(self, connection: sqlite3.Connection, file: tuple[int, int] | None) -> None:
+        self.connection, self.file = connection, file
+        self.process, self._current_process = os.getpid(), os.getpid
 
     def close(self) -> None:
         if self.process == self._current_process():
@@ -161,18 +207,51 @@ def _look(path: Path) -> None:
 
     Later calls skip the check: closing the file would release the locks of this process's connections.
     """
+    identity = _identity(path)
+    with _looked_lock:
+        if identity in _looked:
+            return
+        header = schema.check_header(path)
+        assert identity is not None
+        has_locks(path)
+        _looked.add(identity)
+    if 2 in header[18:20] or _log(path, "-journal").exists():  # 2: the file needs its write-ahead log
+        settle(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
     try:
         facts = path.stat()
     except OSError:
-        facts = None
-    with _looked_lock:
-        if facts is not None and (facts.st_dev, facts.st_ino) in _looked:
-            return
-        header = schema.check_header(path)
-        assert facts is not None
-        _looked.add((facts.st_dev, facts.st_ino))
-    if 2 in header[18:20] or _log(path, "-journal").exists():  # 2: the file needs its write-ahead log
-        settle(path)
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def has_locks(path: Path) -> bool:
+    """Whether the file system of `path` has the locks that SQLite uses. It is asked once, before SQLite opens a file there."""
+    device = path.stat().st_dev
+    if device not in _locking:
+        with path.open("rb") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _locking[device] = True
+            except OSError as error:
+                _locking[device] = error.errno in _DENIED
+    return _locking[device]
+
+
+def _writable(path: Path) -> str:
+    """The mode of a connection that may write."""
+    return "rw" if has_locks(path) else "rw&nolock=1"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from changing the database, where SQLite cannot."""
+    busy = DatabaseError(f"{path} is being changed by another process.", "Wait for that process to end.")
+    with lock(path, busy, wait=_WAIT):
+        yield
 
 
 def _checked(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
@@ -185,14 +264,17 @@ def _checked(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _open_for_reading(path: Path) -> sqlite3.Connection:
+    refused: sqlite3.Error | str = "its file system has no locks"
     try:
-        return _connect(path, "ro")
+        if has_locks(path):
+            return _connect(path, "ro")
     except sqlite3.OperationalError as error:
         if code(error) not in CANNOT_WRITE:
             raise
-        if pending(path) or _log(path, "-journal").exists():
-            what = f"{path} has changes of an interrupted write in a file next to it, which cannot be merged here: {error}."
-            raise DatabaseError(what, "Make its folder writable and open it once.") from error
+        refused = error
+    if pending(path) or _log(path, "-journal").exists():
+        what = f"{path} has changes of an interrupted write in a file next to it, which cannot be merged here: {refused}."
+        raise DatabaseError(what, "Make its folder writable, on a file system with locks, and open it once.")
     # A write-ahead log needs a file in the folder, and locks need a file system that has them. Nobody can be writing here.
     return _connect(path, "ro&immutable=1")
 
@@ -204,6 +286,8 @@ def _connect(path: Path, mode: str, *, wait: float = _WAIT) -> sqlite3.Connectio
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait, check_same_thread=False)
     try:
         _harden(connection, reader=mode.startswith("ro"))
+        if mode.endswith("nolock=1"):
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # else a write-ahead log needs memory shared by processes
         connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     except BaseException:
         connection.close()

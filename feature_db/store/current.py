@@ -9,9 +9,11 @@ from shlex import quote
 from feature_db.records import IndexedSAE, StoredFile
 from feature_db.store.checksums import file_sha256
 from saekit.errors import WorkspaceError, shown_path
+from saekit.ledger import Ledger
 
 FILES = ("cfg.json", "sae_weights.safetensors")
 """What a dictionary's folder holds that its features follow from."""
+_SMALL = 1 << 25  # bytes of a file that is hashed for a quick answer
 Signature = tuple[tuple[int, int], ...]
 
 
@@ -59,9 +61,47 @@ def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequen
         )
 
 
+def fresh(stored: Mapping[str, StoredFile], folders: Sequence[Path]) -> bool | None:
+    """Whether one of `folders` holds the dictionary that was indexed, as far as this shows without loading weights.
+
+    Equal sizes and times of change settle it; else the checksums that the workspace keeps do, or those of small files.
+
+    Returns:
+        False where the folders hold no dictionary or other weights. None where only :func:`check` can tell: nothing was recorded
+        of the files, the configuration alone has changed, or the files are large and without a checksum.
+    """
+    found = [_looks_same(stored, folder) for folder in folders if signature(folder) is not None]
+    return True if True in found else None if None in found else False
+
+
+def _looks_same(stored: Mapping[str, StoredFile], folder: Path) -> bool | None:
+    then = [stored[name] for name in FILES if name in stored]
+    if len(then) < len(FILES):
+        return None
+    if signature(folder) == _signature(then):
+        return True
+    ledger = Ledger.of(folder / FILES[0])
+    kept = {} if ledger is None else ledger.hashes()
+    config, weights = (_equals(file, folder / name, ledger, kept) for name, file in zip(FILES, then))
+    return config or None if weights else weights
+
+
+def _equals(file: StoredFile, path: Path, ledger: Ledger | None, kept: Mapping[str, set[str]]) -> bool | None:
+    if path.stat().st_size != file.size:
+        return False
+    known = kept.get(path.absolute().relative_to(ledger.root).as_posix(), set()) if ledger is not None else set()
+    if len(known) == 1:
+        return file.sha256 in known
+    return file.sha256 == file_sha256(path) if file.size <= _SMALL else None
+
+
+def _signature(files: Sequence[StoredFile]) -> tuple[tuple[int, int | None], ...]:
+    return tuple((file.size, file.mtime_ns) for file in files)
+
+
 def _is(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folder: Path) -> bool:
     then = [stored.get(name) for name in FILES]
-    if signature(folder) == tuple((file.size, file.mtime_ns) for file in then if file):
+    if signature(folder) == _signature([file for file in then if file]):
         return True
     if all(file and file.sha256 == file_sha256(folder / name) for name, file in zip(FILES, then)):
         return True

@@ -12,8 +12,8 @@ from feature_db.arguments import unicode
 from feature_db.errors import typed
 from feature_db.labels.evidence import Label
 from feature_db.labels.rules import HUMAN, HUMAN_RANK
-from feature_db.store import checksums, connections
-from feature_db.store.tables import add_labels, next_id, refresh_fts
+from feature_db.store import checksums, connections, schema, set_aside
+from feature_db.store.tables import add_labels, delete_dictionary, delete_orphans, next_id, refresh_fts
 from saekit.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class Edits:
             DatabaseError: the database is locked, damaged or not writable.
             StorageFull: the disk is full.
         """
-        with self._lock, typed(self._path):
-            db = connections.writing(self._path)
+        with self._lock, typed(self._path), connections.changing(self._path) as db:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 self._begin()
@@ -50,7 +49,6 @@ class Edits:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-                db.close()
 
     def set_label(self, feature: int, text: str) -> None:
         """Set the label by hand of the feature with this id; an empty text removes it."""
@@ -76,6 +74,14 @@ class Edits:
             db.execute("DELETE FROM list WHERE name = ?", (name,))
             rows = [(name, position, feature) for position, feature in enumerate(features)]
             db.executemany("INSERT INTO list(name, position, feature) VALUES (?, ?, ?)", rows)
+
+    def forget(self, sae: int, fingerprint: str) -> None:
+        """Remove a dictionary. Its labels by people and its list entries are set aside."""
+        with self.transaction() as db:
+            schema.upgrade(db)
+            set_aside.put(db, sae, fingerprint)
+            delete_dictionary(db, sae)
+            delete_orphans(db)
 
     def _begin(self) -> None:
         try:

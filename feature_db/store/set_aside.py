@@ -71,6 +71,17 @@ def waiting(db: sqlite3.Connection) -> dict[str, int]:
     return dict(db.execute(f"SELECT fingerprint, COUNT(*) FROM ({union}) GROUP BY fingerprint").fetchall())
 
 
+def by_people(db: sqlite3.Connection) -> tuple[int, int]:
+    """How many labels by people and models and how many list entries there are, those that wait for a dictionary included."""
+    rules = tuple(LABEL_METHODS)
+    tables = ("set_aside_label", "set_aside_list") if schema.version(db) >= 2 else ()
+    labels = f"SELECT COUNT(*) FROM label WHERE method NOT IN ({', '.join('?' * len(rules))})"
+    counts = [db.execute(labels, rules).fetchone()[0], db.execute("SELECT COUNT(*) FROM list").fetchone()[0]]
+    for i, table in enumerate(tables):
+        counts[i] += db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+    return counts[0], counts[1]
+
+
 def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, object]) -> None:
     label = next_id(db, "label")
     columns = tuple(facts.get(name) for name in _LABEL)

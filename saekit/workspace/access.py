@@ -13,6 +13,8 @@ from saekit import files
 from saekit.errors import StorageFull, Unwritable, WorkspaceError
 from saekit.ledger import FILE as LEDGER
 from saekit.ledger import Ledger
+from saekit.locks import lock
+from saekit.workspace.jobs import LOCK
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def held(root: Path) -> Iterator[None]:
         Unwritable, StorageFull: nothing can be written there.
     """
     busy = WorkspaceError(f"Another saekit command is writing to {root}.", "Wait for it to end.")
-    with files.lock(root / ".lock", busy):
+    with lock(root / LOCK, busy):
         folders = list(_folders(root))
         for folder in folders:
             for item in os.scandir(folder):

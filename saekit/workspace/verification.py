@@ -28,7 +28,8 @@ _OURS = re.compile(
 )
 # Files that have their checksum elsewhere, or hold nothing.
 _ELSEWHERE = re.compile(
-    r"\.lock|checksums\.txt|activations/shard-\d+\.h5|features\.sqlite(-wal|-shm|-journal|\.sha256|\..+\.state\.npz)?"
+    r"\.lock(-held)?|checksums\.txt|activations/(shard-\d+\.h5|\.lock-held)"
+    r"|features\.sqlite(-wal|-shm|-journal|-held|\.sha256|\..+\.state\.npz)?"
 )
 _OTHERS = re.compile(r"sae/.+/wandb/.+")
 

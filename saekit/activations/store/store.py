@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _MEND = (
     "Restore it from a copy, or move it away and run the same cache command again: it computes that part again from the corpus."
 )
+_SOUND = "The file matches its checksum: keep it. Check the installation of h5py, and that no other program changed the manifest."
 _OPEN_FILES = 16
 
 
@@ -110,8 +112,11 @@ class ActivationStore(StoredActivations):
             raise _unreadable(path, error) from error
         if digest != entry.sha256:
             raise StoreCorrupt(f"{path} has changed since it was written: its checksum is another.", _MEND)
-        with self._reading(shard):
-            pass  # opening a shard checks its columns
+        try:
+            with self._reading(shard):
+                pass  # opening a shard checks its columns
+        except StoreCorrupt as error:
+            raise StoreCorrupt(error.what, _SOUND if error.hint == _MEND else error.hint) from error
 
     def _check_columns(self, shard: int, file: h5py.File) -> None:
         """Raise unless a shard holds what the manifest says, so that nothing larger is ever allocated.
@@ -146,7 +151,7 @@ class ActivationStore(StoredActivations):
         try:
             with self._lock:  # readers may share a store between threads; h5py would take turns anyway
                 if shard not in self._files:
-                    file = h5py.File(path, "r", locking=False)  # shards never change, and some file systems have no locks
+                    file = _open(path)
                     try:
                         self._check_columns(shard, file)
                     except BaseException:
@@ -170,6 +175,16 @@ def damaged(folder: Path, entry: ShardEntry) -> str:
     except FileNotFoundError:
         return "is missing"
     return "" if size == entry.bytes else f"has {size} bytes of {entry.bytes}"
+
+
+def _open(path: Path) -> h5py.File:
+    """Open a shard without a lock: shards never change, and some file systems have no locks."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError:
+        if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() not in ("1", "TRUE", "BEST_EFFORT"):
+            raise
+        return h5py.File(path.open("rb"), "r")  # HDF5 takes the variable over the argument, and locks no file of Python
 
 
 def _unreadable(path: Path, error: OSError) -> StoreCorrupt:

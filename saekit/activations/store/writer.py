@@ -23,8 +23,9 @@ from saekit.activations.store.shard import storage_dtype
 from saekit.activations.store.shard_writer import ShardLayout, write_shards
 from saekit.activations.store.store import ActivationStore, damaged
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
-from saekit.files import clean, is_leftover, lock
+from saekit.files import clean, is_leftover
 from saekit.lm.chat import ChatTemplate, TrainOn
+from saekit.locks import lock, record_of
 from saekit.names.site import Site
 from saekit.progress import Bar, track
 from saekit.version import VERSION
@@ -206,7 +207,7 @@ class _Job:
             raise StoreMismatch(f"{self.path} is a file.", "Choose a folder.")
         # A process that is killed before its first shard is entered may leave this shard and temporary files.
         names = sorted(file.name for file in self.path.iterdir()) if self.path.exists() else []
-        if others := [name for name in names if name != shard_name(0) and not is_leftover(name)]:
+        if others := [name for name in names if name not in (shard_name(0), record_of(self.path).name) and not is_leftover(name)]:
             raise StoreMismatch(f"{self.path} holds {others[0]!r}, and no activations.", "Choose another folder.")
         if self.corpus.has_chats:
             self.provenance |= template_facts(self.lm)
