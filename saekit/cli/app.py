@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from saekit.cli.commands import COMMANDS, GROUPS, CommandRow
+from saekit.cli.output import emit
 from saekit.cli.settings import expand
+from saekit.cli.version import versions
 from saekit.errors import ConfigError
 from saekit.terminal import write_line
+from saekit.version import VERSION
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _HELP = "Train sparse autoencoders on any Hugging Face causal LM, search their features, steer generations by feature ID."
@@ -21,7 +24,29 @@ _HELP = "Train sparse autoencoders on any Hugging Face causal LM, search their f
 
 def root() -> TyperGroup:
     """The command `saekit`."""
-    return _Group("", name="saekit", help=_HELP)
+    own = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)  # with the options of shell completion
+    own.callback(invoke_without_command=True)(_start)
+    own.command("unused")(lambda: None)
+    made = typer.main.get_command(own)
+    _plain_flags(made)
+    return _Group("", name="saekit", help=_HELP, params=made.params, callback=made.callback, invoke_without_command=True)
+
+
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version of saekit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: show data, with the versions of libraries.")] = False,
+) -> None:
+    if version:
+        if as_json:
+            emit(versions())
+        else:
+            write_line(f"saekit {VERSION}")
+        raise typer.Exit
+    if as_json:
+        raise ConfigError("--json stands before the command.", "Write it after the command: `saekit search ... --json`.")
+    if context.invoked_subcommand is None:
+        raise ConfigError("The command is missing.", "Try `saekit --help`.")
 
 
 class _PlainHelp:
@@ -82,12 +107,18 @@ def build(name: str) -> Any:
     assert isinstance(command, _Command)
     command.row = row
     kinds = inspect.signature(expanded).parameters
+    _plain_flags(command)
+    for parameter in command.params:
+        if parameter.metavar is None:
+            parameter.metavar = "PATH" if "Path" in str(kinds[str(parameter.name)].annotation) else "TEXT"
+    return command
+
+
+def _plain_flags(command: Any) -> None:
+    """Show no type for options that take no value."""
     for parameter in command.params:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
-        elif parameter.metavar is None:
-            parameter.metavar = "PATH" if "Path" in str(kinds[str(parameter.name)].annotation) else "TEXT"
-    return command
 
 
 class _Command(_PlainHelp, TyperCommand):

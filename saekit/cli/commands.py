@@ -61,6 +61,9 @@ COMMANDS: Registry[CommandRow] = Registry(
             "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
         ),
         "report": CommandRow("saekit.cli.report:report", "Write an HTML page about a dictionary.", renamed={"--out": "--page"}),
+        "info": CommandRow("saekit.cli.info:info", "Show where a workspace stands, and what to run next."),
+        "list": CommandRow("saekit.cli.workspaces:workspaces", "List the workspaces below a folder."),
+        "clean": CommandRow("saekit.cli.clean:clean", "Remove parts of a workspace, by name."),
         "verify": CommandRow("saekit.cli.verify:verify", "Check every file of a workspace."),
         "lab info": CommandRow(
             "saekit.cli.lab_info:info",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from saekit.cli import completion
 from saekit.cli.values import count
 
 MODEL = Annotated[
@@ -17,7 +18,13 @@ MODEL = Annotated[
     ),
 ]
 WORKSPACE = Annotated[
-    Path, typer.Argument(help="Folder that `saekit fit` or `saekit cache` made.", show_default=False, metavar="WORKSPACE")
+    Path,
+    typer.Argument(
+        help="Folder that `saekit fit` or `saekit cache` made.",
+        show_default=False,
+        metavar="WORKSPACE",
+        autocompletion=completion.workspaces,
+    ),
 ]
 _PLACES = (
     "Site to read, as resid_post.3. For a transcoder, the sites to read and to predict: mlp_in.3->mlp_out.3. For a dictionary "
@@ -28,20 +35,43 @@ SITES = Annotated[
     typer.Option("--site", help=f"{_PLACES} [default: resid_post at mid depth]", show_default=False),
 ]
 CACHED_SITES = Annotated[
-    list[str] | None, typer.Option("--site", help=f"{_PLACES} [default: every cached site]", show_default=False)
+    list[str] | None,
+    typer.Option("--site", help=f"{_PLACES} [default: every cached site]", show_default=False, autocompletion=completion.sites),
 ]
 TRAINED_SITES = Annotated[
     list[str] | None,
-    typer.Option("--site", help="Site of a dictionary. May be repeated. [default: all that have one]", show_default=False),
+    typer.Option(
+        "--site",
+        help="Site of a dictionary. May be repeated. [default: all that have one]",
+        show_default=False,
+        autocompletion=completion.sites,
+    ),
 ]
 SITE = Annotated[
     str | None,
-    typer.Option("--site", help="Site of the dictionary. Needed if the workspace has several.", show_default=False),
+    typer.Option(
+        "--site",
+        help="Site of the dictionary. Needed if the workspace has several.",
+        show_default=False,
+        autocompletion=completion.sites,
+    ),
 ]
 NAME = Annotated[
     str,
     typer.Option(
-        "--name", help="Name of the dictionary among those of its site. [default: the site's default one]", show_default=False
+        "--name",
+        help="Name of the dictionary among those of its site. [default: the site's default one]",
+        show_default=False,
+        autocompletion=completion.names,
+    ),
+]
+REMOVED = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--name",
+        help="Dictionary, file or folder to remove. May be repeated.",
+        show_default=False,
+        autocompletion=completion.removable,
     ),
 ]
 WITH = Annotated[
@@ -50,6 +80,7 @@ WITH = Annotated[
         "--with",
         help="Workspace of another model that cached the same tokens. Its sites are called resid_post.3@other.",
         show_default=False,
+        autocompletion=completion.workspaces,
     ),
 ]
 SITE_OUT = Annotated[

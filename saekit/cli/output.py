@@ -48,9 +48,14 @@ def say(*parts: str | tuple[str, str]) -> None:
     console().print(text(*parts))
 
 
+def say_line(*parts: str | tuple[str, str]) -> None:
+    """Print one line that is not broken at the edge of the terminal, so that it can be copied; see :func:`text`."""
+    console(soft_wrap=True).print(text(*parts))
+
+
 def say_path(label: str, path: Path) -> None:
     """Print a path on a line of its own, relative to the current folder if that is shorter. It is not broken at the edge."""
-    console(soft_wrap=True).print(text(label, (shown_path(path), "bold")))
+    say_line(label, (shown_path(path), "bold"))
 
 
 def emit(data: Any) -> None:
@@ -115,6 +120,15 @@ def number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}"
+
+
+def size(count: int) -> str:
+    """A number of bytes in a readable form: 25.6 MB."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1000
+        del units[0]
+    return f"{value:.0f} {units[0]}" if value >= 99.5 or units[0] == "bytes" else f"{value:.3g} {units[0]}"
 
 
 def highlighted(tokens: list[str], values: list[float], peak: float, width: int) -> Text:

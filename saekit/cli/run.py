@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import typer
 
 from saekit import terminal
-from saekit.cli import failure, output
+from saekit.cli import completion, failure, output
 from saekit.cli.commands import COMMANDS
 from saekit.errors import ConfigError, SaekitError
 from saekit.processes import leads
@@ -38,6 +39,10 @@ def run(arguments: Sequence[str]) -> int:
     """
     speaks = leads()  # of several processes, only the first one prints
     terminal.prepare_streams()
+    if asked := os.environ.get(completion.VARIABLE):
+        from saekit.cli.app import root
+
+        return completion.complete(root(), asked)
     with contextlib.ExitStack() as stack:
         if not speaks:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

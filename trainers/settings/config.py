@@ -364,6 +364,8 @@ class TrainConfig:
 
 
 def _device(wanted: str | None) -> str:
+    if wanted == "cpu":  # is everywhere
+        return wanted
     import torch
 
     gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
