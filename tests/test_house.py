@@ -17,6 +17,7 @@ FLOORS = {
     "saekit.errors": 0,
     "saekit.files": 0,
     "saekit.hashing": 0,
+    "saekit.hub": 0,
     "saekit.json_files": 0,
     "saekit.lab": 0,
     "saekit.lazy": 0,

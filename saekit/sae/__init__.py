@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from saekit.sae.cross import CrossCoder
     from saekit.sae.files import load_sparsity
     from saekit.sae.modules import SAE
+    from saekit.sae.origin import Origin
     from saekit.sae.registry import ARCHITECTURES
+    from saekit.sae.sources import Loaded, load_from
 
-__all__ = ["ARCHITECTURES", "SAE", "CrossCoder", "SAEConfig", "SparseCode", "load_sparsity"]
+__all__ = ["ARCHITECTURES", "SAE", "CrossCoder", "Loaded", "Origin", "SAEConfig", "SparseCode", "load_from", "load_sparsity"]
 
 # Loaded when first used: training settings read the table of architectures, and must not wait for torch.
 __getattr__ = attributes(
@@ -23,8 +25,11 @@ __getattr__ = attributes(
         "ARCHITECTURES": "saekit.sae.registry",
         "SAE": "saekit.sae.modules",
         "CrossCoder": "saekit.sae.cross",
+        "Origin": "saekit.sae.origin",
         "SAEConfig": "saekit.sae.config",
         "SparseCode": "saekit.sae.code",
         "load_sparsity": "saekit.sae.files",
+        "Loaded": "saekit.sae.sources",
+        "load_from": "saekit.sae.sources",
     },
 )

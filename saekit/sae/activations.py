@@ -116,12 +116,21 @@ class AbsTopK(Selection):
         return torch.cat(values), torch.cat(indices)
 
 
+class OfModule(Activation):
+    """The module of the architecture encodes in its own way; there are no (F,) tensors."""
+
+    parameters = ()
+    scaled = ()
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "relu": ReLU(),
     "jumprelu": JumpReLU(),
     "gated": Gated(),
     "topk": TopK(),
     "abstopk": AbsTopK(),
+    "matching_pursuit": OfModule(),
+    "temporal": OfModule(),
 }
 
 

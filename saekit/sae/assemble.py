@@ -10,8 +10,9 @@ from torch import Tensor
 
 from saekit.errors import SAEFormatError
 from saekit.plugins import resolve
+from saekit.sae import folding
 from saekit.sae.config import DTYPES, SAEConfig
-from saekit.sae.files import Content
+from saekit.sae.files import Content, Whitening
 from saekit.sae.format import config_from_dict
 
 
@@ -34,7 +35,9 @@ def assemble(content: Content) -> Any:
     if scale is not None:
         sae.fold_scale(scale)
     if raw.get("rescale_acts_by_decoder_norm"):
-        _fold_decoder_norm(sae)
+        folding.decoder_norm(sae)
+    if content.whitening is not None:
+        sae.fold_whitening(*_checked(content.whitening, cfg.d_in))
     return sae
 
 
@@ -46,7 +49,7 @@ def _named_as_here(content: Content, cfg: SAEConfig) -> tuple[dict[str, Tensor],
             raise SAEFormatError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, not real numbers.")
     shapes = cfg.shapes()
     check_shapes(content.tensors, {name: shapes[name] for name in shapes if name in content.tensors})
-    if "W_enc" not in content.tensors:
+    if "W_enc" in shapes and "W_enc" not in content.tensors:
         raise SAEFormatError("The tensors have no W_enc.", f"A {cfg.architecture} SAE needs {', '.join(shapes)}.")
     state = {name: tensor if name == "topk_threshold" else tensor.to(dtype) for name, tensor in content.tensors.items()}
     if "log_threshold" in state:  # JumpReLU checkpoints of sae-lens 5
@@ -68,15 +71,11 @@ def _named_as_here(content: Content, cfg: SAEConfig) -> tuple[dict[str, Tensor],
     return state, factor
 
 
-@torch.no_grad()
-def _fold_decoder_norm(sae: Any) -> None:
-    """Fold |W_dec| of a file that selects and reports codes as `h * |W_dec|` and decodes them with unit rows."""
-    if "b_enc" not in sae.cfg.activation_function.parameters:
-        raise SAEFormatError(f"rescale_acts_by_decoder_norm is not supported for {sae.cfg.architecture}.")
-    norm_F = sae.W_dec.float().norm(dim=-1) if sae.dtype.itemsize < 4 else sae.W_dec.norm(dim=-1)
-    sae.W_enc.copy_(sae.W_enc * norm_F)
-    sae.get_parameter("b_enc").copy_(sae.get_parameter("b_enc") * norm_F)
-    sae.W_dec.copy_(sae.W_dec / norm_F.where(norm_F > 0, 1.0)[:, None])
+def _checked(whitening: Whitening, d_in: int) -> Whitening:
+    for name, tensor, shape in zip(Whitening._fields, whitening, ((d_in,), (d_in, d_in), (d_in, d_in))):
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise SAEFormatError(f"{name} of the whitening is not {shape} finite numbers.", "The file is damaged.")
+    return whitening
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:

@@ -14,6 +14,7 @@ from saekit.names.site import Site
 from saekit.names.site_map import Kind, SiteMap
 from saekit.plugins import nearest
 from saekit.sae.activations import Activation, Selection, activation
+from saekit.sae.options import make_options
 from saekit.sae.registry import ARCHITECTURES, Architecture
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
@@ -43,6 +44,7 @@ class SAEConfig:
         widths, widths_out: numbers per token at each site that it reads and writes. One site: d_in and d_out.
         model_name, context_size, prepend_bos: what it was trained on.
         dtype: of the weights: float32, float64, float16 or bfloat16.
+        options: settings that only this architecture has, as the dataclass that its row names or as a dict; None for defaults.
         metadata: anything else that the file says, kept unchanged (JSON).
 
     Raises:
@@ -66,10 +68,13 @@ class SAEConfig:
     prepend_bos: bool | None = None
     dtype: str = "float32"
     metadata: dict[str, Any] = field(default_factory=dict)
+    options: Any = None
 
     def __post_init__(self) -> None:
         ARCHITECTURES.find(self.architecture)
-        _one_of("normalize_activations", self.normalize_activations, NORMALIZATIONS)
+        self.options = make_options(self.row.options, self.options)
+        more = () if self.options is None else self.options.normalizations
+        _one_of("normalize_activations", self.normalize_activations, (*NORMALIZATIONS, *more))
         _one_of("reshape_activations", self.reshape_activations, ("auto", "none", "hook_z"))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         self._check_types()
@@ -87,6 +92,8 @@ class SAEConfig:
             )
         if self.kind is not Kind.SAE:
             self.apply_b_dec_to_input = False
+        if self.options is not None:
+            self.shapes()  # raises where options and sizes do not fit together
         if self.reshape_activations == "auto":
             (first, *_) = self.reads
             heads = first is not None and first.kind == "heads" and self.kind is Kind.SAE
@@ -218,6 +225,9 @@ class SAEConfig:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of this architecture under its sae-lens name, with its shape."""
         D, F, out = self.widths[0] if self.layered else self.d_in, self.n_latents, self.d_out
+        if self.options is not None:
+            own: dict[str, tuple[int, ...]] = self.options.shapes(D, F)
+            return own
         shapes: dict[str, tuple[int, ...]] = {"W_enc": (D, F), "W_dec": (F, out), "b_dec": (out,)}
         shapes |= dict.fromkeys(self.activation_function.parameters, (F,))
         if self.row.skips:

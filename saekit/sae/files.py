@@ -6,7 +6,6 @@ file before memory is taken, and whatever else is wrong with it is a SAEFormatEr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,9 +22,17 @@ from saekit.sae.config import SAEConfig
 from saekit.sae.format import CONFIG, config_to_dict, modernize, positive_number
 
 WEIGHTS, SPARSITY, SCALER = "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
+WHITENING = "activation_whitening.safetensors"
 _MOST_BYTES = 1 << 24  # of a JSON file
 _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
-_FOREIGN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.pkl")
+
+
+class Whitening(NamedTuple):
+    """A whitening of the inputs: the SAE reads `(x - mean) @ matrix`."""
+
+    mean: Tensor
+    matrix: Tensor
+    inverse_matrix: Tensor
 
 
 class Content(NamedTuple):
@@ -35,11 +42,13 @@ class Content(NamedTuple):
         raw: content of `cfg.json`, in the layout of sae-lens 6.
         tensors: content of `sae_weights.safetensors`.
         scale: factor on the inputs that is not yet folded into the weights (of a training checkpoint), or None.
+        whitening: of the inputs, after the factor, where it is not yet folded into the weights; or None.
     """
 
     raw: dict[str, Any]
     tensors: dict[str, Tensor]
     scale: float | None = None
+    whitening: Whitening | None = None
 
 
 def read(folder: Path) -> Content:
@@ -48,28 +57,25 @@ def read(folder: Path) -> Content:
     Raises:
         SAEFormatError: the folder holds no SAE, or a file of it cannot be read.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise SAEFormatError(f"{folder} holds no SAE: it has no {name}.", _where_else(folder))
     raw = _read_json(folder / CONFIG)
     tensors = _read_tensors(folder / WEIGHTS)
     with in_folder(folder / CONFIG):
         raw = modernize(raw)
-    scale = _checkpoint_scale(folder, raw)
-    if raw.get("normalize_activations") in _UNFOLDED and scale is None:
+    scale, whitening = _checkpoint_scale(folder, raw)
+    if raw.get("normalize_activations") in _UNFOLDED and scale is None and whitening is None:
         warnings.warn(
             f"{folder} expects normalised inputs ({raw['normalize_activations']}), and the factor is not in the folder: "
             "its outputs are right for inputs that you normalise yourself (or call fold_scale on it).",
             stacklevel=4,
         )
-    return Content(raw, tensors, scale)
+    return Content(raw, tensors, scale, whitening)
 
 
 def find(source: str | Path) -> Path | None:
-    """The folder that `source` names, or None where there is no such path.
+    """The folder or file that `source` names, or None where there is no such path.
 
     Raises:
-        SAENotFound: the path is a file, or no path at all.
+        SAENotFound: it is no path at all.
     """
     try:
         folder = Path(source).expanduser()
@@ -78,9 +84,7 @@ def find(source: str | Path) -> Path | None:
         exists = folder.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long; a null byte; no such user
         raise SAENotFound(f"{str(source)[:200]!r} is no path: {str(error)[:200]}.", "Give the folder of an SAE.") from error
-    if exists:
-        raise SAENotFound(f"{folder} is a file.", f"Give the folder that holds {CONFIG} and {WEIGHTS}.")
-    return None
+    return folder if exists else None
 
 
 def save(cfg: SAEConfig, tensors: Mapping[str, Tensor], folder: str | Path, *, sparsity: Tensor | None = None) -> None:
@@ -182,7 +186,7 @@ def load_sparsity(folder: str | Path, n_latents: int | None = None) -> Tensor | 
 
 
 @contextmanager
-def in_folder(where: Path) -> Iterator[None]:
+def in_folder(where: str | Path) -> Iterator[None]:
     """Name the file or folder that an SAEFormatError is about."""
     try:
         yield
@@ -205,24 +209,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise SAEFormatError(f"{path} cannot be read: {reason}.", "The file is damaged or no safetensors file.") from error
 
 
-def _checkpoint_scale(folder: Path, raw: dict[str, Any]) -> float | None:
-    """The input scale that a sae-lens training checkpoint keeps in a separate file; finished SAEs have it folded in."""
+def _checkpoint_scale(folder: Path, raw: dict[str, Any]) -> tuple[float | None, Whitening | None]:
+    """What a sae-lens training checkpoint does to its inputs, in separate files; finished SAEs have it folded in."""
     path = folder / SCALER
     if raw.get("normalize_activations") not in _UNFOLDED or not path.exists():
-        return None
-    scaler = _read_json(path)
-    if scaler.get("has_whitening"):
-        raise SAEFormatError("The checkpoint was trained on whitened inputs, which is not supported.", "Load the finished SAE.")
+        return None, None
+    scaler, whitening = _read_json(path), None
+    if scaler.get("has_whitening") and (folder / WHITENING).exists():
+        tensors = _read_tensors(folder / WHITENING)
+        if missing := set(Whitening._fields) - tensors.keys():
+            raise SAEFormatError(f"{folder / WHITENING} has no {min(missing)}.", "The file is damaged.")
+        whitening = Whitening(*(tensors[name] for name in Whitening._fields))
+    if scaler.get("scaling_factor") is None and scaler.get("has_whitening"):
+        return None, whitening
     with in_folder(path):
-        return positive_number(scaler.get("scaling_factor"), "scaling_factor")
-
-
-def _where_else(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        if inside := sorted(path.parent.relative_to(folder) for path in folder.glob(f"*/{CONFIG}")):
-            return f"Did you mean {folder / inside[0]}?"
-        if (folder / "sae.safetensors").exists():
-            return "It looks like sparsify's layout: convert it with sae_lens first."
-        if found := sorted(path.name for pattern in _FOREIGN for path in folder.glob(pattern)):
-            return f"{found[0]} is a format that saekit does not read (pickle can run code): convert it with sae_lens first."
-    return f"An SAE is a folder with {CONFIG} and {WEIGHTS}."
+        return positive_number(scaler.get("scaling_factor"), "scaling_factor"), whitening

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +14,7 @@ from saekit.names.site import Site
 from saekit.names.site_map import Kind, SiteMap
 from saekit.plugins import VARIABLE
 from saekit.sae.config import SAEConfig, site_of
+from saekit.sae.options import options_from
 from saekit.sae.registry import ARCHITECTURES
 
 CONFIG = "cfg.json"
@@ -54,6 +56,8 @@ def config_to_dict(cfg: SAEConfig) -> dict[str, Any]:
         result["d_out"] = cfg.d_out
     if row.kind.crosses:
         result |= {key: [site if isinstance(site, int) else str(site) for site in getattr(cfg, key)] for key in _SEVERAL}
+    if cfg.options is not None:
+        result |= asdict(cfg.options)
     if cfg.selects:
         result |= {"k": int(cfg.k or 0), "rescale_acts_by_decoder_norm": False}
     return result
@@ -77,7 +81,8 @@ def config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConf
     details = _object(metadata, "training_architecture_details")
     if row.kind.crosses and metadata.get("scales_out") is not None:
         _check_scales(metadata["scales_out"], raw.get("widths_out"))
-    dtype = str(raw.get("dtype") or (tensors["W_enc"].dtype if "W_enc" in tensors else "float32")).removeprefix("torch.")
+    weights = next((tensors[name] for name in ("W_enc", "W_dec") if name in tensors), None)
+    dtype = str(raw.get("dtype") or (weights.dtype if weights is not None else "float32")).removeprefix("torch.")
     fields = {key: metadata.pop(key, None) for key in _FIELD_KEYS}
     if row.kind.crosses:
         fields |= {key: tuple(_list(raw, key, int)) for key in ("widths", "widths_out")}
@@ -94,6 +99,7 @@ def config_from_dict(raw: dict[str, Any], tensors: dict[str, Tensor]) -> SAEConf
             site_map=_site_map(raw, metadata, row.kind),
             dtype=dtype,
             metadata=metadata,
+            options=options_from(row.options, raw),
             **fields,
         )
     except KeyError as error:

@@ -16,13 +16,14 @@ from torch.nn.functional import linear
 
 from saekit.errors import ConfigError, StoreMismatch, UnknownRef
 from saekit.names.site import Site
-from saekit.sae import files, kernels, published
+from saekit.sae import files, folding, kernels, sources
 from saekit.sae.activations import Selection, Threshold
 from saekit.sae.assemble import assemble, check_tensors
 from saekit.sae.code import Code, SparseCode
 from saekit.sae.config import DTYPES, SAEConfig, dtype_name
 from saekit.sae.format import VERSION_KEYS, config_to_dict
 from saekit.sae.normalization import normalize
+from saekit.sae.origin import KEY, Origin
 
 _USUALLY = 64.0  # latents that fire on a token, where an SAE does not say how many
 
@@ -36,6 +37,8 @@ class SAE(nn.Module):
     - topk: `f = ReLU(TopK_k(h))` (arXiv 2406.04093). abstopk: the k largest |h| with their signs (2510.00404).
     - jumprelu: `f = ReLU(h) * 1[h > threshold]` (arXiv 2407.14435); also batchtopk (2412.06410), whose selection over a batch
       a threshold replaces at inference, and matryoshka (2503.17547).
+    - matching_pursuit, temporal: see :class:`saekit.sae.matching_pursuit.MatchingPursuit`,
+      :class:`saekit.sae.temporal.Temporal`.
     - gated: `f = 1[(x - b_dec) @ W_enc + b_gate > 0] * ReLU((x - b_dec) @ W_enc * exp(r_mag) + b_mag)` (arXiv
       2404.16014).
 
@@ -73,7 +76,17 @@ class SAE(nn.Module):
             data = tensors[name].detach().to(dtype)
             # In memory a latent's encoder weights lie side by side: one feature then costs one short read, whatever F is.
             data = data.T.contiguous().T if name == "W_enc" else data.contiguous()
-            self.register_parameter(name, nn.Parameter(data, requires_grad=False))
+            self._keep(name, data)
+
+    def _keep(self, name: str, data: Tensor) -> None:
+        """Register a parameter; dots in its name lead through submodules."""
+        module: nn.Module = self
+        *path, last = name.split(".")
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(last, nn.Parameter(data, requires_grad=False))
 
     # -- encode
 
@@ -144,7 +157,7 @@ class SAE(nn.Module):
         """
         if isinstance(code, Tensor):
             lead = code.shape[:-1]
-            out_NO = code.reshape(-1, self.cfg.n_latents).to(self.device, self.dtype) @ self.W_dec + self.b_dec
+            out_NO = code.reshape(-1, self.cfg.n_latents).to(self.device, self.dtype) @ self.W_dec + self._added
         else:
             lead, out_NO = torch.Size(code.lead), self._gather(code.rows)
         if x_BD is None:
@@ -186,28 +199,50 @@ class SAE(nn.Module):
     # -- files and identity
 
     @staticmethod
-    def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> SAE:
-        """Load an SAE for inference.
+    def load(
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> SAE:
+        """Load an SAE for inference. :func:`saekit.sae.load_from` also gives its origin and densities.
 
         Args:
-            source: a folder that saekit or sae-lens wrote (inference or training classes, also those from before sae-lens 6), or
-                `"release/sae_id"` of a published SAE in sae-lens's list, such as
-                `"gpt2-small-res-jb/blocks.8.hook_resid_pre"`.
+            source: one of
+
+                - a folder that saekit or sae-lens wrote (inference or training classes, also those from before sae-lens 6);
+                - a folder or file of another tool, in one of :data:`saekit.sae.foreign.LAYOUTS`;
+                - `"release/sae_id"` of a published SAE in sae-lens's list, such as
+                  `"gpt2-small-res-jb/blocks.8.hook_resid_pre"`;
+                - `"owner/repository"` or `"owner/repository/folder"` on the hub, with `@revision` at its end where wanted.
             device: where its tensors go.
-            dtype: of its tensors; None for what the configuration says.
+            dtype: of its tensors; None for what the configuration says, and float32 for files of other tools.
+            revision: of a repository on the hub: a branch, tag or commit.
 
         Raises:
-            SAENotFound: there is no such folder, release or id, or it cannot be fetched.
-            SAEFormatError: the folder holds no SAE, its configuration and tensors disagree, its numbers are not finite, or its
-                architecture is not one of :data:`saekit.sae.ARCHITECTURES`.
+            SAENotFound: there is no such folder, release, id or repository, or it cannot be fetched.
+            SAEFormatError: the folder holds no SAE, its configuration and tensors disagree, its numbers are not finite, its
+                layout is unknown, or its architecture is not one of :data:`saekit.sae.ARCHITECTURES`.
             ConfigError: there is no such dtype for SAEs.
         """
+        return SAE.opened(source, device=device, dtype=dtype, revision=revision)[1]
+
+    @staticmethod
+    def opened(
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> tuple[sources.Opened, SAE]:
+        """What :meth:`load` read, and the SAE that it is."""
         wanted = None if dtype is None else dtype_name(dtype)
-        if (folder := files.find(source)) is None:
-            return assemble(published.fetch(source, wanted or "float32")).to(device)
-        content = files.read(folder)
-        with files.in_folder(folder):
-            return assemble(content if wanted is None else content._replace(raw=content.raw | {"dtype": wanted})).to(device)
+        opened = sources.open_source(source, wanted, revision)
+        content = opened.content
+        with files.in_folder(opened.where):
+            sae: SAE = assemble(content if wanted is None else content._replace(raw=content.raw | {"dtype": wanted}))
+        return opened, sae.to(device)
 
     def save(self, folder: str | Path, *, sparsity: Tensor | None = None) -> None:
         """Write a folder that sae-lens loads with equal outputs; see :func:`saekit.sae.files.save`."""
@@ -219,7 +254,8 @@ class SAE(nn.Module):
         Kept until torch counts a change of a weight; it counts none made through `.data` or numpy.
         """
         facts = config_to_dict(self.cfg)
-        facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in VERSION_KEYS}
+        unread = (*VERSION_KEYS, KEY)  # the same weights have the same fingerprint, wherever they came from
+        facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in unread}
         config = json.dumps(facts, sort_keys=True).encode()
         tensors = sorted(self.state_dict(keep_vars=True).items())
         counted = not any(tensor.is_inference() for _, tensor in tensors)
@@ -232,6 +268,11 @@ class SAE(nn.Module):
             digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
         self._known_fingerprint = state, digest.hexdigest()
         return self._known_fingerprint[1]
+
+    @property
+    def origin(self) -> Origin:
+        """Where it comes from, and what its files say about its model, site and data."""
+        return Origin.of(self.cfg)
 
     @property
     def name(self) -> str:
@@ -279,21 +320,28 @@ class SAE(nn.Module):
     def device(self) -> torch.device:
         return self.W_dec.device
 
-    @torch.no_grad()
+    def fold_whitening(self, mean_D: Tensor, whiten_DD: Tensor, unwhiten_DD: Tensor) -> SAE:
+        """Fold a whitening of the data into the weights, in place: trained on `(x - mean) @ whiten`, the SAE now reads x.
+
+        Codes stay the same, and reconstructions come out in the units of the data (arXiv 2511.13981).
+
+        Args:
+            mean_D: mean of the data.
+            whiten_DD, unwhiten_DD: the whitening matrix and its inverse.
+
+        Raises:
+            ConfigError: a transcoder, or an architecture whose encoder is its decoder.
+        """
+        folding.whitening(self, mean_D, whiten_DD, unwhiten_DD)
+        return self
+
     def fold_scale(self, input_scale: float, output_scale: float | None = None) -> SAE:
         """Fold a scale of the data into the weights, in place: trained on `input_scale * x`, the SAE now reads x itself.
 
         Codes stay the same and reconstructions come out in the units of the data. `output_scale` is that of a transcoder's
         target; it is `input_scale` for an SAE.
         """
-        output_scale = input_scale if output_scale is None or not self.cfg.transcodes else output_scale
-        self.W_enc.mul_(input_scale)
-        self.W_dec.div_(output_scale)
-        self.b_dec.div_(output_scale)
-        if self.cfg.row.skips:
-            self.get_parameter("W_skip").mul_(input_scale / output_scale)
-        if self.cfg.normalize_activations == "expected_average_only_in":
-            self.cfg.normalize_activations = "none"
+        folding.scale(self, input_scale, output_scale)
         return self
 
     def extra_repr(self) -> str:
@@ -363,8 +411,13 @@ class SAE(nn.Module):
         """What a code writes, and b_dec, (N, d_out)."""
         values, latents = code.values_N.to(self.device, self.dtype), code.latents_N.to(self.device)
         if code.K:
-            return kernels.gather_decode(values.view(-1, code.K), latents.view(-1, code.K), self.W_dec, self.b_dec)
-        return kernels.gather_decode(values, latents, self.W_dec, self.b_dec, start_B1=code.start_B1.to(self.device))
+            return kernels.gather_decode(values.view(-1, code.K), latents.view(-1, code.K), self.W_dec, self._added)
+        return kernels.gather_decode(values, latents, self.W_dec, self._added, start_B1=code.start_B1.to(self.device))
+
+    @property
+    def _added(self) -> Tensor:
+        """What every reconstruction adds to that of its latents, (d_out,)."""
+        return self.b_dec
 
     def _features(self, features: Sequence[int] | Tensor) -> Tensor:
         wanted = torch.as_tensor(features, dtype=torch.int64, device=self.device).reshape(-1)

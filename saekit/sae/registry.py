@@ -38,6 +38,8 @@ class Architecture:
         module: `"module:name"` of the class that holds its weights.
         stored_as: architecture name in the file, where it differs from the name here. The name here is kept in the metadata.
         trained_as: sae-lens's name of the training architecture, where `stored_as` is set.
+        options: `"module:name"` of the dataclass of settings that no other architecture has, under sae-lens's names; see
+            :class:`saekit.sae.options.Options`.
     """
 
     activation: str
@@ -54,6 +56,7 @@ class Architecture:
     module: str = "saekit.sae.modules:SAE"
     stored_as: str | None = None
     trained_as: str | None = None
+    options: str | None = None
 
 
 _CROSSCODER = "saekit.sae.cross:CrossCoder"
@@ -112,6 +115,16 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "skip_transcoder": Architecture("relu", "2501.18823", kind=Kind.TRANSCODER, skips=True),
         "jumprelu_transcoder": Architecture("jumprelu", "2406.11944", kind=Kind.TRANSCODER),
         "jumprelu_skip_transcoder": Architecture("jumprelu", "2501.18823", kind=Kind.TRANSCODER, skips=True),
+        # Architectures whose encoder is no single product with W_enc.
+        "matching_pursuit": Architecture(
+            "matching_pursuit",
+            "2506.03093",
+            module="saekit.sae.matching_pursuit:MatchingPursuit",
+            options="saekit.sae.options:MatchingPursuitOptions",
+        ),
+        "temporal": Architecture(
+            "temporal", "2511.01836", module="saekit.sae.temporal:Temporal", options="saekit.sae.options:TemporalOptions"
+        ),
         # Dictionaries of several sites, for which sae-lens has no class.
         "crosscoder": Architecture("relu", _CROSSCODERS, kind=Kind.CROSSCODER, module=_CROSSCODER),
         "jumprelu_crosscoder": Architecture("jumprelu", "2504.02922", kind=Kind.CROSSCODER, module=_CROSSCODER),

@@ -13,7 +13,7 @@ from saekit.names.site import Site
 from saekit.objects import Coordinates, Directions, Features, Heads, Space
 from saekit.sae import ARCHITECTURES, SAE
 
-SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.kind.crosses}
+SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.kind.crosses and row.options is None}
 
 RESID, NEURONS, HEADS = Site("resid_post", 1), Site("neurons", 1), Site("heads", 1)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -21,7 +21,7 @@ from saekit.names.site_map import SiteMap
 from saekit.sae import SAE, CrossCoder, load_sparsity
 from saekit.sae.config import SAEConfig
 
-ARCHITECTURES = ("jumprelu", "topk", "gated", "batchtopk", "skip_transcoder", "jumprelu_clt")
+ARCHITECTURES = ("jumprelu", "topk", "gated", "batchtopk", "skip_transcoder", "jumprelu_clt", "matching_pursuit", "temporal")
 HOSTILE = (
     *(None, True, False, 0, 1, -1, 2.5, -0.0, 10**12, 10**400, 1e308, float("nan"), float("inf"), -(2**63)),
     *("", "0", "topk", "clt", "\x00", "blocks.1.hook_resid_post", "x" * 400, "\ud800"),
@@ -38,7 +38,8 @@ def _folder(tmp_path: Path, random_sae: Any, architecture: str) -> Path:
         generator = torch.Generator().manual_seed(0)
         sae: SAE = CrossCoder(cfg, {name: torch.rand(shape, generator=generator) for name, shape in cfg.shapes().items()})
     else:
-        sae = random_sae(architecture, 12, 40)
+        options = {"options": {"n_heads": 2, "bottleneck_factor": 4}} if architecture == "temporal" else {}
+        sae = random_sae(architecture, 12, 40, **options)
     sae.save(folder, sparsity=torch.rand(40, generator=torch.Generator().manual_seed(0)))
     return folder
 
@@ -50,7 +51,7 @@ def _loads_or_refuses(folder: Path) -> bool:
     except SAEFormatError as error:
         assert len(error.what) < 600
         return False
-    assert sae(torch.zeros(2, sae.cfg.d_in)).shape == (2, sae.cfg.d_out)
+    assert sae(torch.zeros(1, 2, sae.cfg.d_in)).shape == (1, 2, sae.cfg.d_out)
     assert sae.identity()["fingerprint"]
     if isinstance(sae, CrossCoder):
         assert sae.decoder_norms().shape == (sae.cfg.n_latents, len(sae.cfg.sites_out))

@@ -52,6 +52,8 @@ def check(sae: SAE, config: TrainConfig, width: int, width_out: int, *, transcod
         )
     if cfg.n_latents != config.n_latents:
         raise ConfigError(f"n_latents={config.n_latents} is impossible from {sae.name}.", f"It has {cfg.n_latents}.")
+    if cfg.options is not None:
+        raise ConfigError(f"{sae.name} is a {cfg.architecture} SAE, which saekit loads and does not train.")
     if cfg.normalizes:
         raise ConfigError(f"{sae.name} normalises every token ({cfg.normalize_activations}), which training does not.")
 

@@ -1,0 +1,61 @@
+"""Folding: a scale, a whitening or a norm that goes with an SAE becomes a part of its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from saekit.errors import ConfigError, SAEFormatError
+
+if TYPE_CHECKING:
+    from saekit.sae.modules import SAE
+
+
+@torch.no_grad()
+def scale(sae: SAE, input_scale: float, output_scale: float | None) -> None:
+    """See :meth:`saekit.sae.SAE.fold_scale`."""
+    output_scale = input_scale if output_scale is None or not sae.cfg.transcodes else output_scale
+    sae.W_enc.mul_(input_scale)
+    sae.W_dec.div_(output_scale)
+    sae.b_dec.div_(output_scale)
+    if sae.cfg.row.skips:
+        sae.get_parameter("W_skip").mul_(input_scale / output_scale)
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        sae.cfg.normalize_activations = "none"
+
+
+@torch.no_grad()
+def whitening(sae: SAE, mean_D: Tensor, whiten_DD: Tensor, unwhiten_DD: Tensor) -> None:
+    """See :meth:`saekit.sae.SAE.fold_whitening`."""
+    cfg = sae.cfg
+    if cfg.transcodes or cfg.crosses or cfg.options is not None:
+        raise ConfigError(f"Whitening cannot be folded into a {cfg.architecture}.", "Fold it into an SAE with an encoder matrix.")
+    # In the precision of the statistics, if that is the higher one.
+    wide = torch.promote_types(sae.dtype, whiten_DD.dtype)
+    mean, whiten, unwhiten = (each.to(sae.device, wide) for each in (mean_D, whiten_DD, unwhiten_DD))
+    sae.W_enc.copy_(whiten @ sae.W_enc.to(wide))
+    if not cfg.apply_b_dec_to_input:  # else b_dec brings the mean to the input
+        own = {name: sae.get_parameter(name).to(wide) for name in cfg.activation_function.parameters}
+        for name, tensor in cfg.activation_function.shift(own, mean @ sae.W_enc.to(wide)).items():
+            sae.get_parameter(name).copy_(tensor)
+    sae.W_dec.copy_(sae.W_dec.to(wide) @ unwhiten)
+    sae.b_dec.copy_(sae.b_dec.to(wide) @ unwhiten + mean)
+    if cfg.normalize_activations == "covariance_whitening":
+        cfg.normalize_activations = "none"
+
+
+@torch.no_grad()
+def decoder_norm(sae: SAE) -> None:
+    """Fold |W_dec| of a file that selects and reports codes as `h * |W_dec|` and decodes them with unit rows.
+
+    Raises:
+        SAEFormatError: the architecture has no b_enc.
+    """
+    if "b_enc" not in sae.cfg.activation_function.parameters:
+        raise SAEFormatError(f"rescale_acts_by_decoder_norm is not supported for {sae.cfg.architecture}.")
+    norm_F = sae.W_dec.float().norm(dim=-1) if sae.dtype.itemsize < 4 else sae.W_dec.norm(dim=-1)
+    sae.W_enc.copy_(sae.W_enc * norm_F)
+    sae.get_parameter("b_enc").copy_(sae.get_parameter("b_enc") * norm_F)
+    sae.W_dec.copy_(sae.W_dec / norm_F.where(norm_F > 0, 1.0)[:, None])
