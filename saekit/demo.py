@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.builtin import NAME, is_lab
 from saekit.errors import ConfigError, CorpusError
+from saekit.model_options import ModelOptions
 from saekit.progress import track
 from saekit.workspace.workspace import Workspace, study_of
 
@@ -66,6 +67,8 @@ class Subject:
     """Corpus; None: the built-in corpus, for the built-in model."""
     site: str | None = None
     """Site to read; None: the residual stream at two thirds of the depth, where features predict what the model says next."""
+    load: ModelOptions = field(default_factory=ModelOptions)
+    """How the model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,10 @@ def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[s
 def _plan(folder: str | Path, subject: Subject, tokens: int) -> tuple[Workspace, Site]:
     from saekit.lm import LanguageModel
 
-    lm = LanguageModel.load(subject.model)
+    lm = LanguageModel.load(subject.model, subject.load)
     site = lm.site(subject.site or f"resid_post.{2 * lm.n_layers // 3}")
-    return Workspace.plan(folder, study_of(subject.model, (str(site),), subject.data or NAME, tokens=tokens), lm), site
+    study = study_of(subject.model, (str(site),), subject.data or NAME, tokens=tokens, **asdict(subject.load))
+    return Workspace.plan(folder, study, lm), site
 
 
 def _search(ws: Workspace, site: Site, topic: Topic) -> Section:

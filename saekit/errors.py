@@ -76,7 +76,11 @@ class ModelNotFound(SaekitError):
 
 
 class UnsupportedModel(SaekitError):
-    """The architecture is unknown, and a check of its guessed sites failed."""
+    """The model is no decoder-only language model, or a check of its sites failed."""
+
+
+class MissingPackage(SaekitError):
+    """An optional package is not installed; the hint has the command that installs it."""
 
 
 class UnknownSite(SaekitError):
@@ -129,6 +133,10 @@ class InterventionError(SaekitError):
 
 class ConfigError(SaekitError):
     """A setting is unknown or impossible; the message names it and the nearest valid one."""
+
+
+class UntrustedCode(ConfigError):
+    """A model comes with Python code of its own, and nobody has allowed to run it."""
 
 
 class CheckpointError(SaekitError):

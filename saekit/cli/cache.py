@@ -14,12 +14,13 @@ def cache(
     as_json: options.JSON = False,
     *,
     study: options.StudyOptions,
+    load: options.LoadOptions,
 ) -> None:
     """Write a model's activations at one or more sites to disk (HDF5), in one pass over the corpus.
 
     Example: `saekit cache EleutherAI/pythia-70m-deduped --site resid_post.2 --site mlp_out.2 --out pythia`
     """
-    workspace = plan_workspace(model, site, study, out)
+    workspace = plan_workspace(model, site, study, load, out)
     with workspace.writing():
         store = workspace.cache(batch_size=study.cache_batch)
     names = [str(site) for site in store.sites]

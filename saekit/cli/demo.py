@@ -51,6 +51,7 @@ def demo(
     as_json: options.JSON = False,
     *,
     sizes: SizeOptions,
+    load: options.LoadOptions,
 ) -> None:
     """Show everything on the built-in model, without a network: train a dictionary, search it, and steer by what was found.
 
@@ -63,7 +64,9 @@ def demo(
 
     if folder is not None:
         write_line(f"warning: write `saekit demo --out {folder}`", stderr=True)
-    found = show.run(folder or out, show.Subject(model, data, site), query or (), sizes=show.Sizes(**asdict(sizes)))
+    found = show.run(
+        folder or out, show.Subject(model, data, site, load.model_options()), query or (), sizes=show.Sizes(**asdict(sizes))
+    )
     if as_json:
         emit(found.to_dict())
     else:

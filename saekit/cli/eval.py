@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +99,7 @@ def evaluate(
     as_json: options.JSON = False,
     *,
     measured: MeasureOptions,
+    load: options.PlaceOptions,
     asked: dict[str, bool],
 ) -> None:
     """Measure a dictionary on held-out documents: reconstruction, sparsity, and the model's loss with it spliced in.
@@ -123,9 +124,10 @@ def evaluate(
     from saekit.workspace.workspace import Workspace
 
     values = asdict(measured)
-    chosen = Options(model=values.pop("other_model"), **values)
+    ws = Workspace.open(workspace, **load.changes())
+    loading = replace(ws.study.model_options(), tokenizer=None, trust_remote_code=False)
+    chosen = Options(model=values.pop("other_model"), loading=replace(loading, **load.changes()), **values)
     names = wanted(asked, only or [], chosen)
-    ws = Workspace.open(workspace)
     place, name = ws.dictionaries.find(site, name)
     other = None if with_ is None else Workspace.open(with_)
     facts = evaluations.evaluate(ws, place, name, names, options=chosen, other=other)

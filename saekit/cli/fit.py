@@ -25,6 +25,7 @@ def fit(
     *,
     run: options.RunOptions,
     study: options.StudyOptions,
+    load: options.LoadOptions,
     settings: dict[str, Any],
 ) -> None:
     """Cache activations, train a dictionary, and index and label its features.
@@ -34,7 +35,7 @@ def fit(
     Example: `saekit fit EleutherAI/pythia-70m-deduped --site resid_post.3 --data NeelNanda/pile-10k --l0 32 --out pythia`
     """
     started = time.monotonic()
-    workspace = plan_workspace(model, site, study, out, site_out)
+    workspace = plan_workspace(model, site, study, load, out, site_out)
     plans = workspace.plans(describe(workspace, settings, site, site_out=site_out))
     check_devices(plans)
     with workspace.writing():

@@ -21,6 +21,8 @@ def index(
         ),
     ] = None,
     as_json: options.JSON = False,
+    *,
+    load: options.PlaceOptions,
 ) -> None:
     """Put the features of each site's default dictionary, or of those called NAME, into the searchable database.
 
@@ -33,7 +35,7 @@ def index(
     quiet_libraries()
     from saekit.workspace.workspace import Workspace
 
-    ws = Workspace.open(workspace)
+    ws = Workspace.open(workspace, **load.changes())
     chosen = ws.dictionaries.chosen(site, name)
     with ws.writing():
         for place, _ in chosen:

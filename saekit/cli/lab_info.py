@@ -21,6 +21,8 @@ def info(
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure the model on every task.")] = True,
     seed: options.SEED = 0,
     as_json: options.JSON = False,
+    *,
+    load: options.LoadOptions,
 ) -> None:
     """Describe the laboratory: what was planted in its corpus, how often, and how well the model has learnt it, measured now.
 
@@ -41,7 +43,9 @@ def info(
         quiet_libraries()
         from saekit.lm import LanguageModel
 
-        measured = measure_tasks(LanguageModel.load(model, dtype="float32"), n=prompts, seed=seed)
+        measured = measure_tasks(
+            LanguageModel.load(model, load.model_options(), dtype=load.dtype or "float32"), n=prompts, seed=seed
+        )
     if as_json:
         tasks = [asdict(each) for each in measured]
         emit({"model": {"name": model, **facts}, "genres": genres, "concepts": len(lab.CONCEPTS), "tasks": tasks})

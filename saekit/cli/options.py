@@ -10,6 +10,7 @@ import typer
 
 from saekit.cli import completion
 from saekit.cli.values import count
+from saekit.model_options import ModelOptions
 
 MODEL = Annotated[
     str,
@@ -138,12 +139,72 @@ SHUFFLE = Annotated[
         show_default=False,
     ),
 ]
-REVISION = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
+DATA_REVISION = Annotated[str | None, typer.Option(help="Revision of a hub data set.", show_default=False)]
+LOADING = "Loading the model"
+REVISION = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a hub model.", show_default=False, rich_help_panel=LOADING),
+]
 DTYPE = Annotated[
     str | None,
     typer.Option(
         help="Number format that the model computes in: float32, bfloat16 or float16. [default: that of its checkpoint]",
         show_default=False,
+        rich_help_panel=LOADING,
+    ),
+]
+DEVICE = Annotated[
+    str | None,
+    typer.Option(
+        help="Device that the model and training run on: cpu, cuda, cuda:1, ... [default: a GPU if there is one]",
+        show_default=False,
+        rich_help_panel=LOADING,
+    ),
+]
+DEVICE_MAP = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="Spread a model that is larger than a device over all GPUs, the memory and the disk: auto.",
+        show_default=False,
+        rich_help_panel=LOADING,
+    ),
+]
+ATTENTION = Annotated[
+    str | None,
+    typer.Option(
+        "--attn-implementation",
+        help="Implementation of attention in transformers: eager, sdpa, flash_attention_2, ... [default: its choice]",
+        show_default=False,
+        rich_help_panel=LOADING,
+    ),
+]
+QUANTIZATION = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantise the weights with bitsandbytes while they are loaded: 4bit or 8bit.",
+        show_default=False,
+        rich_help_panel=LOADING,
+    ),
+]
+TOKENIZER = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub name or local folder of the tokenizer, for a model without one.", show_default=False, rich_help_panel=LOADING
+    ),
+]
+TRUST = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model. Read it first: it can do whatever you can do.",
+        rich_help_panel=LOADING,
+    ),
+]
+BOS = Annotated[
+    str,
+    typer.Option(
+        help="Whether contexts begin with BOS: auto (as the model's own tokenizer does it), yes or no.", rich_help_panel=LOADING
     ),
 ]
 TOKENS = Annotated[
@@ -205,6 +266,42 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; the fields are those of :class:`saekit.model_options.ModelOptions`."""
+
+    revision: REVISION = None
+    dtype: DTYPE = None
+    device: DEVICE = None
+    device_map: DEVICE_MAP = None
+    attn_implementation: ATTENTION = None
+    quantization: QUANTIZATION = None
+    tokenizer: TOKENIZER = None
+    trust_remote_code: TRUST = False
+    bos: BOS = "auto"
+
+    def model_options(self) -> ModelOptions:
+        """The same, checked.
+
+        Raises:
+            ConfigError: a choice does not exist.
+        """
+        return ModelOptions(**asdict(self))
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Where the model of a workspace is put this time, and whether it may run its code; the workspace records the rest."""
+
+    device: DEVICE = None
+    device_map: DEVICE_MAP = None
+    trust_remote_code: TRUST = False
+
+    def changes(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+@dataclass(frozen=True)
 class StudyOptions:
     """What a workspace caches, besides the model and the sites, and how."""
 
@@ -218,9 +315,8 @@ class StudyOptions:
     train_on: TRAIN_ON = "all"
     data_config: DATA_CONFIG = None
     data_split: DATA_SPLIT = "train"
+    data_revision: DATA_REVISION = None
     shuffle: SHUFFLE = None
-    revision: REVISION = None
-    dtype: DTYPE = None
     store_dtype: STORE_DTYPE = "float32"
     cache_batch: BATCH = None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.builtin import NAME, is_lab
-from saekit.cli.options import StudyOptions
+from saekit.cli.options import LoadOptions, StudyOptions
 from saekit.cli.output import quiet_libraries
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ _NO_SITE = "The site that the transcoder reads is missing."
 
 
 def plan_workspace(
-    model: str, sites: Sequence[str] | None, study: StudyOptions, out: Path | None, site_out: str | None = None
+    model: str,
+    sites: Sequence[str] | None,
+    study: StudyOptions,
+    load: LoadOptions,
+    out: Path | None,
+    site_out: str | None = None,
 ) -> Workspace:
     """The workspace that the options describe. Nothing is written yet.
 
@@ -37,15 +43,15 @@ def plan_workspace(
 
     if site_out and not sites:
         raise ConfigError(_NO_SITE, "Give --site with --site-out.")
-    lm = None
+    lm, options = None, load.model_options()
     if not sites:
-        lm = LanguageModel.load(model, dtype=study.dtype, revision=study.revision)
+        lm = LanguageModel.load(model, options)
         sites = [f"resid_post.{lm.n_layers // 2}"]
     names = tuple(map(str, sorted({end for site in sites for end in Route.parse(site, site_out).sites})))
     out = out or Path(f"{Path(model).name.replace(':', '-')}-{'-'.join(names)}")
     given = tuple(study.data or [NAME if is_lab(model) else _DATA])
     data = given[0] if len(given) == 1 else given
-    settings = study.settings() | {"shuffle_seed": shuffle_seed(out, data, study.shuffle)}
+    settings = study.settings() | asdict(load) | {"shuffle_seed": shuffle_seed(out, data, study.shuffle)}
     return Workspace.plan(out, study_of(model, names, data, **settings), lm)
 
 

@@ -26,6 +26,8 @@ def search(
         bool, typer.Option("--deep", help="Also run the words through the model and the dictionary. This loads both.")
     ] = False,
     as_json: options.JSON = False,
+    *,
+    load: options.PlaceOptions,
 ) -> None:
     """Find features by concept: by their labels, the words they fire on, their examples, and the tokens they promote.
 
@@ -37,7 +39,7 @@ def search(
 
     from saekit.workspace.workspace import Workspace
 
-    ws = Workspace.open(workspace)
+    ws = Workspace.open(workspace, **load.changes())
     extra: dict[str, Any] = {"by": by} if by else {}
     if deep or name:
         site = str(ws.dictionaries.site(site, name))

@@ -17,20 +17,21 @@ from trainers.settings.config import ALIASES, TrainConfig
 PANEL = "Training settings, as in the file of a sweep"
 # On the command line, --tokens, --dtype and --keep have another meaning.
 _FLAGS = {"tokens": ("train-tokens",), "dtype": ("train-dtype",), "keep": ("keep-checkpoints",)}
+_SHARED = ("device",)  # options of the model that hold for training too
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """A function for typer that has an option for every field of the dataclasses among the command's parameters.
 
     A parameter whose type is a dataclass of annotated fields receives an object of that class. A parameter called `settings`
-    receives a dictionary of the given fields of :class:`TrainConfig`. Their values have the syntax and the checks of a sweep
-    file, so that a mistake has the same message. The option --json is the last one.
+    receives a dictionary of the given fields of :class:`TrainConfig`; --device is one of them and of the model. Their values have
+    the syntax and the checks of a sweep file, so that a mistake has the same message. The option --json is the last one.
     """
     signature = inspect.signature(command, eval_str=True)
     parts: dict[str, list[inspect.Parameter]] = {}
     for name, parameter in signature.parameters.items():
         if name == "settings":
-            parts[name] = [_training_option(field) for field in fields(TrainConfig)]
+            parts[name] = [_training_option(field) for field in fields(TrainConfig) if field.name not in _SHARED]
         elif is_dataclass(parameter.annotation):
             parts[name] = _options_of(parameter.annotation)
         else:
@@ -42,6 +43,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         for name, options in parts.items():
             own = {option.name: values[option.name] for option in options}
             if name == "settings":
+                own |= {key: values.get(key) for key in _SHARED}
                 given[name] = _settings({key.removeprefix("_"): value for key, value in own.items() if value is not None})
             elif is_dataclass(kind := signature.parameters[name].annotation):
                 given[name] = kind(**own)  # type: ignore[operator]

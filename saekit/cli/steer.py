@@ -66,6 +66,7 @@ def steer(
     *,
     steering: SteeringOptions,
     generation: GenerationOptions,
+    load: options.PlaceOptions,
 ) -> None:
     """Generate with and without a feature turned on, side by side and from the same seed.
 
@@ -88,7 +89,7 @@ def steer(
     quiet_libraries()
     from saekit.workspace.workspace import Workspace
 
-    ws = Workspace.open(workspace)
+    ws = Workspace.open(workspace, **load.changes())
     result = ws.steer(
         prompts,
         feature,

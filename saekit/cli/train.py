@@ -45,6 +45,7 @@ def train(
     *,
     dictionaries: DictionaryOptions,
     run: options.RunOptions,
+    load: options.PlaceOptions,
     settings: dict[str, Any],
 ) -> None:
     """Train one or many dictionaries on cached activations or, with `--live`, on activations computed on the fly.
@@ -86,7 +87,7 @@ def train(
     from trainers.step.distributed import joined
 
     with joined():  # before the model is loaded, so that each process loads it to its own GPU
-        ws = Workspace.open(workspace)
+        ws = Workspace.open(workspace, **load.changes())
         second = None if other is None else Workspace.open(other)
         wanted, sweep = dictionaries, dictionaries.sweep
         more = {"site_out": wanted.site_out, "name": wanted.name, "from": wanted.start}

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saekit.model_options import ModelOptions
 from saekit.tasks import Labelled
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Options:
         documents: number of labelled documents of the laboratory.
         model: name or folder of another model.
         revision: of the other model.
+        loading: how the other model is loaded, besides its revision and its dtype.
         seed: of everything random.
         progress: whether progress is shown.
     """
@@ -39,6 +41,7 @@ class Options:
     documents: int = DOCUMENTS
     model: str | None = None
     revision: str | None = None
+    loading: ModelOptions = field(default_factory=ModelOptions)
     seed: int = 0
     progress: bool = True
 
@@ -115,4 +118,4 @@ class Subject:
 
         if self.options.model is None:
             raise ConfigError("No other model is named.", "Name one: --other-model NAME.")
-        return LanguageModel.load(self.options.model, dtype=self.dtype, revision=self.options.revision)
+        return LanguageModel.load(self.options.model, self.options.loading, dtype=self.dtype, revision=self.options.revision)

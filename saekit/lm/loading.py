@@ -2,144 +2,181 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from saekit.errors import ConfigError, ModelNotFound
+from saekit.errors import ConfigError, MissingPackage, ModelNotFound, SaekitError, UntrustedCode
+from saekit.lm.adapters import apply_adapter, base_of
+from saekit.lm.architecture import auto_class
+from saekit.lm.quantized import check_packages, method_of, quantization_config
+from saekit.lm.sources import Source, find_source
+from saekit.model_options import ModelOptions
 
-_HUB_SECONDS = 10.0
+_Loaded = TypeVar("_Loaded")
+_PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def load_pretrained(
-    name: str,
-    dtype: str | torch.dtype | None,
-    device: str | torch.device | None,
-    revision: str | None,
-    device_map: Any,
-) -> tuple[Any, Any, str]:
+def load_pretrained(name: str, options: ModelOptions) -> tuple[Any, Any, str]:
     """Load (model, tokenizer, commit); the commit is "" for a local folder.
 
     Raises:
         ModelNotFound: there is no such folder or hub name, a file is missing or damaged, or the hub cannot be reached.
-        ConfigError: there is no such dtype or device. This is checked before anything is loaded.
+        UnsupportedModel: it is no decoder-only language model. This is found before weights are read.
+        MissingPackage: a package is needed that is not installed.
+        UntrustedCode: the model comes with code, and `trust_remote_code` is off.
+        ConfigError: there is no such dtype or device (found before anything is loaded), or an option does not fit the model.
     """
-    place, weights_dtype = check_device(device), check_dtype(dtype)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    source: dict[str, Any] = {"revision": revision} if revision else {}
-    folder = Path(name).expanduser()
-    if folder.exists():
-        _check_folder(folder)
-        name = str(folder)
-    elif _looks_like_path(name):
-        raise ModelNotFound(f"There is no folder {name}.", "Give a folder in Hugging Face's layout, or a hub name.")
-    else:
-        source["local_files_only"] = _offline(name, revision)
-    try:
-        config = AutoConfig.from_pretrained(name, **source)
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=weights_dtype, device_map=device_map, output_loading_info=True, **source
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # transformers raises errors of all kinds on damaged files
-        if _is_pickled(folder) and isinstance(error, pickle.UnpicklingError | EOFError | ValueError):
-            raise ModelNotFound(
-                f"torch refuses pytorch_model.bin of {name}: it is damaged, or loading it would run code that it holds.",
-                "If you trust it, convert it to safetensors: load it with transformers, then call model.save_pretrained(folder).",
-            ) from error
-        damaged = isinstance(error, RecursionError | TypeError | AttributeError | UnicodeDecodeError | ArithmeticError)
-        raise ModelNotFound(
-            f"No causal language model with a tokenizer can be loaded from {name}: {_summary(error)}.",
-            "Are its config.json and tokenizer files damaged? Fetch them again." if damaged else None,
-        ) from error
-    if missing := sorted(found["missing_keys"]):  # transformers fills these with random numbers
-        raise ModelNotFound(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
+    place, dtype = check_device(options.device), check_dtype(options.dtype)
+    _check_device_map(options)
+    source = find_source(name, options.revision)
+    base = base_of(source)
+    model_source = base or source
+    config = _config(model_source, options)
+    kind = auto_class(config, name)
+    check_packages(config, name, options.quantization)
+    tokenizer = _tokenizer(source, model_source, options)
+    arguments = _weight_arguments(config, options, dtype, place)
+    model = _weights(kind, model_source, config, options, arguments)
+    if base is not None and base is not source:
+        merge = method_of(config) is None and options.quantization is None
+        model = _guarded(lambda: apply_adapter(model, source, merge=merge), source, options, "adapter")
     model.requires_grad_(False)
-    if device_map is None:
+    if "device_map" not in arguments:
         model.to(place)
-    return model, tokenizer, "" if folder.exists() else _commit(name, revision)
+    return model, tokenizer, source.commit
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelNotFound(f"{folder} is a file.", "Give the folder that holds config.json.")
-    if not (folder / "config.json").exists():
-        raise ModelNotFound(f"{folder} holds no config.json.", "Give a folder in Hugging Face's layout.")
+def _config(source: Source, options: ModelOptions) -> Any:
+    from transformers import AutoConfig
+
+    def load() -> Any:
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=options.trust_remote_code, **source.arguments)
+
+    return _guarded(load, source, options, "model")
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+def _tokenizer(source: Source, base: Source, options: ModelOptions) -> Any:
+    """The tokenizer that the options name, that of an adapter, or that of the model."""
+    from transformers import AutoTokenizer
 
+    own = source if options.tokenizer is None else _tokenizer_source(options.tokenizer)
+    if options.tokenizer is None and base is not source and not own.has_tokenizer():
+        own = base
+    if own.repository is None and not own.has_tokenizer():
+        raise _no_tokenizer(own.name)
 
-def _offline(name: str, revision: str | None) -> bool:
-    """Whether to use the cache only: the hub cannot be reached, but the cache holds the model.
+    def load() -> Any:
+        return AutoTokenizer.from_pretrained(own.name, trust_remote_code=options.trust_remote_code, **own.arguments)
 
-    This asks the hub one question with a deadline, because a download retries for minutes before it gives up.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    cached = False
     try:
-        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-    except HFValidationError as error:
-        raise ModelNotFound(f"{name!r} is neither a folder nor a hub name: {_first_line(error)}") from error
-    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        problem: BaseException | None = ConnectionError("offline mode is on")
-    else:
-        problem = _ask_hub(name, revision)
-    if problem is None:
-        return False
-    if isinstance(problem, GatedRepoError):
-        raise ModelNotFound(f"{name} is gated on the hub.", "Accept its terms there and log in (hf auth login).") from problem
-    if isinstance(problem, RevisionNotFoundError):
-        raise ModelNotFound(f"{name} has no revision {revision!r} on the hub.") from problem
-    if isinstance(problem, RepositoryNotFoundError):
-        raise ModelNotFound(f"{name} is neither a folder here nor a model on the hub.", "Check the name.") from problem
-    if not cached:
-        raise ModelNotFound(
-            f"{name} is not a folder here, the hub cannot be reached ({_first_line(problem)}), and the cache does not hold it.",
-            "Give a local folder, or go online once.",
-        ) from problem
-    return True
+        tokenizer = _guarded(load, own, options, "tokenizer")
+    except ModelNotFound as error:
+        if own.failure(error) is None and not own.has_tokenizer():
+            raise _no_tokenizer(own.name) from error
+        raise
+    if own.folder is not None and not own.has_tokenizer():  # transformers may make an empty one
+        raise _no_tokenizer(own.name)
+    return tokenizer
 
 
-def _commit(name: str, revision: str | None) -> str:
-    """The commit in the cache, whose folder there is named after it."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(path).parent.name if isinstance(path, str) else revision or ""
+def _tokenizer_source(name: str) -> Source:
+    folder = Path(name).expanduser()
+    return Source(str(folder)) if folder.is_dir() else find_source(name, None)
 
 
-def _ask_hub(name: str, revision: str | None) -> BaseException | None:
-    from huggingface_hub import HfApi
+def _no_tokenizer(name: str) -> ModelNotFound:
+    return ModelNotFound(f"{name} has no tokenizer.", "Give the folder or hub name of one: --tokenizer (in Python: tokenizer=).")
 
-    answer: list[BaseException | None] = []
 
-    def ask() -> None:
-        try:
-            HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS / 2)
-            answer.append(None)
-        except Exception as error:
-            answer.append(error)
+def _weight_arguments(config: Any, options: ModelOptions, dtype: Any, place: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the weights. Quantised weights are put where they compute while they are read."""
+    arguments: dict[str, Any] = {"dtype": dtype}
+    if options.attn_implementation is not None:
+        arguments["attn_implementation"] = options.attn_implementation
+    if options.quantization is not None:
+        stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
+        arguments["quantization_config"] = quantization_config(options.quantization, stored if dtype == "auto" else dtype)
+    if options.device_map is not None:
+        arguments["device_map"] = options.device_map
+    elif options.quantization is not None or method_of(config) is not None:
+        arguments["device_map"] = {"": place}
+    return arguments
 
-    # In a thread of its own, because name resolution has no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_HUB_SECONDS)
-    return answer[0] if answer else TimeoutError(f"no answer in {_HUB_SECONDS:.0f} seconds")
+
+def _weights(kind: Any, source: Source, config: Any, options: ModelOptions, arguments: dict[str, Any]) -> Any:
+    def load() -> Any:
+        return kind.from_pretrained(
+            source.name,
+            config=config,
+            trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
+            **arguments,
+            **source.arguments,
+        )
+
+    model, found = _guarded(load, source, options, "model")
+    if missing := sorted(found["missing_keys"]):  # transformers fills these with random numbers
+        raise ModelNotFound(f"{source.name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
+    return model
+
+
+def _guarded(load: Callable[[], _Loaded], source: Source, options: ModelOptions, what: str) -> _Loaded:
+    """The result of `load`; errors of all kinds, which transformers raises on damaged files, become typed."""
+    try:
+        return load()
+    except (torch.OutOfMemoryError, MemoryError, SaekitError):
+        raise
+    except Exception as error:
+        raise _typed(error, source, options, what) from error
+
+
+def _typed(error: Exception, source: Source, options: ModelOptions, what: str) -> SaekitError:
+    name, text = source.name, _summary(error)
+    if "trust_remote_code" in str(error):
+        place = name if source.repository is None else source.repository.address
+        return UntrustedCode(
+            f"{name} comes with Python code of its own, which would run while it is loaded.",
+            f"Read the code in {place}; if you trust it, give --trust-remote-code (in Python: trust_remote_code=True).",
+        )
+    chosen = options.attn_implementation
+    if chosen is not None and (chosen in str(error) or "attention" in str(error).lower()):
+        return ConfigError(
+            f"{name} cannot be loaded with attn_implementation={chosen}: {text}.", "Give eager or sdpa, or leave it out."
+        )
+    if (problem := source.failure(error)) is not None:
+        return problem.error(ModelNotFound)
+    if isinstance(error, ImportError):
+        return MissingPackage(
+            f"{name} needs a package that is not installed: {text}.", "Install it, then run the same command again."
+        )
+    if _is_pickled(Path(name)) and isinstance(error, pickle.UnpicklingError | EOFError | ValueError):
+        return ModelNotFound(
+            f"torch refuses pytorch_model.bin of {name}: it is damaged, or loading it would run code that it holds.",
+            "If you trust it, convert it to safetensors: load it with transformers, then call model.save_pretrained(folder).",
+        )
+    damaged = isinstance(error, RecursionError | TypeError | AttributeError | UnicodeDecodeError | ArithmeticError)
+    return ModelNotFound(
+        f"No {'causal language model' if what == 'model' else what} can be loaded from {name}: {text}.",
+        "Are its config.json and tokenizer files damaged? Fetch them again." if damaged else None,
+    )
 
 
 def _is_pickled(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("pytorch_model*.bin"))
+
+
+def _check_device_map(options: ModelOptions) -> None:
+    placed = options.device_map
+    if placed is None:
+        return
+    if options.device is not None:
+        raise ConfigError("Both a device and a device map are given.", "Give --device or --device-map.")
+    if isinstance(placed, str) and placed not in _PLACEMENTS:
+        raise ConfigError(f"There is no device map {placed!r}.", f"Give {', '.join(_PLACEMENTS)}; one device is --device.")
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import nn
 from saekit import plugins
 from saekit.builtin import is_lab, model_folder
 from saekit.errors import ConfigError, UnsupportedModel
+from saekit.lm.architecture import check_decoder
 from saekit.lm.checks import check_layout
 from saekit.lm.fingerprint import model_sha256, weights_text
 from saekit.lm.generate.generate import Generation, generate
@@ -20,6 +22,7 @@ from saekit.lm.layout.families import PATHS_HINT, Family
 from saekit.lm.layout.resolve import Paths, family_of
 from saekit.lm.loading import load_pretrained
 from saekit.lm.run.forward import RunnableModel
+from saekit.model_options import ModelOptions, with_changes
 from saekit.names.site import Site
 from saekit.objects import Space, space_at
 
@@ -35,62 +38,84 @@ class LanguageModel(RunnableModel):
 
     Attributes, besides those of :class:`saekit.lm.run.forward.RunnableModel`:
         revision: commit on the hub, or "".
+        options: how it was loaded.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, family: Family, name: str, revision: str = "") -> None:
-        super().__init__(model, tokenizer, family, name)
+    def __init__(
+        self, model: Any, tokenizer: Any, family: Family, name: str, revision: str = "", options: ModelOptions | None = None
+    ) -> None:
+        self.options = options or ModelOptions()
+        super().__init__(model, tokenizer, family, name, self.options.bos)
         self.revision = revision
         self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole and never changed, because other threads may read it
         self._fingerprint: dict[str, str] | None = None
 
     @classmethod
     def load(
-        cls,
-        name_or_path: str | Path,
-        *,
-        dtype: str | torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        revision: str | None = None,
-        device_map: Any = None,
-        paths: Paths | None = None,
+        cls, name_or_path: str | Path, options: ModelOptions | None = None, *, paths: Paths | None = None, **changes: Any
     ) -> LanguageModel:
         """Load a model from a local folder or the Hugging Face hub, and freeze its weights.
+
+        The text part of a vision-language model is used; its other parts are loaded with it. The folder or hub name of a PEFT
+        adapter gives its base model with the adapter merged into the weights.
 
         Args:
             name_or_path: a folder in Hugging Face's layout, or a hub name. "lab" is the built-in laboratory's model even where a
                 folder of that name exists; write ./lab for the folder.
-            dtype: of the weights; None keeps that of the checkpoint.
-            device: where to put the model; None is a GPU if there is one.
-            revision: of the hub repository.
-            device_map: for models larger than a device, as in transformers (needs accelerate).
+            options: how to load it.
             paths: a path table, some entries of one, or the name of a family, for a model whose family is unknown.
+            changes: fields of :class:`ModelOptions` by name, such as `dtype="bfloat16"`, in place of those of `options`.
 
         Raises:
             ModelNotFound: there is no such folder or hub name, the hub cannot be reached, or the files are damaged.
-            ConfigError: there is no such device or dtype; found before anything is loaded.
-            UnsupportedModel: the sites are not what their names say.
+            ConfigError: an option is unknown, there is no such device or dtype (found before anything is loaded), or the model
+                comes with code of its own that it may not run.
+            MissingPackage: the weights need a package that is not installed.
+            UnsupportedModel: the model is no decoder-only language model, or the sites are not what their names say.
         """
+        options = with_changes(options or ModelOptions(), changes)
         plugins.load()  # they may register the model's class with transformers
         folder = model_folder(str(name_or_path)) if is_lab(name_or_path) else name_or_path
-        model, tokenizer, commit = load_pretrained(str(folder), dtype, device, revision, device_map)
-        return cls.attach(model, tokenizer, name=str(name_or_path), paths=paths, revision=commit)
+        if is_lab(name_or_path) and options.bos == "auto":
+            options = replace(options, bos="yes")  # one of these models was trained with BOS, and its tokenizer adds none
+        model, tokenizer, commit = load_pretrained(str(folder), options)
+        return cls.attach(model, tokenizer, name=str(name_or_path), paths=paths, revision=commit, options=options)
 
     @classmethod
     def attach(
-        cls, model: Any, tokenizer: Any, *, name: str | None = None, paths: Paths | None = None, revision: str = ""
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        paths: Paths | None = None,
+        revision: str = "",
+        options: ModelOptions | None = None,
+        bos: str | None = None,
     ) -> LanguageModel:
         """Wrap a transformers model that is in memory; `tokenizer` may be None if only token ids are used.
 
+        Args:
+            model: of transformers.
+            tokenizer: its tokenizer, or None.
+            name: what messages and records call it; None: the name that transformers knows.
+            paths: as in :meth:`load`.
+            revision: commit on the hub, for records.
+            options: how the model was loaded, for records.
+            bos: "auto", "yes" or "no": whether contexts begin with BOS; see :class:`ModelOptions`.
+
         Raises:
-            ConfigError: `paths` names no family, or an entry that a path table does not have.
-            UnsupportedModel: the sites are not what their names say; the message gives the identity that fails, and how to pass a
-                path table.
+            ConfigError: `paths` names no family, or an entry that a path table does not have; or `bos` is not possible.
+            UnsupportedModel: the model is no decoder-only language model, or the sites are not what their names say; the message
+                gives the identity that fails, and how to pass a path table.
         """
         name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        options = with_changes(options or ModelOptions(), {} if bos is None else {"bos": bos})
         if not isinstance(model, nn.Module) or not hasattr(model, "config"):
             raise UnsupportedModel(f"{name} is not a model of transformers.", "Give an AutoModelForCausalLM.")
+        check_decoder(model.config, name)
         try:
-            lm = cls(model, tokenizer, family_of(model, paths), name, revision)
+            lm = cls(model, tokenizer, family_of(model, paths), name, revision, options)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError, RuntimeError) as error:
@@ -114,6 +139,19 @@ class LanguageModel(RunnableModel):
         if self._fingerprint is None:
             self._fingerprint = {"model": model_sha256(self), "tokenizer": self.text.sha256, "weights": weights_text(self)}
         return {**self._fingerprint, "name": self.name, "revision": self.revision}
+
+    def loading_facts(self) -> dict[str, Any]:
+        """How the model was loaded, as plain data: its commit on the hub, and options that differ from their defaults.
+
+        The device is left out, because it does not change the model.
+        """
+        given = {**self.options.given(), "revision": self.revision}
+        names = ("revision", "dtype", "attn_implementation", "quantization", "tokenizer", "trust_remote_code", "bos")
+        return {
+            name: value if isinstance(value, bool) else str(value).removeprefix("torch.")
+            for name in names
+            if (value := given.get(name))
+        }
 
     @property
     def dictionaries(self) -> Mapping[Site, SAE]:

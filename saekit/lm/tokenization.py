@@ -24,11 +24,19 @@ class Text:
     Args:
         tokenizer: a Hugging Face tokenizer, or None for a model that is used with token ids only.
         configs: the model's configurations. Their bos, eos and pad ids are special too.
+        bos: whether texts begin with BOS: "auto" is what the tokenizer itself does, "yes", "no", or "any", which is yes wherever
+            the tokenizer has a BOS.
+
+    Raises:
+        ConfigError: `bos` is "yes", and the tokenizer has no BOS.
     """
 
-    def __init__(self, tokenizer: Any, configs: Sequence[Any] = ()) -> None:
+    def __init__(self, tokenizer: Any, configs: Sequence[Any] = (), bos: str = "auto") -> None:
         self._tokenizer = tokenizer
         self._configs = configs
+        self._bos = bos
+        if bos == "yes" and tokenizer is not None and tokenizer.bos_token_id is None:
+            raise ConfigError("BOS is asked for, and the tokenizer has none.", "Choose --bos auto or --bos no (in Python: bos=).")
 
     @property
     def tokenizer(self) -> Any:
@@ -55,10 +63,26 @@ class Text:
                 ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
         return frozenset(index for index in ids if index >= 0)
 
-    @property
+    @cached_property
     def bos_token_id(self) -> int | None:
-        """The id of the token that begins a text, or None if the tokenizer has no such token."""
-        return None if self._tokenizer is None else self._tokenizer.bos_token_id
+        """The id of the token with which every text begins; None where texts begin with their first word."""
+        if self._tokenizer is None or self._bos == "no":
+            return None
+        return self._added_bos() if self._bos == "auto" else self._tokenizer.bos_token_id
+
+    def _added_bos(self) -> int | None:
+        """The id that the tokenizer itself puts before a text; None where it puts none, or more than one."""
+        backend = self._backend
+        if backend is not None:
+            with_special, plain = (backend.encode("a", add_special_tokens=each).ids for each in (True, False))
+        else:
+            with_special, plain = (list(self._tokenizer("a", add_special_tokens=each)["input_ids"]) for each in (True, False))
+        return with_special[0] if len(with_special) > len(plain) and with_special[1 : 1 + len(plain)] == plain else None
+
+    @property
+    def has_bos(self) -> bool:
+        """Whether the tokenizer has a BOS, added or not."""
+        return self._tokenizer is not None and self._tokenizer.bos_token_id is not None
 
     @property
     def pad_token_id(self) -> int:
@@ -66,13 +90,23 @@ class Text:
         ids = [] if self._tokenizer is None else [self._tokenizer.pad_token_id, self._tokenizer.eos_token_id]
         return next((index for index in ids if index is not None), 0)
 
-    def ids(self, texts: Sequence[str], *, bos: bool = True) -> list[list[int]]:
-        """Token ids of each text. With `bos`, BOS is prepended exactly once if the tokenizer has one."""
+    def ids(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
+        """Token ids of each text, with BOS exactly once where texts begin with it.
+
+        Args:
+            texts: the texts; one may hold the text of BOS itself, as chat templates write it.
+            bos: None: as :attr:`bos_token_id` says. True: with the tokenizer's BOS, if it has one. False: none is added.
+        """
         rows = self.plain_ids(texts)
-        first = self.bos_token_id
-        if first is None or not bos:
-            return [list(row) for row in rows]
-        return [list(row) if row[:1] == [first] else [first, *row] for row in rows]
+        if bos is False:
+            return rows
+        first = self._tokenizer.bos_token_id if bos else self.bos_token_id
+        return [self.begun(row, first) for row in rows]
+
+    @staticmethod
+    def begun(ids: Sequence[int], bos: int | None) -> list[int]:
+        """The ids with `bos` before them, exactly once; None adds nothing."""
+        return list(ids) if bos is None or (len(ids) and ids[0] == bos) else [bos, *ids]
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without added special tokens. Truncation and padding of the tokenizer do not matter."""
@@ -157,7 +191,7 @@ class Text:
             content = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
         else:
             content = {"vocab": self._tokenizer.get_vocab()}
-        content["bos"] = self.bos_token_id
+        content["bos"] = self._tokenizer.bos_token_id
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from saekit import trust
 from saekit.errors import StoreMismatch, UnknownRef, WorkspaceError, shown, shown_path
 from saekit.workspace import access
 from saekit.workspace.dictionaries import Dictionaries
-from saekit.workspace.study import FILE, Study
+from saekit.workspace.study import FILE, PLACING, Study
 
 if TYPE_CHECKING:
     from typing import Self
@@ -49,10 +50,15 @@ class WorkspaceFolder:
     def __init__(self, path: Path, study: Study) -> None:
         self.path, self.study = Path(path).absolute(), study  # so that a later chdir changes nothing
         self._model: LanguageModel | None = None
+        self._placing: dict[str, Any] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, **placing: Any) -> Self:
         """An existing workspace.
+
+        Args:
+            path: its folder.
+            placing: `device`, `device_map` and `trust_remote_code` for its model, in place of what the study records.
 
         Raises:
             WorkspaceError: the folder is not a workspace, or its `saekit.toml` cannot be read.
@@ -60,7 +66,9 @@ class WorkspaceFolder:
             WorkspaceTooNew: a newer version of saekit wrote it.
         """
         path = Path(path)
-        return cls(path, Study.load(path))
+        workspace = cls(path, Study.load(path))
+        workspace._placing = placing
+        return workspace
 
     @classmethod
     def plan(cls, path: str | Path, study: Study, lm: LanguageModel | None = None) -> Self:
@@ -77,19 +85,23 @@ class WorkspaceFolder:
             ModelNotFound, CorpusError, UnknownSite, ContextTooLong, ConfigError: the study cannot be done.
         """
         path = Path(path)
+        if lm is not None and study.trust_remote_code:
+            trust.allow(study.model, lm.revision)
+        placing = {name: value for name in PLACING if (value := getattr(study, name))}
         if (path / FILE).exists():
-            workspace = cls.open(path)
+            workspace = cls.open(path, **placing)
             if changed := workspace.study.differences(study):
                 facts = (
                     f"{name} is {shown(getattr(workspace.study, name))} there and {shown(getattr(study, name))} here"
                     for name in changed
                 )
                 raise StoreMismatch(f"{path} has another study: {'; '.join(facts)}.", "Choose another --out folder.")
-            workspace._model = lm
+            if lm is not None and workspace.study.bos == study.bos and workspace._commit() in (None, lm.revision):
+                workspace._model = lm
             return workspace
         access.check_free(path)
         workspace = cls(path, study)
-        workspace._model = lm
+        workspace._model, workspace._placing = lm, placing
         workspace._check_study()
         return workspace
 
@@ -151,12 +163,20 @@ class WorkspaceFolder:
 
     @property
     def lm(self) -> LanguageModel:
-        """The language model, loaded at the first use."""
+        """The language model, loaded at the first use: of a model on the hub, the commit that the activations are from."""
         if self._model is None:
-            from saekit.lm import LanguageModel
+            from saekit.workspace.loading import load_model
 
-            self._model = LanguageModel.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+            self._model = load_model(self.study, self._commit(), self._placing)
         return self._model
+
+    def _commit(self) -> str | None:
+        """The commit of the model that the activations are from; None where there is none yet, or the model is a folder."""
+        from saekit.activations.store.manifest import Manifest
+
+        folder = self.path / "activations"
+        facts = Manifest.load(folder).provenance["model"] if (folder / "manifest.json").exists() else {}
+        return facts.get("revision") or None
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -13,11 +13,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from saekit.builtin import is_lab
 from saekit.errors import ConfigError, WorkspaceError, WorkspaceTooNew
 from saekit.json_files import read_bytes
+from saekit.model_options import ModelOptions
 
 FORMAT = 1
 FILE = "saekit.toml"
 _RESTORE = "Correct it, or restore it from a copy."
 _MAX_BYTES = 2**20
+PLACING = ("device", "device_map", "trust_remote_code")
+"""Fields that a command may give anew: they do not change what is computed."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,20 @@ class Study:
     """Revision of the model on the hub."""
     dtype: str | None = None
     """Type in which the model computes; None: the type of its checkpoint."""
+    device: str | None = None
+    """Where the model is put, unless a command says otherwise; None: a GPU if there is one."""
+    device_map: str | None = None
+    """How a model that is larger than a device is spread over several: auto, ...; None: it is not."""
+    attn_implementation: str | None = None
+    """Implementation of attention in transformers; None: what transformers chooses."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """How weights are quantised while they are loaded; None: as the checkpoint has them."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; None: that of the model."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model is run: on a machine whose user has allowed it (:mod:`saekit.trust`)."""
+    bos: Literal["auto", "yes", "no", "any"] = "auto"
+    """Whether contexts begin with BOS: auto is what the tokenizer does, any is wherever the tokenizer has one."""
     data_config: str | None = None
     """Configuration of a hub data set (`wikitext-103-v1`)."""
     data_split: str = "train"
@@ -124,6 +141,7 @@ class Study:
         if missing := [name for name in ("model", "sites", "data") if name not in values]:
             raise ConfigError(f"{where} lacks {missing[0]!r}.", _RESTORE)
         fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        fields.setdefault("bos", "any")  # the only way before there was a choice
         for name, value in fields.items():
             if (wanted := _mismatch(value, hints[name], least=0 if name.endswith("seed") else 1)) is not None:
                 raise ConfigError(f"{where}: {name} is {value!r}; it must be {wanted}.", _RESTORE)
@@ -135,8 +153,15 @@ class Study:
         return (self.data,) if isinstance(self.data, str) else self.data
 
     def differences(self, other: Study) -> list[str]:
-        """Names of the fields in which this study and another differ."""
-        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+        """Names of the fields in which another study contradicts this one. Where the model runs makes no difference."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in PLACING]
+        if self.bos == "any" and other.bos == "auto":  # a workspace of an early version keeps its choice
+            names.remove("bos")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+    def model_options(self) -> ModelOptions:
+        """How the model is loaded."""
+        return ModelOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)})
 
 
 def shuffle_seed(folder: Path, data: str | tuple[str, ...], shuffle: bool | None) -> int | None:
@@ -159,10 +184,14 @@ def shuffle_seed(folder: Path, data: str | tuple[str, ...], shuffle: bool | None
 
 def _mismatch(value: Any, hint: Any, least: int) -> str | None:
     """What a field of type `hint` must be, or None where `value` is that."""
-    if get_origin(hint) is Literal:
-        return None if value in get_args(hint) else " or ".join(map(repr, get_args(hint)))
+    choices = [each for part in (hint, *get_args(hint)) if get_origin(part) is Literal for each in get_args(part)]
+    if choices:
+        absent = value is None and type(None) in get_args(hint)
+        return None if absent or value in choices else " or ".join(map(repr, choices))
     if get_origin(hint) is UnionType and any(get_origin(each) is tuple for each in get_args(hint)):
         hint = next(each for each in get_args(hint) if isinstance(value, tuple) == (get_origin(each) is tuple))
+    if hint is bool:
+        return None if isinstance(value, bool) else "true or false"
     if get_origin(hint) is tuple:
         texts = isinstance(value, tuple) and value and all(isinstance(each, str) and each for each in value)
         return None if texts else "a list of one or more texts"
@@ -173,6 +202,8 @@ def _mismatch(value: Any, hint: Any, least: int) -> str | None:
 
 def study_of(model: str, sites: tuple[str, ...], data: str | tuple[str, ...], **settings: Any) -> Study:
     """A :class:`Study` whose local paths are absolute, so that commands work from any folder."""
+    if settings.get("tokenizer"):
+        settings["tokenizer"] = portable(settings["tokenizer"])
     found = portable(data) if isinstance(data, str) else tuple(map(_portable_part, data))
     return Study(model=portable(model), sites=sites, data=found, **settings)
 

@@ -97,7 +97,7 @@ def test_how_tokens_are_shown(stories_lm: LanguageModel) -> None:
     assert "".join(stories_lm.token_strings(ids)) == "<s> Once, a zebra\n"
     assert stories_lm.token_strings([3 + 0xE2, 3 + 0x41]) == ["\\xe2", "A"]
     text = Text(byte_level())
-    assert text.token_strings(text.ids(["é cat"])[0])[:3] == ["<bos>", "\\xc3", "\\xa9"]
+    assert text.token_strings(text.ids(["é cat"], bos=True)[0])[:3] == ["<bos>", "\\xc3", "\\xa9"]
 
 
 def test_continuations_keep_their_leading_space(stories_lm: LanguageModel) -> None:

@@ -52,7 +52,7 @@ class Log:
                     resume="allow",
                     reinit="create_new",  # several dictionaries may be trained at the same time
                     config=config,
-                    dir=path.parent,
+                    dir=os.environ.get("WANDB_DIR") or path.parent,
                     name=path.parent.name,
                 )
             except client.Error as error:

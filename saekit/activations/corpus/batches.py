@@ -97,8 +97,8 @@ def token_batches(
     """Tokenise `corpus` into batches of `batch_size` contexts of up to `context` tokens.
 
     - `pack`: documents follow one another, and a document may continue in the next context. Each document and each context
-      begins with BOS. A document attends to those before it in its context, as in the training of most models. A tokenizer
-      without BOS separates documents with EOS and begins contexts with text.
+      begins with BOS. A document attends to those before it in its context, as in the training of most models. Where
+      texts have no BOS (`lm.bos_token_id`), EOS separates documents and contexts begin with text.
     - `document`: a context holds BOS and one document, cut at `context` tokens.
 
     Args:

@@ -11,9 +11,11 @@ from typing import Any
 from saekit.activations.corpus.base import Corpus, CorpusSource
 from saekit.activations.corpus.formats import Row
 from saekit.errors import CorpusError
+from saekit.hub import Problem, Repository, is_commit
 
 SHUFFLE_BUFFER = 10_000
 """Documents of a streamed data set among which the next one is drawn when it is shuffled."""
+_OTHERWISE = "Check its configuration (--data-config), its split (--data-split) and its files."
 
 
 def open_hub(asked: CorpusSource) -> Corpus | None:
@@ -22,44 +24,44 @@ def open_hub(asked: CorpusSource) -> Corpus | None:
 
 
 class HubCorpus(Corpus):
-    """A data set that :func:`datasets.load_dataset` loads. It is looked up when documents are first read."""
+    """A data set that :func:`datasets.load_dataset` loads. It is looked up when documents are first read.
 
-    def __init__(self, asked: CorpusSource) -> None:
+    Args:
+        asked: what the user asks for.
+        commit: which the revision points to, or why the hub does not say, where the caller knows it.
+    """
+
+    def __init__(self, asked: CorpusSource, commit: str | Problem | None = None) -> None:
         super().__init__(str(asked.source), asked.fields)
         self._asked = asked
         self._revision = asked.revision if asked.revision is None or isinstance(asked.revision, str) else asked.revision[0]
         self.split, self.name, self.streaming = asked.split, asked.name, asked.streaming
+        self._known = self._revision if is_commit(self._revision) else commit
+
+    @property
+    def revision(self) -> str | None:
+        """The commit; None where the hub does not say which one it is: then no document can be read."""
+        return self._commit if isinstance(self._commit, str) else None
 
     @cached_property
-    def revision(self) -> str | None:
-        """The commit, so that versions of a data set that changes are not mixed; what was asked for where the hub cannot say."""
-        from huggingface_hub import HfApi
+    def _commit(self) -> str | Problem:
+        """Asked for once, so that the commit that is recorded and the documents that are read cannot differ."""
+        return self._known or self._repository.commit()
 
-        try:
-            return HfApi().dataset_info(self.source, revision=self._revision).sha
-        except Exception:  # offline, private, or a name that only load_dataset knows: its message is better
-            return self._revision
+    @property
+    def _repository(self) -> Repository:
+        return Repository(self.source, "dataset", self._revision, "data set")
 
     @cached_property
     def _data(self) -> Any:
         from datasets import load_dataset
-        from datasets.exceptions import DatasetNotFoundError
 
+        if isinstance(self._commit, Problem):
+            raise self._commit.error(CorpusError)
         try:
-            data = load_dataset(self.source, self.name, split=self.split, revision=self.revision, streaming=self.streaming)
-        except DatasetNotFoundError as error:
-            raise CorpusError(
-                f"There is neither a file {self.source!r} nor a data set of that name on the hub that you can read.",
-                "Check the name; log in if it is private.",
-            ) from error
-        except ConnectionError as error:
-            raise CorpusError(
-                f"{self.source!r} is no local file, and the hub cannot be reached.", "Check the network, or give a local file."
-            ) from error
+            data = load_dataset(self.source, self.name, split=self.split, revision=self._commit, streaming=self.streaming)
         except Exception as error:  # whatever a data set's builder or the network raises
-            raise CorpusError(
-                f"Data set {self.source!r} cannot be loaded: {error}", "Check its configuration (name) and split."
-            ) from error
+            raise self._failure(error) from error
         # Other columns need not be read where the text is known to be there.
         needed = self.fields.columns(data.column_names or ())
         data = data if needed is None else data.select_columns(needed)
@@ -67,16 +69,26 @@ class HubCorpus(Corpus):
             return data
         return data.shuffle(seed=self._asked.shuffle, **({"buffer_size": SHUFFLE_BUFFER} if self.streaming else {}))
 
+    def _failure(self, error: Exception) -> CorpusError:
+        problem = self._repository.explain(error)
+        if problem is None and "gated" in str(error):  # datasets hides the cause of its own error
+            problem = self._repository.gated()
+        if problem is not None:
+            return CorpusError(problem.what, problem.hint)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return CorpusError(f"The data set {self.source} cannot be loaded: {reason}.", _OTHERWISE)
+
     def rows(self, start: int = 0) -> Iterator[Row]:
         data = self._data.skip(start) if start else self._data
         try:
             yield from data
         except Exception as error:
-            raise CorpusError(f"Data set {self.source!r} broke off: {error}", "Run the same command again.") from error
+            what = self._failure(error).what.partition(" cannot be loaded: ")[2] or self._failure(error).what
+            raise CorpusError(f"Data set {self.source!r} broke off: {what}", "Run the same command again.") from error
 
     @property
     def unshuffled(self) -> Corpus:
-        return self if self._asked.shuffle is None else HubCorpus(replace(self._asked, shuffle=None))
+        return self if self._asked.shuffle is None else HubCorpus(replace(self._asked, shuffle=None), self._commit)
 
     def fingerprint(self) -> dict[str, str]:
         facts = {

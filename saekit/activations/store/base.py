@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from saekit.errors import StoreMismatch, UnknownSite
 from saekit.lm.chat import ChatTemplate, TrainOn
 from saekit.lm.fingerprint import differs
 from saekit.names.site import Site
+
+_LOADING = ("attn_implementation", "quantization", "tokenizer", "trust_remote_code")
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -144,6 +149,17 @@ class StoredActivations(ABC):
                 f"{self.path} holds activations of {here['name']} ({marks[0]}), not of {now['name']} ({marks[1]}).",
                 "Give the model it was made with, or cache this one to another folder.",
             )
+        begun = self.provenance.get("bos", lm.text.has_bos)
+        if begun != (lm.bos_token_id is not None):
+            had, has = ("with", "without") if begun else ("without", "with")
+            _log.warning(
+                "The contexts of %s were cached %s BOS, and %s reads texts %s it; load it with bos=%r to read them alike.",
+                self.path,
+                had,
+                lm.name,
+                has,
+                "any" if begun else "no",
+            )
 
     def acts(self, shard: int, site: Site, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop (N, width) of a shard at `site`, in the stored dtype."""
@@ -198,9 +214,10 @@ def template_facts(lm: LanguageModel) -> dict[str, str]:
 
 
 def model_facts(lm: LanguageModel) -> dict[str, str]:
-    """The facts that identify the model of a store."""
+    """The facts that identify the model of a store, and how it was loaded."""
     facts = lm.fingerprint()
-    return {
+    loading = {name: value for name, value in lm.loading_facts().items() if name in _LOADING}
+    return ({"loading": json.dumps(loading, sort_keys=True)} if loading else {}) | {
         "name": facts["name"],
         "revision": facts["revision"],
         "sha256": facts["model"],

@@ -26,7 +26,7 @@ _FACTS: dict[str, type] = {"model": dict, "corpus": dict, "sites": dict, "contex
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.h5")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Recorded for readers. Two stores that differ in these entries hold the same activations.
-_INFORMATIVE = {"model.name", "model.revision", "corpus.source", "saekit", "chat_template"}
+_INFORMATIVE = {"model.name", "model.revision", "model.loading", "corpus.source", "saekit", "chat_template"}
 
 
 def shard_name(index: int) -> str:
@@ -154,8 +154,8 @@ class Manifest:
         """
         here, asked = _flat(self.provenance), _flat(provenance)
         keys = (here.keys() | asked.keys()) - _INFORMATIVE
-        if "corpus.revision" not in asked:  # the hub does not say which is the newest
-            keys.discard("corpus.revision")
+        # Where the hub does not say which commit is the newest, no document will be read either.
+        keys -= {key for key in here if key.startswith("corpus.") and key.endswith("revision") and key not in asked}
         weights = [str(facts.get("model.weights", "")) for facts in (here, asked)]
         if not all(weights) or same_weights(*weights):
             keys.discard("model.weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,7 @@ class _Job:
             "sites": widths,
             "context": self.layout.context,
             "packing": config.packing,
+            "bos": lm.bos_token_id is not None,
             "n_tokens": config.n_tokens,
             "dtype": config.dtype,
             # Stores of earlier versions, of which all tokens are trained on, have no such entry.
@@ -199,8 +201,10 @@ class _Job:
         """
         if (self.path / FILE).exists():
             manifest = Manifest.load(self.path)
+            manifest.provenance.setdefault("bos", self.lm.text.has_bos)  # the only way before there was a choice
             if "chat_template_sha256" in manifest.provenance:  # its corpus holds chats: no need to read it
                 self.provenance |= template_facts(self.lm)
+            self._adopt_revision(manifest)
             manifest.require(self.provenance, self.path)
             return manifest
         if self.path.exists() and not self.path.is_dir():
@@ -212,6 +216,33 @@ class _Job:
         if self.corpus.has_chats:
             self.provenance |= template_facts(self.lm)
         return Manifest(self.provenance)
+
+    def _adopt_revision(self, manifest: Manifest) -> None:
+        """Record the commits of data sets on the hub in a store that was written without them, if its tokens are the same.
+
+        Raises:
+            StoreMismatch: they are not.
+        """
+        here, asked = manifest.provenance["corpus"], self.provenance["corpus"]
+        new = {key: asked[key] for key in asked if key.endswith("revision") and key not in here}
+        if not any(key.endswith("hub") for key in here) or not new:
+            return
+        known = {**manifest.provenance, "corpus": {**here, **new}}
+        dataclasses.replace(manifest, provenance=known).require(self.provenance, self.path)
+        stored, made = hashlib.sha256(), hashlib.sha256()
+        for block in ActivationStore(self.path, manifest).stream([], batch_tokens=_SHARD_TOKENS):
+            stored.update(block.tokens_N.numpy().astype("<i8").tobytes())
+        for batch in self._batches(BEGINNING, manifest.n_tokens) if manifest.n_tokens else ():
+            made.update(batch.tokens_BT[batch.mask_BT].numpy().astype("<i8").tobytes())
+        if stored.digest() != made.digest():
+            raise StoreMismatch(
+                f"{self.path} does not record its commit of {self.corpus.source}, and its tokens are not those of "
+                f"{', '.join(commit[:8] for commit in new.values())}.",
+                "Choose another folder, or name the commit that it is from: --data-revision.",
+            )
+        manifest.provenance["corpus"].update(new)
+        with _writing(self.path):
+            manifest.save(self.path)
 
     def finished(self, manifest: Manifest) -> bool:
         """Whether the store is complete and every shard is there."""

@@ -16,7 +16,7 @@ from saekit.names.site import Site
 
 
 def text_rows(lm: RunnableModel, texts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Token ids of each text, beginning with BOS if the tokenizer has one. Rows of ids are taken as they are.
+    """Token ids of each text, beginning with BOS where the model's texts do. Rows of ids are taken as they are.
 
     Rows longer than the model's context are cut.
 
@@ -43,7 +43,7 @@ def document_activations(
 ) -> Iterator[tuple[np.ndarray, dict[Site, Tensor]]]:
     """Activations of the ordinary tokens of documents.
 
-    Each document has a context of its own, after a BOS if the tokenizer has one, and is cut where the context ends.
+    Each document has a context of its own, after BOS where the model's texts begin with it, and is cut where the context ends.
 
     Args:
         documents: token ids without BOS.

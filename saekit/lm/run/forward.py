@@ -51,10 +51,10 @@ class RunnableModel(ModelLayout):
         text: turns text into tokens and back.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, family: Family, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, family: Family, name: str, bos: str = "auto") -> None:
         super().__init__(model, family, name)
         self.tokenizer = tokenizer
-        self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)])
+        self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)], bos)
         self._special: Tensor | None = None
         model.eval()
 
@@ -218,8 +218,15 @@ class RunnableModel(ModelLayout):
     def _takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
-    def encode(self, texts: str | Sequence[str], *, bos: bool = True, pad_side: Side = "left") -> Padded:
-        """Tokens (B, T) and mask (B, T) of texts. BOS is prepended exactly once if the tokenizer has one."""
+    def encode(self, texts: str | Sequence[str], *, bos: bool | None = None, pad_side: Side = "left") -> Padded:
+        """Tokens (B, T) and mask (B, T) of texts.
+
+        Args:
+            texts: one text, or several.
+            bos: None: begin with BOS where :attr:`bos_token_id` says so. True: wherever the tokenizer has one. False: never. BOS
+                is counted once: a text that begins with it gets no second one.
+            pad_side: of the shorter rows.
+        """
         rows = self.text.ids([texts] if isinstance(texts, str) else texts, bos=bos)
         tokens_BT, mask_BT = self.text.pad(rows, pad_side)
         return Padded(tokens_BT.to(self.device), mask_BT.to(self.device))
@@ -234,7 +241,7 @@ class RunnableModel(ModelLayout):
 
     @property
     def bos_token_id(self) -> int | None:
-        """The id of the token that begins a text, or None if the tokenizer has no such token."""
+        """The id of the token with which every context begins; None where contexts begin with text."""
         return self.text.bos_token_id
 
     @property

@@ -1,0 +1,127 @@
+"""Models by name, on a hub that has faults."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.hub import Hub
+from tests.kit.worker import Worker
+
+LOAD = "from saekit.lm import LanguageModel; lm = LanguageModel.load({name!r}{more}); result = [lm.revision, lm.n_layers]"
+OFFLINE = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = {on}"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    home = tmp_path_factory.mktemp("home")
+    with Worker(hub.environment(home), home / "log") as process:
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def healthy(hub: Hub) -> None:
+    hub.heal()
+
+
+def load(name: str, more: str = "") -> str:
+    return LOAD.format(name=name, more=more)
+
+
+def test_a_name_and_its_revisions(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    first = hub.add("models", "a/stories", stories_path, branch="v1")
+    second = hub.add("models", "a/stories", {**hub.files("models", "a/stories", "v1"), "README.md": b"second"})
+    assert worker(load("a/stories")).value == [second, 5]
+    assert worker(load("a/stories", ", revision='v1'")).value == [first, 5]
+    hub.heal()
+    assert worker(load("a/stories", f", revision={first!r}")).value == [first, 5]
+    assert not [line for line in hub.log if "/api/models/a/stories" in line and "revision" not in line]
+    found = worker(load("a/stories", ", revision='v9'"))
+    assert (found.error, found.what) == ("ModelNotFound", "The model a/stories has no revision 'v9' on the hub.")
+
+
+def test_server_errors_pass(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    sha = hub.add("models", "b/stories", stories_path)
+    hub.fault("/api/models/b/stories", "503", count=2)
+    hub.fault("/resolve/.*/config.json", "429", count=1)
+    assert worker(load("b/stories")).value == [sha, 5]
+    assert any("503" in line for line in hub.log) and any("429" in line for line in hub.log)
+
+
+def test_a_hub_that_never_answers(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    hub.add("models", "c/stories", stories_path)
+    hub.fault("c/stories", "hang", seconds=30)
+    found = worker(load("c/stories"))
+    assert found.error == "ModelNotFound"
+    assert "c/stories is not a folder here, the cache does not hold it, and the hub does not answer" in found.what
+
+
+def test_a_cached_copy_is_used_and_said_so(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    sha = hub.add("models", "d/stories", stories_path)
+    assert worker(load("d/stories")).value == [sha, 5]
+    hub.fault("d/stories", "503")
+    found = worker(load("d/stories"))
+    assert found.value == [sha, 5]
+    assert "The hub answers with an error (503), asked for d/stories. The copy in the cache is used." in found.log
+
+
+def test_gated_private_and_missing_repositories(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    hub.add("models", "e/gated", stories_path, gated=True)
+    found = worker(load("e/gated"))
+    assert (found.error, found.what) == ("ModelNotFound", "The model e/gated is gated on the hub.")
+    assert found.hint == f"Accept the terms at {hub.url}/e/gated and log in: `hf auth login`."
+    found = worker(load("e/nothing"))
+    assert found.what == "e/nothing is neither a path on this machine nor a model on the hub that you can read."
+    assert f"Check the name at {hub.url}/e/nothing; if it is private, log in" in found.hint
+
+
+def test_a_configuration_without_weights_in_the_cache(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    hub.add("models", "f/stories", stories_path)
+    assert worker("from huggingface_hub import hf_hub_download; hf_hub_download('f/stories', 'config.json')").error == ""
+    hub.fault("f/stories", "503")
+    found = worker(load("f/stories"))
+    assert found.error == "ModelNotFound"
+    assert found.what == "The cache holds config.json of f/stories but not its weights, and the hub answers with an error (503)."
+    hub.heal()
+    worker(OFFLINE.format(on=True))
+    found = worker(load("f/stories"))
+    worker(OFFLINE.format(on=False))
+    assert found.what == "The cache holds config.json of f/stories but not its weights, and HF_HUB_OFFLINE is set."
+
+
+def test_offline_mode_is_named_where_it_is_the_cause(worker: Worker) -> None:
+    worker(OFFLINE.format(on=True))
+    found = worker(load("g/stories"))
+    worker(OFFLINE.format(on=False))
+    assert found.what == "g/stories is not in the cache, and HF_HUB_OFFLINE is set, so that nothing is downloaded."
+
+
+def test_a_download_that_breaks_off(hub: Hub, worker: Worker, stories_path: Path) -> None:
+    sha = hub.add("models", "h/stories", stories_path)
+    hub.fault("/resolve/.*/model.safetensors", "truncate", method="GET")
+    found = worker(load("h/stories"))
+    assert found.error == "ModelNotFound" and "h/stories" in found.what
+    assert "broke off" in found.what or "cannot be reached" in found.what
+    assert "same command" in found.hint or "network" in found.hint
+    hub.heal()
+    assert worker(load("h/stories")).value == [sha, 5]
+
+
+def test_a_repository_without_a_tokenizer(hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(stories_path, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    sha = hub.add("models", "i/bare", bare)
+    found = worker(load("i/bare"))
+    assert (found.error, found.what) == ("ModelNotFound", "i/bare has no tokenizer.")
+    assert "--tokenizer" in found.hint
+    hub.add("models", "i/words", stories_path)
+    assert worker(load("i/bare", ", tokenizer='i/words'")).value == [sha, 5]
+    assert worker(load("i/bare", f", tokenizer={str(stories_path)!r}")).value == [sha, 5]
