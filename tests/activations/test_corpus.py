@@ -22,6 +22,7 @@ from saekit.activations.corpus.hub import HubCorpus
 from saekit.activations.corpus.memory import MemoryCorpus
 from saekit.errors import CorpusError
 
+COMMIT = "0" * 40  # load_dataset ignores it where a folder takes the place of the hub
 TEXTS = ["One day.", "", 'Zwei\nZeilen, „Anführung“ und "Kommas", ja', "  spaces  ", "日本語 🙂", "last"]
 
 
@@ -149,22 +150,28 @@ def test_hub_data_sets_through_load_dataset(tmp_path: Path, streaming: bool, mon
         "  - split: test\n    path: small/test.parquet\n- config_name: other\n  data_files: small/test.parquet\n---\n"
     )
     asked = CorpusSource(str(data), name="small", streaming=streaming)
-    corpus = HubCorpus(asked)
+    corpus = HubCorpus(asked, COMMIT)
     assert list(corpus.documents()) == TEXTS
     assert list(corpus.documents(4)) == TEXTS[4:]
-    assert list(HubCorpus(replace(asked, split="test")).documents()) == ["held"]
-    assert corpus.fingerprint() == {"hub": str(data), "config": "small", "split": "train", "text_field": "text"}
+    assert list(HubCorpus(replace(asked, split="test"), COMMIT).documents()) == ["held"]
+    assert corpus.fingerprint() == {
+        "hub": str(data),
+        "config": "small",
+        "split": "train",
+        "revision": COMMIT,
+        "text_field": "text",
+    }
     with pytest.raises(CorpusError, match=r"row 0 has no field 'body'; it has 'n', 'text'"):
-        check_corpus(HubCorpus(replace(asked, text_field="body")))
+        check_corpus(HubCorpus(replace(asked, text_field="body"), COMMIT))
     with pytest.raises(CorpusError, match="nosuch"):
-        check_corpus(HubCorpus(replace(asked, name="nosuch")))
+        check_corpus(HubCorpus(replace(asked, name="nosuch"), COMMIT))
     with pytest.raises(CorpusError, match="nosuch"):
-        check_corpus(HubCorpus(replace(asked, split="nosuch")))
+        check_corpus(HubCorpus(replace(asked, split="nosuch"), COMMIT))
 
 
 def test_the_hub_out_of_reach() -> None:
     # tests/conftest.py sets HF_HUB_OFFLINE.
-    with pytest.raises(CorpusError, match="hub cannot be reached"):
+    with pytest.raises(CorpusError, match="is not in the cache, and HF_HUB_OFFLINE is set"):
         check_corpus(Corpus.open("owner/no-such-data-set"))
 
 

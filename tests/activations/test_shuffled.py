@@ -95,7 +95,7 @@ def test_hub_data_sets(streaming: bool, tmp_path: Path, monkeypatch: pytest.Monk
     _parquet(tmp_path / "data" / "train.parquet")
 
     def opened(seed: int | None) -> HubCorpus:
-        return HubCorpus(CorpusSource(str(tmp_path / "data"), streaming=streaming, shuffle=seed))
+        return HubCorpus(CorpusSource(str(tmp_path / "data"), streaming=streaming, shuffle=seed), "0" * 40)
 
     first, again, other, plain = (list(opened(seed).documents()) for seed in (0, 0, 1, None))
     assert plain == TEXTS and sorted(first) == sorted(TEXTS) and first == again != other and first != plain

@@ -54,7 +54,7 @@ def make_lm(*, seed: int = 0) -> LanguageModel:
         eos_token_id=1,
         tie_word_embeddings=False,
     )
-    return LanguageModel.attach(LlamaForCausalLM(config), tokenizer, name="tiny")
+    return LanguageModel.attach(LlamaForCausalLM(config), tokenizer, name="tiny", bos="any")
 
 
 @dataclass

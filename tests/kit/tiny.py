@@ -37,7 +37,7 @@ def make_lm(*, bos: bool = True, seed: int = 0, d_model: int = 16) -> LanguageMo
         eos_token_id=1,
         tie_word_embeddings=False,
     )
-    return LanguageModel.attach(LlamaForCausalLM(config), tokenizer, name="tiny")
+    return LanguageModel.attach(LlamaForCausalLM(config), tokenizer, name="tiny", bos="any")
 
 
 def make_documents(n: int, *, seed: int = 0, longest: int = 40) -> list[str]:
