@@ -1,4 +1,4 @@
-"""A process with an environment of its own that runs pieces of Python, for settings that libraries read when they are imported."""
+"""A process with its own environment that runs pieces of Python, for settings that libraries read when they are imported."""
 
 from __future__ import annotations
 
