@@ -60,7 +60,7 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         settings = ("revision", "dtype")
         lines.append(("model", _with(study["model"], {name: study[name] for name in settings if study[name]})))
         more = {"split": study["data_split"], "configuration": study["data_config"], "revision": study["data_revision"]}
-        lines.append(("data", _with(study["data"], {name: value for name, value in more.items() if value})))
+        lines.append(("data", _with(shown(study["data"]), {name: value for name, value in more.items() if value})))
     if cached is None:
         lines.append(("tokens", "none cached"))
     else:

@@ -122,7 +122,9 @@ def _at(step: Path) -> str:
 def _activations(ws: WorkspaceFolder) -> list[Removal]:
     folder = ws.path / "activations"
     shards = tuple(sorted(path for path in folder.glob("shard-*.h5") if not path.is_symlink()))
-    missing = [source for source in (ws.study.model, ws.study.data) if Path(source).is_absolute() and not Path(source).exists()]
+    sources = [ws.study.model, *ws.study.sources]
+    paths = [Path(source) for source in sources if Path(source).is_absolute()]
+    missing = [path for path in paths if not (path.exists() or Path(str(path).rpartition(":")[0]).exists())]  # ":0.3": a weight
     again = f"`{command_lines.caching(ws.path, ws.study)}` makes them again"
     if missing:
         again = f"they cannot be made again: {missing[0]} is no longer there"

@@ -13,8 +13,8 @@ from saekit.workspace.study import Study
 
 # Training settings whose options have other names.
 _TRAINING_OPTIONS = {"tokens": "train-tokens", "dtype": "train-dtype", "keep": "keep-checkpoints", "n_latents": "latents"}
-_ARGUMENTS = ("model", "sites", "shuffle_seed")
-"""Fields of a study that are no options, or that an existing workspace keeps by itself."""
+_ARGUMENTS = ("model", "sites", "data", "shuffle_seed")
+"""Fields of a study that are given in another way, or that an existing workspace keeps by itself."""
 
 
 def command(name: str, folder: Path, *words: str) -> str:
@@ -27,9 +27,13 @@ def caching(folder: Path, study: Study) -> str:
     words = ["saekit", "cache", study.model, "--out", shown_path(folder)]
     for site in study.sites:
         words += ["--site", site]
+    for source in study.sources:
+        words += ["--data", source]
     for field in dataclasses.fields(study):
         value = getattr(study, field.name)
-        if field.name not in _ARGUMENTS and (field.name == "data" or value != field.default):
+        if field.name == "separator":
+            value = value.replace("\n", r"\n").replace("\t", r"\t")
+        if field.name not in _ARGUMENTS and getattr(study, field.name) != field.default:
             words += _option(field.name.replace("_", "-"), value)
     return join(words)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -71,8 +72,6 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 def test_the_command_that_it_gives_for_unfinished_training_finishes_it(
     ws: Path, saekit: Saekit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shlex
-
     unfinished = by_address(workspace_view(ws))["resid_post.2@cut"]
     assert unfinished["state"] == "unfinished" and unfinished["checkpoint"]["tokens"] > 0
     (line,) = (step["command"] for step in workspace_view(ws)["next"] if "cut" in step["why"])
@@ -83,18 +82,30 @@ def test_the_command_that_it_gives_for_unfinished_training_finishes_it(
     assert by_address(workspace_view(ws))["resid_post.2@cut"]["state"] == "finished"
 
 
-def test_the_command_that_it_gives_for_caching_describes_the_same_study(ws: Path) -> None:
-    import shlex
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"data": ("lab:0.7", "lab:facts:0.3"), "tokens": 5000, "shuffle_seed": 0},
+        {"text_field": "title,body", "separator": " \n", "where": 'lang == "en"', "train_on": "assistant"},
+        {"revision": "main", "dtype": "bfloat16", "context": 64, "packing": "document", "store_dtype": "float16"},
+        {"data_config": "a b", "data_split": "heldout"},
+    ],
+)
+def test_the_command_that_it_gives_for_caching_describes_the_same_study(settings: dict[str, Any], tmp_path: Path) -> None:
+    from dataclasses import fields
 
     from saekit.cli.app import build
-    from saekit.workspace.command_lines import caching
+    from saekit.cli.options import StudyOptions
+    from saekit.cli.plan import plan_workspace
 
-    study = Study.load(ws)
-    words = shlex.split(caching(ws, study))
-    context = build("cache").make_context("cache", words[2:])
-    given = {name: value for name, value in context.params.items() if hasattr(study, name)}
-    assert {name: getattr(study, name) for name in given} == given
-    assert (context.params["site"], str(context.params["out"])) == (list(study.sites), words[words.index("--out") + 1])
+    study = Study(**{"model": "lab", "sites": ("mlp_out.1", "resid_post.2"), "data": "lab", **settings})
+    study.save(tmp_path)
+    (line,) = (step["command"] for step in workspace_view(tmp_path)["next"])
+    params = build("cache").make_context("cache", shlex.split(line)[2:]).params
+    options = StudyOptions(**{field.name: params[field.name] for field in fields(StudyOptions)})
+    workspace = plan_workspace(params["model"], params["site"], options, params["out"])  # refuses another study
+    assert workspace.study == study and workspace.path == tmp_path
 
 
 def test_another_dictionary_at_the_site_makes_the_database_stale(ws: Path, saekit: Saekit) -> None:
