@@ -16,7 +16,7 @@ def print_quality(site: str, metrics: dict[str, Any]) -> None:
     for measure, value, note in measures(metrics):
         say(f"  {measure:<27} {value:>8}  ", (note, "dim"))
     if "epochs" in metrics:
-        say(f"  {'epochs':<27} {number(metrics['epochs']):>8}  ", ("passes of training over the cached activations", "dim"))
+        say(f"  {'epochs':<27} {number(metrics['epochs']):>8}  ", ("passes of training over the same tokens", "dim"))
     if "fvu_by_site" in metrics:
         table([_site_row(site, fvu, metrics["relative_norms"][site]) for site, fvu in metrics["fvu_by_site"].items()])
     for remark in remarks(metrics):

@@ -23,3 +23,28 @@ def test_epochs_and_final_metrics_are_told(saekit: Saekit, workspace: Path, tmp_
     assert 0 < told["fvu_train"] < 1 and 0 < told["fvu"] < 1
     shown = saekit(*asked).stdout
     assert "epochs" in shown and str(told["epochs"])[:4] in shown
+
+
+def test_many_passes_are_told_before_training_too(saekit: Saekit, tmp_path: Path) -> None:
+    """In fit, and in train from a store, live and in a sweep, where the store holds the whole corpus."""
+    (tmp_path / "x.jsonl").write_text(
+        "".join(json.dumps({"text": f"The cat number {n} sat on a mat."}) + "\n" for n in range(60))
+    )
+    ws, few = tmp_path / "ws", ("--latents", 32, "--k", 4, "--batch-size", 64, "--train-tokens", 6000)
+    outcome = saekit("fit", "lab", "--site", "resid_post.1", "--data", tmp_path / "x.jsonl", *few, "--out", ws, "--json")
+    assert outcome.status == 0, outcome.stderr
+    rows = ActivationReader(ActivationStore.open(ws / "activations"), ["resid_post.1"], batch_size=1).n_tokens
+    passes = 6000 / rows
+    assert passes > 5
+    line = f"Training passes {passes:.3g} times over {rows:,} tokens (epochs)"
+    assert line in outcome.stderr
+    assert outcome.json["sites"]["resid_post.1"]["epochs"] == pytest.approx(passes, abs=1e-3)
+    (tmp_path / "sweep.yaml").write_text("grid:\n  l0: [2, 3]\n")
+    for more in (("--name", "again"), ("--name", "live", "--live"), ("--sweep", tmp_path / "sweep.yaml")):
+        outcome = saekit(
+            "train", ws, "--site", "resid_post.1", *(few[:2] if "--sweep" in more else few[:4]), *few[4:], *more, "--json"
+        )
+        assert outcome.status == 0, outcome.stderr
+        assert line in outcome.stderr
+    for record in ws.glob("sae/*/**/train.json"):
+        assert json.loads(record.read_text())["epochs"] == pytest.approx(passes, abs=1e-3)

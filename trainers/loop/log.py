@@ -118,7 +118,7 @@ def outcome(folder: Path) -> dict[str, float]:
     """What the log of a finished run says at its end, as far as it is known.
 
     Returns:
-        epochs: passes over the cached activations that the run made.
+        epochs: passes over the same tokens that the run made.
         fvu_train: FVU over the last tenth of the run.
         fvu: FVU on held-out documents.
 

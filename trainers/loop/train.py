@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.activations import ReadOptions, ReadOrder, StoredActivations, TrainingData
 from saekit.activations.loader.data import Batch, Source, training_data
+from saekit.activations.loader.source import ActivationSource
 from saekit.errors import CheckpointError, ConfigError, Diverged, NonFiniteActivations, SaekitError
 from saekit.names.site import Site
 from saekit.names.site_map import SiteMap
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
     from saekit.lm import LanguageModel
 
+_MANY_PASSES = 2  # from here on they are told before training
+_log = logging.getLogger(__name__)
 _FINAL_TOKENS = 1 << 18  # of the last evaluation on held-out data
 
 
@@ -156,6 +160,7 @@ class DataPass:
 
     def train(self, progress: bool) -> dict[TrainJob, SaekitError]:
         """Train all dictionaries; returns the errors that stopped some of them."""
+        self._say_epochs()
         stopped: dict[TrainJob, SaekitError] = {}
         with ExitStack() as stack:
             stack.enter_context(self._cores())
@@ -189,8 +194,25 @@ class DataPass:
     def _epochs(self, job: TrainJob) -> float | None:
         """Passes over the data in a run; None if the number of their tokens is unknown."""
         assert job.config.tokens is not None
-        counted = self.data.n_tokens is not None and self.source.n_tokens
-        return round(job.config.tokens / self.source.n_tokens, 3) if counted else None
+        known = self._known_tokens
+        return round(job.config.tokens / known, 3) if known else None
+
+    @property
+    def _known_tokens(self) -> int | None:
+        """Tokens in one pass over the training data, where they are known."""
+        if isinstance(self.source, ActivationSource):
+            return self.source.known_tokens
+        return None if self.data.n_tokens is None else self.source.n_tokens
+
+    def _say_epochs(self) -> None:
+        """Say before training how often it passes over few data."""
+        passes = max((each["epochs"] or 0 for each in self.settings), default=0)
+        if passes >= _MANY_PASSES and self.group.leads:
+            _log.warning(
+                "Training passes %.3g times over %s tokens (epochs). More text generalises better than more passes.",
+                passes,
+                f"{self._known_tokens:,}",
+            )
 
     def _show_filling(self, rows: int, size: int) -> None:
         """Show that the next step waits for a full buffer. Called in another thread if batches are computed in one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from saekit.activations.corpus.base import Corpus, CorpusSource
 from saekit.activations.corpus.documents import Document
 from saekit.errors import ConfigError
 
-_log = logging.getLogger(__name__)
 _WEIGHTS = "Write --data A:0.7 --data B:0.3: positive numbers whose sum is 1, or no weights at all for equal shares."
 
 
@@ -66,7 +64,7 @@ class MixtureCorpus(Corpus):
 
     def __init__(self, corpora: Sequence[Corpus], weights: Sequence[float | Fraction]) -> None:
         self.corpora, self.weights = list(corpora), shares(weights)
-        super().__init__(" and ".join(corpus.source for corpus in corpora), corpora[0].fields)
+        super().__init__(f"the mixture of {' and '.join(corpus.source for corpus in corpora)}", corpora[0].fields)
 
     @property
     def parts(self) -> Sequence[Corpus]:
@@ -84,13 +82,11 @@ class MixtureCorpus(Corpus):
         turns = turns_of(self.weights)
         for turn in itertools.islice(turns, start):
             taken[turn] += 1
-        sources = [
-            itertools.islice((each for each in corpus.documents() if each), count, None)
-            for corpus, count in zip(self.corpora, taken)
-        ]
-        for n, turn in enumerate(turns, start=start):
+        sources = [(document for document in corpus.documents() if document) for corpus in self.corpora]
+        if any(sum(1 for _ in itertools.islice(source, count)) < count for source, count in zip(sources, taken)):
+            return  # the mixture ends before `start`
+        for turn in turns:
             if (document := next(sources[turn], None)) is None:
-                _log.warning("%s ends after %d documents of the mixture; the mixture ends there.", self.corpora[turn].source, n)
                 return
             yield document
 

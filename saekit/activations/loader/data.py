@@ -207,7 +207,12 @@ class LiveData:
         layout = TokenLayout(store.context, store.provenance["packing"], contexts, store.train_on)
         sites = [store.site(site) for site in sites]
         settings = _settings(split, order, options.batch_size)
-        return LiveActivations(self.lm, sites, self.corpus, settings, layout=layout, on_fill=options.on_fill)
+        source = LiveActivations(self.lm, sites, self.corpus, settings, layout=layout, on_fill=options.on_fill)
+        asked = store.provenance.get("n_tokens")
+        if asked is None or store.n_tokens < asked:  # the store holds the whole corpus
+            columns = (store.columns(shard, ["document", "special"]) for shard in range(len(store.shard_rows)))
+            source.known_tokens = sum(int(settings.wanted(*each).sum()) for each in columns)
+        return source
 
 
 class GivenData:

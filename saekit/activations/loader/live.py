@@ -44,11 +44,16 @@ class LiveActivations(ActivationSource):
 
     Batches are on the device that the model computes the site on.
 
+    Attributes:
+        known_tokens: rows of one epoch in this split, where whoever made this knows them without reading the corpus.
+
     Raises:
         UnknownSite, ContextTooLong, ConfigError: what is asked for cannot be done.
         CorpusError: while iterating: see :meth:`Corpus.documents`; or no row is in the split.
         NonFiniteActivations: while iterating: the model gives NaN or infinity.
     """
+
+    known_tokens: int | None = None
 
     def __init__(
         self,
@@ -82,7 +87,9 @@ class LiveActivations(ActivationSource):
 
     @cached_property
     def n_tokens(self) -> int:
-        """Rows of one epoch in this split. The first call tokenises the corpus to count them."""
+        """Rows of one epoch in this split. The first call tokenises the corpus to count them, where they are not known."""
+        if self.known_tokens is not None:
+            return self.known_tokens
         return sum(int(self._wanted(batch).sum()) for batch in self._tokens(BEGINNING, self._limit))
 
     @property

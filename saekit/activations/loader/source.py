@@ -145,6 +145,11 @@ class ActivationSource(ABC):
         """Rows of one epoch."""
 
     @property
+    def known_tokens(self) -> int | None:
+        """Rows of one epoch; None where they would have to be counted first."""
+        return self.n_tokens
+
+    @property
     @abstractmethod
     def context(self) -> int:
         """Tokens in a context, at most."""

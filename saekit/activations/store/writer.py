@@ -132,7 +132,11 @@ def write_store(
             job.run(manifest, progress)
     if config.n_tokens is not None and manifest.n_tokens < config.n_tokens:
         _log.warning(
-            "%s has only %d of the %d tokens asked for; each is stored once.", corpus.source, manifest.n_tokens, config.n_tokens
+            "%s has only %d of the %d tokens asked for; each is stored once.%s",
+            corpus.source,
+            manifest.n_tokens,
+            config.n_tokens,
+            " A mixture ends where its first source ends." if len(corpus.parts) > 1 else "",
         )
     return ActivationStore.open(job.path)
 
