@@ -123,6 +123,10 @@ class SAENotFound(SAEFormatError):
     """There is no such folder and no such published SAE, or it cannot be fetched."""
 
 
+class PushError(SaekitError):
+    """A dictionary cannot be put on the hub: nobody is logged in, the token may not write, or the hub does not answer."""
+
+
 class UnknownRef(SaekitError):
     """A reference does not parse, or names an object that does not exist, such as a feature out of range."""
 

@@ -64,6 +64,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "info": CommandRow("saekit.cli.info:info", "Show where a workspace stands, and what to run next."),
         "list": CommandRow("saekit.cli.workspaces:workspaces", "List the workspaces below a folder."),
         "clean": CommandRow("saekit.cli.clean:clean", "Remove parts of a workspace, by name."),
+        "push": CommandRow("saekit.cli.push:push", "Put a dictionary on the hub, with a model card."),
         "verify": CommandRow("saekit.cli.verify:verify", "Check every file of a workspace."),
         "lab info": CommandRow(
             "saekit.cli.lab_info:info",
