@@ -89,18 +89,26 @@ def open_source(source: str | Path, dtype: str | None = None, revision: str | No
         snapshot = Snapshot.of(name.repository, revision or name.revision)
         with snapshot.explaining():
             return _listed(name.release, name.sae_id, snapshot, name.path, dtype)
+    snapshot = _repository(name, revision)
+    with snapshot.explaining():
+        place = snapshot.place(name.path)
+        if listed := _find_listed(name.repository, place.whole_path):
+            return _listed(*listed, snapshot, place.whole_path, dtype)
+        return _read(place, dtype)
+
+
+def _repository(name: _Name, revision: str | None) -> Snapshot:
+    """The repository of a name that may as well be a misspelt release."""
     try:
         snapshot = Snapshot.of(name.repository, revision or name.revision)
         with snapshot.explaining():
-            place = snapshot.place(name.path)
-            if listed := _find_listed(name.repository, place.whole_path):
-                return _listed(*listed, snapshot, place.whole_path, dtype)
-            return _read(place, dtype)
+            _ = snapshot.names  # asks the hub or the cache
+        return snapshot
     except SAENotFound as error:
         release = name.repository.split("/")[0]
         near = difflib.get_close_matches(release, _directory(), n=3, cutoff=0.6)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        what = f"There is no folder {str(source)!r}, and sae-lens lists no release {release!r}. {error.what}"
+        what = f"{error.what} There is no release {release!r} in sae-lens's list."
         raise SAENotFound(what, hint + (error.hint or "")) from error
 
 

@@ -78,6 +78,7 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults: list[Fault] = []
         self.log: list[str] = []
+        self.blobs: dict[str, bytes] = {}  # large files that were uploaded, by hash
         self.lock = threading.Lock()
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 Files = Mapping[str, bytes]
 _LFS = (".safetensors", ".parquet", ".bin", ".h5", ".npz")
 _API = re.compile(
-    r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info|refs|preupload|commit|auth-check)(?:/(.*))?)?"
+    r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info|refs|preupload|commit|branch|auth-check)(?:/(.*))?)?"
 )
 _RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/(.+)")
 _REVISION = re.compile(r"(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.*))?")
@@ -54,6 +54,11 @@ class Handler(BaseHTTPRequestHandler):
                 self._api(match[1], match[2], match[3], match[4] or "")
             elif (match := _RESOLVE.fullmatch(path)) is not None:
                 self._file("datasets" if match[1] else "models", match[2], match[3])
+            elif path.endswith(".git/info/lfs/objects/batch"):
+                self._batch()
+            elif path.startswith("/lfs/"):
+                self.hub.blobs[path.removeprefix("/lfs/")] = self._body
+                self._send(200)
             elif path == "/api/repos/create":
                 self._create()
             elif path == "/api/validate-yaml":
@@ -120,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
     def _api(self, kind: str, name: str, what: str | None, rest: str) -> None:
         match = _REVISION.fullmatch(rest)
         revision, inside = (match[1], match[2] or "") if match else ("main", "")
-        if (found := self._find(kind, name, revision)) is None:
+        if (found := self._find(kind, name, "main" if what == "branch" else revision)) is None:
             return
         repository, sha = found
         files = repository.commits.get(sha, {})
@@ -130,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
                 "id": name,
                 "modelId": name,
                 "sha": sha,
-                "private": False,
+                "private": repository.private,
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
@@ -151,9 +156,12 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, [entry for path in asked if (entry := _entry(files, path.strip("/"))) is not None])
         elif what == "preupload":
             asked = json.loads(self._body)["files"]
-            self._send(200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
+            modes = {f["path"]: "lfs" if f["path"].endswith(_LFS) else "regular" for f in asked}
+            self._send(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
         elif what == "commit":
             self._commit(kind, name, files, revision)
+        elif what == "branch":
+            self._branch(repository, rest)
 
     def _tree(self, files: Files, inside: str) -> None:
         prefix = f"{inside}/" if inside else ""
@@ -178,6 +186,20 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.repositories[kind, name].private = bool(facts.get("private")) or facts.get("visibility") == "private"
         self._send(409 if known else 200, {"url": url, "name": name, "id": name, "error": "exists"})
 
+    def _branch(self, repository: Any, branch: str) -> None:
+        known = branch in repository.branches
+        if not known:
+            repository.branches[branch] = repository.branches["main"]
+        self._send(409 if known else 200, {"error": "exists"})
+
+    def _batch(self) -> None:
+        """Say where large files are uploaded to."""
+        objects = [
+            {**each, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{each['oid']}"}}}
+            for each in json.loads(self._body)["objects"]
+        ]
+        self._send(200, {"transfer": "basic", "objects": objects}, kind="application/vnd.git-lfs+json")
+
     def _commit(self, kind: str, name: str, before: Files, branch: str) -> None:
         files = dict(before)
         for line in self._body.splitlines():
@@ -185,6 +207,8 @@ class Handler(BaseHTTPRequestHandler):
             key, value = operation["key"], operation["value"]
             if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
             elif key == "deletedFile":
                 files.pop(value["path"], None)
             elif key == "deletedFolder":
