@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from scripts.package_graph import ROOT, imports, modules, package, reached
+
 FLOORS = {
     "saekit.builtin": 0,
     "saekit.checksums": 0,
@@ -58,32 +57,7 @@ def _floor(module: str) -> int | None:
     return FLOORS[max(homes, key=len)] if homes else None
 
 
-def _modules() -> list[tuple[str, Path]]:
-    files = [path for package in ("saekit", "trainers", "feature_db") for path in (ROOT / package).rglob("*.py")]
-    return [(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path) for path in files]
-
-
-MODULES = dict(_modules())
-
-
-def _imported(path: Path) -> set[str]:
-    """Modules of the project that a file imports anywhere: at the top, inside functions, and for type checking."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from package import module` is an arrow to the module, `from module import name` one to the module
-            names |= {each if (each := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names}
-    return {name for name in names if name.split(".")[0] in ("saekit", "trainers", "feature_db")}
-
-
-IMPORTS = {name: _imported(path) for name, path in MODULES.items()}
-
-
-def _package(module: str) -> str:
-    """The package whose arrows are counted: `saekit.lm`, `trainers`, or a module that stands alone (`saekit.files`)."""
-    return ".".join(module.split(".")[:2]) if module.startswith("saekit.") else module.split(".")[0]
+MODULES, IMPORTS = modules(), imports()
 
 
 def test_every_module_has_a_floor() -> None:
@@ -115,19 +89,9 @@ def test_no_two_packages_import_each_other() -> None:
     arrows: dict[str, set[str]] = {}
     for name, imported in IMPORTS.items():
         if name != "saekit":
-            arrows.setdefault(_package(name), set()).update(_package(other) for other in imported)
-
-    def reached(start: str) -> set[str]:
-        seen: set[str] = set()
-        todo = [start]
-        while todo:
-            for other in arrows.get(todo.pop(), set()) - seen:
-                seen.add(other)
-                todo.append(other)
-        return seen
-
+            arrows.setdefault(package(name), set()).update(map(package, imported))
     # An arrow from a package to itself is an import inside it.
-    circles = sorted(name for name in arrows if any(name in reached(other) for other in arrows[name] - {name}))
+    circles = sorted(name for name in arrows if any(name in reached(arrows, other) for other in arrows[name] - {name}))
     assert not circles
 
 
