@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -59,6 +60,16 @@ class Report(ABC):
         lines = [dict(zip(rows[0], rows[0])), *rows]
         widths = {name: max(len(line[name]) for line in lines) for name in rows[0]}
         return "\n".join("  ".join(line[name].ljust(width) for name, width in widths.items()).rstrip() for line in lines)
+
+
+def decimals(value: float | None, places: int = 3) -> str:
+    """A number with some decimals; a dash where it was not measured, as in results of earlier versions."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{places}f}"
+
+
+def too_few(missing: Sequence[str], what: str) -> list[str]:
+    """The sentence on concepts that cannot be judged; no sentence without such concepts."""
+    return [f"too few {what} to judge: {', '.join(missing)}"] if missing else []
 
 
 @dataclass(frozen=True)

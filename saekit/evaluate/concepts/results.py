@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from saekit.evaluate.report import Report, Section
+from saekit.evaluate.report import Report, Section, decimals, too_few
 
 RECOVERED = 0.9
 """The AUC from which a concept counts as recovered."""
@@ -182,7 +182,7 @@ class Recoveries(Report):
                     f"{summary['share_recovered']:.0%} at {RECOVERED} or more"
                 )
                 lines.append(_distribution(summary["quantiles"]))
-        lines += [f"too few tokens to judge: {', '.join(data['missing'])}"] * bool(data["missing"])
+        lines += too_few(data["missing"], "tokens")
         return Section(f"concepts at {data['site']}", [_row(each) for each in data["concepts"]], lines)
 
     def aucs(self, criterion: str = "auc") -> list[float]:
@@ -231,18 +231,18 @@ def _distribution(quantiles: Mapping[str, float]) -> str:
 def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
     def hard(name: str) -> str:
         feature = concept[f"feature_{name}"]
-        return "–" if feature is None else f"{concept[f'auc_{name}']:.3f} #{feature}"
+        return "–" if feature is None else f"{decimals(concept[f'auc_{name}'])} #{feature}"
 
     return {
         "concept": concept["concept"],
-        "AUC": f"{concept['auc']:.3f}",
-        "AP": f"{concept.get('average_precision', math.nan):.3f}",
-        "base rate": f"{concept.get('base_rate', math.nan):.4f}",
+        "AUC": decimals(concept["auc"]),
+        "AP": decimals(concept.get("average_precision")),
+        "base rate": decimals(concept.get("base_rate"), 4),
         "feature": str(concept["feature"]),
         "recall": f"{concept['recall']:.0%}",
         "precision": f"{concept['precision']:.0%}",
         "tokens": concept["tokens"],
-        "words": f"{concept['lexical_auc']:.3f}",
+        "words": decimals(concept["lexical_auc"]),
         "same words": hard("same_words"),
         "in context": hard("in_context"),
         "recovered": concept["outcome"],

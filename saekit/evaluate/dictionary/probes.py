@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from saekit.evaluate.dictionary.absorption import Absorption
-from saekit.evaluate.report import Report, Section
+from saekit.evaluate.report import Report, Section, decimals, too_few
 
 
 class Score(NamedTuple):
@@ -118,7 +118,7 @@ class Probes(Report):
                 f"of their own, {absorption['fraction']:.1%} absorbed by others, {absorption['full']:.1%} of tokens in full"
             )
         lines.append("AP: average precision. Half of the examples have the concept: a probe that says nothing has 50 % (.5, .5)")
-        lines += [f"too few examples to judge: {', '.join(data['missing'])}"] * bool(data["missing"])
+        lines += too_few(data["missing"], "examples")
         return Section(f"probes at {at}" if at else "probes", [_row(each) for each in data["concepts"]], lines)
 
 
@@ -133,8 +133,8 @@ def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
         "concept": concept["concept"],
         "dense": f"{concept['dense']['accuracy']:.1%}",
         **{f"k = {k}": f"{score['accuracy']:.1%}" for k, score in concept["sparse"].items()},
-        f"AUC, k = {first}": f"{concept['sparse'][first]['auc']:.3f}",
-        f"AP, k = {first}": _three(concept["sparse"][first].get("average_precision")),
+        f"AUC, k = {first}": decimals(concept["sparse"][first]["auc"]),
+        f"AP, k = {first}": decimals(concept["sparse"][first].get("average_precision")),
         "latents": " ".join(map(str, concept["latents"])),
         "own": str(len(absorption["main"])) if absorption else "",
         "absorbed": percent("fraction"),
@@ -144,12 +144,7 @@ def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score_text(score: Mapping[str, float]) -> str:
-    return f"{score['accuracy']:.1%} ({score['auc']:.3f}, {_three(score.get('average_precision'))})"
-
-
-def _three(value: float | None) -> str:
-    """A number with three decimals, or a dash for results of versions that did not measure it."""
-    return "–" if value is None else f"{value:.3f}"
+    return f"{score['accuracy']:.1%} ({decimals(score['auc'])}, {decimals(score.get('average_precision'))})"
 
 
 def _mean(scores: Sequence[Score]) -> dict[str, float]:
