@@ -15,7 +15,7 @@ from saekit.cli.values import count
 def workspaces(
     folder: Annotated[Path, typer.Argument(help="Folder to look in. [default: the current one]", metavar="FOLDER")] = Path(),
     depth: Annotated[
-        int, typer.Option("--depth", help="Folders below it to look in, at most.", parser=count(0, 64), metavar="COUNT")
+        int, typer.Option("--depth", help="Folders below it to look in, at most.", parser=count(0), metavar="COUNT")
     ] = 4,
     as_json: options.JSON = False,
 ) -> None:

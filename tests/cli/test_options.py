@@ -18,7 +18,7 @@ from tests.kit.commands import Saekit, environment
 ROOT = Path(__file__).parents[2]
 NAMES = list(COMMANDS)
 # The same thing is described differently where the default is made by a rule, which the help names.
-BY_RULE = ("[default:", "Needed if")
+BY_RULE = ("[default:", "Needed if", "Repeated with weights")
 
 
 def options_of(name: str) -> list[Any]:
