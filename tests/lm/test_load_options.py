@@ -82,9 +82,7 @@ def test_trust_in_a_commit_is_not_trust_in_the_next(tmp_path: Path, monkeypatch:
 # Adapters
 
 
-def test_an_adapter_without_peft_names_the_package(
-    stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_without_peft_names_the_package(stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from saekit.lm import quantized
 
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(stories_path)}))
@@ -157,12 +155,32 @@ def test_quantising_while_loading(stories_path: Path, tmp_path: Path, monkeypatc
         LanguageModel.load(folder, quantization="8bit")
 
 
-def test_a_quantised_model_runs(stories_path: Path, stories_lm: LanguageModel) -> None:
+@pytest.mark.parametrize(("asked", "least"), [("8bit", 0.99), ("4bit", 0.9)])
+def test_a_quantised_model_runs(asked: str, least: float, stories_path: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    lm = LanguageModel.load(stories_path, quantization="8bit", device="cpu")
-    ours, exact = lm.run(TOKENS).logits.float(), stories_lm.run(TOKENS).logits
-    assert torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > 0.99
-    assert lm.loading_facts()["quantization"] == "8bit"
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    for file in stories_path.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    lm = LanguageModel.load(tmp_path, quantization=asked, device="cpu")
+    with torch.no_grad():
+        exact = model(input_ids=torch.tensor(TOKENS)).logits
+    ours = lm.run(TOKENS).logits.float()
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > least
+    assert not torch.equal(ours, exact)
+    assert lm.loading_facts()["quantization"] == asked and len(lm.fingerprint()["model"]) == 64
 
 
 # Places, attention, tokenizers

@@ -302,5 +302,5 @@ def _facts(route: SiteMap, data: TrainingData, lm: LanguageModel | None) -> dict
         "model_name": lm.name if lm else None,
         "context_size": data.context,
         "prepend_bos": lm.bos_token_id is not None if lm else None,
-        "metadata": {"model_from_pretrained_kwargs": loading} if lm and (loading := lm.loading_facts()) else {},
+        "metadata": {"model_loading": loading} if lm and (loading := lm.loading_facts()) else {},
     }
