@@ -7,121 +7,162 @@ from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.layout.families import PATHS_HINT
-from saekit.lm.run.edits import At, Edit
-from saekit.lm.run.forward import RunnableModel
+from saekit.lm.layout.sums import Scale
+from saekit.lm.layout.trace import probe_tokens
+from saekit.lm.run.forward import Run, RunnableModel
 from saekit.names.site import Site
 
 # Largest error relative to the largest value: a few roundings of the type.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_LENGTH = 6
+_READ = ("resid_pre", "v", "heads", "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
 
 
-def check_layout(lm: RunnableModel) -> None:
-    """Check that the sites of `lm` are what their names say.
+class Checks:
+    """The identities of a layout. A site that fails one becomes absent, with the identity and its error as the reason.
 
-    In every layer: resid_pre + attn_out = resid_mid, resid_mid + mlp_out = resid_post, which is the next resid_pre, and heads at
-    the first position, which attends to itself alone, = v there. In the first and last layer: heads W_O = attn_out and
-    neurons W_down = mlp_out, after their post-norms. At the end: head of the final norm of the last resid_post = logits.
-    In layer 0: an edit of one head's q, k or v changes that head only, and resid_mid is what both the MLP and the sum receive.
+    Args:
+        lm: the model.
+        strict: raise UnsupportedModel instead, because the user named the modules.
 
-    Raises:
-        UnsupportedModel: an identity fails; the message says which, where and by how much.
+    Attributes:
+        unequal_v: layers in which v differs from heads at the first position, which attends to itself alone.
     """
-    try:
-        _check(lm)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UnsupportedModel(f"{_who(lm)}: its sites cannot be read: {str(error).rstrip('.')}.", PATHS_HINT) from error
 
+    def __init__(self, lm: RunnableModel, strict: bool) -> None:
+        self.lm, self.strict = lm, strict
+        self.unequal_v: set[int] = set()
 
-def _check(lm: RunnableModel) -> None:
-    generator = torch.Generator().manual_seed(0)
-    tokens_BT = torch.randint(0, lm.vocab_size, (2, min(_LENGTH, lm.max_context)), generator=generator)
-    kinds = ["resid_pre", "v", "heads", "attn_out", "mlp_out", "resid_post"]
-    kinds += ["resid_mid"] if lm.family.mid else []
-    kinds += ["neurons"] if lm.family.down else []
-    run = lm.run(tokens_BT, read=[Site(kind, layer) for layer in range(lm.n_layers) for kind in kinds], logits="all")
-    for layer in range(lm.n_layers):
-        at = {kind: run[Site(kind, layer)] for kind in kinds}
-        _check_block(lm, layer, at)
-        if layer:
-            _same(lm, f"resid_post.{layer - 1} = resid_pre.{layer}", run[f"resid_post.{layer - 1}"], at["resid_pre"])
-        if layer in (0, lm.n_layers - 1):
-            _check_projections(lm, layer, at)
-    assert run.logits is not None
-    last = lm.n_layers - 1
-    with torch.no_grad():
-        _same(lm, f"head of the final norm of resid_post.{last} = logits", lm.unembed(run[f"resid_post.{last}"]), run.logits)
-    for kind in "qkv":
-        _check_heads_apart(lm, Site(kind, 0), tokens_BT, run["heads.0"])
-    if lm.family.mid:
-        _check_mid_is_skipped_over(lm, tokens_BT)
+    def run(self) -> Run:
+        """Check what one forward pass shows, in every layer.
 
+        Raises:
+            UnsupportedModel: the residual stream fails: resid_post is not the next resid_pre, or the head of the final norm of
+                the last resid_post is not the logits.
+        """
+        lm = self.lm
+        self.tokens_BT = probe_tokens(lm.vocab_size, lm.max_context).to(lm.device)
+        run = lm.run(self.tokens_BT, read=[site for site in lm.sites() if site.kind in _READ], logits="all")
+        assert run.logits is not None
+        for layer in range(1, lm.n_layers):
+            self.require(f"resid_post.{layer - 1} = resid_pre.{layer}", run[f"resid_post.{layer - 1}"], run[f"resid_pre.{layer}"])
+        last = lm.n_layers - 1
+        with torch.no_grad():
+            logits = lm.unembed(run[f"resid_post.{last}"])
+        self.require(f"head of the final norm of resid_post.{last} = logits", logits, run.logits)
+        for layer in range(lm.n_layers):
+            self._check_sums(layer, {site.kind: x for site, x in run.acts.items() if site.layer == layer})
+        for layer in {*(layers[0] for layers in self.sorts()), last}:
+            self._check_projections(layer, {site.kind: x for site, x in run.acts.items() if site.layer == layer})
+        return run
 
-def _check_block(lm: RunnableModel, layer: int, at: dict[str, Tensor]) -> None:
-    total = at["resid_pre"] + at["attn_out"].to(at["resid_pre"].device)
-    if "resid_mid" in at:
-        _same(lm, f"resid_pre.{layer} + attn_out.{layer} = resid_mid.{layer}", total, at["resid_mid"])
-    total = total + at["mlp_out"].to(total.device)
-    _same(lm, f"resid_pre.{layer} + attn_out.{layer} + mlp_out.{layer} = resid_post.{layer}", total, at["resid_post"])
-    first = at["v"][:, 0].repeat_interleave(lm.n_heads // lm.n_kv_heads, 1)
-    _same(lm, f"v.{layer} = heads.{layer} at the first position", first, at["heads"][:, 0])
+    def sorts(self) -> list[list[int]]:
+        """The layers of each sort of block."""
+        lm = self.lm
+        kinds = getattr(lm.config, "layer_types", None) or [""] * lm.n_layers
+        found: dict[object, list[int]] = {}
+        for layer, (block, layout) in enumerate(zip(lm.blocks, lm.layouts)):
+            kind = kinds[layer] if layer < len(kinds) else ""
+            sort = (type(block), layout.paths, tuple(sorted(layout.sizes.items())), kind, tuple(layout.absent))
+            found.setdefault(sort, []).append(layer)
+        return list(found.values())
 
+    def _check_sums(self, layer: int, at: dict[str, Tensor]) -> None:
+        layout = self.lm.layouts[layer]
+        terms = [(layout.mid_scales[0], "resid_pre"), (layout.mid_scales[1], "attn_out")]
+        if "attn_out" in at and "resid_mid" in at and not layout.others:
+            self._check_sum(layer, terms, "resid_mid", at)
+        terms = [(layout.scale(kind), kind) for kind in ("resid_pre", "attn_out", "mlp_out") if kind in at]
+        if len(terms) > 1 and not layout.others:
+            self._check_sum(layer, terms, "resid_post", at)
+        # Gates, norms and sinks lie between v and heads; then the edits of v decide.
+        if "v" in at and "heads" in at:
+            first = at["v"][:, 0].repeat_interleave(at["heads"].shape[2] // at["v"].shape[2], 1)
+            if self.error(first, at["heads"][:, 0]) is not None:
+                self.unequal_v.add(layer)
 
-@torch.no_grad()
-def _check_projections(lm: RunnableModel, layer: int, at: dict[str, Tensor]) -> None:
-    family = lm.family
-    out = _write(lm, layer, at["heads"].flatten(2), family.o, family.attn_out)
-    _same(lm, f"heads.{layer} W_O = attn_out.{layer}", out, at["attn_out"])
-    if family.down:
-        out = _write(lm, layer, at["neurons"], family.down, family.mlp_out)
-        _same(lm, f"neurons.{layer} W_down = mlp_out.{layer}", out, at["mlp_out"])
+    def _check_sum(self, layer: int, terms: list[tuple[Scale, str]], whole: str, at: dict[str, Tensor]) -> None:
+        device = at["resid_pre"].device
+        parts = [at[kind].to(device) * (scale.to(device) if isinstance(scale, Tensor) else scale) for scale, kind in terms]
+        words = " + ".join(f"{_factor(scale)}{kind}.{layer}" for scale, kind in terms)
+        kinds = ["attn_out", "resid_mid"] if whole == "resid_mid" else ["attn_out", "mlp_out", "resid_mid"]
+        total = sum(parts[1:], parts[0])
+        size = torch.stack([part.abs() for part in parts]).sum(0)
+        if not self.check(layer, kinds, f"{words} = {whole}.{layer}", total, at[whole]):
+            return
+        # Element by element, so that a few large coordinates do not hide the others.
+        error = float(((total - at[whole]).abs() / (size + 1e-3 * size.mean() + 1e-9)).max())
+        if error > 20 * self.tolerance:
+            self.drop(layer, kinds, f"{words} = {whole}.{layer} fails by {error:.1e} of its terms")
+
+    def _check_projections(self, layer: int, at: dict[str, Tensor]) -> None:
+        for kind, written in (("heads", "attn_out"), ("neurons", "mlp_out")):
+            here = all(each in at and self.lm.reason(Site(each, layer)) is None for each in (kind, written))
+            if here and (why := self.projection_error(layer, kind, at[kind], at[written])):
+                self.drop(layer, [kind], why)
+
+    @torch.no_grad()
+    def projection_error(self, layer: int, kind: str, x: Tensor, written: Tensor) -> str | None:
+        """How the output projection of heads or neurons `x` differs from what is written; None if it does not."""
+        entry, name, matrix = ("o", "attn_out", "W_O") if kind == "heads" else ("down", "mlp_out", "W_down")
+        paths = self.lm.layouts[layer].paths
+        out = _write(self.lm, layer, x.flatten(2), getattr(paths, entry), getattr(paths, name))
+        error = self.error(out.reshape(written.shape) if out.numel() == written.numel() else out, written)
+        return error and f"{kind}.{layer} {matrix} = {name}.{layer} {error}"
+
+    # Results.
+
+    @property
+    def tolerance(self) -> float:
+        return _TOLERANCE.get(self.lm.dtype, 5e-2)
+
+    def error(self, left: Tensor, right: Tensor) -> str | None:
+        """How two tensors differ by more than rounding, or None."""
+        right = right.to(left.device)
+        if left.shape != right.shape:
+            return f"fails, {tuple(left.shape)} is not {tuple(right.shape)}"
+        if not left.numel():
+            return None
+        error = float((left - right).abs().max()) / (float(right.abs().max()) + 1e-9)
+        return None if error <= self.tolerance else f"fails by {error:.1e} of its largest value"
+
+    def require(self, identity: str, left: Tensor, right: Tensor) -> None:
+        """Raise UnsupportedModel where an identity of the residual stream fails."""
+        if error := self.error(left, right):
+            raise UnsupportedModel(f"{self.who}: {identity} {error}.", PATHS_HINT)
+
+    def check(self, layer: int, kinds: list[str], identity: str, left: Tensor, right: Tensor) -> bool:
+        """Drop kinds of sites of a layer where an identity fails; returns whether it holds."""
+        if (error := self.error(left, right)) is None:
+            return True
+        self.drop(layer, kinds, f"{identity} {error}")
+        return False
+
+    def drop(self, layer: int, kinds: list[str], why: str) -> None:
+        """Make kinds of sites absent in a layer, or raise UnsupportedModel if the user named the modules."""
+        if self.strict:
+            raise UnsupportedModel(f"{self.who}: {why}.", PATHS_HINT)
+        for kind in kinds:
+            self.lm.layouts[layer].absent.setdefault(kind, why)
+
+    @property
+    def who(self) -> str:
+        """The model and its table, for messages."""
+        return f"{self.lm.name} ({self.lm.config.model_type}, path table {self.lm.family.name!r})"
 
 
 def _write(lm: RunnableModel, layer: int, x: Tensor, projection: str, written: str) -> Tensor:
-    """The vectors that `projection` of `x` adds to the residual stream."""
+    """What `projection` of `x` writes at the module `written`."""
     block: nn.Module = lm.blocks[layer]
-    x = block.get_submodule(projection)(x)
-    within = projection == written or projection.startswith(written + ".")
-    return x if within else block.get_submodule(written)(x)
+    out: Tensor = block.get_submodule(projection)(x)
+    if projection == written:
+        return out
+    if projection.startswith(written + "."):
+        kind = "attn_out" if projection == lm.layouts[layer].paths.o else "mlp_out"
+        return out * (lm.layouts[layer].scale("heads" if kind == "attn_out" else "neurons") / lm.layouts[layer].scale(kind))
+    return block.get_submodule(written)(out)
 
 
-def _check_heads_apart(lm: RunnableModel, site: Site, tokens_BT: Tensor, before: Tensor) -> None:
-    """Check that zeroing the first head at `site` changes the heads that use it, and no other head."""
-
-    def zero_first(rows: Tensor, at: At) -> Tensor:
-        return torch.cat([torch.zeros_like(rows[:, :1]), rows[:, 1:]], 1)
-
-    after = lm.run(tokens_BT, read=["heads.0"], edits=[Edit(site, zero_first)])["heads.0"]
-    users = 1 if site.kind == "q" else lm.n_heads // lm.n_kv_heads
-    _same(lm, f"{site} of one head reaches no other", after[:, :, users:], before[:, :, users:])
-    # The first position attends to itself whatever q and k are.
-    if tokens_BT.shape[1] > 1 and torch.equal(after[:, 1:, :users], before[:, 1:, :users]):
-        raise UnsupportedModel(f"{_who(lm)}: {site} of a head has no effect on its output.", PATHS_HINT)
-
-
-def _check_mid_is_skipped_over(lm: RunnableModel, tokens_BT: Tensor) -> None:
-    delta = torch.linspace(-1, 1, lm.d_model, device=lm.device)
-    post = [
-        lm.run(tokens_BT, read=["resid_post.0"], edits=[Edit(Site(kind, 0), lambda rows, at: rows + delta.to(rows))])
-        for kind in ("attn_out", "resid_mid")
-    ]
-    _same(
-        lm, "attn_out.0 + delta and resid_mid.0 + delta give one resid_post.0", post[0]["resid_post.0"], post[1]["resid_post.0"]
-    )
-
-
-def _same(lm: RunnableModel, identity: str, left: Tensor, right: Tensor) -> None:
-    right = right.to(left.device)
-    if left.shape != right.shape:
-        raise UnsupportedModel(f"{_who(lm)}: {identity} fails, {tuple(left.shape)} is not {tuple(right.shape)}.", PATHS_HINT)
-    if not left.numel():
-        return
-    error = float((left - right).abs().max()) / (float(right.abs().max()) + 1e-9)
-    if not error <= _TOLERANCE.get(lm.dtype, 5e-2):
-        raise UnsupportedModel(f"{_who(lm)}: {identity} fails by {error:.1e} of its largest value.", PATHS_HINT)
-
-
-def _who(lm: RunnableModel) -> str:
-    return f"{lm.name} ({lm.config.model_type}, path table {lm.family.name!r})"
+def _factor(scale: Scale) -> str:
+    if isinstance(scale, Tensor):
+        return "a factor for each coordinate times "
+    return "" if scale == 1 else f"{scale:.4g} "

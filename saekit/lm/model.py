@@ -15,11 +15,11 @@ from saekit import plugins
 from saekit.builtin import is_lab, model_folder
 from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.architecture import check_decoder
-from saekit.lm.checks import check_layout
+from saekit.lm.edit_checks import check_layout
 from saekit.lm.fingerprint import model_sha256, weights_text
 from saekit.lm.generate.generate import Generation, generate
-from saekit.lm.layout.families import PATHS_HINT, Family
-from saekit.lm.layout.resolve import Paths, family_of
+from saekit.lm.layout.families import PATHS_HINT
+from saekit.lm.layout.resolve import Paths, Resolved, resolve_layout
 from saekit.lm.loading import load_pretrained
 from saekit.lm.run.forward import RunnableModel
 from saekit.model_options import ModelOptions, with_changes
@@ -42,10 +42,10 @@ class LanguageModel(RunnableModel):
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, family: Family, name: str, revision: str = "", options: ModelOptions | None = None
+        self, model: Any, tokenizer: Any, resolved: Resolved, name: str, revision: str = "", options: ModelOptions | None = None
     ) -> None:
         self.options = options or ModelOptions()
-        super().__init__(model, tokenizer, family, name, self.options.bos)
+        super().__init__(model, tokenizer, resolved, name, self.options.bos)
         self.revision = revision
         self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole and never changed, because other threads may read it
         self._fingerprint: dict[str, str] | None = None
@@ -115,12 +115,13 @@ class LanguageModel(RunnableModel):
             raise UnsupportedModel(f"{name} is not a model of transformers.", "Give an AutoModelForCausalLM.")
         check_decoder(model.config, name)
         try:
-            lm = cls(model, tokenizer, family_of(model, paths), name, revision, options)
+            resolved = resolve_layout(model, paths, name)
+            lm = cls(model, tokenizer, resolved, name, revision, options)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError, RuntimeError) as error:
             raise UnsupportedModel(f"{name} cannot be read as a causal language model: {error}.", PATHS_HINT) from error
-        check_layout(lm)
+        check_layout(lm, strict=resolved.strict)
         return lm
 
     def __repr__(self) -> str:

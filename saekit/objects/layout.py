@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from saekit.names.site import Site
 
@@ -28,6 +28,9 @@ class Layout(Protocol):
 
     def token_shape(self, site: str | Site) -> tuple[int, ...]:
         """Shape of one token's activation at a site; raises UnknownSite where it is not fixed."""
+
+    def scale(self, site: str | Site) -> float | Tensor:
+        """The factor with which what is added at a site reaches the residual stream."""
 
     def projection(self, site: Site) -> nn.Module:
         """The output projection that takes in the activation at a site (`heads`, `neurons`)."""

@@ -95,20 +95,30 @@ def raw_space(lm: Layout, site: Site) -> Space:
 
 
 def _writer(lm: Layout, site: Site) -> ToResidual | None:
-    written = KINDS[site.kind].written
+    written, scale = KINDS[site.kind].written, lm.scale(site)
     if written == "added" and prod(lm.token_shape(site)) == lm.d_model:
-        return lambda vectors: vectors
-    return _Projection(lm.projection(site)) if written == "projected" else None
+        return lambda vectors: _scaled(vectors, scale)
+    return _Projection(lm.projection(site), scale) if written == "projected" else None
+
+
+def _scaled(vectors: Tensor, scale: float | Tensor) -> Tensor:
+    """The vectors times the factor with which a block adds them to the residual stream."""
+    if isinstance(scale, Tensor):
+        return vectors * scale.to(vectors)
+    return vectors if scale == 1 else vectors * scale
 
 
 class _Projection:
-    """The linear part of an output projection."""
+    """The linear part of an output projection, with the factor with which its output is added."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, scale: float | Tensor = 1.0) -> None:
+        self._module, self._scale = module, scale
 
     @torch.no_grad()
     def __call__(self, vectors: Tensor) -> Tensor:
+        return _scaled(self._project(vectors), self._scale)
+
+    def _project(self, vectors: Tensor) -> Tensor:
         module, weight = self._module, self._module.weight
         assert isinstance(weight, Tensor)
         vectors = vectors.to(weight.device)

@@ -140,14 +140,3 @@ def test_wrong_tables_name_the_identity_that_fails(tiny_named: Named, name: str,
 def test_tables_with_entries_that_do_not_exist(tiny_named: Named) -> None:
     with pytest.raises(ConfigError, match=r"no entry 'atn_out'.*Did you mean 'attn_out'"):
         LanguageModel.attach(tiny_named("gpt2").model, None, paths={"atn_out": "attn"})
-
-
-def test_an_architecture_without_q_k_and_v_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match=r"deepseek_v3.* shows no q, k and v"):
-        LanguageModel.attach(random_model("deepseek_v3", {**GATED, "num_key_value_heads": 4, "n_routed_experts": 8}), None)
-
-
-def test_an_opt_whose_residual_stream_is_normalised() -> None:
-    settings = {**PLAIN, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": False}
-    with pytest.raises(UnsupportedModel, match="OPT normalises the residual stream"):
-        LanguageModel.attach(random_model("opt", settings), None)

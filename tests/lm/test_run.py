@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, ContextTooLong, UnknownSite, UnsupportedModel
 from saekit.lm import At, Edit, LanguageModel, Site
+from saekit.lm.layout.resolve import resolve_layout
 from saekit.lm.run.edits import TokenWindow
 from saekit.names.positions import POLICIES
 from tests.kit.hooks import hooks_on
@@ -48,7 +49,7 @@ def add(site: str, amount: float = 1.0, **settings: object) -> Edit:
 
 def test_stops_right_after_the_last_site_wanted(tiny: LanguageModel, tokens: Tensor) -> None:
     first, second = tiny.blocks
-    with counting(tiny.head, *tiny._final, second) as called:
+    with counting(tiny.head, *tiny.readout.final, second) as called:
         for settings in ({}, {"logits": None}, {"grad": True}):
             run = tiny.run(tokens, read=["resid_post.0", "resid_pre.0"], **settings)
             assert run.logits is None
@@ -406,7 +407,7 @@ def test_arguments_that_do_not_fit(stories_lm: LanguageModel, arguments: dict[st
 
 def test_a_site_the_model_never_comes_by(tiny_named: Named, tokens: Tensor) -> None:
     lm = tiny_named("gpt2")
-    unused = LanguageModel(lm.model, None, lm.family, "gpt2")
+    unused = LanguageModel(lm.model, None, resolve_layout(lm.model), "gpt2")
     unused._hook_points[Site("attn_out", 1)] = unused.hook_point(Site("attn_out", 1))._replace(module=nn.Linear(2, 2))
     with pytest.raises(UnsupportedModel, match=r"attn_out.1 was never reached"):
         unused.run(tokens, read=["attn_out.1"])

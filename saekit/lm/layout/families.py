@@ -56,8 +56,9 @@ class Family:
     """The output at `q` and `k` is (B, H, T, d_head)."""
     pattern: str = ""
     """The module whose output is the attention pattern, for models that ignore transformers' AttentionInterface."""
-    adapt: Callable[[Family, Any], Family] | None = None
-    """Given the table and a model's configuration, the table for that model: for families with variants."""
+    adapt: Callable[[Family, Any], Family | None] | None = None
+    """Given the table and a model's configuration, the table for that model: for families with variants. None leaves a variant
+    to the guess by structure."""
 
 
 _LLAMA = Family(
@@ -129,13 +130,9 @@ def _phi(family: Family, config: Any) -> Family:
     return replace(family, q="self_attn.q_layernorm", k="self_attn.k_layernorm") if config.qk_layernorm else family
 
 
-def _opt(family: Family, config: Any) -> Family:
-    if not config.do_layer_norm_before:
-        raise UnsupportedModel(
-            "This OPT normalises the residual stream itself after attention and after the MLP, so nothing adds up along it.",
-            "Only opt-350m is built so; the other OPT models are supported.",
-        )
-    return family
+def _opt(family: Family, config: Any) -> Family | None:
+    # OPT-350m normalises the residual stream itself, which no table describes.
+    return family if config.do_layer_norm_before else None
 
 
 FAMILIES: Registry[Family] = Registry(

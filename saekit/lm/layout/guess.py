@@ -1,211 +1,186 @@
-"""A guess of an unknown model's path table, from the names and shapes of its modules and from one short forward pass."""
+"""A guess of an unknown model's layout, from the calls of its modules in one short forward pass."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from itertools import product
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import lock_of
-from saekit.lm.layout.families import PATHS_HINT, Family
-from saekit.lm.layout.hook_points import find_input, find_output
-
-_ATTENTION = re.compile(r"(?!.*norm)(?!.*ln)(.*attn.*|.*attention.*|mixer)", re.I)
-_MLP = re.compile(r"(?!.*norm)(?!.*ln)(.*mlp.*|.*feed_?forward.*|ffn|ff|.*moe.*)", re.I)
-_NORM = re.compile(r".*norm.*|ln.*|.*_ln", re.I)
-_SPLIT = [("q_proj", "k_proj", "v_proj"), ("wq", "wk", "wv"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin")]
-_FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv", "qkv", "in_proj", "att_proj")
+from saekit.lm.layout.block import BlockLayout, Readout
+from saekit.lm.layout.families import PATHS_HINT, Family, submodule
+from saekit.lm.layout.guess_block import BlockGuess
+from saekit.lm.layout.places import is_projection, same
+from saekit.lm.layout.trace import Call, Trace, longest_context, probe_tokens, trace
 
 
-class _Seen(NamedTuple):
-    """What a module took in and returned."""
+class Guess(NamedTuple):
+    """The layout of a model, as found by structure."""
 
-    taken: Tensor
-    returned: Tensor
+    family: Family
+    blocks: list[BlockLayout]
+    readout: Readout
+    d_model: int
+    embedding_copied: bool
 
 
-def guess_layout(model: Any, paths: Mapping[str, Any]) -> Family:
-    """A table for `model`, with the entries in `paths` taken as given. The layout checks decide whether the guess is right.
+def guess_layout(model: Any, paths: Mapping[str, Any], who: str) -> Guess:
+    """The layout of `model`. The layout checks decide whether the guess is right.
+
+    Args:
+        model: a causal language model.
+        paths: entries of the path table that are known; `layers` and `final` are used here.
+        who: what messages call the model.
 
     Raises:
-        UnsupportedModel: nothing looks like one of the parts; the message names the entry to pass.
+        UnsupportedModel: the model has no residual stream: no list of blocks that each take in and return (B, T, d_model) once,
+            or no way from the last block to the logits.
     """
     config = model.config.get_text_config()
-    d = config.hidden_size
-    layers = paths.get("layers") or _layers(model, config.num_hidden_layers)
-    block = model.get_submodule(layers)[0]
-    attn = paths.get("attn") or _first(block, _ATTENTION, "attn", model)
-    inner = {name: module for name, module in block.get_submodule(attn).named_modules() if _is_projection(module)}
-    q, k, v = _qkv(inner, block.get_submodule(attn), attn)
-    o = paths.get("o") or _last(inner, attn, [q, k, v], d)
-    mlp = _first(block, _MLP, "mlp_in", model, default="") or ""
-    down = paths["down"] if "down" in paths else _down(block, mlp, d)
-    mlp_in = mlp or next((name for name, module in block.named_children() if _is_projection(module)), "")
-    if not (q and o and mlp_in):
-        missing = "q, k and v" if not q else "o" if not o else "mlp_in"
-        raise UnsupportedModel(f"The structure of {model.config.model_type!r} shows no {missing} in {layers}.0.", PATHS_HINT)
-
-    norms = [name for name, _ in block.named_children() if _NORM.fullmatch(name)]
-    parts = {path: block.get_submodule(path) for path in {"", attn, o, mlp_in, mlp, down, q, *norms}}
-    around = _around(model, layers)
-    with lock_of(block):
-        seen = _watch(model, parts | around | {layers: model.get_submodule(layers)[-1]})
-    sums = _sums(seen, [attn, o, *norms], [mlp, down, *norms])
-    attn_out, mlp_out = sums or (attn, mlp or down)
-    if down and mlp and mlp_out != down and not _close(seen[down].returned, seen[mlp].returned):
-        down = ""  # one of several that make up the MLP
-    n_heads = config.num_attention_heads
-    return Family(
-        name=f"{model.config.model_type} by structure",
-        layers=layers,
-        final=_chain(seen, layers, list(around)),
-        attn=attn,
-        o=o,
-        q=q,
-        k=k,
-        v=v,
-        mlp_in=mlp_in,
-        down=down,
-        attn_out=attn_out,
-        mlp_out=mlp_out,
-        mid=_mid(seen, attn_out, [*norms, mlp_in]),
-        fused=_layout(seen[q].returned, seen[o].taken, n_heads) if q == v else "",
-        heads_first=seen[q].returned.ndim == 4 and seen[q].returned.shape[1] == n_heads,
-    )
+    embedding = model.get_input_embeddings()
+    tokens_BT = probe_tokens(embedding.num_embeddings, longest_context(config))
+    with lock_of(embedding):
+        seen = trace(model, tokens_BT.to(embedding.weight.device))
+    layers = paths.get("layers") or _layers(model, seen, tokens_BT, who)
+    blocks = [f"{layers}.{name}" for name, _ in model.get_submodule(layers).named_children()]
+    _check_blocks(seen, blocks, tokens_BT, who)
+    table = _table(f"{model.config.model_type} by structure", layers)
+    final, readout = _readout(model, seen, seen.calls[blocks[-1]], config, who)
+    if "final" in paths:
+        final = tuple(paths["final"])
+    table = Family(**{**vars(table), "final": final})
+    once = Trace({path: call for path, call in seen.calls.items() if seen.counts[path] == 1}, attention=seen.attention)
+    layouts = [BlockGuess(once, path, n, config, table).layout() for n, path in enumerate(blocks)]
+    embedded = [call for call in seen.calls.values() if call.module is embedding]
+    copied = any("out" in call.changed for call in embedded)
+    return Guess(table, layouts, readout, seen.calls[blocks[0]].taken.shape[-1], copied)
 
 
-def _layers(model: Any, n: int) -> str:
-    """The list of n blocks with the most parameters."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n}
+def _table(name: str, layers: str) -> Family:
+    """A table without paths in a block."""
+    empty: dict[str, Any] = dict.fromkeys(("attn", "o", "q", "k", "v", "mlp_in", "down", "attn_out", "mlp_out", "mid"), "")
+    return Family(name=name, layers=layers, final=(), **empty)
+
+
+def _layers(model: Any, seen: Trace, tokens_BT: Tensor, who: str) -> str:
+    """The list of called modules with the most parameters, whose elements take in and return activations of every token."""
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and _is_stack(seen, name, module, tokens_BT)
+    }
     if not lists:
-        raise UnsupportedModel(f"{type(model).__name__} has no list of {n} blocks.", PATHS_HINT)
+        raise UnsupportedModel(
+            f"{who} has no residual stream: no list of blocks that each take in and return one vector a token.",
+            PATHS_HINT,
+        )
     return max(lists, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
 
 
-def _first(block: nn.Module, pattern: re.Pattern[str], entry: str, model: Any, default: str | None = None) -> str:
-    for name, module in block.named_children():
-        if pattern.fullmatch(name) and any(True for _ in module.parameters()):
-            return name
-    if default is None:
-        raise UnsupportedModel(f"The structure of {model.config.model_type!r} shows no {entry} in a block.", PATHS_HINT)
-    return default
+def _is_stack(seen: Trace, name: str, module: nn.Module, tokens_BT: Tensor) -> bool:
+    calls = [seen.calls.get(f"{name}.{child}") for child, _ in module.named_children()]
+    return all(call is not None and _is_stream(call, tokens_BT) for call in calls)
 
 
-def _is_projection(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    matrix = isinstance(weight, Tensor) and weight.ndim == 2
-    return hasattr(module, "in_features") or (matrix and not isinstance(module, nn.Embedding))
+def _is_stream(call: Call, tokens_BT: Tensor) -> bool:
+    shape = call.taken.shape
+    return len(shape) == 3 and shape[:2] == tokens_BT.shape and call.returned.shape == shape
 
 
-def _out(module: nn.Module) -> int:
-    return int(getattr(module, "out_features", 0) or getattr(module, "nf", 0))
+def _check_blocks(seen: Trace, blocks: list[str], tokens_BT: Tensor, who: str) -> None:
+    for path in blocks:
+        call, count = seen.calls.get(path), seen.counts.get(path, 0)
+        if call is None or count != 1:
+            raise UnsupportedModel(
+                f"{who} has no plain stack of blocks: {path} runs {count} times in a forward pass.", PATHS_HINT
+            )
+        if not _is_stream(call, tokens_BT):
+            raise UnsupportedModel(
+                f"{who} has no residual stream: {path} takes in {tuple(call.taken.shape)} and returns "
+                f"{tuple(call.returned.shape)} for tokens {tuple(tokens_BT.shape)}.",
+                PATHS_HINT,
+            )
 
 
-def _last(inner: Mapping[str, nn.Module], attn: str, taken: list[str], d: int) -> str:
-    names = [name for name, module in inner.items() if _out(module) == d and f"{attn}.{name}" not in taken]
-    return f"{attn}.{names[-1]}" if names else ""
-
-
-def _down(block: nn.Module, mlp: str, d: int) -> str:
-    """The one projection back to d_model; "" with several of them, as with experts."""
-    if not mlp:
-        direct = [name for name, module in block.named_children() if _is_projection(module) and _out(module) == d]
-        return direct[-1] if direct else ""
-    inside = block.get_submodule(mlp).named_modules()
-    names = [name for name, module in inside if _is_projection(module) and _out(module) == d]
-    return f"{mlp}.{names[0]}" if len(names) == 1 else ""
-
-
-def _qkv(inner: Mapping[str, nn.Module], attn: nn.Module, path: str) -> tuple[str, str, str]:
-    """Paths of q, k and v: three norms or projections, or one projection three times, or nothing found."""
-    ends = {name.rpartition(".")[2]: name for name in inner}
-    for names in _SPLIT:
-        if all(name in ends for name in names):
-            norms = [name for name, _ in attn.named_children() if _NORM.fullmatch(name)]
-            q, k = (next((norm for norm in norms if norm[0] == name), ends[kind]) for name, kind in zip("qk", names))
-            return f"{path}.{q}", f"{path}.{k}", f"{path}.{ends[names[2]]}"
-    whole = next((f"{path}.{ends[name]}" for name in _FUSED if name in ends), "")
-    return whole, whole, whole
-
-
-def _layout(qkv: Tensor, z: Tensor, n_heads: int) -> Literal["concat", "interleaved"]:
-    """How q, k and v share a projection's output. At the first position z equals v, which shows where v is."""
-    d = z.shape[-1] // n_heads
-    qkv, z = qkv.reshape(*z.shape[:2], -1)[:, 0], z[:, 0]
-    return (
-        "interleaved" if qkv.shape[-1] == 3 * n_heads * d and _close(qkv.unflatten(-1, (n_heads, 3, d))[:, :, 2], z) else "concat"
-    )
-
-
-def _around(model: Any, layers: str) -> dict[str, nn.Module]:
-    """The siblings of the list of blocks, by path."""
-    parent = layers.rpartition(".")[0]
-    children = model.get_submodule(parent).named_children()
-    paths = {f"{parent}.{name}" if parent else name: module for name, module in children}
-    return {path: module for path, module in paths.items() if path != layers}
-
-
-def _watch(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, _Seen]:
-    """Run one short forward pass and return what each called module of `modules` took in and returned."""
-    seen: dict[str, _Seen] = {}
-
-    def keep(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
-            if given and isinstance(output, Tensor | tuple):
-                seen[path] = _Seen(find_input(args, kwargs)[1].clone(), find_output(output).clone())
-
-        return hook
-
-    # Five tokens, because few models have five heads.
-    tokens_BT = torch.arange(3, 13).view(2, 5).to(model.get_input_embeddings().weight.device)
-    model.eval()
-    with ExitStack() as stack, torch.no_grad():
-        for path, module in modules.items():
-            stack.callback(module.register_forward_hook(keep(path), with_kwargs=True).remove)
-        model(input_ids=tokens_BT, use_cache=False)
-    return seen
-
-
-def _chain(seen: Mapping[str, _Seen], layers: str, candidates: list[str]) -> tuple[str, ...]:
-    """The modules that the output of the last block passes through, in order."""
+def _readout(model: Any, seen: Trace, last: Call, config: Any, who: str) -> tuple[tuple[str, ...], Readout]:
+    """The paths of the modules between the last block and the head, and how logits are made."""
+    assert seen.logits is not None
+    head = projection = _head(model, seen, who)
     chain: list[str] = []
-    x = seen[layers].returned
-    while found := [path for path in candidates if path in seen and path not in chain and _close(seen[path].taken, x)]:
-        chain.append(found[0])
-        x = seen[found[0]].returned
-    return tuple(chain)
+    streams = [last.returned]
+    every = [*seen.calls.values(), *seen.repeats]  # a norm may have been called before the blocks too
+    after = [call for call in every if call.begun > last.ended and not _holds(call.path, head.path)]
+    after.sort(key=lambda call: call.begun)
+    while found := [call for call in after if call.begun < head.begun and same(_as(call.taken, streams[-1]), streams[-1])]:
+        chain.append(found[0].path)
+        streams.append(found[0].returned)
+        after = [call for call in after if call.begun > found[0].ended]
+    before = _ratio(_as(head.taken, streams[-1]), streams[-1])
+    if before == 1 and not same(_as(head.taken, streams[-1]), streams[-1]):
+        # BERT's heads compute before their projection, so the whole module is the head.
+        outer = [call for call in seen.calls.values() if call.begun > last.ended and _holds(call.path, head.path)]
+        for n in reversed(range(len(streams))):
+            whole = [call for call in outer if same(_as(call.taken, streams[n]), streams[n])]
+            if whole and whole[0].returned.shape == head.returned.shape:
+                chain, head = chain[:n], whole[0]
+                break
+    modules = tuple(module for path in chain if (module := submodule(model, path)) is not None)
+    scale, softcap = _logits(seen.logits, head.returned, config)
+    return tuple(chain), Readout(modules, head.module, projection.module, before, scale, softcap)
 
 
-def _sums(seen: Mapping[str, _Seen], attention: list[str], mlp: list[str]) -> tuple[str, str] | None:
-    """The two modules whose outputs, added to the input of the block, give its output."""
-    pre, post = seen[""]
-    for a, m in product(_present(seen, attention, pre), _present(seen, mlp, pre)):
-        if a != m and _close(pre + seen[a].returned.view_as(pre) + seen[m].returned.view_as(pre), post):
-            return a, m
-    return None
+def _head(model: Any, seen: Trace, who: str) -> Call:
+    """The projection that makes the logits."""
+    module = model.get_output_embeddings()
+    for call in seen.calls.values():
+        if call.module is module:
+            return call
+    made = [call for call in seen.calls.values() if is_projection(call.module) and call.returned.shape == seen.logits.shape]  # type: ignore[union-attr]
+    if not made:
+        raise UnsupportedModel(f"{who} has no module that makes its logits.", PATHS_HINT)
+    return made[-1]
 
 
-def _mid(seen: Mapping[str, _Seen], attn_out: str, candidates: list[str]) -> str:
-    """The module that takes in resid_pre + attn_out."""
-    pre = seen[""].taken
-    if attn_out not in seen:
-        return ""
-    mid = pre + seen[attn_out].returned.view_as(pre)
-    return next((path for path in candidates if path in seen and _close(seen[path].taken, mid)), "")
+def _holds(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(outer + ".")
 
 
-def _present(seen: Mapping[str, _Seen], paths: list[str], like: Tensor) -> Iterator[str]:
-    return (path for path in paths if path in seen and seen[path].returned.numel() == like.numel())
+def _as(x: Tensor, like: Tensor) -> Tensor:
+    return x.reshape(like.shape) if x.numel() == like.numel() else x
+
+
+def _ratio(x: Tensor, part: Tensor) -> float:
+    """The number that `part` is multiplied by to give x; 1 where there is none, which the layout checks refuse."""
+    if x.shape != part.shape:
+        return 1.0
+    a, b = part.double().flatten(), x.double().flatten()
+    factor = float(a @ b / (a @ a).clamp_min(1e-30))
+    return 1.0 if abs(factor - 1) < 1e-4 or not _close((factor * a).to(x.dtype), x.flatten()) else factor
 
 
 def _close(left: Tensor, right: Tensor) -> bool:
-    if left.numel() != right.numel():
-        return False
-    return float((left.reshape(-1) - right.reshape(-1)).abs().max()) <= 1e-2 * float(right.abs().max())
+    """Whether two tensors are equal up to rounding, more strictly than :func:`same`: a soft cap changes small logits little."""
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-9}.get(right.dtype, 1e-2)
+    return left.shape == right.shape and float((left - right).abs().max()) <= tolerance * float(right.abs().max())
+
+
+def _logits(logits: Tensor, made: Tensor, config: Any) -> tuple[float, float]:
+    """The factor and the soft cap between the head and the logits."""
+    if made.shape != logits.shape:
+        return 1.0, 0.0
+    scale = _ratio(logits, made)
+    if scale != 1 or _close(made, logits):
+        return scale, 0.0
+    caps = {value for name, value in config.to_dict().items() if "cap" in name and isinstance(value, int | float) and value}
+    for cap in sorted(caps, key=float):
+        inside = logits.double().abs() < 0.9 * cap
+        inner = cap * torch.atanh(logits.double()[inside] / cap)
+        a = made.double()[inside]
+        scale = float(a @ inner / (a @ a).clamp_min(1e-30))
+        scale = 1.0 if abs(scale - 1) < 1e-3 else scale
+        if _close(cap * torch.tanh(scale * made / cap), logits):
+            return scale, float(cap)
+    return 1.0, 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,40 +15,44 @@ class TensorView:
 
     Attributes:
         heads, d_head: the shape of one token; without heads a token is flat.
-        start: the part begins here in the last dimension (q|k|v side by side).
-        part: 0, 1, 2 of [q, k, v] within each head.
+        starts: where the numbers of each head begin in the last dimension, where a tensor holds more than one site; () if
+            the tensor is the site.
         heads_first: the tensor is (B, heads, T, d_head).
     """
 
     heads: int = 0
     d_head: int = 0
-    start: int | None = None
-    part: int | None = None
+    starts: tuple[int, ...] = ()
     heads_first: bool = False
 
     def get(self, raw: Tensor, B: int, T: int) -> Tensor:
-        """The site's values: a view of `raw`, which may have B and T as one dimension (OPT's MLP)."""
-        if raw.ndim == 2:
+        """The site's values, which are a view of `raw` where they lie in one piece; `raw` may have B and T as one dimension."""
+        if raw.ndim == 2 or self.starts:
             raw = raw.view(B, T, -1)
         if not self.heads:
             return raw
         if raw.ndim == 4:
             return raw.transpose(1, 2) if self.heads_first else raw
-        if self.part is not None:
-            return raw.unflatten(-1, (self.heads, 3, self.d_head))[..., self.part, :]
-        if self.start is not None:
-            raw = raw[..., self.start : self.start + self.heads * self.d_head]
+        if self.starts:
+            raw = raw[..., self._index]
         return raw.unflatten(-1, (self.heads, self.d_head))
 
     def put(self, raw: Tensor, x: Tensor) -> Tensor:
         """`raw` with the site's values replaced by `x`."""
-        if self.part is not None or self.start is not None:
-            new = raw.clone()
-            self.get(new, x.shape[0], x.shape[1]).copy_(x)
+        if self.starts:
+            new = raw.clone(memory_format=torch.contiguous_format)
+            new.view(*x.shape[:2], -1)[..., self._index] = x.flatten(2)
             return new
         if raw.ndim == 4 and self.heads_first:
             return x.transpose(1, 2)
         return x.reshape(raw.shape)
+
+    @property
+    def _index(self) -> slice | Tensor:
+        first, width = self.starts[0], self.heads * self.d_head
+        if self.starts == tuple(range(first, first + width, self.d_head)):
+            return slice(first, first + width)
+        return (torch.tensor(self.starts)[:, None] + torch.arange(self.d_head)).flatten()
 
 
 class HookPoint(NamedTuple):
@@ -59,6 +64,8 @@ class HookPoint(NamedTuple):
     in_place: bool = False
     """Write into the tensor itself. The module of `resid_mid` is the MLP's norm, and its input is also added to the MLP's output:
     only a write into that one tensor reaches both, bit for bit."""
+    copied: bool = False
+    """The model writes into the tensor later, so a read must copy it."""
 
 
 def find_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor]:

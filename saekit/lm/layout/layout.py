@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from math import prod
 from typing import Any
@@ -12,44 +11,48 @@ from torch import Tensor, nn
 
 from saekit.errors import ContextTooLong, UnknownSite
 from saekit.lm.exclusive import lock_of
-from saekit.lm.layout.families import Family, require, submodule
+from saekit.lm.layout.families import require
 from saekit.lm.layout.hook_points import HookPoint, TensorView
 from saekit.lm.layout.offload import device_of, present
+from saekit.lm.layout.resolve import Resolved
+from saekit.lm.layout.sums import Scale
+from saekit.lm.layout.trace import longest_context
 from saekit.names.site import KINDS, Site
 from saekit.plugins import resolve
 
 
 class ModelLayout:
-    """A Hugging Face causal language model under a family's path table.
+    """A Hugging Face causal language model: where the sites of each of its blocks are.
 
     Attributes:
         model: the model.
-        family: the path table in use.
+        family: the path table in use; the tables of the blocks may have fewer entries.
         name: what messages call it.
         config: the text model's configuration.
         blocks, head, embedding: modules.
-        n_layers, d_model, n_heads, n_kv_heads, d_head, d_ffn, d_embed, vocab_size: sizes.
+        layouts: where the sites of each block are.
+        n_layers, d_model, d_embed, vocab_size: sizes.
+        n_heads, n_kv_heads, d_head, d_ffn: sizes of the first layer that has them, else 0; :meth:`size` has those of every layer.
         max_context: most tokens in a context.
     """
 
-    def __init__(self, model: Any, family: Family, name: str) -> None:
-        self.model, self.family, self.name = model, family, name
+    def __init__(self, model: Any, resolved: Resolved, name: str) -> None:
+        self.model, self.family, self.name = model, resolved.family, name
+        self.layouts, self.readout = resolved.blocks, resolved.readout
         self.config = model.config.get_text_config()
-        self.blocks = list(require(model, family.layers, family, "layers").children())
-        self.head: nn.Module = model.get_output_embeddings()
+        self.blocks = list(require(model, self.family.layers, self.family, "layers").children())
+        self.head: nn.Module = resolved.readout.projection
         self.embedding: nn.Module = model.get_input_embeddings()
         self.n_layers = len(self.blocks)
-        self.d_model: int = self.config.hidden_size
+        self.d_model = resolved.d_model or int(self.config.hidden_size)
+        self._embedding_copied = resolved.embedding_copied
         self.d_embed = _weight(self.embedding).shape[1]
         self.vocab_size = _weight(self.head).shape[0]
-        self.n_heads: int = self.config.num_attention_heads
-        # From the projections: neither d_model / n_heads nor the configuration is right for every model.
-        self.d_head = _in_features(self._module(0, "o")) // self.n_heads
-        kv = _out_features(self._module(0, "v")) // self.d_head
-        self.n_kv_heads = (kv - self.n_heads) // 2 if family.fused else kv
-        self.d_ffn: int = _in_features(self._module(0, "down")) if family.down else getattr(self.config, "intermediate_size", 0)
-        self.max_context: int = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
-        self._final = [module for path in family.final if (module := submodule(model, path)) is not None]
+        self.n_heads, self.n_kv_heads, self.d_head, self.d_ffn = map(
+            self._first_size, ("n_heads", "n_kv_heads", "d_head", "d_ffn")
+        )
+        self.d_ffn = self.d_ffn or getattr(self.config, "intermediate_size", 0)
+        self.max_context = longest_context(self.config)
         self._hook_points: dict[Site, HookPoint | None] = {}
 
     @property
@@ -87,17 +90,24 @@ class ModelLayout:
         site = Site.parse(site)
         if site.model:
             return "it is in another model"
-        if site.layer is not None and site.layer >= self.n_layers:
+        if site.layer is None:
+            return None
+        if site.layer >= self.n_layers:
             return f"there is no layer {site.layer}"
-        return self._lacks(site.kind)
+        return self._lacks(site.kind, site.layer)
 
     def sites(self) -> list[Site]:
         """Every site of this model, in the order of computation."""
-        layers: list[int | None] = [None, *range(self.n_layers)]
-        return [Site(kind, n) for n in layers for kind in self._kinds() if (n is not None) == KINDS[kind].per_layer]
+        model = [Site(kind) for kind in KINDS if not KINDS[kind].per_layer]
+        return model + [
+            Site(kind, n)
+            for n in range(self.n_layers)
+            for kind in KINDS
+            if KINDS[kind].per_layer and self._lacks(kind, n) is None
+        ]
 
     def token_shape(self, site: str | Site) -> tuple[int, ...]:
-        """Shape of one token's activation at a site: (d_model,), (d_ffn,) or (heads, d_head).
+        """Shape of one token's activation at a site: (d_model,), (d_ffn,) or (heads, d_head) of its layer.
 
         Raises:
             UnknownSite: the model lacks the site, or it is a pattern, whose size changes with the context.
@@ -106,7 +116,27 @@ class ModelLayout:
         sizes = KINDS[site.kind].token_shape
         if not sizes:
             raise UnknownSite(f"A {site.kind} has no fixed width.", "It is (batch, heads, queries, keys).")
-        return tuple(getattr(self, size) for size in sizes)
+        if site.layer is not None and (view := self.layouts[site.layer].views.get(site.kind)) is not None:
+            return view.heads, view.d_head  # those of q and k may be wider than those of v
+        return tuple(self.size(size, site.layer) for size in sizes)
+
+    def size(self, name: str, layer: int | None = None) -> int:
+        """A size by its name, such as "d_model" or "n_heads": that of a layer where layers have their own."""
+        sizes = {} if layer is None else self.layouts[layer].sizes
+        return sizes[name] if name in sizes else int(getattr(self, name))
+
+    def scale(self, site: str | Site) -> Scale:
+        """The factor with which what is added at a site reaches the layer's resid_post: 1 in most models.
+
+        At attn_out and mlp_out it multiplies the site's own vectors; at heads and neurons, the output of their projection (before
+        a norm of the block's output, if there is one). It is a number, or (d_model,) numbers in a model with a factor for each
+        coordinate.
+
+        Raises:
+            UnknownSite: the model lacks the site.
+        """
+        site = self.site(site)
+        return 1.0 if site.layer is None else self.layouts[site.layer].scale(site.kind)
 
     def width(self, site: str | Site) -> int:
         """Numbers per token at a site: d_model, d_ffn, or heads * d_head.
@@ -141,33 +171,24 @@ class ModelLayout:
         return self._module(site.layer or 0, "attn")
 
     def unembed(self, resid_ND: Tensor) -> Tensor:
-        """Logits (N, V) of residual vectors (N, d_model), as after the last block: final norm, head, soft-cap."""
-        x = resid_ND
-        for module in self._final:
-            x = module(_like(x, module))
-        logits = self.head(_like(x, self.head))
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Logits (N, V) of residual vectors (N, d_model), as after the last block: final norm, head, scale and soft cap."""
+        return self.readout(resid_ND)
 
     @property
     def W_U(self) -> Tensor:
         """(d_model, V) what each vocabulary entry reads from the normed residual stream; a view that must not be changed."""
         return present(self.head).T
 
-    def _kinds(self) -> list[str]:
-        return [kind for kind in KINDS if self._lacks(kind) is None]
+    def _first_size(self, name: str) -> int:
+        return next((layout.sizes[name] for layout in self.layouts if name in layout.sizes), 0)
 
-    def _lacks(self, kind: str) -> str | None:
-        """Why no layer has this kind of site, or None."""
-        row = KINDS[kind]
-        if row.hook_point is not None or row.module in ("block", "embedding") or kind == "pattern":
-            return None
-        path = getattr(self.family, row.module, None)
-        if path == "":
-            return row.lacking or f"its path table has no {row.module!r}"
-        if path is None and submodule(self.blocks[0], row.module) is None:
-            return f"its blocks have no module {row.module!r}"
-        return None
+    def _kinds(self) -> list[str]:
+        """The kinds of sites that some layer has."""
+        return list(dict.fromkeys(site.kind for site in self.sites()))
+
+    def _lacks(self, kind: str, layer: int) -> str | None:
+        """Why a layer lacks a kind of site, or None."""
+        return self.layouts[layer].lacks(kind, self.blocks[layer])
 
     def _instead(self, site: Site) -> str:
         """A hint about a site that the model lacks."""
@@ -175,54 +196,30 @@ class ModelLayout:
             return f"Here it is {site.at_home}."
         if site.layer is not None and site.layer >= self.n_layers:
             return f"Its layers are 0 to {self.n_layers - 1}."
+        if there := [str(n) for n in range(self.n_layers) if self._lacks(site.kind, n) is None]:
+            return f"Layers {', '.join(there)} have one." if len(there) > 1 else f"Layer {there[0]} has one."
         return f"It has {', '.join(self._kinds())}."
 
     def _module(self, layer: int, entry: str) -> nn.Module:
-        return require(self.blocks[layer], getattr(self.family, entry, entry), self.family, entry)
+        paths = self.layouts[layer].paths
+        return require(self.blocks[layer], getattr(paths, entry, entry), paths, entry)
 
     def _make_hook_point(self, site: Site) -> HookPoint | None:
         row = KINDS[site.kind]
         if row.hook_point is not None:
             return resolve(row.hook_point)(self, site)
         if site.layer is None:
-            return HookPoint(self.embedding, row.side)
+            return HookPoint(self.embedding, row.side, copied=self._embedding_copied)
+        layout = self.layouts[site.layer]
+        copied = site.kind in layout.copied
         if row.module == "block":
-            return HookPoint(self.blocks[site.layer], row.side)
-        if site.kind == "pattern" and not self.family.pattern:
+            return HookPoint(self.blocks[site.layer], row.side, copied=copied)
+        if site.kind == "pattern" and not layout.paths.pattern:
             return None
-        return HookPoint(self._module(site.layer, row.module), row.side, self._view(site.kind), row.in_place)
-
-    def _view(self, kind: str) -> TensorView:
-        row, d = KINDS[kind], self.d_head
-        if not row.view:
-            return TensorView()
-        if row.view == "heads":
-            return TensorView(self.n_heads, d)
-        n, H, Hkv = "qkv".index(kind), self.n_heads, self.n_kv_heads
-        heads = H if n == 0 else Hkv
-        if self.family.fused == "interleaved":
-            return TensorView(heads, d, part=n)
-        if self.family.fused == "concat":
-            return TensorView(heads, d, start=(0, H * d, (H + Hkv) * d)[n])
-        return TensorView(heads, d, heads_first=self.family.heads_first and kind != "v")
+        view = layout.views[site.kind] if row.view else TensorView()
+        return HookPoint(self._module(site.layer, row.module), row.side, view, row.in_place, copied)
 
 
 def _weight(module: nn.Module) -> Tensor:
     assert isinstance(module.weight, Tensor)
     return module.weight
-
-
-def _in_features(projection: nn.Module) -> int:
-    # transformers' Conv1D keeps its weight as (in, out) and has no `in_features`.
-    return int(getattr(projection, "in_features", _weight(projection).shape[0]))
-
-
-def _out_features(projection: nn.Module) -> int:
-    return int(getattr(projection, "out_features", 0) or getattr(projection, "nf", 0))
-
-
-def _like(x: Tensor, module: nn.Module) -> Tensor:
-    weight = next(module.parameters(), None)
-    if weight is None or weight.device.type == "meta" or not weight.is_floating_point():
-        return x
-    return x.to(device=weight.device, dtype=weight.dtype)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import innermost_pass
+from saekit.lm.layout.attention import attended, attention_pattern
 from saekit.lm.layout.layout import ModelLayout
 
 _NAME = "saekit_pattern"
@@ -27,31 +27,15 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention with the operations of transformers' own; query is (B, H, Q, d), key and value are (B, Hkv, K, d)."""
-    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise UnsupportedModel("Attention sinks and position biases have no pattern here.")
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = _masked(scores, attention_mask)
-    pattern = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    """Eager attention; query is (B, H, Q, d), key and value are (B, Hkv, K, d)."""
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModel("Attention with a position bias has no pattern here.")
+    pattern = attention_pattern(query, key, attention_mask, scaling, softcap, kwargs.get("s_aux"))
     # The table belongs to the pass of this thread: other threads may be here at the same time with other models.
     visit = getattr(innermost_pass(), "patterns", {}).get(module)
     if visit is not None:
         pattern = visit(pattern)
-    return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
-
-
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:  # transformers leaves out a mask that is only causal
-        Q, K = scores.shape[-2:]
-        mask = torch.ones(Q, K, dtype=torch.bool, device=scores.device).tril(K - Q)
-    mask = mask[..., : scores.shape[-1]]
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
+    return attended(pattern, value), pattern
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.lm.layout.families import Family
 from saekit.lm.layout.layout import ModelLayout
+from saekit.lm.layout.resolve import Resolved
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.lm.padding import Padded, Side
 from saekit.lm.run.edits import TokenWindow, expand_edits
@@ -51,8 +51,8 @@ class RunnableModel(ModelLayout):
         text: turns text into tokens and back.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, family: Family, name: str, bos: str = "auto") -> None:
-        super().__init__(model, family, name)
+    def __init__(self, model: Any, tokenizer: Any, resolved: Resolved, name: str, bos: str = "auto") -> None:
+        super().__init__(model, resolved, name)
         self.tokenizer = tokenizer
         self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)], bos)
         self._special: Tensor | None = None

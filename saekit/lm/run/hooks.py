@@ -131,7 +131,7 @@ class ForwardPass:
         # With gradients, a write into the tensor itself would change a value that the graph before it has saved.
         source = raw.clone() if point.in_place and self.grad else raw
         x = point.view.get(source, *self._shape)
-        new = self._touch(site, x)
+        new = self._touch(site, x, point.copied)
         if new is not x or self.grad:
             if point.in_place:
                 raw.copy_(point.view.put(raw, new))
@@ -148,7 +148,7 @@ class ForwardPass:
 
         return visit
 
-    def _touch(self, site: Site, x: Tensor) -> Tensor:
+    def _touch(self, site: Site, x: Tensor, copied: bool = False) -> Tensor:
         for edit in self.edits.get(site, ()):
             assert self._window is not None
             x = self._window.apply(edit, x)
@@ -161,6 +161,8 @@ class ForwardPass:
                 else:
                     x.requires_grad_()
             self.acts[site] = x
+            if copied:
+                x = x.clone()
         return x
 
     def _seen(self, site: Site) -> None:
