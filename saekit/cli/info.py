@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from saekit.cli import options
 from saekit.cli.output import emit, number, say, say_line, size
 from saekit.errors import shown, shown_path
+from saekit.model_options import ModelOptions
+from saekit.workspace.study import Study
 
+_OF_MODEL = tuple(field.name for field in fields(ModelOptions))
+_OF_DATA = ("data_config", "data_split", "data_revision", "text_field", "where", "train_on", "shuffle_seed")
 _METRICS = (
     ("fvu", "FVU", "{:.4f}"),
     ("l0", "L0", "{:.4g}"),
@@ -57,10 +62,8 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     study, cached, database = facts["study"], facts["activations"], facts["database"]
     lines = []
     if study is not None:
-        settings = ("revision", "dtype")
-        lines.append(("model", _with(study["model"], {name: study[name] for name in settings if study[name]})))
-        more = {"split": study["data_split"], "configuration": study["data_config"], "revision": study["data_revision"]}
-        lines.append(("data", _with(shown(study["data"]), {name: value for name, value in more.items() if value})))
+        lines.append(("model", _with(study["model"], study, _OF_MODEL)))
+        lines.append(("data", _with(shown(study["data"]), study, _OF_DATA)))
     if cached is None:
         lines.append(("tokens", "none cached"))
     else:
@@ -78,8 +81,11 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _with(text: str, facts: Mapping[str, Any]) -> str:
-    return f"{text} ({', '.join(f'{name} {shown(value)}' for name, value in facts.items())})" if facts else text
+def _with(text: str, study: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A text with the settings of a study that are not the default ones."""
+    defaults = {field.name: field.default for field in fields(Study)}
+    changed = [f"{name.replace('_', ' ')} {shown(study[name])}" for name in names if study[name] != defaults[name]]
+    return f"{text} ({', '.join(changed)})" if changed else text
 
 
 def _database(database: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ def caching(folder: Path, study: Study) -> str:
         value = getattr(study, field.name)
         if field.name == "separator":
             value = value.replace("\n", r"\n").replace("\t", r"\t")
-        if field.name not in _ARGUMENTS and getattr(study, field.name) != field.default:
+        kept = field.name in _ARGUMENTS or (field.name, value) == ("bos", "any")
+        if not kept and getattr(study, field.name) != field.default:
             words += _option(field.name.replace("_", "-"), value)
     return join(words)
 

@@ -89,14 +89,16 @@ def test_the_command_that_it_gives_for_unfinished_training_finishes_it(
         {"data": ("lab:0.7", "lab:facts:0.3"), "tokens": 5000, "shuffle_seed": 0},
         {"text_field": "title,body", "separator": " \n", "where": 'lang == "en"', "train_on": "assistant"},
         {"revision": "main", "dtype": "bfloat16", "context": 64, "packing": "document", "store_dtype": "float16"},
-        {"data_config": "a b", "data_split": "heldout"},
+        {"data_config": "a b", "data_split": "heldout", "data_revision": "v1"},
+        {"device": "cpu", "attn_implementation": "eager", "quantization": "4bit", "tokenizer": "gpt2", "bos": "no"},
+        {"bos": "any", "trust_remote_code": True, "device_map": "auto"},
     ],
 )
 def test_the_command_that_it_gives_for_caching_describes_the_same_study(settings: dict[str, Any], tmp_path: Path) -> None:
     from dataclasses import fields
 
     from saekit.cli.app import build
-    from saekit.cli.options import StudyOptions
+    from saekit.cli.options import LoadOptions, StudyOptions
     from saekit.cli.plan import plan_workspace
 
     study = Study(**{"model": "lab", "sites": ("mlp_out.1", "resid_post.2"), "data": "lab", **settings})
@@ -104,7 +106,8 @@ def test_the_command_that_it_gives_for_caching_describes_the_same_study(settings
     (line,) = (step["command"] for step in workspace_view(tmp_path)["next"])
     params = build("cache").make_context("cache", shlex.split(line)[2:]).params
     options = StudyOptions(**{field.name: params[field.name] for field in fields(StudyOptions)})
-    workspace = plan_workspace(params["model"], params["site"], options, params["out"])  # refuses another study
+    load = LoadOptions(**{field.name: params[field.name] for field in fields(LoadOptions)})
+    workspace = plan_workspace(params["model"], params["site"], options, load, params["out"])  # refuses another study
     assert workspace.study == study and workspace.path == tmp_path
 
 
