@@ -6,25 +6,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saekit.names.address import Address
 from saekit.names.ref import Ref
+from saekit.names.site_map import SiteMap
 
 
 @dataclass(frozen=True)
 class _Feature:
-    """A feature, by its site and number."""
+    """A feature, by its dictionary and number."""
 
-    site: str
+    dictionary: str
+    """Address of the dictionary (:class:`saekit.names.address.Address`): `resid_post.3`, or `resid_post.3@gemma` with a name."""
     feature: int
 
     @property
     def ref(self) -> Ref:
         """The feature's ref."""
-        return Ref.feature(self.site, self.feature)
+        return Ref.feature(self.dictionary, self.feature)
 
     @property
     def ref_text(self) -> str:
         """The feature's ref as text."""
-        return f"feature:{self.site}/{self.feature}"
+        return f"feature:{self.dictionary}/{self.feature}"
+
+    @property
+    def site(self) -> str:
+        """The site that the dictionary reads."""
+        return str(self.ref.site)
+
+    @property
+    def name(self) -> str:
+        """The name of the dictionary among others of its sites; empty for the default one."""
+        return self.ref.name
 
 
 @dataclass(frozen=True)
@@ -39,9 +52,10 @@ class Hit(_Feature):
     """Why the feature matches the query."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: ref, feature, score, label, density, why."""
+        """JSON-able: ref, dictionary, site, name, feature, score, label, density, why."""
         return {
             "ref": self.ref_text,
+            **_of_dictionary(self),
             "feature": self.feature,
             "score": self.score,
             "label": self.label,
@@ -57,6 +71,10 @@ class IndexedSAE:
     id: int
     site: str
     site_out: str
+    name: str
+    """Empty for the default dictionary of its sites."""
+    dictionary: str
+    """The shortest address that means this dictionary in this database."""
     architecture: str
     n_features: int
     d_out: int
@@ -70,6 +88,11 @@ class IndexedSAE:
     n_documents: int
     vectors: Path
     """(n_features, d_out) float32 .npy of decoder directions."""
+
+    @property
+    def address(self) -> Address:
+        """Its sites and name."""
+        return Address(SiteMap.parse(self.site, self.site_out), self.name)
 
 
 @dataclass(frozen=True)
@@ -192,10 +215,14 @@ class FeatureRecord(_Feature):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `ref` is text."""
-        facts: dict[str, Any] = {"ref": self.ref_text}
+        facts: dict[str, Any] = {"ref": self.ref_text, **_of_dictionary(self)}
         for name, value in vars(self).items():
             facts[name] = _plain(value)
         return facts
+
+
+def _of_dictionary(feature: _Feature) -> dict[str, str]:
+    return {"dictionary": feature.dictionary, "site": feature.site, "name": feature.name}
 
 
 def _plain(value: Any) -> Any:

@@ -277,7 +277,7 @@ def _promise(scan: Sweep) -> tuple[bool, float]:
 def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
     """The two features that promote the concept most, and the first hit of the search."""
     with ws.database() as database:
-        promoting = [database.feature(hit.ref) for hit in database.search(topic.query, k=2, site=site, by="promotes")]
+        promoting = [database.feature(hit.ref) for hit in database.search(topic.query, k=2, dictionary=site, by="promotes")]
     both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:1])]}
     return list(both.values())
 
@@ -296,7 +296,7 @@ def _sweep(
     from saekit.evaluate.steering.dose_response import Sampling, sweep
     from saekit.steer import clamp
 
-    ws.attach(record.site)
+    ws.attach(record.dictionary)
     return sweep(
         ws.lm,
         prompts,

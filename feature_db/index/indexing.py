@@ -23,20 +23,23 @@ from feature_db.index.rows import Rows
 from feature_db.index.words import Vocabulary, Words
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import TermStat
-from feature_db.store import connections, current, schema
+from feature_db.store import connections, current
 from feature_db.store.vectors import write as write_vectors
 from saekit import files
 from saekit.activations.loader.source import HELDOUT, Split, check_split, in_split
 from saekit.errors import DatabaseError, NonFiniteActivations, StoreMismatch
+from saekit.names.address import Address
+from saekit.names.dictionary import stem
 from saekit.names.site import Site
+from saekit.names.site_map import SiteMap
 from saekit.progress import track
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.sae import SAE
 
-# Part of a build's key. Raise it when the same inputs give other rows.
-_METHOD = 1
+# Part of a build's key. Raise the first number when the same inputs give other rows.
+_METHOD = [1, 2]
 
 
 class Store(Protocol):
@@ -58,6 +61,7 @@ def build(
     lm: LanguageModel,
     site: str | Site,
     vectors: str | Path,
+    name: str = "",
     split: Split = "all",
     heldout: float = HELDOUT,
     config: BuildConfig | None = None,
@@ -69,8 +73,8 @@ def build(
 
     The store is read once, in order. The statistics need the same memory for any number of tokens. Special tokens (BOS, EOS,
     pads) are left out of all statistics. After an interruption, the same call continues from the last checkpoint, a file next to
-    the database, and gives the same rows. Features of other sites stay. The database changes in one transaction at the end. If
-    the database already holds this build, nothing is done.
+    the database, and gives the same rows. Features of other dictionaries stay. The database changes in one transaction at the
+    end. If the database already holds this build, nothing is done.
 
     Lists and labels by people and models are never lost. Those of the same dictionary stay. Those of the dictionary that this
     one replaces are set aside and return when that dictionary is indexed again.
@@ -82,6 +86,8 @@ def build(
         lm: the model. Its tokenizer gives the texts of tokens, its head the promoted tokens.
         site: the site that the dictionary reads.
         vectors: folder of the decoder directions, one memory-mapped .npy per dictionary.
+        name: of the dictionary among others with its sites; empty for the default one. The build takes the place of the earlier
+            one of the same sites and name.
         split: count the tokens of "all" documents, of those that a reader trains on ("train") or of the "heldout" ones.
         heldout: share of documents that are held out.
         config: how much is kept for each feature, and the label methods.
@@ -103,13 +109,15 @@ def build(
             f"The dictionary reads {sae.cfg.d_in} numbers a token; the store has {store.width(site)} at {site}.",
             "Give the dictionary that was trained there.",
         )
-    entry = _entry(store, sae, lm, site, folder, path, split if split == "all" else f"{split} {heldout}", config)
+    counted = split if split == "all" else f"{split} {heldout}"
+    place = SiteMap.parse(site, sae.writes_at(site) if sae.cfg.transcodes else None)
+    entry = _entry(store, sae, lm, Address(place, name), path.absolute(), folder.absolute(), counted, config)
     if path.exists() and _is_done(path, entry):
         return FeatureDB.open(path)
     vocabulary = Vocabulary.of(lm.token_strings(range(lm.vocab_size)))
     words = Words(vocabulary, lm.decode)
     accumulators = Accumulators(sae.cfg.n_latents, len(vocabulary), config)
-    state = path.with_name(f"{path.name}.{site}.state.npz")
+    state = path.with_name(f"{path.name}.{stem(place, name)}.state.npz")
     _pass(
         store,
         sae,
@@ -126,18 +134,19 @@ def build(
     if source is not None:
         entry.files.update(current.recorded(Path(source)))
     write(path, entry, rows)
-    for leftover in [state, *_replaced(file)]:
+    database = FeatureDB.open(path)
+    for leftover in [state, *_unused(file.parent, site, database)]:
         files.remove(leftover)
-    return FeatureDB.open(path)
+    return database
 
 
 def _is_done(path: Path, entry: Entry) -> bool:
     """Whether the database holds this build, undamaged. Records the checksum if an interrupted change left none."""
     with FeatureDB.open(path) as database:
-        if not database.holds(entry.site, entry.key):
+        if not database.holds(entry.address, entry.key):
             return False
         try:
-            sealed = database.sealed(entry.site)
+            sealed = database.sealed(entry.address)
         except DatabaseError:
             return False
     if not sealed:
@@ -145,38 +154,38 @@ def _is_done(path: Path, entry: Entry) -> bool:
     return True
 
 
-def _replaced(file: Path) -> list[Path]:
+def _unused(folder: Path, site: Site, database: FeatureDB) -> list[Path]:
     """Files of decoder directions of the dictionaries that this site had earlier."""
-    prefix = file.name.rpartition("-")[0]
-    return [other for other in file.parent.glob(f"{prefix}-*.npy") if other != file]
+    used = {sae.vectors.resolve() for sae in database.saes()}
+    return [file for file in folder.glob(f"{site}-*.npy") if file.resolve() not in used]
 
 
 def _entry(
-    store: Store, sae: SAE, lm: LanguageModel, site: Site, folder: Path, path: Path, split: str, config: BuildConfig
+    store: Store, sae: SAE, lm: LanguageModel, address: Address, path: Path, folder: Path, split: str, config: BuildConfig
 ) -> Entry:
+    """What is written about a dictionary besides its features; `path` and `folder` are absolute."""
     model = lm.fingerprint()
     corpus = {"store": store.provenance, "rows": store.n_tokens, "split": split, "tokenizer": model["tokenizer"]}
     corpus_key = _digest(corpus)
     fingerprint = sae.fingerprint()
     identity = {
-        "method": [_METHOD, schema.VERSION],
+        "method": _METHOD,
         "corpus": corpus_key,
         "sae": fingerprint,
         "model": model["model"],
-        "site": str(site),
+        "site": str(address.site),
         "config": dataclasses.asdict(config),
     }
-    file = folder.absolute() / f"{site}-{fingerprint[:16]}.npy"
+    file = folder / f"{address.site}-{fingerprint[:16]}.npy"
     return Entry(
-        site=str(site),
-        site_out=str(sae.writes_at(site)),
+        address=address,
         key=_digest(identity),
         fingerprint=fingerprint,
         model=model,
         architecture=sae.cfg.architecture,
         n_features=sae.cfg.n_latents,
         d_out=sae.cfg.d_out,
-        vectors=os.path.relpath(file, path.absolute().parent),
+        vectors=os.path.relpath(file, path.parent),
         files={},
         corpus_key=corpus_key,
         corpus=corpus,

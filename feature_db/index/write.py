@@ -14,6 +14,7 @@ from feature_db.records import StoredFile
 from feature_db.store import checksums, connections, schema, set_aside, verification
 from feature_db.store.tables import add_labels, delete_dictionary, delete_orphans, next_id
 from saekit import files
+from saekit.names.address import Address
 
 # Columns of `feature` after its ids.
 _COLUMNS = ("count", "density", "density_low", "density_high", "mean", "second_moment", "max", "histogram", "kind")
@@ -23,8 +24,7 @@ _COLUMNS = ("count", "density", "density_low", "density_high", "mean", "second_m
 class Entry:
     """A dictionary and the corpus that it was indexed on."""
 
-    site: str
-    site_out: str
+    address: Address
     key: str
     """Hash of all inputs that determine the rows."""
     fingerprint: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 def write(path: Path, entry: Entry, rows: Rows) -> None:
-    """Write a dictionary's rows, in place of the previous rows of its site. The database changes completely or not at all.
+    """Write a dictionary's rows, in place of the previous rows of its address. The database changes completely or not at all.
 
     Labels that people or models wrote and lists are kept (:mod:`feature_db.store.set_aside`).
 
@@ -101,12 +101,13 @@ def _extend(path: Path, entry: Entry, rows: Rows) -> None:
 
 
 def _transaction(db: sqlite3.Connection, entry: Entry, rows: Rows, *, intact: bool = True) -> None:
+    if schema.version(db) < schema.VERSION:
+        _upgrade(db, entry)
     db.execute("BEGIN IMMEDIATE")
     try:
-        schema.upgrade(db)
-        _write(db, entry, rows)
+        sae = _write(db, entry, rows)
         if not intact:  # rows of the other dictionaries may be damaged: the next build of each writes its rows again
-            db.execute("UPDATE sae SET key = '' WHERE site != ?", (entry.site,))
+            db.execute("UPDATE sae SET key = '' WHERE id != ?", (sae,))
         db.execute("ANALYZE")
         db.execute("COMMIT")
     except BaseException:
@@ -115,7 +116,26 @@ def _transaction(db: sqlite3.Connection, entry: Entry, rows: Rows, *, intact: bo
         raise
 
 
-def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> None:
+def _upgrade(db: sqlite3.Connection, entry: Entry) -> None:
+    """Bring a database of an earlier version to this one, in a transaction of its own: what it holds stays the same.
+
+    Databases up to version 2 do not say whether the dictionary of a site has a name. If it is the one that is indexed now, it is
+    called as that one.
+    """
+    db.execute("PRAGMA foreign_keys = OFF")  # impossible inside a transaction
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        schema.upgrade(db)
+        place = (str(entry.address.site), str(entry.address.place.writes[0]), entry.fingerprint)
+        db.execute("UPDATE sae SET name = ? WHERE site = ? AND site_out = ? AND fingerprint = ?", (entry.address.name, *place))
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        db.execute("PRAGMA foreign_keys = ON")
+
+
+def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
     corpus = _corpus(db, entry, rows)
     live = int((rows.accumulators.moments.firing > 0).sum())
     sae = _sae(db, entry, corpus, live)
@@ -123,7 +143,10 @@ def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> None:
     _features(db, sae, rows, terms)
     terms.index()
     set_aside.bring_back(db, sae, entry.fingerprint)
+    set_aside.share(db, sae, entry.fingerprint)
+    set_aside.bring_all_back(db)
     delete_orphans(db)
+    return sae
 
 
 def _corpus(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
@@ -175,14 +198,15 @@ class _Terms:
 
 
 def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int) -> int:
-    """Insert the dictionary, in place of the previous one of its site; returns its id."""
-    old = db.execute("SELECT id, fingerprint FROM sae WHERE site = ?", (entry.site,)).fetchone()
+    """Insert the dictionary, in place of the previous one of its address; returns its id."""
+    place = (str(entry.address.site), str(entry.address.place.writes[0]), entry.address.name)
+    old = db.execute("SELECT id, fingerprint FROM sae WHERE site = ? AND site_out = ? AND name = ?", place).fetchone()
     sae = old[0] if old else next_id(db, "sae")
     if old:
         set_aside.put(db, sae, old[1])
         delete_dictionary(db, sae)
     values = (
-        sae, entry.site, entry.site_out, corpus, entry.key, entry.fingerprint, json.dumps(entry.model, sort_keys=True),
+        sae, *place, corpus, entry.key, entry.fingerprint, json.dumps(entry.model, sort_keys=True),
         entry.architecture, entry.n_features, live, entry.d_out, entry.vectors,
     )  # fmt: skip
     db.execute(f"INSERT INTO sae VALUES ({', '.join('?' * len(values))})", values)

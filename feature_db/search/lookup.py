@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -75,6 +75,7 @@ class Lookup:
         word: the word, case-folded; for signals of whole queries, empty.
         model: the model and dictionary, if the caller gave them.
         corpora: ids of the corpora that the dictionaries were indexed on.
+        dictionaries: address of each dictionary, by id.
     """
 
     db: sqlite3.Connection
@@ -83,6 +84,7 @@ class Lookup:
     word: str = ""
     model: Model | None = None
     corpora: Sequence[int] = field(default_factory=list)
+    dictionaries: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.corpora:
@@ -91,7 +93,7 @@ class Lookup:
 
     def of(self, word: str) -> Lookup:
         """The same for another word."""
-        return Lookup(self.db, self.chosen, self.query, word, self.model, self.corpora)
+        return Lookup(self.db, self.chosen, self.query, word, self.model, self.corpora, self.dictionaries)
 
     @cached_property
     def terms(self) -> list[Term]:
@@ -181,7 +183,7 @@ class Lookup:
         """Id, density and largest activation of a feature."""
         identity = feature_id(sae.id, number)
         row = self.db.execute("SELECT density, max FROM feature WHERE id = ?", (identity,)).fetchone()
-        density, largest = stored.row(f"feature {number} of {sae.site}", row, REAL, REAL)
+        density, largest = stored.row(f"feature {number} of {sae.dictionary}", row, REAL, REAL)
         return identity, density, largest
 
     def allows(self, feature: int) -> bool:

@@ -74,15 +74,15 @@ def _by_words(lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]) 
 def _hit(lookup: Lookup, feature: int, score: float, reasons: list[tuple[float, str]]) -> Hit:
     db = lookup.db
     found = db.execute(
-        "SELECT sae.site, feature.number, feature.density FROM feature JOIN sae ON sae.id = feature.sae WHERE feature.id = ?",
+        "SELECT sae, number, density FROM feature WHERE id = ?",
         (feature,),
     ).fetchone()
-    site, number, density = stored.row("a feature", found, TEXT, INT, REAL)
+    sae, number, density = stored.row("a feature", found, INT, INT, REAL)
     label = db.execute("SELECT text FROM label WHERE feature = ? ORDER BY rank DESC, id LIMIT 1", (feature,)).fetchone()
     text = stored.row("a label", label, TEXT)[0] if label else ""
     reasons = sorted(reasons, key=lambda reason: (-reason[0], reason[1]))
     ordered = list(dict.fromkeys(why for value, why in reasons if value >= 0.2 * reasons[0][0]))
-    return Hit(site, number, round(min(score, 1.0), 6), text, density, ", ".join(ordered[:3]))
+    return Hit(lookup.dictionaries[sae], number, round(min(score, 1.0), 6), text, density, ", ".join(ordered[:3]))
 
 
 def _together(words: list[tuple[float, Match]], n_words: int) -> float:

@@ -177,6 +177,21 @@ class Connections:
         """Whether another file has taken the place of the one that the connection reads; without locks, a change does that."""
         return held.file is not None and not held.connection.in_transaction and held.file != _identity(self._path)
 
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The calling thread's connection, inside one transaction: all statements see the same state of the file."""
+        with typed(self._path):
+            db = self.here
+            if db.in_transaction:
+                yield db
+                return
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")  # nothing was written
+
     def close(self) -> None:
         """Close the connections of all threads."""
         with self._lock:

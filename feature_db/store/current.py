@@ -10,6 +10,7 @@ from feature_db.records import IndexedSAE, StoredFile
 from feature_db.store.checksums import file_sha256
 from saekit.errors import WorkspaceError, shown_path
 from saekit.ledger import Ledger
+from saekit.names.address import Address
 
 FILES = ("cfg.json", "sae_weights.safetensors")
 """What a dictionary's folder holds that its features follow from."""
@@ -38,9 +39,12 @@ def recorded(folder: Path) -> dict[str, StoredFile]:
     return found
 
 
-def index_again(workspace: Path, site: str) -> str:
-    """The hint to index the dictionary at `site` again."""
-    return f"Run `saekit index {quote(shown_path(workspace))} --site {quote(site)}`; labels by people are kept."
+def index_again(workspace: Path, address: Address) -> str:
+    """The hint to index a dictionary again."""
+    name = f" --name {quote(address.name)}" if address.name else ""
+    return (
+        f"Run `saekit index {quote(shown_path(workspace))} --site {quote(str(address.place))}{name}`; labels by people are kept."
+    )
 
 
 def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequence[Path], workspace: Path) -> None:
@@ -56,8 +60,8 @@ def check(indexed: IndexedSAE, stored: Mapping[str, StoredFile], folders: Sequen
     found = [folder for folder in folders if signature(folder) is not None]
     if found and not any(_is(indexed, stored, folder) for folder in found):
         raise WorkspaceError(
-            f"The indexed features of {indexed.site} are of another dictionary than the one in {shown_path(found[0])}.",
-            index_again(workspace, indexed.site),
+            f"The indexed features of {indexed.dictionary} are of another dictionary than the one in {shown_path(found[0])}.",
+            index_again(workspace, indexed.address),
         )
 
 

@@ -33,8 +33,11 @@ class Edits:
         """Whether the checksum matched before the first change; only then is it recorded after the last."""
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, foreign_keys: bool = True) -> Iterator[sqlite3.Connection]:
         """A connection to write with. All changes are made when the block ends, none when it raises.
+
+        Args:
+            foreign_keys: whether rows go with the row that they refer to.
 
         Raises:
             DatabaseError: the database is locked, damaged or not writable.
@@ -42,6 +45,8 @@ class Edits:
         """
         with self._lock, typed(self._path), connections.changing(self._path) as db:
             try:
+                if not foreign_keys:
+                    db.execute("PRAGMA foreign_keys = OFF")
                 db.execute("BEGIN IMMEDIATE")
                 self._begin()
                 yield db
@@ -77,10 +82,12 @@ class Edits:
 
     def forget(self, sae: int, fingerprint: str) -> None:
         """Remove a dictionary. Its labels by people and its list entries are set aside."""
-        with self.transaction() as db:
+        with self.transaction(foreign_keys=False) as db:
             schema.upgrade(db)
+        with self.transaction() as db:
             set_aside.put(db, sae, fingerprint)
             delete_dictionary(db, sae)
+            set_aside.bring_all_back(db)
             delete_orphans(db)
 
     def _begin(self) -> None:

@@ -26,27 +26,52 @@ from feature_db.store.examples import TOP, unpack
 from feature_db.store.schema import ROLES, feature_id
 from feature_db.store.statistics import bin_edges, quantiles, unpack_histogram
 from feature_db.store.stored import BLOB, INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
+from saekit.names.address import Address
 
 _QUANTILES = np.arange(101) / 100
 _TEXTS_AT_A_TIME = 500  # SQLite limits the parameters of a statement
 
 
 def saes(db: sqlite3.Connection, folder: Path) -> list[IndexedSAE]:
-    """All dictionaries, by site name; `folder` is the database's."""
+    """All dictionaries, by address; `folder` is the database's."""
+    name = "name" if schema.version(db) >= 3 else "''"
     found = db.execute(
-        "SELECT sae.id, site, site_out, architecture, n_features, d_out, n_live, fingerprint, model, n_tokens, n_documents, "
-        "vectors FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site"
+        f"SELECT sae.id, site, site_out, {name}, architecture, n_features, d_out, n_live, fingerprint, model, n_tokens, "
+        "n_documents, vectors FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site, site_out, 4"
     )
+    kinds = (INT, TEXT, TEXT, TEXT, TEXT, INT, INT, INT, TEXT, TEXT, INT, INT, TEXT)
+    rows = stored.rows("the dictionaries", found, *kinds)
     indexed = []
-    for row in stored.rows("the dictionaries", found, INT, TEXT, TEXT, TEXT, INT, INT, INT, TEXT, TEXT, INT, INT, TEXT):
-        i, site, out, architecture, n, d_out, live, fingerprint, model, tokens, documents, vectors = row
+    for row in rows:
+        i, site, out, name, architecture, n, d_out, live, fingerprint, model, tokens, documents, vectors = row
         facts = stored.parsed("the dictionaries", model)
         if not isinstance(facts, dict):
             raise damaged("the dictionaries", "the model's fingerprint is no object")
         indexed.append(
-            IndexedSAE(i, site, out, architecture, n, d_out, live, fingerprint, facts, tokens, documents, folder / vectors)
-        )
+            IndexedSAE(
+                i, site, out, name, _dictionary(row, rows), architecture, n, d_out, live, fingerprint, facts, tokens, documents,
+                folder / vectors,
+            )
+        )  # fmt: skip
     return indexed
+
+
+def _dictionary(row: stored.Row, rows: list[stored.Row]) -> str:
+    """The shortest address of a dictionary: a transcoder needs the site that it writes where others read its site too."""
+    _, site, out, name, *_ = row
+    alone = out == site or sum((other[1], other[3]) == (site, name) for other in rows) == 1
+    return (site if alone else f"{site}->{out}") + (f"@{name}" if name else "")
+
+
+def build_key(db: sqlite3.Connection, address: Address) -> str | None:
+    """Key of the build that a dictionary's rows are of; None if it has no rows.
+
+    Databases up to version 2 hold the default dictionary, or do not say which one they hold.
+    """
+    named = "AND name = ?" if schema.version(db) >= 3 else "AND ? = ''"
+    values = (str(address.site), str(address.place.writes[0]), address.name)
+    found = db.execute(f"SELECT key FROM sae WHERE site = ? AND site_out = ? {named}", values).fetchone()
+    return None if found is None else stored.row("the dictionaries", found, TEXT)[0]
 
 
 def files(db: sqlite3.Connection, sae: int) -> dict[str, StoredFile]:
@@ -59,7 +84,7 @@ def files(db: sqlite3.Connection, sae: int) -> dict[str, StoredFile]:
 
 def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecord:
     """Everything about feature `number`, which must be in range."""
-    identity, what = feature_id(sae.id, number), f"feature {number} of {sae.site}"
+    identity, what = feature_id(sae.id, number), f"feature {number} of {sae.dictionary}"
     found = db.execute(
         "SELECT count, density, density_low, density_high, mean, second_moment, max, histogram, kind FROM feature WHERE id = ?",
         (identity,),
@@ -69,7 +94,7 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
     histogram = unpack_histogram(packed)
     labels = _labels(db, identity)
     return FeatureRecord(
-        site=sae.site,
+        dictionary=sae.dictionary,
         feature=number,
         label=labels[0].text if labels else "",
         labels=labels,
@@ -98,7 +123,7 @@ def stats(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> ActivationSta
     """Maximum, mean over all tokens and quantiles of feature `number`, which must be in range."""
     sql = "SELECT max, mean * density, histogram FROM feature WHERE id = ?"
     found = db.execute(sql, (feature_id(sae.id, number),)).fetchone()
-    largest, mean, histogram = stored.row(f"feature {number} of {sae.site}", found, REAL, REAL, BLOB)
+    largest, mean, histogram = stored.row(f"feature {number} of {sae.dictionary}", found, REAL, REAL, BLOB)
     return ActivationStats(largest, mean, _grid(unpack_histogram(histogram), largest))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from feature_db.errors import damaged
 from saekit.errors import DatabaseError
 
-VERSION = 2
-"""Version 1 had no tables `file`, `set_aside_label` and `set_aside_list`. It is read, and upgraded by the next build."""
+VERSION = 3
+"""Version 1 had no tables `file`, `set_aside_label` and `set_aside_list`. Up to version 2, a site had one dictionary, and `sae`
+no column `name`. Both are read, and upgraded by the next build."""
 APPLICATION = 0x5AE817DB
 FEATURES_PER_SAE = 1 << 24
 ROLES = {name: i for i, name in enumerate(("fires_word", "fires_token", "peaks", "before", "context", "promotes", "suppresses"))}
@@ -21,6 +22,12 @@ _NOT_OURS = "Give the features.sqlite of a workspace."
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _ADDED_IN_2 = ("file", "set_aside_label", "set_aside_list")
+_SAE_BEFORE_3 = """
+    CREATE TABLE sae (
+        id INTEGER PRIMARY KEY, site TEXT NOT NULL UNIQUE, site_out TEXT NOT NULL, corpus INTEGER NOT NULL REFERENCES corpus(id),
+        key TEXT NOT NULL, fingerprint TEXT NOT NULL, model TEXT NOT NULL, architecture TEXT NOT NULL,
+        n_features INTEGER NOT NULL, n_live INTEGER NOT NULL, d_out INTEGER NOT NULL, vectors TEXT NOT NULL )
+"""
 _STATISTICS = ("sqlite_stat1", "sqlite_stat4")  # ANALYZE makes these
 
 Objects = dict[tuple[str, str], str]
@@ -72,10 +79,21 @@ def create(db: sqlite3.Connection) -> None:
 
 
 def upgrade(db: sqlite3.Connection) -> None:
-    """Add, inside the caller's transaction, the tables that a database of an earlier version lacks."""
-    if version(db) < VERSION:
+    """Bring the tables of a database of an earlier version to this one, inside the caller's transaction.
+
+    Foreign keys must be off: SQLite changes a table by making it again, and would delete the rows that refer to it.
+    """
+    found = version(db)
+    if found < 2:
         for name in _ADDED_IN_2:
             db.execute(_expected()["table", name])
+    if found < 3:
+        columns = [name for _, name, *_ in db.execute("PRAGMA table_info(sae)")]
+        db.execute(_expected()["table", "sae"].replace("CREATE TABLE sae", "CREATE TABLE sae_3", 1))
+        db.execute(f"INSERT INTO sae_3 ({', '.join(columns)}, name) SELECT {', '.join(columns)}, '' FROM sae")
+        db.execute("DROP TABLE sae")
+        db.execute("ALTER TABLE sae_3 RENAME TO sae")
+    if found < VERSION:
         db.execute(f"PRAGMA user_version = {VERSION}")
 
 
@@ -98,6 +116,8 @@ def check(db: sqlite3.Connection, path: Path) -> None:
     expected = _expected()
     if version(db) < 2:
         expected = {key: sql for key, sql in expected.items() if key[1] not in _ADDED_IN_2}
+    if version(db) < 3:
+        expected = expected | {("table", "sae"): _bare("sae", _SAE_BEFORE_3)}
     found: Objects = {}
     tables = {name for kind, name in expected if kind == "table"}
     for kind, name, table, sql in db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"):
@@ -139,4 +159,7 @@ def _expected() -> Objects:
 
 def _bare(name: str, sql: str | None) -> str:
     """SQL without comments and extra white space; nothing for the tables behind full-text search, which SQLite versions vary."""
-    return "" if name.startswith(("term_fts_", "feature_fts_")) else " ".join(re.sub(r"--[^\n]*", " ", sql or "").split())
+    if name.startswith(("term_fts_", "feature_fts_")):
+        return ""
+    text = " ".join(re.sub(r"--[^\n]*", " ", sql or "").split())
+    return text.replace(f'CREATE TABLE "{name}"', f"CREATE TABLE {name}", 1)  # SQLite quotes the name of a table that was renamed

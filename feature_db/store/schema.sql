@@ -23,10 +23,12 @@ CREATE UNIQUE INDEX term_token ON term(corpus, token) WHERE kind = 'token';
 CREATE UNIQUE INDEX term_word ON term(corpus, text) WHERE kind = 'word';
 CREATE VIRTUAL TABLE term_fts USING fts5(text, content='term', content_rowid='id', tokenize='porter unicode61');
 
+-- A dictionary. Several can read one site: an SAE and transcoders, and others with names.
 CREATE TABLE sae (
     id INTEGER PRIMARY KEY,
-    site TEXT NOT NULL UNIQUE,
-    site_out TEXT NOT NULL,
+    site TEXT NOT NULL,                 -- that it reads
+    site_out TEXT NOT NULL,             -- that it writes: the same for an SAE
+    name TEXT NOT NULL,                 -- '' for the default dictionary of its sites
     corpus INTEGER NOT NULL REFERENCES corpus(id),
     key TEXT NOT NULL,                  -- hash of all inputs of the rows; a build with the same key is not repeated; '': to be built again
     fingerprint TEXT NOT NULL,
@@ -35,7 +37,8 @@ CREATE TABLE sae (
     n_features INTEGER NOT NULL,
     n_live INTEGER NOT NULL,            -- features that fired
     d_out INTEGER NOT NULL,
-    vectors TEXT NOT NULL               -- file of decoder directions (n_features, d_out), relative to this database
+    vectors TEXT NOT NULL,              -- file of decoder directions (n_features, d_out), relative to this database
+    UNIQUE (site, site_out, name)
 );
 
 CREATE TABLE feature (

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from typing import Any
 
 from feature_db.labels.rules import LABEL_METHODS
 from feature_db.store import schema, stored
@@ -22,17 +24,8 @@ _SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, 
 def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
     """Set aside what belongs to the features of dictionary `sae`."""
     span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
-    rules = tuple(LABEL_METHODS)
-    marks = ", ".join("?" * len(rules))
-    found = db.execute(
-        f"SELECT id, feature, {', '.join(_LABEL)} FROM label "
-        f"WHERE feature BETWEEN ? AND ? AND method NOT IN ({marks}) ORDER BY id",
-        (*span, *rules),
-    ).fetchall()
-    for label, feature, *columns in stored.rows("the labels", found, INT, INT, *_LABEL.values()):
-        scores = db.execute(f"SELECT {', '.join(_SCORE)} FROM label_score WHERE label = ? ORDER BY metric", (label,))
-        facts = dict(zip(_LABEL, columns)) | {"scores": stored.rows("the scores of labels", scores, *_SCORE.values())}
-        values = (fingerprint, feature - span[0], json.dumps(facts))
+    for number, facts in _labels(db, sae):
+        values = (fingerprint, number, json.dumps(facts))
         db.execute("INSERT INTO set_aside_label(fingerprint, number, label) VALUES (?, ?, ?)", values)
     db.execute(
         "INSERT INTO set_aside_list(fingerprint, number, name, position, note) "
@@ -43,13 +36,15 @@ def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
 
 
 def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
-    """Give the features of dictionary `sae` what waits for its fingerprint."""
+    """Give the features of dictionary `sae` what waits for its fingerprint, except labels that they have already."""
     found = db.execute("SELECT number, label FROM set_aside_label WHERE fingerprint = ? ORDER BY id", (fingerprint,)).fetchall()
     labelled = set()
     for number, text in stored.rows("the labels set aside", found, INT, TEXT):
         feature = schema.feature_id(sae, number)
         labelled.add(feature)
-        _insert(db, feature, stored.parsed("the labels set aside", text))
+        facts = stored.parsed("the labels set aside", text)
+        if not _has(db, feature, facts, ("method", "model", "text")):
+            _insert(db, feature, facts)
     for feature in sorted(labelled):
         refresh_fts(db, feature)
     entries = db.execute(
@@ -61,6 +56,27 @@ def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
         db.execute("INSERT INTO list VALUES (?, ?, ?, ?)", (name, position, schema.feature_id(sae, number), note))
     for table in ("set_aside_label", "set_aside_list"):
         db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
+
+
+def bring_all_back(db: sqlite3.Connection) -> None:
+    """Give every indexed dictionary what waits for it: one may have lost an address and still have another."""
+    waits = "SELECT fingerprint FROM set_aside_label UNION SELECT fingerprint FROM set_aside_list"
+    for sae, fingerprint in db.execute(f"SELECT id, fingerprint FROM sae WHERE fingerprint IN ({waits}) ORDER BY id").fetchall():
+        bring_back(db, sae, fingerprint)
+
+
+def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
+    """Give the features of dictionary `sae` the labels of other indexed dictionaries with the same weights.
+
+    `saekit choose` copies a dictionary, so that the same weights have two addresses.
+    """
+    twins = db.execute("SELECT id FROM sae WHERE fingerprint = ? AND id != ? ORDER BY id", (fingerprint, sae)).fetchall()
+    for (twin,) in twins:
+        for number, facts in list(_labels(db, twin)):
+            feature = schema.feature_id(sae, number)
+            if not _has(db, feature, facts, ("method", "model")):
+                _insert(db, feature, facts)
+                refresh_fts(db, feature)
 
 
 def waiting(db: sqlite3.Connection) -> dict[str, int]:
@@ -82,11 +98,33 @@ def by_people(db: sqlite3.Connection) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, object]) -> None:
+def _labels(db: sqlite3.Connection, sae: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of the feature, and content, of each label of dictionary `sae` that no rule made."""
+    first, last = schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
+    rules = tuple(LABEL_METHODS)
+    found = db.execute(
+        f"SELECT id, feature, {', '.join(_LABEL)} FROM label "
+        f"WHERE feature BETWEEN ? AND ? AND method NOT IN ({', '.join('?' * len(rules))}) ORDER BY id",
+        (first, last, *rules),
+    ).fetchall()
+    for label, feature, *columns in stored.rows("the labels", found, INT, INT, *_LABEL.values()):
+        scores = db.execute(f"SELECT {', '.join(_SCORE)} FROM label_score WHERE label = ? ORDER BY metric", (label,))
+        facts = dict(zip(_LABEL, columns)) | {"scores": stored.rows("the scores of labels", scores, *_SCORE.values())}
+        yield feature - first, facts
+
+
+def _has(db: sqlite3.Connection, feature: int, facts: dict[str, Any], columns: tuple[str, ...]) -> bool:
+    """Whether a feature has a label that is equal in these columns."""
+    same = " AND ".join(f"{name} IS ?" for name in columns)
+    values = (feature, *(facts.get(name) for name in columns))
+    return db.execute(f"SELECT 1 FROM label WHERE feature = ? AND {same}", values).fetchone() is not None
+
+
+def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> None:
     label = next_id(db, "label")
     columns = tuple(facts.get(name) for name in _LABEL)
     stored.row("the labels set aside", columns, *_LABEL.values())
     db.execute(f"INSERT INTO label(id, feature, {', '.join(_LABEL)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (label, feature, *columns))
-    for score in facts.get("scores", ()):  # type: ignore[attr-defined]
+    for score in facts.get("scores", ()):
         values = stored.row("the labels set aside", tuple(score), *_SCORE.values())
         db.execute(f"INSERT INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)", (label, *values))

@@ -77,4 +77,4 @@ def _offset(sae: IndexedSAE, start: bytes, shape: tuple[int, int]) -> int:
 
 
 def _damaged(sae: IndexedSAE, cause: object) -> DatabaseError:
-    return DatabaseError(f"The decoder directions of {sae.site} ({sae.vectors}) are damaged: {cause}.", _HINT)
+    return DatabaseError(f"The decoder directions of {sae.dictionary} ({sae.vectors}) are damaged: {cause}.", _HINT)

@@ -86,10 +86,10 @@ def _features(db: sqlite3.Connection, sae: IndexedSAE) -> None:
     features, examples = db.execute(sql, (sae.id,)).fetchone()
     if (features, examples) != (sae.n_features, sae.n_features):
         cause = f"{features} rows and {examples} examples for {sae.n_features} features"
-        raise damaged(f"the features of {sae.site}", cause)
+        raise damaged(f"the features of {sae.dictionary}", cause)
     sql = "SELECT histogram, windows FROM example JOIN feature ON id = feature WHERE sae = ?"
     for row in db.execute(sql, (sae.id,)):
-        histogram, windows = stored.row(f"the features of {sae.site}", row, stored.BLOB, stored.BLOB)
+        histogram, windows = stored.row(f"the features of {sae.dictionary}", row, stored.BLOB, stored.BLOB)
         unpack_histogram(histogram)
         unpack(windows)
 

@@ -13,7 +13,7 @@ from saekit.cli.output import emit, quiet_libraries, say
 
 def choose(
     workspace: options.WORKSPACE,
-    name: Annotated[str, typer.Argument(help="Name of the dictionary, as given to `saekit train`.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Name of the dictionary, or its address: resid_post.3@NAME.", metavar="NAME")],
     site: options.SITE = None,
     keep: Annotated[
         str | None,
@@ -31,6 +31,7 @@ def choose(
     ws = Workspace.open(workspace)
     with ws.writing():
         chosen = ws.dictionaries.choose(name, site, keep=keep)
+    name = name.rpartition("@")[2]
     if as_json:
         emit({"site": chosen, "name": name, "folder": str(ws.dictionaries.folder(chosen))})
     else:

@@ -50,6 +50,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "train": CommandRow(
             "saekit.cli.train:train", "Train one or many dictionaries on activations.", resumes=True, renamed=_TRAINING
         ),
+        "add": CommandRow("saekit.cli.add:add", "Add a dictionary that was trained elsewhere: published, or in a folder."),
         "choose": CommandRow("saekit.cli.choose:choose", "Make a trained dictionary the default of its site."),
         "index": CommandRow("saekit.cli.index:index", "Put a dictionary's features into the searchable database.", resumes=True),
         "search": CommandRow("saekit.cli.search:search", "Find features by concept."),

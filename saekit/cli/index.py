@@ -14,6 +14,7 @@ def index(
     workspace: options.WORKSPACE,
     site: options.TRAINED_SITES = None,
     name: options.NAME = "",
+    every: Annotated[bool, typer.Option("--all", help="Index every dictionary of the workspace, those with names too.")] = False,
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,21 +27,26 @@ def index(
 ) -> None:
     """Put the features of each site's default dictionary, or of those called NAME, into the searchable database.
 
-    The features get labels made by rules. The database holds one dictionary of a site at a time.
+    The features get labels made by rules. The database holds any number of dictionaries, also several of one site.
 
     Example: `saekit index pythia`
 
     Example: `saekit index pythia --site resid_post.3 --name wide`
+
+    Example: `saekit index pythia --all`
     """
     quiet_libraries()
+    from saekit.errors import ConfigError
     from saekit.workspace.workspace import Workspace
 
+    if every and (site or name):
+        raise ConfigError("--all is given together with --site or --name.", "Give one of them.")
     ws = Workspace.open(workspace, **load.changes())
-    chosen = ws.dictionaries.chosen(site, name)
+    chosen = ws.dictionaries.searchable() if every else ws.dictionaries.chosen(site, name)
     with ws.writing():
-        for place, _ in chosen:
-            ws.index(place, name, labels=labels).close()
-    rows = [{"site": place, "features": ws.sae(place, name).cfg.n_latents} for place, _ in chosen]
+        for place, own in chosen:
+            ws.index(place, own, labels=labels).close()
+    rows = [{"site": place, "name": own, "features": ws.sae(place, own).cfg.n_latents} for place, own in chosen]
     if as_json:
         emit(rows)
         return

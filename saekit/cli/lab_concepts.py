@@ -35,7 +35,7 @@ def concepts(
     ws = Workspace.open(workspace)
     chosen = ws.dictionaries.chosen(site, name)
     labelled = list(lab.documents(split=split, seed=seed, n=documents))  # type: ignore[arg-type]
-    found = [concept_recovery(ws.lm, ws.sae(place, name), SiteMap.parse(place).site, labelled) for place, _ in chosen]
+    found = [concept_recovery(ws.lm, ws.sae(place, name), SiteMap.parse(place).site, labelled) for place, name in chosen]
     if as_json:
         emit([each.to_dict() for each in found])
         return

@@ -43,7 +43,7 @@ TRAINED_SITES = Annotated[
     list[str] | None,
     typer.Option(
         "--site",
-        help="Site of a dictionary. May be repeated. [default: all that have one]",
+        help="Site of a dictionary, or its address: resid_post.3@NAME. May be repeated. [default: all that have one]",
         show_default=False,
         autocompletion=completion.sites,
     ),
@@ -52,7 +52,7 @@ SITE = Annotated[
     str | None,
     typer.Option(
         "--site",
-        help="Site of the dictionary. Needed if the workspace has several.",
+        help="Site of the dictionary, or its address: resid_post.3@NAME. Needed if the workspace has several.",
         show_default=False,
         autocompletion=completion.sites,
     ),
@@ -90,6 +90,7 @@ SITE_OUT = Annotated[
         "--site-out", help="Site that a transcoder predicts from --site. [default: the site that it reads]", show_default=False
     ),
 ]
+SOURCE = "Folder of an SAE, or release/id of a published one as sae-lens lists it, or owner/repository/folder on the hub."
 TEXTS = "Hub data set, local txt, jsonl or parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus."
 DATA = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.errors import shown_path
 from saekit.files import document
-from saekit.terminal import clean, console, json_safe
+from saekit.terminal import clean, console, json_safe, write_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,11 @@ def say(*parts: str | tuple[str, str]) -> None:
 def say_line(*parts: str | tuple[str, str]) -> None:
     """Print one line that is not broken at the edge of the terminal, so that it can be copied; see :func:`text`."""
     console(soft_wrap=True).print(text(*parts))
+
+
+def warn(sentence: str) -> None:
+    """Print a warning on stderr."""
+    write_line(f"warning: {sentence}", stderr=True)
 
 
 def say_path(label: str, path: Path) -> None:

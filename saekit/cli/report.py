@@ -53,12 +53,13 @@ def report(
     if training:
         _report_training(ws, site, name, as_json)
         return
-    chosen = ws.dictionaries.site(site, name)
-    sections = [pages.search(ws, chosen, text, k=top, name=name) for text in query or ()]
-    content = pages.gather(ws, chosen, sections, name=name)
-    path = pages.write(content, page or ws.reports / f"{stem(chosen, name)}.html")
+    chosen = ws.dictionaries.address(site, name)
+    sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
+    content = pages.gather(ws, chosen, sections)
+    path = pages.write(content, page or ws.reports / f"{stem(chosen.place, chosen.name)}.html")
     if as_json:
-        emit({"report": str(path), "site": str(chosen), "found": {each.query: len(each.found) for each in sections}})
+        found = {each.query: len(each.found) for each in sections}
+        emit({"report": str(path), "site": str(chosen.site), "name": chosen.name, "dictionary": str(chosen), "found": found})
     else:
         say_path("pictures: ", path)
 

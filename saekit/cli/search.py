@@ -14,8 +14,15 @@ def search(
     workspace: options.WORKSPACE,
     query: Annotated[str, typer.Argument(help="A concept, in plain words.", metavar="QUERY")],
     k: options.TOP = 10,
-    site: options.SITE = None,
-    name: options.NAME = "",
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--site",
+            help="Search the dictionaries of this site only, or one dictionary: resid_post.3@NAME. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Search the dictionary of this name only.", show_default=False)] = "",
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,22 +38,29 @@ def search(
 ) -> None:
     """Find features by concept: by their labels, the words they fire on, their examples, and the tokens they promote.
 
+    All indexed dictionaries are searched. `--site` and `--name` restrict the search to dictionaries that read the site, or
+    have the name.
+
     To steer towards a concept, look for features that promote its words: `--by promotes`.
 
     Example: `saekit search pythia "happy"`
     """
     from rich.padding import Padding
 
+    from saekit.names.address import Address
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace, **load.changes())
     extra: dict[str, Any] = {"by": by} if by else {}
-    if deep or name:
-        site = str(ws.dictionaries.site(site, name))
-    if deep:
-        quiet_libraries()
-        extra |= {"lm": ws.lm, "sae": ws.sae(site or "", name)}
-    hits = ws.database(name).search(query, k=k, site=site, **extra)
+    wanted = None if site is None else Address.parse(site)
+    if deep or name or (wanted is not None and (wanted.name or wanted.site_out)):  # one dictionary
+        extra["dictionary"] = address = ws.dictionaries.address(site, name)
+        if deep:
+            quiet_libraries()
+            extra |= {"lm": ws.lm, "sae": ws.sae(address)}
+    elif wanted is not None:
+        extra["site"] = wanted.site
+    hits = ws.database().search(query, k=k, **extra)
     rows = [hit.to_dict() for hit in hits]
     if as_json:
         emit(rows)

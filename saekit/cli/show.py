@@ -16,7 +16,8 @@ def show(
     feature: Annotated[
         str,
         typer.Argument(
-            help="A feature: 1042, or feature:resid_post.3/1042 if the workspace has several dictionaries.", metavar="FEATURE"
+            help="A feature: 1042, resid_post.3/1042 if there are several sites, or resid_post.3@NAME/1042 of one with a name.",
+            metavar="FEATURE",
         ),
     ],
     examples: Annotated[
@@ -29,11 +30,13 @@ def show(
     """Show a feature: its statistics, the tokens it promotes and suppresses, and the words and texts it fires on.
 
     Example: `saekit show pythia 1042`
+
+    Example: `saekit show pythia resid_post.3@gemma/1042`
     """
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    facts = ws.database(name).feature(ws.ref(feature, name)).to_dict()
+    facts = ws.database().feature(ws.ref(feature, name)).to_dict()
     facts["examples"] = facts["examples"][:examples]
     if as_json:
         emit(facts)

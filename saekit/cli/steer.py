@@ -57,7 +57,8 @@ def steer(
         typer.Option(
             "--feature",
             "-f",
-            help="Feature and strength: 1042, 1042:0.8norm or 1042:2. May be repeated.",
+            help="Feature and strength: 1042, 1042:0.8norm or 1042:2, or resid_post.3@NAME/1042:2 of a dictionary with a name. "
+            "May be repeated.",
             metavar="ID[:STRENGTH]",
         ),
     ],
@@ -85,6 +86,8 @@ def steer(
     necessarily make the model produce them.
 
     Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
+
+    Example: `saekit steer pythia --feature resid_post.3@gemma/1042:0.5norm "Once upon a time"`
     """
     quiet_libraries()
     from saekit.workspace.workspace import Workspace

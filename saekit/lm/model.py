@@ -23,6 +23,7 @@ from saekit.lm.layout.resolve import Paths, Resolved, resolve_layout
 from saekit.lm.loading import load_pretrained
 from saekit.lm.run.forward import RunnableModel
 from saekit.model_options import ModelOptions, with_changes
+from saekit.names.address import Address
 from saekit.names.site import Site
 from saekit.objects import Space, space_at
 
@@ -47,7 +48,7 @@ class LanguageModel(RunnableModel):
         self.options = options or ModelOptions()
         super().__init__(model, tokenizer, resolved, name, self.options.bos)
         self.revision = revision
-        self._dictionaries: dict[Site, SAE] = {}  # replaced as a whole and never changed, because other threads may read it
+        self._attached: dict[Address, SAE] = {}  # replaced as a whole and never changed, because other threads may read it
         self._fingerprint: dict[str, str] | None = None
 
     @classmethod
@@ -156,27 +157,44 @@ class LanguageModel(RunnableModel):
 
     @property
     def dictionaries(self) -> Mapping[Site, SAE]:
-        """The SAEs attached with :meth:`attach_sae`, by site. A later attachment does not change a mapping returned before."""
-        return MappingProxyType(self._dictionaries)
+        """The SAE whose features `space(site)` gives, for each site that has one: those of :attr:`attached` without a name.
 
-    def attach_sae(self, site: str | Site, sae: SAE) -> None:
+        A later attachment does not change a mapping returned before.
+        """
+        unnamed = {address: sae for address, sae in self._attached.items() if not address.name and address.site_out is None}
+        return MappingProxyType({address.site: sae for address, sae in unnamed.items()})
+
+    @property
+    def attached(self) -> Mapping[Address, SAE]:
+        """All SAEs attached with :meth:`attach_sae`. A later attachment does not change a mapping returned before."""
+        return MappingProxyType(self._attached)
+
+    def attach_sae(self, site: str | Site | Address, sae: SAE) -> None:
         """Let `space(site)` return the SAE's features, in passes that begin after this call.
+
+        Args:
+            site: the site that the SAE reads, as `resid_post.3`. With a name, as `resid_post.3@wide`, the SAE is attached beside
+                that of the site: refs like `feature:resid_post.3@wide/7` mean its features.
+            sae: the SAE or transcoder.
 
         Raises:
             UnknownSite: the model lacks the site.
             ConfigError: `sae` is not an SAE.
         """
-        site = self.site(site)
+        address = Address.parse(site)
+        self.site(address.site)
         if not hasattr(sae, "encode_sparse"):
             raise ConfigError(f"{sae!r:.60} is not an SAE.", "Load one with saekit.sae.SAE.load.")
         with self.lock:
-            self._dictionaries = {**self._dictionaries, site: sae}
+            self._attached = {**self._attached, address: sae}
 
-    def detach_sae(self, site: str | Site | None = None) -> None:
-        """Let `space(site)` return raw objects again; None detaches the SAEs of all sites. No SAE at a site is not an error."""
-        site = None if site is None else self.site(site)
+    def detach_sae(self, site: str | Site | Address | None = None) -> None:
+        """Let `space(site)` return raw objects again; None detaches all SAEs. No SAE at a site is not an error."""
+        address = None if site is None else Address.parse(site)
+        if address is not None:
+            self.site(address.site)
         with self.lock:
-            self._dictionaries = {key: sae for key, sae in self._dictionaries.items() if site is not None and key != site}
+            self._attached = {key: sae for key, sae in self._attached.items() if address is not None and key != address}
 
     def space(self, site: str | Site) -> Space:
         """The interpretable coordinates at a site: features where an SAE is attached, raw objects elsewhere."""

@@ -8,8 +8,10 @@ import sys
 from dataclasses import dataclass
 from functools import total_ordering
 
-from saekit.errors import UnknownRef, UnknownSite
+from saekit.errors import ConfigError, UnknownRef, UnknownSite
+from saekit.names.address import Address
 from saekit.names.site import KINDS, Site
+from saekit.names.site_map import SiteMap
 
 # An example of each kind, for hints in errors.
 FORMS = {
@@ -38,6 +40,9 @@ class Ref:
         layer: number of the block; None for objects of `embed`.
         matrix: for weights, the matrix that the object is a vector of. The space that edits weights decides along which axis its
             vectors are counted.
+        site_out: for features, the site that their transcoder predicts, where the ref names it. An SAE and transcoders can read
+            one site; a ref that names no such site is of the SAE or, without one, of the only transcoder.
+        name: for features, the name of their dictionary; empty for the default one.
     """
 
     kind: str
@@ -45,6 +50,8 @@ class Ref:
     site: Site | None = None
     layer: int | None = None
     matrix: str | None = None
+    site_out: Site | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in FORMS:
@@ -53,9 +60,17 @@ class Ref:
             raise UnknownRef(f"Unit {self.unit} of a {self.kind} is negative.", "Units count from 0.")
 
     @classmethod
-    def feature(cls, site: Site | str, unit: int) -> Ref:
-        """Latent `unit` of the SAE that reads `site`."""
-        return cls._at("feature", Site.parse(site), unit)
+    def feature(cls, dictionary: Address | Site | str, unit: int) -> Ref:
+        """Latent `unit` of a dictionary of one site: that at `resid_post.3`, or the one called gemma at `resid_post.3@gemma`.
+
+        Raises:
+            UnknownSite: the site does not parse.
+            ConfigError: there is no such dictionary, or it has several sites.
+        """
+        address = Address.parse(dictionary)
+        if address.site.model:
+            raise ConfigError(f"{address.site} is in another model.", "Features belong to sites of the model itself.")
+        return cls("feature", unit, address.site, address.site.layer, site_out=address.site_out, name=address.name)
 
     @classmethod
     def neuron(cls, layer: int, unit: int) -> Ref:
@@ -99,8 +114,8 @@ class Ref:
         place, unit = match["place"], int(match["unit"])
         if kind in ("feature", "residual"):
             try:
-                return cls._at(kind, Site.parse(place), unit)
-            except UnknownSite as error:
+                return cls.feature(place, unit) if kind == "feature" else cls.residual(place, unit)
+            except (UnknownSite, ConfigError) as error:
                 raise UnknownRef(f"{text!r} names no site: {error.what}", error.hint) from error
         if kind == "weight":
             if matrix := _MATRIX.fullmatch(place):
@@ -109,11 +124,24 @@ class Ref:
             return cls._at(kind, Site(_site_kind(kind), int(place)), unit)
         raise UnknownRef(f"{text!r} is not a complete {kind}.", f"Write it like '{FORMS[kind]}'.")
 
+    @property
+    def address(self) -> Address:
+        """The dictionary of a feature, as far as the ref names it.
+
+        Raises:
+            UnknownRef: this is no feature.
+        """
+        if self.kind != "feature" or self.site is None:
+            raise UnknownRef(f"{self} is no feature, so it has no dictionary.", "Give a feature.")
+        return Address(SiteMap.parse(self.site, self.site_out), self.name)
+
     def __str__(self) -> str:
         if self.kind == "head":
             return f"head:{self.layer}.{self.unit}"
         if self.kind == "neuron":
             return f"neuron:{self.layer}/{self.unit}"
+        if self.kind == "feature" and self.site is not None:
+            return f"feature:{self.address}/{self.unit}"
         place = f"{self.layer}.{self.matrix}" if self.kind == "weight" else str(self.site)
         return f"{self.kind}:{place}/{self.unit}"
 
@@ -125,7 +153,8 @@ class Ref:
     def _order(self) -> tuple[int, int, str, str, int]:
         layer = -1 if self.layer is None else self.layer
         within = sys.maxsize if self.site is None else KINDS[self.site.kind].order
-        return layer, within, self.kind, self.matrix or "", self.unit
+        place = str(self.address) if self.kind == "feature" and self.site is not None else self.matrix or ""
+        return layer, within, self.kind, place, self.unit
 
 
 def _site_kind(ref_kind: str) -> str:

@@ -2,7 +2,7 @@
 
 from saekit.names.ref import Ref
 from saekit.objects.features import Features
-from saekit.objects.lookup import features_at, raw_space, space_at, space_of
+from saekit.objects.lookup import features_at, raw_space, sae_at, space_at, space_of
 from saekit.objects.spaces import Coordinates, Directions, Heads, Space
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Space",
     "features_at",
     "raw_space",
+    "sae_at",
     "space_at",
     "space_of",
 ]

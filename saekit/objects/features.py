@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch
+from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site import Site
 from saekit.objects.spaces import Space, ToResidual, Units, add_vectors, wide
@@ -39,18 +41,21 @@ class Features(Space):
         token_shape: tuple[int, ...] | None = None,
         token_shape_out: tuple[int, ...] | None = None,
         to_residual: ToResidual | None = None,
+        address: Address | None = None,
     ) -> None:
         """Args:
         sae: reads d_in numbers per token and has n_latents features.
         site, site_out: where it reads and writes; `site_out` is `site` by default.
         token_shape, token_shape_out: shape of one token there; (d_in,) and (d_out,) by default.
         to_residual: maps vectors at `site_out` to what they write to the residual stream.
+        address: of the dictionary, from which refs are made; that of an unnamed one at `site` by default.
 
         Raises:
             StoreMismatch: the SAE's widths are not those of the sites.
         """
         super().__init__(site, sae.cfg.n_latents, token_shape or (sae.cfg.d_in,), to_residual)
         self.sae = sae
+        self.address = address or Address.parse(site)
         self.site_out = site_out or site
         self.token_shape_out = token_shape_out or (self.token_shape if self.site_out == site else (sae.cfg.d_out,))
         for width, shape, place in (
@@ -99,7 +104,11 @@ class Features(Space):
 
     def ref(self, unit: int) -> Ref:
         self.check([unit])
-        return Ref.feature(self.site, unit)
+        return Ref.feature(self.address, unit)
+
+    @property
+    def key(self) -> Hashable:
+        return type(self), self.address
 
     @property
     def _rescales(self) -> bool:

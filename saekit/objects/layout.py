@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
+from saekit.names.address import Address
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ class Layout(Protocol):
 
     @property
     def dictionaries(self) -> Mapping[Site, SAE]:
-        """The attached SAEs, by site."""
+        """The attached SAE of each site."""
+
+    @property
+    def attached(self) -> Mapping[Address, SAE]:
+        """All attached SAEs, those with names too."""
 
     def site(self, site: str | Site) -> Site:
         """The site, if the model has it; raises UnknownSite if not."""

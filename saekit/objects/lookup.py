@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnknownRef, UnknownSite
+from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site import KINDS, Site
+from saekit.names.site_map import SiteMap
 from saekit.objects.features import Features
 from saekit.objects.layout import Layout
 from saekit.objects.spaces import Coordinates, Space, ToResidual
@@ -29,7 +32,7 @@ def space_at(lm: Layout, site: Site | str) -> Space:
     """
     site = lm.site(site)
     sae = lm.dictionaries.get(site)
-    return raw_space(lm, site) if sae is None else _features(lm, site, sae)
+    return raw_space(lm, site) if sae is None else _features(lm, Address.parse(site), sae)
 
 
 def space_of(lm: Layout, ref: Ref | str) -> Space:
@@ -49,17 +52,17 @@ def space_of(lm: Layout, ref: Ref | str) -> Space:
         shape = lm.token_shape(site)
     except UnknownSite as error:
         raise UnknownRef(f"{lm.name} has no {ref}: {error.what}", error.hint) from error
-    attached = lm.dictionaries
     if ref.kind == "residual":
         space: Space = Coordinates(site, shape, _writer(lm, site))
     elif ref.kind != "feature":
         space = raw_space(lm, site)
-    elif site in attached:
-        space = _features(lm, site, attached[site])
+    elif (sae := sae_at(lm.attached, ref.address)) is not None:
+        space = _features(lm, ref.address, sae)
     else:
-        places = ", ".join(map(str, sorted(attached))) or "none"
+        places = ", ".join(map(str, sorted(lm.attached))) or "none"
         raise UnknownRef(
-            f"{ref} needs an SAE at {site}, where none is attached (attached: {places}).", "Call lm.attach_sae(site, sae)."
+            f"{ref} needs an SAE at {ref.address}, where none is attached (attached: {places}).",
+            f"Call lm.attach_sae({str(ref.address)!r}, sae).",
         )
     space.check([ref.unit])
     return space
@@ -74,10 +77,23 @@ def features_at(lm: Layout, site: Site) -> Features:
     """
     if (sae := lm.dictionaries.get(site)) is None:
         raise UnknownSite(f"No SAE is attached at {site} of {lm.name}.", "Call lm.attach_sae(site, sae).")
-    return _features(lm, site, sae)
+    return _features(lm, Address.parse(site), sae)
 
 
-def _features(lm: Layout, site: Site, sae: SAE) -> Features:
+def sae_at(attached: Mapping[Address, SAE], address: Address) -> SAE | None:
+    """The attached SAE that an address means; None if there is none.
+
+    A transcoder that is attached at its site can also be meant by an address that names the site it predicts.
+    """
+    found = attached.get(address)
+    if found is None and (out := address.site_out) is not None:
+        found = attached.get(Address(SiteMap.parse(address.site), address.name))
+        found = found if found is not None and found.writes_at(address.site) == out else None
+    return found
+
+
+def _features(lm: Layout, address: Address, sae: SAE) -> Features:
+    site = lm.site(address.site)
     out = lm.site(sae.writes_at(site))
     return Features(
         sae,
@@ -86,6 +102,7 @@ def _features(lm: Layout, site: Site, sae: SAE) -> Features:
         token_shape=lm.token_shape(site),
         token_shape_out=lm.token_shape(out),
         to_residual=_writer(lm, out),
+        address=address,
     )
 
 

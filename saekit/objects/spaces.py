@@ -7,7 +7,7 @@ token, which is (d,) at most sites and (heads, d_head) at `heads`, `q`, `k` and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import prod
 
 import torch
@@ -69,6 +69,11 @@ class Space(ABC):
     @abstractmethod
     def ref(self, unit: int) -> Ref:
         """The name of a unit."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for two objects that are the same space of one model, whatever their units are called."""
+        return type(self), self.site
 
     def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
         """`h` with `amounts`, broadcast to (..., n, *unit_shape), added to the coefficients of `units`."""

@@ -52,8 +52,7 @@ def edits_of(placed: Iterable[Placed]) -> list[Edit]:
     """
     spaces: dict[Any, list[Placed]] = defaultdict(list)
     for each in sorted(placed, key=lambda each: _canonical(each.change)):
-        # The same kind of space at the same site is one space, whatever its units are called: neuron:2/3 = residual:neurons.2/3.
-        spaces[type(each.space), each.space.site].append(each)
+        spaces[each.space.key].append(each)  # neuron:2/3 and residual:neurons.2/3 are in one space
     edits: list[Edit] = []
     for group in spaces.values():
         space, setter = group[0].space, SpaceEdit.of(group)

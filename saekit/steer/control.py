@@ -56,7 +56,7 @@ class RandomControl:
         if self.along == "direction":
             vector = torch.randn(lm.width(site), generator=generator)
         else:
-            vectors = [sae.feature_vectors() for home, sae in lm.dictionaries.items() if site == sae.writes_at(home)]
+            vectors = [sae.feature_vectors() for home, sae in lm.attached.items() if site == sae.writes_at(home.site)]
             if not vectors:
                 raise InterventionError(f"There are no features at {site} to draw one from.", "Use along='direction'.")
             alive = vectors[0][vectors[0].norm(dim=1) > 0].detach().cpu().float()

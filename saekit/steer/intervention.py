@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from saekit.errors import InterventionError, SaekitError, StoreMismatch
-from saekit.names.site import Site
-from saekit.objects import Ref
+from saekit.names.address import Address
+from saekit.objects import Ref, sae_at
 from saekit.steer import files
 from saekit.steer.bind import Placed, edits_of
 from saekit.steer.change import Change, keyed, text
@@ -39,8 +39,8 @@ class Intervention:
 
     changes: tuple[Change, ...] = ()
     dictionaries: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprint of the SAE that each site's features belong to, once resolved: the number of a feature means nothing with
-    another SAE."""
+    """Fingerprint of the SAE at each address (`resid_post.3`, `resid_post.3@gemma`), once resolved: the number of a feature means
+    nothing with another SAE."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """JSON values to keep with the intervention, such as why it was chosen and what it did."""
 
@@ -87,7 +87,7 @@ class Intervention:
             InterventionError: two changes set one unit at the same token, as far as this is known before a run.
         """
         placed = self._placed(lm, stats, norms, texts)
-        return BoundIntervention(lm, self._with(lm, placed), tuple(edits_of(placed)), dict(lm.dictionaries))
+        return BoundIntervention(lm, self._with(lm, placed), tuple(edits_of(placed)), dict(lm.attached))
 
     def resolve(
         self,
@@ -137,12 +137,14 @@ class Intervention:
     def _with(self, lm: LanguageModel, placed: list[Placed]) -> Intervention:
         """The intervention with the changes of `placed`, and its SAEs on record."""
         changes = tuple(each.change for each in placed)
-        sites = sorted({c.site for c in changes if isinstance(c.target, Ref) and c.target.kind == "feature"})
-        return replace(self, changes=changes, dictionaries={str(site): lm.dictionaries[site].fingerprint() for site in sites})
+        used = sorted({c.target.address for c in changes if isinstance(c.target, Ref) and c.target.kind == "feature"})
+        saes = {str(address): sae_at(lm.attached, address) for address in used}
+        found = {address: sae.fingerprint() for address, sae in saes.items() if sae is not None}
+        return replace(self, changes=changes, dictionaries=found)
 
     def _check_dictionaries(self, lm: LanguageModel) -> None:
         for site, fingerprint in self.dictionaries.items():
-            sae = lm.dictionaries.get(Site.parse(site))
+            sae = sae_at(lm.attached, Address.parse(site))
             if sae is not None and sae.fingerprint() != fingerprint:
                 raise StoreMismatch(
                     f"The intervention was made for another SAE than the one that is attached at {site}.",
@@ -193,7 +195,7 @@ class Intervention:
                 raise InterventionError(f"Change {number} of the intervention cannot be read: {what}", hint) from error
         for site, fingerprint in dictionaries.items():
             try:
-                Site.parse(text(site, "A site"))
+                Address.parse(text(site, "A site"))
             except SaekitError as error:
                 raise InterventionError(f"The dictionaries of the intervention name no site: {error.what}", error.hint) from error
             text(fingerprint, f"The fingerprint of the SAE at {site}")
@@ -229,7 +231,7 @@ class BoundIntervention:
     intervention: Intervention
     """Resolved: its amounts and SAEs are on record."""
     bound_edits: tuple[Edit, ...]
-    dictionaries: Mapping[Site, Any]
+    dictionaries: Mapping[Address, Any]
     """The SAEs that were attached."""
 
     def edits(self, lm: LanguageModel) -> list[Edit]:
@@ -242,7 +244,7 @@ class BoundIntervention:
         if lm is not self.lm:
             raise InterventionError(f"The intervention is bound to {self.lm.name}, another model.", "Bind it to this one.")
         for site in self.intervention.dictionaries:
-            if lm.dictionaries.get(Site.parse(site)) is not self.dictionaries.get(Site.parse(site)):
+            if sae_at(lm.attached, Address.parse(site)) is not sae_at(self.dictionaries, Address.parse(site)):
                 raise StoreMismatch(f"Another SAE was attached at {site} after the intervention was bound.", "Bind it again.")
         return list(self.bound_edits)
 

@@ -63,7 +63,7 @@ def read_together(places: Mapping[Target, tuple[Space, int]], rows: Mapping[Site
     """
     groups: dict[object, list[Target]] = defaultdict(list)
     for target in places:
-        groups[(target.kind, target.site) if isinstance(target, Ref) else target].append(target)
+        groups[places[target][0].key if isinstance(target, Ref) else target].append(target)
     found: dict[Target, Tensor] = {}
     for members in groups.values():
         space, _ = places[members[0]]

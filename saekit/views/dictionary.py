@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feature_db import FeatureRecord
-    from saekit.names.site import Site
+    from saekit.names.address import Address, AddressLike
     from saekit.workspace.workspace import Workspace
 
 EXTREMES = 8
@@ -36,6 +36,8 @@ class Content:
         densest, rarest: the features that fire most and least often, of those that fire at all.
         sections: searches.
         next_steps: commands to try.
+        dictionary: its address as text.
+        name: its name; empty for the default dictionary of its sites.
     """
 
     title: str
@@ -47,11 +49,13 @@ class Content:
     rarest: list[FeatureRecord]
     sections: list[Section] = field(default_factory=list)
     next_steps: list[str] = field(default_factory=list)
+    dictionary: str = ""
+    name: str = ""
 
 
 def gather(
     ws: Workspace,
-    site: Site,
+    site: AddressLike,
     sections: Sequence[Section] = (),
     *,
     name: str = "",
@@ -59,37 +63,39 @@ def gather(
     quality: dict[str, Any] | None = None,
     next_steps: Sequence[str] = (),
 ) -> Content:
-    """Read what the page on the dictionary at `site` shows.
+    """Read what the page on a dictionary shows.
 
     Args:
+        site: the address of the dictionary, or the site that it reads.
         sections: searches to show.
-        name: of the dictionary; empty for the default one.
+        name: of the dictionary, where `site` does not have it; empty for the default one.
         title: of the page.
         quality: as `ws.evaluate` returns it; None takes it from `reports/`, or measures it.
         next_steps: commands to show.
 
     Raises:
         WorkspaceError: there is no dictionary or no database yet.
-        UnknownSite: the features of `site` are not indexed.
+        UnknownSite: the features of the dictionary are not indexed.
     """
     import numpy as np
 
-    with ws.database(name) as database:
-        density_F = database.densities(site)
+    address = ws.dictionaries.address(site, name)
+    with ws.database() as database:
+        density_F = database.densities(address)
         order = [int(f) for f in np.argsort(-density_F, kind="stable") if density_F[f] > 0]
-        densest, rarest = (
-            [database.feature((str(site), f)) for f in some] for some in (order[:EXTREMES], order[::-1][:EXTREMES])
-        )
+        densest, rarest = ([database.feature((address, f)) for f in some] for some in (order[:EXTREMES], order[::-1][:EXTREMES]))
     return Content(
-        title=title or " ".join(filter(None, (f"Dictionary at {site}", name))),
-        settings=_settings(ws, site, name),
-        quality=ws.evaluate(site, name, again=False) if quality is None else quality,
-        curve=read_rows(ws.dictionaries.folder(*ws.dictionaries.find(site, name)) / "metrics.jsonl", "tokens"),
+        title=title or " ".join(filter(None, (f"Dictionary at {address.place}", address.name))),
+        settings=_settings(ws, address),
+        quality=ws.evaluate(address, again=False) if quality is None else quality,
+        curve=read_rows(ws.dictionaries.folder(address.place, address.name) / "metrics.jsonl", "tokens"),
         density_F=density_F,
         densest=densest,
         rarest=rarest,
         sections=list(sections),
         next_steps=list(next_steps),
+        dictionary=str(address),
+        name=address.name,
     )
 
 
@@ -97,7 +103,7 @@ def dictionary_view(content: Content) -> dict[str, Any]:
     """The page on a dictionary.
 
     Returns:
-        title, model, site, features: texts.
+        title, dictionary (its address), name, model, site, features: texts.
         figures, remarks: as in :func:`saekit.views.evaluation.evaluation_view`.
         rows: of the training log.
         density_histogram: `edges` (log10 of the share of tokens on which a feature fires) and `counts`; None if none fires.
@@ -108,6 +114,8 @@ def dictionary_view(content: Content) -> dict[str, Any]:
     """
     return {
         "title": content.title,
+        "dictionary": content.dictionary,
+        "name": content.name,
         **{name: content.settings[name] for name in ("model", "site", "features")},
         "figures": [each._asdict() for each in measures(content.quality)],
         "remarks": remarks(content.quality),
@@ -141,18 +149,18 @@ def _extreme(record: FeatureRecord) -> dict[str, Any]:
     return {"feature": record.feature, "density": record.density, "max": record.max, "label": record.label}
 
 
-def _settings(ws: Workspace, site: Site, name: str) -> dict[str, str]:
-    study, store, config = ws.study, ws.store(), ws.train_config(site, name)
+def _settings(ws: Workspace, address: Address) -> dict[str, str]:
+    study, store, config = ws.study, ws.store(), ws.train_config(address.place, address.name)
     facts = {
         "model": study.model,
-        "site": str(site),
+        "site": str(address.place),
         "data": " and ".join(study.sources),
         "cached": f"{store.n_tokens:,} tokens of {study.store_dtype}",
     }
     if config is None:  # trained elsewhere
-        cfg = ws.sae(site, name).cfg
+        cfg = ws.sae(address).cfg
         return facts | {"architecture": cfg.architecture, "features": f"{cfg.n_latents:,}", "trained": "elsewhere: no train.json"}
-    live = read_settings(ws.dictionaries.folder(*ws.dictionaries.find(site, name)) / "train.json")[1].get("live")
+    live = read_settings(ws.dictionaries.folder(address.place, address.name) / "train.json")[1].get("live")
     return facts | {
         "architecture": config.arch,
         "features": f"{config.n_latents:,}",

@@ -16,14 +16,16 @@ def feature_view(record: FeatureRecord) -> dict[str, Any]:
     """One feature.
 
     Returns:
-        ref, site, feature, label, density, mean, max: as the database has them.
+        ref, dictionary, site, name, feature, label, density, mean, max: as the database has them; `dictionary` is an address.
         promoted, suppressed: rows of `token` and `value`, the strongest first.
         examples: contexts in which the feature fires, as lists of pieces: `text`, `value` (the activation; 0 for tokens
             without one) and `share` (of the feature's maximum).
     """
     return {
         "ref": record.ref_text,
+        "dictionary": record.dictionary,
         "site": record.site,
+        "name": record.name,
         "feature": record.feature,
         "label": record.label,
         "density": record.density,

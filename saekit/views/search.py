@@ -11,7 +11,7 @@ from saekit.views.steering import Steered, steering_view
 if TYPE_CHECKING:
     from feature_db import FeatureRecord, Hit
     from saekit.evaluate.steering.mentions import Mentions
-    from saekit.names.site import Site
+    from saekit.names.address import AddressLike
     from saekit.workspace.workspace import Workspace
 
 
@@ -62,14 +62,16 @@ class Section:
         return self.name or self.query
 
 
-def search(ws: Workspace, site: Site, query: str, k: int = 3, *, name: str = "") -> Section:
+def search(ws: Workspace, site: AddressLike, query: str, k: int = 3, *, name: str = "") -> Section:
     """Search the features of a dictionary, and read everything that the database has about those found.
 
     Args:
-        name: of the dictionary at `site`; empty for the default one.
+        site: the address of the dictionary, or the site that it reads.
+        name: of the dictionary, where `site` does not have it; empty for the default one.
     """
-    with ws.database(name) as database:
-        hits = database.search(query, k=k, site=site)
+    address = ws.dictionaries.address(site, name)
+    with ws.database() as database:
+        hits = database.search(query, k=k, dictionary=address)
         return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 
 

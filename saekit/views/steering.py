@@ -36,7 +36,7 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
         mentions: the words by which the concept is counted.
 
     Returns:
-        site, feature, label: of the feature. strength: the chosen one, as text.
+        dictionary, site, name, feature, label: of the feature. strength: the chosen one, as text.
         words: of the concept; the first ones. more_words: whether there are others.
         samples: number of continuations of each prompt in each arm.
         arms: rows of `name`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (perplexity over the
@@ -48,7 +48,9 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
     result = steered.result
     (point,) = result.points
     return {
+        "dictionary": steered.record.dictionary,
         "site": steered.record.site,
+        "name": steered.record.name,
         "feature": steered.record.feature,
         "label": steered.record.label,
         "strength": str(point.strength),

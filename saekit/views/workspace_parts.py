@@ -180,7 +180,7 @@ def database(root: Path, problems: Problems) -> dict[str, Any]:
     if not path.exists():
         return {"state": "none", "changed": None, "dictionaries": [], "waiting": 0}
     try:
-        with FeatureDB.open(path, Dictionaries(root / "sae").reading) as opened:
+        with FeatureDB.open(path, Dictionaries(root / "sae").folders) as opened:
             rows = [_indexed(opened, each) for each in opened.saes()]
             waiting = sum(opened.set_aside().values())
     except SaekitError as error:
@@ -196,8 +196,8 @@ def _indexed(opened: Any, each: Any) -> dict[str, Any]:
     return {
         "site": each.site,
         "predicts": each.site_out,
-        "name": getattr(each, "name", ""),
-        "address": getattr(each, "dictionary", each.site),
+        "name": each.name,
+        "address": each.dictionary,
         "features": each.n_features,
         "live": each.live,
         "tokens": each.n_tokens,

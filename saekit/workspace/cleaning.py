@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from saekit import files
 from saekit.errors import ConfigError, SaekitError, WorkspaceError
 from saekit.json_files import read_json
+from saekit.names.address import Address
 from saekit.names.dictionary import RESERVED
 from saekit.names.site_map import SiteMap
 from saekit.workspace import access, command_lines, inventory
@@ -189,17 +190,19 @@ def _dictionary(ws: WorkspaceFolder, place: str, name: str) -> Removal:
 def _forget_features(ws: WorkspaceFolder, place: str, name: str) -> None:
     """Take the features of a dictionary out of the database; labels and lists by people stay there for its return.
 
-    Features of a dictionary that has the same weights under another name stay.
+    Features of a dictionary that has the same weights under another name stay. Databases of earlier versions do not say the name
+    of a dictionary, so that its weights tell it.
     """
     from feature_db import FeatureDB
 
     if SiteMap.parse(place).crosses or not ws.database_path.exists():
         return
+    removed = Address(SiteMap.parse(place), name)
     others = {_fingerprint(ws, *each) for each in ws.dictionaries.all() if each != (place, name)}
     own = {_fingerprint(ws, place, name)} - others - {None}
     with FeatureDB.open(ws.database_path) as database:
         for each in database.saes():
-            if each.fingerprint in own:
+            if each.address == removed or each.fingerprint in own:
                 database.forget(each)
 
 

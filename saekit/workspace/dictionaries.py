@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saekit.errors import SaekitError, WorkspaceError
+from saekit.errors import ConfigError, SaekitError, WorkspaceError
 from saekit.json_files import read_json
+from saekit.names.address import Address, AddressLike
 from saekit.names.dictionary import check_name, folder_name, place_of, stem
 from saekit.names.site import Site
 from saekit.names.site_map import SiteMap
@@ -85,25 +86,26 @@ class Dictionaries:
         """
         return sorted({place.site for place in self._single(name)})
 
-    def reading(self, site: str | Site, name: str = "") -> list[Path]:
-        """Folders of the dictionaries called `name` that read `site` and no other."""
-        wanted = SiteMap.parse(str(site)).site
-        return [self.folder(place, name) for place in self._single(name) if place.site == wanted]
+    def folders(self, address: str | Address) -> list[Path]:
+        """The folder of the dictionary with exactly this address, whether it exists or not, as a list."""
+        wanted = Address.parse(address)
+        return [self.folder(wanted.place, wanted.name)]
 
-    def find(self, place: str | Site | SiteMap | None = None, name: str = "") -> tuple[str, str]:
+    def find(self, place: AddressLike | None = None, name: str = "") -> tuple[str, str]:
         """(site map, name) of the dictionary meant.
 
         Args:
-            place: its site map, or only what it reads. A dictionary with exactly this site map is preferred. None: the only
-                dictionary of that name; default dictionaries of one site are preferred to those of several.
-            name: empty for the default dictionary.
+            place: its address (`resid_post.3@gemma`), its site map, or only what it reads. A dictionary with exactly this site
+                map is preferred. None: the only dictionary of that name; default dictionaries of one site are preferred to those
+                of several.
+            name: empty for the default dictionary, or where `place` has the name.
 
         Raises:
             WorkspaceError: there is no such dictionary, or there are several.
-            UnknownSite, ConfigError: `place` is not a site map.
+            UnknownSite, ConfigError: `place` is no address, or has another name than `name`.
         """
         known = self._with(_DONE)
-        wanted = None if place is None else SiteMap.parse(place)
+        wanted, name = _wanted(place, name, known)
         named = [found for found, each in known if each == name]
         found = named
         if wanted is not None:
@@ -120,55 +122,68 @@ class Dictionaries:
             what = f"There are dictionaries called {name!r}" if name else "There are dictionaries"
             first = str(found[0])
             option = f"--site '{first}'" if "->" in first else f"--site {first}"
-            feature = f", or {first}/7 for a feature" if single and not name and "->" not in first else ""
+            feature = f", or {Address(found[0], name)}/7 for a feature" if single and "->" not in first else ""
             raise WorkspaceError(f"{what} at {places} in {self.root}.", f"Say which: {option}{feature}.")
         what = " ".join(filter(None, (f"called {name!r}" if name else "", f"at {wanted}" if wanted else "")))
         raise WorkspaceError(f"{self.root} has no dictionary{' ' if what else ''}{what}.", self._instead(known))
 
     def _instead(self, known: list[tuple[SiteMap, str]]) -> str:
         if not known:
-            return "Run `saekit train` or `saekit fit` first."
-        has = f"It has {', '.join('/'.join(filter(None, (str(place), name))) for place, name in known)}."
+            return "Run `saekit train`, `saekit fit` or `saekit add` first."
+        has = f"It has {', '.join(str(Address(place, name)) for place, name in known)}."
         if named := [name for _, name in known if name]:
-            return f"{has} To search or steer with one that has a name: `saekit choose {self.root.parent} {named[0]}`."
+            choose = f"saekit choose {self.root.parent} {named[0]}"
+            return f"{has} Give its name, as `--name {named[0]}`, or make one with a name the default: `{choose}`."
         return has
 
-    def site(self, text: str | None = None, name: str = "") -> Site:
-        """The site that a dictionary reads: the one of `text`, or the only one of that name.
+    def address(self, place: AddressLike | None = None, name: str = "") -> Address:
+        """The dictionary of one site that is meant: at `place`, or the only one of that name; see :meth:`find`.
+
+        Where an SAE and transcoders of that name read one site, the site alone means the SAE.
 
         Raises:
-            WorkspaceError: there is no such dictionary, there are several and `text` is None, or it reads several sites.
+            WorkspaceError: there is no such dictionary, there are several and `place` is None, or it reads several sites.
         """
-        if text is None:
-            sites = self.sites(name)
-            if len(sites) == 1:
-                return sites[0]
-            if not sites and (others := [str(place) for place, each in self._with(_DONE) if each == name]):
-                text = others[0]
-        place = SiteMap.parse(self.find(text, name)[0])
-        _check_single(place)
-        return place.site
+        if place is None:
+            chosen = [each for each in self._single(name) if not each.transcodes]
+            chosen += [each for each in self._single(name) if each.transcodes and each.site not in {one.site for one in chosen}]
+            if len(chosen) == 1:
+                return Address(chosen[0], name)
+            if not chosen and (others := [str(other) for other, each in self._with(_DONE) if each == name]):
+                place = others[0]
+        found, name = self.find(place, name)
+        _check_single(SiteMap.parse(found))
+        return Address(SiteMap.parse(found), name)
+
+    def short(self, address: Address) -> Address:
+        """The shortest address that means the same dictionary: a transcoder that alone reads its site needs only that site."""
+        alone = sum(place.site == address.site for place in self._single(address.name)) == 1
+        return Address(SiteMap.parse(address.site), address.name) if alone else address
+
+    def site(self, text: str | None = None, name: str = "") -> Site:
+        """The site that a dictionary reads; arguments and errors as for :meth:`address`."""
+        return self.address(text, name).site
 
     def chosen(self, places: Sequence[str] | None, name: str = "") -> list[tuple[str, str]]:
         """(site map, name) of dictionaries of one site: those at `places`, or all that are called `name`.
 
-        Where an SAE and a transcoder of that name read one site, the SAE is meant; the site map `mlp_in.3->mlp_out.3` names the
-        transcoder.
+        Where an SAE and a transcoder of that name read one site, the site means the SAE; the site map `mlp_in.3->mlp_out.3` means
+        the transcoder.
 
         Raises:
             WorkspaceError: no dictionary is found, or none at one of `places`, or one that is found reads several sites.
         """
         if places:
-            found = [self.find(place, name) for place in places]
-            for place, _ in found:
-                _check_single(SiteMap.parse(place))
-            return found
-        by_site: dict[Site, SiteMap] = {}
-        for each in self._single(name):  # a site sorts before the transcoders that read it
-            by_site.setdefault(each.site, each)
-        if not by_site:
-            self.site(None, name)  # raises
-        return [(str(by_site[site]), name) for site in sorted(by_site)]
+            addresses = [self.address(place, name) for place in places]
+            return [(str(each.place), each.name) for each in addresses]
+        found = sorted(self._single(name), key=lambda place: (place.site, place))
+        if not found:
+            self.address(None, name)  # raises
+        return [(str(place), name) for place in found]
+
+    def searchable(self) -> list[tuple[str, str]]:
+        """(site map, name) of every finished dictionary of one site."""
+        return [(place, name) for place, name in self.all() if not SiteMap.parse(place).crosses]
 
     def choose(self, name: str, place: str | None = None, *, keep: str | None = None) -> str:
         """Make the dictionary called `name` the default of its site map, as a copy; returns the site map.
@@ -176,6 +191,7 @@ class Dictionaries:
         When it is interrupted, the site map has no default dictionary at worst; doing it again completes it.
 
         Args:
+            name: of the dictionary, or its address (`resid_post.3@gemma`).
             place: the site map; needed where several have a dictionary of that name.
             keep: the name under which the previous default dictionary is kept.
 
@@ -185,7 +201,7 @@ class Dictionaries:
             ConfigError: `keep` cannot be the name of a dictionary.
             StorageFull: the disk is full.
         """
-        place, name = self.find(place, name)
+        place, name = self.find(name) if "@" in name and place is None else self.find(place, name)
         if not name:
             return place
         own, chosen = self.folder(place), self.folder(place, name)
@@ -199,6 +215,25 @@ class Dictionaries:
             _copy(own, kept)
         _copy(chosen, own)
         return place
+
+
+def _wanted(place: AddressLike | None, name: str, known: Sequence[tuple[SiteMap, str]]) -> tuple[SiteMap | None, str]:
+    """The site map and the name that are meant. What follows ``@`` is the name of another model if a dictionary has that site."""
+    if place is None or isinstance(place, Site | SiteMap):
+        return None if place is None else SiteMap.parse(place), name
+    if isinstance(place, str):
+        try:
+            sites = SiteMap.parse(place_of(place))
+        except SaekitError:
+            if "@" not in place:
+                raise
+        else:
+            if "@" not in place or sites.crosses or (sites, name) in known:
+                return sites, name
+    address = Address.parse(place)
+    if name and address.name and name != address.name:
+        raise ConfigError(f"{address} names {address.name!r}, and the name given is {name!r}.", "Give one of them.")
+    return address.place, address.name or name
 
 
 def _check_single(place: SiteMap) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import CacheConfig, Corpus, StoredActivations
     from saekit.lm import LanguageModel
+    from saekit.names.address import AddressLike
     from saekit.names.ref import Ref
     from saekit.names.site import Site
     from saekit.names.site_map import SiteMap
@@ -220,6 +222,11 @@ class WorkspaceFolder:
         """The dictionaries."""
         return Dictionaries(self.path / "sae")
 
+    @property
+    def has_activations(self) -> bool:
+        """Whether caching has begun."""
+        return (self.path / "activations" / "manifest.json").exists()
+
     def store(self, other: WorkspaceFolder | None = None) -> StoredActivations:
         """The cached activations.
 
@@ -235,11 +242,11 @@ class WorkspaceFolder:
 
         if other is not None:
             return PairedStores(self.store(), other=other.store())
-        if not (self.path / "activations" / "manifest.json").exists():
+        if not self.has_activations:
             raise WorkspaceError(f"{self.shown} has no activations yet.", "Run `saekit cache` or `saekit fit` first.")
         return ActivationStore.open(self.path / "activations")
 
-    def sae(self, place: str | Site | SiteMap, name: str = "") -> SAE:
+    def sae(self, place: AddressLike, name: str = "") -> SAE:
         """A dictionary, on the model's device if the model is loaded; see :meth:`Dictionaries.find`.
 
         Raises:
@@ -262,8 +269,8 @@ class WorkspaceFolder:
         record = self.dictionaries.folder(place, name) / "train.json"
         return TrainConfig.load(record) if record.exists() else None
 
-    def database(self, name: str = "") -> FeatureDB:
-        """The feature database. It refuses features of other dictionaries than those called `name` (empty: the default ones).
+    def database(self) -> FeatureDB:
+        """The feature database. It refuses features of a dictionary that is no longer the one with its address.
 
         Raises:
             WorkspaceError: no feature is indexed yet.
@@ -272,23 +279,27 @@ class WorkspaceFolder:
 
         if not self.database_path.exists():
             raise WorkspaceError(f"{self.shown} has no feature database yet.", f"Run `saekit index {quote(self.shown)}` first.")
-        return FeatureDB.open(self.database_path, lambda site: self.dictionaries.reading(site, name))
+        return FeatureDB.open(self.database_path, self.dictionaries.folders)
 
     def ref(self, text: str, name: str = "") -> Ref:
-        """The feature that `1042` (of the only dictionary), `resid_post.3/1042` or `feature:resid_post.3/1042` names.
+        """The feature that a user means.
 
         Args:
-            name: of the dictionary that a bare number is of; empty for a default dictionary.
+            text: `1042` (of the only dictionary), `resid_post.3/1042`, `resid_post.3@gemma/1042` (of the one called gemma), or
+                one of these with `feature:` before it.
+            name: of the dictionary, where the text does not have it; empty for the default one.
 
         Raises:
-            UnknownRef: the text does not name a feature.
+            UnknownRef: the text does not name a feature, or has another name than `name`.
             WorkspaceError: a bare number, and there are several dictionaries.
         """
         from saekit.names.ref import Ref
 
         if text.isdecimal():
-            return Ref.parse(f"feature:{self.dictionaries.site(None, name)}/{text}")
+            return Ref.parse(f"feature:{self.dictionaries.short(self.dictionaries.address(None, name))}/{text}")
         ref = Ref.parse(text if ":" in text else f"feature:{text}")
         if ref.kind != "feature":
             raise UnknownRef(f"{text!r} does not name a feature.", "Write 1042 or feature:resid_post.3/1042.")
-        return ref
+        if name and ref.name and name != ref.name:
+            raise UnknownRef(f"{ref} is of {ref.name!r}, and the name given is {name!r}.", "Give one of them.")
+        return replace(ref, name=ref.name or name)

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import ActivationStore
     from saekit.errors import SaekitError
-    from saekit.names.site import Site
-    from saekit.names.site_map import SiteMap
+    from saekit.names.address import AddressLike
     from saekit.workspace.workspace import Workspace
     from trainers import Plan
 
@@ -49,30 +48,30 @@ def train_all(
     return trainers.train_all(data, plans, lm=ws.lm, wandb=wandb, progress=progress)
 
 
-def index(ws: Workspace, place: str | Site | SiteMap, name: str, labels: Sequence[str] | None, progress: bool) -> FeatureDB:
+def index(ws: Workspace, place: AddressLike, name: str, labels: Sequence[str] | None, progress: bool) -> FeatureDB:
     """See :meth:`Workspace.index`."""
     import torch
 
     import feature_db
-    from saekit.names.site_map import SiteMap
     from saekit.sae.files import save_sparsity
 
     config = feature_db.BuildConfig(labels=None if labels is None else tuple(labels))
-    place, name = ws.dictionaries.find(place, name)
-    reads, folder = ws.lm.site(SiteMap.parse(place).site), ws.dictionaries.folder(place, name)
+    address = ws.dictionaries.address(place, name)
+    reads, folder = ws.lm.site(address.site), ws.dictionaries.folder(address.place, address.name)
     store = ws.store()
     store.check_model(ws.lm)
     database = feature_db.build(
         ws.database_path,
         store=store,
-        sae=ws.sae(place, name),
+        sae=ws.sae(address),
         lm=ws.lm,
         site=reads,
+        name=address.name,
         vectors=ws.path / "vectors",
         source=folder,
         config=config,
         progress=progress,
     )
-    n_tokens = next(each.n_tokens for each in database.saes() if each.site == str(reads))
-    save_sparsity(folder, torch.from_numpy(database.densities(reads)), n_tokens)
+    n_tokens = next(each.n_tokens for each in database.saes() if each.address == address)
+    save_sparsity(folder, torch.from_numpy(database.densities(address)), n_tokens)
     return database

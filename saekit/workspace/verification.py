@@ -24,7 +24,7 @@ _WITHOUT = "written before checksums, or by a command that was killed"
 # Files that saekit writes and the ledger covers.
 _OURS = re.compile(
     r"saekit\.toml|activations/manifest\.json|vectors/.+\.npy|(reports|rankings)/.+"
-    r"|sae/.+/(cfg\.json|[a-z_]+\.safetensors|train\.json|state\.json|metrics\.jsonl?|timing\.jsonl)"
+    r"|sae/.+/(cfg\.json|[a-z_]+\.safetensors|train\.json|source\.json|state\.json|metrics\.jsonl?|timing\.jsonl)"
 )
 # Files that have their checksum elsewhere, or hold nothing.
 _ELSEWHERE = re.compile(
@@ -255,12 +255,13 @@ def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) ->
         return
     covered = [Path(file).name for file in Ledger(ws.path).hashes() if file.endswith(".npy")]
     unchecked = [remark for remark in unchecked if not any(file in remark for file in covered)]
-    sizes = ", ".join(f"{each.n_features:,} features at {each.site}" for each in indexed)
+    sizes = ", ".join(f"{each.n_features:,} features at {each.dictionary}" for each in indexed)
     yield Part(name, "not covered", " ".join([f"{sizes}.", *unchecked]).rstrip(".")) if unchecked else Part(name, "sound", sizes)
     for each in indexed:
         if each.fingerprint not in fingerprints.values() and None not in fingerprints.values():
+            name = f" --name {quote(each.name)}" if each.name else ""
             stale = StoreMismatch(
-                f"The features of {each.site} in {ws.database_path} are not those of any dictionary in the workspace.",
-                f"Run `saekit index {quote(ws.shown)} --site {quote(each.site)}`.",
+                f"The features of {each.dictionary} in {ws.database_path} are not those of any dictionary in the workspace.",
+                f"Run `saekit index {quote(ws.shown)} --site {quote(str(each.address.place))}{name}`.",
             )
-            yield Part(f"features of {each.site}", "damaged", stale.what, stale)
+            yield Part(f"features of {each.dictionary}", "damaged", stale.what, stale)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import ActivationStore
     from saekit.evaluate.dictionary.cross_entropy import Baseline
+    from saekit.names.address import AddressLike
     from saekit.names.site import Site
     from saekit.names.site_map import SiteMap
     from saekit.sae import SAE
@@ -101,15 +102,15 @@ class Workspace(WorkspaceFolder):
         return steps.train_all(self, plans, other=other, live=live, wandb=wandb, progress=progress)
 
     def index(
-        self, place: str | Site | SiteMap, name: str = "", *, labels: Sequence[str] | None = None, progress: bool = True
+        self, place: AddressLike, name: str = "", *, labels: Sequence[str] | None = None, progress: bool = True
     ) -> FeatureDB:
         """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).
 
-        The database has one dictionary for each site that is read: the one that was indexed last. The dictionary's
+        The rows of an earlier dictionary with the same site map and name are replaced; those of others stay. The dictionary's
         `sparsity.safetensors`, which training wrote from its last steps, is replaced by the exact densities of the database.
 
         Args:
-            place: its site map, or only what it reads.
+            place: its address, its site map, or only what it reads.
             name: empty for the default dictionary.
             labels: names of label methods (:data:`feature_db.labels.LABEL_METHODS`); None: all.
             progress: show a progress bar.
@@ -122,7 +123,7 @@ class Workspace(WorkspaceFolder):
 
     def evaluate(
         self,
-        place: str | Site | SiteMap,
+        place: AddressLike,
         name: str = "",
         *,
         other: Workspace | None = None,
@@ -149,7 +150,7 @@ class Workspace(WorkspaceFolder):
         options = Options(baseline=baseline or "zero", progress=progress)
         return evaluations.evaluate(self, place, name, options=options, other=other)
 
-    def evaluation(self, place: str | Site | SiteMap, name: str = "") -> dict[str, Any]:
+    def evaluation(self, place: AddressLike, name: str = "") -> dict[str, Any]:
         """The kept results for the present weights of a dictionary; empty if there are none."""
         from saekit.workspace import evaluations
 
@@ -158,11 +159,14 @@ class Workspace(WorkspaceFolder):
 
     # Steering
 
-    def attach(self, place: str | Site | SiteMap | None, name: str = "") -> None:
+    def attach(self, place: AddressLike | None, name: str = "") -> None:
         """Let `lm.space(site)` give the features of a dictionary; it takes the place of another that is attached there.
 
+        Refs with a name (`feature:resid_post.3@gemma/7`) mean its features too. :meth:`intervention` attaches what it needs by
+        itself, each dictionary under its own address.
+
         Args:
-            place: its site map, or the site that it reads; None: the only dictionary of that name.
+            place: its address, its site map, or the site that it reads; None: the only dictionary of that name.
             name: empty for the default dictionary.
 
         Raises:
@@ -186,9 +190,9 @@ class Workspace(WorkspaceFolder):
         """An intervention on features by ID, with strengths resolved to coefficients.
 
         Args:
-            features: `1042`, `1042:2` (times its maximum), `1042:0.5norm`, `resid_post.3/1042:q.99`...
+            features: `1042`, `1042:2` (times its maximum), `1042:0.5norm`, `resid_post.3/1042:q.99`, `resid_post.3@gemma/7`...
             op: clamp, add, scale or ablate.
-            name: of the dictionary that has the features; empty for the default one of its site.
+            name: of the dictionary of features that do not name it; empty for the default one of its site.
 
         Raises:
             UnknownRef: a feature does not exist.

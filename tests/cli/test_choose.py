@@ -53,7 +53,7 @@ def test_its_features_are_indexed_searched_and_steered(saekit: Saekit, ws: Path)
     ):
         stale = saekit(*command, "--json")
         assert (stale.status, stale.json["error"]) == (2, "WorkspaceError") and "saekit index" in stale.json["hint"], command
-    assert saekit("index", ws, "--json").json == [{"site": SITE, "features": 48}]
+    assert saekit("index", ws, "--json").json == [{"site": SITE, "name": "", "features": 48}]
     assert saekit("search", ws, "dog", "--json").status == 0
     assert saekit("steer", ws, "--feature", "7", "Once", "--max-new-tokens", 3).status == 0
     assert saekit("show", ws, "300").status == 2  # of the one before
@@ -95,7 +95,7 @@ def test_which_is_meant(ws: Path, saekit: Saekit) -> None:
     found = Workspace.open(ws).dictionaries
     assert found.all() == [(SITE, ""), (SITE, "small")]
     assert (found.find(), found.find(name="small"), found.find(SITE)) == ((SITE, ""), (SITE, "small"), (SITE, ""))
-    for site, name, words in ((None, "smal", "resid_post.2/small"), ("resid_post.1", "", "has no dictionary at resid_post.1")):
+    for site, name, words in ((None, "smal", "resid_post.2@small"), ("resid_post.1", "", "has no dictionary at resid_post.1")):
         with pytest.raises(WorkspaceError, match=words):
             found.find(site, name)
     shutil.copytree(ws / "sae" / SITE / "small", ws / "sae" / "resid_post.3" / "small")

@@ -30,7 +30,7 @@ def two(saekit: Saekit, workspace: Path, tmp_path_factory: pytest.TempPathFactor
     ):
         outcome = saekit(arguments[0], folder, *arguments[1:], "--json")
         assert outcome.status == 0, outcome.stderr
-    assert outcome.json == [{"site": "resid_post.2", "features": 64}]
+    assert outcome.json == [{"site": "resid_post.2", "name": "small", "features": 64}]
     return folder
 
 

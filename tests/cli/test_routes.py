@@ -37,10 +37,17 @@ def test_a_transcoder_from_the_cache_to_the_splice(
     own, transcoder = (saekit("eval", ws, "--site", place, "--json").json for place in ("mlp_in.2", "mlp_in.2->mlp_out.2"))
     assert transcoder["ce_spliced"] == pytest.approx(quality["ce_spliced"], rel=1e-6) and own["fvu"] != transcoder["fvu"]
     workspace = Workspace.open(ws)
-    workspace.attach("mlp_in.2")  # of the two, the one whose features the database has
+    workspace.attach("mlp_in.2->mlp_out.2")
     assert workspace.attached == {Site("mlp_in", 2): ("mlp_in.2->mlp_out.2", "")}
-    assert saekit("index", ws, "--site", "mlp_in.2", "--json").status == 0
-    assert saekit("steer", ws, "--feature", "5", "Once", "--json").status == 0
+    indexed = saekit("index", ws, "--json")  # both, side by side
+    assert [row["site"] for row in indexed.json] == ["mlp_in.2", "mlp_in.2->mlp_out.2"], indexed.stderr
+    refs = {feature: saekit("show", ws, feature, "--json").json["ref"] for feature in ("5", "mlp_in.2--mlp_out.2/5")}
+    assert refs == {"5": "feature:mlp_in.2/5", "mlp_in.2--mlp_out.2/5": "feature:mlp_in.2->mlp_out.2/5"}
+    for feature in refs:
+        steered = saekit("steer", ws, "--feature", feature, "Once", "--json")
+        assert [fired["feature"] for fired in steered.json["fired"]] == [refs[feature]], steered.stderr
+    found = saekit("search", ws, "dog", "--json").json
+    assert {hit["dictionary"] for hit in found} <= {"mlp_in.2", "mlp_in.2->mlp_out.2"}
     not_cached = saekit("train", ws, "--site", "mlp_in.2", "--site-out", "mlp_out.3", *SMALL[2:], "--name", "third")
     assert not_cached.status == 2 and "has no activations at mlp_out.3" in not_cached.stderr
 

@@ -51,6 +51,9 @@ def test_a_planted_word_is_found_and_why_is_said(searched: FeatureDB) -> None:
         assert best.density == searched.feature(best.ref).density
     assert best.to_dict() == {
         "ref": f"feature:{SITE}/2",
+        "dictionary": str(SITE),
+        "site": str(SITE),
+        "name": "",
         "feature": 2,
         "score": best.score,
         "label": best.label,

@@ -19,6 +19,7 @@ from feature_db.store import schema
 from feature_db.store.examples import MAX_BYTES, unpack
 from saekit.errors import DatabaseError, SaekitError
 from tests.kit.contents import contents
+from tests.kit.old_databases import as_version_1
 from tests.kit.planted import SITE, F, make_sae, make_store
 
 Index = Callable[..., FeatureDB]
@@ -158,18 +159,6 @@ def test_readers_cannot_write_and_trust_no_function(db: FeatureDB) -> None:
 
 
 # Databases of version 1
-
-
-def as_version_1(path: Path) -> None:
-    """Make a database what an earlier version wrote."""
-    with sqlite3.connect(path) as connection:
-        for table in ("file", "set_aside_label", "set_aside_list"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE sae SET key = 'of version 1'")
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute("PRAGMA journal_mode = WAL")
-    connection.close()
-    path.with_name(path.name + ".sha256").unlink()
 
 
 def test_a_database_of_version_1_opens_and_is_upgraded_with_its_labels(index: Index) -> None:

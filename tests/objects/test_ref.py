@@ -6,16 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saekit.errors import UnknownRef
+from saekit.errors import ConfigError, UnknownRef
+from saekit.names.address import Address
 from saekit.names.site import KINDS, Site
+from saekit.names.site_map import SiteMap
 from saekit.objects import Ref
 
 NUMBERS = st.integers(0, 10**9)
 SITES = st.builds(
     lambda kind, layer: Site(kind, None if kind == "embed" else layer), st.sampled_from(tuple(KINDS)), st.integers(0, 200)
 )
+NAMES = st.one_of(st.just(""), st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,12}", fullmatch=True))
+ADDRESSES = st.one_of(
+    st.builds(lambda site, name: Address(SiteMap((site,), (site,)), name), SITES, NAMES),
+    st.builds(lambda layer, name: Address(SiteMap.parse(f"mlp_in.{layer}->mlp_out.{layer}"), name), st.integers(0, 200), NAMES),
+)
 REFS = st.one_of(
     st.builds(Ref.feature, SITES, NUMBERS),
+    st.builds(Ref.feature, ADDRESSES, NUMBERS),
     st.builds(Ref.residual, SITES, NUMBERS),
     st.builds(Ref.neuron, st.integers(0, 200), NUMBERS),
     st.builds(Ref.head, st.integers(0, 200), NUMBERS),
@@ -52,6 +60,9 @@ def test_text_tells_refs_apart(a: Ref, b: Ref) -> None:
         "residual:resid_post.3/12",
         "weight:2.down_proj/17",
         "feature:embed/0",
+        "feature:resid_post.3@gemma/1042",
+        "feature:resid_post.3@arch=topk,l0=16/1042",
+        "feature:mlp_in.3->mlp_out.3@wide/7",
     ],
 )
 def test_documented_forms(text: str) -> None:
@@ -65,6 +76,21 @@ def test_parts() -> None:
     assert Ref.parse("head:2.17").site == Site("heads", 2)
     weight = Ref.parse("weight:2.mlp.c_fc/17")
     assert (weight.site, weight.layer, weight.matrix, weight.unit) == (None, 2, "mlp.c_fc", 17)
+
+
+@given(ADDRESSES)
+def test_addresses_and_their_text(address: Address) -> None:
+    assert Address.parse(str(address)) == address
+    assert Ref.feature(str(address), 7).address == address
+
+
+def test_a_name_after_the_site_is_that_of_a_dictionary() -> None:
+    ref = Ref.parse("feature:blocks.3.hook_resid_post@gemma/1042")
+    assert (ref.site, ref.name, str(ref.address)) == (Site("resid_post", 3), "gemma", "resid_post.3@gemma")
+    assert Ref.parse("residual:resid_post.3@gemma/1").site == Site("resid_post", 3, "gemma")  # of another model
+    assert Ref.parse("feature:mlp_in.3--mlp_out.3/7") == Ref.feature("mlp_in.3->mlp_out.3", 7)
+    with pytest.raises(ConfigError, match="another model"):
+        Ref.feature(Site("resid_post", 3, "gemma"), 1)
 
 
 def test_sorts_in_the_order_of_computation_with_numbers_as_numbers() -> None:
@@ -98,6 +124,8 @@ def test_sorts_in_the_order_of_computation_with_numbers_as_numbers() -> None:
         ("neuron:two/17", "neuron:2/17"),
         ("neuron:²/17", "neuron:2/17"),
         ("weight:down_proj/17", "weight:2.down_proj/17"),
+        ("feature:resid_post.3@/1", "resid_post.3@gemma"),
+        ("feature:resid_post.1+resid_post.2/1", "several sites"),
     ],
 )
 def test_what_is_no_ref_says_what_to_write(text: str, says: str) -> None:

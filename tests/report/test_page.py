@@ -32,7 +32,7 @@ def record(text: str = EVIL, tokens: tuple[str, ...] = ("A ", EVIL, "\n", " cat"
     effect = TokenEffect(text, 1, 0.5)
     example = Example(list(tokens), list(range(len(tokens))), values, 0, 0, 1, 1, "top")
     return FeatureRecord(
-        site="resid_post.1",
+        dictionary="resid_post.1",
         feature=number,
         label=f"fires on {text}",
         labels=[],

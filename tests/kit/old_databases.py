@@ -1,0 +1,34 @@
+"""Feature databases as earlier versions wrote them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from feature_db.store import connections, schema
+
+
+def as_version_2(path: Path) -> None:
+    """One dictionary of each site, and no names."""
+    old = schema._SAE_BEFORE_3.replace("TABLE sae", "TABLE sae_2")
+    columns = "id, site, site_out, corpus, key, fingerprint, model, architecture, n_features, n_live, d_out, vectors"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(
+        f"PRAGMA foreign_keys = OFF; BEGIN; {old}; INSERT INTO sae_2 SELECT {columns} FROM sae; DROP TABLE sae; "
+        "ALTER TABLE sae_2 RENAME TO sae; PRAGMA user_version = 2; COMMIT;"
+    )
+    connection.close()
+    assert connections.seal(path)
+
+
+def as_version_1(path: Path) -> None:
+    """No checksums, and nothing set aside either."""
+    as_version_2(path)
+    with sqlite3.connect(path) as connection:
+        for table in ("file", "set_aside_label", "set_aside_list"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("UPDATE sae SET key = 'of version 1'")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    path.with_name(path.name + ".sha256").unlink()
