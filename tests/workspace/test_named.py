@@ -45,11 +45,11 @@ def test_two_dictionaries_of_one_site_steer_together(ws: Path) -> None:
     with workspace.writing():
         workspace.index(SITE, "jump", progress=False).close()
     lm = workspace.lm
-    tokens = lm.run("The dog ran home", read=[SITE])
-    plain = tokens[SITE]
+    tokens, _ = lm.encode(["The dog ran home"])
+    plain = lm.run(tokens, read=[SITE])[SITE]
     changes = [workspace.intervention([text], op="add") for text in (f"{SITE}/3:2", f"{SITE}@jump/5:2")]
-    moved = [lm.run("The dog ran home", read=[SITE], edits=[each])[SITE] - plain for each in changes]
-    both = lm.run("The dog ran home", read=[SITE], edits=changes)[SITE] - plain
+    moved = [lm.run(tokens, read=[SITE], edits=[each])[SITE] - plain for each in changes]
+    both = lm.run(tokens, read=[SITE], edits=changes)[SITE] - plain
     assert all(float(each.abs().max()) > 0 for each in moved)
     assert torch.allclose(both, moved[0] + moved[1], atol=1e-5)
     assert set(combine(changes).dictionaries) == {SITE, f"{SITE}@jump"}
