@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from saekit.activations import Block, Corpus, token_batches
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
+from tests.kit.tiny import tiny_llama
 
 SITE = Site("resid_post", 0)
 F = 32
@@ -32,7 +33,7 @@ def make_documents(n: int, *, seed: int = 0) -> list[str]:
 def make_lm(*, seed: int = 0) -> LanguageModel:
     """Byte-level BPE of 290 tokens, d_model 32. " happy" has about three tokens, and "犬" is split into bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,20 +42,8 @@ def make_lm(*, seed: int = 0) -> LanguageModel:
     trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(make_documents(50), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=300,  # more rows than the tokenizer has tokens, as in many models
-        hidden_size=F,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=1,
-        tie_word_embeddings=False,
-    )
-    return LanguageModel.attach(LlamaForCausalLM(config), tokenizer, name="tiny", bos="any")
+    # More rows than the tokenizer has tokens, as in many models.
+    return tiny_llama(tokenizer, vocab_size=300, hidden_size=F, num_hidden_layers=1, seed=seed)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -14,7 +16,7 @@ SPECIAL = ["<s>", "</s>", "<unk>"]
 def make_lm(*, bos: bool = True, seed: int = 0, d_model: int = 16) -> LanguageModel:
     """Two layers, 64 positions; words are `w0` to `w59`, one token each (ids from 3)."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -24,18 +26,23 @@ def make_lm(*, bos: bool = True, seed: int = 0, d_model: int = 16) -> LanguageMo
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>" if bos else None, eos_token="</s>", unk_token="<unk>"
     )
+    return tiny_llama(tokenizer, vocab_size=len(vocabulary), hidden_size=d_model, num_hidden_layers=2, seed=seed)
+
+
+def tiny_llama(tokenizer: Any, *, seed: int, **settings: int) -> LanguageModel:
+    """A random Llama with 64 positions, 4 heads, BOS 0 and EOS 1; `settings` are those of transformers' `LlamaConfig`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=d_model,
         intermediate_size=24,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=False,
+        **settings,
     )
     return LanguageModel.attach(LlamaForCausalLM(config), tokenizer, name="tiny", bos="any")
 

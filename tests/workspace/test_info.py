@@ -117,8 +117,7 @@ def test_another_dictionary_at_the_site_makes_the_database_stale(ws: Path, saeki
     copy = ws.with_name("copy")
     shutil.copytree(ws, copy, copy_function=shutil.copyfile)  # other times of change
     assert by_address(workspace_view(copy))["resid_post.2"]["indexed"] == "fresh"
-    for name in ("cfg.json", "sae_weights.safetensors"):
-        shutil.copy(ws / "sae/resid_post.2/jump" / name, ws / "sae/resid_post.2" / name)
+    assert saekit("choose", ws, "jump", "--site", "resid_post.2", "--keep", "before", "--json").status == 0
     facts = workspace_view(ws)
     assert facts["database"]["state"] == "stale" and by_address(facts)["resid_post.2"]["indexed"] == "stale"
     assert any(step["command"].startswith("saekit index ") for step in facts["next"])
