@@ -9,6 +9,7 @@ from typing import Any
 
 from saekit.errors import ModelNotFound
 from saekit.hub import Problem, Repository, is_commit, offline
+from saekit.json_files import read_json
 
 _log = logging.getLogger(__name__)
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -23,12 +24,14 @@ class Source:
     Attributes:
         name: what transformers is given: a path or a hub name.
         repository: None for a folder.
-        problem: why only the cache may be used; None if the hub may be asked.
+        problem: why the hub cannot be asked; None if it can.
+        complete: whether every file is in the cache, so that the hub need not be asked.
     """
 
     name: str
     repository: Repository | None = None
     problem: Problem | None = None
+    complete: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -36,7 +39,7 @@ class Source:
         if self.repository is None:
             return {}
         revision = {} if self.repository.revision is None else {"revision": self.repository.revision}
-        return {**revision, "local_files_only": self.problem is not None}
+        return {**revision, "local_files_only": self.complete or self.problem is not None}
 
     @property
     def folder(self) -> Path | None:
@@ -86,7 +89,7 @@ class Source:
         try:
             return Path(hf_hub_download(self.name, file, **self.arguments))
         except LocalEntryNotFoundError as error:
-            if self.problem is not None:
+            if self.complete or self.problem is not None:
                 return None
             raise self._unanswered(error) from error
         except EntryNotFoundError:
@@ -106,7 +109,7 @@ def find_source(name: str, revision: str | None) -> Source:
     """The folder or the repository of that name.
 
     The hub is asked one question, with a deadline: a download would retry for minutes before it falls back to the cache. A commit
-    that is in the cache needs no question.
+    that is whole in the cache needs no question.
 
     Raises:
         ModelNotFound: there is no such folder or hub name, or the hub cannot be reached and the cache does not hold it.
@@ -121,8 +124,8 @@ def find_source(name: str, revision: str | None) -> Source:
     cached = _cached(repository, CONFIG) or _cached(repository, ADAPTER)
     if cached and offline():
         return Source(name, repository, Problem(f"{offline()} is set.", "Unset it.", True))
-    if cached and is_commit(revision):
-        return Source(name, repository)
+    if cached and is_commit(revision) and _is_whole(Path(cached).parent):
+        return Source(name, repository, complete=True)
     answer = repository.commit(patient=not cached)
     if isinstance(answer, str):
         return Source(name, repository)
@@ -130,6 +133,15 @@ def find_source(name: str, revision: str | None) -> Source:
         raise _nowhere(name, answer) from None
     _log.warning("%s The copy in the cache is used.", answer.what)
     return Source(name, repository, answer)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache holds weights, all parts of them, and a tokenizer."""
+    parts: set[str] = set()
+    for index in folder.glob("*.index.json"):
+        parts |= set(read_json(index, error=ModelNotFound).get("weight_map", {}).values())
+    weights = all((folder / part).exists() for part in parts) and any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return weights and any(any(folder.glob(pattern)) for pattern in _TOKENIZER)
 
 
 def _nowhere(name: str, problem: Problem) -> ModelNotFound:

@@ -1,0 +1,103 @@
+"""The command line on names of the hub, which moves and fails in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.hub import Hub
+from tests.kit.worker import Worker
+
+RUN = "from tests.kit.commands import here; done = here(*{args!r}); result = [done.status, done.stdout, done.stderr]"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    home = tmp_path_factory.mktemp("home")
+    with Worker(hub.environment(home), home / "log") as process:
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def healthy(hub: Hub) -> None:
+    hub.heal()
+
+
+def run(worker: Worker, *args: object) -> tuple[int, str, str, str]:
+    answer = worker(RUN.format(args=tuple(map(str, args))))
+    assert isinstance(answer.value, list), answer
+    status, stdout, stderr = answer.value
+    return status, stdout, stderr, answer.log
+
+
+def words(n: int) -> dict[str, bytes]:
+    rows = [{"text": f"Once upon a time there was a dog called Max, number {k}. He liked to run."} for k in range(n)]
+    return {"train.jsonl": "\n".join(map(json.dumps, rows)).encode()}
+
+
+def test_a_workspace_keeps_the_commits_that_it_was_made_from(
+    hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load, save
+
+    model = hub.add("models", "someone/stories", stories_path)
+    data = hub.add("datasets", "someone/words", words(60))
+    sizes = ("--tokens", 1000, "--train-tokens", 2000, "--latents", 32, "--l0", 4)
+    command = ("fit", "someone/stories", "--data", "someone/words", *sizes, "--device", "cpu", "--out", tmp_path / "ws")
+    status, _, stderr, _ = run(worker, *command)
+    assert status == 0, stderr
+    facts = json.loads((tmp_path / "ws" / "activations" / "manifest.json").read_text())["provenance"]
+    assert (facts["model"]["revision"], facts["corpus"]["revision"], facts["bos"]) == (model, data, True)
+    record = json.loads((tmp_path / "ws" / "sae" / "resid_post.2" / "cfg.json").read_text())["metadata"]
+    assert record["model_loading"] == {"revision": model} and record["prepend_bos"] is True
+
+    weights = {name: 1.5 * value for name, value in load((stories_path / "model.safetensors").read_bytes()).items()}
+    files = hub.files("models", "someone/stories") | {"model.safetensors": save(weights, {"format": "pt"})}
+    moved = hub.add("models", "someone/stories", files)
+    hub.add("datasets", "someone/words", words(10))
+    said = f"has moved on the hub to commit {moved[:8]}; this workspace keeps commit {model[:8]}"
+    for again in (command, ("steer", tmp_path / "ws", "Once", "--feature", 3, "--max-new-tokens", 2)):
+        status, _, stderr, log = run(worker, *again)
+        assert status == 0, stderr
+        assert said in stderr + log
+
+    hub.fault("", "reset")
+    status, _, stderr, _ = run(worker, *command)
+    assert status == 0, stderr
+
+
+def test_resuming_without_a_network_names_the_hub(hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path) -> None:
+    hub.add("models", "other/stories", stories_path)
+    hub.add("datasets", "other/words", words(60))
+    command = ("cache", "other/stories", "--data", "other/words", "--site", "resid_post.2", "--device", "cpu")
+    more = ("--tokens", 1000, "--out", tmp_path / "ws")
+    status, _, stderr, _ = run(worker, *command, *more)
+    assert status == 0, stderr
+    manifest = tmp_path / "ws" / "activations" / "manifest.json"
+    (tmp_path / "ws" / "activations" / "shard-00000.h5").unlink()
+    assert manifest.exists()
+    hub.fault("", "reset")
+    status, _, stderr, _ = run(worker, *command, *more)
+    assert status == 2
+    assert "other/words" in stderr and "hub cannot be reached" in stderr and "configuration" not in stderr
+
+
+def test_refusals_name_the_option(hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path) -> None:
+    hub.add("models", "third/gated", stories_path, gated=True)
+    status, _, stderr, _ = run(worker, "cache", "third/gated", "--out", tmp_path / "ws")
+    assert status == 2 and not (tmp_path / "ws").exists()
+    assert "third/gated is gated on the hub" in stderr and f"Accept the terms at {hub.url}/third/gated" in stderr
+    hub.add("models", "third/stories", stories_path)
+    hub.add("datasets", "third/words", words(5))
+    command = ("cache", "third/stories", "--data", "third/words", "--site", "embed", "--data-revision", "v7")
+    status, _, stderr, _ = run(worker, *command, "--out", tmp_path / "ws")
+    assert status == 2 and "third/words has no revision 'v7' on the hub" in stderr
