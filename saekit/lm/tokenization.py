@@ -80,6 +80,11 @@ class Text:
         return with_special[0] if len(with_special) > len(plain) and with_special[1 : 1 + len(plain)] == plain else None
 
     @property
+    def template_bos(self) -> int | None:
+        """The id that is taken off a chat where its template writes it: :attr:`bos_token_id` says whether it comes back."""
+        return self._tokenizer.bos_token_id if self._bos == "no" and self._tokenizer is not None else self.bos_token_id
+
+    @property
     def has_bos(self) -> bool:
         """Whether the tokenizer has a BOS, added or not."""
         return self._tokenizer is not None and self._tokenizer.bos_token_id is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,41 @@ def test_labels_of_a_store_equal_those_by_hand(
         for batch in reader:
             x = next(iter(batch.values()))
             assert (torch.cdist(x, known).min(1).values < 1e-6).all()
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("template", [WITH_BOS, WITHOUT_BOS])
+@pytest.mark.parametrize("bos", ["auto", "yes", "no"])
+@pytest.mark.parametrize("packing", ["pack", "document"])
+def test_bos_is_counted_once(adds: bool, template: str, bos: str, packing: str) -> None:
+    """Tokenizers that add BOS to texts and others, templates that write it and others, and what the user asks for."""
+    from tokenizers import processors
+
+    tokenizer = make_lm().tokenizer
+    if adds:
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.chat_template = template
+    lm = LanguageModel.attach(make_lm().model, tokenizer, name="tiny", bos=bos)  # type: ignore[arg-type]
+    assert (tokenizer("w1")["input_ids"][0] == 0) == adds
+    begins = bos == "yes" or (bos == "auto" and adds)
+    written = bos == "auto" and not adds and template is WITH_BOS  # only the template itself writes it, at the chat's beginning
+    batches = list(token_batches(lm, Corpus.open([{"messages": chat} for chat in CHATS]), context=16, packing=packing))
+    for batch in batches:
+        rows = zip(
+            batch.tokens_BT.tolist(), batch.document_BT.tolist(), batch.mask_BT.sum(1).tolist(), batch.position_BT.tolist()
+        )
+        for tokens, document, n, position in rows:
+            for at in range(n):
+                new = at == 0 or document[at] != document[at - 1]
+                if begins or (packing == "document" and written):
+                    assert (tokens[at] == 0) == new
+                elif not written:
+                    assert tokens[at] != 0
+            assert position[0] == 0
+    if written and packing == "pack":  # each chat begins with it once; a context that begins within a chat has none
+        flat = [token for batch in batches for token in batch.tokens_BT[batch.mask_BT].tolist()]
+        assert flat.count(0) == len(CHATS)
+        assert all(after != 0 for before, after in itertools.pairwise(flat) if before == 0)
 
 
 def test_live_training_takes_the_tokens_of_the_store(tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ def test_a_folder_saved_by_datasets(tmp_path: Path) -> None:
     assert list(Corpus.open(tmp_path / "saved" / "train").documents(3)) == splits["train"]["text"][3:]
     with pytest.raises(CorpusError, match=r"no split 'valid'; it has test, train"):
         Corpus.open(tmp_path / "saved", split="valid")
+    (arrow,) = (tmp_path / "saved" / "test").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[: arrow.stat().st_size // 2])
+    for source in (tmp_path / "saved", arrow):
+        with pytest.raises(CorpusError, match=r"arrow cannot be read: it does not end as an arrow stream does"):
+            list(Corpus.open(source, split="test").documents())
 
 
 def test_rows_in_memory() -> None:

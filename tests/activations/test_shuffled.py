@@ -34,7 +34,13 @@ def _parquet(path: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS, "n": list(range(len(TEXTS)))}), path, row_group_size=70)
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {"x.jsonl": _jsonl, "x.txt.gz": _gz, "x.parquet": _parquet}
+def _saved(path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": TEXTS, "n": list(range(len(TEXTS)))}).save_to_disk(str(path), num_shards=3)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {"x.jsonl": _jsonl, "x.txt.gz": _gz, "x.parquet": _parquet, "saved": _saved}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -143,6 +143,15 @@ class Corpus(ABC):
         """Estimated bytes of all rows, decompressed; None where it is unknown."""
         return None
 
+    @property
+    def count(self) -> int | None:
+        """Number of rows; None where they would have to be read to be counted."""
+        return None
+
+    def take(self, numbers: Sequence[int]) -> list[Any] | None:
+        """The rows with these ascending numbers, decoded; None where rows can be read in order only."""
+        return None
+
     def raw_rows(self) -> Iterator[Any]:
         """What :func:`decoded` makes :meth:`rows` of: for readers that skip most rows."""
         return self.rows()

@@ -1,7 +1,8 @@
 """Rows of the local file formats that hold text. A row is a string, or a record with a field that holds one.
 
-`datasets` reads these formats, too, but it turns the texts "NA" and "null" of a CSV file into missing values,
-refuses lines of JSON that are strings, does not say which line is damaged, and takes four times as long.
+`datasets` reads these formats, too. But it turns the texts "NA" and "null" of a CSV file into missing values, refuses lines of
+JSON that are strings, does not say which line is damaged, and takes four times as long. Parquet and arrow files are read by
+pyarrow, as `datasets` does; through `datasets` it takes 1.6 times as long. :mod:`.saved` reads folders that `datasets` saved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Row = str | Mapping[str, Any]
 
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 _MARKER = "<|endoftext|>"
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # the marker and the length 0, which end a stream
 
 
 class JsonLine(NamedTuple):
@@ -151,10 +153,23 @@ def _parquet(path: Path, fields: Fields) -> Iterator[Row]:
 def _arrow(path: Path, fields: Fields) -> Iterator[Row]:
     import pyarrow as pa
 
+    check_arrow(path)
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
         for batch in stream:
             columns = fields.columns(batch.schema.names)
             yield from (batch if columns is None else batch.select(columns)).to_pylist()
+
+
+def check_arrow(path: Path) -> None:
+    """Raise unless an arrow stream is complete. Readers take a file that is cut short for one with fewer rows.
+
+    Raises:
+        CorpusError: it is cut short, or cannot be read.
+    """
+    with _typed(path), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_ARROW_END)))
+        if file.read() != _ARROW_END:
+            raise ValueError("it does not end as an arrow stream does")
 
 
 _READERS: dict[str, Callable[[Path, Fields], Iterator[Row | JsonLine]]] = {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from saekit.activations.corpus.base import Corpus, CorpusSource
 from saekit.activations.corpus.fields import Fields
 from saekit.activations.corpus.files import FileCorpus
-from saekit.activations.corpus.formats import Row
+from saekit.activations.corpus.formats import Row, check_arrow
 from saekit.activations.corpus.shuffled import shuffled
 from saekit.errors import CorpusError
+
+_BATCH = 1024  # rows that are decoded together
 
 
 def open_saved(asked: CorpusSource) -> Corpus | None:
@@ -32,7 +35,7 @@ def open_saved(asked: CorpusSource) -> Corpus | None:
 class SavedCorpus(FileCorpus):
     """The rows of a data set that `datasets.save_to_disk` wrote, read by `datasets.load_from_disk`.
 
-    The files are mapped into memory, so that rows can be skipped without being read.
+    The files are mapped into memory, so that rows are read in any order and can be skipped.
 
     Args:
         path: the folder.
@@ -47,24 +50,38 @@ class SavedCorpus(FileCorpus):
         super().__init__(path, text_field, split)
         self._folder = (path / split if (path / "dataset_dict.json").exists() else path).absolute()
 
+    @cached_property
     def _data(self) -> Any:
         from datasets import load_from_disk
 
-        try:
+        for file in self.files:
+            check_arrow(file)
+        with self._named():
             data = load_from_disk(str(self._folder))
-        except Exception as error:  # whatever datasets and arrow raise on damaged files
-            raise CorpusError(f"{self._folder} cannot be read: {error}.", "Is it damaged? Save the data set again.") from error
-        needed = self.fields.columns(data.column_names)
-        return data if needed is None else data.select_columns(needed)
+            needed = self.fields.columns(data.column_names)
+            return (data if needed is None else data.select_columns(needed)).with_format("arrow")
+
+    @property
+    def count(self) -> int:
+        return len(self._data)
+
+    def take(self, numbers: Sequence[int]) -> list[Row]:
+        with self._named():
+            return self._data[list(numbers)].to_pylist()
 
     def raw_rows(self) -> Iterator[Row]:
         return self.rows()
 
     def rows(self, start: int = 0) -> Iterator[Row]:
-        data = self._data()
+        for first in range(start, self.count, _BATCH):
+            with self._named():
+                records = self._data[first : first + _BATCH].to_pylist()
+            yield from records
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors in the block name the folder."""
         try:
-            yield from itertools.islice(data, None) if not start else data.skip(start)
-        except CorpusError:
-            raise
-        except Exception as error:
+            yield
+        except Exception as error:  # whatever datasets and arrow raise on damaged files
             raise CorpusError(f"{self._folder} cannot be read: {error}.", "Is it damaged? Save the data set again.") from error

@@ -29,7 +29,7 @@ class ShuffledCorpus(Corpus):
     The corpus is read from its beginning to count its documents, and then once for every 64 MiB of text that are asked for:
     each time, the documents that come next in the random order are picked out and kept in memory. Documents that are not
     picked are skipped without being decoded. This needs neither random access nor a copy on disk, and works with compressed
-    files.
+    files. A corpus with random access (:meth:`Corpus.take`) is not read in full.
 
     Args:
         corpus: the documents in their own order.
@@ -48,7 +48,8 @@ class ShuffledCorpus(Corpus):
     @cached_property
     def order(self) -> np.ndarray:
         """(N,) numbers of the documents in the corpus, in the order in which they are read here."""
-        count = sum(1 for _ in self.corpus.raw_rows())
+        known = self.corpus.count
+        count = sum(1 for _ in self.corpus.raw_rows()) if known is None else known
         return np.random.default_rng(self.seed).permutation(np.arange(count, dtype=np.uint32 if count < 2**32 else np.int64))
 
     @property
@@ -77,8 +78,13 @@ class ShuffledCorpus(Corpus):
     def _picked(self, numbers: np.ndarray) -> list[Any]:
         """The rows with these numbers, in the order in which the numbers are given, out of one pass over the corpus."""
         rows: list[Any] = [None] * len(numbers)
+        places = np.argsort(numbers)
+        if (taken := self.corpus.take(numbers[places].tolist())) is not None:
+            for place, row in zip(places.tolist(), taken):
+                rows[place] = row
+            return rows
         source, at = self.corpus.raw_rows(), 0
-        for place in np.argsort(numbers).tolist():
+        for place in places.tolist():
             number = int(numbers[place])
             row = next(itertools.islice(source, number - at, None), _END)
             if row is _END:

@@ -59,7 +59,9 @@ def tokenised(lm: LanguageModel, corpus: Corpus, start: int, train_on: TrainOn) 
             size += _size(document)
         if waiting and (document is None or size >= _CHARACTERS or len(waiting) == _DOCUMENTS):
             for number, (ids, chosen) in enumerate(tokeniser(waiting), start=first):
-                if len(ids) and ids[0] == lm.bos_token_id:  # some texts and most templates begin with the text of BOS
+                # Some texts and most templates begin with the text of BOS, which is added where it belongs.
+                bos = lm.text.template_bos if isinstance(waiting[number - first], Chat) else lm.bos_token_id
+                if bos is not None and len(ids) and ids[0] == bos:
                     ids, chosen = ids[1:], None if chosen is None else chosen[1:]
                 if len(ids):
                     yield TokenisedDocument(number, np.asarray(ids, np.int64), chosen)
