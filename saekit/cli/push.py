@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,7 +59,7 @@ def push(
     ws = Workspace.open(workspace)
     place, name = ws.dictionaries.find(site, name)
     target = Target(repository, path or publishing.default_path(place, name), revision, private)
-    facts = {"repository": repository, "path": target.path, "site": place, "name": name}
+    facts: dict[str, Any] = {"repository": repository, "path": target.path, "site": place, "name": name}
     if dry_run is not None:
         measured = publishing.write_folder(ws, place, name, target, dry_run, license)
         facts |= {"folder": str(dry_run), "measured": measured}

@@ -180,7 +180,7 @@ def _card(ws: Workspace, sae: SAE, place: str, name: str, target: Target, licens
         data=public,
         base_model=study.model if _on_hub(study.model) else None,
         datasets=tuple(dict.fromkeys(each for each in sources if _on_hub(each) and "/" in each)),
-        measures=[tuple(each) for each in measures(evaluations.read(ws, sae, place, name))],
+        measures=measures(evaluations.read(ws, sae, place, name)),
         training={**training, "data": public} if commands else (training or {"data": "not known: it was trained elsewhere"}),
         commands=commands,
         license=license,
