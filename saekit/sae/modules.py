@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,14 +14,13 @@ from torch.nn.functional import linear
 
 from saekit.errors import ConfigError, StoreMismatch, UnknownRef
 from saekit.names.site import Site
-from saekit.sae import files, folding, kernels, sources
+from saekit.sae import files, folding, identity, kernels, sources
 from saekit.sae.activations import Selection, Threshold
-from saekit.sae.assemble import assemble, check_tensors
+from saekit.sae.assemble import check_tensors
 from saekit.sae.code import Code, SparseCode
-from saekit.sae.config import DTYPES, SAEConfig, dtype_name
-from saekit.sae.format import VERSION_KEYS, config_to_dict
+from saekit.sae.config import DTYPES, SAEConfig
 from saekit.sae.normalization import normalize
-from saekit.sae.origin import KEY, Origin
+from saekit.sae.origin import Origin
 
 _USUALLY = 64.0  # latents that fire on a token, where an SAE does not say how many
 
@@ -226,23 +223,7 @@ class SAE(nn.Module):
                 layout is unknown, or its architecture is not one of :data:`saekit.sae.ARCHITECTURES`.
             ConfigError: there is no such dtype for SAEs.
         """
-        return SAE.opened(source, device=device, dtype=dtype, revision=revision)[1]
-
-    @staticmethod
-    def opened(
-        source: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype | None = None,
-        revision: str | None = None,
-    ) -> tuple[sources.Opened, SAE]:
-        """What :meth:`load` read, and the SAE that it is."""
-        wanted = None if dtype is None else dtype_name(dtype)
-        opened = sources.open_source(source, wanted, revision)
-        content = opened.content
-        with files.in_folder(opened.where):
-            sae: SAE = assemble(content if wanted is None else content._replace(raw=content.raw | {"dtype": wanted}))
-        return opened, sae.to(device)
+        return sources.load_from(source, device=device, dtype=dtype, revision=revision).sae
 
     def save(self, folder: str | Path, *, sparsity: Tensor | None = None) -> None:
         """Write a folder that sae-lens loads with equal outputs; see :func:`saekit.sae.files.save`."""
@@ -253,20 +234,12 @@ class SAE(nn.Module):
 
         Kept until torch counts a change of a weight; it counts none made through `.data` or numpy.
         """
-        facts = config_to_dict(self.cfg)
-        unread = (*VERSION_KEYS, KEY)  # the same weights have the same fingerprint, wherever they came from
-        facts["metadata"] = {key: value for key, value in facts["metadata"].items() if key not in unread}
-        config = json.dumps(facts, sort_keys=True).encode()
-        tensors = sorted(self.state_dict(keep_vars=True).items())
-        counted = not any(tensor.is_inference() for _, tensor in tensors)
-        state = config, *((tensor.data_ptr(), tensor._version) for _, tensor in tensors if counted)
-        if counted and self._known_fingerprint is not None and self._known_fingerprint[0] == state:
-            return self._known_fingerprint[1]
-        digest = hashlib.sha256(config)
-        for name, tensor in tensors:
-            digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-        self._known_fingerprint = state, digest.hexdigest()
+        tensors = self.state_dict(keep_vars=True)
+        counted = not any(tensor.is_inference() for tensor in tensors.values())
+        config = identity.config_text(self.cfg)
+        state = config, *((tensor.data_ptr(), tensor._version) for _, tensor in sorted(tensors.items()) if counted)
+        if not counted or self._known_fingerprint is None or self._known_fingerprint[0] != state:
+            self._known_fingerprint = state, identity.digest(config, tensors)
         return self._known_fingerprint[1]
 
     @property
@@ -282,21 +255,7 @@ class SAE(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What a manifest or database records about this SAE: JSON values only, `fingerprint` among them."""
-        cfg = self.cfg
-        return {
-            "name": self.name,
-            "architecture": cfg.architecture,
-            "site": cfg.site and str(cfg.site),
-            "site_out": cfg.site_out and str(cfg.site_out),
-            **({"sites": list(map(str, cfg.sites)), "sites_out": list(map(str, cfg.sites_out))} if cfg.crosses else {}),
-            "d_in": cfg.d_in,
-            "d_out": cfg.d_out,
-            "n_latents": cfg.n_latents,
-            "k": cfg.k,
-            "model_name": cfg.model_name,
-            "dtype": cfg.dtype,
-            "fingerprint": self.fingerprint(),
-        }
+        return identity.facts(self)
 
     def writes_at(self, site: Site) -> Site:
         """Where it writes when it reads at `site`: there, unless it is a transcoder.

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saekit.errors import SAEFormatError, SAENotFound
 from saekit.sae import files
+from saekit.sae.assemble import assemble
+from saekit.sae.config import dtype_name
 from saekit.sae.files import Content
 from saekit.sae.foreign.convert import convert, convert_listed
 from saekit.sae.foreign.hub import Snapshot
@@ -62,10 +64,12 @@ def load_from(
     revision: str | None = None,
 ) -> Loaded:
     """Load an SAE with its origin and densities; arguments and errors are those of :meth:`saekit.sae.SAE.load`."""
-    from saekit.sae.modules import SAE
-
-    opened, sae = SAE.opened(source, device=device, dtype=dtype, revision=revision)
-    return Loaded(sae, Origin.of(sae.cfg), opened.density_F)
+    wanted = None if dtype is None else dtype_name(dtype)
+    opened = open_source(source, wanted, revision)
+    content = opened.content
+    with files.in_folder(opened.where):
+        sae: SAE = assemble(content if wanted is None else content._replace(raw=content.raw | {"dtype": wanted}))
+    return Loaded(sae.to(device), Origin.of(sae.cfg), opened.density_F)
 
 
 def open_source(source: str | Path, dtype: str | None = None, revision: str | None = None) -> Opened:
