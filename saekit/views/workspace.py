@@ -108,8 +108,8 @@ def _study(root: Path, problems: parts.Problems) -> Study | None:
 def _compare(dictionaries: list[dict[str, Any]], database: Mapping[str, Any]) -> None:
     """Say of each dictionary whether its features are indexed, and whether its evaluation is of its present weights."""
     for each in dictionaries:
-        rows = [row for row in database["dictionaries"] if (row["site"], row["name"]) == (each["reads"], each["name"])]
-        rows = [row for row in rows if row["predicts"] == each["predicts"]] or [row for row in rows if row["state"] != "fresh"]
+        own = (each["reads"], each["predicts"], each["name"])
+        rows = [row for row in database["dictionaries"] if (row["site"], row["predicts"], row["name"]) == own]
         each["indexed"] = rows[0]["state"] if rows else None
         measured = each["metrics"]["fingerprint"]
         if each["indexed"] == "fresh" and measured is not None:
