@@ -45,9 +45,9 @@ class Holder:
     host: str
     """Name of its machine."""
     machine: str
-    """Identifier of the machine; empty where there is none."""
+    """Identifier of the machine; empty on machines without one."""
     boot: str
-    """Identifier of the machine's present run and of the process namespace; empty where there is none."""
+    """Identifier of the machine's present run and of the process namespace; empty on machines without one."""
     pid: int
     started: int | None
     """When the process began, in clock ticks since the machine was started; None where this is unknown."""

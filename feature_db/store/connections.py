@@ -235,7 +235,7 @@ def _look(path: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a file; None where there is none."""
+    """Device and inode of a file; None for a missing file."""
     try:
         facts = path.stat()
     except OSError:

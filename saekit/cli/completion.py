@@ -75,7 +75,7 @@ def removable(incomplete: str) -> list[str]:
 
 
 def _of_workspace(known: Callable[[WorkspaceFolder], Iterable[str]]) -> list[str]:
-    """What the first workspace on the command line has; nothing where there is none, or where it is damaged."""
+    """What the first workspace on the command line has; nothing without a workspace, or if it is damaged."""
     from saekit.workspace.folder import WorkspaceFolder
     from saekit.workspace.study import FILE
 

@@ -21,7 +21,7 @@ def evaluation_view(site: str, model: str, facts: Mapping[str, Any]) -> dict[str
         figures: rows of `measure`, `value` and `note`, all texts.
         remarks: sentences on figures that mislead.
         density_histogram, fvu_by_norm, l0_quantiles: as in the facts; None where quality was not measured.
-        probe_means: means over the concepts that were probed; None if there are none.
+        probe_means: means over the concepts that were probed; None without probed concepts.
         sections: `name`, `title`, `rows` and `summary` of each further evaluation (:class:`saekit.evaluate.report.Section`).
     """
     sections = [

@@ -52,7 +52,7 @@ def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_rows(path: Path, *required: str) -> list[Row]:
-    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order; none where there is no file.
+    """The rows of a `metrics.jsonl` or a `timing.jsonl`, in order; an empty list for a missing file.
 
     A last line without a line break was left unfinished by a killed run, and is not a row. Metrics can be NaN, since a run can
     diverge.

@@ -168,7 +168,7 @@ class Spent:
 
 
 def timing(rows: Sequence[Row]) -> Spent | None:
-    """Sum up the rows of `timing.jsonl`; None if there are none."""
+    """Sum up the rows of `timing.jsonl`; None without rows."""
     processes: dict[float, list[Row]] = {}
     for row in rows:
         processes.setdefault(row["began"], []).append(row)

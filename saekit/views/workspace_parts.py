@@ -241,7 +241,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _json(path: Path, part: str, problems: Problems) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none, or where it is damaged."""
+    """The content of a JSON file; empty for a missing or damaged file."""
     if not path.exists():
         return {}
     try:
@@ -296,5 +296,5 @@ def _time(path: Path) -> float:
 
 
 def _changed(path: Path) -> str | None:
-    """When a file was last changed, as local time in ISO 8601; None where there is none."""
+    """When a file was last changed, as local time in ISO 8601; None for a missing file."""
     return when(_time(path)) if path.exists() else None

@@ -151,7 +151,7 @@ class Workspace(WorkspaceFolder):
         return evaluations.evaluate(self, place, name, options=options, other=other)
 
     def evaluation(self, place: AddressLike, name: str = "") -> dict[str, Any]:
-        """The kept results for the present weights of a dictionary; empty if there are none."""
+        """The kept results for the present weights of a dictionary; empty if it was not evaluated."""
         from saekit.workspace import evaluations
 
         place, name = self.dictionaries.find(place, name)

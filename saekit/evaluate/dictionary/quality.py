@@ -118,7 +118,7 @@ def quality(
 
 
 def _on_training(sae: SAE, batches: Callable[[], Iterator[dict[Site, Tensor]]]) -> dict[str, float]:
-    """FVU and L0 on activations that were trained on; empty if there are none."""
+    """FVU and L0 on activations of training documents; empty if the store has no such document."""
     try:
         scalars = Reconstruction.of(sae, batches()).scalars()
     except ConfigError:  # every document is held out
