@@ -161,7 +161,7 @@ def _next(root: Path, study: Study, facts: Mapping[str, Any]) -> Iterator[dict[s
 
 
 def _steps(root: Path, facts: Mapping[str, Any], finished: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
-    """What can be done with finished dictionaries; new steps are for default dictionaries alone, since a sweep makes many named ones."""
+    """What can be done with finished dictionaries. A sweep makes many named ones: new steps are for default dictionaries."""
     of_dictionary = command_lines.of_dictionary
     defaults = [each for each in finished if not each["name"]] or finished[:1]
     for each in finished:
