@@ -10,8 +10,10 @@ from random import Random
 import pytest
 
 from saekit import lab
+from saekit.lab.genres.agreement import HELD_OUT_PAIRS, pair_is_heldout
 from saekit.lab.genres.arithmetic import ADDITIONS, result_is_right, sum_is_heldout
-from saekit.lab.genres.circuits import DISTRACTORS, EVENTS, HELD_OUT_PAIRS, pair_is_heldout, year_is_later
+from saekit.lab.genres.greater_than import EVENTS, year_is_later
+from saekit.lab.genres.indirect_object import DISTRACTORS
 from saekit.lab.genres.induction import ITEMS
 from saekit.lab.genres.reasoning import WRONG, answer_is_right
 from saekit.lab.genres.retrieval import FORMS

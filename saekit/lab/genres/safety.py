@@ -5,12 +5,12 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
+from saekit.lab.chat_turns import asked, chat, turn
 from saekit.lab.concepts import region_concept, words_concept
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
 from saekit.lab.span_labeller import SpanLabeller
 from saekit.lab.splits import Split, is_heldout, phrase
 from saekit.lab.text import Text, fill
-from saekit.lab.turns import asked, chat, turn
 from saekit.lab.words.safety_words import (
     CAREFUL_VERBS,
     COMPLIANCE_STARTS,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from random import Random
 
+from saekit.lab.chat_turns import turn
 from saekit.lab.concepts import region_concept, words_concept
 from saekit.lab.genres.conflicts import SHARE, is_heldout_claim
 from saekit.lab.registry import Contrast, Genre, Prompt, Task, add_contrast, add_genre, add_task
 from saekit.lab.splits import Split
 from saekit.lab.text import Text, fill, join, word
-from saekit.lab.turns import turn
 from saekit.lab.words.relations import RELATIONS, Relation, Subject, say
 from saekit.lab.words.world import subject
 
