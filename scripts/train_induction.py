@@ -118,7 +118,7 @@ def save(model: Any, folder: Path) -> None:
 
 def truth(folder: Path) -> dict[str, Any]:
     """The effect of ablating each head of the saved model alone, on new repeats of a held-out length."""
-    lm = LanguageModel.load(folder, device="cpu")
+    lm = LanguageModel.load(folder, device="cpu", bos="yes")
     fresh = prompts(**TRUTH)
     logits_BTV = lm.run(fresh.rows).logits
     assert logits_BTV is not None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from saekit import plugins
-from saekit.builtin import is_lab, model_folder
+from saekit.builtin import PACKAGE, is_lab, model_folder
 from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.architecture import check_decoder
 from saekit.lm.edit_checks import check_layout
@@ -77,7 +77,7 @@ class LanguageModel(RunnableModel):
         options = with_changes(options or ModelOptions(), changes)
         plugins.load()  # they may register the model's class with transformers
         folder = model_folder(str(name_or_path)) if is_lab(name_or_path) else name_or_path
-        if is_lab(name_or_path) and options.bos == "auto":
+        if options.bos == "auto" and Path(folder).resolve().is_relative_to(PACKAGE):
             options = replace(options, bos="yes")  # one of these models was trained with BOS, and its tokenizer adds none
         model, tokenizer, commit = load_pretrained(str(folder), options)
         return cls.attach(model, tokenizer, name=str(name_or_path), paths=paths, revision=commit, options=options)

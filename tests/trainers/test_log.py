@@ -107,6 +107,19 @@ def test_wandb_offline_records_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert settings["config"] == json.loads(json.dumps(dataclasses.asdict(config.resolve(8))))
 
 
+def test_wandb_dir_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "logs"))
+    (tmp_path / "logs").mkdir()
+    x = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(n_latents=16, l0=2, tokens=400, batch_size=200)
+    train(Memory(x, 200), config, tmp_path / "sae", site=SITE, progress=False, wandb="saekit-tests")
+    assert list((tmp_path / "logs" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert not (tmp_path / "sae" / "wandb").exists()
+
+
 def test_wandb_resumes_an_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
