@@ -36,6 +36,8 @@ def add(
         ),
     ] = "",
     as_json: options.JSON = False,
+    *,
+    load: options.PlaceOptions,
 ) -> None:
     """Add a dictionary that was trained elsewhere to a workspace: a published one, or a folder.
 
@@ -52,7 +54,7 @@ def add(
     from saekit.workspace import imports
     from saekit.workspace.workspace import Workspace
 
-    ws = Workspace.open(workspace)
+    ws = Workspace.open(workspace, **load.changes())
     source = f"{source.rstrip('/')}/{sae_id}" if sae_id else source
     found = imports.check(ws, source, SAE.load(source), site=site, name=name)
     for sentence in found.warnings:
