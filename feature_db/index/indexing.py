@@ -82,7 +82,8 @@ def build(
     Args:
         path: the SQLite file, created if it does not exist.
         store: activations at `site`.
-        sae: the dictionary. A feature fires where its activation is positive (of abstopk, negative ones are not counted).
+        sae: the dictionary. A feature fires where its activation is positive. The features of an AbsTopK dictionary fire in two
+            directions: all their statistics and examples are those of the magnitude |activation|.
         lm: the model. Its tokenizer gives the texts of tokens, its head the promoted tokens.
         site: the site that the dictionary reads.
         vectors: folder of the decoder directions, one memory-mapped .npy per dictionary.
@@ -175,6 +176,8 @@ def _entry(
         "model": model["model"],
         "site": str(address.site),
         "config": dataclasses.asdict(config),
+        # Earlier versions counted the positive activations only.
+        **({"of": "magnitudes"} if sae.cfg.activation_function.signed else {}),
     }
     file = folder / f"{address.site}-{fingerprint[:16]}.npy"
     return Entry(
@@ -212,6 +215,7 @@ def _pass(
         bar.update(row)
         if row >= store.n_tokens:
             return
+        signed = sae.cfg.activation_function.signed
         for read in store.stream([site], batch_tokens=accumulators.config.batch_tokens, start=row):
             tokens = read.tokens_N.numpy().astype(np.int32)
             acts = read.acts[site]
@@ -228,7 +232,7 @@ def _pass(
                 position=read.position_N.numpy().astype(np.int32),
                 document=document.astype(np.int64),
                 counted=counted,
-                values=np.ascontiguousarray(code.values.float().cpu().numpy()),
+                values=np.ascontiguousarray((code.values.abs() if signed else code.values).float().cpu().numpy()),
                 indices=np.ascontiguousarray(code.indices.cpu().numpy()),
             )
             wrong = accumulators.add(block, words.read(block.tokens, block.position, block.document, counted))

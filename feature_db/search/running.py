@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fired_by_query(lm: LanguageModel, sae: SAE, site: str, query: str) -> list[tuple[int, float]]:
-    """Features that fire on the query's own tokens and their largest activation there."""
+    """Features that fire on the query's own tokens and their largest activation there; of AbsTopK, the largest magnitude."""
     tokens_BT, mask_BT = lm.encode([query])
     with torch.no_grad():
         acts = lm.run(tokens_BT, attention_mask=mask_BT, read=[site], logits=None)[site][0]
@@ -22,7 +22,8 @@ def fired_by_query(lm: LanguageModel, sae: SAE, site: str, query: str) -> list[t
             counts = lm.ordinary(tokens_BT[0], mask_BT[0], keep_first=True)
         code = sae.encode_sparse(acts[counts.to(acts.device)])
     largest: dict[int, float] = defaultdict(float)
-    for values, features in zip(code.values.tolist(), code.indices.tolist()):
+    strengths = code.values.abs() if sae.cfg.activation_function.signed else code.values
+    for values, features in zip(strengths.tolist(), code.indices.tolist()):
         for value, feature in zip(values, features):
             if value > 0:
                 largest[feature] = max(largest[feature], value)

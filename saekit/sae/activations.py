@@ -11,13 +11,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from saekit.plugins import resolve
 from saekit.sae import kernels
 
 Tensors = Mapping[str, Tensor]
-_CHUNK_NUMBERS = 1 << 23  # pre-activations held at a time
 
 
 class Activation:
@@ -26,10 +24,13 @@ class Activation:
     Attributes:
         parameters: names of the (F,) tensors that it needs, besides W_enc, W_dec and b_dec.
         scaled: those of them that are in units of pre-activations: with W_enc they are multiplied by c where codes are.
+        signed: whether coefficients may be negative. A latent then stands for two opposite directions, and its magnitude says how
+            strongly it fires.
     """
 
     parameters: tuple[str, ...] = ("b_enc",)
     scaled: tuple[str, ...] = ("b_enc",)
+    signed: bool = False
 
     def shift(self, p: Tensors, by_F: Tensor) -> dict[str, Tensor]:
         """The parameters with which a product that is larger by `by_F` gives the same code as before."""
@@ -106,14 +107,10 @@ class TopK(Selection):
 class AbsTopK(Selection):
     """The k largest `|h + b_enc|`, with their signs (arXiv 2510.00404)."""
 
+    signed = True
+
     def select(self, x_ND: Tensor, W_enc_FD: Tensor, p: Tensors, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = [], []
-        for x_RD in x_ND.split(max(1, _CHUNK_NUMBERS // len(W_enc_FD))):
-            pre_RF = linear(x_RD, W_enc_FD, p["b_enc"])
-            _, indices_RK = kernels.topk(pre_RF.detach().abs(), k)
-            values.append(pre_RF.gather(-1, indices_RK))
-            indices.append(indices_RK)
-        return torch.cat(values), torch.cat(indices)
+        return kernels.encode_abstopk(x_ND, W_enc_FD, p["b_enc"], k)
 
 
 class OfModule(Activation):

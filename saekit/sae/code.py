@@ -104,9 +104,9 @@ class Code:
         return zeros.index_put((self.row_N, self.latents_N), self.values_N, accumulate=True)
 
     def firings(self, n_latents: int) -> Tensor:
-        """(F,) int64: entries above 0 of each latent."""
+        """(F,) int64: entries of each latent that are not 0."""
         counts_F = torch.zeros(n_latents, dtype=torch.int64, device=self.latents_N.device)
-        return counts_F.scatter_add_(0, self.latents_N, (self.values_N > 0).long())
+        return counts_F.scatter_add_(0, self.latents_N, (self.values_N != 0).long())
 
     def sums(self, n_latents: int, numbers_N: Tensor) -> Tensor:
         """(F,) totals over the entries of each latent of a number that every entry has."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from saekit.errors import InterventionError
 from saekit.lm.run.batches import text_batches
 from saekit.names.site import Site
+from saekit.objects import Features, Space
 from saekit.steer.strength import FeatureStats
 from saekit.steer.target import Target, place, read_together
 
@@ -61,6 +62,11 @@ def measure(
     if any(not sum(map(len, parts)) for parts in [*values.values(), *norms.values()]) or not (values or norms):
         raise InterventionError("The texts have no ordinary token to measure on.", "Give longer ones.")
     return Measures(
-        {target: FeatureStats.measured(torch.cat(parts)) for target, parts in values.items()},
+        {target: FeatureStats.measured(torch.cat(parts), signed=_signed(places[target][0])) for target, parts in values.items()},
         {site: float(torch.cat(parts).median()) for site, parts in norms.items()},
     )
+
+
+def _signed(space: Space) -> bool:
+    """Whether the units of a space fire in two directions."""
+    return isinstance(space, Features) and space.sae.cfg.activation_function.signed

@@ -126,7 +126,11 @@ def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """Statistics of a unit on a corpus: the measures that the units of strength refer to."""
+    """Statistics of a unit on a corpus: the measures that the units of strength refer to.
+
+    A feature of an AbsTopK dictionary fires in two directions. Its maximum and quantiles are those of the magnitude, and a
+    negative strength sets the other direction.
+    """
 
     max: float
     """Largest coefficient."""
@@ -136,10 +140,14 @@ class FeatureStats:
     """(quantile, coefficient) pairs of the positive coefficients, ascending; other quantiles are interpolated linearly."""
 
     @classmethod
-    def measured(cls, values: Tensor) -> FeatureStats:
+    def measured(cls, values: Tensor, *, signed: bool = False) -> FeatureStats:
         """From the coefficients of a unit at every ordinary token: (N,), or (N, d_head) for a head.
 
         The maximum of a head is the largest norm; a head has no quantiles.
+
+        Args:
+            values: the coefficients.
+            signed: the unit fires in two directions: maximum and quantiles are of magnitudes.
 
         Raises:
             InterventionError: there is no coefficient.
@@ -148,8 +156,9 @@ class FeatureStats:
             raise InterventionError("No token is left to measure a unit on.", "Give longer texts.")
         if values.ndim > 1:
             return cls(float(values.flatten(1).norm(dim=1).max()), values.double().mean(0))
-        positive = values[values > 0].double()
         mean = float(values.double().mean())
+        values = values.abs() if signed else values
+        positive = values[values > 0].double()
         if not len(positive):
             return cls(float(values.max()), mean)
         grid = torch.linspace(0, 1, 201, dtype=torch.double)

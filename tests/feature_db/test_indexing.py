@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from feature_db.store import connections
 from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
 from saekit.lm import LanguageModel, Site
-from saekit.sae import SAE
+from saekit.sae import SAE, SAEConfig
 from tests.kit.contents import contents
 from tests.kit.planted import SITE, F, PlantedStore, make_sae, make_store
 
@@ -68,6 +69,19 @@ def test_records_hold_what_was_planted(db: FeatureDB, tiny_lm: LanguageModel, st
     recall = np.mean(fires)
     scores = {"activation_share": 1, "precision": 1, "recall": recall, "f1": 2 * recall / (1 + recall)}
     assert happy.labels[0].scores == pytest.approx(scores)
+
+
+def test_a_dictionary_of_both_signs_is_indexed_by_magnitude(index: Index, store: PlantedStore, tmp_path: Path) -> None:
+    """AbsTopK: the records are those of a dictionary of the magnitudes, and a query ranks features by magnitude."""
+    sign = np.where(np.random.default_rng(1).random(store.acts.shape) < 0.5, -1, 1).astype(np.float32)
+    signed = dataclasses.replace(store, acts=store.acts * sign)
+    plain = make_sae()
+    sae = SAE(SAEConfig("abstopk", d_in=F, n_latents=F, k=F, site_map=SITE), plain.state_dict())
+    found, expected = index(tmp_path / "signed" / "features.sqlite", store=signed, sae=sae), index()
+    for f in range(F):
+        mine, theirs = found.feature(SITE, f).to_dict(), expected.feature(SITE, f).to_dict()
+        assert mine == theirs
+        assert found.stats(SITE, f) == expected.stats(SITE, f)
 
 
 def test_records_are_json(db: FeatureDB) -> None:

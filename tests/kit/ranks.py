@@ -31,6 +31,7 @@ OTHER = Site("mlp_out", 0)
 SHORT = dataclasses.replace(CONFIG, tokens=7_681, dead_tokens=1_000, log_tokens=256, checkpoint_tokens=3_000, eval_tokens=500)
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {},
+    "abstopk": {"arch": "abstopk"},
     "batchtopk": {"arch": "batchtopk"},
     "matryoshka": {"arch": "matryoshka"},
     "jumprelu": {"arch": "jumprelu"},

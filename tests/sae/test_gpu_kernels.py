@@ -152,6 +152,22 @@ def test_topk_encoder(device: str, dtype: torch.dtype, B: int, F: int, D: int, d
         torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-5 if dtype == torch.float32 else 2.0**-7, atol=1e-4)
 
 
+def test_abstopk_encoder(device: str) -> None:
+    draw = Draw(device)
+    inputs = x, W_enc, b_enc = draw(7, 9), draw(40, 9), draw(40)
+    values, latents = kernels.encode_abstopk(x, W_enc, b_enc, 6, backend="triton")
+    exact_x, exact_W, exact_b = exact_inputs = _double(*inputs)
+    pre = exact_x @ exact_W.T + exact_b
+    torch.testing.assert_close(values.double(), pre.gather(1, latents), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        values.double().abs().sort(1).values, pre.abs().topk(6).values.sort(1).values, rtol=1e-5, atol=1e-5
+    )
+    upstream = draw(7, 6).detach()
+    grads = torch.autograd.grad(values, inputs, upstream)
+    for grad, exact in zip(grads, torch.autograd.grad(pre.gather(1, latents), exact_inputs, upstream.double())):
+        torch.testing.assert_close(grad.double(), exact, rtol=1e-5, atol=1e-4)
+
+
 @few
 @given(st.integers(0, 5), st.integers(1, 200), st.data(), st.sampled_from(["plain", "ties", "constant", "infinite"]))
 def test_topk_is_exact(device: str, n: int, n_columns: int, data: st.DataObject, kind: str) -> None:

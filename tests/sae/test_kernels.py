@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.sae.kernels import Backend, encode_topk, gather_decode, topk
+from saekit.sae.kernels import Backend, encode_abstopk, encode_topk, gather_decode, topk
 from saekit.sae.kernels.threads import run_blocks
 
 BACKENDS: tuple[Backend, ...] = ("torch", "numba")
@@ -106,6 +106,21 @@ def test_encode_topk_distinguishes_latents_that_bfloat16_does_not(backend: Backe
 
     assert right((x.bfloat16() @ W.bfloat16().T + b).topk(k).indices) < 0.2
     assert right(indices) > 0.9  # the remaining latents are ties in float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@many
+@given(st.integers(0, 70), st.integers(1, 50), st.integers(1, 200), st.data(), st.sampled_from([0.0, 0.1, 30.0]))
+def test_encode_abstopk_is_exact(backend: Backend, n: int, D: int, F: int, data: st.DataObject, bias: float) -> None:
+    k = data.draw(st.integers(1, F))
+    x, W, b = _data(5, n, D), _data(6, F, D) * _data(7, F, 1).exp(), _data(8, F) * bias if bias else None
+    values, indices = encode_abstopk(x, W, b, k, backend=backend)
+    assert values.shape == indices.shape == (n, k)
+    assert all(len(set(row)) == k for row in indices.tolist())
+    pre = x.double() @ W.double().T + (0 if b is None else b.double())
+    slack = 1e-6 * (pre.abs().amax(1, keepdim=True) + x.norm(dim=1, keepdim=True) * W.norm(dim=1).max())
+    assert ((values - pre.gather(1, indices)).abs() <= slack).all()  # with their signs
+    assert ((values.abs().sort(1, descending=True).values - pre.abs().topk(k).values).abs() <= slack).all()
 
 
 @pytest.mark.parametrize(("backend", "screen"), ENCODERS)

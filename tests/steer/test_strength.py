@@ -131,3 +131,11 @@ def test_strengths_of_several_prompts(given: Any, strength: Strength) -> None:
 def test_lists_that_are_not_strengths_are_refused(wrong: Any) -> None:
     with pytest.raises(InterventionError):
         Strength.of(wrong)
+
+
+def test_units_of_two_directions_are_measured_by_magnitude() -> None:
+    values = torch.tensor([0.0, -3.0, 1.0, 0.0, 2.0])
+    stats = FeatureStats.measured(values, signed=True)
+    assert stats.max == 3 and stats.mean == 0
+    assert stats.quantile(0) == 1 and stats.quantile(1) == 3
+    assert FeatureStats.measured(values).max == 2

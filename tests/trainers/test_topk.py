@@ -1,4 +1,4 @@
-"""TopK and AuxK: losses and gradients of the torch step and of the sparse CPU step against dense float64 autograd."""
+"""TopK, AbsTopK and AuxK: losses and gradients of the torch step and of the sparse CPU step against dense float64 autograd."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ def _check(path: str, config: TrainConfig, p: Parameters, x: Tensor, dead: Tenso
     dense.check(path, config, p, dense.clear(config, p, x, dead), dead)
 
 
+@pytest.mark.parametrize("arch", ["topk", "abstopk"])
 @pytest.mark.parametrize("path", dense.PATHS)
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_gradients_are_those_of_dense_float64(path: str, data: st.DataObject) -> None:
+def test_gradients_are_those_of_dense_float64(arch: str, path: str, data: st.DataObject) -> None:
     B, D, F = data.draw(st.integers(2, 70)), data.draw(st.integers(2, 40)), data.draw(st.integers(2, 150))
     k, seed = data.draw(st.integers(1, F)), data.draw(st.integers(0, 10**6))
     n_dead = data.draw(st.integers(0, F))
     dead = torch.randperm(F, generator=torch.Generator().manual_seed(seed))[:n_dead].sort().values
     config = dense.config(
-        F, D, k, aux_k=data.draw(st.integers(1, F)), aux_coefficient=data.draw(st.sampled_from([0.0, 1 / 32, 2.0]))
+        F, D, k, arch, aux_k=data.draw(st.integers(1, F)), aux_coefficient=data.draw(st.sampled_from([0.0, 1 / 32, 2.0]))
     )
     _check(path, config, dense.random_parameters(F, D, seed), dense.data(seed + 1, B, D), dead)
 

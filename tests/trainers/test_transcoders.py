@@ -16,7 +16,7 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.names.site import Site
 from saekit.names.site_map import SiteMap
-from saekit.sae import SAE
+from saekit.sae import ARCHITECTURES, SAE
 from saekit.sae.metrics import reconstruction
 from tests.kit import dense
 from tests.kit.memory import Memory
@@ -27,9 +27,10 @@ from trainers.loop.state import TrainState
 
 IN, OUT = Site("mlp_in", 1), Site("mlp_out", 1)
 D, E = 16, 12
+ARCHS = [arch for arch in OBJECTIVES if ARCHITECTURES[arch].transcoder]
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("path", dense.PATHS)
 @settings(max_examples=15, deadline=None)
 @given(st.data())
@@ -64,7 +65,7 @@ def _train(out: Path, arch: str, source: Memory | None = None, **settings: Any) 
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_it_predicts_and_sae_lens_reads_it_with_equal_outputs(tmp_path: Path, arch: str, skip: bool) -> None:
     sae_lens = pytest.importorskip("sae_lens")
     ours = _train(tmp_path, arch, skip=skip)
@@ -84,7 +85,7 @@ def test_it_predicts_and_sae_lens_reads_it_with_equal_outputs(tmp_path: Path, ar
 def test_the_start_predicts_the_mean() -> None:
     acts = _layer(4_000)
     reads, writes = (DataScaling.of(acts[site], "geometric_median") for site in (IN, OUT))
-    for arch in OBJECTIVES:
+    for arch in ARCHS:
         config = TrainConfig(n_latents=50, l0=4, arch=arch, skip=True, tokens=1_000, batch_size=100).resolve(D)
         training = TrainState(config, reads, writes)
         assert not training.objective.unit_rows
@@ -97,7 +98,7 @@ def test_the_start_predicts_the_mean() -> None:
         assert h.mean(0).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_resuming_is_exact_and_both_steps_agree(tmp_path: Path, arch: str, backend: Any) -> None:
     settings = {"tokens": 8_000, "checkpoint_tokens": 3_000, "dead_tokens": 900, "skip": True, "backend": backend}
@@ -110,7 +111,7 @@ def test_resuming_is_exact_and_both_steps_agree(tmp_path: Path, arch: str, backe
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_training_may_start_from_a_transcoder(tmp_path: Path, arch: str, skip: bool) -> None:
     found = _train(tmp_path / "first", arch, skip=skip, tokens=8_000)
     acts = {IN: -2 * _layer(2_000, seed=3)[IN], OUT: 9 - _layer(2_000, seed=3)[OUT]}
@@ -121,6 +122,12 @@ def test_training_may_start_from_a_transcoder(tmp_path: Path, arch: str, skip: b
     x = _layer(500)[IN]
     assert (found.encode_dense(x) > 0).any()
     torch.testing.assert_close(again(x), found(x), rtol=1e-4, atol=1e-2)
+
+
+def test_an_architecture_without_a_file_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="abstopk cannot be trained as a transcoder"):
+        _train(tmp_path, "abstopk")
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_for_transcoders_only(tmp_path: Path) -> None:

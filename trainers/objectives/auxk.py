@@ -2,7 +2,8 @@
 
     L_aux = coefficient * sum ||e - e_hat||^2 / sum ||e - mean(e)||^2,   e = stop_gradient(y - y_hat)
 
-where e_hat decodes, without bias, the k_aux largest pre-activations of dead latents. The gradient of L_aux reaches the encoder
+where e_hat decodes, without bias, the k_aux largest pre-activations of dead latents. In AbsTopK they are the largest in magnitude
+and keep their signs. The gradient of L_aux reaches the encoder
 and decoder rows of those latents. If the error has no variance, the loss is 0 rather than NaN.
 """
 
@@ -34,6 +35,7 @@ class AuxK:
         group: the processes of the run. The largest pre-activations are chosen among the latents of all of them, and the variance
             is that of the rows of all of them.
         encoder: the encoder of the dictionary.
+        signed: whether codes may be negative.
     """
 
     k: int
@@ -41,6 +43,7 @@ class AuxK:
     encoding: Mapping[str, Any]
     group: Group = ALONE
     encoder: Encoder = WHOLE
+    signed: bool = False
 
     def loss(self, p: Parameters, x_BD: Tensor, residual_BE: Tensor, dead: Tensor) -> Tensor | float:
         """The loss, for automatic differentiation.
@@ -66,7 +69,7 @@ class AuxK:
         weight = float(self._weight(residual_BE))
         how = (2 * weight, self.group, self.encoding["backend"])
         error_BE, grads_N, squares = decode_gradient(code, p.W_dec_FE, None, residual_BE, *how)
-        gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
+        gradient.add(code, grads_N.mul_(code.values_N != 0), error_BE)
         return weight * squares
 
     def _k(self, dead: Tensor) -> int:
@@ -74,13 +77,13 @@ class AuxK:
         return min(self.k, self.group.n_latents(len(dead))) if self.coefficient > 0 else 0
 
     def _encode(self, x_BD: Tensor, p: Parameters, dead: Tensor, k: int, **how: object) -> Code:
-        every = k < self.k  # fewer dead latents than k: all that are above 0 are used
+        every = k < self.k and not self.signed  # fewer dead latents than k: all that are above 0 are used
         if not len(dead):  # all dead latents are in other processes
             none_B0 = x_BD.new_zeros(len(x_BD), 0)
             return Code.of(none_B0 if every else self.group.largest(none_B0, k), dead.expand(len(x_BD), 0))
         if every:
             return self.encoder.above(p, x_BD, torch.zeros_like(p.b_enc_F[:1]), k, dead, **how)
-        values_BK, latents_BK = self.encoder.topk(p, x_BD, k, dead, **how)
+        values_BK, latents_BK = self.encoder.topk(p, x_BD, k, dead, signed=self.signed, **how)
         return Code.of(self.group.largest(values_BK, k), latents_BK)
 
     def _weight(self, residual_BE: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class Group:
         return here
 
     def largest(self, values_BK: Tensor, k: int) -> Tensor:
-        """The values, with 0 where a value is not among the k largest of its row over all processes."""
+        """The values, with 0 where a value is not among the k of the largest magnitude of its row over all processes."""
         return values_BK
 
     def whole(self, part: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class Latents(_Together):
         own_Bk = values_BK.new_zeros(B, k)
         own_Bk[:, :K] = values_BK.detach()
         all_BN = torch.cat(self._all_gather(own_Bk), dim=1)
-        keep_BN = torch.zeros_like(all_BN).scatter_(1, all_BN.topk(k, dim=1).indices, 1)
+        keep_BN = torch.zeros_like(all_BN).scatter_(1, all_BN.abs().topk(k, dim=1).indices, 1)
         return values_BK * keep_BN[:, k * self.rank :][:, :K]
 
     def whole(self, part: Tensor) -> Tensor:

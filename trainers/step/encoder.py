@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saekit.sae.code import Code
-from saekit.sae.kernels import encode_above, encode_topk
+from saekit.sae.kernels import encode_above, encode_abstopk, encode_topk
 from trainers.step.parameters import Parameters
 
 
@@ -37,18 +37,23 @@ class Encoder:
             codes.append(replace(code, latents_N=_named(code.latents_N, rows, first)))
         return codes[0] if len(codes) == 1 else Code.joined(codes)
 
-    def topk(self, p: Parameters, x_BD: Tensor, k: int, among: Tensor | None = None, **how: Any) -> tuple[Tensor, Tensor]:
+    def topk(
+        self, p: Parameters, x_BD: Tensor, k: int, among: Tensor | None = None, *, signed: bool = False, **how: Any
+    ) -> tuple[Tensor, Tensor]:
         """Values and latents (B, k) of the k largest entries of each row, or of all if there are fewer; see
-        :func:`saekit.sae.kernels.encode_topk`."""
+        :func:`saekit.sae.kernels.encode_topk`. Of the largest magnitudes if `signed`; see
+        :func:`saekit.sae.kernels.encode_abstopk`."""
+        encode = encode_abstopk if signed else encode_topk
+        how = {name: value for name, value in how.items() if not (signed and name == "screen")}
         found = []
         for x, rows, first in self._apart(p, x_BD, among):
             b_enc_F = p.b_enc_F[rows]
-            values, latents = encode_topk(x, p.W_enc_FD[rows], b_enc_F, min(k, len(b_enc_F)), **how)
+            values, latents = encode(x, p.W_enc_FD[rows], b_enc_F, min(k, len(b_enc_F)), **how)
             found.append((values, _named(latents, rows, first)))
         if len(found) == 1:
             return found[0]
         values_BN, latents_BN = (torch.cat(each, 1) for each in zip(*found))
-        best_BK = values_BN.detach().topk(min(k, values_BN.shape[1]), dim=1).indices
+        best_BK = values_BN.detach().abs().topk(min(k, values_BN.shape[1]), dim=1).indices
         return values_BN.gather(1, best_BK), latents_BN.gather(1, best_BK)
 
     def _apart(self, p: Parameters, x_BD: Tensor, among: Tensor | None) -> Iterator[tuple[Tensor, slice | Tensor, int]]:

@@ -121,6 +121,33 @@ def encode_topk(
     return reference.encode_topk(x_BD, W_enc_FD, b_enc_F, k)
 
 
+def encode_abstopk(
+    x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The k entries of `x @ W_enc.T + b_enc` with the largest magnitudes, with their signs (AbsTopK, arXiv 2510.00404).
+
+    The product is computed in chunks of rows, as in :func:`encode_topk`, and there is no screen.
+
+    Args:
+        x_BD, W_enc_FD, b_enc_F, k, backend: as in :func:`encode_topk`.
+
+    Returns:
+        values (B, k) of either sign and latents (B, k) int64, distinct in each row. Differentiable in x, W_enc and b_enc with the
+        torch and triton backends.
+    """
+    _check_k(k, W_enc_FD.shape[0])
+    tensors = (x_BD, W_enc_FD) if b_enc_F is None else (x_BD, W_enc_FD, b_enc_F)
+    if _use_numba(backend, *tensors):
+        from saekit.sae.kernels import cpu
+
+        return cpu.encode_abstopk(x_BD, W_enc_FD, b_enc_F, k)
+    if _use_triton(backend, *tensors):
+        from saekit.sae.kernels import gpu
+
+        return gpu.encode_abstopk(x_BD, W_enc_FD, b_enc_F, k)
+    return reference.encode_abstopk(x_BD, W_enc_FD, b_enc_F, k)
+
+
 def pre_activations(
     x_BD: Tensor,
     W_enc_FD: Tensor,

@@ -56,6 +56,24 @@ def encode_topk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int, 
     return values_BK.clamp_(min=0), indices_BK
 
 
+def encode_abstopk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    n_rows, n_latents = len(x_BD), len(W_enc_FD)
+    values_BK, indices_BK = torch.empty(n_rows, k), torch.empty(n_rows, k, dtype=torch.int64)
+    encoder = _encoder(x_BD, W_enc_FD, b_enc_F, k, screen=False)
+    assert isinstance(encoder, _Plain)
+    x_BD, n_groups, no_bias = x_BD.detach().contiguous(), _n_groups(n_latents, k), np.zeros(n_latents, np.float32)
+
+    def work(a: int, b: int) -> None:
+        pre = encoder.product(x_BD[a:b])
+        pre += encoder.bias
+        values, indices = values_BK.numpy()[a:b], indices_BK.numpy()[a:b]
+        rows.topk_rows(np.abs(pre), no_bias, k, n_groups, values, indices)
+        np.copysign(values, np.take_along_axis(pre, indices, 1), out=values)
+
+    run_blocks(work, n_rows, encoder.block)
+    return values_BK, indices_BK
+
+
 def encode_above(
     x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor, expected: float, screen: bool | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,15 +119,15 @@ class _Plain:
         self.W_FD, self.bias, self.block = W_FD, b_F.numpy(), block
 
     def topk(self, x_RD: Tensor, k: int, n_groups: int, values: rows.Array, indices: rows.Array) -> None:
-        rows.topk_rows(self._product(x_RD), self.bias, k, n_groups, values, indices)
+        rows.topk_rows(self.product(x_RD), self.bias, k, n_groups, values, indices)
 
     def above(self, x_RD: Tensor, floor: rows.Array, values: rows.Array, columns: rows.Array, counts: rows.Array) -> int:
         nothing, no_matrix = np.zeros(max(len(x_RD), len(self.bias)), np.float32), np.empty((0, 0), np.float32)
-        screen = self._product(x_RD), nothing, nothing, no_matrix, no_matrix
+        screen = self.product(x_RD), nothing, nothing, no_matrix, no_matrix
         found: int = rows.above_rows(*screen, np.float32(0), self.bias, floor, values, columns, counts)
         return found
 
-    def _product(self, x_RD: Tensor) -> rows.Array:
+    def product(self, x_RD: Tensor) -> rows.Array:
         pre_RF = _buffer((self.block, len(self.W_FD)), torch.float32)[: len(x_RD)]
         return torch.mm(x_RD, self.W_FD.t(), out=pre_RF).numpy()
 

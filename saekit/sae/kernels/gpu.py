@@ -56,6 +56,17 @@ def encode_topk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) 
     return torch.relu(pre_activations(x_BD, W_enc_FD, b_enc_F, latents_BK, pre=pre_BK)), latents_BK
 
 
+def encode_abstopk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        pre, latents = [], []
+        for x_RD in x_BD.split(max(1, CHUNK_NUMBERS // W_enc_FD.shape[0])):
+            pre_RF = torch.nn.functional.linear(x_RD, W_enc_FD, b_enc_F)
+            latents.append(_select(pre_RF.abs(), k))
+            pre.append(pre_RF.gather(1, latents[-1]))
+    latents_BK = torch.cat(latents)
+    return pre_activations(x_BD, W_enc_FD, b_enc_F, latents_BK, pre=torch.cat(pre)), latents_BK
+
+
 def encode_above(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
         pre_N, latents_N, start_B1 = reference.encode_above(x_BD, W_enc_FD, b_enc_F, floor_F, CHUNK_NUMBERS)

@@ -36,6 +36,17 @@ def _encode_chunk(x_RD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int
     return torch.relu(values_RK), indices_RK
 
 
+def encode_abstopk(
+    x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: int, chunk_numbers: int = CHUNK_NUMBERS
+) -> tuple[Tensor, Tensor]:
+    values, indices = [], []
+    for x_RD in x_BD.split(max(1, chunk_numbers // W_enc_FD.shape[0])):
+        pre_RF = torch.nn.functional.linear(x_RD, W_enc_FD, b_enc_F)
+        indices.append(topk(pre_RF.detach().abs(), k)[1])
+        values.append(pre_RF.gather(1, indices[-1]))
+    return torch.cat(values), torch.cat(indices)
+
+
 def pre_activations(
     x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, indices_BK: Tensor, start_B1: Tensor | None
 ) -> Tensor:
