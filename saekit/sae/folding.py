@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError
+from saekit.sae.whitening import Whitening, fold
 
 if TYPE_CHECKING:
     from saekit.sae.modules import SAE
@@ -34,14 +35,11 @@ def whitening(sae: SAE, mean_D: Tensor, whiten_DD: Tensor, unwhiten_DD: Tensor) 
         raise ConfigError(f"Whitening cannot be folded into a {cfg.architecture}.", "Fold it into an SAE with an encoder matrix.")
     # In the precision of the statistics, if that is the higher one.
     wide = torch.promote_types(sae.dtype, whiten_DD.dtype)
-    mean, whiten, unwhiten = (each.to(sae.device, wide) for each in (mean_D, whiten_DD, unwhiten_DD))
-    sae.W_enc.copy_(whiten @ sae.W_enc.to(wide))
-    if not cfg.apply_b_dec_to_input:  # else b_dec brings the mean to the input
-        own = {name: sae.get_parameter(name).to(wide) for name in cfg.activation_function.parameters}
-        for name, tensor in cfg.activation_function.shift(own, mean @ sae.W_enc.to(wide)).items():
-            sae.get_parameter(name).copy_(tensor)
-    sae.W_dec.copy_(sae.W_dec.to(wide) @ unwhiten)
-    sae.b_dec.copy_(sae.b_dec.to(wide) @ unwhiten + mean)
+    own = Whitening(*(each.to(sae.device, wide) for each in (mean_D, whiten_DD, unwhiten_DD)))
+    tensors = {name: tensor.to(wide) for name, tensor in sae.state_dict().items()}
+    fold(tensors, cfg.activation_function, own, own, centres=cfg.apply_b_dec_to_input)
+    for name, tensor in sae.state_dict().items():
+        tensor.copy_(tensors[name])
     if cfg.normalize_activations == "covariance_whitening":
         cfg.normalize_activations = "none"
 

@@ -75,7 +75,8 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             transcoder="relu",
         ),
         "topk": Architecture("topk", "2406.04093", objective="trainers.objectives.topk:TopK", transcoder="jumprelu"),
-        "abstopk": Architecture("abstopk", "2510.00404"),
+        # Codes of either sign: there is no file format for transcoders of that kind.
+        "abstopk": Architecture("abstopk", "2510.00404", objective="trainers.objectives.abstopk:AbsTopK"),
         # BatchTopK and Matryoshka select over a batch while they train. Afterwards both are a JumpReLU with one threshold, so
         # that a token's code does not depend on its neighbours. sae-lens files them in the same way.
         "batchtopk": Architecture(
@@ -99,7 +100,11 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             "2407.14435",
             objective="trainers.objectives.jumprelu:JumpReLU",
             sparsity="penalty",
-            penalties={"count": "trainers.objectives.jumprelu:JumpReLU", "tanh": "trainers.objectives.tanh:TanhJumpReLU"},
+            penalties={
+                "count": "trainers.objectives.jumprelu:JumpReLU",
+                "tanh": "trainers.objectives.tanh:TanhJumpReLU",
+                "quadratic": "trainers.objectives.quadratic:QuadraticJumpReLU",
+            },
             layered_penalty="tanh",
             transcoder="jumprelu",
         ),

@@ -225,7 +225,9 @@ def _remarks(run: Trained) -> list[str]:
     """Remarks about the evaluation if there is one, else about the last rows of the log."""
     last = {key: row[key] for row in run.rows for key in row}
     logged = {key: last.get(f"heldout/{key}") for key in ("fvu", "fvu_trimmed", "l0")}
-    logged |= {f"{key}_train": last.get(key) for key in ("fvu", "l0")}
+    # The FVU of whitened activations is not comparable with that of held-out activations as they are.
+    comparable = ("fvu", "l0") if run.config.get("scaling", "norm") == "norm" else ("l0",)
+    logged |= {f"{key}_train": last.get(key) for key in comparable}
     facts: dict[str, Any] = {key: value for key, value in logged.items() if value is not None}
     asked = _goal(run.config) if run.finished else None  # L0 can start above it
     return remarks({"l0_asked": asked} | facts | dict(run.quality or {}))

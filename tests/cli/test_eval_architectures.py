@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from tests.kit.commands import Saekit
 
 LAYER, L0 = 2, 6
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
-NAMES = (*ARCHITECTURES, "transcoder", "skip-transcoder", "jumprelu-transcoder")
+ARCHITECTURES = ("topk", "abstopk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
+NAMES = (*ARCHITECTURES, "quadratic", "whitened", "transcoder", "skip-transcoder", "jumprelu-transcoder")
 SWEEP = f"""
 latents: 96
 tokens: 5_000
@@ -26,6 +26,8 @@ site: resid_post.{LAYER}
 heldout: 0.3
 runs:
 {"".join(f"  - {{name: {arch}, arch: {arch}}}{chr(10)}" for arch in ARCHITECTURES)}
+  - {{name: quadratic, arch: jumprelu, penalty: quadratic}}
+  - {{name: whitened, arch: topk, scaling: whitening}}
   - {{name: transcoder, arch: standard, site: mlp_in.{LAYER}->mlp_out.{LAYER}}}
   - {{name: skip-transcoder, arch: topk, skip: true, site: mlp_in.{LAYER}->mlp_out.{LAYER}}}
   - {{name: jumprelu-transcoder, arch: jumprelu, site: mlp_in.{LAYER}->mlp_out.{LAYER}}}
@@ -63,6 +65,9 @@ class Dense:
         if "b_gate" in t:
             h = x @ t["W_enc"]
             return (h + t["b_gate"] > 0) * torch.relu(t["r_mag"].exp() * h + t["b_mag"])
+        if self.cfg["architecture"] == "abstopk":
+            h = x @ t["W_enc"] + t["b_enc"]
+            return h * (h.abs() >= h.abs().topk(self.cfg["k"], dim=1).values[:, -1:])
         h = torch.relu(x @ t["W_enc"] + t["b_enc"])
         if "threshold" in t:
             return h * (h > t["threshold"])

@@ -108,6 +108,10 @@ def topk(h: Tensor, k: int) -> Tensor:
     return torch.relu(h) * torch.zeros_like(h).scatter(1, h.topk(k, dim=1).indices, 1)
 
 
+def abstopk(h: Tensor, k: int) -> Tensor:
+    return h * torch.zeros_like(h).scatter(1, h.abs().topk(k, dim=1).indices, 1)
+
+
 def batchtopk(h: Tensor, k: int) -> Tensor:
     keep = torch.zeros_like(h).flatten().scatter(0, h.flatten().topk(k * len(h)).indices, 1)
     return torch.relu(h) * keep.view_as(h)
@@ -120,7 +124,10 @@ def auxk(p: Parameters, h: Tensor, f: Tensor, y: Tensor, dead: Tensor, config: T
     is_dead[dead] = True
     assert config.aux_k is not None
     k = min(config.aux_k, len(dead))
-    kept = topk(h.masked_fill(~is_dead, -torch.inf), k) if k else torch.zeros_like(h)
+    if config.arch == "abstopk":
+        kept = abstopk(h * is_dead, k) if k else torch.zeros_like(h)
+    else:
+        kept = topk(h.masked_fill(~is_dead, -torch.inf), k) if k else torch.zeros_like(h)
     error_hat = torch.where(is_dead, kept, 0) @ p.W_dec_FE
     spread = (error - error.mean(0)).square().sum()
     return config.aux_coefficient * (error_hat - error).square().sum() / spread if k else h.sum() * 0
@@ -137,39 +144,51 @@ def lifted(config: TrainConfig, h: Tensor, p: Parameters, centring: Tensor | flo
     return h - p.b_enc_F.detach() + centring if config.arch in ("gated", "standard") else h
 
 
+def coded(config: TrainConfig, weight: float, p: Parameters, h: Tensor) -> tuple[Tensor, Tensor | float]:
+    """The code of pre-activations, and the sparsity penalty."""
+    if config.arch == "topk":
+        return topk(h, config.l0), 0.0
+    if config.arch == "abstopk":
+        return abstopk(h, config.l0), 0.0
+    if config.arch in ("batchtopk", "matryoshka"):
+        return batchtopk(h, config.l0), 0.0
+    if config.arch == "jumprelu":
+        theta, eps = p.log_threshold_F.exp(), config.bandwidth
+        l0 = _Step.apply(torch.relu(h), theta, eps).sum(1).mean()
+        return Jump.apply(torch.relu(h), theta, eps), weight * l0
+    if config.arch == "standard":
+        f = torch.relu(h)
+        return f, weight * (f * p.W_dec_FE.norm(dim=1)).sum(1).mean() / VARIANCE**0.5
+    assert config.arch == "gated"  # h holds the pre-activations of the gates, pi
+    f = (h > 0) * torch.relu(p.r_mag_F.exp() * (h - p.b_enc_F) + p.b_mag_F)
+    return f, weight * torch.relu(h).sum(1).mean() / VARIANCE**0.5
+
+
+def level_ends(config: TrainConfig) -> list[int]:
+    """Latents in each level of Matryoshka."""
+    ends = [round(sum(config.groups[: i + 1]) * config.n_latents) for i in range(len(config.groups))]
+    return sorted({max(1, end) for end in ends})
+
+
+def reconstruction(config: TrainConfig, p: Parameters, f: Tensor, y: Tensor) -> Tensor:
+    """The FVU, or its mean over the levels of Matryoshka."""
+    if config.arch != "matryoshka":
+        return fvu(p, f, y)
+    levels = [fvu(p, torch.where(torch.arange(f.shape[1]) < end, f, 0), y) for end in level_ends(config)]
+    return torch.stack(levels).mean()
+
+
 def loss_of(config: TrainConfig, dead: Tensor, weight: float = 0.0) -> Loss:
     """The loss of an architecture. `weight` is the weight of its sparsity penalty."""
-
-    def code(p: Parameters, h: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The code, and the sparsity penalty."""
-        if config.arch == "topk":
-            return topk(h, config.l0), 0.0
-        if config.arch in ("batchtopk", "matryoshka"):
-            return batchtopk(h, config.l0), 0.0
-        if config.arch == "jumprelu":
-            theta, eps = p.log_threshold_F.exp(), config.bandwidth
-            l0 = _Step.apply(torch.relu(h), theta, eps).sum(1).mean()
-            return Jump.apply(torch.relu(h), theta, eps), weight * l0
-        if config.arch == "standard":
-            f = torch.relu(h)
-            return f, weight * (f * p.W_dec_FE.norm(dim=1)).sum(1).mean() / VARIANCE**0.5
-        assert config.arch == "gated"  # h holds the pre-activations of the gates, pi
-        f = (h > 0) * torch.relu(p.r_mag_F.exp() * (h - p.b_enc_F) + p.b_mag_F)
-        return f, weight * torch.relu(h).sum(1).mean() / VARIANCE**0.5
 
     def loss(p: Parameters, x: Tensor, y: Tensor) -> Tensor:
         y = y - x @ p.W_skip_ED.T if config.skip else y
         h = pre(p, x)
-        f, more = code(p, h)
-        levels = [fvu(p, f, y)]
-        if config.arch == "matryoshka":
-            ends = [round(sum(config.groups[: i + 1]) * f.shape[1]) for i in range(len(config.groups))]
-            ends = sorted({max(1, end) for end in ends})
-            levels = [fvu(p, torch.where(torch.arange(f.shape[1]) < end, f, 0), y) for end in ends]
+        f, more = coded(config, weight, p, h)
         if config.arch == "gated":
             frozen = Parameters(W_dec_FE=p.W_dec_FE.detach(), b_dec_E=p.b_dec_E.detach())
             more = more + fvu(frozen, torch.relu(h), y.detach())
-        return torch.stack(levels).mean() + more + auxk(p, lifted(config, h, p, centring(p)), f, y, dead, config)
+        return reconstruction(config, p, f, y) + more + auxk(p, lifted(config, h, p, centring(p)), f, y, dead, config)
 
     return loss
 
@@ -249,8 +268,10 @@ def clear(config: TrainConfig, p: Parameters, x: Tensor, dead: Tensor) -> Tensor
     p = p.map(Tensor.double)
     h = pre(p, x.double())
     lift = lifted(config, h, p, centring(p))
+    if config.arch == "abstopk":
+        h = lift = h.abs()
     rows = (gap(lift[:, dead], min(config.aux_k, len(dead))) > 1e-5) & (torch.minimum(h.abs(), lift.abs()).min(1).values > 1e-6)
-    if config.arch == "topk":
+    if config.arch in ("topk", "abstopk"):
         rows &= gap(h, config.l0) > 1e-5
     if config.arch == "jumprelu":
         for edge in (-config.bandwidth / 2, 0, config.bandwidth / 2):

@@ -15,6 +15,8 @@ from saekit.sae.kernels.threads import only_blocks
 from trainers.loop.data_scaling import DataScaling
 from trainers.settings.config import TrainConfig
 
+_WHITEN = 16  # rows for each dimension from which a covariance is estimated, at least
+
 
 class Chunk:
     """Consecutive rows of the data. Every run works on a chunk before the next one is read.
@@ -33,7 +35,7 @@ class Chunk:
     def scaled(self, sites: Sequence[Site], data: DataScaling, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The rows at `sites`, side by side, in the units of training. Runs that ask for the same share one copy."""
         parts = data.parts or (data,)
-        key = (tuple(sites), tuple(part.scale for part in parts), device, dtype)
+        key = (tuple(sites), tuple(part.key for part in parts), device, dtype)
         if key not in self._scaled:
             scaled = [part.scaled(self.acts[site], device, dtype) for site, part in zip(sites, parts)]
             self._scaled[key] = scaled[0] if len(scaled) == 1 else torch.cat(scaled, 1)
@@ -72,7 +74,10 @@ class ChunkQueue:
 
     def _scaling_of(self, site: Site, config: TrainConfig) -> DataScaling:
         """The scaling of one site, estimated once for all runs with equal settings. The rows are trained on afterwards."""
-        n_tokens, key = config.sample_tokens, (site, config.sample_tokens, config.b_dec)
+        n_tokens, whiten = config.sample_tokens, config.scaling == "whitening"
+        if whiten:
+            n_tokens = max(n_tokens, _WHITEN * self._source.width(site))
+        key = site, n_tokens, config.b_dec, whiten
         if key not in self._scalings:
             while self._position - (self._waiting[0].start if self._waiting else self._position) < n_tokens:
                 if (chunk := self._read()) is None:
@@ -80,7 +85,7 @@ class ChunkQueue:
                 self._waiting.append(chunk)
             sample_ND = torch.cat([chunk.acts[site] for chunk in self._waiting])[:n_tokens]
             with only_blocks():  # sums depend on the number of threads in their last digits
-                self._scalings[key] = DataScaling.of(sample_ND, config.b_dec)
+                self._scalings[key] = DataScaling.of(sample_ND, config.b_dec, whiten=whiten)
         return self._scalings[key]
 
     def _read(self) -> Chunk | None:

@@ -134,7 +134,7 @@ def _check(facts: Mapping[str, Any]) -> None:
         if type(value) is not int or not 0 <= value < 2**63:
             raise ValueError(f"{name} is {value!r}")
     window, watch = facts.get("window"), facts.get("watch")
-    if not isinstance(window, list) or len(window) != 4 or not all(map(_is_number, window)):
+    if not isinstance(window, list) or len(window) not in (4, 5) or not all(map(_is_number, window)):
         raise ValueError(f"window is {window!r}")
     if watch is not None and not (isinstance(watch, dict) and all(_is_number(watch.get(name)) for name in _WATCHED)):
         raise ValueError(f"watch is {watch!r}")

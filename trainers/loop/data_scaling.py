@@ -1,4 +1,4 @@
-"""Scale, centre and variance of the data, estimated from a sample before training."""
+"""Scale or whitening, centre and variance of the data, estimated from a sample before training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from saekit.errors import NonFiniteActivations
+from saekit.sae.whitening import Whitening
+
+_BATCH = 4096  # rows at a time for the covariance
 
 
 @dataclass
@@ -23,6 +26,8 @@ class DataScaling:
         mean_D: (D,) float32 E x of the scaled activations.
         parts: for several sites, the scaling of each. Each site is scaled by its own factor before the sites are concatenated, so
             that `scale` of all of them is 1.
+        whitening: with the setting `scaling="whitening"`, the change of coordinates in place of the scale, which is 1. The centre
+            and the moments are then those of whitened activations.
     """
 
     scale: float
@@ -30,6 +35,7 @@ class DataScaling:
     variance: float
     mean_D: Tensor
     parts: tuple[DataScaling, ...] = ()
+    whitening: Whitening | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[DataScaling]) -> DataScaling:
@@ -45,7 +51,7 @@ class DataScaling:
         return tuple(len(part.centre_D) for part in self.parts or (self,))
 
     @classmethod
-    def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"]) -> DataScaling:
+    def of(cls, sample_ND: Tensor, centre: Literal["geometric_median", "mean"], *, whiten: bool = False) -> DataScaling:
         """Estimate from a sample of activations (N, D).
 
         Raises:
@@ -58,28 +64,39 @@ class DataScaling:
                 f"{len(bad)} of the first {len(x_ND)} activation vectors hold NaN or infinity, the first at row {int(bad[0])}.",
                 "Look at the model's dtype: float16 overflows where bfloat16 does not.",
             )
-        norm = x_ND.norm(dim=1).mean().item()
-        scale = x_ND.shape[1] ** 0.5 / norm if norm > 0 else 1.0
-        x_ND *= scale
+        norm, whitening = x_ND.norm(dim=1).mean().item(), Whitening.of(sample_ND.split(_BATCH)) if whiten else None
+        scale = x_ND.shape[1] ** 0.5 / norm if norm > 0 and not whiten else 1.0
+        x_ND = x_ND.mul_(scale) if whitening is None else whitening.apply(x_ND)
         mean_D = x_ND.mean(0)
         variance = (x_ND - mean_D).square().sum(1).mean().item()
         centre_D = geometric_median(x_ND) if centre == "geometric_median" else mean_D
-        return cls(scale, centre_D.float(), max(variance, torch.finfo(torch.float32).tiny), mean_D.float())
+        variance = max(variance, torch.finfo(torch.float32).tiny)
+        return cls(scale, centre_D.float(), variance, mean_D.float(), whitening=whitening)
+
+    @property
+    def key(self) -> float | str:
+        """Equal for scalings that scale equally."""
+        return self.scale if self.whitening is None else self.whitening.key
 
     def scaled(self, x_ND: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Activations in the units of training, on `device`."""
-        return x_ND.to(device, dtype, non_blocking=True) * self.scale
+        x_ND = x_ND.to(device, dtype, non_blocking=True)
+        return x_ND * self.scale if self.whitening is None else self.whitening.apply(x_ND)
+
+    def unscaled(self, x_ND: Tensor) -> Tensor:
+        """Activations of one site as the model has them, from those in the units of training."""
+        return x_ND / self.scale if self.whitening is None else self.whitening.reversed.apply(x_ND)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as plain data for JSON; :meth:`from_dict` restores them exactly."""
+        """The values without the whitening as plain data for JSON; :meth:`from_dict` restores them exactly."""
         if self.parts:
             return {"parts": [part.to_dict() for part in self.parts]}
         facts = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return {name: value for name, value in facts.items() if name != "parts"}
+        return {name: value for name, value in facts.items() if name not in ("parts", "whitening")}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> DataScaling:
-        """The scaling that :meth:`to_dict` describes."""
+        """The scaling that :meth:`to_dict` describes, without a whitening."""
         if "parts" in facts:
             return cls.joined([cls.from_dict(part) for part in facts["parts"]])
         tensors = {name: torch.tensor(value) for name, value in facts.items() if isinstance(value, list)}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saekit.activations.loader.contexts import ContextBatch
 from saekit.errors import Diverged, SaekitError
 from saekit.files import unwritable, write_whole
 from saekit.sae import SAE
@@ -22,6 +23,7 @@ from trainers.loop.batches import Chunk, HeldoutBatches
 from trainers.loop.divergence import DivergenceMonitor
 from trainers.loop.log import Log, NoLog
 from trainers.loop.state import TrainState
+from trainers.objectives.end_to_end import EndToEnd
 from trainers.settings.job import TrainJob
 
 _LAST_PART = 0.1  # of a run, over which the metrics of the training data are averaged at its end
@@ -89,7 +91,7 @@ class TrainRun:
     def left(self) -> int:
         """Tokens that the run has yet to train on."""
         assert self._config.tokens is not None
-        return self._config.tokens - self.state.tokens
+        return max(0, self._config.tokens - self.state.tokens)  # whole contexts may go beyond
 
     def cores(self) -> AbstractContextManager[None]:
         """Limit torch to one thread while the sparse step, which has threads of its own, uses the cores."""
@@ -104,6 +106,9 @@ class TrainRun:
         """
         state, batch_size = self.state, self._config.batch_size
         assert batch_size is not None
+        if isinstance(chunk.acts, ContextBatch):
+            self._take_contexts(chunk, chunk.acts)
+            return
         at = state.tokens + self._waiting - chunk.start
         while chunk.start + at < chunk.stop and self.left:
             wanted = min(batch_size, self.left) - self._waiting
@@ -114,6 +119,18 @@ class TrainRun:
                 self._step()
                 if self._crossed(self._config.checkpoint_tokens) and self.left:
                     self._checkpoint(chunk.place(state.tokens))
+
+    def _take_contexts(self, chunk: Chunk, batch: ContextBatch) -> None:
+        """Train on whole contexts in one step, unless the run is ahead of them."""
+        state, loss = self.state, self._config.end_to_end
+        assert loss != "no"
+        if state.tokens > chunk.start:
+            return
+        (site,) = self.job.route.reads
+        self._rows = [[chunk.scaled([site], state.reads, state.device, state.dtype)]]
+        self._step(EndToEnd(batch, site, state.writes, loss))
+        if self._crossed(self._config.checkpoint_tokens) and self.left:
+            self._checkpoint(chunk.place(state.tokens))
 
     def end(self) -> None:
         """Train on the rows that wait for a full batch, after the end of the data."""
@@ -129,10 +146,10 @@ class TrainRun:
     def _waiting(self) -> int:
         return sum(len(rows[0]) for rows in self._rows)
 
-    def _step(self) -> None:
-        x_BD, *y_BE = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._rows))
+    def _step(self, behind: EndToEnd | None = None) -> None:
+        x_BD, *rest = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._rows))
         self._rows, self._before = [], self.state.tokens
-        outcome = self.state.update(x_BD, *y_BE or [x_BD])
+        outcome = self.state.update(x_BD, rest[0] if rest else x_BD, behind)
         self.watch.note(outcome.squares, len(x_BD), self._before)
         if self.state.on_cpu:
             self.watch.look()
@@ -206,7 +223,9 @@ class TrainRun:
                 sizes.append((row, row["tokens"] - before))
             before = row["tokens"]
         total = sum(size for _, size in sizes)
-        means = {f"train/{name}": sum(size * row[name] for row, size in sizes) / total for name in ("fvu", "l0") if total}
+        # The FVU of whitened activations is not comparable with that of held-out data, which is of activations as they are.
+        names = ("fvu", "l0") if self._config.scaling == "norm" else ("l0",)
+        means = {f"train/{name}": sum(size * row[name] for row, size in sizes) / total for name in names if total}
         return means if self._epochs is None else means | {"epochs": self._epochs}
 
     def _write_measured(self, metrics: dict[str, float], **more: float) -> None:

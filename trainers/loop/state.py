@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from saekit.errors import Diverged, NonFiniteActivations
 from saekit.sae import SAE
+from saekit.sae.whitening import Whitening
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.dead import DeadCounter
 from trainers.objectives.base import Now, Outcome, objective
@@ -24,6 +25,9 @@ from trainers.step.optimizer import Optimizer
 from trainers.step.parameters import Parameters
 from trainers.step.sparse_gradient import SparseGradient
 
+if TYPE_CHECKING:
+    from trainers.objectives.end_to_end import EndToEnd
+
 _FREQUENCY_SHARE = 0.2  # last part of the run, in which firings are counted for the SAE's sparsity file
 
 
@@ -35,6 +39,8 @@ class MetricWindow:
     firings: Tensor | float = 0.0
     tokens: int = 0
     losses: Tensor | float = 0.0
+    lost: float = 0.0
+    """Of end-to-end losses."""
 
 
 class TrainState:
@@ -66,6 +72,7 @@ class TrainState:
         # The Triton kernels know one site: several take the torch step on a GPU.
         self.objective = objective(config, self.reads, self.writes, group)
         self.sparse = config.sparse_step and self.objective.by_hand and not (reads.parts and config.kernels == "triton")
+        self.sparse &= config.end_to_end == "no"  # the gradient comes out of the model
         p = self.objective.start() if start is None else finetune.parameters(start, self.objective)
         self.p = p.map(lambda tensor: tensor.to(device, dtype))
         self.adam = Adam.start(self.p, config)
@@ -83,8 +90,11 @@ class TrainState:
         x_BD = self.reads.scaled(x_BD, self.device, self.dtype)
         return self.update(x_BD, x_BD if y_BE is None else self.writes.scaled(y_BE, self.device, self.dtype))
 
-    def update(self, x_BD: Tensor, y_BE: Tensor) -> Outcome:
+    def update(self, x_BD: Tensor, y_BE: Tensor, behind: EndToEnd | None = None) -> Outcome:
         """Train on one batch of scaled activations. For an SAE, `y_BE` is `x_BD`.
+
+        Args:
+            behind: in end-to-end fine-tuning, the loss of the rest of the model on the reconstruction of the batch.
 
         Raises:
             NonFiniteActivations: the loss is not finite because activations are not. Nothing was updated. Only on a CPU.
@@ -92,7 +102,8 @@ class TrainState:
         """
         assert self.config.tokens is not None
         now = self._now
-        lr = learning_rate(self.config, self.tokens + len(x_BD))
+        lr = learning_rate(self.config, min(self.config.tokens, self.tokens + len(x_BD)))  # whole contexts may go beyond
+        self.objective.behind = behind
         own = self.group.begin(len(x_BD))
         part, gradient = self._gradient(x_BD[own], y_BE[own], now)
         outcome, firings_F, firings = self._whole(part)
@@ -101,6 +112,8 @@ class TrainState:
         self.optimizer.step(gradient, lr)
         self.objective.observe(outcome, now)
         self._count(outcome, firings_F, firings, len(x_BD))
+        if behind is not None:
+            self.window.lost += len(x_BD) * behind.value
         return outcome
 
     def _gradient(self, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, Parameters | SparseGradient]:
@@ -147,7 +160,7 @@ class TrainState:
     @property
     def _now(self) -> Now:
         assert self.config.tokens is not None
-        return Now(self.tokens / self.config.tokens, self.dead.dead)
+        return Now(min(1.0, self.tokens / self.config.tokens), self.dead.dead)
 
     # What it says of itself
 
@@ -176,7 +189,8 @@ class TrainState:
             "fvu": squares / (window.tokens * self.writes.variance),
             "l0": float(window.firings) / window.tokens,
             "dead_fraction": self.group.n_latents(len(self.dead.dead)) / self.config.n_latents,
-            "lr": learning_rate(self.config, self.tokens),
+            "lr": learning_rate(self.config, min(self.tokens, self.config.tokens or 0)),
+            **({} if self.config.end_to_end == "no" else {self.config.end_to_end: window.lost / window.tokens}),
             **self.objective.metrics(self._now),
         }
 
@@ -202,18 +216,22 @@ class TrainState:
     def _tensors(self) -> dict[str, Tensor]:
         groups = {"p": self.p, "mean": self.adam.mean, "square": self.adam.square, "objective": self.objective.state}
         named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+        for side, data in (("reads", self.reads), ("writes", self.writes)):
+            if data.whitening is not None and (side == "reads" or data is not self.reads):
+                own = vars(data.whitening)
+                named |= {f"{side}.{name}": own[name] for name in ("mean_D", "matrix_DD", "inverse_DD")}
         return named | {"since_F": self.dead.since_F, "dead_F": self.dead.dead_F, "fired_F": self.fired_F}
 
     def facts(self) -> dict[str, Any]:
         """The state without its tensors, as plain data for JSON."""
         window = self.window
-        sums = (float(window.squares), float(window.firings), window.tokens, float(window.losses))
+        sums = (float(window.squares), float(window.firings), window.tokens, float(window.losses), window.lost)
         return {
             "steps": self.steps,
             "tokens": self.tokens,
             "adam_steps": self.adam.step,
             "fired_tokens": self.fired_tokens,
-            "window": sums,
+            "window": sums[: 4 if self.config.end_to_end == "no" else 5],
             "reads": self.reads.to_dict(),
             "writes": None if self.writes is self.reads else self.writes.to_dict(),
         }
@@ -224,6 +242,9 @@ class TrainState:
     ) -> TrainState:
         """The state with these :meth:`tensors` and :meth:`facts`. The number of processes may have changed."""
         reads, writes = (facts[side] and DataScaling.from_dict(facts[side]) for side in ("reads", "writes"))
+        if config.scaling == "whitening":
+            for data in filter(None, (reads, writes)):
+                data.whitening = Whitening.empty(len(data.centre_D))
         training = cls(config, reads, writes, group=group)
         for name, tensor in training._tensors().items():
             tensor.copy_(group.part(name, tensors[name]))

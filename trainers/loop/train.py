@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,8 +289,11 @@ def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, li
     passes: dict[ReadOrder, list[TrainJob]] = {}
     for job in plans:
         config = job.config
-        assert config.tokens is not None
-        passes.setdefault(data.order(config.data_seed, config.heldout, config.tokens), []).append(job)
+        assert config.tokens is not None and config.batch_size is not None
+        order = data.order(config.data_seed, config.heldout, config.tokens)
+        if config.form == "contexts":
+            order = replace(order, form=config.form, buffer_tokens=config.batch_size)
+        passes.setdefault(order, []).append(job)
     return passes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from saekit.sae import SAE, CrossCoder, SAEConfig
 from saekit.sae.code import Code
 from saekit.sae.kernels.threads import product
 from saekit.sae.registry import ARCHITECTURES, Architecture, trainable
+from saekit.sae.whitening import fold
 from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.auxk import AuxK
 from trainers.settings.config import TrainConfig
@@ -92,6 +93,8 @@ class Objective(ABC):
         kind: whether it makes an SAE, a transcoder, a crosscoder or a cross-layer transcoder.
         centres: whether b_dec is subtracted from the input, as in an SAE.
         unit_rows: whether decoder rows keep norm 1. Decoder rows of a transcoder start at 0 and may have any norm.
+        signed: whether codes may be negative.
+        behind: in end-to-end fine-tuning, the loss of the rest of the model on the reconstruction of the current batch.
         state: tensors besides the parameters that change during training. Checkpoints contain them; :meth:`observe` changes them
             in place, because restoring a checkpoint copies into them.
     """
@@ -99,6 +102,8 @@ class Objective(ABC):
     group: Group = ALONE
     splits = False
     unit_rows = True
+    signed = False
+    behind: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         self.config, self.reads, self.writes = config, reads, writes
@@ -168,7 +173,7 @@ class Objective(ABC):
         return {}
 
     def sae(self, p: Parameters, **facts: Any) -> SAE:
-        """The SAE of these parameters, on the CPU. The input scale is folded in, so that it reads unscaled activations.
+        """The SAE of these parameters, on the CPU. Scale or whitening is folded in, so that it reads activations as they are.
 
         Args:
             facts: further arguments of :class:`saekit.sae.SAEConfig`: site_map, model_name...
@@ -188,6 +193,10 @@ class Objective(ABC):
         if self.kind.crosses:
             scales = ([part.scale for part in side.parts] for side in (self.reads, self.writes))
             return CrossCoder(cfg, tensors).fold_scales(*scales)
+        reads, writes = self.reads.whitening, self.writes.whitening
+        if reads is not None and writes is not None:
+            tensors = {name: tensor.double() for name, tensor in tensors.items()}
+            fold(tensors, cfg.activation_function, reads, writes, centres=self.centres)
         return SAE(cfg, tensors).fold_scale(self.reads.scale, self.writes.scale)
 
     def tensors(self, p: Parameters) -> dict[str, Tensor]:
@@ -221,7 +230,25 @@ class Objective(ABC):
     @property
     def auxk(self) -> AuxK:
         assert self.config.aux_k is not None
-        return AuxK(self.config.aux_k, self.config.aux_coefficient, self.config.encoding, self.group, self.encoder)
+        encoding, signed = self.config.encoding, self.signed
+        return AuxK(self.config.aux_k, self.config.aux_coefficient, encoding, self.group, self.encoder, signed)
+
+    def fit(self, x_BD: Tensor, y_hat_BE: Tensor, squares: Tensor, *, gates: Tensor | None = None, levels: int = 1) -> Tensor:
+        """The reconstruction term of a differentiable loss: the FVU or, in end-to-end fine-tuning, a mixture with the loss of the
+        rest of the model; see :mod:`trainers.objectives.end_to_end`.
+
+        Args:
+            x_BD: rows of the batch.
+            y_hat_BE: the prediction.
+            squares: squared error, summed over the batch and over `levels` predictions.
+            gates: squared error of a further prediction, which stays as it is.
+        """
+        if self.behind is None:
+            return self.weight(x_BD) * (squares if gates is None else squares + gates) / levels
+        share, fvu, lost = self.config.end_to_end_share, self.weight(x_BD) * squares / levels, self.behind(y_hat_BE)
+        factor = fvu.detach() / lost.detach().clamp_min(torch.finfo(lost.dtype).tiny)
+        mixed = (1 - share) * fvu + share * factor * lost
+        return mixed if gates is None else mixed + self.weight(x_BD) * gates
 
     def sides(self, p: Parameters, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
         """The input of the encoder, and the target of the code and b_dec.

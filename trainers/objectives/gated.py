@@ -50,7 +50,7 @@ class Gated(Penalised):
         squares = (y_hat_BE - y_BE).square().sum()
         by_gates = (self.decode(p.map(Tensor.detach), gates) - y_BE.detach()).square().sum()
         penalty = self.per_gate(x_BD, now) * self.group.whole(gates.values_N.sum())
-        loss = self.weight(x_BD) * (squares + by_gates) + penalty
+        loss = self.fit(x_BD, y_hat_BE, squares, gates=by_gates) + penalty
         loss = loss + self.auxk.loss(self.lifted(p), x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 

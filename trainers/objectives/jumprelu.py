@@ -45,6 +45,16 @@ class JumpReLU(Penalised):
         code = self.encoder.above(p, x_BD, floor_F, self.expected, **how)
         return code, (code.values_N.detach() - theta_F[code.latents_N]).abs() < eps / 2
 
+    def cost(self, firings: Code, now: Now) -> tuple[Tensor | float, Tensor | float]:
+        """The sparsity penalty of a batch, and its derivative by each entry of `firings`.
+
+        Args:
+            firings: 1 for every latent that fires, else 0; one row for each token. If the values require a gradient, the penalty
+                is differentiable in them.
+        """
+        per_firing, total = self.penalty(now) / len(firings), self.group.whole(firings.values_N.sum())
+        return per_firing * (total if total.requires_grad else float(total)), per_firing
+
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)
         code, window_N = self.candidates(p, x_BD, backend="torch")
@@ -54,12 +64,8 @@ class JumpReLU(Penalised):
         code = code.with_values(code.values_N * fires_N - theta_N.detach() * nudge_N)
         y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
-        firings = self.group.whole((fires_N - nudge_N).sum())
-        loss = (
-            self.weight(x_BD) * squares
-            + self.penalty(now) / len(x_BD) * firings
-            + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
-        )
+        penalty, _ = self.cost(code.with_values(fires_N - nudge_N), now)
+        loss = self.fit(x_BD, y_hat_BE, squares) + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
@@ -68,13 +74,13 @@ class JumpReLU(Penalised):
         theta_F, eps = p.log_threshold_F.exp(), self.config.bandwidth
         theta_N = theta_F[code.latents_N]
         fires_N = code.values_N > theta_N
-        code = code.with_values(code.values_N * fires_N)
-        scale, per_firing = 2 * self.weight(x_BD), self.penalty(now) / len(x_BD)
+        penalty, per_firing = self.cost(code.with_values(fires_N), now)
+        code, scale = code.with_values(code.values_N * fires_N), 2 * self.weight(x_BD)
         error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         theta_grad_F = code.sums(len(theta_F), window_N * (theta_N * grads_N + per_firing)) / -eps
         gradient = self.sparse_gradient(p, x_BD, error_BE, log_threshold_F=theta_F * theta_grad_F)
         gradient.add(code, grads_N * fires_N, error_BE)
-        loss = scale / 2 * squares + per_firing * float(self.group.whole(fires_N.sum()))
+        loss = scale / 2 * squares + float(penalty)
         loss += self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code), gradient
 

@@ -35,8 +35,8 @@ class Matryoshka(BatchTopK):
         code = self.encode(p, x_BD, now, backend="torch")
         parts_BGE = code.split(self.ends_G).decode(p.W_dec_FE).view(len(x_BD), len(self.ends_G), -1)
         errors_BGE = parts_BGE.cumsum(1) + (p.b_dec_E - y_BE)[:, None]
-        loss = self.weight(x_BD) * errors_BGE.square().sum() / len(self.ends_G)
         last_BE = errors_BGE[:, -1]
+        loss = self.fit(x_BD, last_BE + y_BE, errors_BGE.square().sum(), levels=len(self.ends_G))
         loss = loss + self.auxk.loss(p, x_BD, -last_BE, now.dead)
         return Outcome(loss, last_BE.detach().square().sum(), code.detach(), self.kept(p, x_BD, code, now))
 

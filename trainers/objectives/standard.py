@@ -50,7 +50,7 @@ class Standard(Penalised):
         squares = (y_hat_BE - y_BE).square().sum()
         sizes_F = self.sizes_FS(p).sum(1)
         penalty = self.per_size(x_BD, now) * self.group.whole((code.values_N * sizes_F[code.latents_N]).sum())
-        loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(self.lifted(p), x_BD, y_BE - y_hat_BE, now.dead)
+        loss = self.fit(x_BD, y_hat_BE, squares) + penalty + self.auxk.loss(self.lifted(p), x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:

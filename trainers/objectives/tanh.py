@@ -41,7 +41,7 @@ class TanhJumpReLU(JumpReLU):
         squares = (y_hat_BE - y_BE).square().sum()
         contributed_N = code.values_N * self.sizes_FS(p).sum(1)[code.latents_N]
         penalty = self.penalty(now) / len(x_BD) * self.group.whole(torch.tanh(_STEEP * contributed_N).sum())
-        loss = self.weight(x_BD) * squares + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
+        loss = self.fit(x_BD, y_hat_BE, squares) + penalty + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach())
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:

@@ -53,7 +53,7 @@ class TopK(Objective):
         k = round(latents_per_token(self.config, now.share))
         sizes_F = self.sizes_F(p)
         ranked = _multiplied(p, sizes_F)
-        values_BK, latents_BK = self.encoder.topk(ranked, x_BD, k, **how)
+        values_BK, latents_BK = self.encoder.topk(ranked, x_BD, k, signed=self.signed, **how)
         return _divided(Code.of(self.group.largest(values_BK, k), latents_BK), sizes_F)
 
     def sizes_F(self, p: Parameters) -> Tensor | None:
@@ -91,7 +91,7 @@ class TopK(Objective):
         code = self.encode(p, x_BD, now, backend="torch")
         y_hat_BE = self.decode(p, code)
         squares = (y_hat_BE - y_BE).square().sum()
-        loss = self.weight(x_BD) * squares + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
+        loss = self.fit(x_BD, y_hat_BE, squares) + self.auxk.loss(p, x_BD, y_BE - y_hat_BE, now.dead)
         return Outcome(loss, squares.detach(), code.detach(), self.kept(p, x_BD, code, now))
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
@@ -100,7 +100,7 @@ class TopK(Objective):
         scale = 2 * self.weight(x_BD)
         error_BE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
         gradient = self.sparse_gradient(p, x_BD, error_BE)
-        gradient.add(code, grads_N.mul_(code.values_N > 0), error_BE)
+        gradient.add(code, grads_N.mul_(code.values_N != 0), error_BE)
         loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, error_BE / -scale, now.dead)
         return Outcome(loss, squares, code, self.kept(p, x_BD, code, now)), gradient
 

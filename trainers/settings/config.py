@@ -24,7 +24,7 @@ _POSITIVE = (
     *("sample_tokens", "store_memory", "keep", "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"),
 )
 _SEEDS = ("seed", "data_seed")
-_FRACTIONS = ("k_anneal", "sparsity_warmup", "warmup", "decay", "beta1", "beta2", "heldout")
+_FRACTIONS = ("k_anneal", "sparsity_warmup", "warmup", "decay", "end_to_end_share", "beta1", "beta2", "heldout")
 # These settings do not change the result, so they may differ when an interrupted run continues.
 _FREE = (
     "store_memory",
@@ -38,6 +38,7 @@ _FREE = (
     "screen",
     "shard",
 )
+_SHORT = 20  # end-to-end fine-tuning takes this part of the tokens and of the learning rate
 _RESTORE = "Restore it from a copy."
 
 
@@ -74,10 +75,10 @@ class TrainConfig:
     n_latents: int
     """Number of latents F of the dictionary."""
     arch: str = "topk"
-    """Architecture: topk, batchtopk, matryoshka, jumprelu, gated, standard, or one that a plugin registers."""
+    """Architecture: topk, abstopk, batchtopk, matryoshka, jumprelu, gated, standard, or one that a plugin registers."""
     l0: int = 32
-    """Target number of active latents per token. TopK keeps exactly this many, BatchTopK and Matryoshka this many on average.
-    Under a sparsity penalty (JumpReLU, Gated, standard) the weight of the penalty is adjusted to reach it."""
+    """Target number of active latents per token. TopK and AbsTopK keep exactly this many, BatchTopK and Matryoshka this many on
+    average. Under a sparsity penalty (JumpReLU, Gated, standard) the weight of the penalty is adjusted to reach it."""
     k_start: int | None = None
     """L0 at the start of the run. It falls linearly to `l0` over the first `k_anneal` of the run. None: `l0` for TopK, BatchTopK
     and Matryoshka, and for training that starts from an SAE. Otherwise 4 times `l0`. Gated starts at 8 times `l0` and standard at
@@ -89,7 +90,7 @@ class TrainConfig:
     """Sizes of the groups of Matryoshka, as fractions of the latents. Level i reconstructs the input from the first i groups."""
     sparsity: float | None = None
     """Fixed weight of the sparsity penalty (JumpReLU, Gated, standard), for data of variance 1. None: the weight is adjusted at
-    every step so that `l0` latents are active."""
+    every step so that `l0` latents are active; that of the quadratic penalty, which has its target in itself, is 0.5 / l0."""
     sparsity_warmup: float = 0.05
     """Fraction of the run over which a fixed `sparsity` rises linearly from 0."""
     bandwidth: float = 0.03
@@ -97,12 +98,13 @@ class TrainConfig:
     The 0.001 of arXiv 2407.14435, for data with E||x||^2 = 1, corresponds to 0.028 at D = 768."""
     penalty: str = "auto"
     """JumpReLU: the quantity that is penalised. count: the number of active latents (arXiv 2407.14435). tanh: the tanh of each
-    latent's contribution (Anthropic, January 2025). auto: tanh in cross-layer transcoders, else count."""
+    latent's contribution (Anthropic, January 2025). quadratic: the squared distance of each token's L0 from the target (Gemma
+    Scope 2). auto: tanh in cross-layer transcoders, else count."""
     skip: bool = False
     """Add an affine skip connection W_skip x to a transcoder (arXiv 2501.18823)."""
     tokens: int | None = None
     """Number of tokens to train on; a token that is read twice counts twice. None: 4096 per latent, between 4M and 64M, and at
-    most 16 passes over a store (but at least 4M)."""
+    most 16 passes over a store (but at least 4M). End-to-end fine-tuning takes a twentieth of that."""
     batch_size: int | None = None
     """Tokens per step. None: a power of two from 512 to 4096 with which the run has about 4000 steps or more."""
     lr: float | None = None
@@ -132,7 +134,13 @@ class TrainConfig:
     b_dec: Literal["geometric_median", "mean"] = "geometric_median"
     """Statistic of the data that initialises b_dec."""
     sample_tokens: int = 16384
-    """Tokens from which the input scale, the variance and the initial b_dec are estimated."""
+    """Tokens from which the input scale, the variance and the initial b_dec are estimated; with whitening, at least 16 for each
+    dimension of the site."""
+    scaling: Literal["norm", "whitening"] = "norm"
+    """Units of the activations in training. norm: a factor, so that E||x|| = sqrt(D). whitening: coordinates in which all
+    directions have about equal variance (arXiv 2511.13981); loss and FVU of training tokens are then those of whitened
+    activations, and memory grows with the square of the site's width. Either is folded into the weights of every SAE that is
+    written."""
     seed: int = 0
     """Seed of the initial weights."""
     data_seed: int = 0
@@ -152,6 +160,12 @@ class TrainConfig:
     """Tokens between rows of metrics. None: a fiftieth of the run."""
     eval_tokens: int = 16384
     """Held-out tokens that are evaluated at each checkpoint."""
+    end_to_end: Literal["no", "kl", "ce"] = "no"
+    """Fine-tune a trained SAE end to end (arXiv 2503.17272): while the SAE stands in for the activations, train it on the KL
+    divergence of the model's predictions (kl) or on their cross-entropy (ce), mixed with its own loss. Needs an SAE to start
+    from (--from) and --live."""
+    end_to_end_share: float = 0.5
+    """Share of the end-to-end loss in the reconstruction term; 1 leaves the squared error out."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and computation."""
     device: str | None = None
@@ -174,7 +188,7 @@ class TrainConfig:
             if getattr(self, name) >= 2**63:
                 raise ConfigError(f"{name}={getattr(self, name)} is impossible.", f"It must be at most {2**63 - 1}.")
         for name in _FRACTIONS:
-            check_fraction(name, getattr(self, name), with_one=name in _FRACTIONS[:4])
+            check_fraction(name, getattr(self, name), with_one=name in _FRACTIONS[:5])
         if self.warmup + self.decay > 1:
             raise ConfigError(
                 f"warmup={self.warmup} and decay={self.decay} are together longer than the run.",
@@ -194,6 +208,11 @@ class TrainConfig:
     def row(self) -> Architecture:
         """The row of the architecture in the table."""
         return trainable()[self.arch]
+
+    @property
+    def form(self) -> Literal["rows", "contexts"]:
+        """The form of the training data: shuffled rows, or whole contexts."""
+        return "rows" if self.end_to_end == "no" else "contexts"
 
     @property
     def penalised(self) -> bool:
@@ -300,6 +319,8 @@ class TrainConfig:
             tokens = min(max(4096 * self.n_latents, 4_000_000), 64_000_000)
             if available is not None:
                 tokens = min(tokens, max(16 * available, 4_000_000))
+            if self.end_to_end != "no":
+                tokens //= _SHORT
         batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
         penalised = self.penalised
         memory = min(1000.0, max(100.0, tokens / batch_size / 10)) if penalised else 1000.0
@@ -325,6 +346,8 @@ class TrainConfig:
 
     def _learning_rate(self, width: int, steps: float) -> float:
         """The rule of `lr`."""
+        if self.end_to_end != "no":
+            return 2e-4 * (2**14 / self.n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) / _SHORT
         short = min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
         return 2e-4 * (2**14 / self.n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) * short
 

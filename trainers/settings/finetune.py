@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.sae import ARCHITECTURES, SAE, load_sparsity
+from saekit.sae.whitening import fold
 from trainers.objectives.base import OBJECTIVES, Objective
 from trainers.settings.config import TrainConfig
 from trainers.step.parameters import Parameters
@@ -62,7 +63,8 @@ def parameters(sae: SAE, objective: Objective) -> Parameters:
     """The parameters on the CPU from which `objective` makes `sae`. Other values that the objective keeps go to its state.
 
     Parameters with a dimension of latents hold the latents of this process only. The parameters compute the same function as
-    `sae`. If the objective requires decoder rows of norm 1, codes are rescaled accordingly.
+    `sae`. If the objective requires decoder rows of norm 1, codes are rescaled accordingly; with whitening, the norm is that of
+    whitened rows, and an objective that compares latents (TopK and its relatives) begins with another selection.
 
     Raises:
         ConfigError: the SAE lacks what the architecture needs, or has what it cannot keep.
@@ -92,6 +94,9 @@ def _in_units_of_training(sae: SAE, objective: Objective) -> dict[str, Tensor]:
     factors = {"W_enc": 1 / reads, "W_dec": writes, "b_dec": writes, "W_skip": writes / reads}
     for name in factors.keys() & t.keys():
         t[name] *= factors[name]
+    whitenings = objective.reads.whitening, objective.writes.whitening
+    if whitenings[0] is not None and whitenings[1] is not None:
+        fold(t, function, whitenings[0].reversed, whitenings[1].reversed, centres=objective.centres)
     if objective.unit_rows:
         norm_F = t["W_dec"].norm(dim=1)
         norm_F = norm_F.where(norm_F > 0, 1.0)

@@ -68,6 +68,9 @@ class TrainJob:
             stored_as(config.row, config.arch, "transcoder")  # raises where there is no file format
         if config.skip and (route.crosses or not route.transcodes):
             raise ConfigError(f"skip is for transcoders of one site, and this is {route}.", "Give one site_out, or no skip.")
+        if config.scaling == "whitening" and route.crosses:
+            raise ConfigError(f"Whitening is for dictionaries of one site, and this is {route}.", "Choose scaling norm.")
+        self._check_end_to_end()
         widths = [data.width(site) for site in route.reads]
         if route.crosses:
             self._check_crosses(widths)
@@ -76,6 +79,19 @@ class TrainJob:
         available = data.n_tokens if config.tokens is None else None
         width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
         return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
+
+    def _check_end_to_end(self) -> None:
+        """Raise where end-to-end fine-tuning is asked for and impossible."""
+        if self.config.end_to_end == "no":
+            return
+        if self.route.transcodes or self.route.crosses:
+            what = f"End-to-end fine-tuning is for SAEs, and this is {self.route}."
+            raise ConfigError(what, "Leave end_to_end out.")
+        if self.start is None:
+            what = "End-to-end fine-tuning starts from a trained SAE, and none is given."
+            raise ConfigError(what, "Train one first, and name it with --from.")
+        if self.group.world > 1:
+            raise ConfigError("End-to-end fine-tuning is for one process.", "Start it without torchrun.")
 
     def _check_crosses(self, widths: list[int]) -> None:
         """Raise where a dictionary of several sites has impossible settings."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saekit.activations.corpus.base import Corpus
 from saekit.activations.corpus.batches import TokenLayout
+from saekit.activations.loader.contexts import LiveContexts
 from saekit.activations.loader.live import LiveActivations, OnFill
 from saekit.activations.loader.reader import STORE_MEMORY, ActivationReader
 from saekit.activations.loader.source import BUFFER, HELDOUT, ReadSettings
@@ -61,7 +62,9 @@ class ReadOrder:
     heldout: float = HELDOUT
     """Share of the documents that is held out."""
     buffer_tokens: int = BUFFER
-    """Rows in the mixing buffer."""
+    """Rows in the mixing buffer or, of whole contexts, tokens in a batch."""
+    form: Literal["rows", "contexts"] = "rows"
+    """Whether training batches are shuffled rows or whole contexts (:class:`ContextBatch`)."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class StoredData:
     def reader(
         self, sites: Sequence[Site], split: Literal["train", "heldout"], order: ReadOrder, options: ReadOptions
     ) -> Source | None:
+        if split == "train" and order.form == "contexts":
+            raise _no_contexts("stored activations")
         if split == "train":
             return ActivationReader(self.store, sites, _settings(split, order, options.batch_size), memory=options.memory)
         if not order.heldout:
@@ -203,11 +208,14 @@ class LiveData:
         if split == "heldout":
             return self.stored.reader(sites, split, order, options)
         store = self.stored.store
-        contexts = max(1, _LIVE_TOKENS // store.context)
+        whole = order.form == "contexts"
+        contexts = max(1, (order.buffer_tokens if whole else _LIVE_TOKENS) // store.context)
         layout = TokenLayout(store.context, store.provenance["packing"], contexts, store.train_on)
         sites = [store.site(site) for site in sites]
         settings = _settings(split, order, options.batch_size)
-        source = LiveActivations(self.lm, sites, self.corpus, settings, layout=layout, on_fill=options.on_fill)
+        kind = LiveContexts if whole else LiveActivations
+        on_fill = None if whole else options.on_fill
+        source = kind(self.lm, sites, self.corpus, settings, layout=layout, on_fill=on_fill)
         asked = store.provenance.get("n_tokens")
         if asked is None or store.n_tokens < asked:  # the store holds the whole corpus
             columns = (store.columns(shard, ["document", "special"]) for shard in range(len(store.shard_rows)))
@@ -247,6 +255,8 @@ class GivenData:
     def reader(
         self, sites: Sequence[Site], split: Literal["train", "heldout"], order: ReadOrder, options: ReadOptions
     ) -> Source | None:
+        if split == "train" and order.form == "contexts" and not isinstance(self.source, LiveContexts):
+            raise _no_contexts("rows")
         return self.source if split == "train" else None
 
 
@@ -255,6 +265,11 @@ def training_data(data: TrainingData | StoredActivations | Source) -> TrainingDa
     if isinstance(data, StoredActivations):
         return StoredData(data)
     return data if isinstance(data, TrainingData) else GivenData(data)
+
+
+def _no_contexts(what: str) -> ConfigError:
+    hint = "Use --live; in Python, LiveData or LiveContexts."
+    return ConfigError(f"End-to-end fine-tuning runs the model on whole contexts, and these data are {what}.", hint)
 
 
 def _settings(split: Literal["train", "heldout"], order: ReadOrder, batch_size: int) -> ReadSettings:
