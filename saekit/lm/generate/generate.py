@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.exclusive import is_innermost
 from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
 from saekit.lm.generate.settings import check_number, decoding_settings
@@ -76,6 +76,7 @@ def generate(
 
     Raises:
         ContextTooLong: a prompt and the new tokens are more than the model has positions for.
+        UnsupportedModel: transformers' own decoding of this model differs from its forward pass.
         ConfigError: there is no prompt; a setting is unknown or outside its range; several samples without sampling; or
             a listed position is a token of no prompt and of nothing that may be generated.
     """
@@ -98,31 +99,52 @@ def generate(
         ids, edits = [wanted[s] for s in samples], expand_edits(lm, interventions)
         for edit in chain.from_iterable(edits.values()):
             check_reached(edit.positions, lengths, settings["max_new_tokens"])
+        if not lm.exact.cache:
+            if not lm.exact.decoding:
+                raise UnsupportedModel(
+                    f"transformers' generate gives {lm.name} other positions or masks than a forward pass over the same text.",
+                    "Continue texts with lm.run, one token after the other.",
+                )
+            settings = {**settings, "use_cache": False}
         return _continue(lm, ids, [which[s] for s in samples], edits, positions, settings)
 
     with lm.lock:
+        groups = _groups(lm, wanted)
         if not sample:
-            found = run(range(len(wanted)), settings | {"do_sample": False})
+            parts = [run(group, settings | {"do_sample": False}) for group in groups]
         else:
             seed = int(torch.randint(2**31, ())) if seed is None else seed
             seeds = [noise_seed(seed, row, s % n_samples) for s, row in enumerate(wanted)]
-            found = _sampled(lm, run, settings, seeds)
+            parts = [_sampled(lm, run, settings, group, seeds) for group in groups]
+        by_sample = dict(zip(chain.from_iterable(groups), chain.from_iterable(parts)))
+        found = [by_sample[s] for s in range(len(wanted))]
     decoded = [lm.text.continuation(*pair) if lm.tokenizer is not None else "" for pair in zip(wanted, found)]
     return Generation([texts[p] for p in which], decoded, found, [list(row) for row in wanted])
+
+
+def _groups(lm: RunnableModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of the rows that continue as one batch: all, or where pads change a model's results, those of one length."""
+    by_length: dict[int, list[int]] = {}
+    for s, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(s)
+    if len(by_length) == 1 or lm.exact.padded_cache:
+        return [list(range(len(rows)))]
+    return list(by_length.values())
 
 
 def _sampled(
     lm: RunnableModel,
     run: Callable[[Sequence[int], dict[str, Any]], list[list[int]]],
     settings: dict[str, Any],
+    samples: Sequence[int],
     seeds: Sequence[int],
 ) -> list[list[int]]:
-    """Samples from `run`, each with noise from a seed of its own."""
+    """`samples` from `run`, each with noise from its own of `seeds`."""
     if settings.get("num_beams", 1) == 1:
-        return run(range(len(seeds)), sampled(lm.model, settings | {"do_sample": False}, seeds))
+        return run(samples, sampled(lm.model, settings | {"do_sample": False}, [seeds[s] for s in samples]))
     found: list[list[int]] = []
-    for s, seed in enumerate(seeds):  # one at a time, because beams draw from torch's generator
-        with own_noise(seed, lm.device):
+    for s in samples:  # one at a time, because beams draw from torch's generator
+        with own_noise(seeds[s], lm.device):
             found += run([s], settings | {"do_sample": True})
     return found
 
@@ -139,7 +161,7 @@ def _continue(
     tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
     forward_pass = ForwardPass(lm, edits=edits)
 
-    begun = False
+    begun, columns = False, 0
 
     def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal begun
@@ -149,8 +171,13 @@ def _continue(
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not is_innermost(forward_pass):
             return
+        nonlocal columns
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())
+        # A cache without keys and values does not know its length. A pass over several columns is then over all of them, unless
+        # the prompt is read in chunks.
+        goes_on = ids.shape[1] == 1 or settings.get("prefill_chunk_size")
+        start = _cached(cache) or (columns if goes_on else 0)
+        columns = start + ids.shape[1]
         forward_pass.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
 
     first = lm.model.register_forward_pre_hook(begin)
@@ -174,6 +201,14 @@ def _continue(
     if settings.get("stop_strings"):
         found = [_until_string(row, ids, settings) for row, ids in zip(rows, found)]
     return found
+
+
+def _cached(cache: Any) -> int:
+    """The length of a cache; 0 if there is none, or if it only holds the states of recurrent layers."""
+    try:
+        return 0 if cache is None else int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return 0
 
 
 def _window(

@@ -31,6 +31,7 @@ class ModelLayout:
         config: the text model's configuration.
         blocks, head, embedding: modules.
         layouts: where the sites of each block are.
+        by_structure: they were found by structure, not by a path table.
         n_layers, d_model, d_embed, vocab_size: sizes.
         n_heads, n_kv_heads, d_head, d_ffn: sizes of the first layer that has them, else 0; :meth:`size` has those of every layer.
         max_context: most tokens in a context.
@@ -38,7 +39,7 @@ class ModelLayout:
 
     def __init__(self, model: Any, resolved: Resolved, name: str) -> None:
         self.model, self.family, self.name = model, resolved.family, name
-        self.layouts, self.readout = resolved.blocks, resolved.readout
+        self.layouts, self.readout, self.by_structure = resolved.blocks, resolved.readout, resolved.by_structure
         self.config = model.config.get_text_config()
         self.blocks = list(require(model, self.family.layers, self.family, "layers").children())
         self.head: nn.Module = resolved.readout.projection

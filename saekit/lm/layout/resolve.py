@@ -24,6 +24,7 @@ class Resolved(NamedTuple):
 
     Attributes:
         strict: the user gave a table or entries, so a site that fails its check is an error.
+        by_structure: it is a guess, not a table.
         d_model: width of the residual stream; 0 if the configuration has it.
         embedding_copied: the model writes into what its embedding returns, so that a read must copy it.
     """
@@ -32,6 +33,7 @@ class Resolved(NamedTuple):
     blocks: list[BlockLayout]
     readout: Readout
     strict: bool = False
+    by_structure: bool = False
     d_model: int = 0
     embedding_copied: bool = False
 
@@ -73,7 +75,7 @@ def resolve_layout(model: Any, paths: Paths | None = None, name: str = "") -> Re
     # The table of the model shows what most of its layers have.
     fullest = max(blocks, key=lambda block: sum(bool(value) for value in vars(block.paths).values()))
     family = replace(fullest.paths, name=family.name)
-    return Resolved(family, blocks, guess.readout, bool(paths), guess.d_model, guess.embedding_copied)
+    return Resolved(family, blocks, guess.readout, bool(paths), True, guess.d_model, guess.embedding_copied)
 
 
 def _blocks(model: Any, family: Family) -> list[nn.Module]:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.lm.exclusive import innermost
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.layout.resolve import Resolved
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
 from saekit.lm.padding import Padded, Side
 from saekit.lm.run.edits import TokenWindow, expand_edits
-from saekit.lm.run.hooks import ForwardPass
+from saekit.lm.run.exactness import Exactness
+from saekit.lm.run.hooks import ForwardPass, taken
 from saekit.lm.run.prefix import Recorder, Recording, replay
 from saekit.lm.tokenization import Text
 from saekit.names.positions import DefaultPositions, Positions, check_positions
@@ -49,12 +51,14 @@ class RunnableModel(ModelLayout):
     Attributes, besides those of :class:`saekit.lm.layout.layout.ModelLayout`:
         tokenizer: the Hugging Face tokenizer; None if the model was attached without one.
         text: turns text into tokens and back.
+        exact: which ways of computing are exact for this model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, resolved: Resolved, name: str, bos: str = "auto") -> None:
         super().__init__(model, resolved, name)
         self.tokenizer = tokenizer
         self.text = Text(tokenizer, [self.config, getattr(model, "generation_config", None)], bos)
+        self.exact = Exactness(self)
         self._special: Tensor | None = None
         model.eval()
 
@@ -120,12 +124,25 @@ class RunnableModel(ModelLayout):
                 row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
                 window = TokenWindow.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
             forward_pass = ForwardPass(self, sites | {self._end} if logits == "last" else sites, by_site, stop, grad)
+            if start_at is not None and not start_at[0].replayable:
+                forward_pass.replaced[Site("resid_pre", start_at[1])] = start_at[0].start(*start_at[1:])
+                start_at = None
+            order_BT = self._order(mask_BT, start_at)
             with forward_pass.hooked(), torch.set_grad_enabled(grad):
-                forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1], window)
-                out = forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, start_at))
+                forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1], window, order_BT)
+                out = forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, start_at, order_BT))
                 if logits == "last":
                     out = self.unembed(_last_real(forward_pass.acts[self._end], mask_BT))
         return Run({site: forward_pass.acts[site] for site in sites}, out)
+
+    def _order(self, mask_BT: Tensor | None, start_at: Any) -> Tensor | None:
+        """The order of columns in which a batch with pads must run: None for its own, else with all pads on the right.
+
+        No token sees a later one, so pads on the right change nothing, whatever the architecture.
+        """
+        if mask_BT is None or start_at is not None or self.exact.pads:
+            return None
+        return mask_BT.logical_not().long().argsort(dim=1, stable=True)
 
     @property
     def _end(self) -> Site:
@@ -146,8 +163,20 @@ class RunnableModel(ModelLayout):
         return None, sites
 
     def record(self, tokens_BT: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Recording:
-        """Run once and keep the arguments of every block, for `run(start_at=...)`."""
+        """Run once and keep the arguments of every block, for `run(start_at=...)`.
+
+        Where blocks cannot be called again alone, it keeps their inputs, and `run(start_at=...)` runs the whole model.
+        """
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, None)
+        with self.lock:
+            if self.exact.replays and self._order(mask_BT, None) is None:
+                return self.record_calls(tokens_BT, mask_BT)
+            sites = [Site("resid_pre", layer) for layer in range(self.n_layers)]
+            run = self.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None)
+        return Recording(tokens_BT, mask_BT, [((run[site],), {}) for site in sites], replayable=False)
+
+    def record_calls(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Recording:
+        """As :meth:`record`, of calls that are taken to be repeatable."""
         forward_pass = ForwardPass(self, stop=[Site("resid_pre", self.n_layers - 1)])
         recorder = Recorder(forward_pass)
         with self.lock, ExitStack() as stack, torch.no_grad():
@@ -158,6 +187,11 @@ class RunnableModel(ModelLayout):
             forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1])
             forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, None))
         return Recording(tokens_BT, mask_BT, recorder.calls)
+
+    def bare_logits(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """(B, T, V) of the model as it is, without any hook."""
+        with innermost(object()):
+            return self._forward(tokens_BT, mask_BT, None)
 
     def _tokens(
         self, tokens: Any, attention_mask: Tensor | None, start_at: tuple[Recording, int, Tensor | None] | None
@@ -203,10 +237,17 @@ class RunnableModel(ModelLayout):
         return recording.expanded(resid_pre)
 
     def _forward(
-        self, tokens_BT: Tensor, mask_BT: Tensor | None, start_at: tuple[Recording, int, Tensor | None] | None
+        self,
+        tokens_BT: Tensor,
+        mask_BT: Tensor | None,
+        start_at: tuple[Recording, int, Tensor | None] | None,
+        order_BT: Tensor | None = None,
     ) -> Tensor:
         if start_at is not None:
             return self.unembed(replay(self.blocks, *start_at))
+        if order_BT is not None:
+            logits: Tensor = self.model(input_ids=taken(tokens_BT, order_BT), use_cache=False).logits
+            return taken(logits, order_BT.argsort(1))
         arguments: dict[str, Any] = {}
         if mask_BT is not None:
             arguments["attention_mask"] = mask_BT.long()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
@@ -34,6 +35,7 @@ class ForwardPass:
     Attributes:
         acts: the activations of the last forward pass, by site.
         patterns: for attention modules whose pattern is wanted, what to do with it.
+        replaced: by site, the (B, T, ...) values that take the place of the model's before any edit.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class ForwardPass:
         self._attention = ""  # the model's own attention, while this pass replaces it
         self._window: TokenWindow | None = None
         self._shape = (0, 0)
+        self._order: Tensor | None = None
+        self.replaced: dict[Site, Tensor] = {}
         self._pending: set[Site] = set()
         self._missed: set[Site] = set()
 
@@ -60,7 +64,7 @@ class ForwardPass:
 
         The hooks act for this pass alone: not in a pass inside an edit, nor when another thread calls the bare model.
         """
-        sites = sorted(self.read | self.edits.keys() | self._stop)
+        sites = sorted(self.read | self.edits.keys() | self._stop | self.replaced.keys())
         patterns = [site for site in sites if site.kind == "pattern" and self.lm.hook_point(site) is None]
         with ExitStack() as stack:
             stack.enter_context(self.lm.lock)
@@ -79,9 +83,12 @@ class ForwardPass:
                     stack.callback(self._hook(site, point).remove)
             yield self
 
-    def begin(self, B: int, T: int, window: TokenWindow | None = None) -> None:
-        """Prepare for a forward pass over B rows of T tokens. Edits need its `window`."""
-        self._shape, self._window = (B, T), window
+    def begin(self, B: int, T: int, window: TokenWindow | None = None, order_BT: Tensor | None = None) -> None:
+        """Prepare for a forward pass over B rows of T tokens. Edits need its `window`.
+
+        With `order_BT`, the model runs with column order_BT[b, t] of row b at place t, and sites are shown in the usual order.
+        """
+        self._shape, self._window, self._order = (B, T), window, order_BT
         self._pending = set(self._stop)
         self._missed = set(self.read | self.edits.keys())
 
@@ -131,8 +138,10 @@ class ForwardPass:
         # With gradients, a write into the tensor itself would change a value that the graph before it has saved.
         source = raw.clone() if point.in_place and self.grad else raw
         x = point.view.get(source, *self._shape)
-        new = self._touch(site, x, point.copied)
-        if new is not x or self.grad:
+        shown = x if self._order is None else taken(x, self._order.argsort(1))
+        new = self._touch(site, shown, point.copied)
+        if new is not shown or self.grad:
+            new = new if self._order is None else taken(new, self._order)
             if point.in_place:
                 raw.copy_(point.view.put(raw, new))
             else:
@@ -142,13 +151,22 @@ class ForwardPass:
 
     def _visit_pattern(self, site: Site) -> Callable[[Tensor], Tensor]:
         def visit(pattern: Tensor) -> Tensor:
-            new = self._touch(site, pattern)
+            new = self._moved_pattern(self._touch(site, self._moved_pattern(pattern, back=True)))
             self._seen(site)
             return new
 
         return visit
 
+    def _moved_pattern(self, pattern: Tensor, back: bool = False) -> Tensor:
+        """The queries and keys of a pattern (B, H, Q, K) in the order of the model, or `back` in the usual one."""
+        if self._order is None:
+            return pattern
+        order_BT = self._order.argsort(1) if back else self._order
+        return taken(taken(pattern.transpose(1, 2), order_BT).transpose(1, 3), order_BT).transpose(1, 3).transpose(1, 2)
+
     def _touch(self, site: Site, x: Tensor, copied: bool = False) -> Tensor:
+        if site in self.replaced:
+            x = self.replaced[site].to(x)
         for edit in self.edits.get(site, ()):
             assert self._window is not None
             x = self._window.apply(edit, x)
@@ -171,3 +189,9 @@ class ForwardPass:
             self._pending.discard(site)
             if not self._pending:
                 raise _Stop
+
+
+def taken(x: Tensor, order_BT: Tensor) -> Tensor:
+    """x (B, T, ...) with column order_BT[b, t] of row b at place t."""
+    order_BT = order_BT.to(x.device)
+    return x[torch.arange(len(x), device=x.device)[:, None], order_BT]

@@ -20,11 +20,17 @@ class Recording:
     Attributes:
         tokens_BT, mask_BT: its input; the mask is None if there were no pads.
         calls: (args, kwargs) of each block.
+        replayable: blocks can be called again alone; else only their inputs are kept, and a pass runs the whole model.
     """
 
     tokens_BT: Tensor
     mask_BT: Tensor | None
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    replayable: bool = True
+
+    def start(self, layer: int, resid_pre: Tensor | None) -> Tensor:
+        """The input of block `layer`: the one given, or the recorded one."""
+        return self.resid_pre(layer) if resid_pre is None else resid_pre
 
     def resid_pre(self, layer: int) -> Tensor:
         """(B, T, d_model) the input of block `layer`."""
@@ -54,7 +60,7 @@ def replay(blocks: Sequence[nn.Module], recording: Recording, layer: int, resid_
     Args:
         resid_pre: (K * B, T, d_model); row r takes the place of recorded row r % B. None: the recorded input.
     """
-    x = recording.resid_pre(layer) if resid_pre is None else resid_pre
+    x = recording.start(layer, resid_pre)
     B = recording.tokens_BT.shape[0]
     times = x.shape[0] // B
     for block, (args, kwargs) in zip(blocks[layer:], recording.calls[layer:]):
