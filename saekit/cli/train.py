@@ -33,7 +33,11 @@ class DictionaryOptions:
     ] = None
     start: Annotated[
         str | None,
-        typer.Option("--from", help="Start from this SAE: a folder, or release/id of a published one.", show_default=False),
+        typer.Option(
+            "--from",
+            help="Start from this SAE: a folder or file, release/id of a published one, or owner/repository on the hub.",
+            show_default=False,
+        ),
     ] = None
     name: options.NAME = ""
 
@@ -63,8 +67,8 @@ def train(
     The page reports/train-SITE.html, or train-SITE-NAME.html, shows how training went. `saekit report WORKSPACE --training`
     writes it during training.
 
-    `--from` continues from the weights of an SAE: a folder, or the release/id of a published one. Architecture, latents, L0 and
-    site are those of that SAE, unless options set them.
+    `--from` continues from the weights of an SAE: a folder or file, the release/id of a published one, or owner/repository/folder
+    on the hub. Architecture, latents, L0 and site are those of that SAE, unless options set them.
 
     With `--live`, the model computes the activations of the whole corpus during training and does not write them to disk. All
     dictionaries of a sweep share each forward pass. Evaluation and indexing still use the cached activations.

@@ -41,8 +41,20 @@ def _x(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
 def _assert_equal(ours: SAE, theirs: Any, x: torch.Tensor) -> None:
+    """Codes, reconstructions, errors, and the gradients of codes and reconstructions with respect to the input."""
+    _assert_equal_values(ours, theirs, x)
+    for of_ours, of_theirs in ((ours.encode_dense, theirs.encode), (ours, theirs)):
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [of_ours(inputs[0]), of_theirs(inputs[1])]
+        weight = _x(*outputs[1].shape, seed=3)
+        for output in outputs:
+            (output * weight).sum().backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def _assert_equal_values(ours: SAE, theirs: Any, x: torch.Tensor) -> None:
     acts = theirs.encode(x)
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(ours.encode_dense(x), acts, **close)
@@ -52,6 +64,8 @@ def _assert_equal(ours: SAE, theirs: Any, x: torch.Tensor) -> None:
     ours_decoded = ours.decode(ours.encode(x)) if ours.cfg.transcodes else ours.decode(ours.encode(x), x)
     torch.testing.assert_close(ours_decoded, theirs.decode(acts), **close)
     torch.testing.assert_close(ours(x), theirs(x), **close)
+    if not ours.cfg.transcodes:
+        torch.testing.assert_close(x - ours(x), x - theirs(x), **close)
 
 
 @pytest.mark.parametrize("architecture", SINGLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,3 +199,40 @@ def test_models_and_data_of_the_hub_are_linked(ws: Path, tmp_path: Path) -> None
     assert "license" not in metadata and "Not measured." in card and "x.txt:0.3" in card and "/home/me" not in card
     with pytest.raises(WorkspaceError, match="not empty"):
         publishing.write_folder(Workspace.open(ws), SITE, "", Target("someone/saes", SITE), tmp_path / "look")
+
+
+def test_dictionaries_with_names_and_transcoders(old_workspace: Path, tmp_path: Path) -> None:
+    import sae_lens
+
+    for words, path in ((("--site", SITE, "--name", "jump"), f"{SITE}/jump"), (("--site", "mlp_in.2"), "mlp_in.2--mlp_out.2")):
+        folder = tmp_path / path.replace("/", "-")
+        outcome = here("push", old_workspace, "someone/saes", *words, "--dry-run", folder, "--json")
+        assert outcome.status == 0, outcome.stderr
+        assert outcome.json["path"] == path
+        ours, theirs = SAE.load(folder / path), sae_lens.SAE.load_from_disk(folder / path)
+        x = torch.randn(9, ours.cfg.d_in, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_commands_on_the_card_make_the_same_dictionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_made(tmp_path / "first"))
+    for words in (
+        ("cache", "lab", "--site", SITE, "--data", "lab", "--tokens", 2000, "--out", "ws"),
+        ("train", "ws", "--latents", 64, "--l0", 4, "--train-tokens", 6000, "--lr", 3e-3, "--arch", "jumprelu", "--name", "mine"),
+        ("push", "ws", "someone/saes", "--site", SITE, "--name", "mine", "--dry-run", "look"),
+    ):
+        outcome = here(*words)
+        assert outcome.status == 0, outcome.stderr
+    commands = Path("look/README.md").read_text().split("```sh\n")[1].split("```")[0].splitlines()
+    wanted = SAE.load(f"ws/sae/{SITE}/mine").fingerprint()
+    monkeypatch.chdir(_made(tmp_path / "second"))
+    for command in commands:
+        outcome = here(*shlex.split(command)[1:])
+        assert outcome.status == 0, outcome.stderr
+    assert SAE.load(f"ws/sae/{SITE}/mine").fingerprint() == wanted
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

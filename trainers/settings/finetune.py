@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, StoreMismatch
-from saekit.sae import ARCHITECTURES, SAE, load_sparsity
+from saekit.sae import ARCHITECTURES, SAE, Loaded
 from saekit.sae.whitening import fold
 from trainers.objectives.base import OBJECTIVES, Objective
 from trainers.settings.config import TrainConfig
 from trainers.step.parameters import Parameters
 
 
-def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, Any]:
+def settings_of(loaded: Loaded, *, with_site: bool) -> dict[str, Any]:
     """Settings that an SAE implies, as far as its files give them: architecture, number of latents, L0 and sites."""
-    cfg = sae.cfg
+    cfg, density_F = loaded.sae.cfg, loaded.density_F
     found: dict[str, Any] = {"n_latents": cfg.n_latents}
     row = ARCHITECTURES[cfg.architecture]
     arch = cfg.metadata.get("training_architecture") if row.kind.transcodes else cfg.architecture
@@ -27,9 +26,8 @@ def settings_of(sae: SAE, source: str | Path, *, with_site: bool) -> dict[str, A
         arch = arch if arch in OBJECTIVES else {"relu": "standard"}.get(row.activation, row.activation)
     if arch in OBJECTIVES:
         found["arch"] = arch
-    frequency = load_sparsity(source, cfg.n_latents) if Path(source).is_dir() else None
-    if cfg.k is not None or frequency is not None:
-        found["l0"] = max(1, round(cfg.k if cfg.k is not None else float(frequency.sum())))  # type: ignore[union-attr]
+    if cfg.k is not None or density_F is not None:
+        found["l0"] = max(1, round(cfg.k if cfg.k is not None else float(density_F.sum())))  # type: ignore[union-attr]
     if with_site:
         found |= {key: site for key, site in (("site", cfg.site), ("site_out", cfg.site_out)) if site is not None}
     return found

@@ -29,7 +29,7 @@ from saekit.errors import ConfigError
 from saekit.names.dictionary import check_name, folder_name
 from saekit.names.site import Site
 from saekit.names.site_map import SiteMap
-from saekit.sae import SAE
+from saekit.sae import Loaded, load_from
 from trainers.settings import finetune
 from trainers.settings.config import TrainConfig
 from trainers.settings.job import TrainJob
@@ -76,7 +76,7 @@ def plans(settings: Mapping[str, Any], out: str | Path, width: Callable[[Site], 
         UnknownSite: a site does not parse; or what `width` raises.
         SAEFormatError: what `from` names is not an SAE.
     """
-    load = cache(SAE.load)
+    load = cache(load_from)
     base = TrainConfig.named(settings, KEYS)
     _, in_grid, *rows = mappings(base)
     base = {key: value for key, value in base.items() if key not in ("grid", "runs")}
@@ -125,14 +125,19 @@ def _check_number(lengths: Sequence[int], n_runs: int) -> None:
         )
 
 
-def _plan(settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int], load: Callable[[str], SAE]) -> TrainJob:
+def _plan(
+    settings: dict[str, Any], name: str, out: Path, width: Callable[[Site], int], load: Callable[[str], Loaded]
+) -> TrainJob:
     source = settings.pop("from", None)
     if not isinstance(source, str | None):
-        raise ConfigError(f"from: {source!r} is impossible.", "It is a folder that holds an SAE, or 'release/id'.")
+        raise ConfigError(
+            f"from: {source!r} is impossible.", "It is a folder or file that holds an SAE, 'release/id' or 'owner/repository'."
+        )
     start = None
     if source is not None:
-        start = load(source)
-        settings = finetune.settings_of(start, source, with_site="site" not in settings) | settings
+        loaded = load(source)
+        start = loaded.sae
+        settings = finetune.settings_of(loaded, with_site="site" not in settings) | settings
     settings.pop("name", None)
     if "site" not in settings:
         raise ConfigError("'site' is missing.", "Say where to read, like resid_post.3.")
