@@ -12,7 +12,7 @@ from saekit.errors import SAEFormatError
 from saekit.plugins import resolve
 from saekit.sae import folding
 from saekit.sae.config import DTYPES, SAEConfig
-from saekit.sae.files import Content, Whitening
+from saekit.sae.files import Content
 from saekit.sae.format import config_from_dict
 
 
@@ -37,7 +37,7 @@ def assemble(content: Content) -> Any:
     if raw.get("rescale_acts_by_decoder_norm"):
         folding.decoder_norm(sae)
     if content.whitening is not None:
-        sae.fold_whitening(*_checked(content.whitening, cfg.d_in))
+        sae.fold_whitening(content.whitening)
     return sae
 
 
@@ -69,13 +69,6 @@ def _named_as_here(content: Content, cfg: SAEConfig) -> tuple[dict[str, Tensor],
     if factor.shape != (cfg.n_latents,) or not bool(factor.isfinite().all()):
         raise SAEFormatError(f"scaling_factor is not {cfg.n_latents} finite numbers.", "The file is damaged.")
     return state, factor
-
-
-def _checked(whitening: Whitening, d_in: int) -> Whitening:
-    for name, tensor, shape in zip(Whitening._fields, whitening, ((d_in,), (d_in, d_in), (d_in, d_in))):
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise SAEFormatError(f"{name} of the whitening is not {shape} finite numbers.", "The file is damaged.")
-    return whitening
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:

@@ -20,19 +20,12 @@ from saekit.files import clean, publish, remove, sync, temporary_folder, unwrita
 from saekit.json_files import read_json
 from saekit.sae.config import SAEConfig
 from saekit.sae.format import CONFIG, config_to_dict, modernize, positive_number
+from saekit.sae.whitening import Whitening
 
 WEIGHTS, SPARSITY, SCALER = "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
 _MOST_BYTES = 1 << 24  # of a JSON file
 _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
-
-
-class Whitening(NamedTuple):
-    """A whitening of the inputs: the SAE reads `(x - mean) @ matrix`."""
-
-    mean: Tensor
-    matrix: Tensor
-    inverse_matrix: Tensor
 
 
 class Content(NamedTuple):
@@ -217,10 +210,18 @@ def _checkpoint_scale(folder: Path, raw: dict[str, Any]) -> tuple[float | None, 
     scaler, whitening = _read_json(path), None
     if scaler.get("has_whitening") and (folder / WHITENING).exists():
         tensors = _read_tensors(folder / WHITENING)
-        if missing := set(Whitening._fields) - tensors.keys():
-            raise SAEFormatError(f"{folder / WHITENING} has no {min(missing)}.", "The file is damaged.")
-        whitening = Whitening(*(tensors[name] for name in Whitening._fields))
+        whitening = _whitening(tensors, raw.get("d_in"), folder / WHITENING)
     if scaler.get("scaling_factor") is None and scaler.get("has_whitening"):
         return None, whitening
     with in_folder(path):
         return positive_number(scaler.get("scaling_factor"), "scaling_factor"), whitening
+
+
+def _whitening(tensors: dict[str, Tensor], d_in: Any, path: Path) -> Whitening:
+    """The whitening in a file of sae-lens."""
+    for name, shape in (("mean", (d_in,)), ("matrix", (d_in, d_in)), ("inverse_matrix", (d_in, d_in))):
+        if name not in tensors:
+            raise SAEFormatError(f"{path} has no {name}.", "The file is damaged.")
+        if tuple(tensors[name].shape) != shape or not bool(tensors[name].isfinite().all()):
+            raise SAEFormatError(f"{name} in {path} is not {shape} finite numbers.", "The file is damaged.")
+    return Whitening(*(tensors[name].double() for name in ("mean", "matrix", "inverse_matrix")))

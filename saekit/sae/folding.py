@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from saekit.errors import ConfigError, SAEFormatError
 from saekit.sae.whitening import Whitening, fold
@@ -28,18 +27,15 @@ def scale(sae: SAE, input_scale: float, output_scale: float | None) -> None:
 
 
 @torch.no_grad()
-def whitening(sae: SAE, mean_D: Tensor, whiten_DD: Tensor, unwhiten_DD: Tensor) -> None:
+def whitening(sae: SAE, changed: Whitening) -> None:
     """See :meth:`saekit.sae.SAE.fold_whitening`."""
     cfg = sae.cfg
     if cfg.transcodes or cfg.crosses or cfg.options is not None:
         raise ConfigError(f"Whitening cannot be folded into a {cfg.architecture}.", "Fold it into an SAE with an encoder matrix.")
-    # In the precision of the statistics, if that is the higher one.
-    wide = torch.promote_types(sae.dtype, whiten_DD.dtype)
-    own = Whitening(*(each.to(sae.device, wide) for each in (mean_D, whiten_DD, unwhiten_DD)))
-    tensors = {name: tensor.to(wide) for name, tensor in sae.state_dict().items()}
-    fold(tensors, cfg.activation_function, own, own, centres=cfg.apply_b_dec_to_input)
-    for name, tensor in sae.state_dict().items():
-        tensor.copy_(tensors[name])
+    tensors = {name: tensor.to("cpu", torch.float64, copy=True) for name, tensor in sae.state_dict().items()}
+    fold(tensors, cfg.activation_function, changed, changed, centres=cfg.apply_b_dec_to_input)
+    for name, tensor in tensors.items():
+        sae.get_parameter(name).copy_(tensor)
     if cfg.normalize_activations == "covariance_whitening":
         cfg.normalize_activations = "none"
 

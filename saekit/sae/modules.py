@@ -21,6 +21,7 @@ from saekit.sae.code import Code, SparseCode
 from saekit.sae.config import DTYPES, SAEConfig
 from saekit.sae.normalization import normalize
 from saekit.sae.origin import Origin
+from saekit.sae.whitening import Whitening
 
 _USUALLY = 64.0  # latents that fire on a token, where an SAE does not say how many
 
@@ -279,19 +280,15 @@ class SAE(nn.Module):
     def device(self) -> torch.device:
         return self.W_dec.device
 
-    def fold_whitening(self, mean_D: Tensor, whiten_DD: Tensor, unwhiten_DD: Tensor) -> SAE:
-        """Fold a whitening of the data into the weights, in place: trained on `(x - mean) @ whiten`, the SAE now reads x.
+    def fold_whitening(self, whitening: Whitening) -> SAE:
+        """Fold a whitening of the data into the weights, in place: trained on `(x - mean) @ matrix`, the SAE now reads x.
 
         Codes stay the same, and reconstructions come out in the units of the data (arXiv 2511.13981).
 
-        Args:
-            mean_D: mean of the data.
-            whiten_DD, unwhiten_DD: the whitening matrix and its inverse.
-
         Raises:
-            ConfigError: a transcoder, or an architecture whose encoder is its decoder.
+            ConfigError: a transcoder, or an architecture whose encoder is not W_enc alone.
         """
-        folding.whitening(self, mean_D, whiten_DD, unwhiten_DD)
+        folding.whitening(self, whitening)
         return self
 
     def fold_scale(self, input_scale: float, output_scale: float | None = None) -> SAE:
