@@ -1,4 +1,4 @@
-"""Sparse codes on the CPU in float32, with numba: the wrappers around :mod:`saekit.sae.kernels.rows`.
+"""Sparse codes on the CPU in float32, with numba: the wrappers around :mod:`saekit.sae.kernels.rows` and :mod:`.largest`.
 
 The product of the encoder can run in bfloat16 as a *screen*, which is twice as fast on a CPU with bfloat16 instructions. A proven
 bound on the rounding error leaves a few dozen latents per row that can be among the k largest. These are computed again in
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saekit.sae.kernels import rows
+from saekit.sae.kernels import largest, rows
 from saekit.sae.kernels.threads import run_blocks
 
 _scratch = threading.local()
@@ -28,7 +28,7 @@ def topk(pre_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     no_bias, n_groups = np.zeros(n_columns, np.float32), _n_groups(n_columns, k)
 
     def select(a: int, b: int) -> None:
-        rows.topk_rows(pre[a:b], no_bias, k, n_groups, values[a:b], indices[a:b])
+        largest.topk_rows(pre[a:b], no_bias, k, n_groups, values[a:b], indices[a:b])
 
     run_blocks(select, n_rows, _block(n_columns))
     return values_BK, indices_BK
@@ -67,7 +67,7 @@ def encode_abstopk(x_BD: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor | None, k: in
         pre = encoder.product(x_BD[a:b])
         pre += encoder.bias
         values, indices = values_BK.numpy()[a:b], indices_BK.numpy()[a:b]
-        rows.topk_rows(np.abs(pre), no_bias, k, n_groups, values, indices)
+        largest.topk_rows(np.abs(pre), no_bias, k, n_groups, values, indices)
         np.copysign(values, np.take_along_axis(pre, indices, 1), out=values)
 
     run_blocks(work, n_rows, encoder.block)
@@ -119,12 +119,12 @@ class _Plain:
         self.W_FD, self.bias, self.block = W_FD, b_F.numpy(), block
 
     def topk(self, x_RD: Tensor, k: int, n_groups: int, values: rows.Array, indices: rows.Array) -> None:
-        rows.topk_rows(self.product(x_RD), self.bias, k, n_groups, values, indices)
+        largest.topk_rows(self.product(x_RD), self.bias, k, n_groups, values, indices)
 
     def above(self, x_RD: Tensor, floor: rows.Array, values: rows.Array, columns: rows.Array, counts: rows.Array) -> int:
         nothing, no_matrix = np.zeros(max(len(x_RD), len(self.bias)), np.float32), np.empty((0, 0), np.float32)
         screen = self.product(x_RD), nothing, nothing, no_matrix, no_matrix
-        found: int = rows.above_rows(*screen, np.float32(0), self.bias, floor, values, columns, counts)
+        found: int = largest.above_rows(*screen, np.float32(0), self.bias, floor, values, columns, counts)
         return found
 
     def product(self, x_RD: Tensor) -> rows.Array:
@@ -150,10 +150,10 @@ class _Screened:
         self.per_size = np.float32(share_lost + (width + 8) * 2.0**-23)
 
     def topk(self, x_RD: Tensor, k: int, n_groups: int, values: rows.Array, indices: rows.Array) -> None:
-        rows.screened_rows(*self._screen(x_RD), self.bias, k, n_groups, values, indices)
+        largest.screened_rows(*self._screen(x_RD), self.bias, k, n_groups, values, indices)
 
     def above(self, x_RD: Tensor, floor: rows.Array, values: rows.Array, columns: rows.Array, counts: rows.Array) -> int:
-        found: int = rows.above_rows(*self._screen(x_RD), _UNIT, self.bias, floor, values, columns, counts)
+        found: int = largest.above_rows(*self._screen(x_RD), _UNIT, self.bias, floor, values, columns, counts)
         return found
 
     def _screen(self, x_RD: Tensor) -> tuple[rows.Array, ...]:
