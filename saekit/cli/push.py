@@ -31,12 +31,12 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     revision: Annotated[
         str | None,
-        typer.Option("--revision", help="Branch, which is made if it does not exist. [default: main]", show_default=False),
+        typer.Option("--branch", help="Branch, which is made if it does not exist. [default: main]", show_default=False),
     ] = None,
     dry_run: Annotated[
         Path | None,
         typer.Option(
-            "--dry-run", help="Write what would be uploaded into this new folder, and upload nothing.", show_default=False
+            "--folder", help="Write what would be uploaded into this new folder, and upload nothing.", show_default=False
         ),
     ] = None,
     as_json: options.JSON = False,
@@ -49,7 +49,7 @@ def push(
 
     Example: `saekit push pythia someone/pythia-saes --site resid_post.3 --license apache-2.0`
 
-    Example: `saekit push pythia someone/pythia-saes --dry-run look`
+    Example: `saekit push pythia someone/pythia-saes --folder look`
     """
     quiet_libraries()
     from saekit.sae.upload import Target, upload

@@ -67,7 +67,7 @@ def _metadata(card: str) -> dict[str, Any]:
 
 
 def test_a_dry_run_writes_the_folder(old_workspace: Path, tmp_path: Path) -> None:
-    words = ("--site", SITE, "--license", "apache-2.0", "--dry-run", tmp_path / "look", "--json")
+    words = ("--site", SITE, "--license", "apache-2.0", "--folder", tmp_path / "look", "--json")
     outcome = here("push", old_workspace, "someone/saes", *words)
     assert outcome.status == 0, outcome.stderr
     facts = outcome.json
@@ -110,7 +110,7 @@ def test_what_was_put_there_loads_again(hub: Hub, worker: Worker, old_workspace:
 
 def test_a_branch(hub: Hub, worker: Worker, old_workspace: Path) -> None:
     hub.add("models", "someone/branches", {"README.md": b"main"})
-    status, _, err = _push(worker, old_workspace, "someone/branches", "--site", SITE, "--revision", "v2")
+    status, _, err = _push(worker, old_workspace, "someone/branches", "--site", SITE, "--branch", "v2")
     assert status == 0, err
     assert set(hub.files("models", "someone/branches")) == {"README.md"}
     files = hub.files("models", "someone/branches", "v2")
