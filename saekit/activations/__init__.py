@@ -2,6 +2,7 @@
 
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import Cursor, TokenBatch, token_batches
+from saekit.activations.corpus.fields import Fields
 from saekit.activations.loader.data import LiveData, ReadOptions, ReadOrder, StoredData, TrainingData
 from saekit.activations.loader.live import LiveActivations
 from saekit.activations.loader.paired import PairedStores
@@ -22,6 +23,7 @@ __all__ = [
     "ComparedStores",
     "Corpus",
     "Cursor",
+    "Fields",
     "LiveActivations",
     "LiveData",
     "LiveStore",

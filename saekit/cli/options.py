@@ -91,7 +91,10 @@ SITE_OUT = Annotated[
     ),
 ]
 SOURCE = "Folder of an SAE, or release/id of a published one as sae-lens lists it, or owner/repository/folder on the hub."
-TEXTS = "Hub data set, local txt, jsonl or parquet file or a folder of them, or lab or lab:GENRE: the built-in corpus."
+TEXTS = (
+    "Hub data set, local txt, jsonl, csv or parquet file, a folder of them or of datasets.save_to_disk, or lab or lab:GENRE: the "
+    "built-in corpus."
+)
 DATA = Annotated[
     list[str] | None,
     typer.Option(

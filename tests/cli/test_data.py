@@ -71,6 +71,7 @@ def test_a_dictionary_of_what_the_assistant_says(saekit: Saekit, chat_model: Pat
     assert "What then?" not in shown and "Lily: " not in shown and "What then?" in text.decode(others)
     quality = outcome.json["sites"]["resid_post.2"]
     assert quality["n_tokens" if "n_tokens" in quality else "heldout_tokens"] < len(counted)
+    assert workspace.sae("resid_post.2").cfg.metadata["train_on"] == "assistant"
     live = saekit("train", ws, "--site", "resid_post.2", *few, "--live", "--name", "live", "--json")
     assert live.status == 0, live.stderr
     again = saekit(*asked, *few, "--out", ws, "--json")

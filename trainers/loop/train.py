@@ -299,6 +299,9 @@ def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, li
 
 def _facts(route: SiteMap, data: TrainingData, lm: LanguageModel | None) -> dict[str, Any]:
     """Fields of the SAE's configuration that say where it comes from."""
+    metadata: dict[str, Any] = {"model_loading": loading} if lm and (loading := lm.loading_facts()) else {}
+    if (train_on := getattr(data, "train_on", "all")) != "all":
+        metadata["train_on"] = train_on
     return {
         "site_map": route,
         "widths": tuple(data.width(site) for site in route.reads),
@@ -306,5 +309,5 @@ def _facts(route: SiteMap, data: TrainingData, lm: LanguageModel | None) -> dict
         "model_name": lm.name if lm else None,
         "context_size": data.context,
         "prepend_bos": lm.bos_token_id is not None if lm else None,
-        "metadata": {"model_loading": loading} if lm and (loading := lm.loading_facts()) else {},
+        "metadata": metadata,
     }

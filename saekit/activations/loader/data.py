@@ -18,7 +18,7 @@ from saekit.activations.loader.reader import STORE_MEMORY, ActivationReader
 from saekit.activations.loader.source import BUFFER, HELDOUT, ReadSettings
 from saekit.activations.store.base import StoredActivations
 from saekit.errors import ConfigError, StoreMismatch
-from saekit.lm.chat import ChatTemplate
+from saekit.lm.chat import ChatTemplate, TrainOn
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
@@ -130,6 +130,11 @@ class StoredData:
     def context(self) -> int | None:
         return self.store.context
 
+    @property
+    def train_on(self) -> TrainOn:
+        """Which tokens of chats are trained on."""
+        return self.store.train_on
+
     def width(self, site: Site, /) -> int:
         return self.store.width(site)
 
@@ -191,6 +196,11 @@ class LiveData:
     @property
     def context(self) -> int | None:
         return self.stored.context
+
+    @property
+    def train_on(self) -> TrainOn:
+        """Which tokens of chats are trained on."""
+        return self.stored.train_on
 
     def width(self, site: Site, /) -> int:
         return self.stored.width(site)
