@@ -33,6 +33,7 @@ class Architecture:
         layered_penalty: the choice that `penalty="auto"` means in a cross-layer transcoder.
         transcoder: activation under which a transcoder or crosscoder that is trained with this objective is stored: "relu" or
             "jumprelu"; None where there is no such file format.
+        pairs: training reads each token together with the token before it.
         kind: which sites it reads and predicts; see :class:`saekit.names.site_map.Kind`.
         skips: it adds an affine skip `W_skip @ x`.
         module: `"module:name"` of the class that holds its weights.
@@ -51,6 +52,7 @@ class Architecture:
     penalties: Mapping[str, str] = field(default_factory=dict)
     layered_penalty: str | None = None
     transcoder: Literal["relu", "jumprelu"] | None = None
+    pairs: bool = False
     kind: Kind = Kind.SAE
     skips: bool = False
     module: str = "saekit.sae.modules:SAE"
@@ -94,6 +96,14 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             transcoder="jumprelu",
             stored_as="jumprelu",
             trained_as="matryoshka_batchtopk",
+        ),
+        "tsae": Architecture(
+            "jumprelu",
+            "2511.05541",
+            objective="trainers.objectives.tsae:TSAE",
+            pairs=True,
+            stored_as="jumprelu",
+            trained_as="tsae",
         ),
         "jumprelu": Architecture(
             "jumprelu",

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from tests.kit.commands import Saekit
 
 LAYER, L0 = 2, 6
-ARCHITECTURES = ("topk", "abstopk", "batchtopk", "matryoshka", "jumprelu", "gated", "standard")
+ARCHITECTURES = ("topk", "abstopk", "batchtopk", "matryoshka", "tsae", "jumprelu", "gated", "standard")
 NAMES = (*ARCHITECTURES, "quadratic", "whitened", "transcoder", "skip-transcoder", "jumprelu-transcoder")
 SWEEP = f"""
 latents: 96

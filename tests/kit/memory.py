@@ -15,16 +15,24 @@ SITE = Site("resid_post", 0)
 
 
 class Memory:
-    """Endless shuffled batches of rows of `x_ND`, or of the tensors of several sites; each epoch has its own order."""
+    """Endless shuffled batches of rows of `x_ND`, or of the tensors of several sites; each epoch has its own order.
+
+    With `pairs`, batches are (B, 2, D): each row, and the row before it.
+    """
 
     def __init__(self, x_ND: Tensor | dict[Site, Tensor], batch_size: int, seed: int = 0, epochs: int | None = None) -> None:
         self.acts = {SITE: x_ND} if isinstance(x_ND, Tensor) else x_ND
         self.batch_size, self.seed, self.epochs = batch_size, seed, epochs
+        self.pairs = False
         self._epoch = self._row = 0
 
     @property
     def n_tokens(self) -> int:
         return len(next(iter(self.acts.values())))
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        return {"pairs": True} if self.pairs else None
 
     def width(self, site: Site) -> int:
         return self.acts[site].shape[1]
@@ -35,7 +43,10 @@ class Memory:
             while self._row < self.n_tokens:
                 rows = order[self._row : self._row + self.batch_size]
                 self._row += len(rows)
-                yield {site: x_ND[rows] for site, x_ND in self.acts.items()}
+                if self.pairs:
+                    yield {site: torch.stack([x_ND[rows], x_ND[rows - 1]], 1) for site, x_ND in self.acts.items()}
+                else:
+                    yield {site: x_ND[rows] for site, x_ND in self.acts.items()}
             self._epoch, self._row = self._epoch + 1, 0
         self._epoch = 0
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.sae import SAE
+from saekit.sae import ARCHITECTURES, SAE
 from tests.kit.memory import SITE, Memory
-from trainers import TrainConfig, train
+from trainers import OBJECTIVES, TrainConfig, train
 from trainers.loop.log import TIMING
 
 D, F = 24, 96
+ROWS = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].pairs]
+"""Architectures that are trained on single rows."""
 CONFIG = TrainConfig(n_latents=F, l0=4, tokens=40_000, batch_size=256, lr=0.015, aux_k=8, dead_tokens=4_000, sample_tokens=1_024)
 LONGER = dataclasses.replace(CONFIG, tokens=300_000)
 

@@ -15,15 +15,15 @@ from saekit.lm import LanguageModel
 from saekit.names.site import Site
 from saekit.sae.metrics import reconstruction
 from tests.kit.memory import SITE, Memory
-from tests.kit.runs import CONFIG, Breaks, files, rows, sparse_data, train_run
-from trainers import OBJECTIVES, TrainConfig, train
+from tests.kit.runs import CONFIG, ROWS, Breaks, files, rows, sparse_data, train_run
+from trainers import TrainConfig, train
 
 
 def _config(arch: str, tokens: int, **settings: Any) -> TrainConfig:
     return dataclasses.replace(CONFIG, arch=arch, tokens=tokens, **settings)
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 def test_sae_lens_reads_the_folder_with_equal_outputs(tmp_path: Path, arch: str) -> None:
     sae_lens = pytest.importorskip("sae_lens")
     ours = train_run(tmp_path, _config(arch, 6_000))
@@ -35,7 +35,7 @@ def test_sae_lens_reads_the_folder_with_equal_outputs(tmp_path: Path, arch: str)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 def test_it_learns_and_reaches_the_target_l0(tmp_path: Path, arch: str) -> None:
     sae = train_run(tmp_path, _config(arch, 150_000, lr=3e-3))
     y = sparse_data(3_000, seed=1)
@@ -48,7 +48,7 @@ def test_it_learns_and_reaches_the_target_l0(tmp_path: Path, arch: str) -> None:
     assert quality["l0"] == pytest.approx(CONFIG.l0, rel=0.1)
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_resuming_is_exact_wherever_a_run_broke_off(tmp_path: Path, arch: str, backend: Any) -> None:
     config = _config(arch, 12_000, checkpoint_tokens=3_000, backend=backend, dead_tokens=900)
@@ -62,7 +62,7 @@ def test_resuming_is_exact_wherever_a_run_broke_off(tmp_path: Path, arch: str, b
     assert files(tmp_path / "whole") == files(tmp_path / "broken")
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 def test_both_steps_train_the_same_dictionary(tmp_path: Path, arch: str) -> None:
     losses = []
     for backend in ("numba", "torch"):
@@ -81,7 +81,7 @@ def stories(stories_lm: LanguageModel, tinystories_path: Path) -> Tensor:
     return torch.cat(acts).float()
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 def test_target_l0_is_met_on_a_real_model(stories: Tensor, tmp_path: Path, arch: str) -> None:
     config = TrainConfig(n_latents=256, arch=arch, l0=12, tokens=200_000, batch_size=256)
     sae = train(Memory(stories[2_000:], 256), config, tmp_path, site=SITE, progress=False)

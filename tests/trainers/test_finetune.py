@@ -14,12 +14,12 @@ import torch
 from saekit.errors import ConfigError, SAENotFound, StoreMismatch
 from saekit.sae import ARCHITECTURES, SAE
 from tests.kit.memory import SITE, Memory
-from tests.kit.runs import CONFIG, Breaks, D, F, files, rows, sparse_data, train_run
-from trainers import OBJECTIVES, TrainConfig, plans, train
+from tests.kit.runs import CONFIG, ROWS, Breaks, D, F, files, rows, sparse_data, train_run
+from trainers import TrainConfig, plans, train
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 
-ARCHS = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].kind.transcodes]
+ARCHS = [arch for arch in ROWS if not ARCHITECTURES[arch].kind.transcodes]
 OTHER = 37.5 * sparse_data(2_000, seed=8) - 11
 
 

@@ -15,8 +15,8 @@ import torch
 
 from saekit.errors import ConfigError
 from tests.kit.memory import SITE, Memory
-from tests.kit.runs import Breaks
-from trainers import OBJECTIVES, TrainConfig, train
+from tests.kit.runs import ROWS, Breaks
+from trainers import TrainConfig, train
 from trainers.loop.log import TIMING, Log, read_log
 
 
@@ -141,7 +141,7 @@ def test_wandb_resumes_an_interrupted_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert before | after == {row["step"]: row["fvu"] for row in read_log(tmp_path / "metrics.jsonl") if "fvu" in row}
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 def test_the_display_shows_the_progress(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
     config = TrainConfig(n_latents=16, arch=arch, l0=2, tokens=2_000, batch_size=200, log_tokens=500)

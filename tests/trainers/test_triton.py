@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kit import dense
-from tests.kit.runs import CONFIG, D, F, sparse_data, train_run
+from tests.kit.runs import CONFIG, ROWS, D, F, sparse_data, train_run
 
 pytest.importorskip("triton", reason="needs triton")
 
 from saekit.errors import ConfigError
 from saekit.sae.kernels import encode_above, gpu, runs_triton
-from trainers import OBJECTIVES, TrainConfig
+from trainers import TrainConfig
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 from trainers.objectives.base import Now
@@ -29,7 +29,7 @@ if not runs_triton("cpu"):
     pytest.skip("the kernels are compiled; TRITON_INTERPRET=1 runs them in the interpreter", allow_module_level=True)
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 @settings(max_examples=4, deadline=None)  # the interpreter needs a millisecond for every program of a grid
 @given(st.data())
 def test_gradients_are_those_of_dense_float64(arch: str, data: st.DataObject) -> None:
@@ -58,7 +58,7 @@ def test_gradients_of_a_transcoder(arch: str) -> None:
         torch.testing.assert_close(found[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("arch", OBJECTIVES)
+@pytest.mark.parametrize("arch", ROWS)
 def test_steps_are_those_of_the_dense_gradient(arch: str) -> None:
     """Gradients with several terms and several rows per token, for decoder rows with and without unit norm."""
     B, D, F = 20, 9, 30

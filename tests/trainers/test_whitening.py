@@ -16,13 +16,13 @@ from saekit.sae import ARCHITECTURES, SAE
 from saekit.sae.metrics import reconstruction
 from saekit.sae.whitening import Whitening
 from tests.kit.memory import SITE, Memory
-from tests.kit.runs import CONFIG, Breaks, D, files, rows, sparse_data, train_run
+from tests.kit.runs import CONFIG, ROWS, Breaks, D, files, rows, sparse_data, train_run
 from trainers import OBJECTIVES, TrainConfig, train
 from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 
 OUT = Site("mlp_out", 0)
-SAES = [arch for arch in OBJECTIVES if not ARCHITECTURES[arch].kind.transcodes]
+SAES = [arch for arch in ROWS if not ARCHITECTURES[arch].kind.transcodes]
 TRANSCODERS = [arch for arch in OBJECTIVES if ARCHITECTURES[arch].transcoder]
 
 

@@ -77,13 +77,14 @@ class ChunkQueue:
         n_tokens, whiten = config.sample_tokens, config.scaling == "whitening"
         if whiten:
             n_tokens = max(n_tokens, _WHITEN * self._source.width(site))
-        key = site, n_tokens, config.b_dec, whiten
+        key = site, n_tokens, config.b_dec, whiten, config.form
         if key not in self._scalings:
             while self._position - (self._waiting[0].start if self._waiting else self._position) < n_tokens:
                 if (chunk := self._read()) is None:
                     break
                 self._waiting.append(chunk)
             sample_ND = torch.cat([chunk.acts[site] for chunk in self._waiting])[:n_tokens]
+            sample_ND = sample_ND[:, 0] if config.form == "pairs" else sample_ND
             with only_blocks():  # sums depend on the number of threads in their last digits
                 self._scalings[key] = DataScaling.of(sample_ND, config.b_dec, whiten=whiten)
         return self._scalings[key]

@@ -137,7 +137,7 @@ class TrainState:
         if math.isfinite(loss.item() if isinstance(loss, Tensor) else loss):
             return
         where = f"batch {self.steps} (tokens {self.tokens} to {self.tokens + len(x_BD)})"
-        bad = (~(x_BD.isfinite().all(1) & y_BE.isfinite().all(1))).nonzero()
+        bad = (~(x_BD.isfinite().flatten(1).all(1) & y_BE.isfinite().flatten(1).all(1))).nonzero()
         if len(bad):
             raise NonFiniteActivations(
                 f"{len(bad)} activation vectors of {where} hold NaN or infinity, the first at row {int(bad[0])}."

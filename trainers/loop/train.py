@@ -292,7 +292,8 @@ def _passes(data: TrainingData, plans: Sequence[TrainJob]) -> dict[ReadOrder, li
         assert config.tokens is not None and config.batch_size is not None
         order = data.order(config.data_seed, config.heldout, config.tokens)
         if config.form == "contexts":
-            order = replace(order, form=config.form, buffer_tokens=config.batch_size)
+            order = replace(order, buffer_tokens=config.batch_size)
+        order = replace(order, form=config.form)
         passes.setdefault(order, []).append(job)
     return passes
 

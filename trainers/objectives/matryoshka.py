@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saekit.sae.code import Code
 from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Outcome
 from trainers.objectives.batchtopk import BatchTopK
@@ -38,6 +39,8 @@ class Matryoshka(BatchTopK):
         last_BE = errors_BGE[:, -1]
         loss = self.fit(x_BD, last_BE + y_BE, errors_BGE.square().sum(), levels=len(self.ends_G))
         loss = loss + self.auxk.loss(p, x_BD, -last_BE, now.dead)
+        if (further := self.further(code.split(self.ends_G))) is not None:
+            loss = loss + further
         return Outcome(loss, last_BE.detach().square().sum(), code.detach(), self.kept(p, x_BD, code, now))
 
     def gradient(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> tuple[Outcome, SparseGradient]:
@@ -45,11 +48,23 @@ class Matryoshka(BatchTopK):
         code = self.encode(p, x_BD, now, **self.config.encoding).split(self.ends_G)
         scale = 2 * self.weight(x_BD) / levels
         error_RE, grads_N, squares = self.decode_gradient(p, code, y_BE, scale)
+        further, grads_N = self._with_further(code, grads_N)
         gradient = self.sparse_gradient(p, x_BD, error_RE[::levels])
         gradient.add(code, grads_N, error_RE)
         residual_BE = error_RE[levels - 1 :: levels] / -scale
-        loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, residual_BE, now.dead)
+        loss = scale / 2 * squares + self.auxk.add_gradient(gradient, p, residual_BE, now.dead) + further
         return Outcome(loss, float(residual_BE.square().sum()), code, self.kept(p, x_BD, code, now)), gradient
+
+    def further(self, code: Code) -> Tensor | None:
+        """A further term of the loss, differentiable in the values of a code with a row for each level of each token, or None."""
+        return None
+
+    def _with_further(self, code: Code, grads_N: Tensor) -> tuple[float, Tensor]:
+        """The further term of the loss, and `grads_N` with its gradient at the values of the code."""
+        leaf_N = code.values_N.detach().requires_grad_()
+        if (further := self.further(code.with_values(leaf_N))) is None:
+            return 0.0, grads_N
+        return further.item(), grads_N + torch.autograd.grad(further, leaf_N)[0]
 
 
 def group_ends(groups: tuple[float, ...], n_latents: int) -> Tensor:

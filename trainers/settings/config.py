@@ -24,7 +24,7 @@ _POSITIVE = (
     *("sample_tokens", "store_memory", "keep", "checkpoint_tokens", "log_tokens", "eval_tokens", "adam_eps"),
 )
 _SEEDS = ("seed", "data_seed")
-_FRACTIONS = ("k_anneal", "sparsity_warmup", "warmup", "decay", "end_to_end_share", "beta1", "beta2", "heldout")
+_FRACTIONS = ("k_anneal", "sparsity_warmup", "warmup", "decay", "end_to_end_share", "high_level", "beta1", "beta2", "heldout")
 # These settings do not change the result, so they may differ when an interrupted run continues.
 _FREE = (
     "store_memory",
@@ -75,10 +75,11 @@ class TrainConfig:
     n_latents: int
     """Number of latents F of the dictionary."""
     arch: str = "topk"
-    """Architecture: topk, abstopk, batchtopk, matryoshka, jumprelu, gated, standard, or one that a plugin registers."""
+    """Architecture: topk, abstopk, batchtopk, matryoshka, tsae, jumprelu, gated, standard, or one that a plugin
+    registers."""
     l0: int = 32
-    """Target number of active latents per token. TopK and AbsTopK keep exactly this many, BatchTopK and Matryoshka this many on
-    average. Under a sparsity penalty (JumpReLU, Gated, standard) the weight of the penalty is adjusted to reach it."""
+    """Target number of active latents per token. TopK and AbsTopK keep exactly this many, BatchTopK, Matryoshka and T-SAE this
+    many on average. Under a sparsity penalty (JumpReLU, Gated, standard) the weight of the penalty is adjusted to reach it."""
     k_start: int | None = None
     """L0 at the start of the run. It falls linearly to `l0` over the first `k_anneal` of the run. None: `l0` for TopK, BatchTopK
     and Matryoshka, and for training that starts from an SAE. Otherwise 4 times `l0`. Gated starts at 8 times `l0` and standard at
@@ -88,6 +89,10 @@ class TrainConfig:
     """Fraction of the run over which L0 falls from `k_start` to `l0`."""
     groups: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
     """Sizes of the groups of Matryoshka, as fractions of the latents. Level i reconstructs the input from the first i groups."""
+    high_level: float = 0.2
+    """T-SAE: fraction of the latents, the first ones, that are to change slowly from token to token."""
+    contrast: float = 0.1
+    """T-SAE: weight of the contrastive loss between neighbouring tokens, which is 1 for a random guess."""
     sparsity: float | None = None
     """Fixed weight of the sparsity penalty (JumpReLU, Gated, standard), for data of variance 1. None: the weight is adjusted at
     every step so that `l0` latents are active; that of the quadratic penalty, which has its target in itself, is 0.5 / l0."""
@@ -188,14 +193,15 @@ class TrainConfig:
             if getattr(self, name) >= 2**63:
                 raise ConfigError(f"{name}={getattr(self, name)} is impossible.", f"It must be at most {2**63 - 1}.")
         for name in _FRACTIONS:
-            check_fraction(name, getattr(self, name), with_one=name in _FRACTIONS[:5])
+            check_fraction(name, getattr(self, name), with_one=name in _FRACTIONS[:6])
         if self.warmup + self.decay > 1:
             raise ConfigError(
                 f"warmup={self.warmup} and decay={self.decay} are together longer than the run.",
                 f"With this warmup, decay is at most {1 - self.warmup:g}.",
             )
-        if self.aux_coefficient < 0:
-            raise ConfigError(f"aux_coefficient={self.aux_coefficient} is impossible.", "0 turns AuxK off.")
+        for name, what in (("aux_coefficient", "AuxK"), ("contrast", "the contrastive loss")):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is impossible.", f"0 turns {what} off.")
         if self.l0 > self.n_latents:
             raise ConfigError(
                 f"l0={self.l0} is more than n_latents={self.n_latents}.", f"At most l0={self.n_latents} is possible."
@@ -210,9 +216,9 @@ class TrainConfig:
         return trainable()[self.arch]
 
     @property
-    def form(self) -> Literal["rows", "contexts"]:
-        """The form of the training data: shuffled rows, or whole contexts."""
-        return "rows" if self.end_to_end == "no" else "contexts"
+    def form(self) -> Literal["rows", "pairs", "contexts"]:
+        """The form of the training data: shuffled rows, pairs of rows of neighbouring tokens, or whole contexts."""
+        return "contexts" if self.end_to_end != "no" else "pairs" if self.row.pairs else "rows"
 
     @property
     def penalised(self) -> bool:

@@ -70,7 +70,7 @@ class TrainJob:
             raise ConfigError(f"skip is for transcoders of one site, and this is {route}.", "Give one site_out, or no skip.")
         if config.scaling == "whitening" and route.crosses:
             raise ConfigError(f"Whitening is for dictionaries of one site, and this is {route}.", "Choose scaling norm.")
-        self._check_end_to_end()
+        self._check_form()
         widths = [data.width(site) for site in route.reads]
         if route.crosses:
             self._check_crosses(widths)
@@ -80,8 +80,11 @@ class TrainJob:
         width, begun = widths[0] if route.transcodes else sum(widths), self.start is not None
         return dataclasses.replace(self, config=config.resolve(width, available, begun=begun))
 
-    def _check_end_to_end(self) -> None:
-        """Raise where end-to-end fine-tuning is asked for and impossible."""
+    def _check_form(self) -> None:
+        """Raise where training on pairs of neighbouring tokens, or end-to-end fine-tuning, is impossible."""
+        if self.config.row.pairs and (self.config.end_to_end != "no" or self.group.world > 1):
+            what = f"{self.config.arch} contrasts the tokens of a whole batch"
+            raise ConfigError(f"{what}: it is trained by one process, and not end to end.", "Choose another arch.")
         if self.config.end_to_end == "no":
             return
         if self.route.transcodes or self.route.crosses:

@@ -63,8 +63,9 @@ class ReadOrder:
     """Share of the documents that is held out."""
     buffer_tokens: int = BUFFER
     """Rows in the mixing buffer or, of whole contexts, tokens in a batch."""
-    form: Literal["rows", "contexts"] = "rows"
-    """Whether training batches are shuffled rows or whole contexts (:class:`ContextBatch`)."""
+    form: Literal["rows", "pairs", "contexts"] = "rows"
+    """Whether training batches are shuffled rows, shuffled pairs of a row with that of the token before it, or whole contexts
+    (:class:`ContextBatch`)."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class LiveData:
         on_fill = None if whole else options.on_fill
         source = kind(self.lm, sites, self.corpus, settings, layout=layout, on_fill=on_fill)
         asked = store.provenance.get("n_tokens")
-        if asked is None or store.n_tokens < asked:  # the store holds the whole corpus
+        if not settings.pairs and (asked is None or store.n_tokens < asked):  # the store holds the whole corpus
             columns = (store.columns(shard, ["document", "special"]) for shard in range(len(store.shard_rows)))
             source.known_tokens = sum(int(settings.wanted(*each).sum()) for each in columns)
         return source
@@ -259,6 +260,11 @@ class GivenData:
         described = getattr(self.source, "settings", None)
         return {} if described is None else {"source": described}
 
+    @property
+    def _in_pairs(self) -> bool:
+        """Whether the source says that its batches are pairs."""
+        return bool((getattr(self.source, "settings", None) or {}).get("pairs"))
+
     def order(self, seed: int, heldout: float, n_tokens: int) -> ReadOrder:
         return ReadOrder()
 
@@ -267,6 +273,9 @@ class GivenData:
     ) -> Source | None:
         if split == "train" and order.form == "contexts" and not isinstance(self.source, LiveContexts):
             raise _no_contexts("rows")
+        if split == "train" and order.form == "pairs" and not self._in_pairs:
+            what = "This architecture is trained on pairs of neighbouring tokens, and these data are rows."
+            raise ConfigError(what, "Train on a store or on LiveData, or give a source in pairs.")
         return self.source if split == "train" else None
 
 
@@ -283,4 +292,5 @@ def _no_contexts(what: str) -> ConfigError:
 
 
 def _settings(split: Literal["train", "heldout"], order: ReadOrder, batch_size: int) -> ReadSettings:
-    return ReadSettings(batch_size, order.seed, split, order.heldout, order.buffer_tokens)
+    pairs = split == "train" and order.form == "pairs"
+    return ReadSettings(batch_size, order.seed, split, order.heldout, order.buffer_tokens, pairs=pairs)

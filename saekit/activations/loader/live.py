@@ -90,7 +90,7 @@ class LiveActivations(ActivationSource):
         """Rows of one epoch in this split. The first call tokenises the corpus to count them, where they are not known."""
         if self.known_tokens is not None:
             return self.known_tokens
-        return sum(int(self._wanted(batch).sum()) for batch in self._tokens(BEGINNING, self._limit))
+        return sum(int(self._linked(batch, self._wanted(batch)).sum()) for batch in self._tokens(BEGINNING, self._limit))
 
     @property
     def context(self) -> int:
@@ -120,6 +120,11 @@ class LiveActivations(ActivationSource):
         special_BT = ~ordinary(batch.tokens_BT, self.lm.special_ids, position=batch.position_BT, chosen=batch.chosen_BT)
         return torch.from_numpy(self._how.wanted(batch.document_BT.numpy(), special_BT.numpy())) & batch.mask_BT
 
+    def _linked(self, batch: TokenBatch, wanted_BT: Tensor) -> Tensor:
+        """(N,) bool: which of the wanted tokens begin a pair; all of them without `pairs`."""
+        flat = (each.flatten().numpy() for each in (wanted_BT, batch.document_BT, batch.position_BT))
+        return torch.from_numpy(self._how.linked(*flat))[wanted_BT.flatten()]
+
     def _groups(self, place: Place, epochs: int | None) -> Iterator[Group]:
         while epochs is None or place.epoch < epochs:
             yield from self._epoch(place)
@@ -129,21 +134,22 @@ class LiveActivations(ActivationSource):
         """Mixing buffers from `place` to the end of its epoch."""
         here = Place(place.epoch, place.group, cursor=place.cursor, seen=place.seen)
         left = None if self._limit is None else self._limit - here.seen
-        after, parts, rows = here, list[dict[Site, Tensor]](), 0
+        after, parts, linked, rows = here, list[dict[Site, Tensor]](), list[Tensor](), 0
         with contextlib.closing(prefetch(self._tokens(here.cursor, left) if left != 0 else (), depth=4)) as batches:
             for batch in batches:
                 wanted_BT = self._wanted(batch)
                 after = Place(place.epoch, here.group + 1, cursor=batch.after, seen=after.seen + batch.n_tokens)
                 if wanted_BT.any():
                     parts.append(self._run(batch, wanted_BT))
+                    linked.append(self._linked(batch, wanted_BT))
                     rows += int(wanted_BT.sum())
                 if self._on_fill is not None:
                     self._on_fill(min(rows, self._how.buffer_tokens), self._how.buffer_tokens)
                 if rows >= self._how.buffer_tokens:
-                    yield self._group(here, parts, after)
-                    here, parts, rows = after, [], 0
+                    yield self._group(here, parts, linked, after)
+                    here, parts, linked, rows = after, [], [], 0
         if parts:
-            yield self._group(here, parts, after)
+            yield self._group(here, parts, linked, after)
         elif here == Place(place.epoch):
             raise CorpusError(
                 f"No document of {self.corpus.source} is in the split {self._how.split!r}.", "Give more, or change heldout."
@@ -156,6 +162,6 @@ class LiveActivations(ActivationSource):
             check_finite(site, acts_ND, torch.stack(acts_ND.aminmax()), RowSource.of(batch, wanted_BT))
         return rows
 
-    def _group(self, place: Place, parts: list[dict[Site, Tensor]], after: Place) -> Group:
+    def _group(self, place: Place, parts: list[dict[Site, Tensor]], linked: list[Tensor], after: Place) -> Group:
         acts = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
-        return Group(place, acts, torch.arange(len(acts[self.sites[0]])), after)
+        return Group(place, acts, torch.cat(linked).nonzero()[:, 0], after)

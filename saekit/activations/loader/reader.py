@@ -63,16 +63,24 @@ class ActivationReader(ActivationSource):
         self.store = store
         self._pieces: list[_Piece] = []
         self._wanted: list[np.ndarray] = []  # by shard, a bit a row
-        self._n_tokens = 0
+        self._linked: list[np.ndarray] = []  # the same, of the rows that begin a pair
+        self._n_tokens = self._n_given = 0
         for shard, n_rows in enumerate(store.shard_rows):
-            wanted_N = settings.wanted(*store.columns(shard, ["document", "special"]))
+            document_N, special_N = store.columns(shard, ["document", "special"])
+            wanted_N = settings.wanted(document_N, special_N)
             self._wanted.append(np.packbits(wanted_N))
+            if settings.pairs:
+                linked_N = settings.linked(wanted_N, document_N, *store.columns(shard, ["position"]))
+                linked_N[::_PIECE] = False  # the row before is in another piece
+                self._linked.append(np.packbits(linked_N))
+                self._n_given += int(linked_N.sum())
             starts = np.arange(0, n_rows, _PIECE)
             for start, rows in zip(starts.tolist(), np.add.reduceat(wanted_N, starts, dtype=np.int64).tolist()):
                 if rows:
                     self._pieces.append(_Piece(shard, start, min(start + _PIECE, n_rows), self._n_tokens, rows))
                     self._n_tokens += rows
-        if not self._n_tokens:
+        self._n_given = self._n_given if settings.pairs else self._n_tokens
+        if not self._n_given:
             raise ConfigError(
                 f"No document of {store.path} is in the split {settings.split!r}.", "Cache more, or change heldout."
             )
@@ -83,7 +91,7 @@ class ActivationReader(ActivationSource):
     @property
     def n_tokens(self) -> int:
         """Rows of one epoch in this split."""
-        return self._n_tokens
+        return self._n_given
 
     def width(self, site: str | Site) -> int:
         """Numbers per token at `site`."""
@@ -128,7 +136,7 @@ class ActivationReader(ActivationSource):
         for index in pieces:
             self._read(index, buffer, at)
             at += self._pieces[index].rows
-        return np.arange(at)
+        return np.arange(at) if not self._how.pairs else self._begin_pairs(pieces, np.arange(at))
 
     def _keep(self, pieces: list[int]) -> np.ndarray:
         """Read the pieces into their places among all rows, unless they are there already; returns the indices of their rows."""
@@ -138,7 +146,17 @@ class ActivationReader(ActivationSource):
                 self._read(index, self._kept, self._pieces[index].first)
                 self._read_already[index] = True
         chosen = [self._pieces[index] for index in pieces]
-        return np.concatenate([np.arange(piece.first, piece.first + piece.rows) for piece in chosen])
+        rows = np.concatenate([np.arange(piece.first, piece.first + piece.rows) for piece in chosen])
+        return rows if not self._how.pairs else self._begin_pairs(pieces, rows)
+
+    def _begin_pairs(self, pieces: list[int], rows: np.ndarray) -> np.ndarray:
+        """Those of the rows of `pieces` that begin a pair."""
+        linked = []
+        for shard, start, stop, _, _ in (self._pieces[index] for index in pieces):
+            bits = slice(start // 8, -(-stop // 8))
+            wanted, begins = (np.unpackbits(each[shard][bits], count=stop - start) for each in (self._wanted, self._linked))
+            linked.append(begins[wanted.nonzero()[0]])
+        return rows[np.concatenate(linked).astype(bool)]
 
     def _read(self, index: int, into: dict[Site, np.ndarray], at: int) -> None:
         shard, start, stop, _, rows = self._pieces[index]

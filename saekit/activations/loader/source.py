@@ -45,7 +45,7 @@ class Group(NamedTuple):
     acts: dict[Site, Tensor]
     """Valid until the next buffer is asked for."""
     rows: Tensor
-    """Indices into `acts` of the rows of this buffer."""
+    """Indices into `acts` of the rows of this buffer. In pairs, the row before each is that of the token before."""
     after: Place
 
 
@@ -69,6 +69,9 @@ class ReadSettings:
     """Rows in the mixing buffer."""
     epochs: int | None = None
     """Passes over the split; None never ends."""
+    pairs: bool = False
+    """Give each row with that of the token before it: batches are {site: (batch_size, 2, width)}. Rows whose predecessor is of
+    another document or context, or is not given out itself, are left out."""
     drop_special: bool = True
     """Leave out BOS, EOS, other special tokens and the first token of a context, whose activations are of another size."""
 
@@ -85,11 +88,26 @@ class ReadSettings:
         """(N,) bool: which rows to give out, by their documents and their marks of special tokens."""
         return in_split(document_N, self.split, self.heldout) & ~(special_N & self.drop_special)
 
+    def linked(self, wanted_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of the wanted rows to begin a pair with, if the row before is the token before. All rows without
+        `pairs`.
+
+        Args:
+            wanted_N: of :meth:`wanted`, for consecutive rows.
+            document_N, position_N: document of each row, and its place in its context.
+        """
+        if not self.pairs:
+            return wanted_N
+        linked_N = np.zeros(len(wanted_N), bool)
+        follows = (document_N[1:] == document_N[:-1]) & (position_N[1:] == position_N[:-1] + 1)
+        linked_N[1:] = wanted_N[1:] & wanted_N[:-1] & follows
+        return linked_N
+
     @property
     def recorded(self) -> dict[str, Any]:
         """The settings that make other rows, or another order of them; fit for JSON."""
         names = ("seed", "split", "heldout", "buffer_tokens", "drop_special")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"pairs": True} if self.pairs else {})
 
 
 class ActivationSource(ABC):
@@ -177,7 +195,7 @@ class ActivationSource(ABC):
             order = np.random.default_rng([self.seed, group.place.epoch, 1 + group.place.group]).permutation(n)
             while row < n:
                 chosen = group.rows[torch.from_numpy(order[row : row + missing])]
-                parts.append({site: acts[chosen.to(acts.device)].float() for site, acts in group.acts.items()})
+                parts.append({site: self._of(acts, chosen).float() for site, acts in group.acts.items()})
                 row += len(chosen)
                 missing -= len(chosen)
                 after = group.after if row == n else dataclasses.replace(group.place, row=row)
@@ -187,6 +205,11 @@ class ActivationSource(ABC):
             row = 0
         if parts:
             yield _joined(parts), after
+
+    def _of(self, acts: Tensor, chosen: Tensor) -> Tensor:
+        """Chosen rows or, in pairs, each with the row before it."""
+        chosen = chosen.to(acts.device)
+        return torch.stack([acts[chosen], acts[chosen - 1]], 1) if self._how.pairs else acts[chosen]
 
     def state(self) -> dict[str, Any]:
         """The place after the last batch, as plain data for JSON."""
