@@ -57,7 +57,8 @@ class TSAE(Matryoshka):
         high = code.keep(code.row_N % len(self.ends_G) == 0)
         starts_R1 = high.start_B1[:: len(self.ends_G)]  # rows of the low level are empty
         codes = Code(high.values_N, high.latents_N, starts_R1)
-        loss = info_nce(*(unit_rows(each) for each in _halves(codes)), int(self.ends_G[0]), _TEMPERATURE)
+        own, before = _halves(unit_rows(codes))
+        loss = info_nce(own, before, int(self.ends_G[0]), _TEMPERATURE)
         return self.config.contrast / math.log(n_tokens) * loss
 
 
