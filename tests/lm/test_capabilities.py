@@ -60,6 +60,22 @@ ALL = {
 }
 
 
+ALTUP = {
+    **GATED,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "intermediate_size": [48] * 4,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "vocab_size_per_layer_input": 97,
+    "hidden_size_per_layer_input": 16,
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 16,
+    "sliding_window": 6,
+}
+ALL["gemma3n_text"] = ALTUP
+
+
 def attach(kind: str, **changes: Any) -> LanguageModel:
     return LanguageModel.attach(random_model(kind, {**ALL[kind], **changes}), None, name=kind)
 
@@ -109,7 +125,7 @@ def test_factors_of_the_residual_stream(kind: str) -> None:
         terms = [run[f"{name}.{layer}"] * lm.layouts[layer].scale(name) for name in ("resid_pre", "attn_out", "mlp_out")]
         torch.testing.assert_close(sum(terms), run[f"resid_post.{layer}"], atol=1e-4, rtol=1e-4)
     if kind == "granite":
-        assert lm.scale("attn_out.1") == pytest.approx(0.22) and lm.scale("neurons.1") == pytest.approx(0.22)
+        assert lm.scale("attn_out.1") == lm.scale("neurons.1") == 0.22
 
 
 def test_directions_are_those_added_to_the_stream() -> None:
@@ -153,6 +169,24 @@ def test_a_stream_that_is_normalised_has_no_parts_that_add_up() -> None:
     assert {"resid_pre", "resid_post", "heads", "neurons", "mlp_in"} <= kinds(lm, 0)
     for name in ("attn_out", "resid_mid", "mlp_out"):
         assert lm.reason(f"{name}.1") == "layer 1 normalises the residual stream itself, so that nothing adds up along it"
+
+
+def test_a_stream_of_several_parts() -> None:
+    lm = attach("gemma3n_text")
+    assert (
+        lm.token_shape("resid_post.1") == (4 * 32,)
+        and lm.token_shape("mlp_in.1") == (32,)
+        and lm.token_shape("heads.1") == (4, 8)
+    )
+    assert lm.reason("attn_out.0") == "layer 0 mixes the parts of its residual stream, and its modules add to no single one"
+    assert lm.reason("k.2") == "no module of layer 2 returns the keys that its attention takes in"
+    other = lm.run(tokens(2), read=["resid_post.1"], logits="last")
+    found = lm.unembed(lm.run(tokens(2), read=["resid_post.3"])["resid_post.3"][:, -1])
+    torch.testing.assert_close(found, other.logits, atol=1e-5, rtol=1e-4)
+    assert not lm.exact.replays  # layers share keys, values and inputs of their own
+    resid = lm.run(tokens(), read=["resid_pre.2"])["resid_pre.2"]
+    edited = lm.run(tokens(), edits=[Edit(Site("resid_pre", 2), lambda rows, at: rows + 0.1)]).logits
+    torch.testing.assert_close(lm.run(start_at=(lm.record(tokens()), 2, resid + 0.1)).logits, edited)
 
 
 def test_state_space_layers() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,7 +109,7 @@ class Readout:
     """
 
     final: tuple[nn.Module, ...]
-    head: nn.Module
+    head: Callable[[Tensor], Tensor]
     projection: nn.Module
     before: float = 1.0
     scale: float = 1.0
@@ -118,7 +118,8 @@ class Readout:
     def __call__(self, x: Tensor) -> Tensor:
         for module in self.final:
             x = module(_like(x, module))
-        x = self.head(_like(x if self.before == 1 else x * self.before, self.head))
+        x = x if self.before == 1 else x * self.before
+        x = self.head(_like(x, self.head) if isinstance(self.head, nn.Module) else x)
         x = x if self.scale == 1 else x * self.scale
         return self.softcap * torch.tanh(x / self.softcap) if self.softcap else x
 

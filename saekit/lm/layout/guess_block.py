@@ -14,7 +14,7 @@ from saekit.lm.layout.block import BlockLayout
 from saekit.lm.layout.families import Family
 from saekit.lm.layout.hook_points import TensorView
 from saekit.lm.layout.places import find_heads, fused_views, is_projection, same
-from saekit.lm.layout.sums import Sums
+from saekit.lm.layout.sums import Scale, Sums
 from saekit.lm.layout.trace import AttentionCall, Call, Trace
 from saekit.names.site import KINDS
 
@@ -42,12 +42,16 @@ class BlockGuess:
         layer: its number.
         config: the text model's configuration.
         table: the model's table, without paths in a block.
+        stream: how the residual stream lies in what the block takes in.
     """
 
-    def __init__(self, seen: Trace, path: str, layer: int, config: Any, table: Family) -> None:
+    def __init__(self, seen: Trace, path: str, layer: int, config: Any, table: Family, stream: TensorView) -> None:
         self._path, self._layer, self._config = path, layer, config
         self._whole = seen.calls[path]
         self._pre, self._post = self._whole.taken, self._whole.returned
+        self._stream = stream
+        if stream.streams:  # each part of the stream is as wide as what the branches return
+            self._pre = self._pre[0] if stream.streams == "first" else self._pre[:, :, 0]
         self._calls = seen.inside(path)
         self._attention = {name[len(path) + 1 :]: call for name, call in seen.attention.items() if name.startswith(path + ".")}
         branches = self._branches(self._whole.module, "")
@@ -128,6 +132,11 @@ class BlockGuess:
 
     def _find_sum(self) -> None:
         """Which modules' outputs, with which factors, add up to the block's output."""
+        if self._stream.streams:
+            why = f"layer {self._layer} mixes the parts of its residual stream, and its modules add to no single one"
+            self._out.absent |= dict.fromkeys(("attn_out", "mlp_out", "resid_mid"), why)
+            self._out.sizes["d_model"] = self._pre.shape[-1]
+            return
         branches = [*self._mixers, *self._mlps, *self._others]
         choices = {self._name(branch): self._alternatives(branch) for branch in branches}
         choices = {name: each for name, each in choices.items() if len(each) > 1}
@@ -158,7 +167,14 @@ class BlockGuess:
             else:
                 self._out.absent[kind] = f"layer {self._layer} has no {'attention' if kind == 'attn_out' else 'MLP'}"
         self._out.others += tuple(path for path, _ in chosen.values())
-        self._out.scales = {kind: scale for kind, scale in self._out.scales.items() if not _is_one(scale)}
+        self._out.scales = {kind: self._exact(scale) for kind, scale in self._out.scales.items() if not _is_one(scale)}
+
+    def _exact(self, scale: Scale) -> Scale:
+        """The number of the configuration that a measured factor is, up to rounding."""
+        if isinstance(scale, Tensor):
+            return scale
+        known = [value for value in self._config.to_dict().values() if isinstance(value, float)]
+        return next((value for value in known if abs(value - scale) <= 1e-4 * abs(scale)), scale)
 
     def _why_no_sum(self, names: Iterable[str]) -> str:
         norms = [path for path, call in self._calls.items() if self._wide(call) and not _has_matrix(call.module)]
@@ -187,7 +203,7 @@ class BlockGuess:
                 scales = sums.fit([_PRE, *added]) or sums.fit_by_channel([_PRE, *added])
                 if scales is not None:
                     self._set(mid=path)
-                    out.mid_scales = (scales[0], scales[1])
+                    out.mid_scales = (self._exact(scales[0]), self._exact(scales[1]))
                     return
 
     # Attention.

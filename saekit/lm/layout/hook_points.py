@@ -18,15 +18,19 @@ class TensorView:
         starts: where the numbers of each head begin in the last dimension, where a tensor holds more than one site; () if
             the tensor is the site.
         heads_first: the tensor is (B, heads, T, d_head).
+        streams: for a residual stream of several parts: "first" in (parts, B, T, d), "last" in (B, T, parts, d). A token is flat.
     """
 
     heads: int = 0
     d_head: int = 0
     starts: tuple[int, ...] = ()
     heads_first: bool = False
+    streams: Literal["", "first", "last"] = ""
 
     def get(self, raw: Tensor, B: int, T: int) -> Tensor:
         """The site's values, which are a view of `raw` where they lie in one piece; `raw` may have B and T as one dimension."""
+        if self.streams:
+            return (raw.permute(1, 2, 0, 3) if self.streams == "first" else raw).flatten(2)
         if raw.ndim == 2 or self.starts:
             raw = raw.view(B, T, -1)
         if not self.heads:
@@ -39,6 +43,9 @@ class TensorView:
 
     def put(self, raw: Tensor, x: Tensor) -> Tensor:
         """`raw` with the site's values replaced by `x`."""
+        if self.streams:
+            x = x.unflatten(2, (-1, raw.shape[-1]))
+            return x.permute(2, 0, 1, 3).contiguous() if self.streams == "first" else x
         if self.starts:
             new = raw.clone(memory_format=torch.contiguous_format)
             new.view(*x.shape[:2], -1)[..., self._index] = x.flatten(2)

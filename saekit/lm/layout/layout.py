@@ -46,7 +46,7 @@ class ModelLayout:
         self.embedding: nn.Module = model.get_input_embeddings()
         self.n_layers = len(self.blocks)
         self.d_model = resolved.d_model or int(self.config.hidden_size)
-        self._embedding_copied = resolved.embedding_copied
+        self._embedding_copied, self._stream = resolved.embedding_copied, resolved.stream
         self.d_embed = _weight(self.embedding).shape[1]
         self.vocab_size = _weight(self.head).shape[0]
         self.n_heads, self.n_kv_heads, self.d_head, self.d_ffn = map(
@@ -119,6 +119,8 @@ class ModelLayout:
             raise UnknownSite(f"A {site.kind} has no fixed width.", "It is (batch, heads, queries, keys).")
         if site.layer is not None and (view := self.layouts[site.layer].views.get(site.kind)) is not None:
             return view.heads, view.d_head  # those of q and k may be wider than those of v
+        if KINDS[site.kind].module == "block":
+            return (self.d_model,)
         return tuple(self.size(size, site.layer) for size in sizes)
 
     def size(self, name: str, layer: int | None = None) -> int:
@@ -214,7 +216,7 @@ class ModelLayout:
         layout = self.layouts[site.layer]
         copied = site.kind in layout.copied
         if row.module == "block":
-            return HookPoint(self.blocks[site.layer], row.side, copied=copied)
+            return HookPoint(self.blocks[site.layer], row.side, self._stream, copied=copied)
         if site.kind == "pattern" and not layout.paths.pattern:
             return None
         view = layout.views[site.kind] if row.view else TensorView()

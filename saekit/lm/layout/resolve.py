@@ -12,6 +12,7 @@ from saekit.errors import ConfigError
 from saekit.lm.layout.block import BlockLayout, Readout, table_layout
 from saekit.lm.layout.families import FAMILIES, Family, require, submodule
 from saekit.lm.layout.guess import guess_layout
+from saekit.lm.layout.hook_points import TensorView
 from saekit.names.site import KINDS
 from saekit.plugins import nearest
 
@@ -27,6 +28,7 @@ class Resolved(NamedTuple):
         by_structure: it is a guess, not a table.
         d_model: width of the residual stream; 0 if the configuration has it.
         embedding_copied: the model writes into what its embedding returns, so that a read must copy it.
+        stream: how the residual stream lies in what blocks take in and return.
     """
 
     family: Family
@@ -36,6 +38,7 @@ class Resolved(NamedTuple):
     by_structure: bool = False
     d_model: int = 0
     embedding_copied: bool = False
+    stream: TensorView = TensorView()
 
 
 def resolve_layout(model: Any, paths: Paths | None = None, name: str = "") -> Resolved:
@@ -75,7 +78,7 @@ def resolve_layout(model: Any, paths: Paths | None = None, name: str = "") -> Re
     # The table of the model shows what most of its layers have.
     fullest = max(blocks, key=lambda block: sum(bool(value) for value in vars(block.paths).values()))
     family = replace(fullest.paths, name=family.name)
-    return Resolved(family, blocks, guess.readout, bool(paths), True, guess.d_model, guess.embedding_copied)
+    return Resolved(family, blocks, guess.readout, bool(paths), True, *guess[3:])
 
 
 def _blocks(model: Any, family: Family) -> list[nn.Module]:
