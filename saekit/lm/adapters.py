@@ -11,6 +11,7 @@ from saekit.lm.quantized import require
 from saekit.lm.sources import ADAPTER, CONFIG, Source, find_source
 
 _PEFT = (("peft", "peft"),)
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def base_of(source: Source) -> Source | None:
@@ -46,13 +47,20 @@ def apply_adapter(model: Any, source: Source, *, merge: bool) -> Any:
         source: of the adapter.
         merge: add the changes to the weights, so that the modules are those of the base model. False attaches the adapter as
             transformers does, for quantised weights, to which nothing can be added exactly.
+
+    Raises:
+        ModelNotFound: the adapter has no weights.
     """
+    path = next(filter(None, map(source.fetch, _WEIGHTS)), None)
+    if path is None:
+        raise ModelNotFound(f"The adapter {source.name} has no weights.", f"It needs {' or '.join(_WEIGHTS)}.")
+    folder = str(path.parent)  # given its name, peft would ask the hub again
     if not merge:
-        model.load_adapter(source.name, adapter_kwargs=source.arguments)
+        model.load_adapter(folder)
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, source.name, **source.arguments).merge_and_unload()
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 def _beside(base: str, folder: Path) -> str:

@@ -12,6 +12,13 @@ from tests.kit.hub import Hub
 from tests.kit.worker import Worker
 
 LOAD = "from saekit.lm import LanguageModel; lm = LanguageModel.load({name!r}{more}); result = [lm.revision, lm.n_layers]"
+ADAPTER = """
+import sys, torch, peft
+from transformers import AutoModelForCausalLM
+settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("k/stories"), settings)
+adapted.save_pretrained({out!r})
+"""
 OFFLINE = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = {on}"
 
 
@@ -125,3 +132,13 @@ def test_a_repository_without_a_tokenizer(hub: Hub, worker: Worker, stories_path
     hub.add("models", "i/words", stories_path)
     assert worker(load("i/bare", ", tokenizer='i/words'")).value == [sha, 5]
     assert worker(load("i/bare", f", tokenizer={str(stories_path)!r}")).value == [sha, 5]
+
+
+def test_an_adapter_and_its_base_model_by_name(hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    hub.add("models", "k/stories", stories_path)
+    assert worker(ADAPTER.format(out=str(tmp_path / "adapter"))).error == ""
+    sha = hub.add("models", "k/adapter", tmp_path / "adapter")
+    assert worker(load("k/adapter")).value == [sha, 5]
+    hub.fault("", "reset")
+    assert worker(load("k/adapter")).value == [sha, 5]

@@ -91,7 +91,9 @@ def test_an_adapter_without_peft_names_the_package(stories_path: Path, tmp_path:
         LanguageModel.load(tmp_path)
 
 
-def test_an_adapter_is_merged_into_its_base_model(stories_path: Path, stories_lm: LanguageModel, tmp_path: Path) -> None:
+@pytest.fixture
+def adapter(stories_path: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """The folder of an adapter, and the logits of the model with it."""
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
@@ -102,18 +104,42 @@ def test_an_adapter_is_merged_into_its_base_model(stories_path: Path, stories_lm
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     adapted.save_pretrained(tmp_path / "adapter")
-    lm = LanguageModel.load(tmp_path / "adapter", device="cpu")
     with torch.no_grad():
-        theirs = adapted(input_ids=torch.tensor(TOKENS)).logits
+        return tmp_path / "adapter", adapted(input_ids=torch.tensor(TOKENS)).logits
+
+
+def test_an_adapter_is_merged_into_its_base_model(
+    adapter: tuple[Path, torch.Tensor], stories_path: Path, stories_lm: LanguageModel, tmp_path: Path
+) -> None:
+    folder, theirs = adapter
+    lm = LanguageModel.load(folder, device="cpu")
     torch.testing.assert_close(lm.run(TOKENS).logits, theirs, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(theirs, stories_lm.run(TOKENS).logits, atol=1e-2)
     assert lm.sites() == stories_lm.sites() and not any(each.requires_grad for each in lm.model.parameters())
-    shutil.move(tmp_path / "adapter" / "adapter_config.json", tmp_path / "kept.json")
-    record = json.loads((tmp_path / "kept.json").read_text())
+    assert not any("lora" in name for name, _ in lm.model.named_parameters())
+    # A folder that holds its base model, too.
+    both = shutil.copytree(stories_path, tmp_path / "both")
+    for file in folder.glob("adapter*"):
+        shutil.copy(file, both)
+    torch.testing.assert_close(LanguageModel.load(both, device="cpu").run(TOKENS).logits, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_on_quantised_weights_is_attached(adapter: tuple[Path, torch.Tensor], stories_lm: LanguageModel) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder, theirs = adapter
+    lm = LanguageModel.load(folder, device="cpu", quantization="8bit")
+    ours, without = lm.run(TOKENS).logits.float(), stories_lm.run(TOKENS).logits
+    assert any("lora" in name for name, _ in lm.model.named_parameters())
+    assert (ours - theirs).norm() < 0.25 * (without - theirs).norm()
+
+
+def test_adapters_without_a_base_model(adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    record = adapter[0] / "adapter_config.json"
+    facts = json.loads(record.read_text())
     for base, words in (("", "does not name a base model"), (str(tmp_path / "gone"), "The base model of the adapter")):
-        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(record | {"base_model_name_or_path": base}))
+        record.write_text(json.dumps(facts | {"base_model_name_or_path": base}))
         with pytest.raises(ModelNotFound, match=words):
-            LanguageModel.load(tmp_path / "adapter")
+            LanguageModel.load(adapter[0])
 
 
 # Quantised weights
