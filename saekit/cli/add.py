@@ -50,13 +50,13 @@ def add(
     Example: `saekit add pythia ~/saes/my-sae --site resid_post.3 --name mine`
     """
     quiet_libraries()
-    from saekit.sae import SAE
+    from saekit.sae import load_from
     from saekit.workspace import imports
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace, **load.changes())
     source = f"{source.rstrip('/')}/{sae_id}" if sae_id else source
-    found = imports.check(ws, source, SAE.load(source), site=site, name=name)
+    found = imports.check(ws, source, load_from(source), site=site, name=name)
     for sentence in found.warnings:
         warn(sentence)
     with ws.writing():
@@ -64,9 +64,9 @@ def add(
     address = added.address
     facts = {"site": str(address.place), "name": address.name, "dictionary": str(address), "folder": str(added.folder)}
     if as_json:
-        emit(facts | {"new": added.new, "features": found.sae.cfg.n_latents, "warnings": list(added.warnings)})
+        emit(facts | {"new": added.new, "features": found.loaded.sae.cfg.n_latents, "warnings": list(added.warnings)})
         return
-    say_path(f"{found.sae.name} is {'' if added.new else 'already '}in ", added.folder)
+    say_path(f"{found.loaded.sae.name} is {'' if added.new else 'already '}in ", added.folder)
     if not address.place.crosses:
         option = f"--site {quote(str(address.place))}" + (f" --name {quote(name)}" if name else "")
         say(("next:", "dim"), f"\n  saekit index {quote(ws.shown)} {option}\n  saekit eval {quote(ws.shown)} {option}")

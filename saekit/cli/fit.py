@@ -99,10 +99,8 @@ def _check_untrained(run: options.RunOptions, settings: dict[str, Any]) -> None:
     from saekit.errors import ConfigError
 
     if settings or run.live or run.wandb:
-        given = ", ".join(
-            [f"--{name.replace('_', '-')}" for name in settings] + ["--live"] * run.live + ["--wandb"] * bool(run.wandb)
-        )
-        raise ConfigError(f"With --sae nothing is trained, and {given} is for training.", "Leave it out, or leave out --sae.")
+        given = ", ".join([*settings, *["--live"] * run.live, *["--wandb"] * bool(run.wandb)])
+        raise ConfigError(f"With --sae nothing is trained, and training has the settings {given}.", "Leave them out, or --sae.")
 
 
 def _published(
@@ -112,17 +110,18 @@ def _published(
     started = time.monotonic()
     quiet_libraries()
     from saekit.builtin import is_lab
-    from saekit.sae import SAE
+    from saekit.sae import load_from
     from saekit.workspace import imports
 
-    wanted, sae = published.site, SAE.load(published.source)
-    place = imports.site_map_of(sae, wanted)
-    theirs = imports.study_of_training(sae)
-    study = replace(study, context=study.context or theirs.get("context"))
-    if not is_lab(model):
-        study = replace(study, data=study.data or ([theirs["data"]] if "data" in theirs else None))
+    wanted, loaded = published.site, load_from(published.source)
+    place, origin = imports.site_map_of(loaded.sae, wanted), loaded.origin
+    study = replace(study, context=study.context or origin.context)
+    if study.data is None and not is_lab(model) and (data := imports.data_of(origin)) is not None:
+        study = replace(study, data=[data])
+    if load.bos == "auto" and origin.prepend_bos is not None:
+        load = replace(load, bos="yes" if origin.prepend_bos else "no")
     workspace = plan_workspace(model, [str(place)], study, load, out)
-    found = imports.check(workspace, published.source, sae, site=wanted)
+    found = imports.check(workspace, published.source, loaded, site=wanted)
     for sentence in found.warnings:
         warn(sentence)
     with workspace.writing():

@@ -90,7 +90,10 @@ SITE_OUT = Annotated[
         "--site-out", help="Site that a transcoder predicts from --site. [default: the site that it reads]", show_default=False
     ),
 ]
-SOURCE = "Folder of an SAE, or release/id of a published one as sae-lens lists it, or owner/repository/folder on the hub."
+SOURCE = (
+    "Folder or file of an SAE, in the layout of sae-lens or another tool; release/id of a published one as sae-lens lists it; "
+    "or owner/repository/folder on the hub."
+)
 TEXTS = (
     "Hub data set, local txt, jsonl, csv or parquet file, a folder of them or of datasets.save_to_disk, or lab or lab:GENRE: the "
     "built-in corpus."

@@ -35,7 +35,8 @@ class DictionaryOptions:
         str | None,
         typer.Option(
             "--from",
-            help="Start from this SAE: a folder or file, release/id of a published one, or owner/repository on the hub.",
+            help="Start from this SAE: the address of one in the workspace, a folder or file, release/id of a published one, or "
+            "owner/repository on the hub.",
             show_default=False,
         ),
     ] = None

@@ -11,6 +11,7 @@ from saekit.evaluate.dictionary.measures import measures
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.views.run_files import read_rows, read_settings
 from saekit.views.search import Section, search_view
+from saekit.workspace.imports import source_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,6 +150,11 @@ def _extreme(record: FeatureRecord) -> dict[str, Any]:
     return {"feature": record.feature, "density": record.density, "max": record.max, "label": record.label}
 
 
+def _elsewhere(ws: Workspace, address: Address) -> str:
+    source = source_of(ws.dictionaries.folder(address.place, address.name))
+    return f"elsewhere: {source['source']}" if source.get("source") else "elsewhere: no train.json"
+
+
 def _settings(ws: Workspace, address: Address) -> dict[str, str]:
     study, store, config = ws.study, ws.store(), ws.train_config(address.place, address.name)
     facts = {
@@ -161,7 +167,7 @@ def _settings(ws: Workspace, address: Address) -> dict[str, str]:
     }
     if config is None:  # trained elsewhere
         cfg = ws.sae(address).cfg
-        return facts | {"architecture": cfg.architecture, "features": f"{cfg.n_latents:,}", "trained": "elsewhere: no train.json"}
+        return facts | {"architecture": cfg.architecture, "features": f"{cfg.n_latents:,}", "trained": _elsewhere(ws, address)}
     live = read_settings(ws.dictionaries.folder(address.place, address.name) / "train.json")[1].get("live")
     return facts | {
         "architecture": config.arch,

@@ -12,6 +12,7 @@ completes it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from saekit.activations import StoredActivations
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
-    from saekit.sae import SAE
+    from saekit.sae import SAE, Loaded, Origin
     from saekit.workspace.workspace import Workspace
 
 SOURCE = "source.json"
@@ -59,25 +60,25 @@ class Import:
 
     Attributes:
         source: what it was loaded from.
-        sae: the dictionary, with the sites that it has in the workspace.
+        loaded: the dictionary, with the sites that it has in the workspace.
         address: in the workspace.
         warnings: in what its training differs from the workspace, as sentences.
     """
 
     source: str
-    sae: SAE
+    loaded: Loaded
     address: Address
     warnings: tuple[str, ...]
 
 
-def check(ws: Workspace, source: str | Path, sae: SAE, *, site: str | None = None, name: str = "") -> Import:
+def check(ws: Workspace, source: str | Path, loaded: Loaded, *, site: str | None = None, name: str = "") -> Import:
     """Check that a dictionary can be added to a workspace, which may be a planned one. Nothing is written.
 
     Args:
         ws: the workspace.
-        source: what `sae` was loaded from.
-        sae: the dictionary.
-        site: its sites, where its configuration does not say them or calls the same place by another name.
+        source: what the dictionary was loaded from.
+        loaded: the dictionary (:func:`saekit.sae.load_from`). Its configuration gets the sites that it has in the workspace.
+        site: its sites, where its files do not say them or call the same place by another name.
         name: empty to make it the default dictionary of its sites.
 
     Raises:
@@ -85,12 +86,13 @@ def check(ws: Workspace, source: str | Path, sae: SAE, *, site: str | None = Non
         StoreMismatch: the workspace has no activations of its site, or of another width.
         WorkspaceError: another dictionary has this address.
     """
-    place = site_map_of(sae, site)
-    _check_sites(ws, sae, place)
+    place = site_map_of(loaded.sae, site)
+    _check_sites(ws, loaded.sae, place)
     if name:
         check_name(name, ws.dictionaries.names(place))
-    warnings = tuple(_differences(ws, sae, place))
-    found = Import(str(source), _at(sae, place), Address(place, name), warnings)
+    warnings = tuple(_differences(ws, loaded, place))
+    loaded.sae.cfg = replace(loaded.sae.cfg, site_map=place)
+    found = Import(str(source), loaded, Address(place, name), warnings)
     _is_there(ws, found)
     return found
 
@@ -105,22 +107,8 @@ def add(ws: Workspace, found: Import) -> Added:
     folder = ws.dictionaries.folder(found.address.place, found.address.name)
     new = not _is_there(ws, found)
     if new:
-        _write(folder, found.source, found.sae)
+        _write(folder, found)
     return Added(found.address, folder, found.warnings, new)
-
-
-def study_of_training(sae: SAE) -> dict[str, Any]:
-    """What the configuration of a dictionary says about the data that it was trained on: `context` and `data`, where it does.
-
-    `data` is the name of a data set on the hub; a path on the disk of whoever trained it is left out.
-    """
-    found: dict[str, Any] = {}
-    if sae.cfg.context_size:
-        found["context"] = sae.cfg.context_size
-    data = sae.cfg.metadata.get("dataset_path")
-    if isinstance(data, str) and _HUB_NAME.fullmatch(data):
-        found["data"] = data
-    return found
 
 
 def site_map_of(sae: SAE, site: str | None = None) -> SiteMap:
@@ -128,26 +116,31 @@ def site_map_of(sae: SAE, site: str | None = None) -> SiteMap:
 
     Args:
         sae: the dictionary.
-        site: takes the place of what its configuration says.
+        site: takes the place of what its configuration says. For a transcoder, the site that it reads is enough if the
+            configuration says which one it writes.
 
     Raises:
         ConfigError: neither says it, or `site` is of another kind of dictionary.
     """
-    known = sae.cfg.site_map
-    if site is None and known is None:
+    known, kind = sae.cfg.site_map, sae.cfg.kind
+    place = known if site is None else SiteMap.parse(site)
+    if place is not None and place.kind is not kind and known is not None and known.reads == place.reads:
+        place = known
+    if place is None:
         hook = sae.cfg.metadata.get("hook_name")
-        what = f"{sae.name} does not say which site it reads" + (f" in words of saekit: {hook!r}." if hook else ".")
+        what = f"{sae.name} does not say which site it reads" + (f", or saekit has no such site: {hook!r}." if hook else ".")
         raise ConfigError(what, "Name it: --site resid_post.3, or --site 'mlp_in.3->mlp_out.3' for a transcoder.")
-    place = SiteMap.parse(site) if site is not None else known
-    assert place is not None
-    if sae.cfg.kind is not place.kind:
-        if sae.cfg.transcodes and known is not None and known.reads == place.reads and known.transcodes:
-            return known
+    if place.kind is not kind:
         raise ConfigError(
-            f"{sae.name} is a {sae.cfg.kind.value}, and {place} is the site map of a {place.kind.value}.",
+            f"{sae.name} is a dictionary of the kind {kind.value}, and {place} is the site map of the kind {place.kind.value}.",
             "Give the sites that it reads and writes, like --site 'mlp_in.3->mlp_out.3'.",
         )
     return place
+
+
+def data_of(origin: Origin) -> str | None:
+    """The data set that a dictionary was trained on, if it is one on the hub; a path on somebody's disk is left out."""
+    return origin.dataset if origin.dataset and _HUB_NAME.fullmatch(origin.dataset) else None
 
 
 def source_of(folder: Path) -> dict[str, Any]:
@@ -167,7 +160,7 @@ def _is_there(ws: Workspace, found: Import) -> bool:
     """Whether the workspace has the dictionary at its address; raises where it has another one there."""
     folder = ws.dictionaries.folder(found.address.place, found.address.name)
     if (folder / "train.json").exists() or (
-        (folder / "cfg.json").exists() and ws.sae(found.address).fingerprint() != found.sae.fingerprint()
+        (folder / "cfg.json").exists() and ws.sae(found.address).fingerprint() != found.loaded.sae.fingerprint()
     ):
         raise WorkspaceError(f"{ws.shown} has another dictionary at {found.address}.", "Name this one: --name NAME.")
     return (folder / "cfg.json").exists()
@@ -198,27 +191,23 @@ def _elsewhere(site: Site, cached: tuple[str, ...], model: str) -> str:
     return f"Make a workspace for it: `saekit fit {model} --sae SOURCE`."
 
 
-def _differences(ws: Workspace, sae: SAE, place: SiteMap) -> list[str]:
+def _differences(ws: Workspace, loaded: Loaded, place: SiteMap) -> Iterator[str]:
     """Sentences on what differs between the dictionary's training and the workspace, and may matter."""
-    cfg, found = sae.cfg, []
-    if cfg.site_map is not None and cfg.site_map != place:
-        found.append(f"{sae.name} was trained at {cfg.site_map}, and is added at {place}.")
-    if cfg.model_name and not same_model(cfg.model_name, ws.study.model):
-        found.append(
-            f"{sae.name} was trained on {cfg.model_name}, and {ws.shown} is of {ws.study.model}; both are {cfg.d_in} wide."
+    sae, origin, (context, bos) = loaded.sae, loaded.origin, _contexts(ws)
+    if origin.site_map is not None and origin.site_map != place:
+        yield f"{sae.name} was trained at {origin.site_map}, and is added at {place}."
+    if origin.is_of(ws.study.model) is False:
+        yield f"{sae.name} was trained on {origin.model}, and {ws.shown} is of {ws.study.model}; both are {sae.cfg.d_in} wide."
+    if origin.context and context and origin.context != context:
+        yield f"{sae.name} was trained on contexts of {origin.context} tokens, and those of {ws.shown} have {context}."
+    if origin.prepend_bos is not None and origin.prepend_bos != bos:
+        with_, without = ("with", "without") if origin.prepend_bos else ("without", "with")
+        yield f"{sae.name} was trained on contexts {with_} BOS, and those of {ws.shown} are {without}."
+    if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+        yield (
+            f"{sae.name} expects inputs normalised by {sae.cfg.normalize_activations}, and the factor is not in its files: "
+            "it is right for these activations only if the factor is 1."
         )
-    context, bos = _context(ws)
-    if cfg.context_size and context and cfg.context_size != context:
-        found.append(f"{sae.name} was trained on contexts of {cfg.context_size} tokens, and those of {ws.shown} have {context}.")
-    if cfg.prepend_bos is not None and cfg.prepend_bos != bos:
-        with_, without = ("with", "without") if cfg.prepend_bos else ("without", "with")
-        found.append(f"{sae.name} was trained {with_} BOS, and the contexts of {ws.shown} are {without}.")
-    if cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
-        found.append(
-            f"{sae.name} expects inputs normalised by {cfg.normalize_activations}, and the factor is not in its files: "
-            "its reconstructions of these activations are wrong unless the factor is 1."
-        )
-    return found
 
 
 def _store_or_model(ws: Workspace) -> StoredActivations | LanguageModel:
@@ -226,40 +215,23 @@ def _store_or_model(ws: Workspace) -> StoredActivations | LanguageModel:
     return ws.store() if ws.has_activations else ws.lm
 
 
-def _context(ws: Workspace) -> tuple[int | None, bool]:
-    """Tokens in a context of the workspace, and whether contexts begin with BOS."""
-    if ws.has_activations and (bos := ws.store().provenance.get("bos")) is not None:
-        return ws.store().context, bool(bos)
-    return ws.store().context if ws.has_activations else ws.study.context, ws.lm.bos_token_id is not None
+def _contexts(ws: Workspace) -> tuple[int | None, bool]:
+    """Tokens in a context of the workspace, None if that is open, and whether contexts begin with BOS."""
+    if not ws.has_activations:
+        return ws.study.context, ws.lm.bos_token_id is not None
+    store = ws.store()
+    bos = store.provenance.get("bos")  # not recorded by earlier versions
+    return store.context, ws.lm.bos_token_id is not None if bos is None else bool(bos)
 
 
-def same_model(one: str, other: str) -> bool:
-    """Whether two names mean one model: TransformerLens leaves out the owner, and calls gpt2 gpt2-small."""
-    return _model_key(one) == _model_key(other)
-
-
-def _model_key(name: str) -> str:
-    last = name.rstrip("/").rpartition("/")[2].lower()
-    return {"gpt2-small": "gpt2"}.get(last, last)
-
-
-def _at(sae: SAE, place: SiteMap) -> SAE:
-    """The dictionary with these sites in its configuration."""
-    if sae.cfg.site_map == place:
-        return sae
-    return type(sae)(replace(sae.cfg, site_map=place), dict(sae.state_dict()))
-
-
-def _write(folder: Path, source: str | Path, sae: SAE) -> None:
-    from saekit.sae import load_sparsity
-
-    local = Path(source).expanduser()
-    sparsity = load_sparsity(local, sae.cfg.n_latents) if local.is_dir() else None
+def _write(folder: Path, found: Import) -> None:
+    local, sae, origin = Path(found.source).expanduser(), found.loaded.sae, found.loaded.origin
     facts = {
         "format": FORMAT,
-        "source": str(local.resolve()) if local.is_dir() else str(source),
+        "source": str(local.resolve()) if local.exists() else found.source,
+        **{name: getattr(origin, name) for name in ("layout", "repository", "path", "revision", "release", "model", "dataset")},
         "fingerprint": sae.fingerprint(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SOURCE, document(facts))
-    sae.save(folder, sparsity=sparsity)
+    write_whole(folder / SOURCE, document({name: value for name, value in facts.items() if value is not None}))
+    sae.save(folder, sparsity=found.loaded.density_F)

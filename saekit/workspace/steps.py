@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from saekit.errors import SaekitError
+from saekit.names.address import Address
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import ActivationStore
-    from saekit.errors import SaekitError
     from saekit.names.address import AddressLike
     from saekit.workspace.workspace import Workspace
     from trainers import Plan
@@ -28,11 +31,41 @@ def plans(ws: Workspace, settings: Mapping[str, Any], other: Workspace | None) -
     import trainers
     from saekit.names.dictionary import check_name
 
+    settings = _with_folders(ws, settings)
     made = trainers.plans(settings, ws.path / "sae", ws.lm.width if other is None else ws.store(other).width)
     for plan in made:
         if plan.name:
             check_name(plan.name, ws.dictionaries.names(plan.route))
     return [dataclasses.replace(plan, out=ws.dictionaries.folder(plan.route, plan.name)) for plan in made]
+
+
+def _with_folders(ws: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with folders in place of addresses of dictionaries to start from.
+
+    Raises:
+        WorkspaceError: an address means no dictionary.
+    """
+
+    def found(source: Any) -> Any:
+        if isinstance(source, list | tuple):
+            return [found(each) for each in source]
+        if not isinstance(source, str) or Path(source).expanduser().exists():
+            return source
+        try:
+            address = Address.parse(source)
+        except SaekitError:  # the name of a published one
+            return source
+        return str(ws.dictionaries.folder(*ws.dictionaries.find(address)))
+
+    def replaced(part: Any) -> Any:
+        return {**part, "from": found(part["from"])} if isinstance(part, Mapping) and "from" in part else part
+
+    changed = replaced(dict(settings))
+    if "grid" in changed:
+        changed["grid"] = replaced(changed["grid"])
+    if isinstance(changed.get("runs"), list | tuple):
+        changed["runs"] = [replaced(run) for run in changed["runs"]]
+    return changed
 
 
 def train_all(
