@@ -16,7 +16,9 @@ from saekit.cli.output import bar, emit, print_section, quiet_libraries, say, sa
 from saekit.cli.quality import print_quality
 from saekit.evaluate.registry import EVALUATIONS, QUALITY, wanted
 from saekit.evaluate.subject import DOCUMENTS
+from saekit.names.address import Address
 from saekit.names.dictionary import stem
+from saekit.names.site_map import SiteMap
 
 _PANEL = "Evaluations"
 
@@ -135,7 +137,8 @@ def evaluate(
     with optional(str(page)) as kept:
         write_evaluation(stem(place, name), ws.study.model, facts, ws.reports / page.name)
     if as_json:
-        emit(facts | {"page": str(page) if kept.done else None})
+        own = {"site": place, "name": name, "dictionary": str(Address(SiteMap.parse(place), name))}
+        emit(own | facts | {"page": str(page) if kept.done else None})
         return
     if QUALITY in names:
         print_quality(" ".join(filter(None, (place, name))), facts)

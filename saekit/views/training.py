@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.evaluate.dictionary.measures import Measure, measures
 from saekit.evaluate.dictionary.remarks import remarks
+from saekit.names.address import Address
+from saekit.names.site_map import SiteMap
 from saekit.views.dictionary import density_histogram
 from saekit.views.links import link
 from saekit.views.run_files import Row, read_rows, read_settings
@@ -52,6 +54,7 @@ class Trained:
         quality: what `reports/` has about the same weights; None if they were not measured.
         density_F: (F,) share of the last tokens of training on which each latent fired; None if the run is not finished.
         links: (title, file) of other pages in `reports/`.
+        dictionary, name: its address, and its name among others of its sites.
     """
 
     title: str
@@ -63,6 +66,8 @@ class Trained:
     quality: Mapping[str, Any] | None = None
     density_F: NDArray[np.float64] | None = None
     links: Sequence[tuple[str, str]] = field(default_factory=list)
+    dictionary: str = ""
+    name: str = ""
 
 
 def page_name(site: str, name: str = "") -> str:
@@ -97,6 +102,8 @@ def gather_training(ws: Workspace, site: str, name: str = "") -> Trained:
         quality=(ws.evaluation(site, name) or None) if finished else None,
         density_F=_density(folder) if finished else None,
         links=_links(ws, site, name),
+        dictionary=str(Address(SiteMap.parse(site), name)),
+        name=name,
     )
 
 
@@ -104,7 +111,7 @@ def training_view(run: Trained) -> dict[str, Any]:
     """One run.
 
     Returns:
-        title, model, state: texts.
+        title, dictionary (its address), name, model, state: texts.
         features: number of latents.
         figures: rows of `measure`, `value` and `note`.
         remarks: sentences on figures that mislead.
@@ -122,6 +129,8 @@ def training_view(run: Trained) -> dict[str, Any]:
     points = [] if spent is None or len(spent.points) < 2 else spent.points
     return {
         "title": run.title,
+        "dictionary": run.dictionary,
+        "name": run.name,
         "model": run.model,
         "state": "finished" if run.finished else f"not finished: {done / total:.0%} of {total:,} tokens",
         "features": run.config["n_latents"],

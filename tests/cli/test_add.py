@@ -97,7 +97,7 @@ def test_a_folder_of_sae_lens_in_every_command(saekit: Saekit, lens: Any, ws: Pa
 
     evaluated = saekit("eval", ws, "--name", "lens", "--json")
     assert evaluated.status == 0, evaluated.stderr
-    assert evaluated.json["fvu"] > 0
+    assert evaluated.json["fvu"] > 0 and evaluated.json["dictionary"] == f"{SITE}@lens"
     indexed = saekit("index", ws, "--name", "lens", "--json")
     assert indexed.json == [{"site": SITE, "name": "lens", "features": F}], indexed.stderr
     with workspace.database() as database:

@@ -29,6 +29,9 @@ def test_killed_builds_end_in_the_same_rows(tmp_path: Path) -> None:
     rows = contents(killed)
     assert rows in (contents(straight), contents(replaced))
     assert len(rows["feature"]) == 64
+    with FeatureDB.open(tmp_path / "old" / "f.sqlite") as db:
+        assert [sae.name for sae in db.saes()] == ["", "second"] and db.verify() == []
+    assert contents(tmp_path / "old" / "f.sqlite") == contents(straight)
 
 
 def test_an_interrupted_pass_goes_on_where_it_was(index: Callable[..., FeatureDB], store: PlantedStore, tmp_path: Path) -> None:

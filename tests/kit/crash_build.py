@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from feature_db import BuildConfig, build
-from saekit.lm import Site
+from saekit.names.dictionary import stem
 from tests.kit.crash import killed
+from tests.kit.old_databases import as_version_2
 from tests.kit.planted import SITE, PlantedStore, make_lm, make_sae, make_store
 
 
-def index(path: Path, lm: Any, store: PlantedStore, site: Site = SITE, seed: int = 0) -> None:
+def index(path: Path, lm: Any, store: PlantedStore, name: str = "", seed: int = 0) -> None:
     config = BuildConfig(batch_tokens=200)
     build(
-        path, store=store, sae=make_sae(seed), lm=lm, site=site, vectors=path.parent / "vectors",
-        config=config, checkpoint_seconds=0, progress=False,
+        path, store=store, sae=make_sae(seed), lm=lm, site=SITE, vectors=path.parent / "vectors",
+        name=name, config=config, checkpoint_seconds=0, progress=False,
     ).close()  # fmt: skip
 
 
@@ -59,23 +60,31 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     lm = make_lm()
     store = make_store(lm)
-    builds = [(SITE, 0), (Site("mlp_out", 0), 1)]
-    for site, seed in builds:
-        index(folder / "straight" / "f.sqlite", lm, store, site, seed)
+    builds = [("", 0), ("second", 1)]  # two dictionaries of one site
+    for name, seed in builds:
+        index(folder / "straight" / "f.sqlite", lm, store, name, seed)
 
     path = folder / "killed" / "f.sqlite"
     kills, resumed = 0, 0
-    for site, seed in builds:
-        state = path.with_name(f"{path.name}.{site}.state.npz")
+    for name, seed in builds:
+        state = path.with_name(f"{path.name}.{stem(SITE, name)}.state.npz")
         moments = [checkpoints(state, n) for n in (1, 4)] + [writing(path, size) for size in (1, 100_000, 300_000)]
         for now in [*moments, lambda: False]:
             resumed += state.exists()
-            kills += killed(lambda s=site, n=seed: index(path, lm, store, s, n), now)  # type: ignore[misc]
+            kills += killed(lambda n=name, s=seed: index(path, lm, store, n, s), now)  # type: ignore[misc]
 
     # Kills during a replacement: afterwards, the old or the new dictionary must be complete.
     shutil.copytree(folder / "straight", folder / "replaced")
     index(folder / "replaced" / "f.sqlite", lm, store, seed=5)
     kills += killed(lambda: index(path, lm, store, seed=5), writing(path, 200_000))
+
+    # Kills while a database of an earlier version is upgraded.
+    old = folder / "old" / "f.sqlite"
+    index(old, lm, store)
+    as_version_2(old)
+    for size in (1, 100_000, 300_000):
+        kills += killed(lambda: index(old, lm, store, "second", 1), writing(old, size))
+    index(old, lm, store, "second", 1)
     print(json.dumps({"kills": kills, "resumed": resumed}))
 
 
