@@ -142,11 +142,13 @@ def check_packing(lm: LanguageModel, context: int, n_tokens: int | None, packing
 class _Context(NamedTuple):
     tokens_T: np.ndarray
     document_T: np.ndarray
-    chosen_T: np.ndarray
+    chosen_T: np.ndarray | None
+    """None: all."""
     after: Cursor
 
     def cut(self, size: int) -> _Context:
-        return self._replace(tokens_T=self.tokens_T[:size], document_T=self.document_T[:size], chosen_T=self.chosen_T[:size])
+        chosen_T = None if self.chosen_T is None else self.chosen_T[:size]
+        return self._replace(tokens_T=self.tokens_T[:size], document_T=self.document_T[:size], chosen_T=chosen_T)
 
 
 def _batches(
@@ -174,7 +176,9 @@ def _batches(
 def _padded(rows: list[_Context]) -> TokenBatch:
     tokens_BT, mask_BT = pad([row.tokens_T for row in rows], "right")
     document_BT, _ = pad([row.document_T for row in rows], "right", fill=-1)
-    chosen_BT, _ = pad([row.chosen_T for row in rows], "right")
+    chosen_BT = mask_BT
+    if any(row.chosen_T is not None for row in rows):
+        chosen_BT, _ = pad([np.ones(len(row.tokens_T)) if row.chosen_T is None else row.chosen_T for row in rows], "right")
     position_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT).contiguous()
     return TokenBatch(tokens_BT, mask_BT.bool(), document_BT, position_BT, rows[-1].after, chosen_BT.bool())
 
@@ -183,13 +187,15 @@ def _packed(lm: LanguageModel, documents: Iterator[TokenisedDocument], context: 
     opening = lm.bos_token_id
     separator = getattr(lm.tokenizer, "eos_token_id", None) if opening is None else opening
     tokens_T, document_T, filled = np.empty(context, np.int64), np.empty(context, np.int64), 0
-    chosen_T = np.ones(context, bool)
+    chosen_T: np.ndarray | None = None
 
     def put(ids: np.ndarray | int, document: int, count: int, chosen: np.ndarray | None = None) -> None:
-        nonlocal filled
+        nonlocal filled, chosen_T
         tokens_T[filled : filled + count] = ids
         document_T[filled : filled + count] = document
-        chosen_T[filled : filled + count] = True if chosen is None else chosen
+        if chosen is not None:
+            chosen_T = np.ones(context, bool) if chosen_T is None else chosen_T
+            chosen_T[filled : filled + count] = chosen
         filled += count
 
     after = start
@@ -199,8 +205,8 @@ def _packed(lm: LanguageModel, documents: Iterator[TokenisedDocument], context: 
             put(separator, document, 1)
         while True:
             if filled == context:
-                yield _Context(tokens_T.copy(), document_T.copy(), chosen_T.copy(), Cursor(document, offset))
-                filled = 0
+                yield _Context(tokens_T.copy(), document_T.copy(), chosen_T, Cursor(document, offset))
+                filled, chosen_T = 0, None
             if offset == len(ids):
                 break
             if filled == 0 and opening is not None:
@@ -210,16 +216,14 @@ def _packed(lm: LanguageModel, documents: Iterator[TokenisedDocument], context: 
             offset += size
         after = Cursor(document + 1)
     if filled:
-        yield _Context(tokens_T[:filled], document_T[:filled], chosen_T[:filled], after)
+        yield _Context(tokens_T, document_T, chosen_T, after).cut(filled)
 
 
 def _one_each(lm: LanguageModel, documents: Iterator[TokenisedDocument], context: int, start: Cursor) -> Iterator[_Context]:
     opening = np.array([] if lm.bos_token_id is None else [lm.bos_token_id], np.int64)
     for document, ids, chosen in documents:
         tokens_T = np.concatenate([opening, ids])[:context]
-        chosen_T = np.ones(len(tokens_T), bool)
-        if chosen is not None:
-            chosen_T[len(opening) :] = chosen[: len(tokens_T) - len(opening)]
+        chosen_T = None if chosen is None else np.concatenate([np.ones(len(opening), bool), chosen])[:context]
         yield _Context(tokens_T, np.full(len(tokens_T), document, np.int64), chosen_T, Cursor(document + 1))
 
 
