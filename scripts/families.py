@@ -46,12 +46,12 @@ def main() -> None:
     if arguments.worker:
         _work()
         return
-    from scripts.tiny_families import VARIANTS, family_names
+    from scripts.tiny_families import VARIANTS, family_names, wrapper_names
 
-    known = [*family_names(), *VARIANTS]
+    known = [*family_names(), *VARIANTS, *wrapper_names()]
     names = arguments.family or known
     if unknown := sorted(set(names) - set(known)):
-        sys.exit(f"transformers has no causal language model named {', '.join(unknown)}.")
+        sys.exit(f"transformers has no language model named {', '.join(unknown)}.")
     rows = check_all(names, arguments.jobs, quiet=arguments.json)
     if arguments.json:
         print(json.dumps({"families": rows, "summary": summary(rows)}, indent=1))

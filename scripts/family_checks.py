@@ -17,7 +17,7 @@ from saekit.errors import SaekitError
 from saekit.lm import Edit, LanguageModel, Run, Site
 from saekit.names.site import KINDS
 from scripts.family_page import empty_row
-from scripts.tiny_families import tiny_model
+from scripts.tiny_families import VARIANTS, tiny_model, wrapper_names
 
 T, NEW = 9, 5
 _CLOSE = 1e-4
@@ -37,7 +37,8 @@ def check_family(name: str) -> dict[str, Any]:
     it either, or begins with "fails".
     """
     started = time.perf_counter()
-    row = empty_row(name)
+    group = "variant" if name in VARIANTS else "wrapper" if name in wrapper_names() else "family"
+    row = empty_row(name) | {"group": group}
     _fill(row)
     return row | {"seconds": round(time.perf_counter() - started, 2)}
 

@@ -8,20 +8,25 @@ from typing import Any
 
 
 def empty_row(name: str) -> dict[str, Any]:
-    """The row of a family that nothing is known about."""
-    return {"family": name, "model": "", "kind": "", "status": "", "error": "", "sites": {}, "checks": {}, "seconds": 0.0}
+    """The row of a family that nothing is known about.
+
+    `group` is "family", "variant" (a layout of a family besides the default one) or "wrapper" (a model of images and text).
+    """
+    row = {"family": name, "group": "family", "model": "", "kind": "", "status": "", "error": "", "sites": {}, "checks": {}}
+    return row | {"seconds": 0.0}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures: families that run on a CPU, those with residual sites, plain ones with all sites, checks that fail."""
-    runs = [row for row in rows if row["status"] in ("ok", "refused", "crashed")]
-    residual = [row for row in runs if _has(row, ("resid_pre", "resid_post"))]
+    families = [row for row in rows if row["group"] == "family"]
+    runs = [row for row in families if row["status"] in _RUN]
+    residual = [row for row in runs if _has(row, _STREAM)]
     plain = [row for row in runs if row["kind"] == "attention + MLP"]
     whole = [row for row in plain if _has(row, _PLAIN_KINDS)]
     checks = [(row["family"], *each) for row in rows for each in row["checks"].items()]
     failing = [f"{family}: {name}" for family, name, outcome in checks if outcome.startswith("fails")]
     return {
-        "families": len(rows),
+        "families": len(families),
         "run": len(runs),
         "residual": len(residual),
         "residual_percent": round(100 * len(residual) / max(1, len(runs)), 1),
@@ -30,11 +35,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "plain_percent": round(100 * len(whole) / max(1, len(plain)), 1),
         "plain_partly": [row["family"] for row in plain if row not in whole],
         "refused": [row["family"] for row in runs if row["status"] != "ok"],
+        "wrappers": sum(row["group"] == "wrapper" and row["status"] in _RUN for row in rows),
+        "wrappers_residual": sum(row["group"] == "wrapper" and _has(row, _STREAM) for row in rows),
         "failing": failing,
         "seconds": round(sum(row["seconds"] for row in rows)),
     }
 
 
+_RUN = ("ok", "refused", "crashed")
+"""The states of models that transformers builds and runs."""
+_STREAM = ("resid_pre", "resid_post")
 _PLAIN_KINDS = ("embed", "resid_pre", "q", "k", "v", "pattern", "heads", "attn_out", "mlp_in", "neurons", "mlp_out", "resid_post")
 """The sites of attention and an MLP. `resid_mid` exists only where the one follows the other."""
 
@@ -54,6 +64,11 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         f"{total['plain_whole']} of the {total['plain']} families of plain attention and MLP ({total['plain_percent']} %) "
         "offer every site in every layer."
     )
+    if total["wrappers"]:
+        yield (
+            f"{total['wrappers_residual']} of the {total['wrappers']} models of images and text that transformers builds and runs "
+            "on text alone offer the residual stream of their language model in every layer."
+        )
     if total["failing"]:
         yield f"Checks that fail: {'; '.join(total['failing'])}."
     else:
@@ -78,10 +93,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "`all`: offered in every layer. `1/3`: in one layer of three. `-`: in no layer. The reasons are listed below.",
         "",
-        *_table(
-            ["family", "blocks", *kinds], [[row["family"], row["kind"], *_cells(row, kinds)] for row in rows if row["sites"]]
-        ),
+        *_sites("family", rows, kinds),
+        "Variants of families with a layout of their own:",
         "",
+        *_sites("variant", rows, kinds),
+        "Models of images and text, run on text alone:",
+        "",
+        *_sites("wrapper", rows, kinds),
         "## Checks",
         "",
         "`ok`: holds. `arch`: bare transformers does not fulfil it either, so it belongs to the architecture. "
@@ -102,6 +120,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         *_listed("Transformers cannot build or run it on a CPU", _errors(rows, ("transformers",))),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _sites(group: str, rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
+    here = [row for row in rows if row["group"] == group and row["sites"]]
+    return [*_table([group, "blocks", *kinds], [[row["family"], row["kind"], *_cells(row, kinds)] for row in here]), ""]
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 VOCABULARY = 128
@@ -62,6 +63,7 @@ _GRANITE = {"embedding_multiplier": 12.0, "attention_multiplier": 0.25, "residua
 _ONE_ATTENTION = {"attn_layer_indices": [1], "num_hidden_layers": 3}
 _SHARED = {"num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_THREE_AXES = {"text_config": {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2]}}}
 _ASSISTANT: dict[str, Any] = {
     "backbone_hidden_size": 32,
     "num_centroids": 8,
@@ -135,6 +137,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": _QSA,
     "inkling2_text": {"unpadded_vocab_size": VOCABULARY, "rel_extent": 64, "log_scaling_n_floor": 64},
     "inkling_text": {"rel_extent": 64},
+    **dict.fromkeys(
+        ["qwen2_vl", "qwen2_5_vl", "glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_omni_thinker"], _THREE_AXES
+    ),
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _ROPE}}},
+    "hunyuan_vl": {"text_config": {"head_dim": 8}},
     "blt": {"encoder_hash_byte_group_vocab": 256},
 }
 """Settings of single families, over those of :data:`SIZES`; nested mappings are merged."""
@@ -162,14 +169,28 @@ def family_names() -> list[str]:
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny_config(name: str, **settings: Any) -> Any:
-    """A small configuration of a family or one of its :data:`VARIANTS`, with further settings."""
+def wrapper_names() -> list[str]:
+    """Every model type in the mapping of models of images and text that is not in :func:`family_names`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return [name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in family_names()]
+
+
+def tiny_config(name: str, *, vocabulary: int = VOCABULARY, positions: int = LONGEST, **settings: Any) -> Any:
+    """A small configuration of a family, one of its :data:`VARIANTS` or a wrapper.
+
+    Args:
+        vocabulary: number of tokens.
+        positions: longest context.
+        settings: of the configuration, over the small ones.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     family, own = VARIANTS.get(name, (name, {}))
     cls = CONFIG_MAPPING[family]
+    sizes = {key: vocabulary if "vocab" in key else positions if value == LONGEST else value for key, value in SIZES.items()}
     try:
-        small = _settings(cls())
+        small = _settings(cls(), sizes)
     except Exception:  # some configurations have no default values that fit each other
         small = {}
     for over in (OVERRIDES.get(family, {}), own, settings):
@@ -181,32 +202,49 @@ def tiny_model(name: str, *, seed: int = 0, **settings: Any) -> Any:
     """A small random model in eval mode, without gradients. Noise in all weights, so that no identity holds trivially.
 
     Args:
-        name: a family or one of its :data:`VARIANTS`.
-        settings: of its configuration, over the small ones.
+        name: as for :func:`tiny_config`.
+        settings: for :func:`tiny_config`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(name, **settings)).eval().requires_grad_(False)
+    cls = AutoModelForImageTextToText if name in wrapper_names() else AutoModelForCausalLM
+    model = cls.from_config(tiny_config(name, **settings)).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
-def _settings(default: Any) -> dict[str, Any]:
+def tiny_folder(name: str, out: Path, tokenizer: Path, **settings: Any) -> Path:
+    """Save a small random model with the tokenizer of another model's folder, in Hugging Face's layout.
+
+    Args:
+        name: as for :func:`tiny_config`.
+        tokenizer: a folder with a tokenizer.
+        settings: for :func:`tiny_config`.
+    """
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    tiny_model(name, vocabulary=len(loaded), positions=256, **settings).save_pretrained(out)
+    loaded.save_pretrained(out)
+    return out
+
+
+def _settings(default: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Small values for the fields of a configuration with default values, and of the configurations inside it."""
     found = {field.name: _value(default, field) for field in fields(default)}
     small: dict[str, Any] = {}
     for name, value in found.items():
         if hasattr(value, "to_diff_dict"):
-            small[name] = {**_settings(value), **({"model_type": value.model_type} if value.model_type else {})}
-        elif name in SIZES and isinstance(value, int | list) and not isinstance(value, bool):
-            small[name] = SIZES[name]
+            small[name] = {**_settings(value, sizes), **({"model_type": value.model_type} if value.model_type else {})}
+        elif name in sizes and isinstance(value, int | list) and not isinstance(value, bool):
+            small[name] = sizes[name]
     if "kv_lora_rank" in found and "num_key_value_heads" in found:
         small["num_key_value_heads"] = SIZES["num_attention_heads"]  # latent attention has keys for every head
-    small |= _tokens(found)
+    small |= _tokens(found, sizes["vocab_size"])
     small |= _depths(found)
     return small
 
@@ -219,12 +257,12 @@ def _value(config: Any, field: Field[Any]) -> Any:
         return field.default
 
 
-def _tokens(found: Mapping[str, Any]) -> dict[str, int | None]:
+def _tokens(found: Mapping[str, Any], vocabulary: int) -> dict[str, int | None]:
     """The ids of further special tokens, from the end of the vocabulary."""
     names = [name for name in found if name.endswith(("_token_id", "_token_index")) and name not in SIZES]
     numbers = [name for name in names if isinstance(found[name], int)]
     # A forced token is a setting of generation, which a recomputation does not have.
-    return {name: None if name.startswith("forced") else VOCABULARY - 1 - n for n, name in enumerate(numbers)}
+    return {name: None if name.startswith("forced") else vocabulary - 1 - n for n, name in enumerate(numbers)}
 
 
 def _depths(found: Mapping[str, Any]) -> dict[str, Any]:
