@@ -66,8 +66,8 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
     if total["wrappers"]:
         yield (
-            f"{total['wrappers_residual']} of the {total['wrappers']} models of images and text that transformers builds and runs "
-            "on text alone offer the residual stream of their language model in every layer."
+            f"{total['wrappers_residual']} of the {total['wrappers']} models of images and text that transformers builds and "
+            "runs on text alone offer the residual stream of their language model in every layer."
         )
     if total["failing"]:
         yield f"Checks that fail: {'; '.join(total['failing'])}."
