@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.checks import Checks
+from saekit.lm.expert_checks import ExpertChecks
 from saekit.lm.layout.families import PATHS_HINT
 from saekit.lm.run.edits import At, Edit
 from saekit.lm.run.forward import Run, RunnableModel
@@ -25,7 +26,8 @@ def check_layout(lm: RunnableModel, strict: bool = False) -> None:
     next resid_pre, and heads at the first position, which attends to itself alone, = v there. At the end: head of the final norm
     of the last resid_post = logits. In one layer of each sort: heads W_O = attn_out and neurons W_down = mlp_out, after their
     post-norms, also when heads and neurons are edited; an edit of one head's q, k or v changes that head only; resid_mid is what
-    both the MLP and the sum receive; and no later token changes an earlier one.
+    both the MLP and the sum receive; and no later token changes an earlier one. In every layer with experts: the identities of
+    :class:`saekit.lm.expert_checks.ExpertChecks`.
 
     A site that fails is made absent, with the reason. The residual stream must hold.
 
@@ -40,6 +42,7 @@ def check_layout(lm: RunnableModel, strict: bool = False) -> None:
     try:
         base = checks.run()
         EditChecks(checks, base).run()
+        ExpertChecks(lm, checks.tokens_BT, checks.error, checks.drop).run()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

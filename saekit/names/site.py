@@ -62,7 +62,7 @@ class SiteKinds(Registry[SiteKind]):
 
 
 _PARALLEL = "attention and MLP work in parallel, so there is nothing between them"
-_EXPERTS = "its neurons are spread over experts"
+_EXPERTS = "its neurons are spread over experts: see the site experts"
 _HEADS, _KV_HEADS = ("n_heads", "d_head"), ("n_kv_heads", "d_head")
 KINDS = SiteKinds(
     "kind of site",
@@ -93,6 +93,23 @@ KINDS = SiteKinds(
         # The input of the MLP module, after the norm and its gain. `ln2.hook_normalized` comes before the gain, so it is not an
         # alias.
         "mlp_in": SiteKind("blocks.{layer}.mlp.hook_in", 90, "mlp_in", "in"),
+        # These lie inside modules: see saekit/lm/layout/experts.py.
+        "router": SiteKind(
+            "blocks.{layer}.mlp.hook_router_logits",
+            92,
+            "router",
+            token_shape=("n_experts",),
+            unit="expert",
+            hook_point="saekit.lm.layout.experts:router_point",
+        ),
+        "routing": SiteKind(
+            "blocks.{layer}.mlp.hook_expert_weights",
+            94,
+            "router",
+            token_shape=("n_experts",),
+            unit="expert",
+            hook_point="saekit.lm.layout.experts:routing_point",
+        ),
         "neurons": SiteKind(
             "blocks.{layer}.mlp.hook_post",
             100,
@@ -103,6 +120,14 @@ KINDS = SiteKinds(
             unit="neuron",
             ref="neuron",
             lacking=_EXPERTS,
+        ),
+        "experts": SiteKind(
+            "blocks.{layer}.mlp.hook_experts_post",
+            102,
+            "experts",
+            token_shape=("n_experts", "d_expert"),
+            unit="neuron of an expert",
+            hook_point="saekit.lm.layout.experts:experts_point",
         ),
         "mlp_out": SiteKind(
             "blocks.{layer}.hook_mlp_out", 110, "mlp_out", "out", written="added", aliases=("blocks.{layer}.mlp.hook_out",)

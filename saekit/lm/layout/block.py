@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saekit.lm.layout.experts import Experts
 from saekit.lm.layout.families import Family, require, submodule
 from saekit.lm.layout.hook_points import TensorView
 from saekit.lm.layout.sums import Scale
@@ -29,6 +30,7 @@ class BlockLayout:
         others: modules whose outputs the block adds besides attn_out and mlp_out.
         copied: kinds of sites whose tensors the block writes into later, so that a read must copy them.
         absent: by kind of site, why this block lacks it.
+        experts: its experts, if it has any; found by :class:`saekit.lm.layout.layout.ModelLayout`.
     """
 
     paths: Family
@@ -39,10 +41,18 @@ class BlockLayout:
     others: tuple[str, ...] = ()
     copied: frozenset[str] = frozenset()
     absent: dict[str, str] = field(default_factory=dict)
+    experts: Experts | None = None
 
     def scale(self, kind: str) -> Scale:
         """The factor with which `kind` reaches resid_post."""
         return self.scales.get(kind, 1.0)
+
+    def add_experts(self, experts: Experts) -> None:
+        """Take in the experts of the block."""
+        self.experts = experts
+        self.absent = {**experts.absent, **self.absent}
+        if experts.n_experts:
+            self.sizes |= {"n_experts": experts.n_experts, "d_expert": experts.d_expert}
 
     def lacks(self, kind: str, block: nn.Module) -> str | None:
         """Why this block lacks a kind of site; None if it has it."""

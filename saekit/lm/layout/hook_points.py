@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +63,10 @@ class TensorView:
         return (torch.tensor(self.starts)[:, None] + torch.arange(self.d_head)).flatten()
 
 
+Visit = Callable[[Tensor], Tensor]
+"""Takes the tensor at a site and returns the one to go on with: the same object where nothing is changed."""
+
+
 class HookPoint(NamedTuple):
     """A module, the side of it where the site is, and the site's part of the tensor there."""
 
@@ -73,6 +78,9 @@ class HookPoint(NamedTuple):
     only a write into that one tensor reaches both, bit for bit."""
     copied: bool = False
     """The model writes into the tensor later, so a read must copy it."""
+    attach: Callable[[Visit], Any] | None = None
+    """How to hook a site inside the module: it takes the function to call with the site's tensor, which returns the tensor to go
+    on with, and returns a handle with `remove()`."""
 
 
 def find_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ContextTooLong, UnknownSite
 from saekit.lm.exclusive import lock_of
+from saekit.lm.layout.experts import find_experts
 from saekit.lm.layout.families import require
 from saekit.lm.layout.hook_points import HookPoint, TensorView
 from saekit.lm.layout.offload import device_of, present
@@ -54,6 +55,8 @@ class ModelLayout:
         )
         self.d_ffn = self.d_ffn or getattr(self.config, "intermediate_size", 0)
         self.max_context = longest_context(self.config)
+        for layer, (block, layout) in enumerate(zip(self.blocks, self.layouts)):
+            layout.add_experts(find_experts(block, layer))
         self._hook_points: dict[Site, HookPoint | None] = {}
 
     @property

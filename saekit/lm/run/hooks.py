@@ -114,6 +114,8 @@ class ForwardPass:
             )
 
     def _hook(self, site: Site, point: HookPoint) -> Any:
+        if point.attach is not None:
+            return point.attach(lambda raw: self._visit(site, point, raw) if is_innermost(self) else raw)
         if point.side == "in":
 
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
