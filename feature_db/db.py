@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from feature_db.arguments import whole
 from feature_db.labels.evidence import Label
+from feature_db.meaning.embedders import DEFAULT
+from feature_db.meaning.profiles import Profiles
 from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
 from feature_db.search.lookup import Lookup, Model
-from feature_db.search.query import Filter, query_words
-from feature_db.search.search import chosen_signals, search
+from feature_db.search.query import Filter, query_text, query_words
+from feature_db.search.search import FLOOR, chosen_signals, search
 from feature_db.store import read, schema, set_aside, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
 from feature_db.store.connections import Connections
@@ -52,6 +54,7 @@ class FeatureDB:
         self._connections = Connections(path)
         self._edits = Edits(path)
         self._addressed = Addressed(path, dictionaries, self._connections.reading)
+        self._profiles = Profiles(self._connections.reading)
         self._end = weakref.finalize(self, _end, self._connections, self._edits)
 
     @classmethod
@@ -102,6 +105,25 @@ class FeatureDB:
         """
         return vectors.mapped(self._addressed.one(site))
 
+    def write_words(self, dictionary: str | Site | Address, embedder: str = DEFAULT) -> Path:
+        """Write the file by which searches find the features of a dictionary by the meaning of words; returns its path.
+
+        `build` calls this. Without the file, the first search computes its contents.
+
+        Args:
+            embedder: `wordllama`, or `sentence-transformers:` and a folder or a name on the hub.
+
+        Raises:
+            UnknownSite: no such dictionary is indexed.
+            ConfigError: there is no such embedder, or its package is not installed.
+            StorageFull, WorkspaceError: the file cannot be written.
+        """
+        return self._profiles.write(self._addressed.one(dictionary), embedder)
+
+    def vector_files(self) -> list[Path]:
+        """The files of all dictionaries besides the database: decoder directions, and words with their embeddings."""
+        return [path for sae in self.saes() for path in (sae.vectors, self._profiles.path(sae))]
+
     def densities(self, site: str | Site | Address) -> NDArray[np.float64]:
         """Density of each feature of a dictionary, (n_features,): the exact share of the store's ordinary tokens on which it
         fires; 0 for dead ones. :attr:`IndexedSAE.n_tokens` is the number of those tokens.
@@ -116,7 +138,7 @@ class FeatureDB:
             return np.array([density for (density,) in stored.rows("the densities", found, stored.REAL)], np.float64)
 
     def verify(self) -> list[str]:
-        """Check every byte of the file and of the decoder directions against their checksums, and check that all parts agree.
+        """Check every byte of the file, of the decoder directions and of the words of features, and check that all parts agree.
 
         Returns:
             One sentence for each check that was not possible. Empty if everything was checked.
@@ -124,7 +146,10 @@ class FeatureDB:
         Raises:
             DatabaseError: something is damaged; the message names it.
         """
-        return verification.verify(self.path, self._reading)
+        remarks = verification.verify(self.path, self._reading)
+        for sae in self.saes():
+            remarks += self._profiles.check(sae)
+        return remarks
 
     def sealed(self, site: str | Site | Address) -> bool:
         """Whether the file and the directions of `site` match their checksums. False if the file has no checksum but is sound.
@@ -208,7 +233,8 @@ class FeatureDB:
         Ties are ordered by dictionary and number.
 
         Args:
-            query: plain words. Other characters are ignored.
+            query: words, a phrase, a description, or a character. Features are found by the meaning of the words they fire on:
+                "vehicle" finds those that fire on "car" or "truck".
             k: number of features.
             site: return only features of dictionaries that read this site.
             dictionary: return only features of this dictionary: `resid_post.3` for the default one of a site,
@@ -216,16 +242,16 @@ class FeatureDB:
             kinds: return only features of these kinds: word, piece, class, context, output, dense (and dead with `live=False`).
             density: return only features whose density lies in this range.
             live: leave out features that never fired.
-            by: only these signals, by their names in :data:`feature_db.search.SIGNALS`: fires_word, peaks, before, context,
-                promotes, label, text, deep, suppresses. None: all but suppresses.
+            by: only these signals, by their names in :data:`feature_db.search.SIGNALS`. None: the words that features fire on,
+                by their meaning (near, named, meaning), labels, promoted tokens, and deep if `lm` and `sae` are given; hits
+                with a score under .15 are left out.
             lm, sae: the model and the dictionary to search, for the signal deep: features that fire on the query match, too.
 
         Raises:
             UnknownSite: there are no features of `site` or `dictionary`.
             WorkspaceError: one of the dictionaries searched has been replaced by another.
             StoreMismatch: `sae` is not the dictionary whose features are indexed.
-            ConfigError: there is no such signal or kind, `k` is not a whole number from 1, the query is not text or has too
-                many words.
+            ConfigError: there is no such signal or kind, `k` is not a whole number from 1, or the query is not text.
             DatabaseError: the file is damaged.
         """
         k, words, signals = whole(k, "k", least=1), query_words(query), chosen_signals(by)
@@ -235,8 +261,16 @@ class FeatureDB:
             return []
         model = None if lm is None or sae is None else Model(lm, sae, saes[0])
         with self._reading() as db:
-            dictionaries = {each.id: each.dictionary for each in saes}
-            return search(Lookup(db, chosen, query, model=model, dictionaries=dictionaries), words, k, signals)
+            by_id = {each.id: each for each in saes}
+            lookup = Lookup(
+                db,
+                chosen,
+                query_text(query),
+                model=model,
+                dictionaries={each.id: each.dictionary for each in saes},
+                profiles=lambda i: self._profiles.of(by_id[i]),
+            )
+            return search(lookup, words, k, signals, FLOOR if by is None else 0.0)
 
     # Labels and lists
 
@@ -282,9 +316,9 @@ class FeatureDB:
         Raises:
             DatabaseError: the file cannot be written.
         """
+        words = self._profiles.path(sae)
         self._edits.forget(sae.id, sae.fingerprint)
-        if sae.vectors not in [other.vectors for other in self.saes()]:
-            files.remove(sae.vectors)
+        files.remove(*({sae.vectors, words} - set(self.vector_files())))
 
     def lists(self) -> dict[str, list[Ref]]:
         """All lists by name."""

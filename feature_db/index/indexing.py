@@ -23,6 +23,7 @@ from feature_db.index.rows import Rows
 from feature_db.index.words import Vocabulary, Words
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import TermStat
+from feature_db.meaning.files import SUFFIX as WORDS
 from feature_db.store import connections, current
 from feature_db.store.vectors import write as write_vectors
 from saekit import files
@@ -114,7 +115,9 @@ def build(
     place = SiteMap.parse(site, sae.writes_at(site) if sae.cfg.transcodes else None)
     entry = _entry(store, sae, lm, Address(place, name), path.absolute(), folder.absolute(), counted, config)
     if path.exists() and _is_done(path, entry):
-        return FeatureDB.open(path)
+        database = FeatureDB.open(path)
+        database.write_words(entry.address)
+        return database
     vocabulary = Vocabulary.of(lm.token_strings(range(lm.vocab_size)))
     words = Words(vocabulary, lm.decode)
     accumulators = Accumulators(sae.cfg.n_latents, len(vocabulary), config)
@@ -136,6 +139,7 @@ def build(
         entry.files.update(current.recorded(Path(source)))
     write(path, entry, rows)
     database = FeatureDB.open(path)
+    database.write_words(entry.address)
     for leftover in [state, *_unused(file.parent, site, database)]:
         files.remove(leftover)
     return database
@@ -156,9 +160,10 @@ def _is_done(path: Path, entry: Entry) -> bool:
 
 
 def _unused(folder: Path, site: Site, database: FeatureDB) -> list[Path]:
-    """Files of decoder directions of the dictionaries that this site had earlier."""
-    used = {sae.vectors.resolve() for sae in database.saes()}
-    return [file for file in folder.glob(f"{site}-*.npy") if file.resolve() not in used]
+    """Files of the dictionaries that this site had earlier."""
+    used = {path.resolve() for path in database.vector_files()}
+    found = [*folder.glob(f"{site}-*.npy"), *folder.glob(f"{site}-*{WORDS}")]
+    return [file for file in found if file.resolve() not in used]
 
 
 def _entry(

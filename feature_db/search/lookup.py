@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.meaning.embedders import Embedder
+from feature_db.meaning.profile import Profile
 from feature_db.records import IndexedSAE
 from feature_db.search.query import WORD, Filter, marks
 from feature_db.store import stored
@@ -31,6 +37,19 @@ class Match(NamedTuple):
     """0 to 1, before the signal's weight."""
     why: str
     """For people, like "fires on 'happy'"."""
+
+
+class Scores(NamedTuple):
+    """Evidence of one signal about the features of one dictionary."""
+
+    sae: int
+    """Id of the dictionary."""
+    features: NDArray[np.int64]
+    """Numbers of features, ascending."""
+    values: NDArray[np.floating[Any]]
+    """0 to 1, before the signal's weight."""
+    why: Callable[[int], str]
+    """Says for people why a feature with this number matches. It is called for the features that are shown."""
 
 
 class Term(NamedTuple):
@@ -76,6 +95,8 @@ class Lookup:
         model: the model and dictionary, if the caller gave them.
         corpora: ids of the corpora that the dictionaries were indexed on.
         dictionaries: address of each dictionary, by id.
+        profiles: returns the words that the features of a dictionary fire on, and the embedder of the words, given its id.
+        likeness: cosine of each word with the query, by dictionary; filled when first needed.
     """
 
     db: sqlite3.Connection
@@ -85,6 +106,8 @@ class Lookup:
     model: Model | None = None
     corpora: Sequence[int] = field(default_factory=list)
     dictionaries: Mapping[int, str] = field(default_factory=dict)
+    profiles: Callable[[int], tuple[Profile, Embedder]] | None = None
+    likeness: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.corpora:
@@ -93,7 +116,7 @@ class Lookup:
 
     def of(self, word: str) -> Lookup:
         """The same for another word."""
-        return Lookup(self.db, self.chosen, self.query, word, self.model, self.corpora, self.dictionaries)
+        return replace(self, word=word)
 
     @cached_property
     def terms(self) -> list[Term]:
@@ -186,12 +209,12 @@ class Lookup:
         density, largest = stored.row(f"feature {number} of {sae.dictionary}", row, REAL, REAL)
         return identity, density, largest
 
-    def allows(self, feature: int) -> bool:
-        """Whether a feature is one of the chosen."""
+    def allowed(self, features: Sequence[int]) -> set[int]:
+        """Those of the features with these ids that are chosen."""
         condition, parameters = self.chosen.sql()
-        return (
-            self.db.execute(f"SELECT 1 FROM feature WHERE id = ? AND {condition}", (feature, *parameters)).fetchone() is not None
-        )
+        wanted = "json_each(?) AS wanted CROSS JOIN feature ON feature.id = wanted.value"  # CROSS: never scan the features
+        sql = f"SELECT feature.id FROM {wanted} WHERE {condition}"
+        return {row[0] for row in self.db.execute(sql, (json.dumps(list(features)), *parameters))}
 
 
 def _quoted(word: str) -> str:

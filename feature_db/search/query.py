@@ -11,8 +11,8 @@ from saekit.errors import ConfigError
 from saekit.plugins import nearest
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-MAX_WORDS = 100
-"""In a query. Each word takes several lookups."""
+MAX_WORDS, MAX_CHARACTERS = 100, 4096
+"""What is read of a query; the rest is left out. Each word takes several lookups."""
 _STOP_WORDS = """
     a about after all also am an and any are as at be because been before being both but by can could did do does doing for from
     had has have having he her here hers him his how i if in into is it its just me more most my no nor not of on once only or
@@ -22,24 +22,34 @@ _STOP_WORDS = """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
-def query_words(query: str) -> list[str]:
-    """The words of a query, case-folded, each once. Stop words are left out unless there is no other word.
-
-    A query without any word (quotation marks, "?!") is one word by itself. Bytes that are no UTF-8 are left out.
+def query_text(query: str) -> str:
+    """What is read of a query: its first MAX_CHARACTERS characters, without bytes that are no UTF-8.
 
     Raises:
-        ConfigError: the query is not text, or has more than MAX_WORDS words.
+        ConfigError: the query is not text.
     """
     if not isinstance(query, str):
         raise ConfigError(f"The query is {query!r:.80}, which is not text.", "Give words as a str.")
-    query = query.encode("utf-8", "ignore").decode()
+    if len(query) > MAX_CHARACTERS:
+        query = query[:MAX_CHARACTERS]
+        query = query.rpartition(" ")[0] or query  # without a word that was cut
+    return query.encode("utf-8", "ignore").decode()
+
+
+def query_words(query: str) -> list[str]:
+    """The first MAX_WORDS words of a query, case-folded, each once. Stop words are left out unless there is no other word.
+
+    A query without any word (quotation marks, "?!") is one word by itself.
+
+    Raises:
+        ConfigError: the query is not text.
+    """
+    query = query_text(query)
     words = [match[0].casefold() for match in WORD.finditer(query)]
     words = list(dict.fromkeys(word[:-2] if word[-2:] in ("'s", "’s") else word for word in words))
     bare = query.strip().casefold()
     words = [word for word in words if word not in STOP_WORDS] or words or ([bare] if bare else [])
-    if len(words) > MAX_WORDS:
-        raise ConfigError(f"The query has {len(words)} different words.", f"Give at most {MAX_WORDS}.")
-    return words
+    return words[:MAX_WORDS]
 
 
 @dataclass(frozen=True)

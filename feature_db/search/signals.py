@@ -1,6 +1,7 @@
 """The signals of a search: kinds of evidence that a feature has to do with a query.
 
-A signal is a function from a :class:`~feature_db.search.lookup.Lookup` to matches by feature id, and a row of :data:`SIGNALS`::
+A signal is a function from a :class:`~feature_db.search.lookup.Lookup` to matches by feature id (or, for signals that take the
+whole query and touch many features, to :class:`~feature_db.search.lookup.Scores`), and a row of :data:`SIGNALS`::
 
     # my_signal.py, used with SAEKIT_PLUGINS=my_signal.py saekit search WORKSPACE QUERY --by mine
     from feature_db.search import SIGNALS, Lookup, Match, Signal
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from feature_db.search.lookup import Lookup, Match
+from feature_db.search.lookup import Lookup, Match, Scores
+from feature_db.search.meaning import NEAR, meaning, word_sets
 from saekit.plugins import Registry
 
 
@@ -27,8 +29,8 @@ from saekit.plugins import Registry
 class Signal:
     """A row of :data:`SIGNALS`."""
 
-    find: Callable[[Lookup], Mapping[int, Match]]
-    """Returns matches by feature id, for one word of the query or for all of it."""
+    find: Callable[[Lookup], Mapping[int, Match] | Iterable[Scores]]
+    """Returns matches by feature id, for one word of the query or for all of it. Only signals of whole queries return scores."""
     weight: float
     """How far this signal alone can carry a feature, 0 to 1."""
     default: bool = True
@@ -106,16 +108,22 @@ def deep(lookup: Lookup) -> dict[int, Match]:
 SIGNALS: Registry[Signal] = Registry(
     "signal",
     {
-        "fires_word": Signal(partial(in_role, "fires_word"), 0.9),
-        "peaks": Signal(partial(in_role, "peaks"), 0.8),
-        "before": Signal(partial(in_role, "before"), 0.35),
-        "context": Signal(partial(in_role, "context"), 0.3),
+        "near": Signal(partial(word_sets, lambda name: name in NEAR), 0.9, whole=True),
+        "named": Signal(partial(word_sets, lambda name: name not in NEAR), 0.95, whole=True),
+        "meaning": Signal(meaning, 0.6, whole=True),
+        "label": Signal(label, 1.0),
         "promotes": Signal(partial(on_tokens, "promotes"), 0.45),
+        "deep": Signal(deep, 0.6, whole=True),
+        # The words that these find, `near` finds too.
+        "fires_word": Signal(partial(in_role, "fires_word"), 0.9, default=False),
+        "peaks": Signal(partial(in_role, "peaks"), 0.8, default=False),
+        # A feature with a word around it is seldom about that word.
+        "before": Signal(partial(in_role, "before"), 0.35, default=False),
+        "context": Signal(partial(in_role, "context"), 0.3, default=False),
+        "text": Signal(text, 0.1, default=False),
         # A feature that suppresses a word is not about it.
         "suppresses": Signal(partial(on_tokens, "suppresses"), 0.45, default=False),
-        "label": Signal(label, 1.0),
-        "text": Signal(text, 0.1),
-        "deep": Signal(deep, 0.6, whole=True),
     },
 )
-"""Signals by the names that `saekit search --by` takes."""
+"""Signals by the names that `saekit search --by` takes. The defaults and weights were chosen on half of the concepts of
+scripts/bench_search.py."""

@@ -86,9 +86,8 @@ def test_strange_numbers_and_texts(db: FeatureDB) -> None:
     assert db.search("\udcff") == []
     assert db.search("\udcff happy") == db.search("happy")
     assert db.search("happy " * 50_000) == db.search("happy")
-    assert db.search("a" * 1_000_000) == []
-    with pytest.raises(ConfigError, match="different words"):
-        db.search(" ".join(f"word{i}" for i in range(5000)))
+    assert db.search("a" * 1_000_000) == db.search("a" * 4096), "a long query is cut"
+    db.search(" ".join(f"word{i}" for i in range(5000)))
     for query in ("\x1b]0;x\x07", "\x00", "happy\x00", "NEAR(", 'a" OR "b', "*", "-", "^", ":", "{label}: x"):
         db.search(query)
     for kinds in ("wrod", ["word", "dog"]):

@@ -47,7 +47,7 @@ def test_a_planted_word_is_found_and_why_is_said(searched: FeatureDB) -> None:
         best, second = searched.search(query, 2, site=SITE)
         assert (best.feature, best.site, best.label) == (2, str(SITE), "fires on 'happy'")
         assert best.score > 0.8 > 0.5 > second.score
-        assert "fires on 'happy' (100% of its activation)" in best.why and "peaks on 'happy'" in best.why
+        assert "fires on 'happy' (100% of its activation), near in meaning" in best.why
         assert best.density == searched.feature(best.ref).density
     assert best.to_dict() == {
         "ref": f"feature:{SITE}/2",
@@ -98,23 +98,24 @@ def test_signals_can_be_chosen(searched: FeatureDB) -> None:
 
 
 def test_filters_come_before_the_top(searched: FeatureDB) -> None:
-    everything = searched.search("the", 99, site=SITE)
+    by = ("fires_word", "peaks", "before", "context", "promotes", "text")
+    everything = searched.search("the", 99, site=SITE, by=by)
     assert len(everything) > 10
     wanted = [hit for hit in everything if 0.01 <= hit.density <= 0.05]
     assert 0 < len(wanted) < len(everything)
-    assert searched.search("the", 2, site=SITE, density=(0.01, 0.05)) == wanted[:2]
+    assert searched.search("the", 2, site=SITE, density=(0.01, 0.05), by=by) == wanted[:2]
     kinds = {hit.feature: searched.feature(hit.ref).kind for hit in everything}
     for kind in set(kinds.values()):
         same = [hit for hit in everything if kinds[hit.feature] == kind]
-        assert searched.search("the", 3, site=SITE, kinds=kind) == same[:3]
+        assert searched.search("the", 3, site=SITE, kinds=kind, by=by) == same[:3]
     assert searched.search("the", 99, site=SITE, kinds=[]) == []
 
 
 def test_dead_features_stay_away_unless_asked(index: Index) -> None:
     db = index()
     db.add_labels((SITE, 0), [Label("llm", "royal gardens", 10.0, "royal gardens")])
-    assert db.search("royal gardens") == []
-    assert [hit.feature for hit in db.search("royal gardens", live=False)] == [0]
+    assert 0 not in [hit.feature for hit in db.search("royal gardens")]
+    assert db.search("royal gardens", live=False)[0].feature == 0
 
 
 def test_more_words_matched_is_better(searched: FeatureDB, index: Index) -> None:
@@ -136,7 +137,7 @@ def test_the_feature_of_several_words_beats_those_of_one(index: Index, tiny_lm: 
     db = index(store=replace(store, acts=acts))
     assert [db.search(word, 1)[0].feature for word in words] == [6, 7, 8]
     best, second, *_ = db.search("cat park ball")
-    assert best.feature == 5 and best.score > 0.8 > second.score
+    assert best.feature == 5 and best.score > 0.7 > second.score
     assert {hit.feature for hit in db.search("cat zebra", 2)} == {5, 6}, "a word nobody knows says nothing"
 
 
@@ -150,7 +151,7 @@ def test_equal_scores_are_ordered_by_number(index: Index) -> None:
 
 def test_templates_of_labels_match_nothing(searched: FeatureDB) -> None:
     for query in ("fires", "promotes", "peaks"):
-        assert searched.search(query) == []
+        assert searched.search(query, by="label") == []
 
 
 def test_punctuation_can_be_searched(searched: FeatureDB) -> None:
@@ -269,8 +270,9 @@ def test_running_the_query_finds_features_that_words_do_not(
     stories_db: FeatureDB, stories_lm: LanguageModel, concept_sae: SAE
 ) -> None:
     """A misspelt word is in no index, but the model reads it."""
-    assert stories_db.search("hapy doggg") == []
-    hits = stories_db.search("hapy doggg", 5, lm=stories_lm, sae=concept_sae)
+    by = ("fires_word", "peaks", "label", "promotes", "deep")
+    assert stories_db.search("hapy doggg", by=by) == []
+    hits = stories_db.search("hapy doggg", 5, lm=stories_lm, sae=concept_sae, by=by)
     assert hits and all("fires on the query" in hit.why for hit in hits)
     plain = {hit.feature: hit.score for hit in stories_db.search("sad", 50)}
     deep = stories_db.search("sad", 50, lm=stories_lm, sae=concept_sae)

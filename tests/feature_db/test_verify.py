@@ -61,7 +61,7 @@ def test_a_flip_of_any_byte_of_the_database_is_found(index: Index, tmp_path: Pat
 
 def test_a_flip_of_any_byte_of_the_directions_is_found(index: Index) -> None:
     db = index()
-    (file,) = (db.path.parent / "vectors").iterdir()
+    (file,) = (db.path.parent / "vectors").glob("*.npy")
     size = file.stat().st_size
     for at in [*range(128), *(random.Random(1).randrange(size) for _ in range(20)), size - 1]:
         data = flipped(file, at)
@@ -71,10 +71,22 @@ def test_a_flip_of_any_byte_of_the_directions_is_found(index: Index) -> None:
     assert db.verify() == []
 
 
+def test_a_flip_of_any_byte_of_the_words_is_found(index: Index) -> None:
+    db = index()
+    (file,) = (db.path.parent / "vectors").glob("*.words.safetensors")
+    size = file.stat().st_size
+    for at in [*range(0, 512, 16), *(random.Random(1).randrange(size) for _ in range(20)), size - 1]:
+        data = flipped(file, at)
+        with pytest.raises(DatabaseError, match="words of features"):
+            db.verify()
+        file.write_bytes(data)
+    assert db.verify() == []
+
+
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x00\x00", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', "])
 def test_headers_of_directions_that_do_not_parse(index: Index, content: bytes) -> None:
     db = index()
-    (file,) = (db.path.parent / "vectors").iterdir()
+    (file,) = (db.path.parent / "vectors").glob("*.npy")
     file.write_bytes(content)
     for act in (db.verify, lambda: db.vectors(SITE)):
         with pytest.raises(DatabaseError, match="decoder directions"):
@@ -85,7 +97,7 @@ def test_headers_of_directions_that_do_not_parse(index: Index, content: bytes) -
 
 def test_directions_that_declare_more_than_they_hold(index: Index) -> None:
     db = index()
-    (file,) = (db.path.parent / "vectors").iterdir()
+    (file,) = (db.path.parent / "vectors").glob("*.npy")
     for shape, dtype in (((1 << 40, 1 << 20), "<f4"), ((F, F), "<f8"), ((F, F + 1), "<f4"), ((F,), "<f4")):
         with file.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})

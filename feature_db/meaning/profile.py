@@ -1,0 +1,197 @@
+"""The words that the features of a dictionary fire on, as arrays for fast search.
+
+V words, F features, E entries (one for each word that a feature keeps in the role `fires_word`), D width of the embedder.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.meaning.embedders import Embedder, unit
+from feature_db.store import stored
+from feature_db.store.schema import FEATURES_PER_SAE, ROLES, feature_id
+from feature_db.store.stored import INT, REAL, REAL_OR_NONE, TEXT
+
+LEAST_KEPT = 0.3
+"""A feature whose kept words hold less of its activation is about other things: its precision is taken of this share."""
+
+
+class WordSet(NamedTuple):
+    """Words that a query stands for."""
+
+    why: str
+    """What the words are, for people: "frequent words of French"."""
+    words: NDArray[np.int64]
+    """Indices of words of a profile."""
+    weights: NDArray[np.float32]
+    """How far each is meant, 0 to 1."""
+
+
+class Answer(NamedTuple):
+    """Features that fire on a set of words, in ascending order."""
+
+    features: NDArray[np.int64]
+    f1: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the features of one dictionary fire on. The arrays may be memory-mapped."""
+
+    term_V: NDArray[np.int64]
+    """Ids of the words in the table `term`, ascending."""
+    count_V: NDArray[np.float32]
+    """Occurrences in the corpus."""
+    vector_VD: NDArray[np.float16]
+    """Embeddings of the words, of length 1 after `mean_D` was subtracted; zero for marks without a letter or digit."""
+    mean_D: NDArray[np.float32]
+    """Mean embedding of the corpus's tokens. What all words share says nothing about any of them."""
+    begin_F: NDArray[np.int64]
+    """(F + 1) where the entries of each feature begin."""
+    word_E: NDArray[np.int32]
+    share_E: NDArray[np.float32]
+    """Share of the feature's activation that lies on the word."""
+    kept_F: NDArray[np.float32]
+    """Sum of the shares of a feature, at least :data:`LEAST_KEPT`."""
+    norm_F: NDArray[np.float32]
+    """Length of the sum of share * vector over the words of a feature."""
+    begin_V: NDArray[np.int64]
+    """(V + 1) where the entries of each word begin in the arrays by word."""
+    feature_E: NDArray[np.int32]
+    shared_E: NDArray[np.float32]
+    """`share_E`, by word."""
+    rate_E: NDArray[np.float32]
+    """Share of the word's occurrences on which the feature fires, by word."""
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return len(self.begin_F) - 1
+
+    def likeness(self, texts: list[str], embedder: Embedder) -> NDArray[np.float32]:
+        """(V,) cosine of each word with the nearest of the texts. Zero where the embedder knows nothing of a text."""
+        known = embedder.embed(texts)
+        known = known[np.abs(known).sum(1) > 0]
+        if not len(known) or not len(self.term_V):
+            return np.zeros(len(self.term_V), np.float32)
+        return np.max([self.products(query_D) for query_D in unit(known - self.mean_D)], axis=0)
+
+    def products(self, vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(V,) inner product of a vector with each word's embedding, in blocks: a float32 copy of all would be large."""
+        block = 1 << 14
+        parts = [self.vector_VD[i : i + block].astype(np.float32) @ vector_D for i in range(0, len(self.vector_VD), block)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def meaning(self, likeness_V: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(F,) cosine of a query with the mean embedding of the words that each feature fires on, weighted by their shares.
+
+        The mean is linear in the words, so it needs no vector for each feature: only the cosines of the words.
+        """
+        from scipy.sparse import csr_array
+
+        shares_FV = csr_array((self.share_E, self.word_E, self.begin_F), shape=(self.n_features, len(self.term_V)))
+        return np.asarray(shares_FV @ likeness_V / np.maximum(self.norm_F, 1e-9), np.float32)
+
+    def answer(self, asked: WordSet) -> Answer:
+        """Features that fire on words of the set, each with its F1 as a detector of the set.
+
+        The precision is the share of the activation on the set, of that on all words kept for the feature. The recall is the
+        share of the occurrences of the set's words on which the feature fires. A word counts by its weight in both.
+        """
+        sizes = self.begin_V[asked.words + 1] - self.begin_V[asked.words]
+        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        entries = np.repeat(self.begin_V[asked.words], sizes) + offsets
+        weights = np.repeat(asked.weights, sizes)
+        counts = asked.weights * self.count_V[asked.words]
+        features, place = np.unique(self.feature_E[entries], return_inverse=True)
+        precision = np.bincount(place, weights * self.shared_E[entries], len(features)) / self.kept_F[features]
+        recall = np.bincount(place, np.repeat(counts, sizes) * self.rate_E[entries], len(features)) / max(counts.sum(), 1e-9)
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+        return Answer(features.astype(np.int64), f1.astype(np.float32))
+
+    def words_of(self, feature: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Words that a feature fires on, and their shares."""
+        entries = slice(self.begin_F[feature], self.begin_F[feature + 1])
+        return self.word_E[entries], self.share_E[entries]
+
+    def index_of(self, terms: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices of the words with these term ids; terms that no feature fires on are left out."""
+        if not len(self.term_V):
+            return np.zeros(0, np.int64)
+        place = np.minimum(np.searchsorted(self.term_V, terms), len(self.term_V) - 1)
+        return place[self.term_V[place] == terms]
+
+    def arrays(self) -> dict[str, NDArray]:
+        """All arrays by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def profile(db: sqlite3.Connection, sae: int, n_features: int, embedder: Embedder) -> Profile:
+    """The profile of a dictionary, from the rows of the database.
+
+    Args:
+        sae: id of the dictionary.
+    """
+    span = (feature_id(sae, 0), feature_id(sae + 1, 0) - 1)
+    what = "the words of features"
+    found = db.execute(
+        "SELECT feature, term, value, rate FROM token_stat WHERE feature BETWEEN ? AND ? AND role = ? ORDER BY feature, rank",
+        (*span, ROLES["fires_word"]),
+    )
+    rows = stored.rows(what, found, INT, INT, REAL, REAL_OR_NONE)
+    feature_E = np.fromiter((row[0] for row in rows), np.int64, len(rows)) % FEATURES_PER_SAE
+    term_E = np.fromiter((row[1] for row in rows), np.int64, len(rows))
+    share_E = np.fromiter((row[2] for row in rows), np.float32, len(rows))
+    rate_E = np.fromiter((row[3] or 0.0 for row in rows), np.float32, len(rows))
+    term_V, word_E = np.unique(term_E, return_inverse=True)
+    terms = _terms(db, sae)
+    texts = [terms[term][0] for term in term_V.tolist()]
+    count_V = np.array([terms[term][1] for term in term_V.tolist()], np.float32)
+    spoken_V = np.array([any(char.isalnum() for char in text) for text in texts], bool)
+    vectors = embedder.embed(texts) if texts else np.zeros((0, embedder.width), np.float32)
+    weights = count_V * spoken_V
+    mean_D = (weights @ vectors / max(float(weights.sum()), 1.0)).astype(np.float32)
+    vectors = np.where(spoken_V[:, None], unit(vectors - mean_D), 0).astype(np.float32)
+    order = np.argsort(word_E, kind="stable")
+    return Profile(
+        term_V=term_V,
+        count_V=count_V,
+        vector_VD=vectors.astype(np.float16),
+        mean_D=mean_D,
+        begin_F=np.searchsorted(feature_E, np.arange(n_features + 1)),
+        word_E=word_E.astype(np.int32),
+        share_E=share_E,
+        kept_F=np.maximum(np.bincount(feature_E, share_E, n_features), LEAST_KEPT).astype(np.float32),
+        norm_F=_norms(feature_E, word_E, share_E, vectors, n_features),
+        begin_V=np.searchsorted(word_E[order], np.arange(len(term_V) + 1)),
+        feature_E=feature_E[order].astype(np.int32),
+        shared_E=share_E[order],
+        rate_E=rate_E[order],
+    )
+
+
+def _norms(feature_E: NDArray, word_E: NDArray, share_E: NDArray, vectors: NDArray, n_features: int) -> NDArray[np.float32]:
+    """Lengths of the summed vectors. Computed in blocks of features, since all sums together may not fit in memory."""
+    from scipy.sparse import csr_array
+
+    norm_F = np.zeros(n_features, np.float32)
+    block = 1 << 14
+    for start in range(0, n_features, block):
+        stop = min(start + block, n_features)
+        low, high = np.searchsorted(feature_E, [start, stop])
+        sums = csr_array((share_E[low:high], (feature_E[low:high] - start, word_E[low:high])), shape=(stop - start, len(vectors)))
+        norm_F[start:stop] = np.linalg.norm(sums @ vectors, axis=1)
+    return norm_F
+
+
+def _terms(db: sqlite3.Connection, sae: int) -> dict[int, tuple[str, int]]:
+    found = db.execute(
+        "SELECT term.id, term.text, term.count FROM term JOIN sae ON sae.corpus = term.corpus WHERE sae.id = ? AND kind = 'word'",
+        (sae,),
+    )
+    return {i: (text, count) for i, text, count in stored.rows("the words of a corpus", found, INT, TEXT, INT)}

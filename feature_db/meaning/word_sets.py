@@ -1,0 +1,193 @@
+"""The sets of words that a query stands for, each from one lexicon.
+
+A lexicon is a function from :class:`Asked` to word sets, and a row of :data:`LEXICONS`. A feature matches a query if it detects
+one of the sets (:meth:`feature_db.meaning.profile.Profile.answer`).
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from string import ascii_lowercase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.meaning.embedders import unit
+from feature_db.meaning.profile import Profile, WordSet
+from feature_db.store import stored
+from feature_db.store.stored import INT, TEXT
+from saekit.plugins import Registry
+
+_NEAREST, _WIDENED = 10, 20
+"""Words nearest to a query, and words near both to the query and to those."""
+_OWN = 64
+"""Nearest words among which the query's own are looked for."""
+_SIGNS = frozenset(["a", "an", "the", "sign", "mark", "marks", "signs", "character", "symbol", "symbols", "of", "and"])
+_EVERYDAY = {".": "period dot", "-": "dash", "\n": "line break newline", '"': "double quotes", "'": "apostrophe single quote"}
+"""Everyday names of characters that their Unicode names lack."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query about one dictionary.
+
+    Attributes:
+        text: the query.
+        sae: id of the dictionary.
+        likeness_V: cosine of each word of the profile with the query, from :meth:`Profile.likeness`.
+    """
+
+    text: str
+    sae: int
+    profile: Profile
+    db: sqlite3.Connection
+    likeness_V: NDArray[np.float32]
+
+    @cached_property
+    def all_words(self) -> set[str]:
+        """All words of the query, case-folded, in singular and plural."""
+        return {form for word in re.findall(r"\w+", self.text.casefold()) for form in forms(word)}
+
+    def texts(self, words: Iterable[int]) -> list[str]:
+        """Texts of words of the profile."""
+        ids = [int(self.profile.term_V[word]) for word in words]
+        marks = ", ".join("?" * len(ids))
+        found = self.db.execute(f"SELECT id, text FROM term WHERE id IN ({marks})", ids)
+        by_id: dict[int, str] = dict(stored.rows("the words of a corpus", found, INT, TEXT))
+        return [by_id.get(i, "?") for i in ids]
+
+    def find(self, condition: str, *parameters: object) -> tuple[NDArray[np.int64], list[str]]:
+        """Words of the profile whose row in the table `term` fulfils an SQL condition: indices and texts."""
+        source = "SELECT id, text FROM term WHERE corpus = (SELECT corpus FROM sae WHERE id = ?) AND kind = 'word'"
+        found = self.db.execute(f"{source} AND {condition} ORDER BY id", (self.sae, *parameters))
+        rows = stored.rows("the words of a corpus", found, INT, TEXT)
+        ids = np.array([row[0] for row in rows], np.int64)
+        known = np.isin(ids, self.profile.term_V)
+        return self.profile.index_of(ids), [row[1] for row, there in zip(rows, known.tolist()) if there]
+
+
+def forms(word: str) -> list[str]:
+    """A word and what it may be the plural of."""
+    if word.endswith("ies") and len(word) > 4:
+        return [word, word[:-3] + "y"]
+    if word.endswith("es") and len(word) > 4:
+        return [word, word[:-1], word[:-2]]
+    if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
+        return [word, word[:-1]]
+    return [word]
+
+
+def near(asked: Asked) -> Iterable[WordSet]:
+    """The words nearest in meaning to the query, the query's own words included."""
+    return _around(asked, asked.likeness_V)
+
+
+def members(asked: Asked) -> Iterable[WordSet]:
+    """The words nearest in meaning without the query's own: what belongs to the category that a query names ("vehicle": car)."""
+    like_V = asked.likeness_V.copy()
+    first = _largest(like_V, _OWN)
+    own = [word for word, text in zip(first.tolist(), asked.texts(first)) if not asked.all_words.isdisjoint(forms(text))]
+    like_V[own] = 0
+    return _around(asked, like_V)
+
+
+def _around(asked: Asked, like_V: NDArray[np.float32]) -> Iterable[WordSet]:
+    """The words near both to the query and to the mean of the words nearest to it: the mean smooths chance neighbours out."""
+    first = _largest(like_V, _NEAREST)
+    if len(first):
+        vectors = asked.profile.vector_VD
+        centre_D = unit((like_V[first] ** 2 @ vectors[first].astype(np.float32))[None])[0]
+        both_V = np.where(like_V > 0, (like_V + asked.profile.products(centre_D)) / 2, 0)
+        words = _largest(both_V, _WIDENED)
+        yield WordSet("near in meaning", words, (both_V[words] ** 2).astype(np.float32))
+
+
+def characters(asked: Asked) -> Iterable[WordSet]:
+    """Punctuation marks and symbols, by their Unicode names and by themselves."""
+    wanted = [word for word in re.findall(r"\w+", asked.text.casefold()) if word not in _SIGNS]
+    bare = asked.text.strip()
+    found = [char for char, name in _names().items() if char == bare or (wanted and _is_called(name, wanted))]
+    for char in found or [bare[:1]]:
+        words, _ = asked.find("text = ?", char)
+        if len(words) and not char.isalnum():
+            yield WordSet("the character", words, np.ones(len(words), np.float32))
+
+
+@cache
+def _names() -> dict[str, frozenset[str]]:
+    """The words of the names of punctuation marks and symbols of the Basic Multilingual Plane."""
+    chars = map(chr, range(0x10000))
+    return {
+        char: frozenset(f"{unicodedata.name(char, '')} {_EVERYDAY.get(char, '')}".casefold().replace("-", " ").split())
+        for char in chars
+        if unicodedata.category(char)[0] in "PS"
+    }
+
+
+def _is_called(name: frozenset[str], wanted: list[str]) -> bool:
+    return all(not name.isdisjoint(forms(word)) for word in wanted)
+
+
+def languages(asked: Asked) -> Iterable[WordSet]:
+    """The most frequent words of a language that the query names. A word of n languages counts 1/n."""
+    names = [name for name in LANGUAGES if name in asked.all_words]
+    if not names:
+        return
+    import stopwordsiso
+
+    lists = {name: stopwordsiso.stopwords(code) for name, code in LANGUAGES.items()}
+    for name in names:
+        wanted = sorted(lists[name])
+        words, texts = asked.find(f"text IN ({', '.join('?' * len(wanted))})", *wanted)
+        weights = [1 / sum(text in other for other in lists.values()) for text in texts]
+        if texts:
+            yield WordSet(f"frequent words of {name.capitalize()}", words, np.array(weights, np.float32))
+
+
+def numbers(asked: Asked) -> Iterable[WordSet]:
+    """Numbers in digits; for years, those of four digits."""
+    for names, condition, what in (
+        ({"number", "digit", "numeral", "integer"}, "text >= '0' AND text < ':' AND text NOT GLOB '*[^0-9]*'", "numbers"),
+        ({"year", "date"}, "text >= '1' AND text < '3' AND text GLOB '[0-9][0-9][0-9][0-9]'", "numbers of four digits"),
+    ):
+        if names & asked.all_words:
+            words, _ = asked.find(condition)
+            if len(words):
+                yield WordSet(what, words, np.ones(len(words), np.float32))
+
+
+def letters(asked: Asked) -> Iterable[WordSet]:
+    """Single letters that stand alone."""
+    if "letter" in asked.all_words:
+        words, _ = asked.find(f"text IN ({', '.join('?' * len(ascii_lowercase))})", *ascii_lowercase)
+        if len(words):
+            yield WordSet("single letters", words, np.ones(len(words), np.float32))
+
+
+LEXICONS: Registry[Callable[[Asked], Iterable[WordSet]]] = Registry(
+    "lexicon",
+    {"near": near, "members": members, "characters": characters, "languages": languages, "numbers": numbers, "letters": letters},
+)
+"""Lexicons by name."""
+
+LANGUAGES = {
+    "arabic": "ar", "bulgarian": "bg", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en",
+    "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi", "hungarian": "hu",
+    "indonesian": "id", "italian": "it", "japanese": "ja", "korean": "ko", "norwegian": "no", "persian": "fa", "polish": "pl",
+    "portuguese": "pt", "romanian": "ro", "russian": "ru", "spanish": "es", "swedish": "sv", "thai": "th", "turkish": "tr",
+    "ukrainian": "uk", "vietnamese": "vi",
+}  # fmt: skip
+"""English names of languages, and their ISO codes."""
+
+
+def _largest(values: NDArray[np.float32], n: int) -> NDArray[np.int64]:
+    """Indices of the n largest positive values, the largest first."""
+    n = min(n, len(values))
+    best = np.argpartition(-values, n - 1)[:n] if n else np.zeros(0, np.int64)
+    best = best[np.argsort(-values[best], kind="stable")]
+    return best[values[best] > 0]
