@@ -116,13 +116,26 @@ class LanguageModel(RunnableModel):
             raise UnsupportedModel(f"{name} is not a model of transformers.", "Give an AutoModelForCausalLM.")
         check_decoder(model.config, name)
         try:
-            resolved = resolve_layout(model, paths, name)
-            lm = cls(model, tokenizer, resolved, name, revision, options)
+            return cls._checked(model, tokenizer, paths, name, revision, options)
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, LookupError, ArithmeticError, ValueError, RuntimeError) as error:
             raise UnsupportedModel(f"{name} cannot be read as a causal language model: {error}.", PATHS_HINT) from error
-        check_layout(lm, strict=resolved.strict)
+
+    @classmethod
+    def _checked(
+        cls, model: Any, tokenizer: Any, paths: Paths | None, name: str, revision: str, options: ModelOptions
+    ) -> LanguageModel:
+        """A LanguageModel whose layout holds: by the table of its family, or where that does not hold, by structure."""
+        resolved = resolve_layout(model, paths, name)
+        lm = cls(model, tokenizer, resolved, name, revision, options)
+        try:
+            check_layout(lm, strict=resolved.strict)
+        except UnsupportedModel:
+            if resolved.strict or resolved.by_structure:
+                raise
+            lm = cls(model, tokenizer, resolve_layout(model, name=name, tables=False), name, revision, options)
+            check_layout(lm)
         return lm
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def heads(lm: LanguageModel) -> list[Ref]:
     """Every attention head, in the order of computation."""
     sites = [site for site in lm.sites() if site.kind == "heads"]
-    return [lm.space(site).ref(unit) for site in sites for unit in range(lm.n_heads)]
+    return [lm.space(site).ref(unit) for site in sites for unit in range(lm.token_shape(site)[0])]
 
 
 @torch.no_grad()

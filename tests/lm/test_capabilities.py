@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saekit.errors import UnknownSite, UnsupportedModel
-from saekit.lm import Edit, LanguageModel, Site
+from saekit.lm import FAMILIES, Edit, Family, LanguageModel, Site
+from saekit.locate.causal import heads
 from tests.lm.test_families import GATED, MOE, PLAIN, random_model
 
 GRANITE = {"embedding_multiplier": 12.0, "attention_multiplier": 0.25, "residual_multiplier": 0.22, "logits_scaling": 8.0}
@@ -209,3 +210,33 @@ def test_a_model_whose_stream_is_not_one_is_refused() -> None:
         LanguageModel.attach(
             random_model("xlm", {"vocab_size": 97, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": True}), None
         )
+
+
+def test_a_table_that_does_not_fit_gives_way_to_the_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama", GATED)
+    wrong = Family(**{**vars(FAMILIES["llama"]), "final": ("model.embed_tokens",)})
+    monkeypatch.setitem(FAMILIES._rows, "llama", wrong)
+    lm = LanguageModel.attach(model, None)
+    assert lm.family.name == "llama by structure" and lm.sites() == LanguageModel.attach(model, None, paths="mistral").sites()
+    with pytest.raises(UnsupportedModel):
+        LanguageModel.attach(model, None, paths="llama")
+
+
+def test_entries_of_the_user_go_before_the_structure() -> None:
+    model = random_model("granite", ALL["granite"])
+    lm = LanguageModel.attach(model, None, paths={"attn_out": "self_attn.o_proj"})
+    assert lm.hook_point(Site("attn_out", 1)).module is model.model.layers[1].self_attn.o_proj and lm.scale("attn_out.1") == 0.22
+    with pytest.raises(UnsupportedModel, match=r"attn_out\.0"):
+        LanguageModel.attach(model, None, paths={"attn_out": "self_attn.q_proj"})
+
+
+def test_head_sizes_of_single_layers() -> None:
+    model = random_model("stablelm", GATED)
+    other = random_model("stablelm", {**GATED, "num_attention_heads": 8, "num_key_value_heads": 4})
+    model.model.layers[1] = other.model.layers[0]
+    model.model.layers[1].self_attn.layer_idx = 1
+    model.model.layers[1].self_attn.rotary_ndims = 2
+    lm = LanguageModel.attach(model, None)
+    assert [lm.token_shape(f"heads.{n}") for n in range(2)] == [(4, 8), (8, 4)]
+    assert [lm.token_shape(f"k.{n}") for n in range(2)] == [(2, 8), (4, 4)]
+    assert [ref.unit for ref in heads(lm) if ref.layer == 1] == list(range(8))

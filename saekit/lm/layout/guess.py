@@ -14,6 +14,7 @@ from saekit.lm.layout.block import BlockLayout, Readout
 from saekit.lm.layout.families import PATHS_HINT, Family, submodule
 from saekit.lm.layout.guess_block import BlockGuess
 from saekit.lm.layout.hook_points import TensorView
+from saekit.lm.layout.offload import device_of
 from saekit.lm.layout.places import is_projection, same
 from saekit.lm.layout.tail import Tail
 from saekit.lm.layout.trace import Call, Trace, longest_context, probe_tokens, trace
@@ -46,7 +47,7 @@ def guess_layout(model: Any, paths: Mapping[str, Any], who: str) -> Guess:
     embedding = model.get_input_embeddings()
     tokens_BT = probe_tokens(embedding.num_embeddings, longest_context(config))
     with lock_of(embedding):
-        seen = trace(model, tokens_BT.to(embedding.weight.device))
+        seen = trace(model, tokens_BT.to(device_of(embedding)))
     layers = paths.get("layers") or _layers(model, seen, tokens_BT, who)
     blocks = [f"{layers}.{name}" for name, _ in model.get_submodule(layers).named_children()]
     _check_blocks(seen, blocks, tokens_BT, who)
@@ -72,11 +73,12 @@ def guess_layout(model: Any, paths: Mapping[str, Any], who: str) -> Guess:
 
 @torch.no_grad()
 def _gives_logits(readout: Readout | Tail, resid_BTD: Tensor, seen: Trace) -> bool:
+    """Whether a readout gives the logits of the pass; two tokens are enough to tell."""
     try:
-        logits = readout(resid_BTD)
+        logits = readout(resid_BTD[:1, -2:])
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
         return False
-    return seen.logits is not None and _close(logits, seen.logits)
+    return seen.logits is not None and _close(logits, seen.logits[:1, -2:])
 
 
 def _table(name: str, layers: str) -> Family:
@@ -182,7 +184,7 @@ def _ratio(x: Tensor, part: Tensor) -> float:
     """The number that `part` is multiplied by to give x; 1 where there is none, which the layout checks refuse."""
     if x.shape != part.shape:
         return 1.0
-    a, b = part.double().flatten(), x.double().flatten()
+    a, b = part.double().flatten().to(x.device), x.double().flatten()
     factor = float(a @ b / (a @ a).clamp_min(1e-30))
     return 1.0 if abs(factor - 1) < 1e-4 or not _close((factor * a).to(x.dtype), x.flatten()) else factor
 
@@ -190,11 +192,14 @@ def _ratio(x: Tensor, part: Tensor) -> float:
 def _close(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors are equal up to rounding, more strictly than :func:`same`: a soft cap changes small logits little."""
     tolerance = {torch.float32: 2e-5, torch.float64: 1e-9}.get(right.dtype, 2e-2)
-    return left.shape == right.shape and float((left - right).abs().max()) <= tolerance * float(right.abs().max())
+    return left.shape == right.shape and float((left.to(right.device) - right).abs().max()) <= tolerance * float(
+        right.abs().max()
+    )
 
 
 def _logits(logits: Tensor, made: Tensor, config: Any) -> tuple[float, float]:
     """The factor and the soft cap between the head and the logits."""
+    made = made.to(logits.device)
     if made.shape != logits.shape:
         return 1.0, 0.0
     scale = _ratio(logits, made)

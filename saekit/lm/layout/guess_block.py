@@ -373,7 +373,7 @@ def _factor(whole: Tensor, part: Tensor) -> float | None:
     """The number that `part` is multiplied by to give `whole`; None if they differ by more."""
     if whole.numel() != part.numel():
         return None
-    a, b = part.reshape(-1).double(), whole.reshape(-1).double()
+    a, b = part.reshape(-1).double(), whole.reshape(-1).double().to(part.device)
     factor = float(a @ b / (a @ a).clamp_min(1e-30))
     if float((b - factor * a).norm()) > 1e-2 * float(b.norm()):
         return None

@@ -76,7 +76,7 @@ def same(left: Tensor, right: Tensor, scaled: bool = False) -> bool:
     """Whether two tensors are equal up to rounding, or (with `scaled`) their last dimensions are up to positive factors."""
     if left.shape != right.shape:
         return False
-    left, right = left.float(), right.float()
+    left, right = left.float(), right.float().to(left.device)
     if scaled:
         return bool((torch.cosine_similarity(left, right, dim=-1) > _COSINE).all())
     return float((left - right).abs().max()) <= 1e-2 * float(right.abs().max())

@@ -41,13 +41,14 @@ class Resolved(NamedTuple):
     stream: TensorView = TensorView()
 
 
-def resolve_layout(model: Any, paths: Paths | None = None, name: str = "") -> Resolved:
+def resolve_layout(model: Any, paths: Paths | None = None, name: str = "", *, tables: bool = True) -> Resolved:
     """The layout of `model`.
 
     Args:
         model: a causal language model.
         paths: a table; or the name of a family whose table to use; or entries to replace in the table that would be used.
         name: what messages call the model.
+        tables: use the table of the model's family, if there is one.
 
     Raises:
         ConfigError: `paths` names no family, or has an entry that a table does not have.
@@ -63,7 +64,7 @@ def resolve_layout(model: Any, paths: Paths | None = None, name: str = "") -> Re
     for key in paths or ():
         if key not in names:
             raise ConfigError(f"A path table has no entry {key!r}.", nearest(key, names))
-    known = FAMILIES.get(model.config.model_type)
+    known = FAMILIES.get(model.config.model_type) if tables else None
     if known is not None:
         known = _adapted(known, model) if submodule(model, f"{known.layers}.0") is not None else None
     if known is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -35,9 +36,14 @@ class Sums:
         every = [*rows, target]
         if constant:
             every, size = [row - row.mean(0) for row in every], size.mean(0)
-        weighted = torch.stack([row / size for row in every])
-        self._by_channel = torch.einsum("and,bnd->dab", weighted, weighted)
-        self._whole = self._by_channel.sum(0)
+        self._weighted = torch.stack([row / size for row in every])
+        flat = self._weighted.flatten(1)
+        self._whole = flat @ flat.T
+
+    @cached_property
+    def _by_channel(self) -> Tensor:
+        """(d, a, b) the products of all pairs in each coordinate."""
+        return torch.einsum("and,bnd->dab", self._weighted, self._weighted)
 
     def fit(self, names: Sequence[str]) -> list[Scale] | None:
         """The coefficients of the terms, none of them zero, or None if their sum is not the target.

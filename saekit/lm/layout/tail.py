@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saekit.lm.exclusive import innermost, lock_of
 from saekit.lm.layout.hook_points import TensorView, find_input
+from saekit.lm.layout.offload import device_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Tail:
         """(..., V) for residual vectors (..., d_model)."""
         flat_ND = resid.reshape(-1, 1, resid.shape[-1])
         embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-        tokens_N1 = torch.zeros(len(flat_ND), 1, dtype=torch.long, device=embedding.weight.device)
+        tokens_N1 = torch.zeros(len(flat_ND), 1, dtype=torch.long, device=device_of(embedding))
         with lock_of(self.blocks[0]), innermost(object()), self._passed_by(flat_ND):
             logits: Tensor = self.model(input_ids=tokens_N1, use_cache=False).logits
         return logits.reshape(*resid.shape[:-1], -1)
