@@ -206,7 +206,7 @@ def test_dictionaries_with_names_and_transcoders(old_workspace: Path, tmp_path: 
 
     for words, path in ((("--site", SITE, "--name", "jump"), f"{SITE}/jump"), (("--site", "mlp_in.2"), "mlp_in.2--mlp_out.2")):
         folder = tmp_path / path.replace("/", "-")
-        outcome = here("push", old_workspace, "someone/saes", *words, "--dry-run", folder, "--json")
+        outcome = here("push", old_workspace, "someone/saes", *words, "--folder", folder, "--json")
         assert outcome.status == 0, outcome.stderr
         assert outcome.json["path"] == path
         ours, theirs = SAE.load(folder / path), sae_lens.SAE.load_from_disk(folder / path)
@@ -220,7 +220,7 @@ def test_the_commands_on_the_card_make_the_same_dictionary(tmp_path: Path, monke
     for words in (
         ("cache", "lab", "--site", SITE, "--data", "lab", "--tokens", 2000, "--out", "ws"),
         ("train", "ws", "--latents", 64, "--l0", 4, "--train-tokens", 6000, "--lr", 3e-3, "--arch", "jumprelu", "--name", "mine"),
-        ("push", "ws", "someone/saes", "--site", SITE, "--name", "mine", "--dry-run", "look"),
+        ("push", "ws", "someone/saes", "--site", SITE, "--name", "mine", "--folder", "look"),
     ):
         outcome = here(*words)
         assert outcome.status == 0, outcome.stderr
