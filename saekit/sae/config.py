@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, 
 # folded into the weights. The others are computed for every token.
 NORMALIZATIONS = ("none", "expected_average_only_in", "covariance_whitening", "layer_norm", "constant_norm_rescale")
 RUNTIME_NORMALIZATIONS = ("layer_norm", "constant_norm_rescale")
+_MLP_IN = re.compile(r"(?:\w+\.)*layers\.(\d{1,6})\.pre_feedforward_layernorm\.output", re.ASCII)
 MOST = 1 << 40
 """No width, number of latents or context size is larger: sizes from a file stay within what arithmetic on them can hold."""
 
@@ -248,7 +250,17 @@ def site_of(metadata: Mapping[str, Any], key: str) -> Site | None:
     try:
         return Site.parse(metadata[key])
     except (UnknownSite, ValueError):  # ValueError: a layer number of thousands of digits
-        return None
+        return _site_of_module(metadata.get(f"hf_{key}"))
+
+
+def _site_of_module(name: object) -> Site | None:
+    """The site of a module of transformers, where sae-lens's hook name stands for another place.
+
+    Gemma Scope 2's transcoders read what the norm before the MLP returns; sae-lens calls that `hook_mlp_in`, which lies before the
+    norm in TransformerLens.
+    """
+    match = _MLP_IN.fullmatch(name) if isinstance(name, str) else None
+    return None if match is None else Site("mlp_in", int(match[1]))
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:

@@ -121,6 +121,13 @@ def _gemma_3(folder: Path, **cfg: Any) -> None:
     save_file(tensors | {"threshold": _r(F, seed=5).abs()}, folder / "params.safetensors")
 
 
+def _gemma_3_clt(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    tensors = {"w_enc": _r(D, F, seed=1), "w_dec": _r(F, 3, D, seed=3), "b_enc": _r(F, seed=2), "b_dec": _r(D, seed=4)}
+    tensors |= {"threshold": _r(F, seed=5).abs(), "affine_skip_connection": _r(D, D, seed=6)}
+    save_file(tensors, folder / "params_layer_5.safetensors")
+
+
 def _llama_scope(folder: Path) -> None:
     norm = D**0.5 / 112.21917808219177  # such that the factor is that in sae-lens's list
     facts = {"d_model": D, "d_sae": F, "jump_relu_threshold": 0.002, "hook_point_in": "blocks.0.hook_attn_out"}
@@ -289,6 +296,7 @@ CASES = {
         "transcoder/layer_5_width_16k_l0_tiny",
         lambda folder: _gemma_3(folder, **HOOK_IN, **HOOK_OUT),
         "gemma_3",
+        site="mlp_in.5",
     ),
     "gemma scope 2 skip transcoder": Case(
         "gemma_scope_2",
@@ -296,6 +304,17 @@ CASES = {
         "transcoder/layer_5_width_16k_l0_tiny_affine",
         lambda folder: _gemma_3(folder, affine_connection=True, **HOOK_IN, **HOOK_OUT),
         "gemma_3",
+    ),
+    "gemma scope 2 layer of a CLT": Case(
+        "gemma_scope_2_clt",
+        SCOPE_2,
+        "clt/width_tiny_affine",
+        _gemma_3_clt,
+        "gemma_3",
+        entry="params_layer_5.safetensors",
+        folder_name="clt/width_tiny_affine/params_layer_5",
+        site="mlp_in.5",
+        model="google/gemma-3-1b-pt",
     ),
     "llama scope": Case(
         "llama_scope",
@@ -442,7 +461,9 @@ def _assert_equal(ours: SAE, theirs: Any) -> None:
     torch.testing.assert_close(mine.grad, other.grad, **close)
 
 
-@pytest.mark.filterwarnings("ignore:This loads the CLT layer", "ignore:.*HuggingFace repo_id")
+@pytest.mark.filterwarnings(
+    "ignore:This loads the CLT layer", "ignore:.*is a layer of a cross-layer", "ignore:.*HuggingFace repo_id"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_each_layout(name: str, cache: Callable[[Case], Path], tmp_path: Path) -> None:
     case = CASES[name]

@@ -76,6 +76,13 @@ LAYOUTS: Registry[Layout] = Registry(
         "gemma_scope_2": Layout(
             "Gemma Scope 2 (params.safetensors)", ("params.safetensors",), "gemma_3", _REQUESTS + "gemma_scope_2"
         ),
+        "gemma_scope_2_clt": Layout(
+            "a layer of Gemma Scope 2's cross-layer transcoders (params_layer_N.safetensors)",
+            (),
+            "gemma_3",
+            _REQUESTS + "gemma_scope_2_clt",
+            one="params_layer_*.safetensors",
+        ),
         "llama_scope": Layout(
             "Llama Scope (hyperparams.json, checkpoints/final.safetensors)",
             ("hyperparams.json", "checkpoints/final.safetensors"),

@@ -175,6 +175,20 @@ def _without_model(place: Place) -> dict[str, Any]:
     return {} if "config.json" in place.names else {"model_name": None}
 
 
+def gemma_scope_2_clt(place: Place, loader: str) -> Request:
+    """The folder's name says whether the layer has a skip connection (`affine`), the name of the file which layer it is."""
+    assert place.entry is not None
+    warnings.warn(
+        f"{place.shown} is a layer of a cross-layer transcoder, whose decoders sae-lens adds up: codes are right, and the "
+        "reconstruction is that of no layer.",
+        stacklevel=2,
+    )
+    prefix = f"clt/{posixpath.basename(place.path)}"
+    overrides = {} if "gemma-scope" in (place.repository or "") else {"model_name": None}
+    name = f"{prefix}/{place.entry.removesuffix('.safetensors')}"
+    return Request(loader, place.repository or "local/files", name, prefix=prefix, overrides=overrides)
+
+
 def llama_scope(place: Place, loader: str) -> Request:
     """`hyperparams.json` has the mean norm of activations, to which sae-lens's list has the factor that is folded in."""
     cfg = read_json(place.get("hyperparams.json"), error=SAEFormatError)
