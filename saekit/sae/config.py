@@ -256,8 +256,8 @@ def site_of(metadata: Mapping[str, Any], key: str) -> Site | None:
 def _site_of_module(name: object) -> Site | None:
     """The site of a module of transformers, where sae-lens's hook name stands for another place.
 
-    Gemma Scope 2's transcoders read what the norm before the MLP returns; sae-lens calls that `hook_mlp_in`, which lies before the
-    norm in TransformerLens.
+    Gemma Scope 2's transcoders read what the norm before the MLP returns. sae-lens calls that `hook_mlp_in`, which is before
+    the norm in TransformerLens.
     """
     match = _MLP_IN.fullmatch(name) if isinstance(name, str) else None
     return None if match is None else Site("mlp_in", int(match[1]))
