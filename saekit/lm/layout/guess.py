@@ -60,6 +60,11 @@ def guess_layout(model: Any, paths: Mapping[str, Any], who: str) -> Guess:
         tail = Tail(model, modules, lengths, view)
         if _gives_logits(tail, view.get(last.returned, *tokens_BT.shape), seen):
             final, readout = (), Readout((), tail, readout.projection)
+        elif "final" not in paths:
+            raise UnsupportedModel(
+                f"{who} has no residual stream: its logits do not follow from what its last block, {blocks[-1]}, returns.",
+                PATHS_HINT,
+            )
     if "final" in paths:
         final = tuple(paths["final"])
     table = Family(**{**vars(table), "final": final})

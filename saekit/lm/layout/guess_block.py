@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saekit.lm.layout.block import BlockLayout
-from saekit.lm.layout.families import Family
+from saekit.lm.layout.block_parts import BlockParts, has_matrix
 from saekit.lm.layout.hook_points import TensorView
 from saekit.lm.layout.places import find_heads, fused_views, is_projection, same
 from saekit.lm.layout.sums import Scale, Sums
-from saekit.lm.layout.trace import AttentionCall, Call, Trace
+from saekit.lm.layout.trace import Call
 from saekit.names.site import KINDS
 
-_MIXER = re.compile(r".*(attn|attention|mixer|mamba|conv|ssm|lstm|recurrent|temporal|delta).*", re.I)
-_MLP = re.compile(r".*mlp.*|.*feed_?forward.*|ffn?|.*moe.*|.*expert.*", re.I)
-_MLP_CLASS = re.compile(r".*(mlp|moe|moeblock|experts|feedforward|ffn)", re.I)
 _SPLIT = [("q_proj", "k_proj", "v_proj"), ("wq", "wk", "wv"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin")]
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attention_head", "h")
 _WORDS = {
@@ -33,38 +28,8 @@ _WORDS = {
 _PRE = "resid_pre"
 
 
-class BlockGuess:
-    """The guess for one block. :meth:`layout` gives the result; what cannot be found is absent with its reason.
-
-    Args:
-        seen: a trace of the whole model.
-        path: of the block.
-        layer: its number.
-        config: the text model's configuration.
-        table: the model's table, without paths in a block.
-        stream: how the residual stream lies in what the block takes in.
-    """
-
-    def __init__(self, seen: Trace, path: str, layer: int, config: Any, table: Family, stream: TensorView) -> None:
-        self._path, self._layer, self._config = path, layer, config
-        self._whole = seen.calls[path]
-        self._pre, self._post = self._whole.taken, self._whole.returned
-        self._stream = stream
-        if stream.streams:  # each part of the stream is as wide as what the branches return
-            self._pre = self._pre[0] if stream.streams == "first" else self._pre[:, :, 0]
-        self._calls = seen.inside(path)
-        self._attention = {name[len(path) + 1 :]: call for name, call in seen.attention.items() if name.startswith(path + ".")}
-        branches = self._branches(self._whole.module, "")
-        self._mixers = [call for call in branches if self._kind(call) in ("attention", "mixer")]
-        self._mixers.sort(key=lambda call: self._kind(call) != "attention")
-        self._mlps = [call for call in branches if self._kind(call) == "mlp"]
-        others = [call for call in branches if self._kind(call) == "other"]
-        if not self._mlps:  # fc1 and fc2 are the block's own
-            after = self._mixers[0].ended if self._mixers else 0
-            self._mlps = [call for call in others if call.begun > after]
-            others = [call for call in others if call not in self._mlps]
-        self._others = others
-        self._out = BlockLayout(table)
+class BlockGuess(BlockParts):
+    """The guess for one block. :meth:`layout` gives the result; what cannot be found is absent with its reason."""
 
     def layout(self) -> BlockLayout:
         """The layout of the block."""
@@ -75,60 +40,7 @@ class BlockGuess:
         self._out.copied = frozenset(kind for kind, row in KINDS.items() if row.side in self._changed(row.module))
         return self._out
 
-    def _changed(self, module: str) -> frozenset[str]:
-        call = self._calls.get(getattr(self._out.paths, module, module)) if module != "block" else self._whole
-        return frozenset() if call is None else call.changed
-
-    # The parts of the block.
-
-    def _branches(self, module: nn.Module, path: str) -> list[Call]:
-        """The modules with matrices that the block calls itself."""
-        found: list[Call] = []
-        for name, child in module.named_children():
-            where = f"{path}.{name}" if path else name
-            call = self._calls.get(where)
-            if call is None:
-                found += self._branches(child, where)
-            elif _has_matrix(child):
-                found.append(call)
-        return sorted(found, key=lambda call: call.begun)
-
-    def _kind(self, call: Call) -> str:
-        name, kind = self._name(call).rpartition(".")[2], type(call.module).__name__
-        if self._attention_in(call):
-            return "attention"
-        # A class may be named after a model with experts, so only its end says what it is.
-        if _MLP.fullmatch(name) or _MLP_CLASS.fullmatch(kind):
-            return "mlp"
-        return "mixer" if _MIXER.fullmatch(name) or _MIXER.fullmatch(kind) else "other"
-
-    def _name(self, call: Call) -> str:
-        """The call's path in the block."""
-        return call.path[len(self._path) + 1 :]
-
-    def _attention_in(self, call: Call) -> tuple[str, AttentionCall] | None:
-        name = self._name(call)
-        return next(((path, each) for path, each in self._attention.items() if path == name or path.startswith(name + ".")), None)
-
-    def _wide(self, call: Call) -> bool:
-        return call.returned.numel() == self._pre.numel()
-
-    def _like(self, x: Tensor) -> Tensor:
-        return x.reshape(self._pre.shape)
-
-    def _set(self, **entries: Any) -> None:
-        self._out.paths = replace(self._out.paths, **entries)
-
     # What the block adds up.
-
-    def _alternatives(self, branch: Call) -> list[str]:
-        """Modules whose output may be what a branch adds: the branch, its last projections, the norms after it."""
-        name = self._name(branch)
-        inner = [path for path, call in self._calls.items() if path.startswith(name + ".") and self._wide(call)]
-        after = {path: call for path, call in self._calls.items() if "." not in path and call.begun > branch.ended}
-        norms = [path for path, call in after.items() if self._wide(call) and not _has_matrix(call.module)]
-        own = [name] if self._wide(branch) else []
-        return [*own, *reversed(inner[-3:]), *norms, ""]
 
     def _find_sum(self) -> None:
         """Which modules' outputs, with which factors, add up to the block's output."""
@@ -177,7 +89,7 @@ class BlockGuess:
         return next((value for value in known if abs(value - scale) <= 1e-4 * abs(scale)), scale)
 
     def _why_no_sum(self, names: Iterable[str]) -> str:
-        norms = [path for path, call in self._calls.items() if self._wide(call) and not _has_matrix(call.module)]
+        norms = [path for path, call in self._calls.items() if self._wide(call) and not has_matrix(call.module)]
         terms = {path: self._like(self._calls[path].returned) for path in dict.fromkeys([*norms, *names])}
         sums = Sums(self._post, terms)
         if any(sums.fit(each) for norm in norms for each in ([norm], *([norm, name] for name in names if name != norm))):
@@ -378,10 +290,6 @@ def _factor(whole: Tensor, part: Tensor) -> float | None:
     if float((b - factor * a).norm()) > 1e-2 * float(b.norm()):
         return None
     return 1.0 if abs(factor - 1) < 1e-3 else factor
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def _is_one(scale: Any) -> bool:
