@@ -98,8 +98,9 @@ class _Published:
 def _check_untrained(run: options.RunOptions, settings: dict[str, Any]) -> None:
     from saekit.errors import ConfigError
 
-    if settings or run.live or run.wandb:
-        given = ", ".join([*settings, *["--live"] * run.live, *["--wandb"] * bool(run.wandb)])
+    trained = [name for name in settings if name != "device"]  # --device is of the model, too
+    if trained or run.live or run.wandb:
+        given = ", ".join([*trained, *["--live"] * run.live, *["--wandb"] * bool(run.wandb)])
         raise ConfigError(f"With --sae nothing is trained, and training has the settings {given}.", "Leave them out, or --sae.")
 
 

@@ -189,7 +189,20 @@ def test_what_differs_is_said(saekit: Saekit, ws: Path, save: Callable[..., Path
 def test_fit_without_training(
     saekit: Saekit, folder: Path, save: Callable[..., Path], stories_path: Path, tinystories_path: Path, tmp_path: Path
 ) -> None:
-    command = ("fit", stories_path, "--sae", folder, "--data", tinystories_path, "--tokens", 20_000, "--out", tmp_path / "ws")
+    command = (
+        "fit",
+        stories_path,
+        "--sae",
+        folder,
+        "--data",
+        tinystories_path,
+        "--tokens",
+        20_000,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "ws",
+    )
     refused = saekit(*command, "--latents", 64, "--json")
     assert refused.status == 2 and "n_latents" in refused.json["message"] and not (tmp_path / "ws").exists()
     wide = saekit(*command[:2], "--sae", save(2, d_in=48), *command[4:], "--json")
