@@ -257,3 +257,44 @@ def test_files_that_may_not_be_read(tmp_path: Path, random_sae: Any) -> None:
             SAE.load(folder)
         (folder / name).unlink()
         (folder / "kept").rename(folder / name)
+
+
+FOREIGN = {
+    "dictionary_learning": ("BatchTopKSAE", "ae.pt", "config.json"),
+    "sparsify": ("sparsify", "sae.safetensors", "cfg.json"),
+    "gemma scope": ("gemma scope residual", "params.npz"),
+    "gemma scope 2": ("gemma scope 2", "params.safetensors", "config.json"),
+    "llama scope": ("llama scope", "checkpoints/final.safetensors", "hyperparams.json"),
+    "temporal": ("temporal", "latest_ckpt.safetensors", "conf.yaml"),
+    "mwhanna": ("mwhanna", "layer_1.safetensors", "wanb-config.yaml", "config.yaml"),
+    "hook_z": ("hook_z", "gpt2-small_L1_x.pt", "gpt2-small_L1_x_cfg.json"),
+    "goodfire": ("goodfire", "Llama-3.1-8B-Instruct-SAE-l19.pth"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", FOREIGN)
+def test_mutated_files_of_other_tools_load_or_are_refused(layout: str, tmp_path: Path) -> None:
+    from tests.sae.test_foreign import CASES, _sparsify
+
+    name, *files = FOREIGN[layout]
+    folder = tmp_path / "resid_post" / ("layers.5" if layout == "sparsify" else "layer_5")
+    if name == "sparsify":
+        _sparsify(folder)
+        source = folder
+    else:
+        CASES[name].write(folder)
+        source = folder / CASES[name].entry
+    for file in files:
+        whole = (folder / file).read_bytes()
+        rng, loaded, tried = random.Random(f"{layout} {file}"), 0, 0
+        for mutated in list(_mutations(whole, rng))[:20]:
+            (folder / file).write_bytes(mutated)
+            tried += 1
+            try:
+                loaded += SAE.load(source).cfg.n_latents > 0
+            except SAEFormatError as error:
+                assert len(error.what) < 900
+        (folder / file).write_bytes(whole)
+        assert loaded < tried
+    assert SAE.load(source).cfg.n_latents > 0
