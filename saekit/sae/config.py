@@ -220,6 +220,11 @@ class SAEConfig:
         return self.kind.layered
 
     @property
+    def reads_contexts(self) -> bool:
+        """Whether codes of a token depend on the tokens before it, so that inputs are whole contexts."""
+        return self.options is not None and self.options.contexts
+
+    @property
     def normalizes(self) -> bool:
         """Whether every token's input is normalised when it is encoded."""
         return self.normalize_activations in RUNTIME_NORMALIZATIONS

@@ -18,9 +18,11 @@ class Options:
 
     Attributes:
         normalizations: values of `normalize_activations` that only this architecture takes.
+        contexts: codes of a token depend on the tokens before it.
     """
 
     normalizations: ClassVar[tuple[str, ...]] = ()
+    contexts: ClassVar[bool] = False
 
     def shapes(self, d_in: int, n_latents: int) -> dict[str, tuple[int, ...]]:
         """Every tensor of the architecture under its sae-lens name, with its shape."""
@@ -71,6 +73,7 @@ class TemporalOptions(Options):
     """
 
     normalizations: ClassVar[tuple[str, ...]] = ("constant_scalar_rescale",)
+    contexts: ClassVar[bool] = True
 
     n_heads: int = 8
     n_attn_layers: int = 1

@@ -168,6 +168,11 @@ def _is_there(ws: Workspace, found: Import) -> bool:
 
 def _check_sites(ws: Workspace, sae: SAE, place: SiteMap) -> None:
     """Raise where the activations of the workspace are not those that the dictionary reads and writes."""
+    if sae.cfg.reads_contexts:
+        raise StoreMismatch(
+            f"{sae.name} is a {sae.cfg.architecture} SAE, which reads whole contexts; a workspace keeps and changes single tokens.",
+            "Use it in Python: SAE.load(SOURCE).encode(activations of shape (batch, tokens, width)).",
+        )
     cached = ws.study.sites
     for sites, widths in ((place.reads, sae.cfg.widths), (place.writes, sae.cfg.widths_out)):
         for site, width in zip(sites, widths):

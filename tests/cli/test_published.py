@@ -1,0 +1,80 @@
+"""Dictionaries of other tools and of other architectures in a workspace: what works with our own works with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saekit.sae import SAE
+from saekit.workspace import Workspace
+from tests.kit.commands import here
+
+SITE, D, F = "resid_post.2", 192, 64
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "ws"
+    outcome = here("cache", "lab", "--site", SITE, "--data", "lab", "--tokens", 2000, "--out", folder)
+    assert outcome.status == 0, outcome.stderr
+    return folder
+
+
+def _dictionary_learning(folder: Path) -> Path:
+    """As dictionary_learning writes a BatchTopK SAE."""
+    trainer = {"dict_class": "BatchTopKSAE", "layer": 2, "activation_dim": D, "dict_size": F, "lm_name": "lab", "k": 8}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 256}}))
+    rows = torch.nn.functional.normalize(torch.randn(F, D, generator=torch.Generator().manual_seed(0)), dim=-1)
+    state = {"encoder.weight": rows, "decoder.weight": rows.T.contiguous(), "encoder.bias": torch.zeros(F)}
+    torch.save(state | {"b_dec": torch.zeros(D), "k": torch.tensor(8), "threshold": torch.tensor(1.0)}, folder / "ae.pt")
+    return folder
+
+
+def _of_sae_lens(folder: Path, architecture: str, **cfg: Any) -> Path:
+    import sae_lens
+
+    metadata = {"hook_name": "blocks.2.hook_resid_post", "model_name": "lab", "context_size": 256}
+    theirs = sae_lens.SAE.from_dict({"architecture": architecture, "d_in": D, "d_sae": F, "metadata": metadata, **cfg})
+    rows = torch.randn(F, D, generator=torch.Generator().manual_seed(0))
+    theirs.W_dec.data = torch.nn.functional.normalize(rows, dim=-1)
+    theirs.save_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["dictionary_learning", "matching_pursuit"])
+def test_every_step(kind: str, cached: Path, tmp_path: Path) -> None:
+    made = {
+        "dictionary_learning": lambda: _dictionary_learning(tmp_path / "dl"),
+        "matching_pursuit": lambda: _of_sae_lens(tmp_path / "mp", "matching_pursuit", max_iterations=8),
+    }
+    source = made[kind]()
+    named = ("--name", kind)
+    for words in (
+        ("add", cached, source, *named),
+        ("eval", cached, "--site", SITE, *named),
+        ("index", cached, "--site", SITE, *named),
+        ("report", cached, "--site", SITE, *named),
+        ("push", cached, "someone/saes", "--site", SITE, *named, "--dry-run", tmp_path / "look"),
+    ):
+        outcome = here(*words)
+        assert outcome.status == 0, (words[0], outcome.stderr)
+    steered = here("steer", cached, "--feature", f"{SITE}@{kind}/7", "Once upon a time", "--max-new-tokens", 4, "--json")
+    assert steered.status == 0, steered.stderr
+    x = torch.randn(9, D, generator=torch.Generator().manual_seed(1))
+    there, before = Workspace.open(cached).sae(SITE, kind), SAE.load(source)
+    assert torch.equal(there(x), before(x)) and there.origin == before.origin
+    pushed = SAE.load(tmp_path / "look" / SITE / kind)
+    assert torch.equal(pushed(x), before(x))
+    assert "trained elsewhere" in (tmp_path / "look/README.md").read_text()
+
+
+def test_a_temporal_sae_is_refused_before_anything_is_written(cached: Path, tmp_path: Path) -> None:
+    source = _of_sae_lens(tmp_path / "temporal", "temporal", n_heads=2, bottleneck_factor=4, kval_topk=5)
+    outcome = here("add", cached, source, "--name", "temporal", "--json")
+    assert outcome.status == 2 and "reads whole contexts" in outcome.json["message"]
+    assert not (cached / "sae" / SITE / "temporal").exists()
