@@ -84,7 +84,7 @@ def upload(folder: Path, target: Target, message: str) -> Pushed:
     from huggingface_hub import HfApi, get_token
 
     if (variable := offline()) is not None:
-        raise PushError(f"{variable} is set, so that nothing is sent to the hub.", f"Unset {variable}, or use --dry-run FOLDER.")
+        raise PushError(f"{variable} is set, so that nothing is sent to the hub.", f"Unset {variable}, or use --folder FOLDER.")
     if get_token() is None:
         raise PushError("Nobody is logged in to the hub.", _LOGIN)
     api = HfApi()

@@ -170,7 +170,7 @@ def _check_sites(ws: Workspace, sae: SAE, place: SiteMap) -> None:
     """Raise where the activations of the workspace are not those that the dictionary reads and writes."""
     if sae.cfg.reads_contexts:
         raise StoreMismatch(
-            f"{sae.name} is a {sae.cfg.architecture} SAE, which reads whole contexts; a workspace keeps and changes single tokens.",
+            f"{sae.name} is a {sae.cfg.architecture} SAE, which reads whole contexts; a workspace works on single tokens.",
             "Use it in Python: SAE.load(SOURCE).encode(activations of shape (batch, tokens, width)).",
         )
     cached = ws.study.sites

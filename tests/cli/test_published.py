@@ -59,7 +59,7 @@ def test_every_step(kind: str, cached: Path, tmp_path: Path) -> None:
         ("eval", cached, "--site", SITE, *named),
         ("index", cached, "--site", SITE, *named),
         ("report", cached, "--site", SITE, *named),
-        ("push", cached, "someone/saes", "--site", SITE, *named, "--dry-run", tmp_path / "look"),
+        ("push", cached, "someone/saes", "--site", SITE, *named, "--folder", tmp_path / "look"),
     ):
         outcome = here(*words)
         assert outcome.status == 0, (words[0], outcome.stderr)
