@@ -11,7 +11,7 @@ import torch
 
 from saekit.sae import SAE
 from saekit.workspace import Workspace
-from tests.kit.commands import here
+from tests.kit.commands import here, in_new_process
 
 SITE, D, F = "resid_post.2", 192, 64
 
@@ -71,6 +71,42 @@ def test_every_step(kind: str, cached: Path, tmp_path: Path) -> None:
     pushed = SAE.load(tmp_path / "look" / SITE / kind)
     assert torch.equal(pushed(x), before(x))
     assert "trained elsewhere" in (tmp_path / "look/README.md").read_text()
+
+
+PLUGIN = """
+import json
+import torch
+from saekit.sae.foreign import LAYOUTS, Layout
+from saekit.sae.foreign.requests import folder
+
+def loader(download):
+    def convert(repo_id, folder_name, device="cpu", force_download=False, cfg_overrides=None):
+        rows = torch.tensor(json.load(open(download(repo_id, "mine.json", subfolder=folder_name))))
+        cfg = {"architecture": "standard", "d_in": rows.shape[1], "d_sae": rows.shape[0], "dtype": "float32", "device": device}
+        metadata = {"hook_name": "blocks.2.hook_resid_post", "sae_lens_version": "6.0.0"}
+        tensors = {"W_enc": rows.T, "W_dec": rows, "b_enc": torch.zeros(len(rows)), "b_dec": torch.zeros(rows.shape[1])}
+        return cfg | {"metadata": metadata}, tensors, None
+    return convert
+
+LAYOUTS.register("mine", Layout("mine (mine.json)", ("mine.json",), "my_layout:loader", "my_layout:request"))
+
+def request(place, loader):
+    return folder(place, loader)
+"""
+
+
+def test_a_layout_from_a_plugin(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_layout.py").write_text(PLUGIN)
+    (tmp_path / "sae").mkdir()
+    rows = torch.randn(F, D, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "sae/mine.json").write_text(json.dumps(rows.tolist()))
+    refused = here("add", cached, tmp_path / "sae", "--name", "mine", "--json")
+    assert refused.status == 2 and "holds no SAE that saekit knows: it holds mine.json" in refused.json["message"]
+    monkeypatch.setenv("SAEKIT_PLUGINS", str(tmp_path / "my_layout.py"))
+    outcome = in_new_process("add", cached, tmp_path / "sae", "--name", "mine", "--json")
+    assert outcome.status == 0, outcome.stderr
+    added = Workspace.open(cached).sae(SITE, "mine")
+    assert added.origin.layout == "mine" and torch.equal(added.W_dec, rows)
 
 
 def test_a_temporal_sae_is_refused_before_anything_is_written(cached: Path, tmp_path: Path) -> None:
