@@ -117,7 +117,8 @@ class Repository:
                 if isinstance(each, kind) and not isinstance(each, errors.EntryNotFoundError):
                     return rule(each)
         for each in chain:
-            if "Consistency check failed" in str(each):
+            # HTTP clients have one class for a body that is cut short and for a server that does not answer.
+            if "Consistency check failed" in str(each) or "complete message body" in str(each):
                 return Problem(f"The download of {self.name} broke off.", f"{_AGAIN} What arrived is not used.")
             if _is_timeout(each):
                 return self._silent()
