@@ -10,6 +10,8 @@ Equal L0: k sets the L0 of the TopK family. A target sets the L0 of saekit's pen
 and of dictionary_learning's JumpReLU. For the others, a search (secants of log L0 against the log of the penalty coefficient)
 runs up to seven whole trainings, until the L0 is within 3 % of the target. The nearest dictionary counts.
 
+`bench_objectives.py` compares the objectives that other libraries lack with those that they extend.
+
     synthetic   sae_lens.synthetic: known features in superposition, measured by sae-lens: MCC (similarity of decoder rows and
                 features) and F1 (whether latents fire where features do).
     models      activations of a language model: FVU and cross-entropy recovered on held-out text.
@@ -61,7 +63,7 @@ from trainers.loop.data_scaling import DataScaling
 from trainers.loop.state import TrainState
 
 PENALISED = ("jumprelu", "gated", "standard")
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka", *PENALISED)
+ARCHITECTURES = ("topk", "abstopk", "batchtopk", "matryoshka", *PENALISED)
 T95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """97.5 % quantile of Student's t by degrees of freedom."""
 
@@ -120,10 +122,11 @@ def sae_lens(task: Task, arch: str, strength: float | None = None, lr: float = 3
     from sae_lens.training.sae_trainer import SAETrainer
 
     F, k = task.n_latents, {"k": task.l0}
-    names = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}
+    names = {"topk": "TopK", "abstopk": "AbsTopK", "batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}
     names |= {"jumprelu": "JumpReLU", "gated": "Gated", "standard": "Standard"}
     own: dict[str, Any] = {
         "topk": k,
+        "abstopk": k,
         "batchtopk": k,
         "matryoshka": k | {"matryoshka_widths": [F // 32, F // 32 * 3, F // 32 * 7, F // 32 * 15, F]},
         "jumprelu": {"l0_coefficient": strength},
@@ -317,6 +320,8 @@ def compare(make: Callable[[int], Task], archs: list[str], options: argparse.Nam
     for arch in archs:
         rows: dict[str, list[dict[str, float]]] = {}
         for name, train in contestants.items():
+            if (name, arch) == ("dictionary_learning", "abstopk"):
+                continue  # it has none
             rows[name] = []
             for task in tasks:
                 searched = arch in PENALISED and not name.startswith("saekit")

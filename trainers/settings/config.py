@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from saekit.errors import ConfigError, shown
 from saekit.json_files import read_json
 from saekit.sae.registry import Architecture, trainable
+from trainers.settings import rules
 from trainers.settings.checks import check_at_least, check_fraction, check_one_of, check_type
 from trainers.settings.schedules import SCHEDULES
 
@@ -38,7 +38,6 @@ _FREE = (
     "screen",
     "shard",
 )
-_SHORT = 20  # end-to-end fine-tuning takes this part of the tokens and of the learning rate
 _RESTORE = "Restore it from a copy."
 
 
@@ -114,7 +113,7 @@ class TrainConfig:
     """Tokens per step. None: a power of two from 512 to 4096 with which the run has about 4000 steps or more."""
     lr: float | None = None
     """Peak learning rate of Adam. None: 2e-4 / sqrt(F / 2^14) (arXiv 2406.04093), multiplied by sqrt(768 / D) at sites of width
-    D < 768, and by (16000 / steps)^(1/3), at most 2, in runs of fewer than 16000 steps."""
+    D < 768, and by (16000 / steps)^(1/3), at most 2, in runs of fewer than 16000 steps; in end-to-end fine-tuning, by 1/20."""
     warmup: float = 0.02
     """Fraction of the run over which the learning rate rises linearly from 0."""
     decay: float = 0.2
@@ -317,45 +316,7 @@ class TrainConfig:
         Raises:
             ConfigError: this machine does not have the device.
         """
-        left_open = {name: value for name, value in self.row.settings.items() if getattr(self, name) is None}
-        if left_open:
-            return dataclasses.replace(self, **left_open).resolve(width, available, begun=begun)
-        tokens = self.tokens
-        if tokens is None:
-            tokens = min(max(4096 * self.n_latents, 4_000_000), 64_000_000)
-            if available is not None:
-                tokens = min(tokens, max(16 * available, 4_000_000))
-            if self.end_to_end != "no":
-                tokens //= _SHORT
-        batch_size = self.batch_size or 2 ** min(12, max(9, round(math.log2(tokens / 4000))))
-        penalised = self.penalised
-        memory = min(1000.0, max(100.0, tokens / batch_size / 10)) if penalised else 1000.0
-        return dataclasses.replace(
-            self,
-            k_start=self.k_start or (self._first_l0(width) if penalised and not begun else self.l0),
-            tokens=tokens,
-            batch_size=batch_size,
-            lr=self.lr or self._learning_rate(width, tokens / batch_size),
-            beta2=self.beta2 if self.beta2 is not None else 1 - 1 / memory,
-            aux_k=self.aux_k or max(1, width // 2),
-            dead_tokens=self.dead_tokens or min(10_000_000, max(1, tokens // (80 if penalised else 20))),
-            checkpoint_tokens=self.checkpoint_tokens or min(10_000_000, -(-tokens // 10)),
-            log_tokens=self.log_tokens or -(-tokens // 50),
-            device=_device(self.device),
-        )
-
-    def _first_l0(self, width: int) -> int:
-        """The rule of `k_start`. Under a sparsity penalty L0 falls more easily than it rises, so it starts high."""
-        times, share = self.row.l0_start
-        wanted = max(4 * self.l0, min(round(times * self.l0), round(share * width)))
-        return max(self.l0, min(wanted, self.n_latents // 4))
-
-    def _learning_rate(self, width: int, steps: float) -> float:
-        """The rule of `lr`."""
-        if self.end_to_end != "no":
-            return 2e-4 * (2**14 / self.n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) / _SHORT
-        short = min(2.0, max(1.0, (16_000 / steps) ** (1 / 3)))
-        return 2e-4 * (2**14 / self.n_latents) ** 0.5 * max(1.0, (768 / width) ** 0.5) * short
+        return rules.resolved(self, width, available, begun=begun)
 
     @property
     def kernels(self) -> Literal["numba", "triton", "torch"]:
@@ -390,15 +351,3 @@ class TrainConfig:
         """Names of the settings that differ from `other` and change the result."""
         names = (field.name for field in dataclasses.fields(self) if field.name not in _FREE)
         return [name for name in names if getattr(self, name) != getattr(other, name)]
-
-
-def _device(wanted: str | None) -> str:
-    if wanted == "cpu":  # is everywhere
-        return wanted
-    import torch
-
-    gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
-    here = ("cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else []))
-    chosen = wanted or (gpus or here)[0]
-    check_one_of("device", chosen, here)
-    return chosen
