@@ -101,3 +101,37 @@ def test_refusals_name_the_option(hub: Hub, worker: Worker, stories_path: Path, 
     command = ("cache", "third/stories", "--data", "third/words", "--site", "embed", "--data-revision", "v7")
     status, _, stderr, _ = run(worker, *command, "--out", tmp_path / "ws")
     assert status == 2 and "third/words has no revision 'v7' on the hub" in stderr
+
+
+def test_a_published_sae_by_name(hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path) -> None:
+    """The whole job without training, and the same SAE added to a workspace: the commit that it is from is recorded."""
+    import torch
+
+    from saekit.sae import SAE, SAEConfig
+
+    generator = torch.Generator().manual_seed(0)
+    cfg = SAEConfig(
+        "topk", 64, 48, k=4, site_map="resid_post.2", model_name="third/stories", context_size=32, prepend_bos=True,
+        metadata={"dataset_path": "third/words"},
+    )  # fmt: skip
+    sae = SAE(cfg, {name: torch.randn(shape, generator=generator) / 8 for name, shape in cfg.shapes().items()})
+    sae.save(tmp_path / "own" / "layer2")
+    commit = hub.add("models", "third/saes", tmp_path / "own")
+    hub.add("models", "third/stories", stories_path)
+    hub.add("datasets", "third/words", words(60))
+    ws = tmp_path / "ws"
+    status, stdout, stderr, _ = run(
+        worker, "fit", "third/stories", "--sae", "third/saes/layer2", "--tokens", 1000, "--out", ws, "--json"
+    )
+    assert status == 0, stderr
+    assert json.loads(stdout)["sites"]["resid_post.2"]["fvu"] > 0
+    facts = json.loads((ws / "activations" / "manifest.json").read_text())["provenance"]
+    assert (facts["context"], facts["bos"], facts["corpus"]["source"]) == (32, True, "third/words")
+    status, stdout, stderr, _ = run(worker, "add", ws, "third/saes", "--id", "layer2", "--name", "again", "--json")
+    assert status == 0 and json.loads(stdout)["warnings"] == [], stderr
+    for folder in (ws / "sae" / "resid_post.2", ws / "sae" / "resid_post.2" / "again"):
+        source = json.loads((folder / "source.json").read_text())
+        assert (source["source"], source["repository"], source["revision"]) == ("third/saes/layer2", "third/saes", commit)
+        assert SAE.load(folder).fingerprint() == sae.fingerprint() == source["fingerprint"]
+    status, stdout, stderr, _ = run(worker, "add", ws, "third/saes", "--id", "layer3", "--name", "other", "--json")
+    assert status == 2 and "layer3" in json.loads(stdout)["message"] and not (ws / "sae" / "resid_post.2" / "other").exists()
