@@ -240,8 +240,8 @@ class BlockGuess(BlockParts):
         kinds = getattr(self._config, "layer_types", None) or getattr(self._config, "layers_block_type", None) or ()
         kind = kinds[self._layer] if self._layer < len(kinds) else ""
         name = type(branch.module).__name__
-        for own in ("mamba", "conv", "linear"):
-            kind = {"linear": "linear_attention"}.get(own, own) if own in name.lower() else kind
+        for own, word in {"mamba": "mamba", "bamba": "mamba", "conv": "conv", "linear": "linear_attention"}.items():
+            kind = word if own in name.lower() else kind
         words = _WORDS.get(kind)
         if words:
             return f"is {words} ({name}), which has no attention heads"

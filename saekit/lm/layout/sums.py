@@ -65,13 +65,24 @@ class Sums:
         return [_round(float(c[0])) if bool(torch.allclose(c, c[0], rtol=1e-4)) else c for c in columns]
 
     def first(self, start: str, choices: Iterable[Sequence[str]]) -> tuple[list[str], list[Scale]] | None:
-        """The first of `choices` (one name each, "" for none) which, with `start`, sums to the target; and its coefficients."""
+        """Names from `choices` (one of each, "" for none) which, with `start`, sum to the target; and the coefficients.
+
+        As many names as possible; then a sum without factors, because a norm of tiny vectors is nearly a factor; then the first.
+        """
         combinations = sorted(product(*choices), key=lambda names: names.count(""))
         for fit, most in ((self.fit, len(combinations)), (self.fit_by_channel, 16)):
+            found: tuple[list[str], list[Scale]] | None = None
             for names in combinations[:most]:
+                if found is not None and names.count("") > found[0].count(""):
+                    break
                 used = [name for name in names if name]
-                if len(set(used)) == len(used) and (scales := fit([start, *used])) is not None:
+                if len(set(used)) < len(used) or (scales := fit([start, *used])) is None:
+                    continue
+                if all(isinstance(scale, float) and scale == 1 for scale in scales):
                     return list(names), scales
+                found = found or (list(names), scales)
+            if found is not None:
+                return found
         return None
 
 
