@@ -136,3 +136,37 @@ def test_a_store_without_a_commit_is_accepted_if_its_tokens_are_equal(
     found = store(worker, stories_path, "f/words", out)
     assert found.error == "StoreMismatch"
     assert "does not record its commit of f/words, and its tokens are not those of" in found.what
+
+
+MIXED = """
+from saekit.workspace.workspace import Workspace, study_of
+study = study_of({model!r}, ("embed",), ({a!r} + ":0.5", {b!r} + ":0.5"), tokens=500, context=16, shuffle_seed=0)
+workspace = Workspace.plan({out!r}, study)
+with workspace.writing():
+    store = workspace.cache(progress=False)
+result = [store.provenance["corpus"], store.checksums]
+"""
+
+
+def test_a_mixture_of_names_keeps_the_commit_of_each(hub: Hub, worker: Worker, stories_path: Path, tmp_path: Path) -> None:
+    names = {"a": "m/stories", "b": "m/chats"}
+    commits = [hub.add("datasets", name, texts(*(f"{name} {n}" for n in range(6)))) for name in names.values()]
+    asked = MIXED.format(model=str(stories_path), out=str(tmp_path / "ws"), **names)
+    corpus, checksums = worker(asked).value
+    assert [corpus[f"{number}.revision"] for number in range(2)] == commits and corpus["mixture"] == "2"
+    hub.add("datasets", names["b"], texts("moved"))
+    assert worker(asked).value == [corpus, checksums]  # the recorded commits are read again
+    (tmp_path / "ws" / "activations" / "shard-00000.h5").unlink()
+    assert worker(asked).value == [corpus, checksums]
+
+
+def test_conditions_chats_and_joined_columns_by_name(hub: Hub, worker: Worker) -> None:
+    rows = [
+        {"title": f"t{n}", "body": f"b{n}", "lang": "en" if n % 2 else "de", "messages": [{"role": "user", "content": f"c{n}"}]}
+        for n in range(4)
+    ]
+    hub.add("datasets", "m/rows", {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()})
+    found = worker(read("m/rows", ", text_field='title,body', where='lang == \"en\"'")).value
+    assert found[0] == ["", "t1\n\nb1", "", "t3\n\nb3"] and found[1]["where"] == 'lang == "en"'
+    code = "from saekit.activations import Corpus; result = [d.messages for d in Corpus.open('m/rows').documents()]"
+    assert worker(code).value == [row["messages"] for row in rows]
