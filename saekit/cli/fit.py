@@ -114,7 +114,9 @@ def _published(
     from saekit.sae import load_from
     from saekit.workspace import imports
 
-    wanted, loaded = published.site, load_from(published.source)
+    wanted = published.site
+    commit = None if out is None else imports.revision_of(out / "sae", published.source)
+    loaded = load_from(published.source, revision=commit)
     place, origin = imports.site_map_of(loaded.sae, wanted), loaded.origin
     study = replace(study, context=study.context or origin.context)
     if study.data is None and not is_lab(model) and (data := imports.data_of(origin)) is not None:

@@ -143,6 +143,20 @@ def data_of(origin: Origin) -> str | None:
     return origin.dataset if origin.dataset and _HUB_NAME.fullmatch(origin.dataset) else None
 
 
+def revision_of(dictionaries: Path, source: str) -> str | None:
+    """The commit of `source` on the hub that a folder of dictionaries has; None if it has none, or the source names a revision.
+
+    A command that is run again takes the same commit, although the repository may have moved since.
+    """
+    if "@" in source:
+        return None
+    for path in sorted([*dictionaries.glob(f"*/{SOURCE}"), *dictionaries.glob(f"*/*/{SOURCE}")]):
+        facts = source_of(path.parent)
+        if facts.get("source") == source and isinstance(facts.get("revision"), str):
+            return str(facts["revision"])
+    return None
+
+
 def source_of(folder: Path) -> dict[str, Any]:
     """Where the dictionary in a folder is from: the content of its `source.json`; empty if it was trained here.
 

@@ -120,9 +120,8 @@ def test_a_published_sae_by_name(hub: Hub, worker: Worker, stories_path: Path, t
     hub.add("models", "third/stories", stories_path)
     hub.add("datasets", "third/words", words(60))
     ws = tmp_path / "ws"
-    status, stdout, stderr, _ = run(
-        worker, "fit", "third/stories", "--sae", "third/saes/layer2", "--tokens", 1000, "--out", ws, "--json"
-    )
+    command = ("fit", "third/stories", "--sae", "third/saes/layer2", "--tokens", 1000, "--out", ws, "--json")
+    status, stdout, stderr, _ = run(worker, *command)
     assert status == 0, stderr
     assert json.loads(stdout)["sites"]["resid_post.2"]["fvu"] > 0
     facts = json.loads((ws / "activations" / "manifest.json").read_text())["provenance"]
@@ -135,3 +134,13 @@ def test_a_published_sae_by_name(hub: Hub, worker: Worker, stories_path: Path, t
         assert SAE.load(folder).fingerprint() == sae.fingerprint() == source["fingerprint"]
     status, stdout, stderr, _ = run(worker, "add", ws, "third/saes", "--id", "layer3", "--name", "other", "--json")
     assert status == 2 and "layer3" in json.loads(stdout)["message"] and not (ws / "sae" / "resid_post.2" / "other").exists()
+
+    before = sae.fingerprint()
+    with torch.no_grad():
+        sae.W_dec.mul_(2)
+    sae.save(tmp_path / "own" / "layer2")
+    hub.add("models", "third/saes", tmp_path / "own")  # the same command takes the commit that it took before
+    status, stdout, stderr, _ = run(worker, *command)
+    assert status == 0 and SAE.load(ws / "sae" / "resid_post.2").fingerprint() == before != sae.fingerprint(), stderr
+    status, stdout, _, _ = run(worker, "add", ws, "third/saes/layer2", "--json")
+    assert status == 2 and "--name" in json.loads(stdout)["hint"]
