@@ -225,17 +225,25 @@ class ChatTemplate:
         text = _at(messages[piece.message], piece.place)
         if text.strip() != text[piece.start : piece.stop]:  # a part of a text: a tag is beside it
             return span
-        kept = []
-        for edge, without in ((piece.start, text[piece.start :]), (len(text) - piece.stop, text[: piece.stop])):
-            if edge:
-                other = copy.deepcopy([dict(message) for message in messages])
-                _put(other[piece.message], piece.place, without)
-                shorter = len(rendered) - len(self.render(other))
-                if shorter not in (0, edge):
-                    raise ConfigError("The chat template changes white space within what a message says.", _ALL)
-                edge = shorter
-            kept.append(edge)
-        return span[0] - kept[0], span[1] + kept[1]
+        lead, trail = text[: piece.start], text[piece.stop :]
+        before = self._kept(messages, rendered, piece, text[piece.start :]) if lead else 0
+        after = self._kept(messages, rendered, piece, text[: piece.stop]) if trail else 0
+        start, stop = span[0] - before, span[1] + after
+        # What a template strips is at the outer ends.
+        if not (
+            0 <= before <= len(lead)
+            and 0 <= after <= len(trail)
+            and rendered[start : span[0]] == lead[len(lead) - before :]
+            and rendered[span[1] : stop] == trail[:after]
+        ):
+            raise ConfigError("The chat template changes white space at the ends of what a message says.", _ALL)
+        return start, stop
+
+    def _kept(self, messages: Messages, rendered: str, piece: _Piece, without: str) -> int:
+        """How many characters the text of a chat loses where the text that holds a piece is shortened to `without`."""
+        other = copy.deepcopy([dict(message) for message in messages])
+        _put(other[piece.message], piece.place, without)
+        return len(rendered) - len(self.render(other))
 
     @cached_property
     def _with_places(self) -> Any:

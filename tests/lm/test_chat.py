@@ -267,6 +267,18 @@ def test_thoughts_that_a_template_moves_or_drops() -> None:
     assert template.tokens(messages, "content").chosen.tolist() == _labels(template, parts, ("user", "assistant"))
 
 
+@pytest.mark.parametrize("content", ["\n ab", "\n\n", " \nab \n", "\n \n ab  \n\n", "ab\n \n"])
+def test_white_space_that_a_template_strips_in_part(content: str) -> None:
+    """As Qwen 3 does: line breaks before a text, but not spaces."""
+    source = "{% for m in messages %}{{ m['role'] + '\n' + m['content'].lstrip('\n').rstrip(' ') + '<|im_end|>' }}{% endfor %}"
+    messages = [{"role": "user", "content": "e"}, {"role": "assistant", "content": content}]
+    parts = [("user\n", ""), ("e", "user"), ("<|im_end|>assistant\n", "")]
+    parts += [(content.lstrip("\n").rstrip(" "), "assistant"), ("<|im_end|>", "")]
+    template = _template(source)
+    assert template.render(messages) == "".join(text for text, _ in parts)
+    assert template.tokens(messages, "assistant").chosen.tolist() == _labels(template, parts, ("assistant",))
+
+
 def test_parts_of_text_and_reasoning() -> None:
     source = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}"
