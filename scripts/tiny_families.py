@@ -17,7 +17,9 @@ LONGEST = 64
 # Special tokens are the first three and the last ids, so that ordinary tokens of tests are 3 to 89.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(["hidden_size", "d_model", "n_embd", "emb_dim", "dim_model", "hidden_size_global", "text_hidden_size"], 32),
-    **dict.fromkeys(["embedding_size", "word_embed_proj_dim", "out_hidden_size", "projection_dim", "vision_output_dim"], 32),
+    **dict.fromkeys(
+        ["embed_dim", "embedding_size", "word_embed_proj_dim", "out_hidden_size", "projection_dim", "vision_output_dim"], 32
+    ),
     **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "audio_vocab_size"], VOCABULARY),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads"], 4),
     **dict.fromkeys(["encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"], 4),
@@ -46,6 +48,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["max_target_positions", "max_source_positions", "original_max_position_embeddings"], LONGEST),
     **dict.fromkeys(["image_size", "crop_size"], 16),
     **dict.fromkeys(["patch_size", "rotary_dim"], 4),
+    "layers": 2,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
