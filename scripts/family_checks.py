@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from torch import Tensor
 from saekit.errors import SaekitError, UnsupportedModel
 from saekit.lm import Edit, LanguageModel, Run, Site
 from saekit.names.site import KINDS
-from scripts.family_page import empty_row
+from scripts.family_page import empty_row, kind_of
 from scripts.tiny_families import VARIANTS, tiny_model, wrapper_names
 
 T, NEW = 9, 5
@@ -74,39 +73,6 @@ def _fill(row: dict[str, Any]) -> None:
             row["checks"][check] = str(difference)
         except Exception as error:
             row["checks"][check] = f"fails: {type(error).__name__}: {_line(error)}"
-
-
-_PARTS = {
-    "state space": r"Mamba|Mixer|SSM|Rwkv|LSTM|Recurrent",
-    "linear attention": r"DeltaNet|Lightning|ShortConv|KimiDelta|LinearAttn|LinearAttention",
-    "latent attention": r"MLA|Latent",
-    "experts": r"Experts|Router|MoE|Moe|TopK",
-}
-
-
-_OTHERS = {
-    **dict.fromkeys(["git", "openai-gpt", "xlm"], "norms in the residual stream"),
-    **dict.fromkeys(["gemma3n_text", "xlnet"], "several residual streams"),
-    "diffllama": "differential attention",
-    "hrm_text": "blocks that run several times",
-    "blt": "bytes and patches",
-}
-"""Families that are no plain attention and MLP, although the names of their classes do not show it."""
-
-
-def kind_of(model: Any) -> str:
-    """What the blocks are made of, from the names of their classes."""
-    if model.config.model_type in _OTHERS:
-        return _OTHERS[model.config.model_type]
-    config = model.config.get_text_config()
-    prefix = type(model).__name__.partition("For")[0]  # model names such as GptOss must not count
-    names = " ".join({type(module).__name__.removeprefix(prefix) for module in model.modules()} | {prefix})
-    found = [part for part, pattern in _PARTS.items() if re.search(pattern, names)]
-    if getattr(config, "kv_lora_rank", None) and "latent attention" not in found:
-        found.append("latent attention")
-    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
-        found.append("decoder of an encoder family")
-    return ", ".join(found) or "attention + MLP"
 
 
 def _sites(lm: LanguageModel) -> dict[str, Any]:
@@ -248,9 +214,7 @@ def _generation(lm: LanguageModel, tokens: Tensor, plain: Tensor) -> str | None:
             try:
                 cached = lm.generate([row], interventions=given, max_new_tokens=NEW, do_sample=False, eos_token_id=-1).tokens[0]
             except UnsupportedModel as error:
-                plain_row = _recomputed(lm, row, [])
-                theirs = lm.model.generate(torch.tensor([row]), use_cache=False, **options)[0, len(row) :].tolist()
-                if theirs == plain_row:
+                if _continued(lm, row, options) == _recomputed(lm, row, []):
                     raise Differs(f"fails: {_line(error)}") from error
                 return "architecture: generate of transformers differs from its forward pass, and saekit says so"
             if cached == again:
@@ -260,6 +224,15 @@ def _generation(lm: LanguageModel, tokens: Tensor, plain: Tensor) -> str | None:
                 return "architecture: the cache of transformers changes its continuations"
             raise Differs(f"fails: {'edited ' if given else ''}continuation {cached} is not {again}")
     return None
+
+
+def _continued(lm: LanguageModel, row: list[int], options: dict[str, Any]) -> list[int] | None:
+    """The continuation by bare transformers without a cache; None where it raises an error."""
+    try:
+        found: list[int] = lm.model.generate(torch.tensor([row]), use_cache=False, **options)[0, len(row) :].tolist()
+    except Exception:
+        return None
+    return found
 
 
 def _recomputed(lm: LanguageModel, row: list[int], edits: list[Edit]) -> list[int]:
@@ -312,7 +285,7 @@ def _patch(site: Site, source: Run) -> Edit:
 
 @contextmanager
 def _raw_patch(lm: LanguageModel, site: Site, source: Run) -> Iterator[bool]:
-    """Replace a residual site by a plain hook of torch, without saekit. False where the module's tensor is not the site itself."""
+    """Replace a residual site by a plain hook of torch, without saekit. False where its tensor is another."""
     point = lm.hook_point(site)
     assert point is not None
     values = source[site]

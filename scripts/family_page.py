@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,39 @@ def empty_row(name: str) -> dict[str, Any]:
     """
     row = {"family": name, "group": "family", "model": "", "kind": "", "status": "", "error": "", "sites": {}, "checks": {}}
     return row | {"seconds": 0.0}
+
+
+_PARTS = {
+    "state space": r"Mamba|Mixer|SSM|Rwkv|LSTM|Recurrent",
+    "linear attention": r"DeltaNet|Lightning|ShortConv|KimiDelta|LinearAttn|LinearAttention",
+    "latent attention": r"MLA|Latent",
+    "experts": r"Experts|Router|MoE|Moe|TopK",
+}
+
+
+_OTHERS = {
+    **dict.fromkeys(["git", "openai-gpt", "xlm"], "norms in the residual stream"),
+    **dict.fromkeys(["gemma3n_text", "xlnet"], "several residual streams"),
+    "diffllama": "differential attention",
+    "hrm_text": "blocks that run several times",
+    "blt": "bytes and patches",
+}
+"""Families that are no plain attention and MLP, although the names of their classes do not show it."""
+
+
+def kind_of(model: Any) -> str:
+    """What the blocks are made of, from the names of their classes."""
+    if model.config.model_type in _OTHERS:
+        return _OTHERS[model.config.model_type]
+    config = model.config.get_text_config()
+    prefix = type(model).__name__.partition("For")[0]  # model names such as GptOss must not count
+    names = " ".join({type(module).__name__.removeprefix(prefix) for module in model.modules()} | {prefix})
+    found = [part for part, pattern in _PARTS.items() if re.search(pattern, names)]
+    if getattr(config, "kv_lora_rank", None) and "latent attention" not in found:
+        found.append("latent attention")
+    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        found.append("decoder of an encoder family")
+    return ", ".join(found) or "attention + MLP"
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
