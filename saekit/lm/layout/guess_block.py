@@ -117,6 +117,8 @@ class BlockGuess(BlockParts):
                     self._set(mid=path)
                     out.mid_scales = (self._exact(scales[0]), self._exact(scales[1]))
                     return
+        if not out.paths.mlp_out:
+            out.absent["resid_mid"] = f"no module of layer {self._layer} takes in the stream between its branches"
 
     # Attention.
 
