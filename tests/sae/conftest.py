@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from saekit.plugins import resolve
 from saekit.sae import ARCHITECTURES, SAE, SAEConfig
 from tests.kit.saes import placed
 
@@ -77,7 +78,8 @@ def _random_sae(architecture: str, d_in: int, n_latents: int, *, seed: int = 0, 
         tensors[name] = torch.randn(shape, generator=generator) * {"W_enc": d_in**-0.5, "W_skip": d_in**-0.5}.get(name, 0.5)
     if "threshold" in tensors:
         tensors["threshold"].abs_()
-    return SAE(config, tensors)
+    sae: SAE = resolve(config.row.module)(config, tensors)
+    return sae
 
 
 @pytest.fixture(scope="session")

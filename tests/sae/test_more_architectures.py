@@ -245,3 +245,16 @@ def test_a_damaged_whitening_is_refused(lens: Any, tmp_path: Path) -> None:
         save_file(tensors, path)
         with pytest.raises(SAEFormatError, match=message):
             SAE.load(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "matching_pursuit"])
+def test_the_gradient_is_zero_where_nothing_fires(architecture: str, random_sae: Any) -> None:
+    sae = random_sae(architecture, 12, 40)
+    for name in {"b_enc", "b_gate"} & set(sae.state_dict()):
+        sae.get_parameter(name).fill_(-100)
+    if architecture == "matching_pursuit":
+        sae.W_dec.zero_()
+    x = _x(3, 12).requires_grad_()
+    assert not sae.encode_dense(x).any()
+    (sae(x) * _x(3, 12, seed=2)).sum().backward()
+    assert x.grad is not None and not x.grad.any()

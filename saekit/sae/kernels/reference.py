@@ -18,7 +18,8 @@ def gather_decode(
 ) -> Tensor:
     n_rows = values_BK.shape[0] if start_B1 is None else len(start_B1) - 1
     if values_BK.numel() == 0:
-        out_BD = W_dec_FD.new_zeros(n_rows, W_dec_FD.shape[1])
+        # The sum over no entry is 0, and keeps the graph: where nothing fires, the gradient is 0.
+        out_BD = W_dec_FD.new_zeros(n_rows, W_dec_FD.shape[1]) + values_BK.sum()
     else:
         start_B = None if start_B1 is None else start_B1[:-1]
         out_BD = torch.nn.functional.embedding_bag(indices_BK, W_dec_FD, start_B, per_sample_weights=values_BK, mode="sum")
