@@ -57,12 +57,12 @@ def fit_family(name: str, folder: Path, tokenizer: Path, data: Path, run: Run) -
     """
     model = tiny_folder(name, folder / "model", tokenizer, **FAMILIES.get(name, {}))
     ws, site = folder / "ws", "resid_post.1"
-    options = ("--site", site, "--data", data, "--tokens", 8_000, "--train-tokens", 40_000, "--latents", 64, "--k", 8)
+    options = ("--site", site, "--data", data, "--tokens", 8_000, "--train-tokens", 40_000, "--latents", 128, "--k", 8)
     fitted = run("fit", model, *options, "--context", 64, "--out", ws)
     quality = fitted["sites"][site]
     assert all(math.isfinite(value) for value in quality.values() if isinstance(value, float)), quality
     assert quality["fvu"] < 0.9, quality
-    hits = run("search", ws, "mom")
+    hits = run("search", ws, "the")
     assert hits and all(hit["ref"].startswith(f"feature:{site}/") for hit in hits), hits
     assert run("show", ws, hits[0]["ref"])["ref"] == hits[0]["ref"]
     steered = run(

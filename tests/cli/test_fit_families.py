@@ -10,7 +10,7 @@ import pytest
 from scripts.fit_families import FAMILIES, fit_family
 from tests.kit.commands import Saekit
 
-SOME = ["granite", "mamba2", "gpt_oss"]
+SOME = ["granite", "mamba2", "qwen2_5_vl"]
 
 
 @pytest.mark.parametrize("name", SOME)
