@@ -88,21 +88,17 @@ class Penalised(Objective):
         return math.exp(self.state["log_weight"].item()) * (1 + _FOLLOWS * self._excess(now))
 
     def observe(self, outcome: Outcome, now: Now) -> None:
-        before = self.state["log_weight"].item()
-        after, excess = before + self._change(outcome, now), self._excess(now)
-        if excess < -1 / _FOLLOWS:
-            after = max(after, min(before, math.log(self.first_weight)))
-        self.state["log_weight"].fill_(after)
-
-    def _change(self, outcome: Outcome, now: Now) -> float:
-        """Measure L0. Returns the change of the integral term, positive if too many latents are active."""
         n_rows = self.group.n_rows(len(outcome.code))
         n_tokens = n_rows // self.group.copies
         firings = self.group.total((outcome.code.values_N > 0).sum())
         self.state["l0"].copy_(firings / n_rows)  # an average over steps would lag behind
         assert self.config.tokens is not None
         rate = min(_MOST, _LEARNS * n_tokens / self.config.tokens)
-        return rate * min(_WITHIN, max(-_WITHIN, self._excess(now)))
+        excess, before = self._excess(now), self.state["log_weight"].item()
+        after = before + rate * min(_WITHIN, max(-_WITHIN, excess))
+        if excess < -1 / _FOLLOWS:
+            after = max(after, min(before, math.log(self.first_weight)))
+        self.state["log_weight"].fill_(after)
 
     def metrics(self, now: Now) -> dict[str, float]:
         # Without the proportional term, which fluctuates from step to step.

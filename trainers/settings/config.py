@@ -94,7 +94,7 @@ class TrainConfig:
     """T-SAE: weight of the contrastive loss between neighbouring tokens, which is 1 for a random guess."""
     sparsity: float | None = None
     """Fixed weight of the sparsity penalty (JumpReLU, Gated, standard), for data of variance 1. None: the weight is adjusted at
-    every step so that `l0` latents are active; that of the quadratic penalty, whose target is adjusted instead, is 0.5 / l0."""
+    every step so that `l0` latents are active; that of the quadratic penalty, which has its target in itself, is 0.5 / l0."""
     sparsity_warmup: float = 0.05
     """Fraction of the run over which a fixed `sparsity` rises linearly from 0."""
     bandwidth: float = 0.03
