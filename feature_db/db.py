@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.arguments import whole
 from feature_db.labels.evidence import Label
 from feature_db.meaning.embedders import DEFAULT
 from feature_db.meaning.profiles import Profiles
-from feature_db.records import ActivationStats, FeatureRecord, Hit, IndexedSAE
-from feature_db.search.lookup import Lookup, Model
-from feature_db.search.query import Filter, query_text, query_words
-from feature_db.search.search import FLOOR, chosen_signals, search
+from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
+from feature_db.search.database import Searches
 from feature_db.store import read, schema, set_aside, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
 from feature_db.store.connections import Connections
@@ -29,12 +25,8 @@ from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site import Site
 
-if TYPE_CHECKING:
-    from saekit.lm import LanguageModel
-    from saekit.sae import SAE
 
-
-class FeatureDB:
+class FeatureDB(Searches):
     """The features of one or more dictionaries, in one SQLite file. Use it as a context manager. It is safe to share by threads.
 
     ::
@@ -53,8 +45,8 @@ class FeatureDB:
         self.path = path
         self._connections = Connections(path)
         self._edits = Edits(path)
-        self._addressed = Addressed(path, dictionaries, self._connections.reading)
-        self._profiles = Profiles(self._connections.reading)
+        reading = self._connections.reading
+        super().__init__(reading, Addressed(path, dictionaries, reading), Profiles(reading))
         self._end = weakref.finalize(self, _end, self._connections, self._edits)
 
     @classmethod
@@ -212,66 +204,6 @@ class FeatureDB:
         with self._reading() as db:
             return read.stats(db, *self._addressed.feature(ref, number))
 
-    # Search
-
-    def search(
-        self,
-        query: str,
-        k: int = 10,
-        *,
-        site: str | Site | None = None,
-        dictionary: str | Site | Address | None = None,
-        kinds: str | Sequence[str] | None = None,
-        density: tuple[float, float] = (0.0, 1.0),
-        live: bool = True,
-        by: str | Sequence[str] | None = None,
-        lm: LanguageModel | None = None,
-        sae: SAE | None = None,
-    ) -> list[Hit]:
-        """Find the k features that match a concept best in all indexed dictionaries, the best first.
-
-        Ties are ordered by dictionary and number.
-
-        Args:
-            query: words, a phrase, a description, or a character. Features are found by the meaning of the words they fire on:
-                "vehicle" finds those that fire on "car" or "truck".
-            k: number of features.
-            site: return only features of dictionaries that read this site.
-            dictionary: return only features of this dictionary: `resid_post.3` for the default one of a site,
-                `resid_post.3@gemma` for the one called gemma.
-            kinds: return only features of these kinds: word, piece, class, context, output, dense (and dead with `live=False`).
-            density: return only features whose density lies in this range.
-            live: leave out features that never fired.
-            by: only these signals, by their names in :data:`feature_db.search.SIGNALS`. None: the words that features fire on,
-                by their meaning (near, named, meaning), labels, promoted tokens, and deep if `lm` and `sae` are given; hits
-                with a score under .15 are left out.
-            lm, sae: the model and the dictionary to search, for the signal deep: features that fire on the query match, too.
-
-        Raises:
-            UnknownSite: there are no features of `site` or `dictionary`.
-            WorkspaceError: one of the dictionaries searched has been replaced by another.
-            StoreMismatch: `sae` is not the dictionary whose features are indexed.
-            ConfigError: there is no such signal or kind, `k` is not a whole number from 1, or the query is not text.
-            DatabaseError: the file is damaged.
-        """
-        k, words, signals = whole(k, "k", least=1), query_words(query), chosen_signals(by)
-        saes = self._addressed.searched(site, dictionary, sae)
-        chosen = Filter([each.id for each in saes], [kinds] if isinstance(kinds, str) else kinds, density, live)
-        if not saes:
-            return []
-        model = None if lm is None or sae is None else Model(lm, sae, saes[0])
-        with self._reading() as db:
-            by_id = {each.id: each for each in saes}
-            lookup = Lookup(
-                db,
-                chosen,
-                query_text(query),
-                model=model,
-                dictionaries={each.id: each.dictionary for each in saes},
-                profiles=lambda i: self._profiles.of(by_id[i]),
-            )
-            return search(lookup, words, k, signals, FLOOR if by is None else 0.0)
-
     # Labels and lists
 
     def set_label(self, ref: FeatureName, text: str) -> None:
@@ -330,18 +262,13 @@ class FeatureDB:
             found.setdefault(name, []).append(Ref.feature(dictionary[sae], number))
         return found
 
-    # SQLite
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        return self._connections.here
-
     def _all(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         with self._reading() as db:
             return db.execute(sql, parameters).fetchall()
 
-    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
-        return self._connections.reading()
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._connections.here
 
 
 def _end(connections: Connections, edits: Edits) -> None:

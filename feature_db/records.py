@@ -65,6 +65,22 @@ class Hit(_Feature):
 
 
 @dataclass(frozen=True)
+class ExampleHit(Hit):
+    """A feature that a search by example texts found, and how well it tells these texts from others."""
+
+    f1: float
+    """F1 of "the feature fires on the text", with as many negative as positive texts. Without negatives: random texts."""
+    auc: float | None
+    """Area under the ROC curve of the largest activation on a text; None without negatives."""
+    difference: float
+    """Mean of the largest activation on positive texts, minus that on negatives."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: what a hit has, and f1, auc, difference."""
+        return {**super().to_dict(), "f1": self.f1, "auc": self.auc, "difference": self.difference}
+
+
+@dataclass(frozen=True)
 class IndexedSAE:
     """A dictionary in the database."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feature_db.labels.rules import kinds
+from feature_db.search.where import Condition
 from saekit.errors import ConfigError
 from saekit.plugins import nearest
 
@@ -66,6 +67,8 @@ class Filter:
     density: tuple[float, float] = (0.0, 1.0)
     live: bool = True
     """Leave out features that never fired."""
+    where: Condition | None = None
+    """From :func:`feature_db.search.where.condition`."""
 
     def __post_init__(self) -> None:
         known = kinds()
@@ -84,6 +87,9 @@ class Filter:
         if self.kinds is not None:
             condition += f" AND feature.kind IN ({marks(self.kinds)})"
             parameters += self.kinds
+        if self.where is not None:
+            condition += f" AND {self.where.sql}"
+            parameters += self.where.parameters
         return condition, parameters
 
 

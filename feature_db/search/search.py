@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.records import Hit
 from feature_db.search.lookup import Lookup, Match, Scores
+from feature_db.search.page import Page
 from feature_db.search.signals import SIGNALS, Signal
 from feature_db.store import stored
+from feature_db.store.read import label_of
 from feature_db.store.schema import FEATURES_PER_SAE, feature_id
-from feature_db.store.stored import INT, REAL, TEXT
+from feature_db.store.stored import INT, REAL
 
 FLOOR = 0.15
 """Hits with a lower score are not shown: queries about nothing in the corpus reach .14 (scripts/bench_search.py)."""
@@ -35,15 +38,15 @@ def chosen_signals(names: str | Sequence[str] | None) -> dict[str, Signal]:
     return {name: SIGNALS.find(name) for name in ([names] if isinstance(names, str) else names)}
 
 
-def search(lookup: Lookup, words: Sequence[str], k: int, signals: dict[str, Signal], floor: float = FLOOR) -> list[Hit]:
-    """Find the k best features for a query. Ties are ordered by id.
+def search(lookup: Lookup, words: Sequence[str], page: Page, signals: dict[str, Signal], floor: float = FLOOR) -> list[Hit]:
+    """Find the best features for a query. Ties are ordered by id.
 
     The score is a noisy or: 1 - the product over the signals of 1 - weight * value. It grows with each signal.
 
     Args:
         lookup: the query in the database.
         words: the words of the query, from :func:`feature_db.search.query.query_words`.
-        k: number of features.
+        page: which of them, and in which order.
         signals: the signals to combine, by name.
         floor: leave out features with a lower score.
     """
@@ -57,12 +60,14 @@ def search(lookup: Lookup, words: Sequence[str], k: int, signals: dict[str, Sign
         if len(of_sae) < size:
             rest[scores.sae] = of_sae = np.concatenate([of_sae, np.ones(size - len(of_sae))])
         of_sae[scores.features] *= 1 - weight * scores.values
-    hits: list[Hit] = []
-    for feature, score in _best(lookup, rest, floor):
-        hits.append(_hit(lookup, feature, score, _reasons(parts, *divmod(feature, FEATURES_PER_SAE))))
-        if len(hits) == k:
-            break
-    return hits
+    best = _best(lookup, rest, floor)
+    if page.order is None:
+        chosen = list(islice(best, page.offset, page.offset + page.k))
+    else:
+        every = list(best)
+        ids, scores_of = (np.array([each[column] for each in every]) for column in (0, 1))
+        chosen = [every[i] for i in page.of(lookup.db, ids, scores_of)]
+    return [_hit(lookup, feature, score, _reasons(parts, *divmod(feature, FEATURES_PER_SAE))) for feature, score in chosen]
 
 
 def _parts(lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]) -> Iterator[tuple[Scores, float]]:
@@ -160,10 +165,10 @@ def _hit(lookup: Lookup, feature: int, score: float, reasons: list[tuple[float, 
     db = lookup.db
     found = db.execute("SELECT sae, number, density FROM feature WHERE id = ?", (feature,)).fetchone()
     sae, number, density = stored.row("a feature", found, INT, INT, REAL)
-    label = db.execute("SELECT text FROM label WHERE feature = ? ORDER BY rank DESC, id LIMIT 1", (feature,)).fetchone()
-    text = stored.row("a label", label, TEXT)[0] if label else ""
     ordered = list(dict.fromkeys(why for _, why in sorted(reasons, key=lambda reason: (-reason[0], reason[1]))))
-    return Hit(lookup.dictionaries[sae], number, round(min(score, 1.0), 6), text, density, "; ".join(ordered[:3]))
+    return Hit(
+        lookup.dictionaries[sae], number, round(min(score, 1.0), 6), label_of(db, feature), density, "; ".join(ordered[:3])
+    )
 
 
 def _together(words: list[tuple[float, Match]], n_words: int) -> float:

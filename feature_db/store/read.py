@@ -149,6 +149,12 @@ def _shares(db: sqlite3.Connection, feature: int, role: str) -> list[tuple[str, 
     return [(text, share) for text, share in _terms(db, feature, role, {"term.text": TEXT, "s.value": REAL})]
 
 
+def label_of(db: sqlite3.Connection, feature: int) -> str:
+    """The label that is shown for the feature with this id; empty if it has none."""
+    found = db.execute("SELECT text FROM label WHERE feature = ? ORDER BY rank DESC, id LIMIT 1", (feature,)).fetchone()
+    return str(stored.row("a label", found, TEXT)[0]) if found else ""
+
+
 def _labels(db: sqlite3.Connection, feature: int) -> list[FeatureLabel]:
     found = db.execute(
         "SELECT id, text, method, model FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)

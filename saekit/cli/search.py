@@ -1,7 +1,8 @@
-"""The command search: features by concept."""
+"""The command search: features by concept or by example texts."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,10 @@ from saekit.cli.output import console, emit, quiet_libraries, say, text
 
 def search(
     workspace: options.WORKSPACE,
-    query: Annotated[str, typer.Argument(help="A concept, in plain words.", metavar="QUERY")],
+    query: Annotated[
+        str | None,
+        typer.Argument(help="A concept, in plain words. Not needed with --text.", metavar="[QUERY]", show_default=False),
+    ] = None,
     k: options.TOP = 10,
     site: Annotated[
         str | None,
@@ -32,6 +36,30 @@ def search(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also run the words through the model and the dictionary. This loads both.")
     ] = False,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="Find features that fire on this text, instead of a query. [[ and ]] mark what matters in it. A JSON list of "
+            "messages is a chat. May be repeated. This loads the model.",
+            show_default=False,
+        ),
+    ] = None,
+    contrast: Annotated[
+        list[str] | None,
+        typer.Option("--contrast", help="With --text: a text on which not to fire. May be repeated.", show_default=False),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", help="Only features that fulfil a condition: \"density < .01 and kind = 'word'\".", show_default=False
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", help="Order by this column, not by the score: density, 'max desc', ...", show_default=False),
+    ] = None,
+    offset: Annotated[int, typer.Option("--offset", help="Leave out this number of features before the first.")] = 0,
     as_json: options.JSON = False,
     *,
     load: options.PlaceOptions,
@@ -43,32 +71,67 @@ def search(
 
     To steer towards a concept, look for features that promote its words: `--by promotes`.
 
-    Example: `saekit search pythia "happy"`
-    """
-    from rich.padding import Padding
+    With `--text`, features are found that fire on example texts, and not on those of `--contrast`.
 
+    Example: `saekit search pythia "happy"`
+
+    Example: `saekit search pythia --text "My [[dog]] barks." --text "A [[puppy]] sleeps." --contrast "My car is loud."`
+
+    Example: `saekit search pythia "happy" --where "density < .01" --sort "max desc"`
+    """
+    from saekit.errors import ConfigError
     from saekit.names.address import Address
     from saekit.workspace.workspace import Workspace
 
+    if (query is None) == (not texts):
+        raise ConfigError("A search needs either a query or example texts.", 'Give words, or --text "...".')
+    if texts and (by or deep):
+        raise ConfigError("--by and --deep choose signals of a query.", "Leave them out with --text.")
+    if contrast and not texts:
+        raise ConfigError("--contrast is given without --text.", "Add the texts on which features should fire.")
     ws = Workspace.open(workspace, **load.changes())
-    extra: dict[str, Any] = {"by": by} if by else {}
     wanted = None if site is None else Address.parse(site)
-    if deep or name or (wanted is not None and (wanted.name or wanted.site_out)):  # one dictionary
-        extra["dictionary"] = address = ws.dictionaries.address(site, name)
-        if deep:
-            quiet_libraries()
-            extra |= {"lm": ws.lm, "sae": ws.sae(address)}
-    elif wanted is not None:
-        extra["site"] = wanted.site
-    hits = ws.database().search(query, k=k, **extra)
-    rows = [hit.to_dict() for hit in hits]
+    page: dict[str, Any] = {"k": k, "where": where, "sort": sort, "offset": offset}
+    if texts:
+        quiet_libraries()
+        address = ws.dictionaries.address(site, name)
+        negatives = [_example(each) for each in contrast] if contrast else None
+        hits: Any = ws.database().search_texts(ws.lm, ws.sae(address), [_example(each) for each in texts], negatives, **page)
+    else:
+        extra: dict[str, Any] = page | ({"by": by} if by else {})
+        if deep or name or (wanted is not None and (wanted.name or wanted.site_out)):  # one dictionary
+            extra["dictionary"] = address = ws.dictionaries.address(site, name)
+            if deep:
+                quiet_libraries()
+                extra |= {"lm": ws.lm, "sae": ws.sae(address)}
+        elif wanted is not None:
+            extra["site"] = wanted.site
+        hits = ws.database().search(str(query), **extra)
+    show([hit.to_dict() for hit in hits], "nothing found" if query is None else f"nothing found for {query!r}", as_json)
+
+
+def _example(given: str) -> Any:
+    """A text, or a chat where it is a JSON list of messages."""
+    if given.lstrip().startswith("[{"):
+        try:
+            return json.loads(given)
+        except ValueError:
+            pass
+    return given
+
+
+def show(rows: list[dict[str, Any]], nothing: str, as_json: bool) -> None:
+    """Print features that were found."""
+    from rich.padding import Padding
+
     if as_json:
         emit(rows)
         return
     if not rows:
-        say(f"nothing found for {query!r}")
+        say(nothing)
     for row in rows:
         feature = row["ref"].removeprefix("feature:")
         density = f"  {row['density']:.2%} of tokens"
         say((f"{row['score']:.2f}  ", "cyan"), (feature, "bold"), "  ", (row["label"], "green"), (density, "dim"))
-        console().print(Padding(text((row["why"], "dim")), (0, 0, 0, 6)))
+        facts = [row["why"], *(f"{name} {row[name]:.2f}" for name in ("f1", "auc", "difference") if row.get(name) is not None)]
+        console().print(Padding(text(("; ".join(facts), "dim")), (0, 0, 0, 6)))

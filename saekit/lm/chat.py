@@ -247,24 +247,29 @@ class ChatTemplate:
 
     @cached_property
     def _with_places(self) -> Any:
-        """A copy of the core of the tokenizer that gives tokens their places in the text, white space included.
+        return with_places(self._text)
 
-        Raises:
-            ConfigError: the tokenizer is a slow one, which does not tell places.
-        """
-        from tokenizers import processors
 
-        tokenizer = self._text.tokenizer
-        if not getattr(tokenizer, "is_fast", False):
-            raise ConfigError(
-                "A slow tokenizer does not tell where in the text its tokens are.", "Train on all tokens, or use a fast one."
-            )
-        backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        backend.no_truncation()
-        backend.no_padding()
-        # The post-processor adds special tokens, which are not wanted, and may take white space out of the places of tokens.
-        backend.post_processor = processors.ByteLevel(trim_offsets=False)
-        return backend
+def with_places(text: Text) -> Any:
+    """A copy of the core of a tokenizer that gives tokens their places in the text, white space included.
+
+    Raises:
+        ConfigError: the tokenizer is a slow one, which does not tell places.
+    """
+    from tokenizers import processors
+
+    tokenizer = text.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            "A slow tokenizer does not tell where in the text its tokens are.",
+            "Use a fast one, or all tokens: --train-on all, texts without marks.",
+        )
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    # The post-processor adds special tokens, which are not wanted, and may take white space out of the places of tokens.
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
 
 
 def _speaks(message: Mapping[str, Any]) -> bool:

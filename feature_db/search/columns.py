@@ -1,0 +1,44 @@
+"""The columns of features that conditions and sorting take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from saekit.errors import ConfigError
+from saekit.plugins import nearest
+
+_LABEL = "(SELECT {} FROM label WHERE label.feature = feature.id ORDER BY label.rank DESC, label.id LIMIT 1)"
+
+
+class Column(NamedTuple):
+    """A column of features."""
+
+    sql: str
+    """An expression on the table `feature`."""
+    numeric: bool
+    what: str
+    """Its meaning, for people."""
+
+
+COLUMNS: dict[str, Column] = {
+    "density": Column("feature.density", True, "share of tokens on which the feature fires"),
+    "count": Column("feature.count", True, "tokens on which it fires"),
+    "mean": Column("feature.mean", True, "mean activation where it fires"),
+    "max": Column("feature.max", True, "largest activation"),
+    "number": Column("feature.number", True, "number of the feature in its dictionary"),
+    "kind": Column("feature.kind", False, "word, piece, class, context, output, dense or dead"),
+    "label": Column(_LABEL.format("label.text"), False, "the label that is shown"),
+    "label_source": Column(_LABEL.format("label.method"), False, "who made it: human, words, pieces, class, promotes, ..."),
+}
+"""Columns by name."""
+
+
+def column(name: str) -> Column:
+    """The column of this name.
+
+    Raises:
+        ConfigError: there is none; the message names all.
+    """
+    if name not in COLUMNS:
+        raise ConfigError(f"There is no column {name!r:.40}.", f"{nearest(name, COLUMNS)} Columns: {', '.join(COLUMNS)}.".strip())
+    return COLUMNS[name]

@@ -1,0 +1,171 @@
+"""Searches in a feature database: by concept and by example texts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from feature_db.meaning.profiles import Profiles
+from feature_db.records import ExampleHit, Hit, IndexedSAE
+from feature_db.search.lookup import Lookup, Model
+from feature_db.search.page import Page
+from feature_db.search.query import Filter, query_text, query_words
+from feature_db.search.search import FLOOR, chosen_signals, search
+from feature_db.search.where import condition
+from feature_db.store.addressed import Addressed
+from saekit.errors import UnknownSite
+from saekit.names.address import Address
+from saekit.names.site import Site
+
+if TYPE_CHECKING:
+    from feature_db.search.reading import Examples, Span
+    from saekit.lm import LanguageModel
+    from saekit.sae import SAE
+
+
+class Searches:
+    """The searches of a :class:`feature_db.FeatureDB`.
+
+    Args:
+        reading: gives a connection that holds a read lock.
+        addressed: the dictionaries.
+        profiles: the words that their features fire on.
+    """
+
+    def __init__(
+        self, reading: Callable[[], AbstractContextManager[sqlite3.Connection]], addressed: Addressed, profiles: Profiles
+    ) -> None:
+        self._reading, self._addressed, self._profiles = reading, addressed, profiles
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        site: str | Site | None = None,
+        dictionary: str | Site | Address | None = None,
+        kinds: str | Sequence[str] | None = None,
+        density: tuple[float, float] = (0.0, 1.0),
+        live: bool = True,
+        by: str | Sequence[str] | None = None,
+        where: str | None = None,
+        sort: str | None = None,
+        offset: int = 0,
+        lm: LanguageModel | None = None,
+        sae: SAE | None = None,
+    ) -> list[Hit]:
+        """Find the k features that match a concept best in all indexed dictionaries, the best first.
+
+        Ties are ordered by dictionary and number.
+
+        Args:
+            query: words, a phrase, a description, or a character. Features are found by the meaning of the words they fire on:
+                "vehicle" finds those that fire on "car" or "truck".
+            k: number of features.
+            site: return only features of dictionaries that read this site.
+            dictionary: return only features of this dictionary: `resid_post.3` for the default one of a site,
+                `resid_post.3@gemma` for the one called gemma.
+            kinds: return only features of these kinds: word, piece, class, context, output, dense (and dead with `live=False`).
+            density: return only features whose density lies in this range.
+            live: leave out features that never fired.
+            by: only these signals, by their names in :data:`feature_db.search.SIGNALS`. None: the words that features fire on,
+                by their meaning (near, named, meaning), labels, promoted tokens, and deep if `lm` and `sae` are given; hits
+                with a score under .15 are left out.
+            where: return only features that fulfil this condition, such as `"density < .01 and kind = 'word'"`
+                (:mod:`feature_db.search.where`).
+            sort: order by this column instead of the score: `density`, or `"max desc"`.
+            offset: leave out this number of features before the first.
+            lm, sae: the model and the dictionary to search, for the signal deep: features that fire on the query match, too.
+
+        Raises:
+            UnknownSite: there are no features of `site` or `dictionary`.
+            WorkspaceError: one of the dictionaries searched has been replaced by another.
+            StoreMismatch: `sae` is not the dictionary whose features are indexed.
+            ConfigError: there is no such signal, kind or column, the condition cannot be read, `k` is not a whole number from 1,
+                or the query is not text.
+            DatabaseError: the file is damaged.
+        """
+        page, words, signals = Page(k, offset, sort), query_words(query), chosen_signals(by)
+        saes = self._addressed.searched(site, dictionary, sae)
+        chosen = self._filter(saes, kinds, density, live, where)
+        if not saes:
+            return []
+        model = None if lm is None or sae is None else Model(lm, sae, saes[0])
+        with self._reading() as db:
+            return search(self._lookup(db, saes, chosen, query, model), words, page, signals, FLOOR if by is None else 0.0)
+
+    def search_texts(
+        self,
+        lm: LanguageModel,
+        sae: SAE,
+        positives: Examples,
+        negatives: Examples | None = None,
+        *,
+        spans: Sequence[Sequence[Span]] | None = None,
+        k: int = 10,
+        where: str | None = None,
+        sort: str | None = None,
+        offset: int = 0,
+    ) -> list[ExampleHit]:
+        """Find the k features that fire on example texts, and not on others, the best first.
+
+        ::
+
+            db.search_texts(lm, sae, ["My [[dog]] barks.", "A [[puppy]] sleeps."], negatives=["My car is loud."])
+
+        The score is the mean of two F1s: how well the feature tells the positive texts from the negative ones and from random
+        texts, and how well it detects the words that the positive texts share, by spelling or meaning. Texts longer than the
+        model's context are cut into several contexts.
+
+        Args:
+            lm, sae: the model, and the dictionary to search, which must be indexed.
+            positives: one or several texts. `[[` and `]]` mark what matters in a text. A list of messages is a chat.
+            negatives: texts that are like the positives in all but what is looked for.
+            spans: for each positive text the parts that matter, as (start, stop) of its characters, instead of marks; an empty
+                list means all of the text, brackets included.
+            k, where, sort, offset: as in :meth:`search`.
+
+        Raises:
+            ConfigError: there are no texts, a text is empty, a span is not inside of its text, or as in :meth:`search`.
+            StoreMismatch: `sae` is not the dictionary whose features are indexed.
+            UnknownSite: no dictionary of its site is indexed.
+            WorkspaceError: the dictionary has been replaced by another.
+            DatabaseError: the file is damaged.
+        """
+        from feature_db.search.examples import Contrast, search_texts
+        from feature_db.search.reading import read
+
+        page = Page(k, offset, sort)
+        saes = self._addressed.searched(None, None, sae)
+        if not saes:
+            raise UnknownSite("The database has no dictionary.", "Run `saekit index`.")
+        chosen = self._filter(saes, None, (0.0, 1.0), True, where)
+        texts = Contrast(read(lm, positives, spans), [] if negatives is None else read(lm, negatives))
+        with self._reading() as db:
+            return search_texts(self._lookup(db, saes, chosen), lm, sae, saes[0], texts, page)
+
+    @staticmethod
+    def _filter(
+        saes: Sequence[IndexedSAE],
+        kinds: str | Sequence[str] | None,
+        density: tuple[float, float],
+        live: bool,
+        where: str | None,
+    ) -> Filter:
+        named = [kinds] if isinstance(kinds, str) else kinds
+        return Filter([each.id for each in saes], named, density, live, None if where is None else condition(where))
+
+    def _lookup(
+        self, db: sqlite3.Connection, saes: Sequence[IndexedSAE], chosen: Filter, query: str = "", model: Model | None = None
+    ) -> Lookup:
+        by_id = {each.id: each for each in saes}
+        return Lookup(
+            db,
+            chosen,
+            query_text(query),
+            model=model,
+            dictionaries={each.id: each.dictionary for each in saes},
+            profiles=lambda i: self._profiles.of(by_id[i]),
+        )

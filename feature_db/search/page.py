@@ -1,0 +1,74 @@
+"""Which of the features that were found are shown, and in which order."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.arguments import whole
+from feature_db.search.columns import column
+from feature_db.store import stored
+from saekit.errors import ConfigError
+
+_MOST = 1 << 40  # more than any database has; larger numbers do not fit into the integers of SQLite
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of the features that were found.
+
+    Raises:
+        ConfigError: a number is not possible, or there is no such column.
+    """
+
+    k: int = 10
+    """Number of features."""
+    offset: int = 0
+    """Features that are left out before the first."""
+    sort: str | None = None
+    """`score` (None), or a column of :data:`feature_db.search.columns.COLUMNS`, ascending; `density desc` descending."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", min(whole(self.k, "k", least=1), _MOST))
+        object.__setattr__(self, "offset", min(whole(self.offset, "offset", least=0), _MOST))
+        self.order  # noqa: B018  (checks the column)
+
+    @property
+    def order(self) -> tuple[str, bool] | None:
+        """The column to sort by and whether it descends; None for the score.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        if self.sort is None:
+            return None
+        if not isinstance(self.sort, str):
+            raise ConfigError(f"sort is {self.sort!r:.40}, which is not text.", "Give a column, as 'density' or 'density desc'.")
+        name, _, direction = self.sort.strip().partition(" ")
+        direction = direction.strip().casefold()
+        if direction not in ("", "asc", "desc"):
+            raise ConfigError(f"The order {direction!r:.40} does not exist.", "Write asc or desc after the column.")
+        if name == "score" and direction in ("", "desc"):
+            return None
+        column(name)
+        return name, direction == "desc"
+
+    def of(self, db: sqlite3.Connection, ids: NDArray[np.int64], score: NDArray[np.floating]) -> list[int]:
+        """Indices of the features on the page, from the ids and scores of all that were found. Ties are ordered by id."""
+        end = self.offset + self.k
+        if self.order is None:
+            return np.lexsort((ids, -score))[self.offset : end].tolist()
+        name, descends = self.order
+        of = column(name)
+        place = {identity: i for i, identity in enumerate(ids.tolist())}
+        sql = of.sql if of.numeric else f"COALESCE({of.sql}, '')"
+        found = db.execute(
+            f"SELECT feature.id FROM json_each(?) AS wanted CROSS JOIN feature ON feature.id = wanted.value "
+            f"ORDER BY {sql} {'DESC' if descends else 'ASC'}, feature.id LIMIT ? OFFSET ?",
+            (json.dumps(ids.tolist()), self.k, self.offset),
+        )
+        return [place[row[0]] for row in stored.rows("the features", found, stored.INT)]

@@ -1,0 +1,152 @@
+"""Conditions on features, such as `density < .01 and kind = 'word'`, as SQL with parameters.
+
+    condition  = clause { "or" clause }
+    clause     = term { "and" term }
+    term       = "not" term | "(" condition ")" | column operator value | column ["not"] "in" "(" value { "," value } ")"
+               | column ["not"] "like" text
+    operator   = "<" | "<=" | ">" | ">=" | "=" | "==" | "!=" | "<>"
+    value      = number | text in single or double quotes
+
+`like` has SQL's wildcards: `%` is any text, `_` is one character. A missing label is an empty text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from feature_db.search.columns import COLUMNS, Column, column
+from saekit.errors import ConfigError
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))|(?P<text>'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")"
+    r"|(?P<name>[A-Za-z_]\w*)|(?P<sign><=|>=|==|!=|<>|[<>=(),]))"
+)
+_MAX_CHARACTERS, _MAX_DEPTH = 4096, 50
+_OPERATORS = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "=": "=", "==": "=", "!=": "<>", "<>": "<>"}
+_EXAMPLE = f"Write one like \"density < .01 and kind = 'word'\". Columns: {', '.join(COLUMNS)}."
+
+
+class Condition(NamedTuple):
+    """A condition on the table `feature`, as SQL, and its parameters."""
+
+    sql: str
+    parameters: tuple[object, ...]
+
+
+def condition(text: str) -> Condition:
+    """Parse a condition.
+
+    Raises:
+        ConfigError: it cannot be read, a column does not exist, or a number is compared with a text.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"The condition is {text!r:.60}, which is not text.", _EXAMPLE)
+    if len(text) > _MAX_CHARACTERS:
+        raise ConfigError(f"The condition has {len(text)} characters; {_MAX_CHARACTERS} are allowed.", _EXAMPLE)
+    return _Parser(text).whole()
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text, self._at, self._depth = text, 0, 0
+        self._tokens: list[_Token] = []
+        place, end = 0, len(text.rstrip())
+        while place < end:
+            found = _TOKEN.match(text, place)
+            if found is None:
+                raise self._wrong(f"at {text[place:].strip()!r:.30}")
+            self._tokens.append(_Token(str(found.lastgroup), found[str(found.lastgroup)]))
+            place = found.end()
+
+    def whole(self) -> Condition:
+        result = self._joined("or", lambda: self._joined("and", self._term))
+        if self._at < len(self._tokens):
+            raise self._wrong(f"at {self._tokens[self._at].text!r:.30}")
+        return result
+
+    def _joined(self, word: str, part: Callable[[], Condition]) -> Condition:
+        parts = [part()]
+        while self._take(word):
+            parts.append(part())
+        if len(parts) == 1:
+            return parts[0]
+        sql = f" {word.upper()} ".join(each.sql for each in parts)
+        return Condition(f"({sql})", tuple(value for each in parts for value in each.parameters))
+
+    def _term(self) -> Condition:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise self._wrong(f"with more than {_MAX_DEPTH} levels")
+        if self._take("not"):
+            inner = self._term()
+            result = Condition(f"(NOT {inner.sql})", inner.parameters)
+        elif self._take("("):
+            result = self._joined("or", lambda: self._joined("and", self._term))
+            self._need(")")
+        else:
+            result = self._comparison()
+        self._depth -= 1
+        return result
+
+    def _comparison(self) -> Condition:
+        name = self._next("name", "a column")
+        of = column(name)
+        sql = of.sql if of.numeric else f"COALESCE({of.sql}, '')"
+        negated = "NOT " if self._take("not") else ""
+        if self._take("in"):
+            self._need("(")
+            values = [self._value(name, of)]
+            while self._take(","):
+                values.append(self._value(name, of))
+            self._need(")")
+            return Condition(f"{sql} {negated}IN ({', '.join('?' * len(values))})", tuple(values))
+        if self._take("like"):
+            if of.numeric:
+                raise ConfigError(f"The column {name} has numbers, which `like` does not compare.", _EXAMPLE)
+            return Condition(f"{sql} {negated}LIKE ?", (self._value(name, of),))
+        sign = self._next("sign", "an operator")
+        if negated or sign not in _OPERATORS:
+            raise self._wrong(f"at {sign!r}")
+        return Condition(f"{sql} {_OPERATORS[sign]} ?", (self._value(name, of),))
+
+    def _value(self, name: str, of: Column) -> object:
+        if self._at == len(self._tokens) or self._tokens[self._at].kind not in ("number", "text"):
+            raise self._wrong(f"at {self._here()}: a value belongs there")
+        token = self._tokens[self._at]
+        if (token.kind == "number") != of.numeric:
+            needed = "a number" if of.numeric else "a text in quotes"
+            raise ConfigError(f"The column {name} is compared with {token.text:.30}; it needs {needed}.", _EXAMPLE)
+        self._at += 1
+        if token.kind == "number":
+            return float(token.text)
+        quote = token.text[0]
+        return token.text[1:-1].replace(quote * 2, quote).encode("utf-8", "ignore").decode()
+
+    def _take(self, word: str) -> bool:
+        token = self._tokens[self._at] if self._at < len(self._tokens) else None
+        there = token is not None and token.kind in ("name", "sign") and token.text.casefold() == word
+        self._at += there
+        return there
+
+    def _need(self, sign: str) -> None:
+        if not self._take(sign):
+            raise self._wrong(f": {sign!r} is missing")
+
+    def _next(self, kind: str, what: str) -> str:
+        if self._at == len(self._tokens) or self._tokens[self._at].kind != kind:
+            raise self._wrong(f"at {self._here()}: {what} belongs there")
+        self._at += 1
+        return self._tokens[self._at - 1].text
+
+    def _here(self) -> str:
+        return "its end" if self._at == len(self._tokens) else f"{self._tokens[self._at].text!r:.30}"
+
+    def _wrong(self, where: str) -> ConfigError:
+        return ConfigError(f"The condition {self._text!r:.80} cannot be read {where}.", _EXAMPLE)

@@ -1,0 +1,184 @@
+"""Which features are right for a query, measured on labelled texts. For scripts/bench_search.py."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saekit import lab
+from saekit.evaluate.concepts.codes import feature_codes, label_matrix
+from saekit.lab.labels import Labelled, align, encode
+from saekit.lab.text import Span
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.names.site import Site
+    from saekit.sae import SAE
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]")
+_SIDE = 24
+"""Tokens of an example text on each side of what it is an example of, at most."""
+
+_LEAST_WORDS = 3
+_POOL = {True: 40, False: 300}
+"""Sentences with and without a concept among which examples are chosen."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Concepts and the features that are right for them. C concepts, F features."""
+
+    names: tuple[str, ...]
+    f1_FC: NDArray[np.float64]
+    """F1 of each feature as a detector of each concept's tokens, on documents of odd number. The threshold is the best one on
+    documents of even number."""
+    labelled: Labelled
+
+    def right(self, name: str, least: float) -> set[int]:
+        """Features that detect a concept with at least this F1."""
+        return set(np.flatnonzero(self.f1_FC[:, self.names.index(name)] >= least).tolist())
+
+    def encoded(self, least: float) -> list[str]:
+        """Concepts that some feature detects with at least this F1."""
+        return [name for name, best in zip(self.names, self.f1_FC.max(0).tolist()) if best >= least]
+
+
+def of_stories(lm: LanguageModel, data: Path, concepts: Mapping[str, str]) -> Labelled:
+    """Stories whose tokens are labelled with the concepts that have their word.
+
+    Args:
+        data: a jsonl file of stories.
+        concepts: name -> words, separated by spaces.
+    """
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    texts = [record["text"] if isinstance(record, dict) else record for record in records]
+    by_word: dict[str, list[str]] = {}
+    for name, words in concepts.items():
+        for word in words.split():
+            by_word.setdefault(word.casefold(), []).append(name)
+    spans = [
+        [Span(match.start(), match.end(), name) for match in WORD.finditer(text) for name in by_word.get(match[0].casefold(), ())]
+        for text in texts
+    ]
+    encoded = encode(texts, lm.text.tokenizer)
+    return Labelled(encoded.ids, tuple(concepts), *align(texts, spans, encoded.offsets, tuple(concepts)))
+
+
+def of_laboratory(lm: LanguageModel, concepts: Sequence[str], n: int) -> Labelled:
+    """Documents of the laboratory's corpus that no workspace was made from, with their concepts."""
+    return lab.label(lab.documents(split="heldout", seed=77, n=n), lm.text.tokenizer, concepts)
+
+
+def truth(lm: LanguageModel, sae: SAE, site: Site, labelled: Labelled) -> Truth:
+    """Find which features detect which concepts."""
+    codes, kept = feature_codes(lm, sae, site, labelled, lambda done: None)
+    labels_NC = label_matrix(labelled).toarray().astype(bool)[kept]
+    document_N = np.repeat(np.arange(len(labelled.ids)), [len(ids) for ids in labelled.ids])[kept]
+    even_N = document_N % 2 == 0
+    rows = codes.tocsr()
+    threshold_FC = _thresholds(rows[even_N].tocsc(), labels_NC[even_N])
+    return Truth(labelled.concepts, _f1(rows[~even_N].tocsc(), labels_NC[~even_N], threshold_FC), labelled)
+
+
+def _thresholds(codes_NF, labels_NC: NDArray[np.bool_]) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
+    """(F, C) activation from which each feature detects each concept with the best F1."""
+    positive_C = labels_NC.sum(0)
+    best_FC = np.full((codes_NF.shape[1], len(positive_C)), np.inf)
+    for f in range(len(best_FC)):
+        fires = slice(codes_NF.indptr[f], codes_NF.indptr[f + 1])
+        value_n = codes_NF.data[fires]
+        if not len(value_n):
+            continue
+        order = np.argsort(-value_n, kind="stable")
+        hits_nC = labels_NC[codes_NF.indices[fires][order]].cumsum(0)
+        f1_nC = 2 * hits_nC / (np.arange(1, len(order) + 1)[:, None] + positive_C)
+        best_FC[f] = value_n[order][f1_nC.argmax(0)]
+    return best_FC
+
+
+def _f1(codes_NF, labels_NC: NDArray[np.bool_], threshold_FC: NDArray[np.float64]) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
+    positive_C = labels_NC.sum(0)
+    found = np.zeros(threshold_FC.shape)
+    for f in range(len(found)):
+        fires = slice(codes_NF.indptr[f], codes_NF.indptr[f + 1])
+        on_nC = codes_NF.data[fires][:, None] >= threshold_FC[f]
+        hits_C = (on_nC & labels_NC[codes_NF.indices[fires]]).sum(0)
+        found[f] = 2 * hits_C / np.maximum(on_nC.sum(0) + positive_C, 1)
+    return found
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Sentences about a concept, and sentences about other things."""
+
+    positives: list[str]
+    marked: list[str]
+    """The positives with [[ and ]] around what belongs to the concept."""
+    negatives: list[str]
+
+
+def examples(lm: LanguageModel, labelled: Labelled, name: str, n: int, seed: int = 0) -> Examples:
+    """Draw n sentences with a token of a concept, as a person would choose them: alike in the concept, and in little else.
+
+    Each of the n negatives is the sentence without the concept that has most words in common with one of the positives. All are
+    from documents of even number.
+    """
+    rng = random.Random(f"{seed}/{name}")
+    begin = np.cumsum([0, *map(len, labelled.ids)])
+    belongs_N = np.zeros(labelled.n_tokens, bool)
+    belongs_N[labelled.token_M[labelled.concept_M == labelled.concepts.index(name)]] = True
+    pools: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    for document in rng.sample(range(0, len(labelled.ids), 2), len(labelled.ids) // 2):
+        ids, belongs = labelled.ids[document], belongs_N[begin[document] : begin[document + 1]]
+        texts = lm.token_strings(ids)
+        for wanted, pool in pools.items():
+            places = np.flatnonzero(belongs == wanted).tolist()
+            if len(pool) == _POOL[wanted] or not places:
+                continue
+            within = _sentence(texts, rng.choice(places))
+            text = lm.decode(ids[within]).strip()
+            if len(text.split()) >= _LEAST_WORDS and (wanted or not belongs[within].any()):
+                pool.append((text, _marked(texts[within], belongs[within])))
+    positives = _varied(pools[True], n)
+    others = [text for text, _ in pools[False]]
+    negatives = [max(others, key=lambda other: _alike(text, other)) for text, _ in positives] if others else []
+    return Examples([text for text, _ in positives], [text for _, text in positives], list(dict.fromkeys(negatives)))
+
+
+def _varied(pool: Sequence[tuple[str, str]], n: int) -> list[tuple[str, str]]:
+    """The first of the pool, then those that have least in common with the ones before, without the marked parts."""
+    rest = [(each, re.sub(r"\[\[.*?\]\]", " ", each[1])) for each in pool]
+    chosen = rest[:1]
+    while len(chosen) < min(n, len(rest)):
+        chosen.append(min(rest[1:], key=lambda each: (each in chosen, max(_alike(each[1], other[1]) for other in chosen))))
+    return [each for each, _ in chosen]
+
+
+def _alike(left: str, right: str) -> float:
+    a, b = ({word.casefold() for word in WORD.findall(text)} for text in (left, right))
+    return len(a & b) / max(len(a | b), 1)
+
+
+def _sentence(texts: Sequence[str], place: int) -> slice:
+    """The tokens of the sentence around a token."""
+    ends = [i for i, text in enumerate(texts) if text.strip()[-1:] in tuple(".!?") or "\n" in text]
+    first = max((i + 1 for i in ends if i < place), default=0)
+    last = min((i + 1 for i in ends if i >= place), default=len(texts))
+    return slice(max(first, place - _SIDE), min(last, place + _SIDE))
+
+
+def _marked(texts: Sequence[str], belongs: NDArray[np.bool_]) -> str:
+    parts, inside = [], False
+    for text, now in zip(texts, belongs.tolist()):
+        space = text[: len(text) - len(text.lstrip())]
+        parts.append(("]]" if inside and not now else "") + space + ("[[" if now and not inside else "") + text[len(space) :])
+        inside = now
+    return "".join(parts).strip() + ("]]" if inside else "")
