@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from saekit.activations import Corpus, LiveActivations, LiveData, write_store
+from saekit.activations import Corpus, LiveActivations, LiveData, token_batches, write_store
 from saekit.activations.loader.contexts import ContextBatch, LiveContexts
 from saekit.activations.loader.source import Place
 from saekit.errors import CheckpointError, ConfigError
+from saekit.evaluate.dictionary.cross_entropy import ce_recovered
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
 from saekit.sae import SAE
@@ -231,3 +233,19 @@ def test_it_needs_whole_contexts_and_a_start(tmp_path: Path, trained: SAE) -> No
     with pytest.raises(CheckpointError, match="form"):
         contexts(lm, heldout=0.05, context=None, contexts=None).load_state(state)
     assert MEMORY_SITE == SITE
+
+
+def test_more_cross_entropy_is_recovered(tmp_path: Path, stories_lm: LanguageModel, tinystories_path: Path) -> None:
+    """On held-out stories, more than by training on for as long."""
+    lm, site = stories_lm, Site("resid_post", 2)
+    texts = [json.loads(line)["text"] for line in tinystories_path.read_text().splitlines()[:500]]
+    corpus, how = Corpus.open(texts[:450]), {"context": 128, "heldout": 0.0, "batch_size": 512}
+    rows_of = LiveActivations(lm, [site], corpus, buffer_tokens=1 << 14, **how)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"n_latents": 512, "l0": 16, "batch_size": 512}
+    start = train(rows_of, TrainConfig(tokens=30_000, **settings), tmp_path / "start", site=site, lm=lm, progress=False)
+    tuned = TrainConfig(tokens=6_000, end_to_end="ce", **settings)
+    source = LiveContexts(lm, [site], corpus, contexts=4, **how)  # type: ignore[arg-type]
+    after = train(source, tuned, tmp_path / "tuned", site=site, start=start, lm=lm, progress=False)
+    batches = list(token_batches(lm, Corpus.open(texts[450:]), context=128, n_tokens=4_096))
+    first, last = (ce_recovered(lm, sae, site, batches)["ce_recovered"] for sae in (start, after))
+    assert last > first + 0.001
