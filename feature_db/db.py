@@ -16,10 +16,11 @@ from feature_db.meaning.embedders import DEFAULT
 from feature_db.meaning.profiles import Profiles
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.database import Searches
-from feature_db.store import read, schema, set_aside, stored, vectors, verification
+from feature_db.store import read, schema, set_aside, sql, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
 from feature_db.store.connections import Connections
 from feature_db.store.edits import Edits
+from feature_db.store.sql import Table
 from saekit import files
 from saekit.names.address import Address
 from saekit.names.ref import Ref
@@ -203,6 +204,26 @@ class FeatureDB(Searches):
         """
         with self._reading() as db:
             return read.stats(db, *self._addressed.feature(ref, number))
+
+    def sql(self, query: str, *, limit: int = 1000, seconds: float = 10.0) -> Table:
+        """The rows of one SELECT on the views features, labels, words, examples, histograms, lists and dictionaries.
+
+        ::
+
+            db.sql("select ref, label from features where kind = 'word' and density < .01").to_dicts()
+
+        The connection cannot write, and the tables themselves cannot be read. `examples.examples`, `histograms.histogram` and
+        `labels.scores` are JSON, for `json_extract` and `json_each`.
+
+        Args:
+            limit: number of rows.
+            seconds: the query is stopped after this time.
+
+        Raises:
+            ConfigError: the query cannot be run, or takes longer.
+            DatabaseError: the file is damaged.
+        """
+        return sql.query(self.path, query, limit=limit, seconds=seconds)
 
     # Labels and lists
 

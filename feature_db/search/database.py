@@ -1,4 +1,4 @@
-"""Searches in a feature database: by concept and by example texts."""
+"""Searches in a feature database: by concept, by example texts and by likeness."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from feature_db.records import ExampleHit, Hit, IndexedSAE
 from feature_db.search.lookup import Lookup, Model
 from feature_db.search.page import Page
 from feature_db.search.query import Filter, query_text, query_words
-from feature_db.search.search import FLOOR, chosen_signals, search
+from feature_db.search.search import FLOOR, chosen_signals, fused, search
 from feature_db.search.where import condition
-from feature_db.store.addressed import Addressed
+from feature_db.store.addressed import Addressed, FeatureName
 from saekit.errors import UnknownSite
 from saekit.names.address import Address
 from saekit.names.site import Site
@@ -145,6 +145,43 @@ class Searches:
         texts = Contrast(read(lm, positives, spans), [] if negatives is None else read(lm, negatives))
         with self._reading() as db:
             return search_texts(self._lookup(db, saes, chosen), lm, sae, saes[0], texts, page)
+
+    def like(
+        self,
+        ref: FeatureName,
+        k: int = 10,
+        *,
+        by: str = "decoder",
+        dictionary: str | Site | Address | None = None,
+        where: str | None = None,
+        sort: str | None = None,
+        offset: int = 0,
+    ) -> list[Hit]:
+        """Find the k features that are most like a feature, in all dictionaries, the best first. The feature itself is left out.
+
+        Args:
+            ref: the feature.
+            by: `decoder`: cosine of the decoder directions, in dictionaries of the same model and width. `words`: cosine of the
+                mean embeddings of the words that the features fire on, in all dictionaries.
+            dictionary: return only features of this dictionary.
+            k, where, sort, offset: as in :meth:`search`.
+
+        Raises:
+            UnknownRef: there is no such feature.
+            UnknownSite: there are no features of `dictionary`.
+            ConfigError: there is no such likeness, the feature fires on no word that is known, or as in :meth:`search`.
+            WorkspaceError: one of the dictionaries has been replaced by another.
+            DatabaseError: a file is damaged.
+        """
+        from feature_db.search.like import LIKENESSES
+
+        page, likeness = Page(k, offset, sort), LIKENESSES.find(by)
+        sae, number = self._addressed.feature(ref)
+        saes = self._addressed.searched(None, dictionary, None)
+        chosen = self._filter(saes, None, (0.0, 1.0), True, where)
+        with self._reading() as db:
+            lookup = self._lookup(db, saes, chosen)
+            return fused(lookup, [(scores, 1.0) for scores in likeness(self._profiles.of, sae, number, saes)], page, 0.0)
 
     @staticmethod
     def _filter(

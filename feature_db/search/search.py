@@ -50,7 +50,11 @@ def search(lookup: Lookup, words: Sequence[str], page: Page, signals: dict[str, 
         signals: the signals to combine, by name.
         floor: leave out features with a lower score.
     """
-    parts = list(_parts(lookup, words, signals))
+    return fused(lookup, list(_parts(lookup, words, signals)), page, floor)
+
+
+def fused(lookup: Lookup, parts: Sequence[tuple[Scores, float]], page: Page, floor: float) -> list[Hit]:
+    """The best chosen features from evidence, each part with its weight, combined as :func:`search` says."""
     rest: dict[int, NDArray[np.float64]] = {}
     for scores, weight in parts:
         if not len(scores.features):

@@ -107,7 +107,7 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
         std=math.sqrt(max(second - mean * mean, 0.0)),
         max=largest,
         quantiles=_grid(histogram, largest),
-        histogram=_shown(histogram),
+        histogram=shown(histogram),
         promoted=_effects(db, identity, "promotes"),
         suppressed=_effects(db, identity, "suppresses"),
         words=_firing(db, identity, "fires_word"),
@@ -203,7 +203,8 @@ def _grid(histogram: NDArray[np.uint32], largest: float) -> tuple[tuple[float, f
     return tuple(zip(_QUANTILES.tolist(), values.tolist()))
 
 
-def _shown(histogram: NDArray[np.uint32]) -> Histogram:
+def shown(histogram: NDArray[np.uint32]) -> Histogram:
+    """The bins of a histogram from the first to the last that is not empty."""
     filled = np.flatnonzero(histogram)
     if not len(filled):
         return Histogram([], [])

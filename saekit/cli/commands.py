@@ -54,6 +54,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "choose": CommandRow("saekit.cli.choose:choose", "Make a trained dictionary the default of its site."),
         "index": CommandRow("saekit.cli.index:index", "Put a dictionary's features into the searchable database.", resumes=True),
         "search": CommandRow("saekit.cli.search:search", "Find features by concept."),
+        "sql": CommandRow("saekit.cli.sql:sql", "Query the features with SQL, read-only."),
         "show": CommandRow("saekit.cli.show:show", "Show a feature: statistics, tokens, words and example texts."),
         "steer": CommandRow(
             "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}

@@ -1,4 +1,4 @@
-"""The command search: features by concept or by example texts."""
+"""The command search: features by concept, by example texts or by likeness."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def search(
         list[str] | None,
         typer.Option("--contrast", help="With --text: a text on which not to fire. May be repeated.", show_default=False),
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            help="Find features like this one: 1042, resid_post.3/1042, ... --by words compares the words that they fire on, not "
+            "the decoder directions.",
+            show_default=False,
+        ),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(
@@ -71,11 +80,14 @@ def search(
 
     To steer towards a concept, look for features that promote its words: `--by promotes`.
 
-    With `--text`, features are found that fire on example texts, and not on those of `--contrast`.
+    With `--text`, features are found that fire on example texts, and not on those of `--contrast`; with `--like`, features that
+    are like a given one.
 
     Example: `saekit search pythia "happy"`
 
     Example: `saekit search pythia --text "My [[dog]] barks." --text "A [[puppy]] sleeps." --contrast "My car is loud."`
+
+    Example: `saekit search pythia --like resid_post.3/1042`
 
     Example: `saekit search pythia "happy" --where "density < .01" --sort "max desc"`
     """
@@ -83,10 +95,14 @@ def search(
     from saekit.names.address import Address
     from saekit.workspace.workspace import Workspace
 
-    if (query is None) == (not texts):
-        raise ConfigError("A search needs either a query or example texts.", 'Give words, or --text "...".')
-    if texts and (by or deep):
-        raise ConfigError("--by and --deep choose signals of a query.", "Leave them out with --text.")
+    if sum((query is not None, bool(texts), like is not None)) != 1:
+        raise ConfigError(
+            "A search needs a query, example texts or a feature.", 'Give one: words, --text "...", or --like FEATURE.'
+        )
+    if (texts and by) or (deep and query is None) or (like is not None and len(by or ()) > 1):
+        raise ConfigError(
+            "--by and --deep choose signals of a query.", "Leave them out; --like takes one --by, decoder or words."
+        )
     if contrast and not texts:
         raise ConfigError("--contrast is given without --text.", "Add the texts on which features should fire.")
     ws = Workspace.open(workspace, **load.changes())
@@ -97,6 +113,9 @@ def search(
         address = ws.dictionaries.address(site, name)
         negatives = [_example(each) for each in contrast] if contrast else None
         hits: Any = ws.database().search_texts(ws.lm, ws.sae(address), [_example(each) for each in texts], negatives, **page)
+    elif like is not None:
+        within = ws.dictionaries.address(site, name) if site or name else None
+        hits = ws.database().like(ws.ref(like), by=by[0] if by else "decoder", dictionary=within, **page)
     else:
         extra: dict[str, Any] = page | ({"by": by} if by else {})
         if deep or name or (wanted is not None and (wanted.name or wanted.site_out)):  # one dictionary

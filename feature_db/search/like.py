@@ -1,0 +1,61 @@
+"""How like features are to one of them.
+
+A likeness is a function that yields scores for each dictionary, and a row of :data:`LIKENESSES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.meaning.embedders import Embedder, unit
+from feature_db.meaning.profile import Profile
+from feature_db.records import IndexedSAE
+from feature_db.search.lookup import Scores
+from feature_db.store import vectors
+from saekit.errors import ConfigError
+from saekit.plugins import Registry
+
+Profiles = Callable[[IndexedSAE], tuple[Profile, Embedder]]
+_BLOCK = 1 << 14
+
+
+def decoder(profiles: Profiles, sae: IndexedSAE, number: int, saes: Sequence[IndexedSAE]) -> Iterator[Scores]:
+    """Cosine of the decoder directions, in dictionaries of the same model and width."""
+    direction_D = unit(np.asarray(vectors.mapped(sae)[number], np.float32)[None])[0]
+    for other in saes:
+        if other.d_out == sae.d_out and other.model.get("model") == sae.model.get("model"):
+            of_other = vectors.mapped(other)
+            blocks = (np.asarray(of_other[start : start + _BLOCK]) for start in range(0, other.n_features, _BLOCK))
+            yield _scores(sae, number, other, np.concatenate([unit(block) @ direction_D for block in blocks]), "decoder cosine")
+
+
+def words(profiles: Profiles, sae: IndexedSAE, number: int, saes: Sequence[IndexedSAE]) -> Iterator[Scores]:
+    """Cosine of the mean embeddings of the words that the features fire on, in dictionaries with the same embedder."""
+    profile, by = profiles(sae)
+    fires_on, shares = profile.words_of(number)
+    mean_D = np.asarray(shares, np.float32) @ profile.vector_VD[fires_on].astype(np.float32)
+    if not np.abs(mean_D).sum() > 0:
+        hint = "Compare decoder directions: --by decoder."
+        raise ConfigError(f"{sae.dictionary}/{number} fires on no word whose meaning is known.", hint)
+    for other in saes:
+        of_other, embedder = profiles(other)
+        if embedder.name == by.name:
+            cosine_F = of_other.meaning(of_other.products(unit(mean_D[None])[0]))
+            yield _scores(sae, number, other, cosine_F, "its words are near in meaning: cosine")
+
+
+def _scores(sae: IndexedSAE, number: int, other: IndexedSAE, cosine_F: NDArray[np.float32], said: str) -> Scores:
+    """Scores of positive cosines; zero for the feature itself."""
+    value_F = np.clip(cosine_F, 0, 1)
+    if other.id == sae.id:
+        value_F[number] = 0
+    return Scores(other.id, np.arange(len(value_F)), value_F, lambda feature: f"{said} {cosine_F[feature]:.3f}")
+
+
+LIKENESSES: Registry[Callable[[Profiles, IndexedSAE, int, Sequence[IndexedSAE]], Iterator[Scores]]] = Registry(
+    "likeness", {"decoder": decoder, "words": words}
+)
+"""Likenesses by name."""

@@ -1,0 +1,42 @@
+-- Views for SQL queries. They are made for each query in the temporary schema, so that no file can change what they mean.
+
+-- Dictionaries.
+CREATE TEMP VIEW dictionaries AS
+SELECT dictionary_of(sae.id) AS dictionary, site, site_out, name_of(sae.id) AS name, architecture, n_features AS features, n_live AS live,
+    d_out AS width, corpus.n_tokens AS tokens, corpus.n_documents AS documents
+FROM main.sae JOIN main.corpus ON corpus.id = sae.corpus;
+
+-- Features, with the label that is shown.
+CREATE TEMP VIEW features AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, kind, count, density, density_low,
+    density_high, mean, max,
+    (SELECT text FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label,
+    (SELECT method FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label_source
+FROM main.feature;
+
+-- All labels, each with its scores as JSON {metric: value}.
+CREATE TEMP VIEW labels AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, model, rank,
+    (SELECT json_group_object(metric, value) FROM main.label_score WHERE label_score.label = label.id) AS scores
+FROM main.label JOIN main.feature ON feature.id = label.feature;
+
+-- Words and tokens of features, by role: fires_word, fires_token, peaks, before, context, promotes, suppresses.
+CREATE TEMP VIEW words AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, role.name AS role, term.text AS word, value, rate, peak, hits AS count, score
+FROM main.token_stat JOIN main.feature ON feature.id = token_stat.feature JOIN main.role ON role.id = token_stat.role
+JOIN main.term ON term.id = token_stat.term;
+
+-- Example texts as JSON [{"bucket", "document", "position", "peak", "tokens": [...], "values": [...]}, ...].
+CREATE TEMP VIEW examples AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, examples_of(sae, windows) AS examples
+FROM main.example JOIN main.feature ON feature.id = example.feature;
+
+-- Histograms of activations as JSON {"edges": [...], "counts": [...]}.
+CREATE TEMP VIEW histograms AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, histogram_of(histogram) AS histogram
+FROM main.feature;
+
+-- Lists by people.
+CREATE TEMP VIEW lists AS
+SELECT list.name AS list, position, 'feature:' || dictionary_of(sae) || '/' || number AS ref, note
+FROM main.list JOIN main.feature ON feature.id = list.feature;
