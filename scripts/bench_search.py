@@ -1,4 +1,4 @@
-"""Measure how well searches find the right features.
+"""Measure how well and how fast searches find the right features.
 
 The right features of a concept are those that detect its tokens with an F1 of at least .5 (the laboratory) or .4 (stories), with
 the threshold chosen on other documents. Concepts that no feature encodes are left out. For each signal alone and for all
@@ -8,6 +8,7 @@ many concepts nothing right is among the first 100.
 Example:
     python -m scripts.bench_search --lab lab-resid_post.3
     python -m scripts.bench_search --stories stories-ws --words my_words.json
+    python -m scripts.bench_search --latency 65536 262144
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1500, help="of the laboratory")
     parser.add_argument("--examples", type=int, default=5, metavar="N", help="texts of a concept")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="of the example texts; none: no examples")
+    parser.add_argument("--latency", type=int, nargs="*", default=[], metavar="FEATURES", help="sizes of synthetic databases")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     given = None if options.words is None else json.loads(options.words.read_text())
@@ -123,6 +125,10 @@ def main() -> None:
     for kind, folder, words in (("lab", options.lab, LABORATORY), ("stories", options.stories, EVERYDAY)):
         if folder is not None:
             results[kind] = quality(kind, Workspace.open(folder), given or words, options.data, options)
+    if options.latency:
+        from scripts.search_latency import latency
+
+        results["latency"] = [latency(n) for n in options.latency]
     if options.json:
         print(json.dumps(results, indent=1))
         return
@@ -131,6 +137,8 @@ def main() -> None:
             result = results[kind]
             for rows in result["tables"]:
                 table(rows, title=f"{kind}: {result['encoded']} of {result['named']} concepts are encoded")
+    if "latency" in results:
+        table(results["latency"], title="p50 and p95 in ms")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,7 @@ def ask() -> Callable[[str], dict[str, dict[str, float]]]:
         ("years", "numbers", {"1987"}),
         ("letters of the alphabet", "letters", {"b"}),
         ("French", "languages", {"le", "une"}),
+        ("articles", "grammar", {"the"}),
     ],
 )
 def test_a_named_class_gives_its_words(
