@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from feature_db.store.stored import INT, REAL, REAL_OR_NONE, TEXT
 
 LEAST_KEPT = 0.3
 """A feature whose kept words hold less of its activation is about other things: its precision is taken of this share."""
+_COPIED = 32 << 20
+"""Bytes of embeddings that are copied into memory."""
 
 
 class WordSet(NamedTuple):
@@ -82,10 +85,17 @@ class Profile:
         return np.max([self.products(query_D) for query_D in unit(known - self.mean_D)], axis=0)
 
     def products(self, vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(V,) inner product of a vector with each word's embedding, in blocks: a float32 copy of all would be large."""
+        """(V,) inner product of a vector with each word's embedding."""
+        if self._small is not None:
+            return self._small @ vector_D
         block = 1 << 14
         parts = [self.vector_VD[i : i + block].astype(np.float32) @ vector_D for i in range(0, len(self.vector_VD), block)]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    @cached_property
+    def _small(self) -> NDArray[np.float32] | None:
+        """The embeddings as float32, which takes longer than the products; None where this copy would be large."""
+        return self.vector_VD.astype(np.float32) if 4 * self.vector_VD.size <= _COPIED else None
 
     def meaning(self, likeness_V: NDArray[np.float32]) -> NDArray[np.float32]:
         """(F,) cosine of a query with the mean embedding of the words that each feature fires on, weighted by their shares.

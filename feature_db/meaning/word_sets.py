@@ -111,26 +111,29 @@ def characters(asked: Asked) -> Iterable[WordSet]:
     """Punctuation marks and symbols, by their Unicode names and by themselves."""
     wanted = [word for word in re.findall(r"\w+", asked.text.casefold()) if word not in _SIGNS]
     bare = asked.text.strip()
-    found = [char for char, name in _names().items() if char == bare or (wanted and _is_called(name, wanted))]
-    for char in found or [bare[:1]]:
+    called = [set().union(*(_by_name().get(form, ()) for form in forms(word))) for word in wanted]
+    found = set.intersection(*called) if called else set()
+    for char in sorted(found | {bare} & _symbols()) or [bare[:1]]:
         words, _ = asked.find("text = ?", char)
         if len(words) and not char.isalnum():
             yield WordSet("the character", words, np.ones(len(words), np.float32))
 
 
 @cache
-def _names() -> dict[str, frozenset[str]]:
-    """The words of the names of punctuation marks and symbols of the Basic Multilingual Plane."""
-    chars = map(chr, range(0x10000))
-    return {
-        char: frozenset(f"{unicodedata.name(char, '')} {_EVERYDAY.get(char, '')}".casefold().replace("-", " ").split())
-        for char in chars
-        if unicodedata.category(char)[0] in "PS"
-    }
+def _symbols() -> frozenset[str]:
+    """Punctuation marks and symbols of the Basic Multilingual Plane."""
+    return frozenset(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] in "PS")
 
 
-def _is_called(name: frozenset[str], wanted: list[str]) -> bool:
-    return all(not name.isdisjoint(forms(word)) for word in wanted)
+@cache
+def _by_name() -> dict[str, set[str]]:
+    """Symbols by each word of their names."""
+    found: dict[str, set[str]] = {}
+    for char in _symbols():
+        name = f"{unicodedata.name(char, '')} {_EVERYDAY.get(char, '')}"
+        for word in name.casefold().replace("-", " ").split():
+            found.setdefault(word, set()).add(char)
+    return found
 
 
 def languages(asked: Asked) -> Iterable[WordSet]:
