@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _RANDOM = 2
 """Random texts count as much as this number of negatives."""
 _SHOWN = 3
+_LONG = 10_000
+"""Tokens from which on a progress bar is shown."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def search_texts(
         indexed: the dictionary `sae` as it is indexed.
     """
     every = [*texts.positives, *texts.negatives]
-    with track("running", sum(len(text.ids) for text in every), subject="the examples", enabled=len(every) > 16) as bar:
+    total = sum(len(text.ids) for text in every)
+    with track("running", total, subject="the examples", enabled=total > _LONG) as bar:
         found = fired(lm, sae, lm.site(indexed.site), every, bar)
     positives, negatives = found[: len(texts.positives)], found[len(texts.positives) :]
     candidates = _candidates(lookup, indexed, positives)
