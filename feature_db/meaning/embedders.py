@@ -7,6 +7,7 @@ An embedder is a class with the members of :class:`Embedder`, and a row of :data
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
@@ -19,6 +20,8 @@ from saekit.errors import ConfigError
 from saekit.plugins import Registry
 
 DEFAULT = "wordllama"
+KNOWN = re.compile(r"[0-9A-Za-z\u00c0-\u024f]")
+"""Letters of the Latin script, and digits."""
 
 
 class Embedder(Protocol):
@@ -36,8 +39,9 @@ class Embedder(Protocol):
 class WordLlama:
     """The 256-dimensional static embeddings of the wordllama package (32,000 tokens, distilled from large language models).
 
-    A text is the mean of the vectors of its tokens. The files are read from the installed package: wordllama's own loader looks
-    for the tokenizer on the network.
+    A text is the mean of the vectors of its tokens. A text without a letter of the Latin script or a digit has no vector: the
+    embeddings know no other script, and near words would be chance. The files are read from the installed package: wordllama's
+    own loader looks for the tokenizer on the network.
     """
 
     name = "wordllama"
@@ -55,8 +59,9 @@ class WordLlama:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        lengths = np.array([len(each.ids) for each in encoded], np.int64)
-        ids = np.array([i for each in encoded for i in each.ids], np.int64)
+        known = [each.ids if KNOWN.search(text) else [] for text, each in zip(texts, encoded)]
+        lengths = np.array([len(each) for each in known], np.int64)
+        ids = np.array([i for each in known for i in each], np.int64)
         sums = np.zeros((len(encoded), self.width), np.float32)
         filled = lengths > 0
         if filled.any():

@@ -17,7 +17,7 @@ from string import ascii_lowercase
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.meaning.embedders import unit
+from feature_db.meaning.embedders import KNOWN, unit
 from feature_db.meaning.profile import Profile, WordSet
 from feature_db.store import stored
 from feature_db.store.stored import INT, TEXT
@@ -27,6 +27,7 @@ _NEAREST, _WIDENED = 10, 20
 """Words nearest to a query, and words near both to the query and to those."""
 _OWN = 64
 """Nearest words among which the query's own are looked for."""
+_MOST_SPELLED = 100
 _SIGNS = frozenset(["a", "an", "the", "sign", "mark", "marks", "signs", "character", "symbol", "symbols", "of", "and"])
 _EVERYDAY = {".": "period dot", "-": "dash", "\n": "line break newline", '"': "double quotes", "'": "apostrophe single quote"}
 """Everyday names of characters that their Unicode names lack."""
@@ -136,6 +137,17 @@ def _by_name() -> dict[str, set[str]]:
     return found
 
 
+def spelled(asked: Asked) -> Iterable[WordSet]:
+    """Words of other scripts than the Latin, as they are spelled: the default embeddings do not know them."""
+    wanted = [word for word in re.findall(r"\w+", asked.text.casefold()) if not KNOWN.search(word)]
+    # A corpus has each ideograph as a word of its own.
+    every = list(dict.fromkeys([*wanted, *(char for word in wanted for char in word)]))[:_MOST_SPELLED]
+    if every:
+        words, _ = asked.find(f"text IN ({', '.join('?' * len(every))})", *every)
+        if len(words):
+            yield WordSet("as it is spelled", words, np.ones(len(words), np.float32))
+
+
 def languages(asked: Asked) -> Iterable[WordSet]:
     """The most frequent words of a language that the query names. A word of n languages counts 1/n."""
     names = [name for name in LANGUAGES if name in asked.all_words]
@@ -188,6 +200,7 @@ LEXICONS: Registry[Callable[[Asked], Iterable[WordSet]]] = Registry(
         "near": near,
         "members": members,
         "characters": characters,
+        "spelled": spelled,
         "languages": languages,
         "numbers": numbers,
         "letters": letters,

@@ -19,7 +19,7 @@ from tests.kit.fuzz import mutations
 from tests.kit.planted import SITE
 
 Index = Callable[..., FeatureDB]
-WORDS = ["mother", "car", "angry", "hot", "french", "zz", "7", "42", "1987", "-", '"', ".", "b", "le", "une", "the"]
+WORDS = ["mother", "car", "angry", "hot", "french", "zz", "7", "42", "1987", "-", '"', ".", "b", "le", "une", "the", "猫"]
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,11 @@ def test_a_named_class_gives_its_words(
 def test_members_of_a_category_leave_the_category_out(ask: Callable[[str], dict[str, dict[str, float]]]) -> None:
     found = ask("cars")
     assert "car" in found["near"] and "car" not in found["members"]
+
+
+def test_other_scripts_are_found_as_they_are_spelled(ask: Callable[[str], dict[str, dict[str, float]]]) -> None:
+    assert ask("猫") == {"spelled": {"猫": 1.0}} and ask("黑猫") == {"spelled": {"猫": 1.0}}
+    assert ask("собака") == ask("%") == ask("   ") == {}
 
 
 def test_a_plain_word_names_no_class(ask: Callable[[str], dict[str, dict[str, float]]]) -> None:
