@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from saekit import trust
+from saekit.errors import UntrustedCode
 from saekit.hub import Repository
 from saekit.workspace.study import Study
 
@@ -36,7 +37,15 @@ def load_model(study: Study, commit: str | None, placing: Mapping[str, Any]) -> 
         options = dataclasses.replace(options, revision=commit)
     if options.trust_remote_code and not placing.get("trust_remote_code"):
         options = dataclasses.replace(options, trust_remote_code=trust.allowed(study.model, commit or ""))
-    lm = LanguageModel.load(study.model, options)
+    try:
+        lm = LanguageModel.load(study.model, options)
+    except UntrustedCode as error:
+        if not trust.changed(study.model, commit or ""):
+            raise
+        raise UntrustedCode(
+            f"The Python code in {study.model} has changed since you allowed it to run.",
+            "Read it again; if you trust it, give --trust-remote-code again (in Python: trust_remote_code=True).",
+        ) from error
     if placing.get("trust_remote_code"):
         trust.allow(study.model, lm.revision)
     return lm

@@ -71,6 +71,57 @@ def test_the_record_of_a_workspace_alone_runs_no_code(own_code: Path) -> None:
     assert load_model(study, None, {}).n_layers == 5
 
 
+def test_changed_code_in_a_folder_is_refused(own_code: Path) -> None:
+    study = study_of(str(own_code), ("resid_post.1",), "d", trust_remote_code=True, device="cpu")
+    load_model(study, None, {"trust_remote_code": True})
+    file, ran = own_code / "own_code.py", own_code.parent / "ran"
+    file.write_text(file.read_text() + "\n# changed\n")
+    ran.unlink()
+    with pytest.raises(UntrustedCode, match=r"has changed since you allowed it to run.*--trust-remote-code again"):
+        load_model(study, None, {})
+    assert not ran.exists()
+    load_model(study, None, {"trust_remote_code": True})
+    ran.unlink()
+    load_model(study, None, {})
+    assert trust.allowed(str(own_code))
+
+
+def test_every_way_to_change_the_code_of_a_folder_counts(own_code: Path) -> None:
+    """Files that are added, renamed or linked, nested files, and the classes that a configuration names."""
+    trust.allow(str(own_code))
+    outside = own_code.parent / "outside"
+    outside.mkdir()
+    (outside / "linked.py").write_text("")
+    config = own_code / "config.json"
+    nested = own_code / "a" / "b" / "nested.py"
+    nested.parent.mkdir(parents=True)
+    changes = (
+        lambda: nested.write_text(""),
+        lambda: nested.rename(nested.with_name("renamed.py")),
+        lambda: (own_code / "link.py").symlink_to(outside / "linked.py"),
+        lambda: (own_code / "folder").symlink_to(outside),
+        lambda: (outside / "linked.py").write_text("pass"),
+        lambda: config.write_text(config.read_text().replace("own_code.OwnModel", "someone/else--own_code.OwnModel")),
+    )
+    for change in changes:
+        assert trust.allowed(str(own_code))
+        change()
+        assert not trust.allowed(str(own_code)) and trust.changed(str(own_code))
+        trust.allow(str(own_code))
+    (own_code / "upwards").symlink_to(own_code.parent)  # neither a loop nor a walk through the parent folder
+    (own_code / "README.md").write_text("no code")
+    assert trust.allowed(str(own_code)) and not trust.changed(str(own_code))
+
+
+def test_trust_in_a_folder_without_a_hash_is_asked_for_again(own_code: Path) -> None:
+    listed = own_code.parent / "config" / "saekit" / "models-that-may-run-code.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text(f"{own_code}\n")
+    with pytest.raises(UntrustedCode, match="--trust-remote-code"):
+        load_model(study_of(str(own_code), ("resid_post.1",), "d", trust_remote_code=True, device="cpu"), None, {})
+    assert not (own_code.parent / "ran").exists()
+
+
 def test_trust_in_a_commit_is_not_trust_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     trust.allow("owner/model", "a" * 40)
