@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,51 @@ def test_what_cannot_be_trained_on_in_part(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"row 1 holds chat messages, and the first document holds none"):
         write_store(tmp_path / "s", lm, ["embed"], Corpus.open(["w1 w2", CHATS[0]]), **ASKED)
     assert not (tmp_path / "s").exists() or not list((tmp_path / "s").iterdir())
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "content"])
+@pytest.mark.parametrize("other", [{"text": "w1 w2"}, {"input_ids": [3, 4]}])
+@pytest.mark.parametrize("kind", ["file", "reversed file", "shuffled", "folder", "reversed folder", "mixture", "mixed part"])
+def test_a_document_that_is_no_chat_is_refused_in_any_order(
+    kind: str, other: dict[str, Any], train_on: str, tmp_path: Path
+) -> None:
+    chats, (a, b) = [{"messages": chat} for chat in CHATS], (tmp_path / "x" / name for name in ("a.jsonl", "b.jsonl"))
+    source: Any
+    source, shuffle, row = a, 3 if kind in ("shuffled", "mixed part") else None, 30
+    if kind in ("file", "shuffled"):
+        _write(a, [*chats[:30], other, *chats[30:]])
+    elif kind == "reversed file":
+        _write(a, [other, *chats])
+        row = 0
+    elif kind == "folder":
+        source, row = _write(a, chats).parent, len(chats)
+        _write(b, [other])
+    elif kind == "reversed folder":
+        source, row = _write(a, [other]).parent, 0
+        _write(b, chats)
+    elif kind == "mixture":
+        _write(a, chats)
+        source, row = {str(a): 0.5, str(_write(b, [other] * 40)): 0.5}, 0
+    else:
+        _write(a, chats)
+        source, row = {str(a): 0.75, str(_write(b, [{"text": ""}, chats[0], other])): 0.25}, 2
+    corpus = Corpus.open(source, shuffle=shuffle)
+    named = {"folder": a.parent, "reversed folder": a.parent, "mixture": b, "mixed part": b}.get(kind, a)
+    message = re.escape(f"{named}, row {row} holds no chat messages, and only chats can be trained on in part")
+    lm = _lm()
+    with pytest.raises(ConfigError, match=message):
+        write_store(tmp_path / "s", lm, ["embed"], corpus, train_on=train_on, **ASKED)
+    with pytest.raises(ConfigError, match=message):
+        live = LiveActivations(lm, ["embed"], corpus, batch_size=10, split="all", epochs=1, context=16, train_on=train_on)
+        list(live)
+    if not kind.startswith("reversed"):  # of all tokens, texts may follow chats
+        assert list(token_batches(lm, corpus, context=16))
 
 
 def test_evaluation_counts_the_tokens_that_are_trained_on(tmp_path: Path) -> None:

@@ -180,6 +180,13 @@ class Corpus(ABC):
         for index, row in enumerate(self.rows(start), start=start):
             yield self.document(row, index)
 
+    def place(self, number: int) -> str:
+        """What messages call the document that :meth:`documents` gives at `number`, from 0: the source and the row."""
+        return self._row(number)
+
+    def _row(self, index: int) -> str:
+        return f"{self.source}, row {index}"
+
     def texts(self, start: int = 0) -> Iterator[str]:
         """The documents from row `start` on, where only text will do.
 
@@ -201,7 +208,7 @@ class Corpus(ABC):
         Raises:
             CorpusError: the row lacks a field, or the field holds something else than a document.
         """
-        where = f"{self.source}, row {index}"
+        where = self._row(index)
         if not self.fields.keeps(row, where):
             return ""
         if isinstance(row, Mapping):

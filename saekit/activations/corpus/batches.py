@@ -105,12 +105,12 @@ def token_batches(
         n_tokens: tokens in all, BOS included; the last context is cut to fit. None, or more than the corpus has: all, once.
         start: where to begin: the `after` of a batch.
         train_on: which tokens of chats to mark as chosen: `all`; `content`, what messages say; `assistant`, what the assistant
-            says (:meth:`saekit.lm.chat.ChatTemplate.spans`). Tokens of text and given token ids are always chosen.
+            says (:meth:`saekit.lm.chat.ChatTemplate.spans`). Text and token ids go with `all` only.
 
     Raises:
         ContextTooLong: the model has fewer positions.
-        ConfigError: a count is not positive, there is no such packing or choice of tokens, or a corpus of chats meets a
-            tokenizer without a chat template.
+        ConfigError: a count is not positive, there is no such packing or choice of tokens, a corpus of chats meets a
+            tokenizer without a chat template, or a part of each chat is to be chosen and a document is no chat.
         CorpusError: see :func:`.tokens.tokenised`; or the corpus has not a single token.
     """
     check_packing(lm, context, n_tokens, packing)

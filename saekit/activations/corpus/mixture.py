@@ -90,6 +90,12 @@ class MixtureCorpus(Corpus):
                 return
             yield document
 
+    def place(self, number: int) -> str:
+        *before, turn = itertools.islice(turns_of(self.weights), number + 1)
+        corpus = self.corpora[turn]
+        rows = (row for row, document in enumerate(corpus.documents()) if document)
+        return corpus.place(next(itertools.islice(rows, before.count(turn), None)))
+
     def fingerprint(self) -> dict[str, str]:
         facts = {"mixture": str(len(self.corpora))}
         for number, (corpus, weight) in enumerate(zip(self.corpora, self.weights)):

@@ -62,6 +62,9 @@ class ShuffledCorpus(Corpus):
     def documents(self, start: int = 0) -> Iterator[Document]:
         return (self.document(row, number) for row, number in self._numbered(start))
 
+    def place(self, number: int) -> str:
+        return self.corpus.place(int(self.order[number]))
+
     def _numbered(self, start: int) -> Iterator[tuple[Any, int]]:
         """Decoded rows from place `start` of the order on, and the number of each in the corpus."""
         size = self._window_rows

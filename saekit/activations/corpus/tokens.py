@@ -39,14 +39,28 @@ def check_train_on(train_on: TrainOn) -> None:
         raise ConfigError(f"Tokens to train on cannot be {train_on!r}.", f"Choose one of {', '.join(TRAIN_ON)}.")
 
 
+def no_chat(where: str, train_on: TrainOn) -> ConfigError:
+    """The error for a document that is no chat where only a part of each chat is trained on.
+
+    Args:
+        where: what messages call its row.
+    """
+    return ConfigError(
+        f"{where} holds no chat messages, and only chats can be trained on in part (--train-on {train_on}).",
+        "Train on all tokens (--train-on all), leave such rows or sources out (--where, --data), or name the field that holds "
+        "the messages (--text-field).",
+    )
+
+
 def tokenised(lm: LanguageModel, corpus: Corpus, start: int, train_on: TrainOn) -> Iterator[TokenisedDocument]:
     """The documents of a corpus from row `start` on. Those without a token are left out.
 
     Args:
-        train_on: which tokens of chats to train on. Text and token ids are trained on whole.
+        train_on: which tokens of chats to train on. Text and token ids are trained on whole, with `all` only.
 
     Raises:
-        ConfigError: the model has no tokenizer, or no chat template for a corpus of chats.
+        ConfigError: the model has no tokenizer, or no chat template for a corpus of chats; or a part of each chat is to be
+            trained on, and a document is no chat.
         CorpusError: see :meth:`Corpus.documents`; the chat template refuses a chat, or its tokens cannot be told apart; or a
             token id is not in the vocabulary of the model.
     """
@@ -58,6 +72,8 @@ def tokenised(lm: LanguageModel, corpus: Corpus, start: int, train_on: TrainOn) 
             waiting.append(document)
             size += _size(document)
         if waiting and (document is None or size >= _CHARACTERS or len(waiting) == _DOCUMENTS):
+            if train_on != "all":
+                _check_chats(corpus, waiting, first, train_on)
             for number, (ids, chosen) in enumerate(tokeniser(waiting), start=first):
                 # Some texts and most templates begin with the text of BOS, which is added where it belongs.
                 bos = lm.text.template_bos if isinstance(waiting[number - first], Chat) else lm.bos_token_id
@@ -66,6 +82,13 @@ def tokenised(lm: LanguageModel, corpus: Corpus, start: int, train_on: TrainOn) 
                 if len(ids):
                     yield TokenisedDocument(number, np.asarray(ids, np.int64), chosen)
             first, waiting, size = first + len(waiting), [], 0
+
+
+def _check_chats(corpus: Corpus, documents: Sequence[Document], first: int, train_on: TrainOn) -> None:
+    """Raise ConfigError unless all documents are chats or empty. `first` is the place of documents[0] in the corpus."""
+    for number, document in enumerate(documents, start=first):
+        if document and not isinstance(document, Chat):
+            raise no_chat(corpus.place(number), train_on)
 
 
 def _size(document: Document) -> int:

@@ -16,7 +16,7 @@ import torch
 from saekit.activations.corpus.base import Corpus, check_corpus
 from saekit.activations.corpus.batches import BEGINNING, Cursor, Packing, TokenBatch, TokenLayout, check_packing, token_batches
 from saekit.activations.corpus.documents import Chat
-from saekit.activations.corpus.tokens import check_train_on, named
+from saekit.activations.corpus.tokens import check_train_on, named, no_chat
 from saekit.activations.prefetch import prefetch
 from saekit.activations.store.base import model_facts, template_facts
 from saekit.activations.store.manifest import FILE, Manifest, ShardEntry, is_shard_name, shard_name
@@ -155,19 +155,18 @@ def check_settings(
 
 
 def check_documents(lm: LanguageModel, corpus: Corpus, train_on: TrainOn) -> None:
-    """Read the first document of a corpus, so that a bad corpus is found before work begins.
+    """Read the first document of each source of a corpus, so that a bad corpus is found before work begins.
 
     Raises:
-        ConfigError: some tokens of chats are to be trained on, and the corpus holds none; or the tokenizer has no chat template.
+        ConfigError: a part of each chat is to be trained on, and the first document of a source is no chat; or the tokenizer has
+            no chat template.
         CorpusError: see :func:`saekit.activations.corpus.tokens.tokenised`; or the corpus holds no text.
     """
     check_corpus(corpus)
-    if train_on != "all" and not corpus.has_chats:
-        raise ConfigError(
-            f"Only chats can be trained on in part, and {corpus.source} holds no chat messages.",
-            "Leave --train-on out, or name the field that holds the messages (--text-field).",
-        )
     for part in corpus.parts:
+        if train_on != "all" and not isinstance(part.first, Chat):
+            plain = part.unshuffled
+            raise no_chat(plain.place(next(row for row, document in enumerate(plain.documents()) if document)), train_on)
         if isinstance(part.first, Chat):
             template = ChatTemplate(lm.text)
             named(part.first, lambda chat: template.tokens(chat.messages, train_on))  # noqa: B023
