@@ -30,6 +30,8 @@ class Architecture:
             is more than `4 * l0`; see `k_start` of `trainers.TrainConfig`.
         settings: defaults for training settings that the user leaves open (`None` in `trainers.TrainConfig`).
         penalties: choices of the setting `penalty`, each with `"module:name"` of the objective that it stands for.
+        reads: training settings that this architecture reads and others do not. A setting that some row names is refused for an
+            architecture whose row does not name it. None, for plugins that do not say it: all settings are accepted.
         layered_penalty: the choice that `penalty="auto"` means in a cross-layer transcoder.
         transcoder: activation under which a transcoder or crosscoder that is trained with this objective is stored: "relu" or
             "jumprelu"; None where there is no such file format.
@@ -50,6 +52,7 @@ class Architecture:
     l0_start: tuple[float, float] = (4.0, 0.0)
     settings: Mapping[str, Any] = field(default_factory=dict)
     penalties: Mapping[str, str] = field(default_factory=dict)
+    reads: tuple[str, ...] | None = None
     layered_penalty: str | None = None
     transcoder: Literal["relu", "jumprelu"] | None = None
     pairs: bool = False
@@ -74,17 +77,19 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             objective="trainers.objectives.standard:Standard",
             sparsity="penalty",
             l0_start=(12, 0.75),
+            reads=(),
             transcoder="relu",
         ),
-        "topk": Architecture("topk", "2406.04093", objective="trainers.objectives.topk:TopK", transcoder="jumprelu"),
+        "topk": Architecture("topk", "2406.04093", objective="trainers.objectives.topk:TopK", reads=(), transcoder="jumprelu"),
         # Codes of either sign: there is no file format for transcoders of that kind.
-        "abstopk": Architecture("abstopk", "2510.00404", objective="trainers.objectives.abstopk:AbsTopK"),
+        "abstopk": Architecture("abstopk", "2510.00404", objective="trainers.objectives.abstopk:AbsTopK", reads=()),
         # BatchTopK and Matryoshka select over a batch while they train. Afterwards both are a JumpReLU with one threshold, so
         # that a token's code does not depend on its neighbours. sae-lens files them in the same way.
         "batchtopk": Architecture(
             "jumprelu",
             "2412.06410",
             objective="trainers.objectives.batchtopk:BatchTopK",
+            reads=(),
             transcoder="jumprelu",
             stored_as="jumprelu",
             trained_as="batchtopk",
@@ -93,6 +98,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             "jumprelu",
             "2503.17547",
             objective="trainers.objectives.matryoshka:Matryoshka",
+            reads=("groups",),
             transcoder="jumprelu",
             stored_as="jumprelu",
             trained_as="matryoshka_batchtopk",
@@ -101,6 +107,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             "jumprelu",
             "2511.05541",
             objective="trainers.objectives.tsae:TSAE",
+            reads=("high_level", "contrast"),
             pairs=True,
             stored_as="jumprelu",
             trained_as="tsae",
@@ -115,6 +122,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
                 "tanh": "trainers.objectives.tanh:TanhJumpReLU",
                 "quadratic": "trainers.objectives.quadratic:QuadraticJumpReLU",
             },
+            reads=("bandwidth",),
             layered_penalty="tanh",
             transcoder="jumprelu",
         ),
@@ -124,6 +132,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             objective="trainers.objectives.gated:Gated",
             sparsity="penalty",
             l0_start=(8, 0.5),
+            reads=(),
             transcoder="jumprelu",
         ),
         "transcoder": Architecture("relu", "2406.11944", kind=Kind.TRANSCODER),

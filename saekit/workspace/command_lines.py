@@ -65,7 +65,7 @@ def _training_options(config: Mapping[str, Any], data: Mapping[str, Any]) -> lis
     from trainers.settings.config import TrainConfig
 
     width, first = _widths(data)
-    wanted = dataclasses.replace(TrainConfig.from_dict(dict(config)), device="cpu")
+    wanted = dataclasses.replace(TrainConfig.recorded(config), device="cpu")
     fields = dataclasses.fields(TrainConfig)
     given = {field.name: getattr(wanted, field.name) for field in fields if getattr(wanted, field.name) != field.default}
     open_settings = [field.name for field in fields if field.default is None and field.name != "device"]

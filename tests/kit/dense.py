@@ -45,7 +45,8 @@ def random_parameters(F: int, D: int, seed: int = 0, arch: str = "topk", E: int 
 
 
 def config(F: int, D: int, k: int, arch: str = "topk", **settings: object) -> TrainConfig:
-    return TrainConfig(n_latents=F, arch=arch, l0=k, **settings).resolve(D)  # type: ignore[arg-type]
+    """A configuration with those of `settings` that the architecture reads, so that one list serves all architectures."""
+    return TrainConfig.recorded({"n_latents": F, "arch": arch, "l0": k} | settings).resolve(D)
 
 
 def made(config: TrainConfig, D: int, E: int | None = None, variance: float = VARIANCE) -> Objective:

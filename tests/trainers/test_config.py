@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError
+from saekit.sae.registry import trainable
 from trainers import TrainConfig
 from trainers.settings.schedule import latents_per_token, learning_rate
 
@@ -63,7 +65,8 @@ def test_k_is_another_name_of_l0() -> None:
 
 
 def test_a_config_survives_its_file(tmp_path: Path) -> None:
-    config = TrainConfig(n_latents=100, l0=7, lr=1e-3, b_dec="mean", screen=False, groups=(0.1, 0.9)).resolve(48, 10_000)
+    values: dict[str, Any] = {"lr": 1e-3, "b_dec": "mean", "screen": False, "groups": (0.1, 0.9)}
+    config = TrainConfig(n_latents=100, arch="matryoshka", l0=7, **values).resolve(48, 10_000)
     (tmp_path / "train.json").write_text(json.dumps({"config": config.to_dict()}))
     assert TrainConfig.load(tmp_path / "train.json") == config
     assert config.resolve(48, 10_000) == config
@@ -109,6 +112,52 @@ _OTHER: dict[str, Any] = {
     **{"device": "cpu", "backend": "torch", "screen": True, "shard": True},
 }
 
+_OWN = {"groups": "matryoshka", "high_level": "tsae", "contrast": "tsae", "bandwidth": "jumprelu", "penalty": "jumprelu"}
+"""Settings of single architectures, and the architecture."""
+
+
+def _all_of(arch: str) -> dict[str, Any]:
+    """A value that differs from the default for every setting that `arch` reads."""
+    others = {name for name, own in _OWN.items() if own != arch}
+    others |= set() if arch in ("jumprelu", "gated", "standard") else {"sparsity", "sparsity_warmup"}
+    return {name: value for name, value in _OTHER.items() if name not in others} | {"arch": arch}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
+@pytest.mark.parametrize("arch", list(trainable()))
+def test_a_setting_that_an_architecture_does_not_read_is_refused(arch: str, name: str, tmp_path: Path) -> None:
+    values = _all_of(arch)
+    assert TrainConfig(**values)  # all that it reads is accepted
+    if name in values:
+        return
+    values[name] = _OTHER[name]
+    with pytest.raises(ConfigError, match=r"impossible for|has no effect|has no sparsity penalty"):
+        TrainConfig(**values)
+    default = {field.name: field.default for field in dataclasses.fields(TrainConfig)}[name]
+    assert TrainConfig(**values | {name: default})
+    if name in ("groups", "high_level", "contrast", "bandwidth", "sparsity_warmup"):  # earlier versions accepted and ignored it
+        (tmp_path / "train.json").write_text(json.dumps({"config": values}))
+        assert TrainConfig.load(tmp_path / "train.json") == TrainConfig(**values | {name: default})
+
+
+@pytest.mark.parametrize("arch", list(trainable()))
+def test_each_objective_reads_the_settings_of_its_row(arch: str) -> None:
+    """The row of an architecture names exactly those settings whose values the source of its objective uses."""
+    from saekit.plugins import resolve
+
+    classes = [resolve(target) for target in {str(trainable()[arch].objective), *trainable()[arch].penalties.values()}]
+    methods = [method for each in classes for _, method in inspect.getmembers(each, inspect.isfunction)]
+    code = "".join(inspect.getsource(each) for each in methods if each.__module__.startswith("trainers."))
+    own = {name for row in trainable().values() for name in row.reads or ()}
+    assert {name for name in own if f"config.{name}" in code} == set(trainable()[arch].reads or ())
+
+
+def test_the_share_of_the_end_to_end_loss_needs_one() -> None:
+    with pytest.raises(ConfigError, match=r"end_to_end_share=1.0 has no effect.*end_to_end=kl or ce"):
+        TrainConfig(n_latents=64, end_to_end_share=1.0)
+    with pytest.raises(ConfigError, match=r"sparsity_warmup=0.5 has no effect.*sparsity"):
+        TrainConfig(n_latents=64, arch="gated", sparsity_warmup=0.5)
+
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TrainConfig)])
 def test_a_flag_a_file_and_the_dataclass_say_the_same(name: str) -> None:
@@ -119,7 +168,7 @@ def test_a_flag_a_file_and_the_dataclass_say_the_same(name: str) -> None:
     value = _OTHER[name]
     assert value != next(field.default for field in dataclasses.fields(TrainConfig) if field.name == name)
     text = value if isinstance(value, str) else json.dumps(value)
-    rest = _OTHER | ({"tokens": 10**7} if name != "tokens" else {})
+    rest = _all_of(_OWN.get(name, "jumprelu")) | ({"tokens": 10**7} if name != "tokens" else {})
     made = [
         TrainConfig.from_dict(rest | written)
         for written in ({name: _read(name, text)}, parse(f"{{{name}: {text}}}"), {name: value})
@@ -128,8 +177,9 @@ def test_a_flag_a_file_and_the_dataclass_say_the_same(name: str) -> None:
     assert getattr(made[0], name) == value
 
 
-def test_a_config_with_every_setting_changed_survives_its_file(tmp_path: Path) -> None:
-    config = TrainConfig(**_OTHER)
+@pytest.mark.parametrize("arch", list(trainable()))
+def test_a_config_with_every_setting_changed_survives_its_file(arch: str, tmp_path: Path) -> None:
+    config = TrainConfig(**_all_of(arch))
     (tmp_path / "train.json").write_text(json.dumps({"config": config.to_dict()}))
     assert TrainConfig.load(tmp_path / "train.json") == config == config.resolve(12)
 

@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_spliced_transformers_model(
         l0=5,
         dtype="float64",
         aux_k=4,
-        bandwidth=0.3,
+        bandwidth=0.3 if arch == "jumprelu" else TrainConfig.bandwidth,
         scaling="whitening" if whiten else "norm",
         end_to_end=loss,
         end_to_end_share=share,

@@ -29,7 +29,11 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
         super().__init__(config, reads, writes)
-        self.ends_G = group_ends(config.groups, config.n_latents).to(config.device)
+        self.ends_G = group_ends(self.shares(), config.n_latents).to(config.device)
+
+    def shares(self) -> tuple[float, ...]:
+        """Sizes of the groups of latents, as fractions of all of them."""
+        return self.config.groups
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         x_BD, y_BE = self.sides(p, x_BD, y_BE)

@@ -23,10 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from saekit.sae.code import Code
-from trainers.loop.data_scaling import DataScaling
 from trainers.objectives.base import Now, Outcome
-from trainers.objectives.matryoshka import Matryoshka, group_ends
-from trainers.settings.config import TrainConfig
+from trainers.objectives.matryoshka import Matryoshka
 from trainers.step.parameters import Parameters
 from trainers.step.sparse_gradient import SparseGradient
 
@@ -38,10 +36,8 @@ class TSAE(Matryoshka):
     """The objective of T-SAEs; formulas in the docstring of the module. Rows come in pairs (B, 2, D): a token, and the one before
     it."""
 
-    def __init__(self, config: TrainConfig, reads: DataScaling, writes: DataScaling) -> None:
-        super().__init__(config, reads, writes)
-        shares = (config.high_level, 1 - config.high_level)
-        self.ends_G = group_ends(shares, config.n_latents).to(config.device)
+    def shares(self) -> tuple[float, ...]:
+        return self.config.high_level, 1 - self.config.high_level
 
     def loss(self, p: Parameters, x_BD: Tensor, y_BE: Tensor, now: Now) -> Outcome:
         return _of_tokens(super().loss(p, *_apart(x_BD, y_BE), now))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from saekit.errors import ConfigError, shown
+from saekit.errors import ConfigError
 from saekit.json_files import read_json
 from saekit.sae.registry import Architecture, trainable
 from trainers.settings import rules
@@ -207,7 +207,7 @@ class TrainConfig:
             )
         check_one_of("arch", self.arch, tuple(trainable()))
         SCHEDULES.find(self.schedule)
-        self._check_architecture()
+        rules.check_architecture(self)
 
     @property
     def row(self) -> Architecture:
@@ -223,27 +223,6 @@ class TrainConfig:
     def penalised(self) -> bool:
         """Whether a sparsity penalty decides how many latents fire."""
         return self.row.sparsity == "penalty"
-
-    def _check_architecture(self) -> None:
-        """Check the settings that only some architectures have."""
-        architectures = trainable()
-        if self.penalty != "auto" and self.penalty not in architectures[self.arch].penalties:
-            with_choice = [name for name, row in architectures.items() if self.penalty in row.penalties]
-            choices = ", ".join(sorted({each for row in architectures.values() for each in row.penalties}))
-            hint = f"It is a choice of {', '.join(with_choice)}." if with_choice else f"Known: auto, {choices}."
-            raise ConfigError(f"penalty={self.penalty!r} is impossible for {self.arch}.", hint)
-        if self.sparsity is not None and not self.penalised:
-            raise ConfigError(f"{self.arch} has no sparsity penalty.", "Set the number of active latents with l0.")
-        if self.k_start is not None and not self.l0 <= self.k_start <= self.n_latents:
-            near = min(max(self.k_start, self.l0), self.n_latents)
-            raise ConfigError(
-                f"k_start={self.k_start} is impossible.", f"L0 falls from it to l0={self.l0}: {near} is the nearest."
-            )
-        if not self.groups or min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6:
-            whole = sum(share for share in self.groups if share > 0)
-            fitting = ", ".join(f"{share / whole:.4g}" for share in self.groups if share > 0) if whole else "1"
-            hint = f"Fractions are above 0 and sum to 1: {fitting}."
-            raise ConfigError(f"groups={shown(self.groups)} are impossible.", hint)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -296,11 +275,23 @@ class TrainConfig:
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds no settings of a run.", _RESTORE)
         try:
-            return cls.from_dict(values)
+            return cls.recorded(values)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.what}", _RESTORE) from error
         except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{path} holds an impossible setting: {error}.", _RESTORE) from error
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of a run that was made, possibly by a version that accepted settings without effect.
+
+        Such settings get their default values, which gives the same result.
+
+        Raises:
+            ConfigError: see :meth:`from_dict`.
+        """
+        idle = rules.without_effect(values.get("arch", cls.arch), values.get("sparsity"), values.get("end_to_end", "no"))
+        return cls.from_dict({name: value for name, value in values.items() if name not in idle})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

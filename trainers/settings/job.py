@@ -146,7 +146,7 @@ class TrainJob:
         data_now = self.settings(data)["data"]
         changed = {
             name: (before["config"].get(name), getattr(self.config, name))
-            for name in TrainConfig.from_dict(before["config"]).differences(self.config)
+            for name in TrainConfig.recorded(before["config"]).differences(self.config)
         }
         was = ({"live": False} if "live" in data_now else {}) | before["data"]  # version 0.1 did not record it at first
         for name in was.keys() | data_now.keys():

@@ -1,4 +1,4 @@
-"""The rules for settings that are left open."""
+"""The rules for settings that are left open, and for settings that only some runs read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from saekit.errors import ConfigError, excerpt, shown
+from saekit.sae.registry import trainable
 from trainers.settings.checks import check_one_of
 
 if TYPE_CHECKING:
@@ -42,6 +44,57 @@ def resolved(config: TrainConfig, width: int, available: int | None, *, begun: b
         log_tokens=config.log_tokens or -(-tokens // 50),
         device=_device(config.device),
     )
+
+
+def check_architecture(config: TrainConfig) -> None:
+    """Check the settings that only some architectures have.
+
+    Raises:
+        ConfigError: a setting is impossible for the architecture, or the run does not read it.
+    """
+    architectures = trainable()
+    if config.penalty != "auto" and config.penalty not in architectures[config.arch].penalties:
+        with_choice = [name for name, row in architectures.items() if config.penalty in row.penalties]
+        choices = ", ".join(sorted({each for row in architectures.values() for each in row.penalties}))
+        hint = f"It is a choice of {', '.join(with_choice)}." if with_choice else f"Known: auto, {choices}."
+        raise ConfigError(f"penalty={config.penalty!r} is impossible for {config.arch}.", hint)
+    if config.sparsity is not None and not config.penalised:
+        raise ConfigError(f"{config.arch} has no sparsity penalty.", "Set the number of active latents with l0.")
+    if config.k_start is not None and not config.l0 <= config.k_start <= config.n_latents:
+        near = min(max(config.k_start, config.l0), config.n_latents)
+        raise ConfigError(
+            f"k_start={config.k_start} is impossible.", f"L0 falls from it to l0={config.l0}: {near} is the nearest."
+        )
+    if not config.groups or min(config.groups) <= 0 or abs(sum(config.groups) - 1) > 1e-6:
+        whole = sum(share for share in config.groups if share > 0)
+        fitting = ", ".join(f"{share / whole:.4g}" for share in config.groups if share > 0) if whole else "1"
+        hint = f"Fractions are above 0 and sum to 1: {fitting}."
+        raise ConfigError(f"groups={shown(config.groups)} are impossible.", hint)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, hint in without_effect(config.arch, config.sparsity, config.end_to_end).items():
+        if getattr(config, name) != fields[name].default:
+            value = excerpt(getattr(config, name))
+            raise ConfigError(f"{name}={value} has no effect in this run with arch={config.arch!r}.", hint)
+
+
+def without_effect(arch: str, sparsity: float | None, end_to_end: str) -> dict[str, str]:
+    """Names of the settings that a run does not read, each with a hint.
+
+    Args:
+        arch, sparsity, end_to_end: settings of the run.
+    """
+    rows = trainable()
+    reads = rows[arch].reads if arch in rows else None
+    found = {}
+    for name in dict.fromkeys(name for row in rows.values() for name in row.reads or ()):
+        if reads is not None and name not in reads:
+            owners = ", ".join(each for each, row in rows.items() if name in (row.reads or ()))
+            found[name] = f"Leave it out. It is a setting of {owners}."
+    if sparsity is None:
+        found["sparsity_warmup"] = "Leave it out, or fix the weight of the penalty with sparsity."
+    if end_to_end == "no":
+        found["end_to_end_share"] = "Leave it out, or fine-tune end to end: end_to_end=kl or ce."
+    return found
 
 
 def _first_l0(config: TrainConfig, width: int) -> int:
