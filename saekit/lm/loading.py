@@ -12,7 +12,7 @@ import torch
 from saekit.errors import ConfigError, MissingPackage, ModelNotFound, SaekitError, UntrustedCode
 from saekit.lm.adapters import apply_adapter, base_of
 from saekit.lm.architecture import auto_class
-from saekit.lm.quantized import check_packages, method_of, quantization_config
+from saekit.lm.quantized import check_kernels, check_packages, method_of, quantization_config
 from saekit.lm.sources import Source, find_source
 from saekit.model_options import ModelOptions
 
@@ -41,6 +41,7 @@ def load_pretrained(name: str, options: ModelOptions) -> tuple[Any, Any, str]:
     tokenizer = _tokenizer(source, model_source, options)
     arguments = _weight_arguments(config, options, dtype, place)
     model = _weights(kind, model_source, config, options, arguments)
+    check_kernels(model, name)
     if base is not None and base is not source:
         merge = method_of(config) is None and options.quantization is None
         model = _guarded(lambda: apply_adapter(model, source, merge=merge), source, options, "adapter")

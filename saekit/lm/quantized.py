@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Iterable
 from typing import Any
+
+import torch
 
 from saekit.errors import ConfigError, MissingPackage
 
@@ -94,6 +97,36 @@ def quantization_config(asked: str, compute: Any) -> Any:
     if asked == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+
+
+def check_kernels(model: Any, name: str) -> None:
+    """Raise where the 4-bit kernel of bitsandbytes for CPUs cannot compute a layer of a loaded model.
+
+    The kernel takes blocks of rows, on processors that have it. One layer of each shape is tried, as a copy, because the first
+    forward pass of a layer changes how its weights are packed.
+
+    Args:
+        model: as transformers loaded it.
+        name: of the model.
+
+    Raises:
+        ConfigError: a layer does not fit.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu"]
+    for (rows, columns), layer in {(each.out_features, each.in_features): each for each in layers}.items():
+        try:
+            with torch.no_grad():
+                copy.deepcopy(layer).eval()(torch.zeros(1, columns))
+        except AssertionError as error:
+            raise ConfigError(
+                f"The widths of {name} do not fit the 4-bit CPU kernel of bitsandbytes: a layer of {columns} inputs and "
+                f"{rows} outputs ({error}).",
+                "Use 8bit, or a GPU: --quantization 8bit, or --device cuda.",
+            ) from error
 
 
 def _installed(module: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,25 +234,31 @@ def test_quantising_while_loading(stories_path: Path, tmp_path: Path, monkeypatc
         LanguageModel.load(folder, quantization="8bit")
 
 
-@pytest.mark.parametrize(("asked", "least"), [("8bit", 0.99), ("4bit", 0.9)])
-def test_a_quantised_model_runs(asked: str, least: float, stories_path: Path, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
+def small_llama(stories_path: Path, folder: Path, *, intermediate_size: int) -> Any:
+    """A random model, written to a folder with a tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=64,
     )
     model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
     for file in stories_path.glob("tokenizer*"):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, folder)
+    return model
+
+
+@pytest.mark.parametrize(("asked", "least"), [("8bit", 0.99), ("4bit", 0.9)])
+def test_a_quantised_model_runs(asked: str, least: float, stories_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = small_llama(stories_path, tmp_path, intermediate_size=256)
     lm = LanguageModel.load(tmp_path, quantization=asked, device="cpu")
     with torch.no_grad():
         exact = model(input_ids=torch.tensor(TOKENS)).logits
@@ -258,6 +266,23 @@ def test_a_quantised_model_runs(asked: str, least: float, stories_path: Path, tm
     assert torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > least
     assert not torch.equal(ours, exact)
     assert lm.loading_facts()["quantization"] == asked and len(lm.fingerprint()["model"]) == 64
+
+
+def test_widths_that_the_4bit_cpu_kernel_refuses_are_refused_while_loading(stories_path: Path, tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    if not functional.has_avx512bf16():
+        pytest.skip("bitsandbytes has this kernel on processors with AVX512-BF16")
+    small_llama(stories_path, tmp_path, intermediate_size=200)
+    with pytest.raises(ConfigError, match=r"widths of .* 4-bit CPU kernel of bitsandbytes: .*128 inputs and 200 outputs.*8bit"):
+        LanguageModel.load(tmp_path, quantization="4bit", device="cpu")
+    assert LanguageModel.load(tmp_path, quantization="8bit", device="cpu").run(TOKENS).logits.isfinite().all()
+
+
+def test_commands_show_no_notices_of_bitsandbytes() -> None:
+    pytest.importorskip("bitsandbytes")
+    code = "from saekit.cli.output import quiet_libraries; quiet_libraries(); import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 # Places, attention, tokenizers
