@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import re
@@ -57,7 +58,8 @@ class _Piece:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer. The tokens are those of `tokenizer.apply_chat_template(messages)`.
+    """The chat template of a tokenizer. The tokens are those of `tokenizer.apply_chat_template(messages)`; see
+    :meth:`render` for null contents.
 
     Args:
         text: the tokenizer.
@@ -88,6 +90,8 @@ class ChatTemplate:
     def render(self, messages: Messages) -> str:
         """The text of a chat, BOS included where the template writes it.
 
+        Nulls are dropped, as the tokenizer does. A template that refuses a chat without a null content is given the null.
+
         Raises:
             ConfigError: the template refuses the messages.
         """
@@ -96,8 +100,13 @@ class ChatTemplate:
                 list(messages), tokenize=False, chat_template=self._template, date_string=DATE
             )
         except Exception as error:  # whatever the code of a template raises
+            empty = [number for number, message in enumerate(messages) if message.get("content", "") is None]
+            if empty:  # the tokenizer drops nulls, and some templates take null but no missing content
+                with contextlib.suppress(Exception):
+                    return self._by_template(messages)[0]
+            reason = f"{error}; content is null in message {', '.join(map(str, empty))}" if empty else error
             raise ConfigError(
-                f"The chat template refuses these messages: {error}.", "Correct them, or leave such chats out (--where)."
+                f"The chat template refuses these messages: {reason}.", "Correct them, or leave such chats out (--where)."
             ) from error
 
     def tokens(self, messages: Messages, train_on: TrainOn = "all") -> ChatTokens:
@@ -152,7 +161,7 @@ class ChatTemplate:
             return [(0, len(rendered))]
         if train_on == "assistant":
             if _GENERATION.search(self.source):
-                return self._generated(messages)
+                return self._generated(messages, rendered)
             if any(message.get("tool_calls") or message.get("function_call") for message in messages):
                 raise ConfigError("The template does not mark what the assistant says, and a message calls a tool.", _ALL)
         for pieces in (self._pieces(messages, None), self._pieces(messages, _TAG)):
@@ -161,19 +170,28 @@ class ChatTemplate:
                 return sorted(self._with_edges(messages, rendered, piece, span) for piece, span in wanted)
         raise ConfigError(f"The chat template changes what messages say, so that {train_on!r} tokens cannot be told apart.", _ALL)
 
-    def _generated(self, messages: Messages) -> list[Span]:
+    def _generated(self, messages: Messages, rendered: str) -> list[Span]:
         """What the template marks by `{% generation %}`."""
+        without_nulls = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        for given in (without_nulls, messages):
+            with contextlib.suppress(Exception):  # render() used the other one
+                text, spans = self._by_template(given, marks=True)
+                if text == rendered:
+                    return spans
+        raise ConfigError("The chat template gives another text where it marks what the assistant says.", _ALL)
+
+    def _by_template(self, messages: Messages, *, marks: bool = False) -> tuple[str, list[Span]]:
+        """The text of a chat whose nulls the template sees, and, with `marks`, what it marks by `{% generation %}`."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        tokenizer = self._text.tokenizer
-        _, spans = render_jinja_template(
-            conversations=[[{key: value for key, value in message.items() if value is not None} for message in messages]],
+        texts, spans = render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
             chat_template=self._template,
-            return_assistant_tokens_mask=True,
+            return_assistant_tokens_mask=marks,
             date_string=DATE,
-            **tokenizer.special_tokens_map,
+            **self._text.tokenizer.special_tokens_map,
         )
-        return [(int(start), int(stop)) for start, stop in spans[0]]
+        return texts[0], [(int(start), int(stop)) for start, stop in spans[0]] if marks else []
 
     def _pieces(self, messages: Messages, split: re.Pattern[str] | None) -> list[_Piece]:
         """What messages say, whole, or split at the tags (as <think>) that the template names, which it may move or drop."""

@@ -192,6 +192,7 @@ def test_sharegpt_and_columns_of_messages_are_the_same_chats(tmp_path: Path) -> 
         ({"messages": [{"role": "narrator", "content": "w1"}]}, r"row 1, message 0 has an unknown role 'narrator'"),
         ({"messages": [{"role": "asistant", "content": "w1"}]}, r"unknown role 'asistant'.*Did you mean 'assistant'"),
         ({"messages": [{"content": "w1"}]}, r"row 1, message 0 has no role; it has 'content'"),
+        ({"messages": [{"role": "user", "content": None}]}, r"row 1, message 0: its content is null"),
         ({"messages": [{"role": "user"}]}, r"row 1, message 0 has no content"),
         ({"messages": [{"role": "user", "content": "w1"}, "w2"]}, r"row 1, message 1 is text, not a record"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"holds a part of type 'image'; only text"),
@@ -210,6 +211,47 @@ def test_bad_rows_are_named(row: dict[str, Any], message: str | None) -> None:
         return
     with pytest.raises(CorpusError, match=message):
         list(token_batches(_lm(template), corpus, context=16))
+
+
+CALL = [
+    {"role": "user", "content": "w1"},
+    {"role": "assistant", "content": None, "name": None, "tool_calls": [{"function": {"name": "w5", "arguments": "w6"}}]},
+    {"role": "tool", "content": "w7"},
+    {"role": "assistant", "content": "w8 w9"},
+]
+CALLS = "{% for call in m['tool_calls'] %}{{ call['function']['name'] + ' ' + call['function']['arguments'] + ' ' }}{% endfor %}"
+BEGINS = "{% for m in messages %}{{ 'w10 ' if m['role'] == 'user' else 'w11 ' }}"
+ENDS = "{% if m['role'] != 'assistant' %}{{ m['content'] + ' ' }}{% endif %}{% endfor %}"
+ASSISTANT = "{% if m['role'] == 'assistant' %}{% generation %}SAYS{% endgeneration %}{% endif %}"
+TAKES_NULL = "{% if m['content'] is none %}" + CALLS + "{% else %}{{ m['content'] + ' ' }}{% endif %}"
+TAKES_MISSING = "{% if m['tool_calls'] %}" + CALLS + "{% endif %}{{ m['content'] }}{{ ' ' if m['content'] }}"
+
+
+@pytest.mark.parametrize("says", [TAKES_NULL, TAKES_MISSING])
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("train_on", ["all", "assistant"])
+def test_a_null_content_beside_tool_calls(says: str, saved: bool, train_on: str, tmp_path: Path) -> None:
+    lm = _lm(BEGINS + ASSISTANT.replace("SAYS", says) + ENDS, bos=False)
+    if saved:
+        import datasets
+
+        datasets.Dataset.from_list([{"messages": CALL}]).to_parquet(str(tmp_path / "a.parquet"))
+    else:
+        _write(tmp_path / "a.jsonl", [{"messages": CALL}])
+    store = write_store(tmp_path / "s", lm, ["embed"], Corpus.open(tmp_path), train_on=train_on, **ASKED)
+    tokens, special = (column.tolist() for column in store.columns(0, ["tokens", "special"]))
+    words = [[*SPECIAL, *WORDS][token] for token in tokens]
+    assert words == ["w10", "w1", "w11", "w5", "w6", "w11", "w7", "w11", "w8", "w9"]
+    if train_on == "assistant":
+        assert [word for word, out in zip(words, special) if not out] == ["w5", "w6", "w8", "w9"]
+    if says is TAKES_MISSING:
+        assert tokens == lm.tokenizer.apply_chat_template(CALL, return_dict=False)
+
+
+def test_a_template_that_takes_no_null_content_is_named() -> None:
+    template = "{% for m in messages %}{{ 'w1 ' + m['content'] }}{% endfor %}"
+    with pytest.raises(CorpusError, match=r"row 0: The chat template refuses.*; content is null in message 1\."):
+        list(token_batches(_lm(template), Corpus.open([CALL]), context=16))
 
 
 def test_what_cannot_be_trained_on_in_part(tmp_path: Path) -> None:

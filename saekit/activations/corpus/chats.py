@@ -31,6 +31,8 @@ _LEAVE_OUT = "Correct the row, or leave it out (--where)."
 def read_chat(value: Any, record: Mapping[str, Any], where: str) -> Chat | None:
     """The messages of a chat: a list of `{"role": ..., "content": ...}` (OpenAI) or of `{"from": ..., "value": ...}` (ShareGPT).
 
+    A content that is null beside tool calls stays null. Other fields that are null are left out.
+
     Raises:
         CorpusError: a message has no role or no content, they are of a wrong type, or the role is unknown.
     """
@@ -62,8 +64,16 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if role not in ROLES:
         near = nearest(role, ROLES) if isinstance(role, str) else f"Known roles: {', '.join(ROLES)}."
         raise CorpusError(f"{where} has an unknown role {role!r:.60}.", f"{near} {_LEAVE_OUT}")
+    if "content" in message and message["content"] is None:
+        if not _calls(given):
+            raise CorpusError(f"{where}: its content is null.", _LEAVE_OUT)
+        given["content"] = None  # some templates take null, but no missing content
     _check_content(given, where)
     return given
+
+
+def _calls(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls") or message.get("function_call"))
 
 
 def _from_sharegpt(message: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -76,10 +86,10 @@ def _from_sharegpt(message: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_content(message: Mapping[str, Any], where: str) -> None:
-    """Raise CorpusError unless the content is text, parts of text, or missing beside tool calls."""
+    """Raise CorpusError unless the content is text, parts of text, or null or missing beside tool calls."""
     content = message.get("content")
     if content is None:
-        if not message.get("tool_calls") and not message.get("function_call"):
+        if not _calls(message):
             raise CorpusError(f"{where} has no content; it has {', '.join(map(repr, message))}.", _LEAVE_OUT)
         return
     if isinstance(content, str):
