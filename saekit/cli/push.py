@@ -9,16 +9,24 @@ from typing import Annotated, Any
 
 import typer
 
-from saekit.cli import options
+from saekit.cli import completion, options
 from saekit.cli.output import emit, quiet_libraries, say, say_path
 
 
 def push(
     workspace: options.WORKSPACE,
     repository: Annotated[
-        str, typer.Argument(help="Repository on the hub, as owner/name. It is made if it does not exist.", metavar="REPO")
+        str, typer.Argument(help="Repository on the hub, as OWNER/NAME. It is made if it does not exist.", metavar="REPO")
     ],
-    site: options.SITE = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--site",
+            help="Site of the dictionary, or its address: resid_post.3@NAME. Needed if several sites have one.",
+            show_default=False,
+            autocompletion=completion.sites,
+        ),
+    ] = None,
     name: options.NAME = "",
     path: Annotated[
         str | None,
@@ -52,6 +60,8 @@ def push(
     Example: `saekit push pythia someone/pythia-saes --folder look`
     """
     quiet_libraries()
+    from saekit.names.address import Address
+    from saekit.names.site_map import SiteMap
     from saekit.sae.upload import Target, upload
     from saekit.workspace import publishing
     from saekit.workspace.workspace import Workspace
@@ -70,6 +80,11 @@ def push(
         target = pushed.target
         facts |= {"repository": target.repository, "address": pushed.address, "commit": pushed.commit, "measured": measured}
         facts |= {"card_kept": pushed.kept_card}
+    missing = None
+    if not measured:
+        evaluating = f"saekit eval {quote(ws.shown)} --site {quote(str(Address(SiteMap.parse(place), name)))}"
+        missing = f"The card has no metrics: run `{evaluating}` first."
+        facts["hint"] = missing
     if as_json:
         emit(facts)
         return
@@ -79,6 +94,6 @@ def push(
         say((place, "bold"), " is at ", (pushed.address, "bold"))
         if pushed.kept_card:
             say((f"The repository keeps its README.md; the card of this dictionary is {target.path}/README.md.", "dim"))
-    if not measured:
-        say((f"The card has no metrics: run `saekit eval {quote(ws.shown)} --site {quote(place)}` first.", "yellow"))
+    if missing is not None:
+        say((missing, "yellow"))
     say(("next:", "dim"), f'\n  saekit.sae.SAE.load("{target.source}")')

@@ -20,7 +20,7 @@ class Target:
     """Where a dictionary goes on the hub.
 
     Attributes:
-        repository: owner/name, or a name alone for a repository of the user who is logged in. It is made if it does not exist.
+        repository: owner/name. It is made if it does not exist.
         path: the folder in it; sae-lens calls it the SAE's id.
         revision: the branch, which is made if it does not exist; None: main.
         private: make the repository private, and refuse one that is public.
@@ -41,7 +41,9 @@ class Target:
         try:
             validate_repo_id(self.repository)
         except HFValidationError as error:
-            raise ConfigError(f"{self.repository!r} cannot be the name of a repository.", "Write owner/name.") from error
+            raise ConfigError(f"{self.repository!r} cannot be the name of a repository.", "Write OWNER/NAME.") from error
+        if self.repository.count("/") != 1:
+            raise ConfigError(f"{self.repository!r} does not say whose repository it is.", "Write OWNER/NAME.")
         path = PurePosixPath(self.path)
         if not path.parts or path.is_absolute() or ".." in path.parts or self.path != str(path):
             raise ConfigError(f"{self.path!r} is no folder in a repository.", "Write it like resid_post.3 or gpt2/resid_post.3.")

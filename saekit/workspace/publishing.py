@@ -84,8 +84,10 @@ def write_folder(ws: Workspace, place: str, name: str, target: Target, folder: P
     sae.cfg.model_name = (
         card.model if sae.cfg.model_name is None or Path(sae.cfg.model_name).is_absolute() else sae.cfg.model_name
     )
-    if len(card.datasets) == 1:
-        sae.cfg.metadata.setdefault("dataset_path", card.datasets[0])
+    if isinstance(recorded := sae.cfg.metadata.get("dataset_path"), str):
+        sae.cfg.metadata["dataset_path"] = _public(recorded)
+    elif len(card.datasets) == 1:
+        sae.cfg.metadata["dataset_path"] = card.datasets[0]
     inside = folder / target.path
     inside.mkdir(parents=True, exist_ok=True)
     sae.save(inside, sparsity=load_sparsity(source, sae.cfg.n_latents))
@@ -170,18 +172,17 @@ def _card(ws: Workspace, sae: SAE, place: str, name: str, target: Target, licens
     sources = [study.data] if isinstance(study.data, str) else [each.rpartition(":")[0] for each in study.data]
     public = ", ".join(_public(each) for each in ([data] if isinstance(study.data, str) else study.data))
     training, commands = _training(ws, place, name, model)
-    origin = sae.origin
-    if not training and origin.repository:
-        training = {"converted from": "/".join(filter(None, (origin.repository, origin.path)))}
+    if not training:
+        training, sources = _recorded(sae), [sae.origin.dataset or ""]
     return Card(
         sae=sae,
         target=target,
         model=model,
         data=public,
         base_model=study.model if _on_hub(study.model) else None,
-        datasets=tuple(dict.fromkeys(each for each in sources if _on_hub(each) and "/" in each)),
+        datasets=tuple(dict.fromkeys(each for each in sources if "/" in each and _on_hub(each))),
         measures=measures(evaluations.read(ws, sae, place, name)),
-        training={**training, "data": public} if commands else (training or {"data": "not known: it was trained elsewhere"}),
+        training={**training, "data": public} if commands else training,
         commands=commands,
         license=license,
     )
@@ -208,6 +209,18 @@ def _training(ws: Workspace, place: str, name: str, model: str) -> tuple[dict[st
     folder = Path(ws.path.name)
     train = command_lines.training(folder, place, name, record)
     return facts, [] if train is None else [command_lines.caching(folder, study), train]
+
+
+def _recorded(sae: SAE) -> dict[str, str]:
+    """What the configuration of a dictionary says about its training elsewhere."""
+    origin = sae.origin
+    facts = {
+        "converted from": "/".join(filter(None, (origin.repository, origin.path))) if origin.repository else "",
+        "data": _public(origin.dataset or "") or "not known: it was trained elsewhere",
+        "context": f"{origin.context:,} tokens" if origin.context else "",
+        "contexts begin with BOS": {True: "yes", False: "no"}.get(origin.prepend_bos, ""),  # type: ignore[arg-type]
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _public_data(data: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -100,3 +100,17 @@ def test_a_small_difference_is_not_overfitting() -> None:
     assert not overfitted(GOOD | {"fvu": 0.009, "fvu_train": 0.004})
     assert overfitted(GOOD | {"fvu": 0.34})
     assert overfitted(GOOD | {"l0": 36.0})
+
+
+def test_a_dictionary_from_elsewhere_has_no_training_documents_here() -> None:
+    """Evaluations that earlier versions kept call any document of the store a training document."""
+    from saekit.evaluate.dictionary.measures import measures
+
+    facts = GOOD | {"fvu": 0.6, "fvu_trimmed": 0.6, "l0": 64.0, "heldout_tokens": 900}
+    assert overfitted(facts) and any("Overfitted" in remark for remark in remarks(facts))
+    assert "FVU in training" in [each.measure for each in measures(facts | {"density_tokens": 900})]
+    elsewhere = facts | {"trained_elsewhere": True}
+    assert not overfitted(elsewhere) and not any("Overfitted" in remark for remark in remarks(elsewhere))
+    assert "FVU in training" not in [each.measure for each in measures(elsewhere | {"density_tokens": 900})]
+    few = elsewhere | {"heldout_tokens": 0}
+    assert not any("trained on" in remark for remark in remarks(few)) and "training" not in measures(few)[0].note

@@ -163,6 +163,8 @@ def test_impossible_paths(path: str) -> None:
         Target("someone/saes", path)
     with pytest.raises(ConfigError, match="cannot be the name of a repository"):
         Target("some one/saes/x", "x")
+    with pytest.raises(ConfigError, match=r"'badname' does not say whose repository it is. Write OWNER/NAME"):
+        Target("badname", "x")
 
 
 def test_paths_on_this_disk_are_left_out(ws: Path, tmp_path: Path) -> None:
@@ -199,6 +201,23 @@ def test_models_and_data_of_the_hub_are_linked(ws: Path, tmp_path: Path) -> None
     assert "license" not in metadata and "Not measured." in card and "x.txt:0.3" in card and "/home/me" not in card
     with pytest.raises(WorkspaceError, match="not empty"):
         publishing.write_folder(Workspace.open(ws), SITE, "", Target("someone/saes", SITE), tmp_path / "look")
+
+
+def test_the_hint_to_measure_has_the_address(ws: Path, tmp_path: Path) -> None:
+    for file in (ws / "reports").iterdir():
+        file.unlink()
+    words = ("push", ws, "someone/saes", "--site", SITE, "--name", "jump", "--folder")
+    found = here(*words, tmp_path / "a", "--json").json
+    assert not found["measured"] and f"saekit eval {ws} --site {SITE}@jump`" in found["hint"]
+    assert f"--site {SITE}@jump`" in here(*words, tmp_path / "b").stdout.replace("\n", " ")
+    evaluated = here("eval", ws, "--site", f"{SITE}@jump", "--json")
+    assert evaluated.status == 0, evaluated.stderr
+    assert "hint" not in here(*words, tmp_path / "c", "--json").json
+
+
+def test_without_a_site_the_default_dictionary_is_put_there(old_workspace: Path, tmp_path: Path) -> None:
+    outcome = here("push", old_workspace, "someone/saes", "--folder", tmp_path / "look", "--json")
+    assert outcome.status == 2 and "Say which: --site" in outcome.json["hint"]  # several sites have one
 
 
 def test_dictionaries_with_names_and_transcoders(old_workspace: Path, tmp_path: Path) -> None:

@@ -17,13 +17,18 @@ class Measure(NamedTuple):
 
 
 def measures(facts: Mapping[str, Any]) -> list[Measure]:
-    """The measures in a result of :func:`saekit.evaluate.dictionary.quality.quality`. Missing ones are skipped."""
-    return [Measure(name, form.format(facts[key]), note(facts)) for key, name, form, note in _MEASURES if key in facts]
+    """The measures in a result of :func:`saekit.evaluate.dictionary.quality.quality`. Missing ones are skipped.
+
+    Earlier versions also kept an FVU "in training" of dictionaries that were trained elsewhere; it is skipped, too.
+    """
+    known = facts.keys() - ({"fvu_train"} if facts.get("trained_elsewhere") else set())
+    return [Measure(name, form.format(facts[key]), note(facts)) for key, name, form, note in _MEASURES if key in known]
 
 
 def _where(facts: Mapping[str, Any]) -> str:
     held = int(facts["heldout_tokens"])
-    return f"{held:,} held-out tokens" if held else "training documents: too few to hold any out"
+    kind = "documents" if facts.get("trained_elsewhere") else "training documents"
+    return f"{held:,} held-out tokens" if held else f"{kind}: too few to hold any out"
 
 
 def _cross_entropy(facts: Mapping[str, Any]) -> str:

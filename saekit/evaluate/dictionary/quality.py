@@ -47,6 +47,7 @@ def quality(
     *,
     heldout: float = HELDOUT,
     baseline: Baseline = "zero",
+    trained_elsewhere: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure `sae` on held-out documents of a store.
@@ -58,11 +59,12 @@ def quality(
         site: where the SAE reads; None for a dictionary of several sites, whose configuration names them.
         heldout: share of the documents that training held out.
         baseline: what cross-entropy recovered compares with (:data:`saekit.evaluate.dictionary.cross_entropy.BASELINES`).
+        trained_elsewhere: the dictionary was not trained on this store, so that no document of it is a training document.
 
     Returns:
         fvu, fvu_trimmed, cosine, shrinkage, l0: on held-out activations (:meth:`saekit.sae.metrics.Reconstruction.scalars`).
         fvu_train, l0_train: the same on activations that were trained on; missing if every document or none is
-            held out.
+            held out, or with `trained_elsewhere`.
         fvu_by_site, relative_norms: only for a dictionary of several sites. The FVU of each site; and for each site a histogram
             of ten equal bins of the share of a latent's decoder norm that lies there, over latents that fire
             (:meth:`saekit.sae.CrossCoder.relative_norms`).
@@ -93,7 +95,8 @@ def quality(
     with track("measuring", total=3, unit="steps", enabled=progress) as bar:
         found = Reconstruction.of(sae, batches(split, MAX_TOKENS))
         scalars = found.scalars()
-        training = _on_training(sae, lambda: batches("train", MAX_TOKENS)) if split == "heldout" else {}
+        compares = split == "heldout" and not trained_elsewhere
+        training = _on_training(sae, lambda: batches("train", MAX_TOKENS)) if compares else {}
         bar.update(1, note=f"FVU {scalars['fvu']:.4f}")
         firings = Firings.of(sae, batches("all", DENSITY_TOKENS))
         bar.update(2, note=f"dead {firings.dead_fraction:.2%}")
@@ -193,6 +196,7 @@ def measure(subject: Subject) -> Quality:
         subject.site,
         heldout=subject.heldout,
         baseline=options.baseline,
+        trained_elsewhere=subject.trained_elsewhere,
         progress=options.progress,
     )
     if subject.l0_asked is not None:

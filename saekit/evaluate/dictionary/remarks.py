@@ -26,6 +26,8 @@ def overfitted(facts: Mapping[str, Any]) -> bool:
     Args:
         facts: `fvu`, `l0` on held-out documents; `fvu_train`, `l0_train` on training documents, where they are known.
     """
+    if facts.get("trained_elsewhere"):  # its training documents are not known
+        return False
     fvu, fvu_train = facts.get("fvu", math.nan), facts.get("fvu_train", math.nan)
     l0, l0_train = facts.get("l0", math.nan), facts.get("l0_train", math.nan)
     return (fvu > FVU_RATIO * fvu_train and fvu > fvu_train + FVU_STEP) or l0 > L0_RATIO * l0_train
@@ -47,7 +49,7 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
             facts give no remark.
     """
     found = []
-    if facts.get("heldout_tokens") == 0:
+    if facts.get("heldout_tokens") == 0 and not facts.get("trained_elsewhere"):
         found.append("No document is held out: these figures are of documents that the dictionary was trained on.")
     if facts.get("trained_elsewhere"):
         found.append("This dictionary was trained elsewhere: its training may have seen the documents that are held out here.")
