@@ -13,6 +13,8 @@ from saekit.names.site import Site
 
 _ARROW, _AND, _TO = "->", "+", ".."
 _RANGE = re.compile(r"(?P<kind>[a-z_]+)\.(?P<first>\d+)\.\.(?P<last>\d+)(?P<model>@.+)?")
+_ARROW_IN_FOLDER = re.compile(r"--(?=[a-z_]+\.\d)")
+"""The arrow in the names of folders; `--` in the name of another model is followed by no layer."""
 _MOST_LAYERS = 1000
 """No model has more layers; a longer range is refused before its sites are listed."""
 
@@ -84,7 +86,8 @@ class SiteMap:
 
     @classmethod
     def parse(cls, text: str | Site | SiteMap, site_out: str | Site | None = None) -> SiteMap:
-        """Read a site map as above. `site_out` gives what follows the arrow, where the text has no arrow.
+        """Read a site map as above. `site_out` gives what follows the arrow, where the text has no arrow. The arrow
+        may be written as in the names of folders: `mlp_in.3--mlp_out.3`.
 
         Raises:
             UnknownSite: a site does not parse.
@@ -92,7 +95,7 @@ class SiteMap:
         """
         if isinstance(text, SiteMap) and site_out is None:
             return text
-        start, arrow, end = (part.strip() for part in str(text).partition(_ARROW))
+        start, arrow, end = (part.strip() for part in _ARROW_IN_FOLDER.sub(_ARROW, str(text)).partition(_ARROW))
         if arrow and site_out is not None and _sites(str(site_out)) != _sites(end):
             raise ConfigError(f"{text} ends at {end}, and site_out is {site_out}.", "Give one of them.")
         reads = _sites(start)

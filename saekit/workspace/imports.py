@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError, StoreMismatch, WorkspaceError
@@ -87,7 +88,8 @@ def check(ws: Workspace, source: str | Path, loaded: Loaded, *, site: str | None
         WorkspaceError: another dictionary has this address.
     """
     place = site_map_of(loaded.sae, site)
-    _check_sites(ws, loaded.sae, place)
+    option = "" if site is None else f" --site {quote(str(place))}"
+    _check_sites(ws, loaded.sae, place, f"{quote(str(source))}{option}")
     if name:
         check_name(name, ws.dictionaries.names(place))
     warnings = tuple(_differences(ws, loaded, place))
@@ -180,8 +182,11 @@ def _is_there(ws: Workspace, found: Import) -> bool:
     return (folder / "cfg.json").exists()
 
 
-def _check_sites(ws: Workspace, sae: SAE, place: SiteMap) -> None:
-    """Raise where the activations of the workspace are not those that the dictionary reads and writes."""
+def _check_sites(ws: Workspace, sae: SAE, place: SiteMap, source: str) -> None:
+    """Raise where the activations of the workspace are not those that the dictionary reads and writes.
+
+    `source` is what a command line needs to load the dictionary again.
+    """
     if sae.cfg.reads_contexts:
         raise StoreMismatch(
             f"{sae.name} is a {sae.cfg.architecture} SAE, which reads whole contexts; a workspace works on single tokens.",
@@ -193,7 +198,7 @@ def _check_sites(ws: Workspace, sae: SAE, place: SiteMap) -> None:
             if str(site) not in cached:
                 raise StoreMismatch(
                     f"{ws.shown} has no activations at {site}, which {sae.name} needs: it has {', '.join(cached)}.",
-                    _elsewhere(site, cached, ws.study.model),
+                    _elsewhere(site, ws, source),
                 )
             if (there := _store_or_model(ws).width(site)) != width:
                 raise StoreMismatch(
@@ -201,13 +206,15 @@ def _check_sites(ws: Workspace, sae: SAE, place: SiteMap) -> None:
                 )
 
 
-def _elsewhere(site: Site, cached: tuple[str, ...], model: str) -> str:
+def _elsewhere(site: Site, ws: Workspace, source: str) -> str:
     """What to do about a site that is not cached. The input of a block is the output of the block before it."""
+    cached, study = ws.study.sites, ws.study
     if site.kind == "resid_pre" and site.layer and (same := f"resid_post.{site.layer - 1}") in cached:
         return f"{site} is the same place as {same}: add it with --site {same}."
     if site.kind == "resid_post" and site.layer is not None and (same := f"resid_pre.{site.layer + 1}") in cached:
         return f"{site} is the same place as {same}: add it with --site {same}."
-    return f"Make a workspace for it: `saekit fit {model} --sae SOURCE`."
+    data = "".join(f" --data {quote(each)}" for each in study.sources)
+    return f"Sites cannot be added to a workspace. Make one for it: `saekit fit {quote(study.model)} --sae {source}{data}`"
 
 
 def _differences(ws: Workspace, loaded: Loaded, place: SiteMap) -> Iterator[str]:

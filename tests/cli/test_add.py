@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -167,13 +169,24 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     error: str,
     says: str,
 ) -> None:
-    import re
-
     before = _contents(cached)
     refused = saekit("add", cached, save(2, **changes), *options, "--json")
     assert (refused.status, refused.json["error"]) == (2, error), refused.stderr
     assert re.search(says, f"{refused.json['message']} {refused.json['hint']}"), refused.json
     assert _contents(cached) == before
+
+
+def test_the_advice_about_a_site_that_is_not_cached_can_be_pasted(
+    saekit: Saekit, cached: Path, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save(5).rename(tmp_path / "an SAE")
+    refused = saekit("add", cached, source, "--site", "resid_post.1", "--json")
+    assert refused.json["error"] == "StoreMismatch"
+    program, *command = shlex.split(re.findall("`(.*)`", refused.json["hint"])[0])
+    assert program == "saekit" and str(source) in command
+    done = saekit(*command, "--tokens", 20_000, "--out", tmp_path / "new", "--json")
+    assert done.status == 0, done.stderr
+    assert Workspace.open(tmp_path / "new").dictionaries.all() == [("resid_post.1", "")]
 
 
 def test_what_differs_is_said(saekit: Saekit, ws: Path, save: Callable[..., Path]) -> None:

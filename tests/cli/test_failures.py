@@ -160,3 +160,11 @@ def test_a_stopped_command_says_how_to_go_on(
     assert (process.returncode, stdout) == (status, ""), stderr
     assert "run the same command again" in stderr and "Traceback" not in stderr
     assert stderr.startswith("caching")
+
+
+@pytest.mark.parametrize("name", ["cache", "fit"])
+def test_a_pattern_is_refused_with_what_to_do_instead(saekit: Saekit, name: str, tmp_path: Path) -> None:
+    refused = saekit(name, "lab", "--site", "pattern.1", "--out", tmp_path / "ws", "--json")
+    assert (refused.status, refused.json["error"]) == (2, "UnknownSite") and not (tmp_path / "ws").exists()
+    assert "pattern.1" in refused.json["message"] and "cannot be cached" in refused.json["message"]
+    assert all(words in refused.json["hint"] for words in ("read=['pattern.1']", "heads.1", "attn_out.1"))

@@ -83,6 +83,22 @@ def test_routes() -> None:
             SiteMap.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("resid_post.2--resid_post.2", "resid_post.2"),
+        ("resid_post.2->resid_post.2", "resid_post.2"),
+        ("mlp_in.1--mlp_out.1", ARROW),
+        ("mlp_in.0..2--mlp_out.0..2", "mlp_in.0..2->mlp_out.0..2"),
+        ("blocks.1.mlp.hook_in--blocks.1.hook_mlp_out", ARROW),
+        ("resid_post.2@other--model", "resid_post.2@other--model"),
+    ],
+)
+def test_the_arrow_may_be_written_as_in_the_names_of_folders(text: str, same: str) -> None:
+    found = SiteMap.parse(text)
+    assert found == SiteMap.parse(same) and str(found) == same
+
+
 def test_routes_of_several_sites() -> None:
     residuals = tuple(Site("resid_post", layer) for layer in (1, 2, 4))
     route = SiteMap.parse("resid_post.1 + resid_post.2+resid_post.4")

@@ -119,7 +119,12 @@ class ModelLayout:
         site = self.site(site)
         sizes = KINDS[site.kind].token_shape
         if not sizes:
-            raise UnknownSite(f"A {site.kind} has no fixed width.", "It is (batch, heads, queries, keys).")
+            raise UnknownSite(
+                f"{site} has no fixed width per token, so that it cannot be cached or have a dictionary: "
+                "it is (batch, heads, queries, keys).",
+                f"Read it in Python: lm.run(tokens, read=['{site}']). "
+                f"heads.{site.layer} and attn_out.{site.layer} can be cached.",
+            )
         if site.layer is not None and (view := self.layouts[site.layer].views.get(site.kind)) is not None:
             return view.heads, view.d_head  # those of q and k may be wider than those of v
         if KINDS[site.kind].module == "block":
