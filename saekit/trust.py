@@ -59,12 +59,25 @@ def _path(model: str) -> Path:
 
 
 def _code_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of the Python files of a folder, and over what its configurations load from them."""
+    """SHA-256 over the names and contents of the Python files of a folder, and over what its configurations load from them.
+
+    The code of an adapter is that of its folder and that of its base model.
+    """
     digest = hashlib.sha256()
-    for name, content in _code(folder):
-        for part in (os.fsencode(name), content):
-            digest.update(len(part).to_bytes(8, "big") + part)
+    for place in (folder, *_bases(folder)):
+        for name, content in _code(place):
+            for part in (os.fsencode(name), content):
+                digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
+
+
+def _bases(folder: Path) -> list[Path]:
+    """The folders that the base model of an adapter may be in: beside the adapter, or where its path says."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+        return [place for place in (folder / base, Path(base)) if place.is_dir()]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
 
 
 def _code(folder: Path) -> Iterator[tuple[str, bytes]]:

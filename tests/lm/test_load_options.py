@@ -115,6 +115,16 @@ def test_every_way_to_change_the_code_of_a_folder_counts(own_code: Path) -> None
     assert trust.allowed(str(own_code)) and not trust.changed(str(own_code))
 
 
+def test_changed_code_of_the_base_model_of_an_adapter_counts(own_code: Path) -> None:
+    adapter = own_code.parent / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(own_code)}))
+    trust.allow(str(adapter))
+    assert trust.allowed(str(adapter))
+    (own_code / "own_code.py").write_text("pass")
+    assert trust.changed(str(adapter))
+
+
 def test_trust_in_a_folder_without_a_hash_is_asked_for_again(own_code: Path) -> None:
     listed = own_code.parent / "config" / "saekit" / "models-that-may-run-code.txt"
     listed.parent.mkdir(parents=True)
