@@ -53,7 +53,7 @@ class WordLlama:
 
         root = resources.files("wordllama")
         self._vectors = load((root / "weights/l2_supercat_256.safetensors").read_bytes())["embedding.weight"]
-        tokenizer = (root / "tokenizers/l2_supercat_tokenizer_config.json").read_text()
+        tokenizer = (root / "tokenizers/l2_supercat_tokenizer_config.json").read_text(encoding="utf-8")
         self._tokenizer = Tokenizer.from_str(tokenizer)
         self._tokenizer.no_padding()
 

@@ -160,4 +160,4 @@ def test_numbers_are_those_of_dense_float64(saekit: Saekit, ws: Path, stories_pa
 def test_a_name_that_is_none(saekit: Saekit, ws: Path) -> None:
     refused = saekit("eval", ws, "--name", "topkk", "--json")
     assert (refused.status, refused.json["error"]) == (2, "WorkspaceError")
-    assert f"resid_post.{LAYER}/topk" in refused.json["hint"]
+    assert f"resid_post.{LAYER}@topk" in refused.json["hint"]

@@ -151,7 +151,7 @@ def _files(folder: Path) -> set[Path]:
         (("--site", "resid_post.9"), "UnknownSite", ["no layer 9"]),
         (("--sweep", "./no.yaml"), "ConfigError", ["no.yaml"]),
         (("--site", "mlp_in.2"), "UnknownSite", ["mlp_in.2"]),
-        (("--device", "cudda"), "ConfigError", ["'cudda'", "Known: cpu"]),
+        (("--device", "cudda"), "ConfigError", ["'cudda'", "Give cpu"]),
         (("--batch-size", "0"), "ConfigError", ["batch_size=0", "at least 1"]),
         (("--l0", "900", "--latents", "512"), "ConfigError", ["l0=900", "l0=512"]),
     ],

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+pytestmark = pytest.mark.timeout(900)  # a page is a session of a user, with training
 STUDY = "study"  # the workspace that the first block of docs/training.md makes and the other pages use
 
 

@@ -15,7 +15,7 @@ from saekit.lab import tokens
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model/`, laid out like the package."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     package = tmp_path_factory.mktemp("package")
@@ -31,6 +31,8 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator((document.text for document in lab.documents(n=4000)), trainer)
+    bos = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.save_pretrained(package / "model")
     torch.manual_seed(0)

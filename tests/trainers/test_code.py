@@ -36,7 +36,7 @@ def test_a_ragged_code_is_its_matrix(counts: list[int], F: int, seed: int) -> No
     torch.testing.assert_close(Code.of(values_BK, latents_BK).dense(F), dense_BF)
     fires = torch.zeros(F, dtype=torch.int64)
     for value, latent in zip(code.values_N, code.latents_N):
-        fires[latent] += value > 0
+        fires[latent] += value != 0
     assert torch.equal(code.firings(F), fires)
     W_FD, b_D = torch.randn(F, D, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
     torch.testing.assert_close(code.decode(W_FD, b_D), dense_BF @ W_FD + b_D)
