@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saekit.cli import options
+from saekit.cli import completion, options
 from saekit.cli.output import console, emit, quiet_libraries, say, text
 
 
@@ -24,9 +24,18 @@ def search(
             "--site",
             help="Search the dictionaries of this site only, or one dictionary: resid_post.3@NAME. [default: all]",
             show_default=False,
+            autocompletion=completion.sites,
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="Search the dictionary of this name only.", show_default=False)] = "",
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            help="Search the dictionary of this name only.",
+            show_default=False,
+            autocompletion=completion.names,
+        ),
+    ] = "",
     by: Annotated[
         list[str] | None,
         typer.Option(

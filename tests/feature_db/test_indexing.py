@@ -175,7 +175,7 @@ def test_labels_and_lists_return_with_their_dictionary(index: Index) -> None:
     db.close()
 
     other = index(sae=make_sae(9))
-    assert other.feature(SITE, 4).label != "a stray dog" and other.lists() == {} and not other.search("stray")
+    assert other.feature(SITE, 4).label != "a stray dog" and other.lists() == {} and not other.search("stray", by="label")
     assert other.set_aside() == {first: 4}
     other.set_list("favourites", [f"feature:{SITE}/7"])
     other.close()
