@@ -81,7 +81,8 @@ class Searches:
 
         Raises:
             UnknownSite: there are no features of `site` or `dictionary`.
-            WorkspaceError: one of the dictionaries searched has been replaced by another.
+            WorkspaceError: a dictionary of `site`, the one called `dictionary`, or each of all has been replaced by another.
+                A search of all dictionaries leaves replaced ones out, with a warning.
             StoreMismatch: `sae` is not the dictionary whose features are indexed.
             ConfigError: there is no such signal, kind or column, the condition cannot be read, `k` is not a whole number from 1,
                 or the query is not text.
@@ -170,7 +171,7 @@ class Searches:
             UnknownRef: there is no such feature.
             UnknownSite: there are no features of `dictionary`.
             ConfigError: there is no such likeness, the feature fires on no word that is known, or as in :meth:`search`.
-            WorkspaceError: one of the dictionaries has been replaced by another.
+            WorkspaceError: the dictionary of `ref`, the one called `dictionary`, or each of all has been replaced by another.
             DatabaseError: a file is damaged.
         """
         from feature_db.search.like import LIKENESSES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from feature_db.arguments import whole
 from feature_db.records import IndexedSAE
 from feature_db.store import current, read
-from saekit.errors import StoreMismatch, UnknownRef, UnknownSite
+from saekit.errors import StoreMismatch, UnknownRef, UnknownSite, WorkspaceError
 from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site import Site
@@ -19,6 +20,7 @@ from saekit.names.site import Site
 if TYPE_CHECKING:
     from saekit.sae import SAE
 
+_log = logging.getLogger(__name__)
 FeatureName = Ref | str | tuple[str | Site | Address, int]
 """Ways to name a feature."""
 Folders = Callable[[str], Sequence[Path]]
@@ -80,7 +82,15 @@ class Addressed:
         return sae, ref.unit
 
     def searched(self, site: str | Site | None, dictionary: str | Site | Address | None, sae: SAE | None) -> list[IndexedSAE]:
-        """The dictionaries that a search covers; see :meth:`feature_db.FeatureDB.search`."""
+        """The dictionaries that a search covers; see :meth:`feature_db.FeatureDB.search`.
+
+        A search of all dictionaries leaves out those that were replaced by another since they were indexed, with a warning.
+
+        Raises:
+            UnknownSite: nothing is indexed there.
+            StoreMismatch: `sae` is not the dictionary whose features are indexed.
+            WorkspaceError: a dictionary that is named, or each of all, was replaced by another.
+        """
         place = site if site is not None or sae is None else sae.cfg.site
         if dictionary is not None:
             found = [self.one(dictionary)]
@@ -96,9 +106,30 @@ class Addressed:
                     current.index_again(self._path.parent, found[0].address),
                 )
             found = same[:1]
+        if place is None and dictionary is None:
+            return self._present(found)
         for each in found:
             self.check(each)
         return found
+
+    def _present(self, saes: Sequence[IndexedSAE]) -> list[IndexedSAE]:
+        """Those of `saes` that are still at their addresses; the others are named in a warning.
+
+        Raises:
+            WorkspaceError: none of them is.
+        """
+        stale: dict[int, WorkspaceError] = {}
+        for each in saes:
+            try:
+                self.check(each)
+            except WorkspaceError as error:
+                stale[each.id] = error
+        if stale and len(stale) == len(saes):
+            raise next(iter(stale.values()))
+        for each in saes:
+            if each.id in stale:
+                _log.warning("The search leaves out %s. %s %s", each.dictionary, stale[each.id].what, stale[each.id].hint)
+        return [each for each in saes if each.id not in stale]
 
     def check(self, sae: IndexedSAE) -> None:
         """Refuse features of another dictionary than the one that has their address now.

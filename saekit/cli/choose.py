@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -26,6 +25,7 @@ def choose(
     Example: `saekit choose pythia arch=topk,l0=16`
     """
     quiet_libraries()
+    from saekit.workspace import command_lines
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
@@ -36,4 +36,6 @@ def choose(
         emit({"site": chosen, "name": name, "folder": str(ws.dictionaries.folder(chosen))})
     else:
         say("the default dictionary of ", (chosen, "bold"), " is now ", (name, "bold"))
-        say(("next:", "dim"), f"\n  saekit index {quote(ws.shown)} --site {quote(chosen)}")
+        say(("next:", "dim"))
+        for own in ("", keep) if keep and keep in ws.dictionaries.names(chosen) else ("",):
+            say("  " + command_lines.of_dictionary("index", ws.path, chosen, own))

@@ -84,8 +84,8 @@ def search(
 ) -> None:
     """Find features by concept: by their labels, the words they fire on, their examples, and the tokens they promote.
 
-    All indexed dictionaries are searched. `--site` and `--name` restrict the search to dictionaries that read the site, or
-    have the name.
+    All indexed dictionaries are searched, except those that were replaced since; a warning names these. `--site` and `--name`
+    restrict the search to dictionaries that read the site, or have the name.
 
     To steer towards a concept, look for features that promote its words: `--by promotes`.
 

@@ -169,6 +169,9 @@ def _steps(root: Path, facts: Mapping[str, Any], finished: list[dict[str, Any]])
             yield _row(of_dictionary("index", root, each["site"], each["name"]), "indexes the features of the present dictionary")
         elif each["indexed"] is None and each["searchable"] and each in defaults:
             yield _row(of_dictionary("index", root, each["site"], each["name"]), "makes its features searchable")
+    stale = {each["site"] for each in finished if each["indexed"] == "stale"}
+    if any(each["site"] in stale and each["indexed"] is None and each["searchable"] for each in finished):
+        yield _row(command_lines.command("index", root, "--all"), "indexes those too that were kept under a name")
     for each in defaults:
         if each["metrics"]["ce_recovered"] is None or not each["metrics"]["current"]:
             yield _row(of_dictionary("eval", root, each["site"], each["name"]), "measures it on held-out documents")

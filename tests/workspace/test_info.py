@@ -120,9 +120,30 @@ def test_another_dictionary_at_the_site_makes_the_database_stale(ws: Path, saeki
     assert saekit("choose", ws, "jump", "--site", "resid_post.2", "--keep", "before", "--json").status == 0
     facts = workspace_view(ws)
     assert facts["database"]["state"] == "stale" and by_address(facts)["resid_post.2"]["indexed"] == "stale"
-    assert any(step["command"].startswith("saekit index ") for step in facts["next"])
+    steps = [shlex.split(step["command"])[3:] for step in facts["next"] if step["command"].startswith("saekit index ")]
+    assert steps == [["--site", "resid_post.2"], ["--all"]]  # of the kept one nothing is indexed
     with pytest.raises(WorkspaceError):
         Workspace.open(ws).database().search("dog", site="resid_post.2")
+
+
+def test_a_search_of_all_leaves_out_what_was_replaced(ws: Path, saekit: Saekit) -> None:
+    site, kept = "resid_post.2", ("--site", "resid_post.2", "--name", "before")
+    assert saekit("index", ws, "--all", "--json").status == 0
+    chosen = saekit("choose", ws, "jump", "--site", site, "--keep", "before")
+    lines = [shlex.split(line) for line in chosen.stdout.splitlines() if "saekit index" in line]
+    assert [line[3:] for line in lines] == [["--site", site], list(kept)]
+    found = saekit("search", ws, "dog", "-n", 50, "--json")
+    assert found.status == 0, found.stderr
+    places = {row["ref"].removeprefix("feature:").rpartition("/")[0] for row in found.json}
+    assert places and site not in places
+    assert f"leaves out {site}." in (told := " ".join(found.stderr.split())) and f"--site {site}`" in told
+    for named in (("--site", site), ("--like", f"{site}/7")):
+        refused = saekit("search", ws, *(("dog",) if named[0] == "--site" else ()), *named, "--json")
+        assert (refused.status, refused.json["error"]) == (2, "WorkspaceError"), named
+    for line in lines:
+        assert saekit(*line[1:], "--json").status == 0
+    again = saekit("search", ws, "dog", "-n", 50, "--json")
+    assert again.status == 0 and "leaves out" not in again.stderr
 
 
 def test_a_running_command_is_named_and_a_killed_one_too(ws: Path) -> None:
