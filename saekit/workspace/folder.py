@@ -183,7 +183,7 @@ class WorkspaceFolder:
     @cached_property
     def corpus(self) -> Corpus:
         """The documents. Of a data set on the hub, those of the commit that the cached ones are from."""
-        from saekit.activations import Corpus
+        from saekit.activations.corpus.base import CorpusSource, open_corpus, open_leaving_out
         from saekit.activations.corpus.fields import Fields
         from saekit.activations.corpus.mixture import read_sources
         from saekit.activations.store.manifest import Manifest
@@ -193,7 +193,7 @@ class WorkspaceFolder:
         mixed = not isinstance(study.data, str)
         keys = [f"{number}.revision" for number in range(len(study.sources))] if mixed else ["revision"]
         revisions = [cached.get(key, study.data_revision) for key in keys]
-        return Corpus.open(
+        asked = CorpusSource(
             read_sources(study.sources) if mixed else study.data,
             text_field=Fields(study.text_field, study.separator, study.where),
             split=study.data_split,
@@ -201,6 +201,8 @@ class WorkspaceFolder:
             revision=revisions if mixed else revisions[0],
             shuffle=study.shuffle_seed,
         )
+        # Workspaces of earlier versions may record options that their local files do not have. These were never used.
+        return open_leaving_out(asked)[0] if cached else open_corpus(asked)
 
     @property
     def database_path(self) -> Path:

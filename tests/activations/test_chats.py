@@ -248,6 +248,12 @@ def test_a_null_content_beside_tool_calls(says: str, saved: bool, train_on: str,
         assert tokens == lm.tokenizer.apply_chat_template(CALL, return_dict=False)
 
 
+def test_a_null_does_not_change_the_fingerprint_of_chats_in_memory() -> None:
+    """Stores of earlier versions, which dropped nulls, continue."""
+    without = [{key: value for key, value in message.items() if value is not None} for message in CALL]
+    assert Corpus.open([CALL]).fingerprint() == Corpus.open([without]).fingerprint()
+
+
 def test_a_template_that_takes_no_null_content_is_named() -> None:
     template = "{% for m in messages %}{{ 'w1 ' + m['content'] }}{% endfor %}"
     with pytest.raises(CorpusError, match=r"row 0: The chat template refuses.*; content is null in message 1\."):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saekit.activations import Corpus, check_corpus
-from saekit.activations.corpus.base import CORPORA, CorpusSource
+from saekit.activations.corpus.base import CORPORA, CorpusSource, UnusedOptions
 from saekit.activations.corpus.hub import HubCorpus
 from saekit.activations.corpus.memory import MemoryCorpus
 from saekit.errors import CorpusError
@@ -113,9 +114,47 @@ def test_a_folder_saved_by_datasets(tmp_path: Path) -> None:
         Corpus.open(tmp_path / "saved", split="valid")
     (arrow,) = (tmp_path / "saved" / "test").glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[: arrow.stat().st_size // 2])
-    for source in (tmp_path / "saved", arrow):
+    for source, split in ((tmp_path / "saved", "test"), (arrow, "train")):
         with pytest.raises(CorpusError, match=r"arrow cannot be read: it does not end as an arrow stream does"):
-            list(Corpus.open(source, split="test").documents())
+            list(Corpus.open(source, split=split).documents())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, r"it has no splits\. Leave out --data-split\."),
+        ({"name": "en"}, r"it has no configurations\. Leave out --data-config\."),
+        ({"revision": "v1"}, r"it has no revisions\. Leave out --data-revision\."),
+        ({"split": "x", "revision": "v1"}, r"no splits and no revisions\. Leave out --data-split and --data-revision\."),
+    ],
+)
+def test_options_that_a_source_does_not_have(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "x.txt").write_text("a")
+    (tmp_path / "y.txt").write_text("b")
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "one"))
+    for source, kind in (("x.txt", "a local file"), ("", "a local folder"), ("one", "a local folder")):
+        with pytest.raises(UnusedOptions, match=f"{kind}: .*{message}"):
+            Corpus.open(tmp_path / source, **options)
+    files = {str(tmp_path / name): 0.5 for name in ("x.txt", "y.txt")}
+    with pytest.raises(UnusedOptions, match=r"x.txt, .*y.txt have no"):
+        Corpus.open(files, **options)
+    if "split" not in options:
+        with pytest.raises(UnusedOptions, match="lab is the built-in corpus: it has no"):
+            Corpus.open("lab", **options)
+
+
+def test_options_of_a_mixture_are_for_the_sources_that_have_them(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "x.txt").write_text("a")
+    splits = {name: datasets.Dataset.from_dict({"text": [name]}, split=name) for name in ("train", "test")}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    mixed = Corpus.open({str(tmp_path / "x.txt"): 0.5, str(tmp_path / "saved"): 0.5}, split="test")
+    assert list(mixed.documents()) == ["a", "test"]
+    splits["test"].save_to_disk(str(tmp_path / "alone"))
+    assert list(Corpus.open(tmp_path / "alone", split="test").documents()) == ["test"]
 
 
 def test_rows_in_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ def test_refusals(saekit: Saekit, options: tuple[str, ...], message: str, tmp_pa
     outcome = saekit("cache", "lab", "--site", "embed", *options, "--out", tmp_path / "ws")
     assert outcome.status == 2 and message in outcome.stderr
     assert not (tmp_path / "ws").exists()
+
+
+def test_options_that_a_local_file_does_not_have(saekit: Saekit, tmp_path: Path) -> None:
+    file, ws = tmp_path / "x.txt", tmp_path / "ws"
+    file.write_text("One day a cat sat.")
+    asked = ("cache", "lab", "--site", "embed", "--data", file, "--out", ws)
+    for option, value, noun in (("split", "test", "splits"), ("config", "en", "configurations"), ("revision", "v1", "revisions")):
+        outcome = saekit(*asked, f"--data-{option}", value)
+        assert outcome.status == 2 and f"x.txt is a local file: it has no {noun}." in outcome.stderr
+        assert not ws.exists()
+    assert saekit(*asked).status == 0
+    # Earlier versions recorded options that they did not use.
+    replace(Study.load(ws), data_split="test", data_config="en", data_revision="v1").save(ws)
+    assert list(Workspace.open(ws).corpus.documents()) == ["One day a cat sat."]
 
 
 def test_joined_columns_on_the_command_line(saekit: Saekit, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,63 @@ class CorpusSource:
         """Which fields of a record are read, and which records."""
         fields = self.text_field if isinstance(self.text_field, Fields) else Fields(self.text_field)
         return fields if self.where is None else replace(fields, where=self.where)
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The names in :data:`OPTIONS` that do not have their defaults."""
+        revisions = [self.revision] if self.revision is None or isinstance(self.revision, str) else self.revision
+        given = {"split": self.split != "train", "name": self.name is not None, "revision": any(revisions)}
+        return frozenset(name for name, is_given in given.items() if is_given)
+
+    def without(self, options: Collection[str]) -> CorpusSource:
+        """The same with the defaults of these options."""
+        defaults: dict[str, Any] = {name: CorpusSource.__dataclass_fields__[name].default for name in options}
+        return replace(self, **defaults)
+
+    def refuse(self, kind: str, *, takes: Collection[str] = ()) -> None:
+        """Raise UnusedOptions where an option is given that a source of this kind does not have.
+
+        Args:
+            kind: what the source is, as "a local file".
+            takes: the options that it has.
+        """
+        if unused := [name for name in OPTIONS if name in self.options and name not in takes]:
+            raise UnusedOptions(f"{self.source} is {kind}: it has", unused)
+
+
+OPTIONS = {
+    "split": ("splits", "--data-split"),
+    "name": ("configurations", "--data-config"),
+    "revision": ("revisions", "--data-revision"),
+}
+"""Options that not all kinds of corpora have: argument, what it chooses among, and the name on the command line."""
+
+
+class UnusedOptions(CorpusError):
+    """Options are given that the source does not have.
+
+    Args:
+        what: the message, up to what the source does not have.
+        names: names in :data:`OPTIONS`.
+    """
+
+    def __init__(self, what: str, names: Sequence[str]) -> None:
+        nouns, flags = zip(*(OPTIONS[name] for name in names))
+        super().__init__(f"{what} no {' and no '.join(nouns)}.", f"Leave out {' and '.join(flags)}.")
+        self.names = frozenset(names)
+
+
+def open_leaving_out(asked: CorpusSource) -> tuple[Corpus, frozenset[str]]:
+    """The corpus of a source, and the names of the options that the source does not have, which are left out."""
+    try:
+        return open_corpus(asked), frozenset()
+    except UnusedOptions as error:
+        return open_corpus(asked.without(error.names)), error.names
+
+
+def open_corpus(asked: CorpusSource) -> Corpus:
+    """:meth:`Corpus.open` of what a user asks for."""
+    return Corpus.open(**{name: getattr(asked, name) for name in CorpusSource.__dataclass_fields__})
 
 
 Opener = Callable[[CorpusSource], "Corpus | None"]
@@ -109,7 +166,8 @@ class Corpus(ABC):
 
         Raises:
             CorpusError: there is no such file, or the folder holds no file of a known format; or :data:`CORPORA` has no kind of
-                corpus for the source.
+                corpus for the source; or a split, a configuration or a revision is given for a source that has none. Sources of a
+                mixture ignore those that another source of it has.
             ConfigError: the laboratory, whose documents are random already, is to be shuffled; a condition does not parse; or
                 the weights of a mixture are impossible.
         """

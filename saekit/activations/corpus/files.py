@@ -27,6 +27,7 @@ def open_files(asked: CorpusSource) -> Corpus | None:
         return None
     path = Path(asked.source).expanduser()
     if path.exists():
+        asked.refuse("a local folder" if path.is_dir() else "a local file")
         return shuffled(FileCorpus(path, asked.fields, asked.split), asked.shuffle)
     if _looks_like_a_path(asked.source):
         raise CorpusError(f"There is no file or folder {str(asked.source)!r}.", "Give one, or the name of a data set on the hub.")

@@ -32,6 +32,7 @@ def open_lab(asked: CorpusSource) -> Corpus | None:
     """
     if not isinstance(asked.source, str) or not is_lab(asked.source):
         return None
+    asked.refuse("the built-in corpus", takes=("split",))
     if asked.shuffle is not None:
         raise ConfigError(f"The documents of {asked.source} are in random order already.", "Leave shuffle out.")
     return LabCorpus(asked.source, asked.split, asked.fields)

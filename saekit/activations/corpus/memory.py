@@ -52,5 +52,6 @@ class MemoryCorpus(Corpus):
 
 def _as_bytes(document: Document) -> bytes:
     if isinstance(document, Chat):
-        return json.dumps(document.messages, sort_keys=True, default=str).encode()
+        messages = [{key: value for key, value in message.items() if value is not None} for message in document.messages]
+        return json.dumps(messages, sort_keys=True, default=str).encode()
     return document.ids.tobytes() if isinstance(document, TokenIds) else document.encode()

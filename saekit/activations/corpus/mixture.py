@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from saekit.activations.corpus.base import Corpus, CorpusSource
+from saekit.activations.corpus.base import OPTIONS, Corpus, CorpusSource, UnusedOptions, open_leaving_out
 from saekit.activations.corpus.documents import Document
 from saekit.errors import ConfigError
 
@@ -22,6 +22,7 @@ def open_mixture(asked: CorpusSource) -> Corpus | None:
 
     Raises:
         ConfigError: a weight is impossible, or there are not as many revisions as sources.
+        UnusedOptions: no source has splits, configurations or revisions, and one is given.
         As :meth:`Corpus.open` does for each source.
     """
     given = asked.source
@@ -34,10 +35,14 @@ def open_mixture(asked: CorpusSource) -> Corpus | None:
     revisions = [asked.revision] * len(given) if asked.revision is None or isinstance(asked.revision, str) else asked.revision
     if len(revisions) != len(given):
         raise ConfigError(f"There are {len(revisions)} revisions for {len(given)} sources.", "Give one for each, or none.")
-    corpora = []
+    corpora, used = [], frozenset[str]()
     for source, revision in zip(given, revisions):
         one = replace(asked, source=source, revision=revision, shuffle=None if _is_random(source) else asked.shuffle)
-        corpora.append(Corpus.open(**{name: getattr(one, name) for name in CorpusSource.__dataclass_fields__}))
+        corpus, unused = open_leaving_out(one)
+        corpora.append(corpus)
+        used |= one.options - unused
+    if ignored := [name for name in OPTIONS if name in asked.options - used]:
+        raise UnusedOptions(f"The sources {', '.join(map(str, given))} have", ignored)
     return MixtureCorpus(corpora, list(given.values()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,17 @@ def open_saved(asked: CorpusSource) -> Corpus | None:
     path = Path(asked.source).expanduser()
     if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return None
+    asked.refuse("a local folder", takes=("split",) if _has_split(path, asked.split) else ())
     return shuffled(SavedCorpus(path, asked.fields, asked.split), asked.shuffle)
+
+
+def _has_split(path: Path, split: str) -> bool:
+    """Whether a split can be chosen in a folder; a folder with a single data set may record which split it is."""
+    if (path / "dataset_dict.json").is_file():
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((path / "state.json").read_text(encoding="utf-8"))["_split"] == split
+    return False
 
 
 class SavedCorpus(FileCorpus):
