@@ -75,7 +75,7 @@ class SentenceTransformer:
 
     def __init__(self, model: str) -> None:
         try:
-            from sentence_transformers import SentenceTransformer as Model  # type: ignore[import-not-found]
+            from sentence_transformers import SentenceTransformer as Model
         except ImportError as error:
             raise ConfigError(
                 "sentence-transformers is not installed, and the embedder needs it.", "pip install 'saekit[embed]'."
