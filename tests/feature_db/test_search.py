@@ -145,7 +145,8 @@ def test_equal_scores_are_ordered_by_number(index: Index) -> None:
     db = index()
     for feature in (9, 4, 12):
         db.set_label((SITE, feature), "zebra")
-    assert [hit.feature for hit in db.search("zebra")] == [4, 9, 12]
+    assert [hit.feature for hit in db.search("zebra", by="label")] == [4, 9, 12]
+    assert [hit.feature for hit in db.search("zebra", 3)] == [4, 9, 12]
     assert db.search("zebra", 2) == db.search("zebra", 3)[:2]
 
 

@@ -208,7 +208,7 @@ def test_the_hint_to_measure_has_the_address(ws: Path, tmp_path: Path) -> None:
         file.unlink()
     words = ("push", ws, "someone/saes", "--site", SITE, "--name", "jump", "--folder")
     found = here(*words, tmp_path / "a", "--json").json
-    assert not found["measured"] and f"saekit eval {ws} --site {SITE}@jump`" in found["hint"]
+    assert not found["measured"] and "saekit eval " in found["hint"] and f"{ws.name} --site {SITE}@jump`" in found["hint"]
     assert f"--site {SITE}@jump`" in here(*words, tmp_path / "b").stdout.replace("\n", " ")
     evaluated = here("eval", ws, "--site", f"{SITE}@jump", "--json")
     assert evaluated.status == 0, evaluated.stderr
