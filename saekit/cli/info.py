@@ -14,7 +14,7 @@ from saekit.model_options import ModelOptions
 from saekit.workspace.study import Study
 
 _OF_MODEL = tuple(field.name for field in fields(ModelOptions))
-_OF_DATA = ("data_config", "data_split", "data_revision", "text_field", "where", "train_on", "shuffle_seed")
+_OF_DATA = ("data_config", "data_split", "data_revision", "text_field", "records", "train_on", "shuffle_seed")
 _METRICS = (
     ("fvu", "FVU", "{:.4f}"),
     ("l0", "L0", "{:.4g}"),

@@ -121,7 +121,7 @@ TEXT_FIELD = Annotated[
     ),
 ]
 SEPARATOR = Annotated[str, typer.Option(help="What stands between joined fields; \\n is a line break.")]
-WHERE = Annotated[
+RECORDS = Annotated[
     str | None,
     typer.Option(
         help="Condition on the records to read, such as 'lang == \"en\" and len(text) > 100'. [default: all records]",
@@ -318,7 +318,7 @@ class StudyOptions:
     packing: PACKING = "pack"
     text_field: TEXT_FIELD = "text"
     separator: SEPARATOR = r"\n\n"
-    where: WHERE = None
+    records: RECORDS = None
     train_on: TRAIN_ON = "all"
     data_config: DATA_CONFIG = None
     data_split: DATA_SPLIT = "train"

@@ -35,7 +35,7 @@ _TAG = re.compile(r"</?[A-Za-z_|][^<>\s]{0,40}>")
 _TEXTS = ("content", "reasoning_content", "thinking", "reasoning")
 """Fields of a message that hold what its speaker says."""
 _PLANES = (0xF0000, 0x100000)  # of characters for private use, which text does not have
-_ALL = "Train on all tokens (--train-on all), or leave such chats out (--where)."
+_ALL = "Train on all tokens (--train-on all), or leave such chats out (--records)."
 
 
 class ChatTokens(NamedTuple):
@@ -106,7 +106,7 @@ class ChatTemplate:
                     return self._by_template(messages)[0]
             reason = f"{error}; content is null in message {', '.join(map(str, empty))}" if empty else error
             raise ConfigError(
-                f"The chat template refuses these messages: {reason}.", "Correct them, or leave such chats out (--where)."
+                f"The chat template refuses these messages: {reason}.", "Correct them, or leave such chats out (--records)."
             ) from error
 
     def tokens(self, messages: Messages, train_on: TrainOn = "all") -> ChatTokens:

@@ -107,7 +107,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
             "jumprelu",
             "2511.05541",
             objective="trainers.objectives.tsae:TSAE",
-            reads=("high_level", "contrast"),
+            reads=("high_level", "contrastive"),
             pairs=True,
             stored_as="jumprelu",
             trained_as="tsae",

@@ -161,7 +161,7 @@ def _settings(ws: Workspace, address: Address) -> dict[str, str]:
         "model": study.model,
         "site": str(address.place),
         "data": " and ".join(study.sources),
-        **({} if study.where is None else {"records": study.where}),
+        **({} if study.records is None else {"records": study.records}),
         **({} if study.train_on == "all" else {"tokens of chats": study.train_on}),
         "cached": f"{store.n_tokens:,} tokens of {study.store_dtype}",
     }

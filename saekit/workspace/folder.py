@@ -195,7 +195,7 @@ class WorkspaceFolder:
         revisions = [cached.get(key, study.data_revision) for key in keys]
         asked = CorpusSource(
             read_sources(study.sources) if mixed else study.data,
-            text_field=Fields(study.text_field, study.separator, study.where),
+            text_field=Fields(study.text_field, study.separator, study.records),
             split=study.data_split,
             name=study.data_config,
             revision=revisions if mixed else revisions[0],

@@ -62,7 +62,7 @@ class Study:
     """Field of a record that holds the text, chat messages or token ids; `title,body` joins several."""
     separator: str = "\n\n"
     """What stands between fields that are joined."""
-    where: str | None = None
+    records: str | None = None
     """Condition on the records that are read (`lang == "en" and len(text) > 100`); None: all."""
     train_on: Literal["all", "assistant", "content"] = "all"
     """Which tokens of chats are trained on."""

@@ -134,7 +134,7 @@ def test_conditions_and_joined_fields_of_every_format(tmp_path: Path) -> None:
             check_corpus(Corpus.open(tmp_path / source, text_field="title,foot"))
         with pytest.raises(CorpusError, match=r"row 0, field 'n' holds a whole number; only text can be joined"):
             check_corpus(Corpus.open(tmp_path / source, text_field="title,n"))
-        with pytest.raises(CorpusError, match=r"holds no text in rows with n > 9.*change --where"):
+        with pytest.raises(CorpusError, match=r"holds no text in rows with n > 9.*change --records"):
             check_corpus(Corpus.open(tmp_path / source, text_field="title", where="n > 9"))
     assert list(Corpus.open([{"a,b": "x"}], text_field="a,b").documents()) == ["x"]  # a name with a comma
 

@@ -49,11 +49,11 @@ def chats(tinystories_path: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_dictionary_of_what_the_assistant_says(saekit: Saekit, chat_model: Path, chats: Path, tmp_path: Path) -> None:
     ws = tmp_path / "ws"
     few = ("--latents", 64, "--k", 4, "--train-tokens", 20_000)
-    asked = ("fit", chat_model, "--site", "resid_post.2", "--data", chats, "--where", 'lang == "en"', "--train-on", "assistant")
+    asked = ("fit", chat_model, "--site", "resid_post.2", "--data", chats, "--records", 'lang == "en"', "--train-on", "assistant")
     outcome = saekit(*asked, *few, "--out", ws, "--json")
     assert outcome.status == 0, outcome.stderr
     study = Study.load(ws)
-    assert (study.train_on, study.where) == ("assistant", 'lang == "en"')
+    assert (study.train_on, study.records) == ("assistant", 'lang == "en"')
     store = ActivationStore.open(ws / "activations")
     assert store.provenance["chat_template"] == TEMPLATE and store.train_on == "assistant"
 
@@ -104,8 +104,8 @@ def test_a_mixture_on_the_command_line(
     ("options", "message"),
     [
         (("--data", "lab:0.7", "--data", "lab:facts:0.7"), "sum to 1.4, not to 1"),
-        (("--data", "lab", "--where", "open('x')"), "cannot be read: open('x') is not part of the language"),
-        (("--data", "lab", "--where", "lang = 1"), "cannot be read"),
+        (("--data", "lab", "--records", "open('x')"), "cannot be read: open('x') is not part of the language"),
+        (("--data", "lab", "--records", "lang = 1"), "cannot be read"),
         (("--data", "lab", "--train-on", "assistant"), "holds no chat messages"),
         (("--data", "lab", "--train-on", "user"), "Choose one of all, assistant, content"),
     ],

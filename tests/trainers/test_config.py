@@ -98,7 +98,7 @@ _OTHER: dict[str, Any] = {
         "bandwidth": 1e-3,
         "skip": True,
         "high_level": 0.3,
-        "contrast": 0.5,
+        "contrastive": 0.5,
         "scaling": "whitening",
         "end_to_end": "kl",
         "end_to_end_share": 0.25,
@@ -112,7 +112,7 @@ _OTHER: dict[str, Any] = {
     **{"device": "cpu", "backend": "torch", "screen": True, "shard": True},
 }
 
-_OWN = {"groups": "matryoshka", "high_level": "tsae", "contrast": "tsae", "bandwidth": "jumprelu", "penalty": "jumprelu"}
+_OWN = {"groups": "matryoshka", "high_level": "tsae", "contrastive": "tsae", "bandwidth": "jumprelu", "penalty": "jumprelu"}
 """Settings of single architectures, and the architecture."""
 
 
@@ -135,7 +135,13 @@ def test_a_setting_that_an_architecture_does_not_read_is_refused(arch: str, name
         TrainConfig(**values)
     default = {field.name: field.default for field in dataclasses.fields(TrainConfig)}[name]
     assert TrainConfig(**values | {name: default})
-    if name in ("groups", "high_level", "contrast", "bandwidth", "sparsity_warmup"):  # earlier versions accepted and ignored it
+    if name in (
+        "groups",
+        "high_level",
+        "contrastive",
+        "bandwidth",
+        "sparsity_warmup",
+    ):  # earlier versions accepted and ignored it
         (tmp_path / "train.json").write_text(json.dumps({"config": values}))
         assert TrainConfig.load(tmp_path / "train.json") == TrainConfig(**values | {name: default})
 

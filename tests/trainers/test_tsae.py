@@ -48,7 +48,7 @@ def _expected(config: TrainConfig, dead: Tensor) -> dense.Loss:
         logits = z @ before.T / 0.1
         target = torch.arange(B)
         contrast = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2 / math.log(B)
-        return torch.stack(levels).mean() + config.contrast * contrast + dense.auxk(p, h, f, x, dead, config)
+        return torch.stack(levels).mean() + config.contrastive * contrast + dense.auxk(p, h, f, x, dead, config)
 
     return loss
 
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_dense_float64(
 ) -> None:
     monkeypatch.setattr("trainers.objectives.tsae._BLOCK", block)
     B, width, n = 30, 18, 90
-    config = dense.config(n, width, 7, "tsae", aux_k=9, high_level=0.3, contrast=0.7)
+    config = dense.config(n, width, 7, "tsae", aux_k=9, high_level=0.3, contrastive=0.7)
     p = dense.random_parameters(n, width, seed)
     x = dense.data(seed + 5, B, 2, width)
     x[:, 1] = 0.6 * x[:, 0] + 0.4 * x[:, 1]
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_dense_float64(
     for name, tensor in expected.items():
         scale = tensor.abs().max().item()
         torch.testing.assert_close(found[name].double(), tensor, atol=2e-5 * scale, rtol=1e-4, msg=name)
-    without = dense.gradient(_expected(dataclasses.replace(config, contrast=0.0), dead), p, x, x)[1]
+    without = dense.gradient(_expected(dataclasses.replace(config, contrastive=0.0), dead), p, x, x)[1]
     assert (without.W_enc_FD - expected.W_enc_FD).abs().max() > 1e-3 * expected.W_enc_FD.abs().max()
 
 
@@ -209,7 +209,7 @@ def test_high_level_codes_become_smooth_and_the_reconstruction_stays(tmp_path: P
     for contrast in (0.0, 0.1):
         source = Memory(slow_and_fast(30_000), 256)
         source.pairs = True
-        config = _config(tokens=150_000, lr=3e-3, contrast=contrast)
+        config = _config(tokens=150_000, lr=3e-3, contrastive=contrast)
         sae = train(source, config, tmp_path / str(contrast), site=SITE, progress=False)
         y = slow_and_fast(3_000, seed=1)
         found[contrast] = smoothness(sae, y), reconstruction(sae, [y])["fvu"]
@@ -223,8 +223,8 @@ def test_refusals(tmp_path: Path) -> None:
         train(x, _config(), tmp_path, site=SITE, progress=False)
     with pytest.raises(ConfigError, match="tsae cannot be trained as a transcoder"):
         train(x, _config(), tmp_path, site=SITE, site_out="mlp_out.0", progress=False)
-    with pytest.raises(ConfigError, match=r"contrast=-1.0 is impossible. 0 turns the contrastive loss off"):
-        TrainConfig(F, contrast=-1.0)
+    with pytest.raises(ConfigError, match=r"contrastive=-1.0 is impossible. 0 turns the contrastive loss off"):
+        TrainConfig(F, contrastive=-1.0)
     with pytest.raises(ConfigError, match="not end to end"):
         train(x, _config(end_to_end="kl"), tmp_path, site=SITE, progress=False)
     assert not list(tmp_path.iterdir())

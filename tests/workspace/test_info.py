@@ -87,7 +87,7 @@ def test_the_command_that_it_gives_for_unfinished_training_finishes_it(
     [
         {},
         {"data": ("lab:0.7", "lab:facts:0.3"), "tokens": 5000, "shuffle_seed": 0},
-        {"text_field": "title,body", "separator": " \n", "where": 'lang == "en"', "train_on": "assistant"},
+        {"text_field": "title,body", "separator": " \n", "records": 'lang == "en"', "train_on": "assistant"},
         {"revision": "main", "dtype": "bfloat16", "context": 64, "packing": "document", "store_dtype": "float16"},
         {"data_config": "a b", "data_split": "heldout", "data_revision": "v1"},
         {"device": "cpu", "attn_implementation": "eager", "quantization": "4bit", "tokenizer": "gpt2", "bos": "no"},

@@ -48,14 +48,14 @@ class TSAE(Matryoshka):
 
     def further(self, code: Code) -> Tensor | None:
         n_tokens = len(code) // (2 * len(self.ends_G))
-        if self.config.contrast == 0 or n_tokens < 2 or len(self.ends_G) < 2:
+        if self.config.contrastive == 0 or n_tokens < 2 or len(self.ends_G) < 2:
             return None
         high = code.keep(code.row_N % len(self.ends_G) == 0)
         starts_R1 = high.start_B1[:: len(self.ends_G)]  # rows of the low level are empty
         codes = Code(high.values_N, high.latents_N, starts_R1)
         own, before = _halves(unit_rows(codes))
         loss = info_nce(own, before, int(self.ends_G[0]), _TEMPERATURE)
-        return self.config.contrast / math.log(n_tokens) * loss
+        return self.config.contrastive / math.log(n_tokens) * loss
 
 
 def unit_rows(code: Code) -> Code:

@@ -90,7 +90,7 @@ class TrainConfig:
     """Sizes of the groups of Matryoshka, as fractions of the latents. Level i reconstructs the input from the first i groups."""
     high_level: float = 0.2
     """T-SAE: fraction of the latents, the first ones, that are to change slowly from token to token."""
-    contrast: float = 0.1
+    contrastive: float = 0.1
     """T-SAE: weight of the contrastive loss between neighbouring tokens, which is 1 for a random guess."""
     sparsity: float | None = None
     """Fixed weight of the sparsity penalty (JumpReLU, Gated, standard), for data of variance 1. None: the weight is adjusted at
@@ -198,7 +198,7 @@ class TrainConfig:
                 f"warmup={self.warmup} and decay={self.decay} are together longer than the run.",
                 f"With this warmup, decay is at most {1 - self.warmup:g}.",
             )
-        for name, what in (("aux_coefficient", "AuxK"), ("contrast", "the contrastive loss")):
+        for name, what in (("aux_coefficient", "AuxK"), ("contrastive", "the contrastive loss")):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} is impossible.", f"0 turns {what} off.")
         if self.l0 > self.n_latents:

@@ -279,7 +279,7 @@ def no_text(corpus: Corpus) -> CorpusError:
     hint = "Check the file, the split (--data-split) and the field that holds the text (--text-field)."
     if corpus.fields.where is not None:
         return CorpusError(
-            f"{corpus.source} holds no text in rows with {corpus.fields.where}.", f"{hint[:-1]}, or change --where."
+            f"{corpus.source} holds no text in rows with {corpus.fields.where}.", f"{hint[:-1]}, or change --records."
         )
     return CorpusError(f"{corpus.source} holds no text.", hint)
 

@@ -25,7 +25,7 @@ _SHAREGPT = {
     "function_response": "tool",
 }
 """Names of the field `from` in the layout of ShareGPT, and the role of each."""
-_LEAVE_OUT = "Correct the row, or leave it out (--where)."
+_LEAVE_OUT = "Correct the row, or leave it out (--records)."
 
 
 def read_chat(value: Any, record: Mapping[str, Any], where: str) -> Chat | None:

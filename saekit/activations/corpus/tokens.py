@@ -47,7 +47,7 @@ def no_chat(where: str, train_on: TrainOn) -> ConfigError:
     """
     return ConfigError(
         f"{where} holds no chat messages, and only chats can be trained on in part (--train-on {train_on}).",
-        "Train on all tokens (--train-on all), leave such rows or sources out (--where, --data), or name the field that holds "
+        "Train on all tokens (--train-on all), leave such rows or sources out (--records, --data), or name the field that holds "
         "the messages (--text-field).",
     )
 

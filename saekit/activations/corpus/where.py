@@ -79,12 +79,12 @@ class Condition:
             fields = ", ".join(map(repr, row))
             raise CorpusError(
                 f"{where} has no field {error.args[0]!r} for the condition {self.text!r}; it has {fields}.",
-                "Correct the condition (--where).",
+                "Correct the condition (--records).",
             ) from error
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CorpusError(
                 f"{where} does not fit the condition {self.text!r}: {error}.",
-                'Convert values in the condition (--where), as in float(score) > 0.5 or lower(lang) == "en".',
+                'Convert values in the condition (--records), as in float(score) > 0.5 or lower(lang) == "en".',
             ) from error
 
     def _compiled(self, node: ast.AST) -> Value:
