@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from saekit.lm import LanguageModel
     from saekit.sae import SAE
+    from tests.kit.hub import Hub
+    from tests.kit.worker import Worker
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,6 +41,31 @@ def _shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} in $SAEKIT_SHARED or in ../shared, which is not at hand")
     return path
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """A hub on this machine, which has faults on request. Use it with `healthy`."""
+    from tests.kit.hub import Hub
+
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A process that asks that hub, with a cache of its own."""
+    from tests.kit.worker import Worker
+
+    home = tmp_path_factory.mktemp("home")
+    with Worker(hub.environment(home), home / "log") as process:
+        yield process
+
+
+@pytest.fixture
+def healthy(hub: Hub) -> None:
+    """Takes the faults of the test before off the hub."""
+    hub.heal()
 
 
 @pytest.fixture(scope="session")

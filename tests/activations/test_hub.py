@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kit.hub import Hub
 from tests.kit.worker import Answer, Worker
+
+pytestmark = pytest.mark.usefixtures("healthy")
 
 READ = "from saekit.activations import Corpus; c = Corpus.open({name!r}{more}); result = [list(c.documents()), c.fingerprint()]"
 STORE = """
@@ -32,24 +33,6 @@ manifest.save(Path({out!r}))
 
 def texts(*words: str) -> dict[str, bytes]:
     return {"train.jsonl": "".join(json.dumps({"text": word}) + "\n" for word in words).encode()}
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    home = tmp_path_factory.mktemp("home")
-    with Worker(hub.environment(home), home / "log") as process:
-        yield process
-
-
-@pytest.fixture(autouse=True)
-def healthy(hub: Hub) -> None:
-    hub.heal()
 
 
 def read(name: str, more: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,25 +10,9 @@ import pytest
 from tests.kit.hub import Hub
 from tests.kit.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("healthy")
+
 RUN = "from tests.kit.commands import here; done = here(*{args!r}); result = [done.status, done.stdout, done.stderr]"
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    home = tmp_path_factory.mktemp("home")
-    with Worker(hub.environment(home), home / "log") as process:
-        yield process
-
-
-@pytest.fixture(autouse=True)
-def healthy(hub: Hub) -> None:
-    hub.heal()
 
 
 def run(worker: Worker, *args: object) -> tuple[int, str, str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kit.hub import Hub
 from tests.kit.worker import Worker
+
+pytestmark = pytest.mark.usefixtures("healthy")
 
 LOAD = "from saekit.lm import LanguageModel; lm = LanguageModel.load({name!r}{more}); result = [lm.revision, lm.n_layers]"
 ADAPTER = """
@@ -20,24 +21,6 @@ adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("k/stories"),
 adapted.save_pretrained({out!r})
 """
 OFFLINE = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = {on}"
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    home = tmp_path_factory.mktemp("home")
-    with Worker(hub.environment(home), home / "log") as process:
-        yield process
-
-
-@pytest.fixture(autouse=True)
-def healthy(hub: Hub) -> None:
-    hub.heal()
 
 
 def load(name: str, more: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from safetensors.torch import save_file
 from saekit.names.site import Site
 from tests.kit.hub import Hub
 from tests.kit.worker import Answer, Worker
+
+pytestmark = pytest.mark.usefixtures("healthy")
 
 LOAD = """
 from saekit.sae import load_from
@@ -33,24 +34,6 @@ with torch.no_grad():
 result = ours.fingerprint()
 """
 OFFLINE = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = {on}"
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    home = tmp_path_factory.mktemp("home")
-    with Worker(hub.environment(home), home / "log") as process:
-        yield process
-
-
-@pytest.fixture(autouse=True)
-def healthy(hub: Hub) -> None:
-    hub.heal()
 
 
 def load(source: str, more: str = "") -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from saekit.workspace import Workspace
+from tests.kit.disks import mount
 
 ARCHIVE = Path(__file__).parents[1] / "kit" / "golden" / "v0.1.0.zip"
 
@@ -36,3 +40,21 @@ def ws(covered: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
     shutil.copytree(covered, tmp_path / "ws")
     return tmp_path / "ws"
+
+
+@pytest.fixture
+def full(covered: Path, tmp_path: Path) -> Iterator[Path]:
+    """A workspace on a disk without a free byte."""
+    target = tmp_path / "full"
+    target.mkdir()
+    mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(target))
+    try:
+        shutil.copytree(covered, target / "ws")
+        filler = os.open(target / "filler", os.O_WRONLY | os.O_CREAT)
+        with pytest.raises(OSError, match="No space"):
+            while True:
+                os.write(filler, bytes(4096))
+        os.close(filler)
+        yield target / "ws"
+    finally:
+        subprocess.run(["umount", "--lazy", str(target)], check=True)

@@ -21,6 +21,8 @@ from tests.kit.commands import here
 from tests.kit.hub import Hub
 from tests.kit.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("healthy")
+
 PUSH = "from tests.kit.commands import here; found = here('push', {words}); result = [found.status, found.stdout, found.stderr]"
 SITE = "resid_post.2"
 LOAD = """
@@ -38,21 +40,10 @@ result = [ours.origin.repository, ours.origin.revision, theirs.cfg.metadata.hook
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def worker(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     home = tmp_path_factory.mktemp("home")
     with Worker(hub.environment(home, HF_TOKEN="hf_of_someone"), home / "log") as process:
         yield process
-
-
-@pytest.fixture(autouse=True)
-def healthy(hub: Hub) -> None:
-    hub.heal()
 
 
 def _push(worker: Worker, *words: object) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.kit.commands import Saekit
+from tests.kit.disks import mount
 
 SITE = "resid_post.2"
 FEATURE = f"{SITE}/3"
-
-
-def _mount(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
 
 
 @pytest.fixture
@@ -27,28 +20,10 @@ def read_only(ws: Path, tmp_path: Path) -> Iterator[Path]:
     """A workspace on a read-only file system."""
     target = tmp_path / "read-only"
     target.mkdir()
-    _mount("--bind", str(ws), str(target))
+    mount("--bind", str(ws), str(target))
     try:
-        _mount("-o", "remount,ro,bind", str(target))
+        mount("-o", "remount,ro,bind", str(target))
         yield target
-    finally:
-        subprocess.run(["umount", "--lazy", str(target)], check=True)
-
-
-@pytest.fixture
-def full(covered: Path, tmp_path: Path) -> Iterator[Path]:
-    """A workspace on a disk without a free byte."""
-    target = tmp_path / "full"
-    target.mkdir()
-    _mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(target))
-    try:
-        shutil.copytree(covered, target / "ws")
-        filler = os.open(target / "filler", os.O_WRONLY | os.O_CREAT)
-        with pytest.raises(OSError, match="No space"):
-            while True:
-                os.write(filler, bytes(4096))
-        os.close(filler)
-        yield target / "ws"
     finally:
         subprocess.run(["umount", "--lazy", str(target)], check=True)
 
