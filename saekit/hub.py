@@ -101,7 +101,7 @@ class Repository:
         return str(response.json()["sha"])
 
     def explain(self, error: BaseException) -> Problem | None:
-        """What a hub error in the chain of causes of `error` means for this repository; None where there is none."""
+        """What a hub error in the chain of causes of `error` means for this repository, or None without such an error."""
         from huggingface_hub import errors
 
         chain = list(_chain(error))

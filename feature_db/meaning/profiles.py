@@ -51,7 +51,7 @@ class Profiles:
             return self._made[path]
 
     def write(self, sae: IndexedSAE, name: str = DEFAULT) -> Path:
-        """Write the file of a dictionary's profile, if there is none of this embedder; returns its path.
+        """Write the file of a dictionary's profile, unless it exists and is of this embedder; returns its path.
 
         Raises:
             ConfigError: there is no such embedder.

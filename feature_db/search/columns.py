@@ -37,7 +37,7 @@ def column(name: str) -> Column:
     """The column of this name.
 
     Raises:
-        ConfigError: there is none; the message names all.
+        ConfigError: no column has that name; the message names all columns.
     """
     if name not in COLUMNS:
         raise ConfigError(f"There is no column {name!r:.40}.", f"{nearest(name, COLUMNS)} Columns: {', '.join(COLUMNS)}.".strip())

@@ -165,7 +165,7 @@ class Addressed:
 def find(saes: Sequence[IndexedSAE], address: Address) -> IndexedSAE | None:
     """The dictionary that an address means, or None.
 
-    A site alone means the SAE there or, if there is none, the only transcoder that reads it.
+    A site alone means the SAE there. Where a site has no SAE, it means the only transcoder that reads it.
 
     Raises:
         UnknownSite: it means several transcoders.

@@ -81,7 +81,7 @@ def features_at(lm: Layout, site: Site) -> Features:
 
 
 def sae_at(attached: Mapping[Address, SAE], address: Address) -> SAE | None:
-    """The attached SAE that an address means; None if there is none.
+    """The attached SAE that an address means, or None without one.
 
     A transcoder that is attached at its site can also be meant by an address that names the site it predicts.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from saekit.plugins import nearest, resolve
 _MOST, _MOST_LAYERS = 1 << 20, 100
 
 
-class Options:
+class Options(ABC):
     """Base class of the dataclass that a row of the table of architectures names in `options`.
 
     Attributes:
@@ -24,9 +25,9 @@ class Options:
     normalizations: ClassVar[tuple[str, ...]] = ()
     contexts: ClassVar[bool] = False
 
+    @abstractmethod
     def shapes(self, d_in: int, n_latents: int) -> dict[str, tuple[int, ...]]:
         """Every tensor of the architecture under its sae-lens name, with its shape."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class WorkspaceFolder:
         return self._model
 
     def _commit(self) -> str | None:
-        """The commit of the model that the activations are from; None where there is none yet, or the model is a folder."""
+        """The commit of the model that the activations are from; None before the cache, or if the model is a folder."""
         from saekit.activations.store.manifest import Manifest
 
         folder = self.path / "activations"

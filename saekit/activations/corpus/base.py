@@ -221,7 +221,7 @@ class Corpus(ABC):
 
     @cached_property
     def first(self) -> Document | None:
-        """The first document that is not empty, in the order of the source; None where there is none. Reads up to it."""
+        """The first document that is not empty, in the order of the source, or None. Reads up to it."""
         return next((document for document in self.unshuffled.documents() if document), None)
 
     @property

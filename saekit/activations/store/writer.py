@@ -192,7 +192,7 @@ class _Job:
             "bos": lm.bos_token_id is not None,
             "n_tokens": config.n_tokens,
             "dtype": config.dtype,
-            # Stores of earlier versions, of which all tokens are trained on, have no such entry.
+            # Stores of earlier versions have no such entry: training uses all of their tokens.
             **({} if config.train_on == "all" else {"train_on": config.train_on}),
         }
 
