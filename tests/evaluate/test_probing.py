@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
@@ -19,7 +21,7 @@ from saekit.evaluate.dictionary.examples import Examples, read_labelled, text_ex
 from saekit.evaluate.dictionary.probing import probe
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE, SAEConfig
-from saekit.tasks import Labelled
+from saekit.tasks import Labelled, Span
 
 SITE = Site("resid_post", 2)
 D, F, N = 16, 12, 4000
@@ -243,6 +245,12 @@ def test_labelled_data_are_read_from_a_file(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("text,label\ngood film,1\nbad film,0\n")
     assert read_labelled(table) == Labelled(("good film", "bad film"), labels=("1", "0"))
+    columns = {"id": [1, 2], "text": ["good film", "bad film"], "label": ["good", "bad"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    assert read_labelled(tmp_path / "x.parquet") == Labelled(("good film", "bad film"), labels=("good", "bad"))
+    spans = [[{"start": 0, "end": 4, "concept": "praise"}], []]
+    parquet.write_table(pyarrow.table({"text": columns["text"], "spans": spans}), tmp_path / "y.parquet")
+    assert read_labelled(tmp_path / "y.parquet").spans == ((Span(0, 4, "praise"),), ())
 
 
 @pytest.mark.parametrize(

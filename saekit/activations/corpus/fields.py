@@ -32,6 +32,8 @@ class Fields:
     """What stands between fields that are joined."""
     where: str | None = None
     """Condition on the records to read (:class:`Condition`); None reads all."""
+    also: tuple[str, ...] = ()
+    """Other fields to read where a record has them. Without them, only the columns above are read from a table."""
 
     def __post_init__(self) -> None:
         _ = self._condition
@@ -56,7 +58,8 @@ class Fields:
     def columns(self, available: Collection[str]) -> list[str] | None:
         """The columns of a table that are needed; None for all of them, where one is missing, so that a message can name them."""
         found = self._found(available)
-        wanted = dict.fromkeys([*found, *(self._condition.names if self._condition else ())])
+        others = [name for name in self.also if name in available]
+        wanted = dict.fromkeys([*found, *(self._condition.names if self._condition else ()), *others])
         if not found or any(name not in available for name in wanted):
             return None
         return [*wanted, *([_MASK] if _MASK in available and "input_ids" in wanted else [])]

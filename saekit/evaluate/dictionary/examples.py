@@ -167,8 +167,9 @@ def read_labelled(path: str | Path) -> Labelled:
         CorpusError: there is no such file, or a record lacks a field or has something else in it.
     """
     from saekit.activations import Corpus
+    from saekit.activations.corpus.fields import Fields
 
-    corpus = Corpus.open(Path(path))
+    corpus = Corpus.open(Path(path), text_field=Fields(also=("label", "spans")))
     spans: list[tuple[Span, ...]] = []
     texts: list[str] = []
     labels: list[str] = []
