@@ -206,7 +206,7 @@ class FeatureDB(Searches):
             return read.stats(db, *self._addressed.feature(ref, number))
 
     def sql(self, query: str, *, limit: int = 1000, seconds: float = 10.0) -> Table:
-        """The rows of one SELECT on the views features, labels, words, examples, histograms, lists and dictionaries.
+        """The rows of one SELECT on the views features, labels, words, classes, examples, histograms, lists and dictionaries.
 
         ::
 

@@ -57,7 +57,6 @@ def span_hashes(tokens: Array, joined: Array, counted: Array, longest: int) -> t
 @njit(cache=True, nogil=True)
 def add_moments(block: Block, classes: Array, m: Moments) -> int:
     """Add counts, sums, maxima, histogram and counts by token class. Returns the first row with a non-finite value, or -1."""
-    n_classes = m.classes.shape[1]
     bits = block.values.view(np.int32)
     for i in range(block.values.shape[0]):
         if not block.counted[i]:
@@ -74,8 +73,10 @@ def add_moments(block: Block, classes: Array, m: Moments) -> int:
             m.square[f] += np.float64(v) * v
             m.largest[f] = max(m.largest[f], v)
             m.histogram[f, min(max((bits[i, j] >> 20) - _BIN_OFFSET, 0), BINS - 1)] += 1
-            for c in range(n_classes):
-                m.classes[f, c] += (classes[i] >> c) & 1
+            rest, c = classes[i], 0
+            while rest:
+                m.classes[f, c] += rest & 1
+                rest, c = rest >> 1, c + 1
     return -1
 
 

@@ -15,6 +15,7 @@ from feature_db.index.terms import Lexicon, fired, in_examples
 from feature_db.index.words import Words
 from feature_db.labels.evidence import Evidence, Label, TermStat
 from feature_db.labels.rules import automatic, kind
+from feature_db.labels.token_classes import CLASSES
 from feature_db.store.examples import TOP, Window, pack
 from feature_db.store.statistics import pack_histogram, quantiles, wilson
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _CHUNK = 256
 _CONTEXT_RADIUS = 8
 _CONTEXT_EXAMPLES = 10
+_LEAST_F1, _LEAST_LIFT = 0.1, 1.5
+"""Below this F1, or with a precision below this multiple of chance, a feature does not detect a class."""
 OF_TOKENS = ("promotes", "suppresses", "fires_token")
 """Roles whose items are tokens. The items of other roles are words."""
 
@@ -44,6 +47,8 @@ class FeatureRow:
     kind: str
     stats: list[TermStat]
     labels: list[Label]
+    classes: list[tuple[str, float, float, float]]
+    """Classes of tokens that it detects: name, F1, precision and recall."""
     windows: bytes
     context: str
     """Text around the strongest peaks, for full-text search."""
@@ -113,7 +118,8 @@ class Rows:
         for i, f in enumerate(range(block.start, block.stop)):
             count = int(m.firing[f])
             stats = [stat for role in by_role for stat in role[i]] + projected.get(f, [])
-            labels = automatic(self._evidence(f, stats), config.labels) if count else []
+            evidence = self._evidence(f, stats) if count else None
+            labels = [] if evidence is None else automatic(evidence, config.labels)
             windows = choose(a.top, a.sample, f, deciles[i], config.per_decile)
             density = count / max(n, 1)
             yield FeatureRow(
@@ -129,6 +135,7 @@ class Rows:
                 kind=kind(labels, count, density),
                 stats=stats,
                 labels=labels,
+                classes=[] if evidence is None else _classes(evidence),
                 windows=pack(windows),
                 context=self._context(windows),
             )
@@ -149,3 +156,10 @@ class Rows:
             near = window.token_ids[max(window.peak - _CONTEXT_RADIUS, 0) : window.peak + _CONTEXT_RADIUS + 1]
             snippets.append("".join(texts[t] for t in near.tolist()))
         return "\n".join(snippets)
+
+
+def _classes(evidence: Evidence) -> list[tuple[str, float, float, float]]:
+    precision, recall = evidence.class_share, evidence.class_recall
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    kept = (f1 >= _LEAST_F1) & (precision >= _LEAST_LIFT * evidence.class_base)
+    return [(name, float(f1[c]), float(precision[c]), float(recall[c])) for c, name in enumerate(CLASSES) if kept[c]]

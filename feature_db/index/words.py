@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.labels.token_classes import BIT
+from feature_db.meaning.parts_of_speech import classes_of
 
 MAX_FORMS = 1 << 20
 MAX_WORD_TOKENS = 16
@@ -25,6 +26,7 @@ _QUOTES = frozenset("\"'“”‘’«»„`")
 
 # How a tokenizer shows one byte of a character that is split between tokens.
 _TORN = re.compile(r"\\x[0-9a-f]{2}")
+_YEAR = re.compile(r"[1-9][0-9]{3}")
 
 
 def is_word_char(char: str) -> bool:
@@ -104,6 +106,11 @@ def _look(text: str) -> int:
     return bits
 
 
+def _grammar(word: str) -> int:
+    bits = sum(BIT[name] for name in classes_of(word))
+    return bits | BIT["year"] if _YEAR.fullmatch(word) else bits
+
+
 @dataclass
 class Reading:
     """The words of a block of tokens. Arrays are (N,) unless stated; rows count from the start of the block."""
@@ -136,6 +143,8 @@ class Words:
     forms: list[tuple[int, ...]] = field(default_factory=list)
     form_word: list[int] = field(default_factory=list)
     form_count: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    word_classes: list[int] = field(default_factory=list)
+    """Bits of the classes that all tokens of a word belong to."""
     _form_of: dict[int, int] = field(default_factory=dict)
     _word_of: dict[str, int] = field(default_factory=dict)
 
@@ -166,12 +175,14 @@ class Words:
         word, word_start = np.full(n, -1, np.int32), np.full(n, -1, np.int64)
         next_word = np.full(n, -1, np.int32)
         span = np.cumsum(begins)[counted] - 1
-        word[counted] = self._count(tokens, starts, hashes, lengths)[span]
+        word_of_span, class_of_span = self._count(tokens, starts, hashes, lengths)
+        word[counted] = word_of_span[span]
         word_start[counted] = starts[span]
         follows = begins[1:] & ~new_piece[1:]
         next_word[:-1][follows] = word[1:][follows]
 
         classes = v.classes[tokens]
+        classes[counted] |= class_of_span[span]
         long = np.zeros(n, bool)
         long[counted] = lengths[span] > 1
         classes[long & begins] |= BIT["first_piece"]
@@ -184,7 +195,11 @@ class Words:
         solid = np.maximum.accumulate(np.where(counted & ~v.neutral[tokens], rows, -1))
         before = np.concatenate([[-1], solid[:-1]])
         piece = np.maximum.accumulate(np.where(new_piece, rows, 0))
-        classes[begins & (before >= piece) & v.ends_sentence[tokens[before]] & v.joins_right[tokens]] |= BIT["sentence_start"]
+        starts_sentence = (before < piece) | v.ends_sentence[tokens[before]]
+        classes[begins & (before >= piece) & starts_sentence & v.joins_right[tokens]] |= BIT["sentence_start"]
+        first = np.maximum(word_start, 0)
+        named = (word >= 0) & ~starts_sentence[first] & ((v.classes[tokens[first]] & BIT["capitalised"]) > 0)
+        classes[named] |= BIT["name"]
         return Reading(np.append(np.flatnonzero(new_piece), n), word, word_start, next_word, classes)
 
     def look_up(self, tokens: NDArray[np.int32], new_window: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -207,8 +222,8 @@ class Words:
 
     def _count(
         self, tokens: NDArray[np.int32], starts: NDArray[np.int64], hashes: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> NDArray[np.int32]:
-        """The word of every span. New forms are added, and all forms are counted."""
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The word of every span and its classes. New forms are added, and all forms are counted."""
         distinct, first, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
         form_of = np.full(len(distinct), -1, np.int64)
         for j in np.argsort(first, kind="stable").tolist():
@@ -221,7 +236,8 @@ class Words:
             self.form_count = np.concatenate([self.form_count, np.zeros(len(self.forms) - len(self.form_count), np.int64)])
         self.form_count[form_of[form_of >= 0]] += counts[form_of >= 0]
         words = np.array([self.form_word[form] if form >= 0 else -1 for form in form_of.tolist()], np.int32)
-        return words[inverse]
+        classes = np.array([self.word_classes[word] if word >= 0 else 0 for word in words.tolist()], np.int32)
+        return words[inverse], classes[inverse]
 
     def _add(self, key: int, form: tuple[int, ...]) -> int:
         text = "".join(self.vocabulary.texts[t] for t in form)
@@ -231,6 +247,7 @@ class Words:
         if word not in self._word_of:
             self._word_of[word] = len(self.texts)
             self.texts.append(word)
+            self.word_classes.append(_grammar(word))
         self.form_word.append(self._word_of[word])
         return len(self.forms) - 1
 

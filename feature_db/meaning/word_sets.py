@@ -6,6 +6,7 @@ one of the sets (:meth:`feature_db.meaning.profile.Profile.answer`).
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import unicodedata
@@ -17,14 +18,19 @@ from string import ascii_lowercase
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.meaning.categories import categories
 from feature_db.meaning.embedders import KNOWN, unit
+from feature_db.meaning.parts_of_speech import inflected
 from feature_db.meaning.profile import Profile, WordSet
+from feature_db.meaning.wordnet import wordnet
 from feature_db.store import stored
 from feature_db.store.stored import INT, TEXT
 from saekit.plugins import Registry
 
 _NEAREST, _WIDENED = 10, 20
 """Words nearest to a query, and words near both to the query and to those."""
+_LEAST_KIND = 0.1
+"""A word whose weight is below this share of the largest seldom means the category."""
 _OWN = 64
 """Nearest words among which the query's own are looked for."""
 _MOST_SPELLED = 100
@@ -106,6 +112,22 @@ def _around(asked: Asked, like_V: NDArray[np.float32]) -> Iterable[WordSet]:
         both_V = np.where(like_V > 0, (like_V + asked.profile.products(centre_D)) / 2, 0)
         words = _largest(both_V, _WIDENED)
         yield WordSet("near in meaning", words, (both_V[words] ** 2).astype(np.float32))
+
+
+def kinds(asked: Asked) -> Iterable[WordSet]:
+    """Words that name kinds of what the query names, in all their forms ("vehicle": car, trucks)."""
+    for phrases, share in categories(asked.text):
+        weights: dict[str, float] = {}
+        for phrase in phrases:
+            found = wordnet().kinds(phrase)
+            most = max(found.values(), default=1.0)
+            for (word, part), weight in found.items():
+                if weight >= _LEAST_KIND * most:
+                    for form in inflected(word, part):
+                        weights[form] = max(weights.get(form, 0.0), share * weight / most)
+        words, texts = asked.find("text IN (SELECT value FROM json_each(?))", json.dumps(sorted(weights)))
+        if len(words):
+            yield WordSet(f"kinds of {' and '.join(phrases)}", words, np.array([weights[text] for text in texts], np.float32))
 
 
 def characters(asked: Asked) -> Iterable[WordSet]:
@@ -199,6 +221,7 @@ LEXICONS: Registry[Callable[[Asked], Iterable[WordSet]]] = Registry(
     {
         "near": near,
         "members": members,
+        "kinds": kinds,
         "characters": characters,
         "spelled": spelled,
         "languages": languages,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from feature_db.search.classes import classes
 from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.meaning import NEAR, meaning, word_sets
 from saekit.plugins import Registry
@@ -110,6 +111,7 @@ SIGNALS: Registry[Signal] = Registry(
     {
         "near": Signal(partial(word_sets, lambda name: name in NEAR), 0.9, whole=True),
         "named": Signal(partial(word_sets, lambda name: name not in NEAR), 0.95, whole=True),
+        "classes": Signal(classes, 0.9, whole=True),
         "meaning": Signal(meaning, 0.6, whole=True),
         "label": Signal(label, 1.0),
         "promotes": Signal(partial(on_tokens, "promotes"), 0.45),

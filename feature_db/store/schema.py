@@ -11,9 +11,9 @@ from pathlib import Path
 from feature_db.errors import damaged
 from saekit.errors import DatabaseError
 
-VERSION = 3
+VERSION = 4
 """Version 1 had no tables `file`, `set_aside_label` and `set_aside_list`. Up to version 2, a site had one dictionary, and `sae`
-no column `name`. Both are read, and upgraded by the next build."""
+no column `name`. Up to version 3, there was no table `class_stat`. All are read, and upgraded by the next build."""
 APPLICATION = 0x5AE817DB
 FEATURES_PER_SAE = 1 << 24
 ROLES = {name: i for i, name in enumerate(("fires_word", "fires_token", "peaks", "before", "context", "promotes", "suppresses"))}
@@ -22,6 +22,7 @@ _NOT_OURS = "Give the features.sqlite of a workspace."
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _ADDED_IN_2 = ("file", "set_aside_label", "set_aside_list")
+_ADDED_IN_4 = ("class_stat",)
 _SAE_BEFORE_3 = """
     CREATE TABLE sae (
         id INTEGER PRIMARY KEY, site TEXT NOT NULL UNIQUE, site_out TEXT NOT NULL, corpus INTEGER NOT NULL REFERENCES corpus(id),
@@ -93,6 +94,9 @@ def upgrade(db: sqlite3.Connection) -> None:
         db.execute(f"INSERT INTO sae_3 ({', '.join(columns)}, name) SELECT {', '.join(columns)}, '' FROM sae")
         db.execute("DROP TABLE sae")
         db.execute("ALTER TABLE sae_3 RENAME TO sae")
+    if found < 4:
+        for name in _ADDED_IN_4:
+            db.execute(_expected()["table", name])
     if found < VERSION:
         db.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -118,6 +122,8 @@ def check(db: sqlite3.Connection, path: Path) -> None:
         expected = {key: sql for key, sql in expected.items() if key[1] not in _ADDED_IN_2}
     if version(db) < 3:
         expected = expected | {("table", "sae"): _bare("sae", _SAE_BEFORE_3)}
+    if version(db) < 4:
+        expected = {key: sql for key, sql in expected.items() if key[1] not in _ADDED_IN_4}
     found: Objects = {}
     tables = {name for kind, name in expected if kind == "table"}
     for kind, name, table, sql in db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"):

@@ -73,6 +73,16 @@ CREATE TABLE token_stat (
 ) WITHOUT ROWID;
 CREATE INDEX token_stat_term ON token_stat(term, role);
 
+-- How well a feature detects the tokens of a class (quotation marks, plural nouns, ...), where it does so at all.
+CREATE TABLE class_stat (
+    class TEXT NOT NULL,                -- a name of feature_db.labels.token_classes.CLASSES
+    f1 REAL NOT NULL,
+    feature INTEGER NOT NULL,
+    precision REAL NOT NULL,            -- share of the firing tokens that are in the class
+    recall REAL NOT NULL,               -- share of the tokens of the class on which it fires
+    PRIMARY KEY (class, f1 DESC, feature)
+) WITHOUT ROWID;
+
 CREATE TABLE example (
     feature INTEGER PRIMARY KEY REFERENCES feature(id) ON DELETE CASCADE,
     windows BLOB NOT NULL               -- see examples.py

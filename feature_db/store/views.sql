@@ -26,6 +26,11 @@ SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, role.name AS ro
 FROM main.token_stat JOIN main.feature ON feature.id = token_stat.feature JOIN main.role ON role.id = token_stat.role
 JOIN main.term ON term.id = token_stat.term;
 
+-- Classes of tokens that features detect (quotation marks, plural nouns, ...). precision: share of the firing tokens in the class.
+CREATE TEMP VIEW classes AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, class_stat.class AS class, precision, recall, f1
+FROM main.class_stat JOIN main.feature ON feature.id = class_stat.feature;
+
 -- Example texts as JSON [{"bucket", "document", "position", "peak", "tokens": [...], "values": [...]}, ...].
 CREATE TEMP VIEW examples AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, examples_of(sae, windows) AS examples

@@ -8,8 +8,17 @@ from pathlib import Path
 from feature_db.store import connections, schema
 
 
+def as_version_3(path: Path) -> None:
+    """No tables of version 4."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(f"{''.join(f'DROP TABLE {table};' for table in schema._ADDED_IN_4)} PRAGMA user_version = 3;")
+    connection.close()
+    assert connections.seal(path)
+
+
 def as_version_2(path: Path) -> None:
     """One dictionary of each site, and no names."""
+    as_version_3(path)
     old = schema._SAE_BEFORE_3.replace("TABLE sae", "TABLE sae_2")
     columns = "id, site, site_out, corpus, key, fingerprint, model, architecture, n_features, n_live, d_out, vectors"
     connection = sqlite3.connect(path, isolation_level=None)

@@ -1,0 +1,64 @@
+"""The categories that a query names: "kinds of sport" names sport, "days of the week" a lemma of WordNet of that name."""
+
+from __future__ import annotations
+
+import re
+
+from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases
+from feature_db.meaning.wordnet import wordnet
+
+_LONGEST = 4
+_WRAPPED = re.compile(r"^(?:(?:kinds?|types?|sorts?|names?|words?|examples?|terms?) (?:of|for)|any|all|some|the|a|an) ")
+_JOINED = re.compile(r"\s*(?:,|;|/|\band\b|\bor\b|&)\s*")
+
+
+def categories(query: str) -> list[tuple[list[str], float]]:
+    """Lists of phrases that name a category together, each with the share of the query's words that they have.
+
+    Phrases joined by "and", "or" or commas are one category together. Of a phrase that is not known as a whole, the known phrase
+    at the end counts, since it is the head of an English phrase, and less the more words are left out.
+    """
+    text = " ".join(re.findall(r"[\w'’-]+|[,;/&]", query.casefold()))
+    while (bare := _WRAPPED.sub("", text)) != text:
+        text = bare
+    heads = [head for part in _JOINED.split(text) if (head := _head(part)) is not None]
+    if not heads:
+        return []
+    return [([phrase for phrase, _ in heads], min(share for _, share in heads))]
+
+
+def _head(part: str) -> tuple[str, float] | None:
+    """The known phrase that a part of a query is about, in its base form, and its share of the words."""
+    words = part.split()
+    readings = [words]
+    if "of" in words[1:-1]:  # "parts of the body" are body parts
+        at = words.index("of", 1)
+        after = [word for word in words[at + 1 :] if word not in ("the", "a", "an")]
+        readings.append(after + words[:at])
+    for reading in readings:
+        if found := _known(reading):
+            return found, 1.0
+    before_of = words[: words.index("of")] if "of" in words[1:] else words
+    for length in range(min(_LONGEST, len(before_of)), 0, -1):
+        end = before_of[-length:]
+        if end[0] not in FUNCTION_WORDS and (found := _known(end)):
+            said = [word for word in words if word not in FUNCTION_WORDS]
+            return found, length / max(len(said), length)
+    return None
+
+
+def _known(words: list[str]) -> str | None:
+    """The words as a phrase of WordNet, or with a last (or first, as in "days of the week") word in its base form."""
+    if not 1 <= len(words) <= _LONGEST:
+        return None
+    for place in dict.fromkeys((len(words) - 1, 0)):
+        for base, _ in [*_by_frequency(words[place]), (words[place], "")]:
+            phrase = " ".join([*words[:place], base, *words[place + 1 :]])
+            if wordnet().find(phrase) is not None:
+                return phrase
+    return None
+
+
+def _by_frequency(word: str) -> list[tuple[str, str]]:
+    """What a word may be a form of, the most frequent first."""
+    return sorted(bases(word), key=lambda each: (-wordnet().frequency(each[0]).get(each[1], 0.0), each))

@@ -1,0 +1,51 @@
+"""The signal of token classes: features that detect quotation marks, plural nouns, first words of sentences, ..."""
+
+from __future__ import annotations
+
+import re
+
+from feature_db.labels.token_classes import CALLED, CLASSES
+from feature_db.meaning.word_sets import forms
+from feature_db.search.lookup import Lookup, Match
+from feature_db.search.query import query_words
+from feature_db.store import schema, stored
+from feature_db.store.stored import INT, REAL
+
+_MOST = 500
+"""Features of one class that are found, at most."""
+
+
+def classes(lookup: Lookup) -> dict[int, Match]:
+    """Features that detect a class of tokens that the query names, by F1; less if the query says more than the class's name."""
+    found: dict[int, Match] = {}
+    if schema.version(lookup.db) < 4:
+        return found
+    condition, parameters = lookup.chosen.sql()
+    for name, share in named(lookup.query).items():
+        rows = lookup.db.execute(
+            "SELECT feature.id, class_stat.precision, class_stat.recall, class_stat.f1 FROM class_stat CROSS JOIN feature "
+            f"ON feature.id = class_stat.feature WHERE class_stat.class = ? AND {condition} "
+            f"ORDER BY class_stat.f1 DESC, class_stat.feature LIMIT {_MOST}",
+            (name, *parameters),
+        )
+        for feature, precision, recall, f1 in stored.rows("the classes of features", rows, INT, REAL, REAL, REAL):
+            value = min(f1 * share, 1.0)
+            if feature not in found or value > found[feature].value:
+                found[feature] = Match(value, f"fires on {CLASSES[name]} ({precision:.0%} of its tokens, {recall:.0%} of theirs)")
+    return found
+
+
+def named(query: str) -> dict[str, float]:
+    """Classes that a query names, each with the share of the query's words that the name has.
+
+    A class whose name is a part of another's is left out: "plural nouns" are not nouns.
+    """
+    said = {form for word in re.findall(r"\w+", query.casefold()) for form in forms(word)}
+    names = {name: max((set(each.split()) for each in called if set(each.split()) <= said), key=len, default=set())
+             for name, called in CALLED.items()}  # fmt: skip
+    wanted = [set(forms(word)) for word in query_words(query)]
+    return {
+        name: sum(not each.isdisjoint(words) for each in wanted) / max(len(wanted), 1)
+        for name, words in names.items()
+        if words and not any(words < other for other in names.values())
+    }
