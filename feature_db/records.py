@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,32 @@ class TokenEffect:
 
 
 @dataclass(frozen=True)
+class CausedToken:
+    """A token that gains when the feature is clamped on neutral prompts."""
+
+    token: str
+    token_id: int
+    change: float
+    """Mean change of its log-probability, in nats."""
+    probability: float
+    """Its mean probability with the clamp."""
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A feature of the same dictionary that goes together with this one."""
+
+    feature: int
+    label: str
+    value: float
+    """In the unit of its kind: a cosine, a pointwise mutual information, a correlation."""
+    together: int | None = None
+    """Tokens on which both fire."""
+    chance: float | None = None
+    """Tokens on which both would fire if they were independent."""
+
+
+@dataclass(frozen=True)
 class Firing:
     """A word or token that a feature fires on (or before)."""
 
@@ -228,6 +254,19 @@ class FeatureRecord(_Feature):
     context: list[tuple[str, float]]
     """Words around the peaks of the strongest examples, with the share of these examples."""
     examples: list[Example]
+    input_score: float | None = None
+    """Share of the top examples whose peak is among the promoted tokens (:func:`feature_db.effects.scores.input_scores`). None if
+    not measured, like what follows."""
+    output_score: float | None = None
+    """How likely a clamp makes the promoted tokens (:func:`saekit.evaluate.steering.clamp_effects.output_scores`), 0 to 1."""
+    effect: float | None = None
+    """KL divergence that a clamp causes on neutral prompts, in nats."""
+    caused: list[CausedToken] = field(default_factory=list)
+    """Tokens that gain most by the clamp."""
+    logit_histogram: Histogram | None = None
+    """Of the direct effect on the logits of all tokens."""
+    partners: dict[str, list[Partner]] = field(default_factory=dict)
+    """Features of the same dictionary by kind: `decoder` (cosine of decoder directions), `pmi`, `correlation`."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `ref` is text."""
@@ -244,4 +283,6 @@ def _of_dictionary(feature: _Feature) -> dict[str, str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return {name: _plain(item) for name, item in vars(value).items()} if hasattr(value, "__dataclass_fields__") else value

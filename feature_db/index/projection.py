@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,14 +31,47 @@ def to_residual(lm: LanguageModel, site: Site, vectors_ND: Tensor) -> Tensor | N
     return vectors_ND.to(units) @ units
 
 
+def countable(lm: LanguageModel) -> Tensor:
+    """(V,) True at tokens of the tokenizer that are not special; a vocabulary is often padded beyond. On the CPU."""
+    allowed = torch.ones(lm.W_U.shape[1], dtype=torch.bool)
+    if lm.tokenizer is not None:
+        allowed = torch.isin(torch.arange(len(allowed)), torch.tensor(sorted(lm.tokenizer.get_vocab().values())))
+    return allowed & ~torch.isin(torch.arange(len(allowed)), lm.special_tensor.cpu())
+
+
+def score_scale(tokens: int) -> float:
+    """2 sqrt(2 ln V): twice the expected maximum of V normal numbers."""
+    return 2 * math.sqrt(2 * math.log(max(tokens, 2)))
+
+
+@torch.no_grad()
+def logit_effects(lm: LanguageModel, resid_ND: Tensor, *, chunk: int = 128) -> Iterator[Tensor]:
+    """The direct effect of directions on the logits of all tokens, (n, V) float32 on the CPU for `chunk` directions at a time.
+
+    They are `unembed(ln_final(direction))` (VocabProj, arXiv 2501.08319) minus the biases of the final LayerNorm and of the head,
+    which are the same for every direction. The biases are the even part of the map; the rest is odd.
+
+    Args:
+        lm: the model.
+        resid_ND: (N, d_model) directions in the residual stream.
+        chunk: directions projected at a time.
+    """
+    weight = lm.W_U
+    bias: Tensor | None = None
+    for part in resid_ND.split(chunk):
+        part = part.to(weight.device, weight.dtype)
+        if bias is None:
+            one = part[:1]
+            bias = (lm.unembed(one).float() + lm.unembed(-one).float()) / 2
+        yield (lm.unembed(part).float() - bias).cpu()
+
+
 @torch.no_grad()
 def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 128) -> list[list[TermStat]]:
     """Find the `top` tokens that each direction promotes most and suppresses most.
 
-    The logits are `unembed(ln_final(direction))` (VocabProj, arXiv 2501.08319) minus the biases of the final LayerNorm and of the
-    head, which are the same for every direction. The biases are the even part of the map; the rest is odd. `score` is the
-    distance of a logit from the feature's mean logit in standard deviations, divided by 2 sqrt(2 ln V), which is twice the
-    expected maximum of V normal numbers, and at most 1.
+    The logits are those of :func:`logit_effects`. `score` is the distance of a logit from the feature's mean logit in standard
+    deviations, divided by :func:`score_scale`, and at most 1.
 
     Args:
         lm: the model.
@@ -45,21 +79,11 @@ def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int 
         top: number of tokens of each kind.
         chunk: directions projected at a time.
     """
-    weight = lm.W_U
-    allowed = torch.ones(weight.shape[1], dtype=torch.bool)
-    if lm.tokenizer is not None:  # a vocabulary is often padded beyond it
-        allowed = torch.isin(torch.arange(len(allowed)), torch.tensor(sorted(lm.tokenizer.get_vocab().values())))
-    allowed &= ~torch.isin(torch.arange(len(allowed)), lm.special_tensor.cpu())
+    allowed = countable(lm)
     top = min(top, int(allowed.sum()) // 2)
-    scale = 2 * math.sqrt(2 * math.log(max(weight.shape[1], 2)))
-    bias: Tensor | None = None
+    scale = score_scale(len(allowed))
     rows: list[list[TermStat]] = []
-    for part in resid_ND.split(chunk):
-        part = part.to(weight.device, weight.dtype)
-        if bias is None:
-            one = part[:1]
-            bias = (lm.unembed(one).float() + lm.unembed(-one).float()) / 2
-        logits = (lm.unembed(part).float() - bias).cpu()
+    for logits in logit_effects(lm, resid_ND, chunk=chunk):
         mean, std = logits.mean(1, keepdim=True), logits.std(1, keepdim=True).clamp_min(1e-12)
         for role, sign in (("promotes", 1.0), ("suppresses", -1.0)):
             best, ids = torch.where(allowed, sign * logits, -torch.inf).topk(top, dim=1)

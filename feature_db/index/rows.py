@@ -18,6 +18,7 @@ from feature_db.labels.rules import automatic, kind
 from feature_db.labels.token_classes import CLASSES
 from feature_db.store.examples import TOP, Window, pack
 from feature_db.store.statistics import pack_histogram, quantiles, wilson
+from saekit.pieces import join_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,7 +155,7 @@ class Rows:
         snippets = []
         for window in [w for w in windows if w.bucket == TOP][:_CONTEXT_EXAMPLES]:
             near = window.token_ids[max(window.peak - _CONTEXT_RADIUS, 0) : window.peak + _CONTEXT_RADIUS + 1]
-            snippets.append("".join(texts[t] for t in near.tolist()))
+            snippets.append(join_text([texts[t] for t in near.tolist()]))
         return "\n".join(snippets)
 
 

@@ -225,7 +225,7 @@ def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> No
         nonlocal label_id
         numbered = [(schema.feature_id(sae, row.number), row) for row in batch]
         db.executemany(
-            f"INSERT INTO feature VALUES ({', '.join('?' * (3 + len(_COLUMNS)))})",
+            f"INSERT INTO feature (id, sae, number, {', '.join(_COLUMNS)}) VALUES ({', '.join('?' * (3 + len(_COLUMNS)))})",
             [(i, sae, row.number, *(getattr(row, name) for name in _COLUMNS)) for i, row in numbered],
         )
         stats = []

@@ -8,7 +8,7 @@ from feature_db.labels.token_classes import CALLED, CLASSES
 from feature_db.meaning.word_sets import forms
 from feature_db.search.lookup import Lookup, Match
 from feature_db.search.query import query_words
-from feature_db.store import schema, stored
+from feature_db.store import stored
 from feature_db.store.stored import INT, REAL
 
 _MOST = 500
@@ -18,8 +18,6 @@ _MOST = 500
 def classes(lookup: Lookup) -> dict[int, Match]:
     """Features that detect a class of tokens that the query names, by F1; less if the query says more than the class's name."""
     found: dict[int, Match] = {}
-    if schema.version(lookup.db) < 4:
-        return found
     condition, parameters = lookup.chosen.sql()
     for name, share in named(lookup.query).items():
         rows = lookup.db.execute(

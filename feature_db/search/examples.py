@@ -27,6 +27,7 @@ from feature_db.store import stored
 from feature_db.store.read import label_of
 from feature_db.store.schema import feature_id
 from feature_db.store.stored import INT, REAL
+from saekit.pieces import joined
 from saekit.progress import track
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _RANDOM = 2
 """Random texts count as much as this number of negatives."""
 _SHOWN = 3
+_LONGEST = 3  # tokens on each side of one that may belong to its character: UTF-8 has up to four bytes
 _LONG = 10_000
 """Tokens from which on a progress bar is shown."""
 
@@ -191,12 +193,20 @@ def _largest(text: Fired, feature: int) -> tuple[float, int]:
 def _why(lm: LanguageModel, texts: Contrast, found: Sequence[Fired], feature: int, most: float) -> str:
     n, others = len(texts.positives), len(texts.negatives)
     peaks = [_largest(text, feature) for text in found]
-    firing = [(value, text.ids[place]) for (value, place), text in zip(peaks, texts.positives) if place >= 0]
+    firing = [(value, text.ids, place) for (value, place), text in zip(peaks, texts.positives) if place >= 0]
     firing.sort(key=lambda each: -each[0])
-    tokens = list(dict.fromkeys(each.strip() or each for each in lm.token_strings([token for _, token in firing])))[:_SHOWN]
-    share = sum(value for value, _ in firing) / max(len(firing), 1) / max(most, 1e-12)
+    shown = (_character(lm, ids, place) for _, ids, place in firing)
+    tokens = list(dict.fromkeys(each.strip() or each for each in shown))[:_SHOWN]
+    share = sum(value for value, *_ in firing) / max(len(firing), 1) / max(most, 1e-12)
     on = ", ".join(f"'{token}'" for token in tokens)
     said = f"fires on {len(firing)} of {n} texts (on {on}) at {share:.0%} of its maximum"
     if others:
         said += f", and on {sum(place >= 0 for _, place in peaks[n:])} of the {others} others"
     return said
+
+
+def _character(lm: LanguageModel, ids: Sequence[int], place: int) -> str:
+    """The token at a place, or all of the character that it is a part of."""
+    start = max(place - _LONGEST, 0)
+    pieces = joined(lm.token_strings(ids[start : place + _LONGEST + 1]))
+    return next(piece.text for piece in pieces if piece.start <= place - start < piece.stop)

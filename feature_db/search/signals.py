@@ -62,7 +62,7 @@ def _said(role: str, rows: list[tuple[float, float, str]]) -> str:
 
 
 def on_tokens(role: str, lookup: Lookup) -> dict[int, Match]:
-    """Features that promote or suppress a token of the word."""
+    """Features that promote, suppress or cause a token of the word."""
     found: dict[int, Match] = {}
     for stat in lookup.stats(role, lookup.promoting):
         weight, text = lookup.promoting[stat.term]
@@ -115,6 +115,7 @@ SIGNALS: Registry[Signal] = Registry(
         "meaning": Signal(meaning, 0.6, whole=True),
         "label": Signal(label, 1.0),
         "promotes": Signal(partial(on_tokens, "promotes"), 0.45),
+        "causes": Signal(partial(on_tokens, "causes"), 0.45, default=False),
         "deep": Signal(deep, 0.6, whole=True),
         # The words that these find, `near` finds too.
         "fires_word": Signal(partial(in_role, "fires_word"), 0.9, default=False),

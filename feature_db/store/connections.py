@@ -46,7 +46,9 @@ def reading(path: Path) -> sqlite3.Connection:
     """
     with typed(path):
         _look(path)
-        return _checked(path, _open_for_reading(path))
+        connection = _checked(path, _open_for_reading(path))
+        schema.fill_in(connection)
+        return connection
 
 
 @contextmanager
@@ -164,7 +166,8 @@ class Connections:
         held: _Held | None = getattr(self._local, "held", None)
         if held is None or held.process != os.getpid() or self._replaced(held):  # a connection must not cross a fork
             file = _identity(self._path)
-            held = _Held(reading(self._path), None if file is None or has_locks(self._path) else file)
+            connection = reading(self._path)
+            held = _Held(connection, None if file is None or has_locks(self._path) else file, schema.version(connection))
             self._local.held = held
             with self._lock:
                 self._open.add(held)
@@ -174,8 +177,11 @@ class Connections:
         return held.connection
 
     def _replaced(self, held: _Held) -> bool:
-        """Whether another file has taken the place of the one that the connection reads; without locks, a change does that."""
-        return held.file is not None and not held.connection.in_transaction and held.file != _identity(self._path)
+        """Whether the file was upgraded, or another one has taken its place. Without locks, each change replaces the file."""
+        if held.connection.in_transaction:
+            return False
+        upgraded = held.version < schema.VERSION and held.version != schema.version(held.connection)
+        return upgraded or (held.file is not None and held.file != _identity(self._path))
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -203,10 +209,15 @@ class Connections:
 
 
 class _Held:
-    """A connection that is closed when its thread ends; `file` is the identity of a file that may be replaced, else None."""
+    """A connection that is closed when its thread ends.
 
-    def __init__(self, connection: sqlite3.Connection, file: tuple[int, int] | None) -> None:
-        self.connection, self.file = connection, file
+    Args:
+        file: the identity of a file that may be replaced, else None.
+        version: of the file's tables.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, file: tuple[int, int] | None, version: int) -> None:
+        self.connection, self.file, self.version = connection, file, version
         self.process, self._current_process = os.getpid(), os.getpid
 
     def close(self) -> None:

@@ -33,27 +33,34 @@ class Edits:
         """Whether the checksum matched before the first change; only then is it recorded after the last."""
 
     @contextmanager
-    def transaction(self, *, foreign_keys: bool = True) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """A connection to write with. All changes are made when the block ends, none when it raises.
 
-        Args:
-            foreign_keys: whether rows go with the row that they refer to.
+        The tables of an earlier version are upgraded first, in a transaction of their own.
 
         Raises:
             DatabaseError: the database is locked, damaged or not writable.
             StorageFull: the disk is full.
         """
         with self._lock, typed(self._path), connections.changing(self._path) as db:
-            try:
-                if not foreign_keys:
-                    db.execute("PRAGMA foreign_keys = OFF")
-                db.execute("BEGIN IMMEDIATE")
-                self._begin()
+            if schema.version(db) < schema.VERSION:
+                db.execute("PRAGMA foreign_keys = OFF")  # impossible inside a transaction
+                with self._changes(db):
+                    schema.upgrade(db)
+                db.execute("PRAGMA foreign_keys = ON")
+            with self._changes(db):
                 yield db
-                db.execute("COMMIT")
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+
+    @contextmanager
+    def _changes(self, db: sqlite3.Connection) -> Iterator[None]:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            self._begin()
+            yield
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
 
     def set_label(self, feature: int, text: str) -> None:
         """Set the label by hand of the feature with this id; an empty text removes it."""
@@ -82,8 +89,6 @@ class Edits:
 
     def forget(self, sae: int, fingerprint: str) -> None:
         """Remove a dictionary. Its labels by people and its list entries are set aside."""
-        with self.transaction(foreign_keys=False) as db:
-            schema.upgrade(db)
         with self.transaction() as db:
             set_aside.put(db, sae, fingerprint)
             delete_dictionary(db, sae)

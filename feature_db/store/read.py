@@ -9,23 +9,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import damaged
 from feature_db.records import (
     ActivationStats,
+    CausedToken,
     Example,
     FeatureLabel,
     FeatureRecord,
     Firing,
     Histogram,
     IndexedSAE,
+    Partner,
     StoredFile,
     TokenEffect,
 )
-from feature_db.store import schema, stored
+from feature_db.store import stored
 from feature_db.store.examples import TOP, unpack
 from feature_db.store.schema import ROLES, feature_id
 from feature_db.store.statistics import bin_edges, quantiles, unpack_histogram
-from feature_db.store.stored import BLOB, INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
+from feature_db.store.stored import BLOB, BLOB_OR_NONE, INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
 from saekit.names.address import Address
 
 _QUANTILES = np.arange(101) / 100
@@ -34,9 +37,8 @@ _TEXTS_AT_A_TIME = 500  # SQLite limits the parameters of a statement
 
 def saes(db: sqlite3.Connection, folder: Path) -> list[IndexedSAE]:
     """All dictionaries, by address; `folder` is the database's."""
-    name = "name" if schema.version(db) >= 3 else "''"
     found = db.execute(
-        f"SELECT sae.id, site, site_out, {name}, architecture, n_features, d_out, n_live, fingerprint, model, n_tokens, "
+        "SELECT sae.id, site, site_out, name, architecture, n_features, d_out, n_live, fingerprint, model, n_tokens, "
         "n_documents, vectors FROM sae JOIN corpus ON corpus.id = sae.corpus ORDER BY site, site_out, 4"
     )
     kinds = (INT, TEXT, TEXT, TEXT, TEXT, INT, INT, INT, TEXT, TEXT, INT, INT, TEXT)
@@ -68,16 +70,13 @@ def build_key(db: sqlite3.Connection, address: Address) -> str | None:
 
     Databases up to version 2 hold the default dictionary, or do not say which one they hold.
     """
-    named = "AND name = ?" if schema.version(db) >= 3 else "AND ? = ''"
     values = (str(address.site), str(address.place.writes[0]), address.name)
-    found = db.execute(f"SELECT key FROM sae WHERE site = ? AND site_out = ? {named}", values).fetchone()
+    found = db.execute("SELECT key FROM sae WHERE site = ? AND site_out = ? AND name = ?", values).fetchone()
     return None if found is None else stored.row("the dictionaries", found, TEXT)[0]
 
 
 def files(db: sqlite3.Connection, sae: int) -> dict[str, StoredFile]:
     """Files recorded with a dictionary, by role; none in a database of version 1."""
-    if schema.version(db) < 2:
-        return {}
     found = db.execute("SELECT role, sha256, size, mtime_ns FROM file WHERE sae = ?", (sae,))
     return {role: StoredFile(*facts) for role, *facts in stored.rows("the files", found, TEXT, TEXT, INT, INT_OR_NONE)}
 
@@ -86,11 +85,13 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
     """Everything about feature `number`, which must be in range."""
     identity, what = feature_id(sae.id, number), f"feature {number} of {sae.dictionary}"
     found = db.execute(
-        "SELECT count, density, density_low, density_high, mean, second_moment, max, histogram, kind FROM feature WHERE id = ?",
+        "SELECT count, density, density_low, density_high, mean, second_moment, max, histogram, kind, input_score, output_score, "
+        "effect, logit_histogram FROM feature WHERE id = ?",
         (identity,),
     ).fetchone()
-    columns = stored.row(what, found, INT, REAL, REAL, REAL, REAL, REAL, REAL, BLOB, TEXT)
-    count, density, low, high, mean, second, largest, packed, kind = columns
+    measured = (REAL_OR_NONE, REAL_OR_NONE, REAL_OR_NONE, BLOB_OR_NONE)
+    columns = stored.row(what, found, INT, REAL, REAL, REAL, REAL, REAL, REAL, BLOB, TEXT, *measured)
+    count, density, low, high, mean, second, largest, packed, kind, input_score, output_score, effect, logits = columns
     histogram = unpack_histogram(packed)
     labels = _labels(db, identity)
     return FeatureRecord(
@@ -116,6 +117,12 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
         peaks=_shares(db, identity, "peaks"),
         context=_shares(db, identity, "context"),
         examples=_examples(db, sae, identity),
+        input_score=input_score,
+        output_score=output_score,
+        effect=effect,
+        caused=_caused(db, identity),
+        logit_histogram=None if logits is None else unpack_logits(logits),
+        partners=_partners(db, sae, identity),
     )
 
 
@@ -138,6 +145,21 @@ def _terms(db: sqlite3.Connection, feature: int, role: str, columns: dict[str, s
 
 def _effects(db: sqlite3.Connection, feature: int, role: str) -> list[TokenEffect]:
     return [TokenEffect(*row) for row in _terms(db, feature, role, {"term.text": TEXT, "term.token": INT, "s.value": REAL})]
+
+
+def _caused(db: sqlite3.Connection, feature: int) -> list[CausedToken]:
+    columns = {"term.text": TEXT, "term.token": INT, "s.value": REAL, "s.rate": REAL}
+    return [CausedToken(*row) for row in _terms(db, feature, "causes", columns)]
+
+
+def _partners(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> dict[str, list[Partner]]:
+    sql = "SELECT kind, other, value, together, chance FROM partner WHERE feature = ? ORDER BY kind, rank"
+    found: dict[str, list[Partner]] = {}
+    for kind, other, *facts in stored.rows(
+        "the partners", db.execute(sql, (feature,)), TEXT, INT, REAL, INT_OR_NONE, REAL_OR_NONE
+    ):
+        found.setdefault(kind, []).append(Partner(other, label_of(db, feature_id(sae.id, other)), *facts))
+    return found
 
 
 def _firing(db: sqlite3.Connection, feature: int, role: str) -> list[Firing]:

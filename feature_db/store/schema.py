@@ -12,17 +12,25 @@ from feature_db.errors import damaged
 from saekit.errors import DatabaseError
 
 VERSION = 4
-"""Version 1 had no tables `file`, `set_aside_label` and `set_aside_list`. Up to version 2, a site had one dictionary, and `sae`
-no column `name`. Up to version 3, there was no table `class_stat`. All are read, and upgraded by the next build."""
+"""Up to version 2, a site had one dictionary, and `sae` no column `name`. :data:`_ADDED_TABLES` and :data:`_ADDED_COLUMNS` say
+what else earlier versions did not have. They are read as they are (:func:`fill_in`), and upgraded by the next write."""
 APPLICATION = 0x5AE817DB
 FEATURES_PER_SAE = 1 << 24
-ROLES = {name: i for i, name in enumerate(("fires_word", "fires_token", "peaks", "before", "context", "promotes", "suppresses"))}
+_ROLE_NAMES = ("fires_word", "fires_token", "peaks", "before", "context", "promotes", "suppresses", "causes")
+ROLES = {name: i for i, name in enumerate(_ROLE_NAMES)}
 """Ids of the `role` table."""
 _NOT_OURS = "Give the features.sqlite of a workspace."
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
-_ADDED_IN_2 = ("file", "set_aside_label", "set_aside_list")
-_ADDED_IN_4 = ("class_stat",)
+_ADDED_TABLES: dict[int, tuple[str, ...]] = {
+    2: ("file", "set_aside_label", "set_aside_list"),
+    4: ("class_stat", "partner", "measurement", "corpus_label", "corpus_label_stat"),
+}
+"""Tables that a version added to the one before it. Their indices come with them."""
+_ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
+    4: {"feature": ("input_score REAL", "output_score REAL", "effect REAL", "logit_histogram BLOB")},
+}
+"""Columns that a version added, in the order of schema.sql: after the other columns of their table, and NULL in earlier rows."""
 _SAE_BEFORE_3 = """
     CREATE TABLE sae (
         id INTEGER PRIMARY KEY, site TEXT NOT NULL UNIQUE, site_out TEXT NOT NULL, corpus INTEGER NOT NULL REFERENCES corpus(id),
@@ -72,11 +80,15 @@ def _check_version(path: Path, application: int, number: int) -> None:
 
 def create(db: sqlite3.Connection) -> None:
     """Make all tables in an empty database."""
-    roles = ", ".join(f"({number}, '{name}')" for name, number in ROLES.items())
     db.executescript(
-        f"BEGIN; {_script()} INSERT INTO role (id, name) VALUES {roles}; "
-        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
+        f"BEGIN; {_script()} {_roles()}; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
     )
+
+
+def _roles() -> str:
+    """The statement that writes the rows of `role`."""
+    roles = ", ".join(f"({number}, '{name}')" for name, number in ROLES.items())
+    return f"INSERT OR IGNORE INTO role (id, name) VALUES {roles}"
 
 
 def upgrade(db: sqlite3.Connection) -> None:
@@ -85,20 +97,65 @@ def upgrade(db: sqlite3.Connection) -> None:
     Foreign keys must be off: SQLite changes a table by making it again, and would delete the rows that refer to it.
     """
     found = version(db)
-    if found < 2:
-        for name in _ADDED_IN_2:
-            db.execute(_expected()["table", name])
+    if found == VERSION:
+        return
+    for sql in _added_tables(found).values():
+        db.execute(sql)
     if found < 3:
         columns = [name for _, name, *_ in db.execute("PRAGMA table_info(sae)")]
         db.execute(_expected()["table", "sae"].replace("CREATE TABLE sae", "CREATE TABLE sae_3", 1))
         db.execute(f"INSERT INTO sae_3 ({', '.join(columns)}, name) SELECT {', '.join(columns)}, '' FROM sae")
         db.execute("DROP TABLE sae")
         db.execute("ALTER TABLE sae_3 RENAME TO sae")
-    if found < 4:
-        for name in _ADDED_IN_4:
-            db.execute(_expected()["table", name])
-    if found < VERSION:
-        db.execute(f"PRAGMA user_version = {VERSION}")
+    for table, added in _added_columns(found).items():
+        for column in added:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+    db.execute(_roles())
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def fill_in(db: sqlite3.Connection) -> None:
+    """Let a reading connection to a database of an earlier version see the tables and columns of this one, without rows or NULL.
+
+    They are temporary tables and views of this connection, which SQLite prefers to those of the file where a statement does not
+    say `main.`. The file is not changed.
+    """
+    found = version(db)
+    for (kind, _), sql in _added_tables(found).items():
+        if kind == "table":
+            db.execute(sql.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
+    columns = {table: [f"NULL AS {column.split()[0]}" for column in added] for table, added in _added_columns(found).items()}
+    if found < 3:
+        columns["sae"] = [*columns.get("sae", ()), "'' AS name"]
+    for table, added in columns.items():
+        db.execute(f"CREATE TEMP VIEW {table} AS SELECT *, {', '.join(added)} FROM main.{table}")
+
+
+def filled_in() -> frozenset[str]:
+    """Names of the temporary tables and views that :func:`fill_in` may make."""
+    columns = (table for tables in _ADDED_COLUMNS.values() for table in tables)
+    return frozenset(("sae", *columns, *(name for tables in _ADDED_TABLES.values() for name in tables)))
+
+
+def _added_tables(found: int) -> Objects:
+    """SQL of the tables, and of their indices, that version `found` does not have."""
+    names = {name for number, tables in _ADDED_TABLES.items() if number > found for name in tables}
+    return {
+        key: sql
+        for key, sql in _expected().items()
+        if key[1] in names or (key[0] == "index" and re.search(r" ON (\w+)", sql)[1] in names)  # type: ignore[index]
+    }
+
+
+def _added_columns(found: int) -> dict[str, list[str]]:
+    """Definitions of the columns that version `found` does not have, by table."""
+    added: dict[str, list[str]] = {}
+    for number, tables in _ADDED_COLUMNS.items():
+        if number > found:
+            for table, columns in tables.items():
+                if ("table", table) not in _added_tables(found):
+                    added.setdefault(table, []).extend(columns)
+    return added
 
 
 def version(db: sqlite3.Connection) -> int:
@@ -117,13 +174,7 @@ def check(db: sqlite3.Connection, path: Path) -> None:
             version of saekit wrote it.
     """
     _check_version(path, db.execute("PRAGMA application_id").fetchone()[0], version(db))
-    expected = _expected()
-    if version(db) < 2:
-        expected = {key: sql for key, sql in expected.items() if key[1] not in _ADDED_IN_2}
-    if version(db) < 3:
-        expected = expected | {("table", "sae"): _bare("sae", _SAE_BEFORE_3)}
-    if version(db) < 4:
-        expected = {key: sql for key, sql in expected.items() if key[1] not in _ADDED_IN_4}
+    expected = _expected_of(version(db))
     found: Objects = {}
     tables = {name for kind, name in expected if kind == "table"}
     for kind, name, table, sql in db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"):
@@ -161,6 +212,18 @@ def _expected() -> Objects:
     rows = memory.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     memory.close()
     return {(kind, name): _bare(name, sql) for kind, name, sql in rows}
+
+
+def _expected_of(found: int) -> Objects:
+    """The same as version `found` made them."""
+    missing = _added_tables(found)
+    expected = {key: sql for key, sql in _expected().items() if key not in missing}
+    for table, columns in _added_columns(found).items():
+        for column in columns:
+            expected["table", table] = expected["table", table].replace(f", {column}", "", 1)
+    if found < 3:
+        expected["table", "sae"] = _bare("sae", _SAE_BEFORE_3)
+    return expected
 
 
 def _bare(name: str, sql: str | None) -> str:

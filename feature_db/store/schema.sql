@@ -54,8 +54,55 @@ CREATE TABLE feature (
     max REAL NOT NULL,
     histogram BLOB NOT NULL,            -- see statistics.py
     kind TEXT NOT NULL,                 -- dead, word, piece, class, context, output, dense
+    input_score REAL,                   -- 0 to 1, see effects.py; NULL until measured, like the next three
+    output_score REAL,                  -- 0 to 1
+    effect REAL,                        -- mean KL divergence in nats that one clamp causes on neutral prompts
+    logit_histogram BLOB,               -- of the direct effect on all tokens, see logits.py
     UNIQUE (sae, number)
 );
+
+-- Features of the same dictionary that go together with a feature.
+CREATE TABLE partner (
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    kind TEXT NOT NULL,                 -- decoder: cosine of the decoder directions; pmi, correlation: of the activations
+    rank INTEGER NOT NULL,
+    other INTEGER NOT NULL,             -- number of the partner
+    value REAL NOT NULL,                -- in the unit of its kind
+    together INTEGER,                   -- pmi, correlation: tokens on which both fire
+    chance REAL,                        -- pmi, correlation: tokens on which both would fire if they were independent
+    PRIMARY KEY (feature, kind, rank)
+) WITHOUT ROWID;
+
+-- What was measured of the features of a dictionary after it was indexed.
+CREATE TABLE measurement (
+    sae INTEGER NOT NULL REFERENCES sae(id) ON DELETE CASCADE,
+    name TEXT NOT NULL,                 -- effects, decoder, corpus_labels, ...
+    settings TEXT NOT NULL,             -- JSON: everything that the numbers depend on, besides model, dictionary and corpus
+    PRIMARY KEY (sae, name)
+) WITHOUT ROWID;
+
+-- Labels that documents or spans of the corpus carry, and how well each feature tells them.
+CREATE TABLE corpus_label (
+    id INTEGER PRIMARY KEY,
+    sae INTEGER NOT NULL REFERENCES sae(id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    level TEXT NOT NULL,                -- document or span
+    positives INTEGER NOT NULL,         -- documents or tokens with the label
+    total INTEGER NOT NULL,
+    UNIQUE (sae, level, name)
+);
+CREATE TABLE corpus_label_stat (
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    label INTEGER NOT NULL REFERENCES corpus_label(id) ON DELETE CASCADE,
+    auc REAL NOT NULL,                  -- area under the ROC curve
+    f1 REAL NOT NULL,                   -- best over thresholds
+    threshold REAL NOT NULL,            -- activation at which F1 is best
+    precision REAL NOT NULL,            -- at that threshold
+    recall REAL NOT NULL,
+    difference REAL NOT NULL,           -- mean activation with the label minus that without
+    PRIMARY KEY (feature, label)
+) WITHOUT ROWID;
+CREATE INDEX corpus_label_stat_label ON corpus_label_stat(label);
 
 -- The relation of a feature to a token or word. `value` has the unit of its role; `score` is 0 to 1, comparable between features.
 CREATE TABLE role (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);  -- the rows are in schema.py
@@ -64,7 +111,8 @@ CREATE TABLE token_stat (
     role INTEGER NOT NULL REFERENCES role(id),
     rank INTEGER NOT NULL,
     term INTEGER NOT NULL REFERENCES term(id),
-    value REAL NOT NULL,                -- fires_*, before: share of the feature's activation; peaks, context: share of top examples; promotes: logit
+    value REAL NOT NULL,                -- fires_*, before: share of the feature's activation; peaks, context: share of top examples; promotes: logit;
+                                        -- causes: change of log-probability
     rate REAL,                          -- fires_*, before: share of the term's occurrences on which it fires
     peak REAL,                          -- fires_*: largest activation there
     hits INTEGER,                       -- fires_*, before: firing tokens

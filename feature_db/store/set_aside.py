@@ -81,8 +81,6 @@ def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
 
 def waiting(db: sqlite3.Connection) -> dict[str, int]:
     """How many labels and list entries wait for their dictionary, by its fingerprint."""
-    if schema.version(db) < 2:
-        return {}
     union = "SELECT fingerprint FROM set_aside_label UNION ALL SELECT fingerprint FROM set_aside_list"
     return dict(db.execute(f"SELECT fingerprint, COUNT(*) FROM ({union}) GROUP BY fingerprint").fetchall())
 
@@ -90,7 +88,7 @@ def waiting(db: sqlite3.Connection) -> dict[str, int]:
 def by_people(db: sqlite3.Connection) -> tuple[int, int]:
     """How many labels by people and models and how many list entries there are, those that wait for a dictionary included."""
     rules = tuple(LABEL_METHODS)
-    tables = ("set_aside_label", "set_aside_list") if schema.version(db) >= 2 else ()
+    tables = ("set_aside_label", "set_aside_list")
     labels = f"SELECT COUNT(*) FROM label WHERE method NOT IN ({', '.join('?' * len(rules))})"
     counts = [db.execute(labels, rules).fetchone()[0], db.execute("SELECT COUNT(*) FROM list").fetchone()[0]]
     for i, table in enumerate(tables):

@@ -6,27 +6,29 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_db.arguments import whole
+from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import code, typed
 from feature_db.records import IndexedSAE
-from feature_db.store import connections, read
-from feature_db.store.examples import TOP, unpack
+from feature_db.store import connections, read, schema
+from feature_db.store.examples import TOP, Window, unpack
 from feature_db.store.statistics import unpack_histogram
 from saekit.errors import ConfigError, DatabaseError
+from saekit.pieces import joined
 
 _STEPS = 2000  # of SQLite's machine between looks at the clock
 _MAX_QUERY, _MAX_VALUE, _MAX_PATTERN = 1 << 20, 64 << 20, 1000  # bytes
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_FUNCTION)
 _FORBIDDEN_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "zeroblob", "randomblob", "edit", "readfile", "writefile"))
 _TABLE_FUNCTIONS = frozenset(("json_each", "json_tree"))
-_OF_VIEWS = frozenset(("dictionary_of", "name_of", "examples_of", "histogram_of"))
+_OF_VIEWS = frozenset(("dictionary_of", "name_of", "examples_of", "histogram_of", "logits_of"))
 _MISTAKES = {
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_AUTH,
@@ -124,23 +126,14 @@ def _prepare(db: sqlite3.Connection, saes: list[IndexedSAE], failed: list[Databa
 
     def examples_of(sae: int, windows: bytes) -> str:
         known = token_texts(sae)
-        return json.dumps(
-            [
-                {
-                    "bucket": "top" if window.bucket == TOP else f"decile {window.bucket}",
-                    "document": window.document,
-                    "position": window.position,
-                    "peak": window.peak,
-                    "tokens": [known.get(token, "?") for token in window.token_ids.tolist()],
-                    "values": [round(value, 6) for value in window.values.tolist()],
-                }
-                for window in unpack(windows)
-            ],
-            ensure_ascii=False,
-        )
+        return json.dumps([_example(known, window) for window in unpack(windows)], ensure_ascii=False)
 
     def histogram_of(packed: bytes) -> str:
         found = read.shown(unpack_histogram(packed))
+        return json.dumps({"edges": found.edges, "counts": found.counts})
+
+    def logits_of(packed: bytes) -> str:
+        found = unpack_logits(packed)
         return json.dumps({"edges": found.edges, "counts": found.counts})
 
     functions: dict[str, Callable[..., Any]] = {
@@ -148,17 +141,33 @@ def _prepare(db: sqlite3.Connection, saes: list[IndexedSAE], failed: list[Databa
         "name_of": lambda sae: by_id[sae].name,
         "examples_of": examples_of,
         "histogram_of": histogram_of,
+        "logits_of": logits_of,
     }
     for name, function in functions.items():
         db.create_function(name, 2 if function is examples_of else 1, _noting(function, failed), deterministic=True)
-    db.executescript(_script())
+    # The tables that a file of an earlier version lacks are in the temporary schema.
+    current = schema.version(db) == schema.VERSION
+    db.executescript(_script() if current else _script().replace("main.", ""))
     db.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')").fetchall()  # SQLite makes these tables when they are first used
     for sae in saes:
         token_texts(sae.id)
     for name, value in (("LENGTH", _MAX_VALUE), ("SQL_LENGTH", _MAX_QUERY * 4), ("LIKE_PATTERN_LENGTH", _MAX_PATTERN)):
         db.setlimit(getattr(sqlite3, f"SQLITE_LIMIT_{name}"), value)
     db.text_factory = lambda data: data.decode(errors="replace")
-    db.set_authorizer(_authorize)
+    db.set_authorizer(partial(_authorize, frozenset(views()) | (frozenset() if current else schema.filled_in())))
+
+
+def _example(texts: Mapping[int, str], window: Window) -> dict[str, Any]:
+    """An example as JSON values. Tokens that are one character together are joined, with the value of the strongest."""
+    pieces = joined([texts.get(token, "?") for token in window.token_ids.tolist()], window.values.tolist())
+    return {
+        "bucket": "top" if window.bucket == TOP else f"decile {window.bucket}",
+        "document": window.document,
+        "position": window.position,
+        "peak": next(i for i, piece in enumerate(pieces) if window.peak < piece.stop),
+        "tokens": [piece.text for piece in pieces],
+        "values": [round(piece.value, 6) for piece in pieces],
+    }
 
 
 def _noting(function: Callable[..., Any], failed: list[DatabaseError]) -> Callable[..., Any]:
@@ -174,11 +183,13 @@ def _noting(function: Callable[..., Any], failed: list[DatabaseError]) -> Callab
     return call
 
 
-def _authorize(action: int, first: str | None, second: str | None, schema: str | None, source: str | None) -> int:
-    """Allow reading the views, and what the views read."""
+def _authorize(
+    readers: frozenset[str], action: int, first: str | None, second: str | None, _: str | None, source: str | None
+) -> int:
+    """Allow reading the views, and what `readers` read: the views, and those of tables of an earlier version."""
     if action == sqlite3.SQLITE_READ:
         # No column: the query counts rows, which may be those of a subquery, a view or what the view reads.
-        allowed = source in views() or first in views() or first in _TABLE_FUNCTIONS or not second
+        allowed = source in readers or first in views() or first in _TABLE_FUNCTIONS or not second
     elif action == sqlite3.SQLITE_FUNCTION:
         name = str(second).casefold()
         allowed = name not in _FORBIDDEN_FUNCTIONS and (source in views() or name not in _OF_VIEWS)

@@ -11,8 +11,8 @@ from feature_db.errors import damaged
 
 Row = tuple[Any, ...]
 INT, REAL, TEXT, BLOB = "an integer", "a number", "a text", "bytes"
-OPTIONAL = {"an integer or nothing": INT, "a number or nothing": REAL, "a text or nothing": TEXT}
-INT_OR_NONE, REAL_OR_NONE, TEXT_OR_NONE = OPTIONAL
+OPTIONAL = {"an integer or nothing": INT, "a number or nothing": REAL, "a text or nothing": TEXT, "bytes or nothing": BLOB}
+INT_OR_NONE, REAL_OR_NONE, TEXT_OR_NONE, BLOB_OR_NONE = OPTIONAL
 _TYPES: dict[str, tuple[type, ...]] = {INT: (int,), REAL: (int, float), TEXT: (str,), BLOB: (bytes,)}
 
 

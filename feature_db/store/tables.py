@@ -16,7 +16,7 @@ def next_id(db: sqlite3.Connection, table: str) -> int:
 def add_labels(db: sqlite3.Connection, feature: int, found: list[Label], first_id: int) -> int:
     """Insert labels and their scores; returns the id after the last."""
     db.executemany(
-        "INSERT INTO label VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO label (id, feature, method, text, keywords, rank, model, prompt) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [(first_id + i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt) for i, x in enumerate(found)],
     )
     scores = [(first_id + i, metric, value) for i, x in enumerate(found) for metric, value in x.scores.items()]
@@ -27,7 +27,7 @@ def add_labels(db: sqlite3.Connection, feature: int, found: list[Label], first_i
 def delete_dictionary(db: sqlite3.Connection, sae: int) -> None:
     """Delete a dictionary and all rows of its features. Set aside first what people made (:mod:`feature_db.store.set_aside`)."""
     span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
-    for table in ("token_stat", "class_stat", "example", "label"):  # scores go with their labels
+    for table in ("token_stat", "class_stat", "example", "label", "partner", "corpus_label_stat"):  # scores go with their labels
         db.execute(f"DELETE FROM {table} WHERE feature BETWEEN ? AND ?", span)
     db.execute("DELETE FROM feature_fts WHERE rowid BETWEEN ? AND ?", span)
     db.execute("DELETE FROM feature WHERE id BETWEEN ? AND ?", span)

@@ -9,7 +9,7 @@ FROM main.sae JOIN main.corpus ON corpus.id = sae.corpus;
 -- Features, with the label that is shown.
 CREATE TEMP VIEW features AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, kind, count, density, density_low,
-    density_high, mean, max,
+    density_high, mean, max, input_score, output_score, effect,
     (SELECT text FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label,
     (SELECT method FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label_source
 FROM main.feature;
@@ -20,7 +20,7 @@ SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label
     (SELECT json_group_object(metric, value) FROM main.label_score WHERE label_score.label = label.id) AS scores
 FROM main.label JOIN main.feature ON feature.id = label.feature;
 
--- Words and tokens of features, by role: fires_word, fires_token, peaks, before, context, promotes, suppresses.
+-- Words and tokens of features, by role: fires_word, fires_token, peaks, before, context, promotes, suppresses, causes.
 CREATE TEMP VIEW words AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, role.name AS role, term.text AS word, value, rate, peak, hits AS count, score
 FROM main.token_stat JOIN main.feature ON feature.id = token_stat.feature JOIN main.role ON role.id = token_stat.role
@@ -40,6 +40,18 @@ FROM main.example JOIN main.feature ON feature.id = example.feature;
 CREATE TEMP VIEW histograms AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, histogram_of(histogram) AS histogram
 FROM main.feature;
+
+-- Histograms of the direct effect on the logits of all tokens, as the same JSON.
+CREATE TEMP VIEW logit_histograms AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number,
+    logits_of(logit_histogram) AS histogram
+FROM main.feature WHERE logit_histogram IS NOT NULL;
+
+-- Features of one dictionary that go together, by kind: decoder (value is a cosine), pmi, correlation.
+CREATE TEMP VIEW partners AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, partner.kind AS kind, rank,
+    'feature:' || dictionary_of(sae) || '/' || other AS partner, value, together, chance
+FROM main.partner JOIN main.feature ON feature.id = partner.feature;
 
 -- Lists by people.
 CREATE TEMP VIEW lists AS

@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saekit.cli import options
 from saekit.cli.output import emit, quiet_libraries, say, table
+
+if TYPE_CHECKING:
+    from saekit.evaluate.steering.clamp_effects import ClampSettings
+
+
+@dataclass(frozen=True)
+class EffectOptions:
+    """What of the effects of features is measured, and how."""
+
+    effects: Annotated[
+        bool | None,
+        typer.Option(
+            "--effects/--no-effects",
+            help="Measure what a clamp of each feature causes on neutral prompts. [default: if it takes at most 15 minutes]",
+            show_default=False,
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file with the neutral prompts, one a line. [default: eight openings, listed in the documentation]",
+            show_default=False,
+        ),
+    ] = None
+    clamp: Annotated[
+        str | None,
+        typer.Option("--clamp", help="Strength of the clamp, as `saekit steer` takes it. [default: 0.5norm]", show_default=False),
+    ] = None
+
+    def settings(self) -> ClampSettings | None:
+        """The settings that are given; None where all have their defaults.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds no prompt.
+            InterventionError: the strength cannot be read.
+        """
+        from saekit.errors import ConfigError
+        from saekit.evaluate.steering.clamp_effects import ClampSettings
+
+        given: dict[str, Any] = {} if self.clamp is None else {"strength": self.clamp}
+        if self.prompts is not None:
+            try:
+                lines = self.prompts.read_text("utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"{self.prompts} cannot be read: {error}.", "Give a text file with a prompt in each line."
+                ) from error
+            given["prompts"] = tuple(line for line in lines if line.strip())
+        return ClampSettings(**given) if given else None
 
 
 def index(
@@ -23,17 +74,23 @@ def index(
     ] = None,
     as_json: options.JSON = False,
     *,
+    measured: EffectOptions,
     load: options.PlaceOptions,
 ) -> None:
     """Put the features of each site's default dictionary, or of those called NAME, into the searchable database.
 
     The features get labels made by rules. The database holds any number of dictionaries, also several of one site.
 
+    Then what each feature causes is measured: the feature is clamped once on neutral prompts, and the tokens that gain are kept
+    beside the tokens that it fires on. Where a database lacks this, the same command measures it, and does nothing else again.
+
     Example: `saekit index pythia`
 
     Example: `saekit index pythia --site resid_post.3 --name wide`
 
     Example: `saekit index pythia --all`
+
+    Example: `saekit index pythia --no-effects`
     """
     quiet_libraries()
     from saekit.errors import ConfigError
@@ -41,11 +98,12 @@ def index(
 
     if every and (site or name):
         raise ConfigError("--all is given together with --site or --name.", "Give one of them.")
+    clamps = measured.settings()
     ws = Workspace.open(workspace, **load.changes())
     chosen = ws.dictionaries.searchable() if every else ws.dictionaries.chosen(site, name)
     with ws.writing():
         for place, own in chosen:
-            ws.index(place, own, labels=labels).close()
+            ws.index(place, own, labels=labels, effects=measured.effects, clamps=clamps).close()
     rows = [{"site": place, "name": own, "features": ws.sae(place, own).cfg.n_latents} for place, own in chosen]
     if as_json:
         emit(rows)

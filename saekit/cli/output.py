@@ -138,10 +138,17 @@ def size(count: int) -> str:
 
 
 def highlighted(tokens: list[str], values: list[float], peak: float, width: int) -> Text:
-    """One line of text around the token with the largest activation. The background of a token shows its activation."""
+    """One line of text around the token with the largest activation. The background of a token shows its activation.
+
+    Tokens that are one character together are shown as that character, with the activation of the strongest.
+    """
     from rich.text import Text
 
-    shown = [clean(token.replace("\n", "↵")) for token in tokens]
+    from saekit.pieces import joined
+
+    pieces = joined(tokens, values)
+    values = [piece.value for piece in pieces]
+    shown = [clean(piece.text.replace("\n", "↵")) for piece in pieces]
     start = stop = max(range(len(values)), key=values.__getitem__)
     room = width - len(shown[start])
     # Add tokens on both sides in turn while there is room.

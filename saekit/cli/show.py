@@ -7,8 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import console, emit, highlighted, number, say, text
+from saekit.cli.output import bar, console, emit, highlighted, number, say, text
 from saekit.cli.values import count
+
+SCORES = ("input_score", "output_score", "effect")
+PARTNERS = {"decoder": "alike", "pmi": "with", "correlation": "correlates"}
+"""What rows of partners are called on the screen."""
 
 
 def show(
@@ -27,7 +31,9 @@ def show(
     name: options.NAME = "",
     as_json: options.JSON = False,
 ) -> None:
-    """Show a feature: its statistics, the tokens it promotes and suppresses, and the words and texts it fires on.
+    """Show a feature: its statistics, the tokens it promotes, suppresses and causes, and the words and texts it fires on.
+
+    Promoted tokens are those of its decoder direction. Caused tokens are those that gain when it is clamped on neutral prompts.
 
     Example: `saekit show pythia 1042`
 
@@ -48,9 +54,23 @@ def _print_record(facts: dict[str, Any]) -> None:
     out = console()
     say((facts["ref"], "bold"), "  ", (facts["label"] or "no label", "green"))
     say(f"fires on {facts['density']:.3%} of tokens, mean {number(facts['mean'])} where it fires, max {number(facts['max'])}")
+    scores = [f"{name.replace('_', ' ')} {number(facts[name])}" for name in SCORES if facts[name] is not None]
+    if scores:
+        say(f"{', '.join(scores)}{' nats' if facts['effect'] is not None else ''}")
     for name in ("promoted", "suppressed"):
         tokens = "  ".join(repr(item["token"]) for item in facts[name][:10])
         say((f"{name:<11}", "bold"), tokens)
+    if facts["caused"]:
+        tokens = "  ".join(f"{item['token']!r}" for item in facts["caused"][:10])
+        say((f"{'causes':<11}", "bold"), tokens)
+    for kind, partners in facts["partners"].items():
+        alike = "  ".join(f"{each['feature']} ({each['value']:.2f})" for each in partners[:6])
+        say((f"{PARTNERS.get(kind, kind):<11}", "bold"), alike)
+    if facts["logit_histogram"]:
+        most = max(facts["logit_histogram"]["counts"])
+        edges = facts["logit_histogram"]["edges"]
+        bars = "".join(bar(each, most) for each in facts["logit_histogram"]["counts"])
+        say((f"{'logits':<11}", "bold"), f"{edges[0]:.3g} {bars} {edges[-1]:.3g}")
     for example in facts["examples"]:
         line = highlighted(example["tokens"], example["values"], facts["max"], out.width - 10)
         out.print(text((f"{max(example['values']):8.3g}  ", "dim")).append_text(line))

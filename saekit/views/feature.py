@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from saekit.pieces import joined
+
 if TYPE_CHECKING:
     from feature_db.records import Example, FeatureRecord, TokenEffect
 
@@ -54,9 +56,9 @@ def _examples(record: FeatureRecord) -> list[Example]:
 
 
 def _pieces(example: Example, largest: float) -> list[dict[str, Any]]:
-    """Tokens with their activations; neighbouring tokens without activation are one piece."""
+    """Tokens with their activations. Neighbouring tokens without activation are one piece, and so are those of one character."""
     found: list[dict[str, Any]] = []
-    for token, value in zip(example.tokens, example.values, strict=True):
+    for token, value, *_ in joined(example.tokens, example.values):
         if value > 0:
             found.append({"text": token, "value": value, "share": min(value / largest, 1.0) if largest > 0 else 0.0})
         elif found and not found[-1]["value"]:

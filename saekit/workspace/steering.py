@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from saekit.errors import StoreMismatch
@@ -11,6 +11,7 @@ from saekit.names.address import Address, AddressLike
 from saekit.names.site_map import SiteMap
 
 if TYPE_CHECKING:
+    from feature_db import FeatureDB
     from saekit.names.ref import Ref
     from saekit.names.site import Site
     from saekit.sae import SAE
@@ -22,7 +23,7 @@ _NORM_TOKENS = 8192
 
 def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) -> Intervention:
     """See :meth:`Workspace.intervention`."""
-    from saekit.steer import FeatureStats, combine, intervene, parse_feature
+    from saekit.steer import combine, intervene, parse_feature
 
     with ws.database() as database:
         changes = []
@@ -33,10 +34,14 @@ def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) 
             attach_dictionary_of(ws, ref)
             changes.append(intervene(op, ref, strength))
 
-        def stats(ref: Ref) -> FeatureStats:
-            return FeatureStats(**dataclasses.asdict(database.stats(ref)))
+        return combine(changes).resolve(ws.lm, stats=feature_stats(database), norms=ws.median_norm)
 
-        return combine(changes).resolve(ws.lm, stats=stats, norms=ws.median_norm)
+
+def feature_stats(database: FeatureDB) -> Callable[[Ref], FeatureStats]:
+    """Looks up the measures that the units of strength need, by the ref of a feature."""
+    from saekit.steer import FeatureStats
+
+    return lambda ref: FeatureStats(**dataclasses.asdict(database.stats(ref)))
 
 
 def median_norm(ws: Workspace, site: Site) -> float:

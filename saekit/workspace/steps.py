@@ -13,6 +13,7 @@ from saekit.names.address import Address
 if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import ActivationStore
+    from saekit.evaluate.steering.clamp_effects import ClampSettings
     from saekit.names.address import AddressLike
     from saekit.workspace.workspace import Workspace
     from trainers import Plan
@@ -81,12 +82,21 @@ def train_all(
     return trainers.train_all(data, plans, lm=ws.lm, wandb=wandb, progress=progress)
 
 
-def index(ws: Workspace, place: AddressLike, name: str, labels: Sequence[str] | None, progress: bool) -> FeatureDB:
+def index(
+    ws: Workspace,
+    place: AddressLike,
+    name: str,
+    labels: Sequence[str] | None,
+    effects: bool | None,
+    clamps: ClampSettings | None,
+    progress: bool,
+) -> FeatureDB:
     """See :meth:`Workspace.index`."""
     import torch
 
     import feature_db
     from saekit.sae.files import save_sparsity
+    from saekit.workspace.effects import complete
 
     config = feature_db.BuildConfig(labels=None if labels is None else tuple(labels))
     address = ws.dictionaries.address(place, name)
@@ -107,4 +117,5 @@ def index(ws: Workspace, place: AddressLike, name: str, labels: Sequence[str] | 
     )
     n_tokens = next(each.n_tokens for each in database.saes() if each.address == address)
     save_sparsity(folder, torch.from_numpy(database.densities(address)), n_tokens)
+    complete(ws, database, address, asked=effects, settings=clamps, progress=progress)
     return database

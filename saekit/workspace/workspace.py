@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from feature_db import FeatureDB
     from saekit.activations import ActivationStore
     from saekit.evaluate.dictionary.cross_entropy import Baseline
+    from saekit.evaluate.steering.clamp_effects import ClampSettings
     from saekit.names.address import AddressLike
     from saekit.names.site import Site
     from saekit.names.site_map import SiteMap
@@ -102,9 +103,19 @@ class Workspace(WorkspaceFolder):
         return steps.train_all(self, plans, other=other, live=live, wandb=wandb, progress=progress)
 
     def index(
-        self, place: AddressLike, name: str = "", *, labels: Sequence[str] | None = None, progress: bool = True
+        self,
+        place: AddressLike,
+        name: str = "",
+        *,
+        labels: Sequence[str] | None = None,
+        effects: bool | None = None,
+        clamps: ClampSettings | None = None,
+        progress: bool = True,
     ) -> FeatureDB:
         """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).
+
+        Then measure what the database does not have yet: input scores, similar decoder directions, logit histograms, and what a
+        clamp of each feature causes on neutral prompts. The activations are not read again for that.
 
         The rows of an earlier dictionary with the same site map and name are replaced; those of others stay. The dictionary's
         `sparsity.safetensors`, which training wrote from its last steps, is replaced by the exact densities of the database.
@@ -113,13 +124,15 @@ class Workspace(WorkspaceFolder):
             place: its address, its site map, or only what it reads.
             name: empty for the default dictionary.
             labels: names of label methods (:data:`feature_db.labels.LABEL_METHODS`); None: all.
+            effects: whether to measure what clamps cause; None: if it takes at most 15 minutes.
+            clamps: prompts and strength of the clamps; None: the defaults, or those of an earlier measurement.
             progress: show a progress bar.
 
         Raises:
             WorkspaceError: there is no such dictionary.
             ConfigError: it reads several sites, or there is no such label method.
         """
-        return steps.index(self, place, name, labels, progress)
+        return steps.index(self, place, name, labels, effects, clamps, progress)
 
     def evaluate(
         self,

@@ -16,6 +16,7 @@ from feature_db import FeatureDB, build
 from feature_db.store.sql import views
 from saekit.errors import ConfigError, DatabaseError
 from saekit.lm import LanguageModel
+from saekit.pieces import joined
 from tests.kit.contents import contents
 from tests.kit.planted import SITE, PlantedStore, make_sae
 
@@ -41,7 +42,10 @@ def test_views_hold_what_records_hold(searched: FeatureDB) -> None:
     record = searched.feature((SITE, 2))
     (found,) = searched.sql(f"select * from examples where ref = 'feature:{SITE}/2'").to_dicts()
     shown = json.loads(found["examples"])
-    assert [each["tokens"] for each in shown] == [each.tokens for each in record.examples]
+    pieces = [joined(each.tokens, each.values) for each in record.examples]
+    assert [each["tokens"] for each in shown] == [[piece.text for piece in each] for each in pieces]
+    for each, record_piece, example in zip(shown, pieces, record.examples):
+        assert record_piece[each["peak"]].start <= example.peak < record_piece[each["peak"]].stop
     assert [each["bucket"] for each in shown] == [each.bucket for each in record.examples]
     assert [max(each["values"]) for each in shown] == pytest.approx([max(each.values) for each in record.examples], abs=1e-5)
     (found,) = searched.sql(f"select * from histograms where ref = 'feature:{SITE}/2'").to_dicts()

@@ -9,9 +9,18 @@ from feature_db.store import connections, schema
 
 
 def as_version_3(path: Path) -> None:
-    """No tables of version 4."""
+    """Without what version 4 added."""
+    tables = "".join(f"DROP TABLE {name}; " for name in reversed(schema._ADDED_TABLES[4]))
+    columns = "".join(
+        f"ALTER TABLE {table} DROP COLUMN {column.split()[0]}; "
+        for table, added in schema._ADDED_COLUMNS[4].items()
+        for column in added
+    )
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.executescript(f"{''.join(f'DROP TABLE {table};' for table in schema._ADDED_IN_4)} PRAGMA user_version = 3;")
+    connection.executescript(
+        f"PRAGMA foreign_keys = OFF; BEGIN; {tables} {columns} DELETE FROM role WHERE name = 'causes'; "
+        "PRAGMA user_version = 3; COMMIT;"
+    )
     connection.close()
     assert connections.seal(path)
 

@@ -1,0 +1,137 @@
+"""What clamps cause: against a recomputation in float64 with plain hooks, and for features known to promote a token."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saekit.errors import ConfigError, InterventionError
+from saekit.evaluate.steering.clamp_effects import NEUTRAL_PROMPTS, ClampMeasurement, ClampSettings, output_scores
+from saekit.lm import LanguageModel
+from saekit.names.address import Address
+from saekit.names.ref import Ref
+from saekit.names.site import Site
+from saekit.objects import space_of
+from saekit.sae import SAE
+
+PROMPTS = ("Once upon a time", "The dog", "A cat ran", "They went to")
+STRENGTH = 6.0
+
+
+def _predictions(lm: LanguageModel, address: str, unit: int, prompt: str, strength: float | None) -> np.ndarray:
+    """log p of the next token with the whole model in float64; the feature is set at the last token by a plain torch hook."""
+    model: Any = copy.deepcopy(lm.model).double()
+    space = space_of(lm, Ref.feature(Address.parse(address), unit))
+    sae: SAE = lm.attached[Address.parse(address)]
+    read: dict[str, torch.Tensor] = {}
+
+    def module(site: Site) -> Any:
+        block = model.model.layers[site.layer]
+        return {"resid_post": block, "mlp_in": block.mlp, "mlp_out": block.mlp}[site.kind]
+
+    def note(_: Any, inputs: Any) -> None:
+        read["x"] = inputs[0][0, -1].clone()
+
+    def change(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        x = read["x"] if read else output[0, -1]
+        current = sae.encode_dense(x[None].float())[0, unit]
+        output = output.clone()
+        output[0, -1] += (strength - current.double()) * sae.W_dec[unit].double()  # type: ignore[operator]
+        return output
+
+    if strength is not None:
+        if space.site != space.site_out:
+            module(space.site).register_forward_pre_hook(note)
+        module(space.site_out).register_forward_hook(change)
+    with torch.no_grad():
+        tokens = torch.tensor([lm.text.ids([prompt])[0]])
+        return model(tokens, use_cache=False).logits[0, -1].log_softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("address", ["resid_post.2", "resid_post.3", "mlp_in.1"])
+def test_every_number_equals_a_recomputation_in_float64(lm: LanguageModel, address: str) -> None:
+    """For a ReLU SAE, a TopK SAE and a transcoder; features run together do not touch each other."""
+    units, found = [5, 7, 9], []
+    promoted_NK = np.array([[30, 40, 50], [-1, -1, -1], [60, 61, -1]])
+    settings = ClampSettings(PROMPTS, f"{STRENGTH}raw", tokens=6)
+    measurement = ClampMeasurement(lm, Address.parse(address), settings)
+    effects = measurement.measure(units, promoted_NK)
+    for unit in units:
+        clamped = np.array([_predictions(lm, address, unit, prompt, STRENGTH) for prompt in PROMPTS])
+        base = np.array([_predictions(lm, address, unit, prompt, None) for prompt in PROMPTS])
+        found.append((clamped, base))
+    for i, (clamped, base) in enumerate(found):
+        change = (clamped - base).mean(0)
+        best = np.argsort(-change)[:6]
+        np.testing.assert_allclose(effects.effect_N[i], (np.exp(base) * (base - clamped)).sum(1).mean(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(effects.changes_NK[i], change[best], rtol=1e-3, atol=1e-4)
+        assert len(set(effects.tokens_NK[i].tolist()) & set(best.tolist())) >= 5  # a tie may fall either way
+        np.testing.assert_allclose(
+            effects.probabilities_NK[i], np.exp(clamped).mean(0)[effects.tokens_NK[i]], rtol=1e-3, atol=1e-8
+        )
+        scores = []
+        for logp in clamped:
+            chosen = [logp[token] for token in promoted_NK[i] if token >= 0]
+            rank = int((logp > max(chosen)).sum()) if chosen else 0
+            scores.append((1 - rank / len(logp)) * np.exp(max(chosen)) if chosen else np.nan)
+        np.testing.assert_allclose(effects.output_score_N[i], np.mean(scores), rtol=1e-3, atol=1e-8)
+
+
+def test_features_together_equal_features_alone(lm: LanguageModel) -> None:
+    measurement = ClampMeasurement(lm, Address.parse("resid_post.2"), norms={Site("resid_post", 2): 10.0})
+    units = list(range(8))
+    promoted = np.tile(np.arange(20), (8, 1))
+    together = measurement.measure(units, promoted)
+    alone = [measurement.measure([unit], promoted[:1]) for unit in units]
+    for name in ("output_score_N", "effect_N", "changes_NK"):
+        np.testing.assert_allclose(
+            getattr(together, name), np.concatenate([getattr(each, name) for each in alone]), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_a_planted_feature_causes_what_it_promotes(lm: LanguageModel) -> None:
+    """The decoder direction of a token's unembedding, at the last site, makes that token; noise of the same length does not."""
+    token = lm.text.ids([" dog"], bos=False)[0][-1]
+    site = Site("resid_post", lm.n_layers - 1)
+    sae = copy.deepcopy(lm.dictionaries[Site("resid_post", 2)])
+    toward = lm.W_U[:, token].detach().float()
+    noise = torch.randn(len(toward), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sae.W_dec[0] = toward / toward.norm()
+        sae.W_dec[1] = noise / noise.norm()
+    lm.attach_sae(site, sae)
+    try:
+        measurement = ClampMeasurement(lm, Address.parse(site), ClampSettings(strength="3norm"), norms={site: 10.0})
+        effects = measurement.measure([0, 1], np.array([[token], [token]]))
+    finally:
+        lm.detach_sae(site)
+    assert effects.tokens_NK[0, 0] == token and effects.output_score_N[0] > 0.9 > 0.1 > effects.output_score_N[1]
+    assert effects.scores_NK.min() >= 0 and effects.scores_NK.max() <= 1 and (effects.effect_N > 0).all()
+
+
+def test_the_output_score_is_the_formula() -> None:
+    logp = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(3, 1))
+    scores = output_scores(logp, torch.tensor([[0, -1], [3, 2], [-1, -1]]))
+    assert scores[:2].tolist() == pytest.approx([0.5, (1 - 2 / 4) * 0.15]) and scores[2].isnan()
+
+
+def test_only_allowed_tokens_that_gain_are_listed(lm: LanguageModel) -> None:
+    allowed = torch.zeros(lm.W_U.shape[1], dtype=torch.bool)
+    allowed[[70, 80, 90]] = True
+    measurement = ClampMeasurement(lm, Address.parse("resid_post.2"), ClampSettings(strength="5raw"), allowed_V=allowed)
+    (tokens,) = measurement.measure([7], np.array([[1]])).tokens_NK
+    assert len(tokens) == 20 and set(tokens.tolist()) <= {70, 80, 90, -1}
+
+
+@pytest.mark.parametrize("bad", [{"prompts": ()}, {"prompts": ("a", " ")}, {"tokens": 0}, {"strength": "strong"}])
+def test_impossible_settings_are_named(bad: dict[str, Any]) -> None:
+    with pytest.raises((ConfigError, InterventionError)):
+        ClampSettings(**bad)
+
+
+def test_the_prompts_are_different() -> None:
+    assert len(set(NEUTRAL_PROMPTS)) == len(NEUTRAL_PROMPTS) >= 8
