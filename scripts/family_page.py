@@ -26,8 +26,8 @@ _PARTS = {
 
 
 _OTHERS = {
-    **dict.fromkeys(["git", "openai-gpt", "xlm"], "norms in the residual stream"),
-    **dict.fromkeys(["gemma3n_text", "xlnet"], "several residual streams"),
+    **dict.fromkeys(["git", "openai-gpt", "xlm", "xlnet"], "norms in the residual stream"),
+    "gemma3n_text": "several residual streams",
     "diffllama": "differential attention",
     "hrm_text": "blocks that run several times",
     "blt": "bytes and patches",

@@ -14,7 +14,7 @@ from scripts.tiny_families import VARIANTS, family_names
 
 ROOT = Path(__file__).parents[2]
 SOME = [
-    *("llama", "gemma2", "cohere2", "codegen", "modernbert-decoder", "granite", "gemma3n_text"),
+    *("llama", "gemma2", "cohere2", "codegen", "modernbert-decoder", "granite", "gemma3n_text", "xlnet"),
     *("gpt_oss", "qwen3_moe", "deepseek_v3", "qwen3_next", "falcon_h1", "mamba2", "llava"),
 ]
 
@@ -53,7 +53,7 @@ def test_the_page_has_every_family_and_its_figures() -> None:
     assert set(family_names()) <= set(names)
     assert "No check fails." in page
     share = re.search(r"\((\d+\.\d) %\) offer the residual stream in every layer", page)
-    assert share is not None and float(share[1]) >= 96
+    assert share is not None and float(share[1]) >= 96.5
 
 
 def test_names_are_those_of_transformers() -> None:

@@ -29,6 +29,7 @@ class Guess(NamedTuple):
     d_model: int
     embedding_copied: bool
     stream: TensorView
+    embedded: TensorView
 
 
 def guess_layout(model: Any, paths: Mapping[str, Any], who: str) -> Guess:
@@ -72,8 +73,9 @@ def guess_layout(model: Any, paths: Mapping[str, Any], who: str) -> Guess:
     layouts = [BlockGuess(once, path, n, config, table, view).layout() for n, path in enumerate(blocks)]
     embedded = [call for call in seen.calls.values() if call.module is embedding]
     copied = any("out" in call.changed for call in embedded)
+    embedded_view = (stream_view(embedded[0].returned, tokens_BT) if embedded else None) or TensorView()
     d_model = view.get(first.taken, *tokens_BT.shape).shape[-1]
-    return Guess(table, layouts, readout, d_model, copied, view)
+    return Guess(table, layouts, readout, d_model, copied, view, embedded_view)
 
 
 @torch.no_grad()
@@ -117,7 +119,9 @@ def _is_stream(call: Call, tokens_BT: Tensor) -> bool:
 
 
 def stream_view(x: Tensor, tokens_BT: Tensor) -> TensorView | None:
-    """How the residual stream lies in what a block takes in: (B, T, d), or several streams in a dimension of their own."""
+    """How the residual stream lies in what a block takes in: (B, T, d), (T, B, d), or parts in a dimension of their own."""
+    if x.ndim == 3 and x.shape[:2] == tokens_BT.T.shape:
+        return TensorView(tokens_first=True)
     if x.shape[:2] == tokens_BT.shape and x.ndim in (3, 4):
         return TensorView(streams="last" if x.ndim == 4 else "")
     return TensorView(streams="first") if x.ndim == 4 and x.shape[1:3] == tokens_BT.shape else None

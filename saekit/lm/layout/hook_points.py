@@ -20,6 +20,7 @@ class TensorView:
             the tensor is the site.
         heads_first: the tensor is (B, heads, T, d_head).
         streams: for a residual stream of several parts: "first" in (parts, B, T, d), "last" in (B, T, parts, d). A token is flat.
+        tokens_first: the tensor is (T, B, d).
     """
 
     heads: int = 0
@@ -27,11 +28,14 @@ class TensorView:
     starts: tuple[int, ...] = ()
     heads_first: bool = False
     streams: Literal["", "first", "last"] = ""
+    tokens_first: bool = False
 
     def get(self, raw: Tensor, B: int, T: int) -> Tensor:
         """The site's values, which are a view of `raw` where they lie in one piece; `raw` may have B and T as one dimension."""
         if self.streams:
             return (raw.permute(1, 2, 0, 3) if self.streams == "first" else raw).flatten(2)
+        if self.tokens_first:
+            return raw.transpose(0, 1)
         if raw.ndim == 2 or self.starts:
             raw = raw.view(B, T, -1)
         if not self.heads:
@@ -47,6 +51,8 @@ class TensorView:
         if self.streams:
             x = x.unflatten(2, (-1, raw.shape[-1]))
             return x.permute(2, 0, 1, 3).contiguous() if self.streams == "first" else x
+        if self.tokens_first:
+            return x.transpose(0, 1).contiguous()
         if self.starts:
             new = raw.clone(memory_format=torch.contiguous_format)
             new.view(*x.shape[:2], -1)[..., self._index] = x.flatten(2)

@@ -47,7 +47,7 @@ class ModelLayout:
         self.embedding: nn.Module = model.get_input_embeddings()
         self.n_layers = len(self.blocks)
         self.d_model = resolved.d_model or int(self.config.hidden_size)
-        self._embedding_copied, self._stream = resolved.embedding_copied, resolved.stream
+        self._embedding_copied, self._stream, self._embedded = resolved.embedding_copied, resolved.stream, resolved.embedded
         self.d_embed = _weight(self.embedding).shape[1]
         self.vocab_size = _weight(self.head).shape[0]
         self.n_heads, self.n_kv_heads, self.d_head, self.d_ffn = map(
@@ -220,14 +220,14 @@ class ModelLayout:
         if row.hook_point is not None:
             return resolve(row.hook_point)(self, site)
         if site.layer is None:
-            return HookPoint(self.embedding, row.side, copied=self._embedding_copied)
+            return HookPoint(self.embedding, row.side, self._embedded, copied=self._embedding_copied)
         layout = self.layouts[site.layer]
         copied = site.kind in layout.copied
         if row.module == "block":
             return HookPoint(self.blocks[site.layer], row.side, self._stream, copied=copied)
         if site.kind == "pattern" and not layout.paths.pattern:
             return None
-        view = layout.views[site.kind] if row.view else TensorView()
+        view = layout.views[site.kind] if row.view else TensorView(tokens_first=self._stream.tokens_first)
         return HookPoint(self._module(site.layer, row.module), row.side, view, row.in_place, copied)
 
 

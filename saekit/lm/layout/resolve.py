@@ -28,7 +28,7 @@ class Resolved(NamedTuple):
         by_structure: it is a guess, not a table.
         d_model: width of the residual stream; 0 if the configuration has it.
         embedding_copied: the model writes into what its embedding returns, so that a read must copy it.
-        stream: how the residual stream lies in what blocks take in and return.
+        stream, embedded: how the residual stream lies in what blocks take in and return, and in what the embedding returns.
     """
 
     family: Family
@@ -39,6 +39,7 @@ class Resolved(NamedTuple):
     d_model: int = 0
     embedding_copied: bool = False
     stream: TensorView = TensorView()
+    embedded: TensorView = TensorView()
 
 
 def resolve_layout(model: Any, paths: Paths | None = None, name: str = "", *, tables: bool = True) -> Resolved:
