@@ -211,7 +211,7 @@ def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
 
 
 def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site: Site, progress: bool) -> list[Section]:
-    """The sections with AUC and average precision of every hit on labelled documents, for concepts of the laboratory."""
+    """The sections with F1, AUC and average precision of every hit on labelled documents, for concepts of the laboratory."""
     names = [each.concept for each in topics if each.concept is not None]
     if not names:
         return sections
@@ -222,7 +222,8 @@ def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site
 
     def detected(feature: int, concept: str) -> Detected:
         c = found.concepts.index(concept)
-        return Detected(float(found.auc_FC[feature, c]), found.average_precision(feature, concept), float(found.base_rate_C[c]))
+        f1, area = float(found.f1_FC[feature, c]), float(found.auc_FC[feature, c])
+        return Detected(f1, area, found.average_precision(feature, concept), float(found.base_rate_C[c]))
 
     checked = []
     for section in sections:

@@ -76,6 +76,6 @@ COMMANDS: Registry[CommandRow] = Registry(
         "lab sample": CommandRow(
             "saekit.cli.lab_sample:sample", "Print documents of the corpus with their concepts.", renamed={"--n": "-n"}
         ),
-        "lab concepts": CommandRow("saekit.cli.lab_concepts:concepts", "Find which known concepts a dictionary recovers."),
+        "lab concepts": CommandRow("saekit.cli.lab_concepts:concepts", "Find which known concepts a dictionary encodes."),
     },
 )

@@ -97,6 +97,7 @@ def _hits(section: Section) -> list[dict[str, Any]]:
             "feature": each.hit.feature,
             "label": each.hit.label,
             "of tokens": f"{each.hit.density:.2%}",
+            "F1": "" if each.detected is None else f"{each.detected.f1:.3f}",
             "AUC": "" if each.detected is None else f"{each.detected.auc:.3f}",
             "average precision": ""
             if each.detected is None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Detected(NamedTuple):
     """How well a feature's activation tells the labelled tokens of a concept from all other tokens."""
 
+    f1: float
+    """With the threshold that is the best one on other documents."""
     auc: float
     average_precision: float
     base_rate: float
@@ -80,8 +82,8 @@ def search_view(section: Section) -> dict[str, Any]:
 
     Returns:
         title, query: texts.
-        found: for each feature its :func:`saekit.views.feature.feature_view`, `why` it was found, and `detected`: `auc`,
-            `average_precision` and `base_rate`, or None.
+        found: for each feature its :func:`saekit.views.feature.feature_view`, `why` it was found, and `detected`: `f1`,
+            `auc`, `average_precision` and `base_rate`, or None.
         steered: :func:`saekit.views.steering.steering_view`, or None.
     """
     steered = None

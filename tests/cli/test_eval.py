@@ -104,8 +104,9 @@ def test_probes_and_concepts_of_the_laboratory(saekit: Saekit, workspace: Path) 
     assert found["probe"]["means"]["concepts"] == len(found["probe"]["concepts"]) > 3
     accuracies = [each["sparse"]["1"]["accuracy"] for each in found["probe"]["concepts"]]
     assert accuracies == sorted(accuracies, reverse=True)
-    alone = saekit("lab", "concepts", workspace, "--documents", 60, "--json").json
-    assert found["concepts"] == alone[0]
+    (alone,) = saekit("lab", "concepts", workspace, "--documents", 60, "--json").json
+    assert {name: alone.pop(name) for name in ("dictionary", "latents")} == {"dictionary": SITE, "latents": 512}
+    assert found["concepts"] == alone
 
 
 def test_another_model(saekit: Saekit, workspace: Path, stories_path: Path, tmp_path: Path) -> None:

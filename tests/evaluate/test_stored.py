@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -13,19 +14,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.errors import WorkspaceError
+from saekit.evaluate.concepts.results import Context, Detector, Recoveries, Recovery, Words
 from saekit.evaluate.dictionary.cross_entropy import baseline_of
 from saekit.evaluate.dictionary.stored import read_evaluation
+from saekit.files import document
 from saekit.report import render_evaluation
 from tests.kit.fuzz import mutations
 from tests.report.test_evaluation import FACTS, _probe, _transfer
 
 ABSORPTION = {"main": [31], "examples": 9, "fraction": 0.3, "full": 0.2, "absorber": None}
+BEST = Detector(3, 0.25, f1=0.625, precision=0.5, recall=0.8125, auc=0.97, average_precision=0.4375)
+WORDS = Words(4, 0.5, 0.75, 0.5)
+BY_AUC = replace(BEST, feature=9, threshold=0.0, f1=0.125, serves=2)
+FOUND = Recovery("animals", BEST, BY_AUC, 30, 0.01, WORDS, Context(0.9, 3, 0.8, 9))
+RECOVERIES = Recoveries("resid_post.2", (FOUND,), ("birds",), 1000)
 ALL: dict[str, Any] = json.loads(
-    json.dumps(
+    document(
         FACTS
         | {
             "transfer": _transfer(),
             "probe": _probe(ABSORPTION),
+            "concepts": RECOVERIES.to_dict(),
         }
         | {"fvu_by_site": {"resid_post.1": 0.5}, "relative_norms": {"resid_post.1": [1] * 10}, "baseline": "zero"}
     )
@@ -41,6 +50,32 @@ def _written(folder: Path, facts: Any) -> Path:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_evaluation(_written(tmp_path, ALL)) == ALL
     assert read_evaluation(_written(tmp_path, ALL | {"of a later version": [1]}))["of a later version"] == [1]
+
+
+def _older(concepts: dict[str, Any]) -> dict[str, Any]:
+    """Results as versions without F1 wrote them."""
+    share = {"share_recovered": 0.75}
+    old = {name: concepts[name] for name in ("site", "tokens", "median", "quantiles", "outcomes", "missing")} | share
+    old["contextual"] = {
+        name: {key: value for key, value in each.items() if key != "share_high"} | share
+        for name, each in concepts["contextual"].items()
+    }
+    new = ("f1", "threshold", "serves", "by_auc", "lexical_f1", "encoded")
+    old["concepts"] = [{name: each[name] for name in each if name not in new} for each in concepts["concepts"]]
+    return old
+
+
+def test_concepts_of_this_and_of_earlier_versions_are_shown(tmp_path: Path) -> None:
+    now = RECOVERIES.section
+    assert Recoveries.section_of(read_evaluation(_written(tmp_path, ALL))["concepts"]) == now
+    assert now.rows[0]["F1"] == "0.625" and now.rows[0]["best AUC"] == "0.970 #9, right in 50%, best for 2 more"
+    then = read_evaluation(_written(tmp_path, ALL | {"concepts": _older(ALL["concepts"])}))["concepts"]
+    title, (row,), summary = Recoveries.section_of(then)
+    assert (title, row.keys(), row["F1"], row["AUC"]) == (now.title, now.rows[0].keys(), "–", "0.970")
+    assert "75% at 0.9 or more; F1 was not measured" in summary[0]
+    for damaged in (_older(ALL["concepts"]) | {"f1": ALL["concepts"]["f1"]}, ALL["concepts"] | {"by_auc": None}):
+        with pytest.raises(WorkspaceError):
+            read_evaluation(_written(tmp_path, ALL | {"concepts": damaged}))
 
 
 def test_null_is_nan_where_a_number_belongs(tmp_path: Path) -> None:

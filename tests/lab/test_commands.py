@@ -75,14 +75,15 @@ def test_a_study_of_the_laboratory_by_name(
 
     (facts,) = saekit("lab", "concepts", workspace, "--documents", 300, "--json").json
     assert facts["site"] == "resid_post.1"
-    aucs = [each["auc"] for each in facts["concepts"]]
-    assert len(aucs) > 20
-    assert aucs == sorted(aucs, reverse=True)
-    assert 0.5 < facts["median"] <= 1
+    f1 = [each["f1"] for each in facts["concepts"]]
+    assert len(f1) > 20
+    assert f1 == sorted(f1, reverse=True)
+    assert facts["encoded"] == sum(value >= 0.5 for value in f1)
+    assert facts["by_auc"]["high"] == sum(each["by_auc"]["auc"] >= 0.9 for each in facts["concepts"])
     assert facts["contextual"]["auc_in_context"]["concepts"] == sum(each["contextual"] for each in facts["concepts"])
     assert all(each["auc_same_words"] is None for each in facts["concepts"] if each["lexical"])
     assert sum(facts["outcomes"].values()) == len(facts["concepts"])
     shown = saekit("lab", "concepts", workspace, "--documents", 300).stdout
-    assert "median AUC" in shown
+    assert f"{facts['encoded']} of {len(f1)} concepts are encoded" in shown
     assert "between occurrences of one and the same token" in shown
     assert shown.index(facts["concepts"][0]["concept"]) < shown.index(facts["concepts"][-1]["concept"])

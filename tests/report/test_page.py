@@ -68,7 +68,7 @@ def content(text: str = EVIL, auc: float | None = 0.97) -> Content:
     hit = Hit("resid_post.1", 3, 0.9, f"fires on {text}", 0.01, f"fires on {text}")
     section = Section(
         text,
-        [Found(hit, record(text), None if auc is None else Detected(auc, 0.25, 0.01))],
+        [Found(hit, record(text), None if auc is None else Detected(0.375, auc, 0.25, 0.01))],
         "",
         Mentions(["cat"]),
         Steered(record(text), scan, result),
@@ -150,6 +150,7 @@ def test_auc_is_shown_where_it_is_known(auc: float | None, shown: str | None) ->
     page = check(render(content(auc=auc)))
     assert (shown in page.all_text) if shown else ("AUC" not in page.all_text)
     assert ("average precision 0.250" in page.all_text) == (auc is not None)
+    assert ("F1 0.375" in page.all_text) == (auc is not None)
 
 
 def test_half_a_character_does_not_spoil_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -47,7 +47,7 @@ def auc(acts_NF: csc_array, labels_NC: csr_array, group_N: np.ndarray | None = N
     # R - n (n + 1) / 2 for a feature that is zero everywhere, summed over the groups.
     silent_C = (sizes_C + n_C) / 2 - (squares_C + n_C) / 2
     auc_FC = np.empty((F, len(n_C)))
-    for start, stop in _blocks(acts_NF.indptr):
+    for start, stop in column_blocks(acts_NF.indptr, _NONZEROS):
         block = acts_NF[:, start:stop]
         ranks, shift_FG = _ranks(block, group_N, size_G)
         ranked = csc_array((ranks, block.indices, block.indptr), shape=block.shape)
@@ -74,11 +74,11 @@ def average_precision(acts_NC: csc_array, labels_NC: csr_array) -> np.ndarray:
     return found_C
 
 
-def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of columns that have about `_NONZEROS` entries together."""
+def column_blocks(indptr: np.ndarray, nonzeros: int) -> Iterator[tuple[int, int]]:
+    """Ranges of columns of a CSC matrix that have about `nonzeros` entries together; at least one column each."""
     start, F = 0, len(indptr) - 1
     while start < F:
-        stop = max(start + 1, int(np.searchsorted(indptr, indptr[start] + _NONZEROS, side="right")) - 1)
+        stop = max(start + 1, int(np.searchsorted(indptr, indptr[start] + nonzeros, side="right")) - 1)
         yield start, stop
         start = stop
 

@@ -1,16 +1,19 @@
-"""Which known concepts a dictionary recovers, by the feature that best distinguishes the tokens of the concept from others."""
+"""Which known concepts a dictionary encodes: the feature that detects the tokens of each concept with the best F1."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saekit.errors import CorpusError
 from saekit.evaluate.concepts.auc import auc, average_precision
 from saekit.evaluate.concepts.codes import feature_codes, label_matrix
-from saekit.evaluate.concepts.results import LEXICAL, Recoveries, Recovery
+from saekit.evaluate.concepts.f1 import Counts, best_thresholds, counts_of_pairs
+from saekit.evaluate.concepts.results import LEXICAL, Context, Detector, Recoveries, Recovery, Words
 from saekit.progress import track
 
 if TYPE_CHECKING:
@@ -39,7 +42,10 @@ def concept_recovery(
     least: int = 20,
     progress: bool = True,
 ) -> Recoveries:
-    """Find the best feature of each concept on every other document, and measure it on the remaining documents.
+    """Choose a feature and a threshold for each concept on every other document, and measure them on the remaining documents.
+
+    The best F1 chooses. The feature with the best AUC is measured beside it, because an AUC alone misleads: it does not fall with
+    the base rate of the concept.
 
     The negatives of a concept are all tokens without its label; special tokens are left out. Each document is a context of its
     own, cut where the model's context ends.
@@ -73,27 +79,36 @@ def concept_recovery(
     names = np.array(labelled[0].concepts)
     counts = [each.sum(axis=0) for each in labels]
     enough = (counts[0] >= least) & (counts[1] >= least)
-    best_C = auc(acts[0], labels[0]).argmax(axis=0)
-    chosen_C = best_C[enough]
-    chosen = acts[1][:, chosen_C]
-    wanted = labels[1][:, enough.nonzero()[0]]
-    auc_C, precision_C = auc(chosen, wanted).diagonal(), average_precision(chosen, wanted)
-    fires = chosen.copy()
-    fires.data = np.ones(len(fires.data), np.int64)
-    both_C = np.asarray((fires * wanted.tocsc()).sum(axis=0)).ravel() if len(chosen_C) else np.zeros(0)
-    fired_C = np.diff(fires.indptr)
-    n_C = counts[1][enough]
-    hard = _hard(acts, [each[:, enough.nonzero()[0]] for each in labels], ids, least)
+    index_C = enough.nonzero()[0]
+    labels = [each[:, index_C] for each in labels]
+    f1_FC, threshold_FC = best_thresholds(acts[0], labels[0])
+    by_f1_C = f1_FC.argmax(axis=0)
+    best = _detectors(acts[1], labels[1], by_f1_C, threshold_FC[by_f1_C, np.arange(len(index_C))])
+    by_auc_C = auc(acts[0], labels[0]).argmax(axis=0)
+    by_auc = _detectors(acts[1], labels[1], by_auc_C, np.zeros(len(index_C)))
+    words, contexts = _hard(acts, labels, ids, least)
+    tokens_C = counts[1][index_C].tolist()
     found = [
-        Recovery(str(name), int(f), float(a), float(p), n / len(ids[1]), float(b / n), float(b / max(1, k)), int(n), **each)
-        for name, f, a, p, b, k, n, each in zip(names[enough], chosen_C, auc_C, precision_C, both_C, fired_C, n_C, hard)
+        Recovery(str(name), one, other, tokens, tokens / len(ids[1]), own, context)
+        for name, one, other, tokens, own, context in zip(names[index_C], best, by_auc, tokens_C, words, contexts)
     ]
-    found.sort(key=lambda each: (-each.auc, each.concept))
+    found.sort(key=lambda each: (-each.best.f1, each.concept))
     return Recoveries(str(site), tuple(found), tuple(map(str, names[~enough])), total)
 
 
-def _hard(acts: list[csc_array], labels: list[csr_array], ids: list[np.ndarray], least: int) -> list[dict[str, Any]]:
-    """The facts of :class:`Recovery` that concern words and context. The first half chooses features, the second measures."""
+def _detectors(acts_NF: csc_array, labels_NC: csr_array, feature_C: np.ndarray, threshold_C: np.ndarray) -> list[Detector]:
+    """Measure feature c with threshold c as a detector of concept c."""
+    acts_NC = acts_NF[:, feature_C]
+    counts = counts_of_pairs(acts_NC, labels_NC, threshold_C)
+    auc_C, precision_C = auc(acts_NC, labels_NC).diagonal(), average_precision(acts_NC, labels_NC)
+    chosen_for = Counter(feature_C.tolist())
+    serves_C = np.array([chosen_for[feature] - 1 for feature in feature_C.tolist()], np.int64)
+    columns = (feature_C, threshold_C, counts.f1, counts.precision, counts.recall, auc_C, precision_C, serves_C)
+    return [Detector(*row) for row in zip(*(each.tolist() for each in columns))]
+
+
+def _hard(acts: list[csc_array], labels: list[csr_array], ids: list[np.ndarray], least: int) -> tuple[list[Words], list[Context]]:
+    """The facts that concern words and context. The first half chooses features and words, the second measures."""
     V = 1 + max(each.max(initial=0) for each in ids)
     all_V = [np.bincount(each, minlength=V) for each in ids]
     own_CV = [_counts(each, index_N, V) for each, index_N in zip(labels, ids)]
@@ -106,24 +121,38 @@ def _hard(acts: list[csc_array], labels: list[csr_array], ids: list[np.ndarray],
     hard_C = np.min([other.sum(axis=1) for other in other_CV], axis=0)
     # Number of tokens for which the other side has a token of the same id.
     paired_C = np.min([(a * (b > 0)).sum(axis=1) for x, y in zip(own_CV, other_CV) for a, b in ((x, y), (y, x))], axis=0)
-    facts: list[dict[str, Any]] = [
-        {"words": int(words), "label_share": float(share), "lexical_auc": float(lexical)}
-        for words, share, lexical in zip(known_CV.sum(axis=1), share_C, lexical_C)
-    ]
-
-    for c in ((share_C < LEXICAL) & (hard_C >= least)).nonzero()[0]:
+    figures = zip(known_CV.sum(axis=1).tolist(), share_C.tolist(), lexical_C.tolist(), _word_f1(own_CV, all_V).tolist())
+    same_words: dict[int, tuple[float, int]] = {}
+    for c in ((share_C < LEXICAL) & (hard_C >= least)).nonzero()[0].tolist():
         rows = [known_CV[c, index_N].nonzero()[0] for index_N in ids]
         label_N1 = [each[:, [c]][row] for each, row in zip(labels, rows)]
         f = int(auc(_rows(acts[0], rows[0]), label_N1[0]).argmax())
-        measured = auc(_rows(acts[1][:, [f]], rows[1]), label_N1[1])
-        facts[c] |= {"auc_same_words": float(measured.item()), "feature_same_words": f}
+        same_words[c] = float(auc(_rows(acts[1][:, [f]], rows[1]), label_N1[1]).item()), f
 
     judged = ((share_C < LEXICAL) & (paired_C >= least)).nonzero()[0]
     best = auc(acts[0], labels[0][:, judged], ids[0]).argmax(axis=0)
     measured_C = auc(acts[1][:, best], labels[1][:, judged], ids[1]).diagonal()
-    for c, f, value in zip(judged.tolist(), best.tolist(), measured_C.tolist()):
-        facts[c] |= {"auc_in_context": value, "feature_in_context": f}
-    return facts
+    in_context = dict(zip(judged.tolist(), zip(measured_C.tolist(), best.tolist())))
+    nothing = (math.nan, None)
+    contexts = [Context(*same_words.get(c, nothing), *in_context.get(c, nothing)) for c in range(len(share_C))]
+    return [Words(*each) for each in figures], contexts
+
+
+def _word_f1(own_CV: list[np.ndarray], all_V: list[np.ndarray]) -> np.ndarray:
+    """(C,) F1 in the second half of the best rule "the token is one of these ids" of the first half.
+
+    The best rule takes the ids with the largest share of labelled occurrences, down to some share.
+    """
+    found = np.zeros(len(own_CV[0]))
+    for c, (own_V, later_V) in enumerate(zip(*own_CV)):
+        ids = own_V.nonzero()[0]
+        ids = ids[np.argsort(-own_V[ids] / all_V[0][ids], kind="stable")]
+        if not len(ids):
+            continue
+        taken = Counts(own_V[ids].cumsum(), all_V[0][ids].cumsum(), own_V.sum()).f1.argmax() + 1
+        rule = ids[:taken]
+        found[c] = Counts(later_V[rule].sum(), all_V[1][rule].sum(), later_V.sum()).f1
+    return found
 
 
 def _counts(labels_NC: csr_array, ids_N: np.ndarray, V: int) -> np.ndarray:

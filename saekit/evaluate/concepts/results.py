@@ -1,134 +1,33 @@
-"""Results of concept recovery: the best feature of each concept."""
+"""Results of concept recovery: the best features of all concepts, and what their AUCs alone would say."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from saekit.evaluate.concepts.found import ENCODED, HIGH_AUC, LEXICAL, Context, Detector, Recovery, Words
 from saekit.evaluate.report import Report, Section, decimals, too_few
 
-RECOVERED = 0.9
-"""The AUC from which a concept counts as recovered."""
-LEXICAL = 0.98
-"""A concept is lexical if at least this share of the occurrences of its token ids carry its label."""
+__all__ = ["ENCODED", "HIGH_AUC", "LEXICAL", "Context", "Detector", "Recoveries", "Recovery", "Words"]
+
 _HARD = {
     "auc_same_words": "against other occurrences of their words",
     "auc_in_context": "between occurrences of one and the same token",
     "auc_hard": "by the lower of these two",
 }
 """Criteria that a feature does not meet if it knows words but no context."""
-_DERIVED = ("recovered", "lexical", "contextual", "auc_hard", "outcome", "reason")
-_FEW = 100
-_RARELY = 0.5
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """One concept and its best features. Every AUC is measured on documents that were not used to choose the feature. Ties count
-    half.
-
-    Attributes:
-        auc: of `feature`: the chance that it fires more strongly on a random token of the concept than on a random other token.
-        average_precision: of `feature` (:func:`saekit.evaluate.concepts.auc.average_precision`); to compare with `base_rate`.
-        base_rate: share of the tokens that are the concept's.
-        recall: share of the concept's tokens on which `feature` fires.
-        precision: share of the tokens on which `feature` fires that are the concept's.
-        tokens: number of the concept's tokens in the documents measured.
-        words: number of distinct token ids among the concept's tokens.
-        label_share: share of the occurrences of these ids that are the concept's.
-        lexical_auc: AUC of the rule "is one of these ids", which uses no context. Compare `auc` with it.
-        auc_same_words: AUC of `feature_same_words` with hard negatives only: other occurrences of these ids.
-            `feature_same_words` is the best feature by this measure. A feature exceeds 0.5 here without any context if it fires
-            on those ids that are mostly the concept's.
-        auc_in_context: AUC of `feature_in_context` between occurrences of one and the same id. A feature that depends on the id
-            alone has 0.5.
-
-    The last two are NaN, and their features None, if the concept is lexical or if there are too few tokens to compare.
-    """
-
-    concept: str
-    feature: int
-    auc: float
-    average_precision: float
-    base_rate: float
-    recall: float
-    precision: float
-    tokens: int
-    words: int
-    label_share: float
-    lexical_auc: float
-    auc_same_words: float = math.nan
-    feature_same_words: int | None = None
-    auc_in_context: float = math.nan
-    feature_in_context: int | None = None
-
-    @property
-    def recovered(self) -> bool:
-        """Whether `auc` is at least `RECOVERED`, with or without context."""
-        return self.auc >= RECOVERED
-
-    @property
-    def lexical(self) -> bool:
-        """Whether (nearly) all occurrences of the concept's token ids carry its label."""
-        return self.label_share >= LEXICAL
-
-    @property
-    def contextual(self) -> bool:
-        """Whether the use of context could be measured."""
-        return not math.isnan(self.auc_in_context)
-
-    @property
-    def auc_hard(self) -> float:
-        """The lower of the two hard criteria; NaN if the use of context could not be measured.
-
-        `auc_same_words` is low if a feature misses most of the concept, even if it is right about a frequent token such as the
-        full stop. `auc_in_context` is low if a feature knows token ids only.
-        """
-        return min(self.auc_same_words, self.auc_in_context) if self.contextual else math.nan
-
-    @property
-    def outcome(self) -> str:
-        """How the concept is recovered.
-
-        - "in context": features distinguish its tokens from the same words elsewhere, by both hard criteria
-        - "as words": the concept is lexical, and a feature has its words
-        - "words only": a feature has the words, but no feature has the context
-        - "words at least": a feature has the words; the use of context could not be measured
-        - "no": it is not recovered
-        """
-        if self.auc_hard >= RECOVERED:
-            return "in context"
-        if not self.recovered:
-            return "no"
-        return "as words" if self.lexical else "words only" if self.contextual else "words at least"
-
-    @property
-    def reason(self) -> str:
-        """The reason why the concept is not recovered, if the numbers show one; empty if the concept is recovered."""
-        if self.outcome not in ("no", "words only"):
-            return ""
-        from saekit.lab import CONCEPTS
-
-        reasons = []
-        if self.concept in CONCEPTS and CONCEPTS[self.concept].kind == "region":
-            reasons.append(f"a region of {self.words} different tokens")
-        if self.tokens < _FEW:
-            reasons.append(f"few tokens ({self.tokens})")
-        if self.contextual:
-            reasons.append(f"context: {self.label_share:.0%} of its words' occurrences, told apart with AUC {self.auc_hard:.2f}")
-        if not self.recovered and self.recall < _RARELY:
-            over = f"spread over {self.words} tokens" if self.words > 1 else "one token"
-            reasons.append(f"{over}: the best feature fires on {self.recall:.0%}")
-        return "; ".join(reasons) or f"the best feature fires on {self.recall:.0%}, and is right in {self.precision:.0%}"
+_SHARED = 3
+"""Number of concepts from which a feature that is the best for all of them is named."""
 
 
 @dataclass(frozen=True)
 class Recoveries(Report):
-    """All concepts, the best recovered first.
+    """All concepts, the best encoded first.
 
     Attributes:
         site: where the dictionary reads.
@@ -148,80 +47,118 @@ class Recoveries(Report):
         return {
             "site": self.site,
             "tokens": self.tokens,
-            "median": self.median,
-            "share_recovered": self.share,
-            "quantiles": self.quantiles(),
+            "encoded": len(self.encoded),
+            "share_encoded": self.share,
+            "f1": self._summary_of("f1"),
+            "median": self.median_of("auc"),
+            "quantiles": self.quantiles("auc"),
             "outcomes": self.outcomes(),
+            "by_auc": self._misled(),
             "contextual": {name: self._summary_of(name) for name in _HARD},
-            "concepts": [{**asdict(one)} | {name: getattr(one, name) for name in _DERIVED} for one in self.found],
+            "concepts": [one.to_dict() for one in self.found],
             "missing": list(self.missing),
         }
 
-    def _summary_of(self, criterion: str) -> dict[str, Any]:
+    def _summary_of(self, figure: str) -> dict[str, Any]:
+        values = self.values(figure)
+        bound = ENCODED if figure == "f1" else HIGH_AUC
         return {
-            "concepts": len(self.aucs(criterion)),
-            "median": self.median_of(criterion),
-            "share_recovered": self.share_of(criterion),
-            "quantiles": self.quantiles(criterion),
+            "concepts": len(values),
+            "median": self.median_of(figure),
+            "share_high": float(np.mean([value >= bound for value in values])) if values else math.nan,
+            "quantiles": self.quantiles(figure),
+        }
+
+    def _misled(self) -> dict[str, Any]:
+        """What the AUC alone would say."""
+        high = [each for each in self.found if each.by_auc.auc >= HIGH_AUC]
+        best_for = Counter(each.by_auc.feature for each in self.found)
+        return {
+            "high": len(high),
+            "not_encoded": sum(not each.encoded for each in high),
+            "median_precision": float(np.median([each.by_auc.precision for each in high])) if high else math.nan,
+            "shared": {str(feature): n for feature, n in best_for.most_common() if n >= _SHARED},
         }
 
     @staticmethod
     def section_of(data: Mapping[str, Any]) -> Section:
         """A concept a row. Medians and shares over the concepts below, by each criterion."""
-        recovered = ", ".join(f"{name}: {count}" for name, count in data["outcomes"].items())
-        n, tokens, share = len(data["concepts"]), data["tokens"], data["share_recovered"]
-        lines = [
-            f"{n} concepts on {tokens:,} tokens: median AUC {data['median']:.3f}, {share:.0%} recovered",
-            _distribution(data["quantiles"]),
-            f"recovered {recovered}",
-        ]
+        lines = _summary(data)
         for criterion, what in _HARD.items():
             if (summary := data["contextual"][criterion])["concepts"]:
-                lines.append(
-                    f"{summary['concepts']} concepts {what}: median AUC {summary['median']:.3f}, "
-                    f"{summary['share_recovered']:.0%} at {RECOVERED} or more"
-                )
+                share = f"{summary['share_high' if 'f1' in data else 'share_recovered']:.0%} at {HIGH_AUC} or more"
+                lines.append(f"{summary['concepts']} concepts {what}: median AUC {summary['median']:.3f}, {share}")
                 lines.append(_distribution(summary["quantiles"]))
         lines += too_few(data["missing"], "tokens")
         return Section(f"concepts at {data['site']}", [_row(each) for each in data["concepts"]], lines)
 
-    def aucs(self, criterion: str = "auc") -> list[float]:
-        """The AUCs of all concepts for which this one was measured.
+    def values(self, figure: str = "f1") -> list[float]:
+        """A figure of all concepts for which it was measured.
 
         Args:
-            criterion: auc, lexical_auc, auc_same_words, auc_in_context or auc_hard.
+            figure: f1, auc (of the feature with the best AUC), lexical_auc, lexical_f1, auc_same_words, auc_in_context or
+                auc_hard.
         """
-        return [value for each in self.found if not math.isnan(value := getattr(each, criterion))]
 
-    def median_of(self, criterion: str) -> float:
-        """Median of :meth:`aucs`."""
-        aucs = self.aucs(criterion)
-        return float(np.median(aucs)) if aucs else math.nan
+        def value(each: Recovery) -> float:
+            for holder in (each, each.words, each.context):
+                if hasattr(holder, figure):
+                    return float(getattr(holder, figure))
+            return float(getattr(each.by_auc if figure == "auc" else each.best, figure))
 
-    def share_of(self, criterion: str) -> float:
-        """Share of :meth:`aucs` that is at least `RECOVERED`."""
-        aucs = self.aucs(criterion)
-        return float(np.mean([value >= RECOVERED for value in aucs])) if aucs else math.nan
+        return [found for each in self.found if not math.isnan(found := value(each))]
+
+    def median_of(self, figure: str) -> float:
+        """Median of :meth:`values`."""
+        values = self.values(figure)
+        return float(np.median(values)) if values else math.nan
 
     @property
-    def median(self) -> float:
-        """Median AUC of the concepts."""
-        return self.median_of("auc")
+    def encoded(self) -> tuple[str, ...]:
+        """Names of the concepts that a feature encodes, in alphabetical order."""
+        return tuple(sorted(each.concept for each in self.found if each.encoded))
 
     @property
     def share(self) -> float:
-        """Share of the concepts whose `auc` is at least `RECOVERED`."""
-        return self.share_of("auc")
+        """Share of the concepts that a feature encodes."""
+        return len(self.encoded) / len(self.found) if self.found else math.nan
 
-    def quantiles(self, criterion: str = "auc") -> dict[str, float]:
-        """Percentiles of :meth:`aucs`."""
-        aucs = self.aucs(criterion)
-        return {f"{p}%": float(np.percentile(aucs, p)) for p in (0, 10, 25, 50, 75, 90)} if aucs else {}
+    def quantiles(self, figure: str = "f1") -> dict[str, float]:
+        """Percentiles of :meth:`values`."""
+        values = self.values(figure)
+        return {f"{p}%": float(np.percentile(values, p)) for p in (0, 10, 25, 50, 75, 90)} if values else {}
 
     def outcomes(self) -> dict[str, int]:
         """Number of concepts by outcome."""
         found = [each.outcome for each in self.found]
         return {name: found.count(name) for name in ("in context", "as words", "words at least", "words only", "no")}
+
+
+def _summary(data: Mapping[str, Any]) -> list[str]:
+    """Sentences on F1 and AUC. Data of earlier versions have AUC alone."""
+    n, tokens = len(data["concepts"]), data["tokens"]
+    counted = ", ".join(f"{name}: {count}" for name, count in data["outcomes"].items())
+    if "f1" not in data:
+        share = f"{data['share_recovered']:.0%} at {HIGH_AUC} or more"
+        first = f"{n} concepts on {tokens:,} tokens: median AUC {data['median']:.3f}, {share}; F1 was not measured"
+        return [first, _distribution(data["quantiles"]), f"recovered, by AUC {counted}"]
+    auc = data["by_auc"]
+    lines = [
+        f"{data['encoded']} of {n} concepts are encoded: a feature detects them with F1 {ENCODED} or more on {tokens:,} tokens; "
+        f"median F1 {data['f1']['median']:.3f}",
+        _distribution(data["f1"]["quantiles"]),
+        f"encoded {counted}",
+        f"by AUC alone: median {data['median']:.3f}, {auc['high']} concepts at {HIGH_AUC} or more; "
+        f"{auc['not_encoded']} of them are not encoded",
+    ]
+    if auc["high"]:
+        lines.append(
+            f"the features with these AUCs are right in {auc['median_precision']:.0%} of the tokens they fire on (median)"
+        )
+    if auc["shared"]:
+        shared = ", ".join(f"#{feature} for {count}" for feature, count in auc["shared"].items())
+        lines.append(f"one feature has the best AUC for several concepts: {shared}")
+    return lines
 
 
 def _distribution(quantiles: Mapping[str, float]) -> str:
@@ -233,18 +170,24 @@ def _row(concept: Mapping[str, Any]) -> dict[str, Any]:
         feature = concept[f"feature_{name}"]
         return "–" if feature is None else f"{decimals(concept[f'auc_{name}'])} #{feature}"
 
+    # Data of earlier versions have no F1; their feature is the one with the best AUC.
+    auc = concept.get("by_auc", concept)
+    others = f", best for {auc['serves']} more" if auc.get("serves") else ""
     return {
         "concept": concept["concept"],
-        "AUC": decimals(concept["auc"]),
+        "F1": decimals(concept.get("f1")),
         "AP": decimals(concept.get("average_precision")),
+        "AUC": decimals(concept["auc"]),
         "base rate": decimals(concept.get("base_rate"), 4),
         "feature": str(concept["feature"]),
+        "serves": str(concept.get("serves", "–")),
         "recall": f"{concept['recall']:.0%}",
         "precision": f"{concept['precision']:.0%}",
         "tokens": concept["tokens"],
-        "words": decimals(concept["lexical_auc"]),
+        "best AUC": f"{decimals(auc['auc'])} #{auc['feature']}, right in {auc['precision']:.0%}{others}",
+        "F1 of words": decimals(concept.get("lexical_f1")),
         "same words": hard("same_words"),
         "in context": hard("in_context"),
-        "recovered": concept["outcome"],
+        "encoded": concept["outcome"],
         "because": concept["reason"],
     }

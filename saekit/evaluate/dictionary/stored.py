@@ -173,38 +173,67 @@ _PROBE = _object(
     }
 )
 _TRANSFERRED = _object(_numbers("fvu", "cosine", "l0", "ce_recovered", "kl"), _numbers("dead_fraction", "ce"))
-_CONCEPT = _object(
-    _numbers("auc", "recall", "precision", "lexical_auc", "auc_same_words", "auc_in_context")
+_CONCEPT = _numbers("auc", "recall", "precision", "lexical_auc", "auc_same_words", "auc_in_context") | {
+    "concept": _text,
+    "feature": _count,
+    "feature_same_words": _optional(_count),
+    "feature_in_context": _optional(_count),
+    "tokens": _count,
+    "outcome": _text,
+    "reason": _text,
+}
+_RECOVERIES = _numbers("median") | {
+    "site": _text,
+    "tokens": _count,
+    "quantiles": _table(_number),
+    "outcomes": _table(_count),
+    "missing": _list(_text),
+}
+_DETECTOR = _numbers("auc", "average_precision", "recall", "precision", "f1", "threshold") | {"feature": _count, "serves": _count}
+
+
+def _criterion(share: str) -> Reader:
+    return _object(_numbers("median", share) | {"concepts": _count, "quantiles": _table(_number)})
+
+
+def _contextual(share: str) -> Reader:
+    return _object(dict.fromkeys(("auc_same_words", "auc_in_context", "auc_hard"), _criterion(share)))
+
+
+_WITH_F1 = _object(
+    _RECOVERIES
+    | _numbers("share_encoded")
     | {
-        "concept": _text,
-        "feature": _count,
-        "feature_same_words": _optional(_count),
-        "feature_in_context": _optional(_count),
-        "tokens": _count,
-        "outcome": _text,
-        "reason": _text,
-    },
-    _numbers("average_precision", "base_rate"),
-)
-_CRITERION = _object(_numbers("median", "share_recovered") | {"concepts": _count, "quantiles": _table(_number)})
-_RECOVERIES = _object(
-    _numbers("median", "share_recovered")
-    | {
-        "site": _text,
-        "tokens": _count,
-        "quantiles": _table(_number),
-        "outcomes": _table(_count),
-        "contextual": _object(dict.fromkeys(("auc_same_words", "auc_in_context", "auc_hard"), _CRITERION)),
-        "concepts": _list(_CONCEPT),
-        "missing": _list(_text),
+        "encoded": _count,
+        "f1": _criterion("share_high"),
+        "by_auc": _object({"high": _count, "not_encoded": _count, "shared": _table(_count)} | _numbers("median_precision")),
+        "contextual": _contextual("share_high"),
+        "concepts": _list(
+            _object(_CONCEPT | _DETECTOR | _numbers("base_rate", "lexical_f1") | {"by_auc": _object(_DETECTOR)}),
+        ),
     }
 )
+_BY_AUC = _object(
+    _RECOVERIES
+    | _numbers("share_recovered")
+    | {
+        "contextual": _contextual("share_recovered"),
+        "concepts": _list(_object(_CONCEPT, _numbers("average_precision", "base_rate"))),
+    }
+)
+
+
+def _recoveries(value: Any) -> dict[str, Any]:
+    """Results with F1, or those of versions that measured AUC alone."""
+    return (_WITH_F1 if isinstance(value, dict) and "f1" in value else _BY_AUC)(value)
+
+
 _CODED: dict[str, Reader] = {
     "probe": _object(
         {"examples": _count, "means": _means, "concepts": _list(_PROBE), "missing": _list(_text)},
         {"site": _text},
     ),
-    "concepts": _RECOVERIES,
+    "concepts": _recoveries,
     "transfer": _object(
         {"model": _text, "other": _text, "verdict": _text, "own": _TRANSFERRED, "there": _TRANSFERRED},
     ),
