@@ -163,5 +163,9 @@ class DatabaseError(SaekitError):
     """A feature database is missing, unreadable or of another version."""
 
 
+class EndpointError(SaekitError):
+    """A language model's endpoint cannot be used: nothing answers there, it refuses the key, or it refuses every request."""
+
+
 class ParallelError(SaekitError):
     """In a run on several processes, another process has ended or does not answer."""

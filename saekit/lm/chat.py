@@ -87,17 +87,24 @@ class ChatTemplate:
     def _template(self) -> str:
         return (_TODAY if "strftime_now" in self.source else "") + self.source
 
-    def render(self, messages: Messages) -> str:
+    def render(self, messages: Messages, *, to_answer: bool = False) -> str:
         """The text of a chat, BOS included where the template writes it.
 
         Nulls are dropped, as the tokenizer does. A template that refuses a chat without a null content is given the null.
+
+        Args:
+            to_answer: end with what stands before an answer of the assistant.
 
         Raises:
             ConfigError: the template refuses the messages.
         """
         try:
             return self._text.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, chat_template=self._template, date_string=DATE
+                list(messages),
+                tokenize=False,
+                chat_template=self._template,
+                date_string=DATE,
+                add_generation_prompt=to_answer,
             )
         except Exception as error:  # whatever the code of a template raises
             empty = [number for number, message in enumerate(messages) if message.get("content", "") is None]

@@ -1,0 +1,64 @@
+"""Running many requests at once, with a bound, from code that knows nothing of event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from saekit.errors import SaekitError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+async def for_each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int) -> None:
+    """Do `work` for each item, `at_once` of them at the same time, in the order of the items. The first error ends all of it.
+
+    Raises:
+        The error of `work`; a typed one before others.
+    """
+    todo = iter(items)
+
+    async def worker() -> None:
+        for item in todo:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise min(_leaves(errors), key=lambda error: not isinstance(error, SaekitError)) from errors
+
+
+def _leaves(errors: BaseExceptionGroup[Any]) -> list[BaseException]:
+    return [leaf for each in errors.exceptions for leaf in (_leaves(each) if isinstance(each, BaseExceptionGroup) else [each])]
+
+
+def complete(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end. In a notebook, where an event loop runs already, another thread does it.
+
+    Raises:
+        The error of the coroutine.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    found: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(asyncio.run(coroutine))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="saekit-chat")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return found[0]
