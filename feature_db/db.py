@@ -20,6 +20,7 @@ from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.database import Searches
 from feature_db.store import measurements, read, schema, set_aside, sql, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
+from feature_db.store.asked import AskedFeatures
 from feature_db.store.connections import Connections
 from feature_db.store.edits import Edits
 from feature_db.store.sql import Table
@@ -29,7 +30,7 @@ from saekit.names.ref import Ref
 from saekit.names.site import Site
 
 
-class FeatureDB(Searches):
+class FeatureDB(Searches, AskedFeatures):
     """The features of one or more dictionaries, in one SQLite file. Use it as a context manager. It is safe to share by threads.
 
     ::
@@ -285,7 +286,7 @@ class FeatureDB(Searches):
         self._edits.set_label(schema.feature_id(sae.id, number), text)
 
     def add_labels(self, ref: FeatureName, labels: Iterable[Label]) -> None:
-        """Add labels of a method, such as a language model. Earlier labels of the same method and model are replaced.
+        """Add labels of a method, such as a language model. Earlier ones of the same method, model and prompt are replaced.
 
         Raises:
             UnknownRef: there is no such feature.

@@ -81,6 +81,19 @@ class ExampleHit(Hit):
 
 
 @dataclass(frozen=True)
+class LabelFailure(_Feature):
+    """A feature that a language model was asked about without a usable answer."""
+
+    method: str
+    model: str
+    prompt: str
+    """Hash of the prompt."""
+    reason: str
+    created: str
+    """When, in ISO 8601 (UTC)."""
+
+
+@dataclass(frozen=True)
 class IndexedSAE:
     """A dictionary in the database."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,14 +71,23 @@ class Edits:
             _add(db, feature, [Label(HUMAN, text, HUMAN_RANK, text)] if text else [])
 
     def add_labels(self, feature: int, labels: list[Label]) -> None:
-        """Add labels, in place of those that the same methods and models gave the feature before."""
+        """Add labels, in place of those that the same methods, models and prompts gave the feature before."""
         for label in labels:
             unicode(label.text, "label")
             unicode(label.keywords, "label")
         with self.transaction() as db:
-            for method, model in {(label.method, label.model) for label in labels}:
-                db.execute("DELETE FROM label WHERE feature = ? AND method = ? AND model IS ?", (feature, method, model))
+            for origin in {(label.method, label.model, label.prompt) for label in labels}:
+                for table in ("label", "label_failure"):
+                    same = "feature = ? AND method = ? AND model IS ? AND prompt IS ?"
+                    db.execute(f"DELETE FROM {table} WHERE {same}", (feature, *origin))
             _add(db, feature, labels)
+
+    def add_failure(self, feature: int, method: str, model: str, prompt: str, reason: str) -> None:
+        """Record that a language model gave no usable label, in place of the record of an earlier failure."""
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        with self.transaction() as db:
+            values = (feature, method, model, prompt, reason, created)
+            db.execute("INSERT OR REPLACE INTO label_failure VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def set_list(self, name: str, features: list[int]) -> None:
         """Replace the list of this name; an empty one removes it."""

@@ -158,6 +158,17 @@ CREATE TABLE label_score (
     PRIMARY KEY (label, metric)
 ) WITHOUT ROWID;
 
+-- Features that a language model was asked about without a usable answer. A label of the same origin takes the place of the row.
+CREATE TABLE label_failure (
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    method TEXT NOT NULL,
+    model TEXT NOT NULL,
+    prompt TEXT NOT NULL,               -- hash of the prompt
+    reason TEXT NOT NULL,
+    created TEXT NOT NULL,              -- ISO 8601, UTC
+    PRIMARY KEY (feature, method, model, prompt)
+) WITHOUT ROWID;
+
 -- Named collections of features.
 CREATE TABLE list (
     name TEXT NOT NULL,

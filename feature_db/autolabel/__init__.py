@@ -1,0 +1,1 @@
+"""Labels that a language model writes: :func:`feature_db.autolabel.labelling.autolabel`."""

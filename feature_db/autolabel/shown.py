@@ -1,0 +1,57 @@
+"""Examples as text for a language model: strong tokens marked, with whole numbers for activations (Bills et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from feature_db.records import Example, FeatureRecord
+
+THRESHOLD = 0.3
+"""Share of an example's largest activation above which a token is marked."""
+_LISTED = 20  # marked tokens of an example that are listed with their activation
+
+
+def marks(values: Sequence[float]) -> list[bool]:
+    """Which tokens of an example are marked."""
+    least = THRESHOLD * max(values, default=0.0)
+    return [value > least for value in values]
+
+
+def marked(tokens: Sequence[str], which: Sequence[bool]) -> str:
+    """The text of an example in one line, with neighbouring marked tokens together between << and >>."""
+    parts = []
+    for strong, group in groupby(zip(tokens, which), key=lambda pair: pair[1]):
+        text = "".join(token for token, _ in group)
+        parts.append(f"<<{text}>>" if strong else text)
+    return one_line("".join(parts))
+
+
+def levels(values: Sequence[float], largest: float) -> list[int]:
+    """Activations as whole numbers: 0 where there is none, else 1 to 10, the largest of the feature being 10."""
+    return [max(1, min(10, round(10 * value / largest))) if value > 0 and largest > 0 else 0 for value in values]
+
+
+def shown(example: Example, largest: float, number: int) -> str:
+    """An example in two lines: its text, and the marked tokens with their activation."""
+    which = marks(example.values)
+    pairs = [
+        f"({one_line(token)!r}, {level})"
+        for token, level, strong in zip(example.tokens, levels(example.values, largest), which)
+        if strong
+    ]
+    more = ", ..." if len(pairs) > _LISTED else ""
+    return f"Text {number}: {marked(example.tokens, which)}\nActivations: {', '.join(pairs[:_LISTED])}{more}"
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks written as \\n."""
+    return text.replace("\r", "").replace("\n", "\\n")
+
+
+def chosen_examples(record: FeatureRecord, n: int) -> list[Example]:
+    """Up to `n` examples of a feature: at most half of them the strongest ones, the others from its deciles."""
+    top = [each for each in record.examples if each.bucket == "top"]
+    rest = [each for each in record.examples if each.bucket != "top"]
+    first = top[: max((n + 1) // 2, n - len(rest))]
+    return [*first, *rest[: n - len(first)]]
