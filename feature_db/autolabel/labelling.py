@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from feature_db.autolabel.prompt import Prompt
+from feature_db.chat.prompt import Prompt
 from feature_db.autolabel.reading import MARK, read_label
 from feature_db.autolabel.shown import chosen_examples, shown
 from feature_db.chat.asking import Usage, ask

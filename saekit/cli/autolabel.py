@@ -64,7 +64,7 @@ class QuestionOptions:
             ConfigError: the prompt cannot be read.
         """
         from feature_db.autolabel.labelling import NEEDED, LabelSettings
-        from feature_db.autolabel.prompt import Prompt
+        from feature_db.chat.prompt import Prompt
 
         text = Prompt.packaged("label") if self.prompt is None else Prompt.load(self.prompt, *NEEDED)
         return LabelSettings(text, self.examples, self.max_tokens, self.tries)
@@ -103,7 +103,7 @@ def autolabel(
     """
     quiet_libraries()
     from feature_db.autolabel import labelling
-    from feature_db.autolabel.prompt import Prompt
+    from feature_db.chat.prompt import Prompt
     from saekit.workspace.workspace import Workspace
 
     if question.show_prompt:

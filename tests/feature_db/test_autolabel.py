@@ -20,7 +20,7 @@ import pytest
 
 from feature_db import FeatureDB
 from feature_db.autolabel.labelling import METHOD, NEEDED, LabelSettings, autolabel, estimated, plan, question
-from feature_db.autolabel.prompt import Prompt
+from feature_db.chat.prompt import Prompt
 from feature_db.autolabel.reading import read_label
 from feature_db.autolabel.shown import chosen_examples, levels, marked, marks
 from feature_db.chat.asking import Nonsense

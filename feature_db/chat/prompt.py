@@ -28,7 +28,7 @@ class Prompt:
     @classmethod
     def packaged(cls, name: str) -> Prompt:
         """The prompt of this name that comes with saekit: label, detection, fuzzing, simulation or intruder."""
-        return cls(resources.files("feature_db.autolabel").joinpath("prompts", f"{name}.txt").read_text("utf-8"))
+        return cls(resources.files("feature_db.chat").joinpath("prompts", f"{name}.txt").read_text("utf-8"))
 
     @classmethod
     def load(cls, path: str | Path, *needed: str) -> Prompt:
