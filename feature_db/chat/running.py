@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from saekit.errors import SaekitError
@@ -62,3 +64,57 @@ def complete(coroutine: Coroutine[Any, Any, Result]) -> Result:
     if errors:
         raise errors[0]
     return found[0]
+
+
+def stream(
+    items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], at_once: int, end: Callable[[], Awaitable[None]]
+) -> Iterator[Result]:
+    """What `work` gives for each item, as soon as it is known; `at_once` items are worked on in another thread.
+
+    Args:
+        items: are taken one by one, in that thread.
+        work: what is done with an item.
+        at_once: number of items at the same time.
+        end: called after the last item, and where the caller stops early.
+
+    Raises:
+        The error of `work`, after the results that were known before.
+    """
+    found: queue.SimpleQueue[tuple[list[Result], BaseException | None, bool]] = queue.SimpleQueue()
+    started: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = queue.SimpleQueue()
+
+    async def put(item: Item) -> None:
+        found.put(([await work(item)], None, False))
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        started.put((asyncio.get_running_loop(), task))
+        try:
+            await for_each(items, put, at_once)
+        finally:
+            await end()
+
+    def go() -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(run())
+        except BaseException as raised:
+            error = raised
+        found.put(([], error, True))
+
+    thread = threading.Thread(target=go, name="saekit-chat", daemon=True)
+    thread.start()
+    loop, task = started.get()
+    try:
+        while True:
+            results, error, last = found.get()
+            yield from results
+            if error is not None:
+                raise error
+            if last:
+                return
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()

@@ -24,7 +24,7 @@ _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _ADDED_TABLES: dict[int, tuple[str, ...]] = {
     2: ("file", "set_aside_label", "set_aside_list"),
-    4: ("class_stat", "partner", "measurement", "corpus_label", "corpus_label_stat"),
+    4: ("class_stat", "partner", "measurement", "corpus_label", "corpus_label_stat", "label_failure"),
 }
 """Tables that a version added to the one before it. Their indices come with them."""
 _ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
