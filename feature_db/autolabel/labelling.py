@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from feature_db.chat.prompt import Prompt
 from feature_db.autolabel.reading import MARK, read_label
 from feature_db.autolabel.shown import chosen_examples, shown
 from feature_db.chat.asking import Usage, ask
 from feature_db.chat.model import ChatModel, Messages, NoAnswer
+from feature_db.chat.prompt import Prompt
 from feature_db.chat.running import complete, for_each
 from feature_db.chat.tokens import Estimate, estimate
 from feature_db.labels.evidence import Label

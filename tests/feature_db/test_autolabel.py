@@ -20,7 +20,6 @@ import pytest
 
 from feature_db import FeatureDB
 from feature_db.autolabel.labelling import METHOD, NEEDED, LabelSettings, autolabel, estimated, plan, question
-from feature_db.chat.prompt import Prompt
 from feature_db.autolabel.reading import read_label
 from feature_db.autolabel.shown import chosen_examples, levels, marked, marks
 from feature_db.chat.asking import Nonsense
@@ -28,6 +27,7 @@ from feature_db.chat.endpoint import Endpoint
 from feature_db.chat.limits import Patience, Patient
 from feature_db.chat.local import LocalModel
 from feature_db.chat.model import Answer
+from feature_db.chat.prompt import Prompt
 from saekit.errors import ConfigError, EndpointError
 from saekit.lm import LanguageModel
 from saekit.names.ref import Ref
