@@ -25,6 +25,7 @@ from feature_db.store.connections import Connections
 from feature_db.store.edits import Edits
 from feature_db.store.sql import Table
 from saekit import files
+from saekit.errors import DatabaseError
 from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site import Site
@@ -85,6 +86,20 @@ class FeatureDB(Searches, AskedFeatures):
     def saes(self) -> list[IndexedSAE]:
         """The dictionaries, by address."""
         return self._addressed.all()
+
+    def dictionary(self, address: str | Site | Address) -> IndexedSAE:
+        """The dictionary that an address means.
+
+        Raises:
+            UnknownSite: no such dictionary is indexed, or the address means several.
+            WorkspaceError: another dictionary is there now.
+        """
+        return self._addressed.one(address)
+
+    def corpus(self, dictionary: IndexedSAE) -> dict[str, Any]:
+        """What is recorded of the tokens on which a dictionary was counted: the store's provenance as `store`, and `split`."""
+        with self._reading() as db:
+            return read.corpus(db, dictionary.id)
 
     def holds(self, address: Address, key: str) -> bool:
         """Whether the features of a dictionary are of the build with this key."""
@@ -240,6 +255,19 @@ class FeatureDB(Searches, AskedFeatures):
         """
         with self._reading() as db:
             return read.record(db, *self._addressed.feature(ref, number))
+
+    def records(self, dictionary: IndexedSAE, numbers: Iterable[int]) -> list[FeatureRecord]:
+        """Everything about some features of a dictionary, all of one state of the database.
+
+        Raises:
+            DatabaseError: the dictionary was replaced since `dictionary` was read, or its rows are damaged.
+        """
+        with self._reading() as db:
+            if all(
+                sae.id != dictionary.id or sae.fingerprint != dictionary.fingerprint for sae in read.saes(db, self.path.parent)
+            ):
+                raise DatabaseError(f"{dictionary.dictionary} was indexed anew meanwhile.", "Run the same command again.")
+            return [read.record(db, dictionary, number) for number in numbers]
 
     def stats(self, ref: FeatureName, number: int | None = None) -> ActivationStats:
         """Maximum, mean over all tokens and quantiles of a feature: the units of a steering strength.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,16 @@ def build_key(db: sqlite3.Connection, address: Address) -> str | None:
     values = (str(address.site), str(address.place.writes[0]), address.name)
     found = db.execute("SELECT key FROM sae WHERE site = ? AND site_out = ? AND name = ?", values).fetchone()
     return None if found is None else stored.row("the dictionaries", found, TEXT)[0]
+
+
+def corpus(db: sqlite3.Connection, sae: int) -> dict[str, Any]:
+    """What is recorded of the corpus of a dictionary."""
+    sql = "SELECT provenance FROM corpus JOIN sae ON corpus.id = sae.corpus WHERE sae.id = ?"
+    (text,) = stored.row("the corpora", db.execute(sql, (sae,)).fetchone(), TEXT)
+    facts = stored.parsed("the corpora", text)
+    if not isinstance(facts, dict):
+        raise damaged("the corpora", "the provenance is no object")
+    return facts
 
 
 def files(db: sqlite3.Connection, sae: int) -> dict[str, StoredFile]:

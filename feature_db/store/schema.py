@@ -158,6 +158,27 @@ def _added_columns(found: int) -> dict[str, list[str]]:
     return added
 
 
+def upgrade_whole(db: sqlite3.Connection) -> None:
+    """Bring a database of an earlier version to this one, in a transaction of its own.
+
+    Foreign keys are on afterwards.
+    """
+    db.execute("PRAGMA foreign_keys = OFF")  # impossible inside a transaction
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        upgrade(db)
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        db.execute("PRAGMA foreign_keys = ON")
+
+
+def tables() -> list[str]:
+    """The tables in the order in which they are made, those of full-text search left out."""
+    return [name for kind, name in _expected() if kind == "table" and "_fts" not in name]
+
+
 def version(db: sqlite3.Connection) -> int:
     """The version of the database's tables."""
     return int(db.execute("PRAGMA user_version").fetchone()[0])

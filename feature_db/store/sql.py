@@ -6,8 +6,8 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,10 @@ _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_FUNC
 _FORBIDDEN_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "zeroblob", "randomblob", "edit", "readfile", "writefile"))
 _TABLE_FUNCTIONS = frozenset(("json_each", "json_tree"))
 _OF_VIEWS = frozenset(("dictionary_of", "name_of", "examples_of", "histogram_of", "logits_of"))
+_JSON = frozenset(("examples", "histogram", "scores"))
+"""Columns of views that hold JSON."""
+_KINDS = {"text": str, "real": float, "integer": int}
+"""SQLite's names of types. A column of a view has the first of them that one of its values has."""
 _MISTAKES = {
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_AUTH,
@@ -83,6 +87,50 @@ def query(path: Path, sql: str, *, limit: int = 1000, seconds: float = 10.0) -> 
             raise _mistake(ValueError("there is no statement"), seconds)
         columns = [each[0] for each in cursor.description]
     return Table(columns, rows[:limit], len(rows) > limit)
+
+
+@contextmanager
+def reading_view(
+    path: Path, view: str, sae: IndexedSAE, numbers: Sequence[int] | None = None
+) -> Iterator[tuple[dict[str, type], Iterator[tuple[Any, ...]]]]:
+    """The types of a view's columns, and its rows of one dictionary, read as they are taken.
+
+    Args:
+        path: the database.
+        view: its name.
+        sae: the dictionary.
+        numbers: of the features; None: all.
+
+    Raises:
+        DatabaseError: the file is damaged.
+    """
+    with typed(path), closing(connections.reading(path)) as db:
+        failed: list[DatabaseError] = []
+        db.execute("BEGIN")
+        _prepare(db, read.saes(db, path.parent), failed)
+        names = [each[0] for each in db.execute(f"SELECT * FROM {view} LIMIT 0").description]
+        where, values = _of_dictionary(names, sae, numbers)
+        found = ", ".join(f"MAX(typeof({name}) = '{kind}')" for name in names if name not in _JSON for kind in _KINDS)
+        held = iter(db.execute(f"SELECT {found} FROM {view} WHERE {where}", values).fetchone())
+        kinds: dict[str, type] = dict.fromkeys(names, str)  # a column without a value may be of any type
+        for name in names:
+            if name not in _JSON:
+                has = [next(held) for _ in _KINDS]
+                kinds[name] = next((kind for kind, one in zip(_KINDS.values(), has) if one), str)
+        try:
+            yield kinds, iter(db.execute(f"SELECT * FROM {view} WHERE {where}", values))
+        except sqlite3.Error as error:
+            raise (failed[0] if failed else error) from error
+
+
+def _of_dictionary(names: Sequence[str], sae: IndexedSAE, numbers: Sequence[int] | None) -> tuple[str, tuple[Any, ...]]:
+    """A condition on the rows of a view, and its values: those of one dictionary, or of some of its features."""
+    if "ref" not in names:
+        return "dictionary = ?", (sae.dictionary,)
+    prefix = f"feature:{sae.dictionary}/"
+    if numbers is None:
+        return "substr(ref, 1, ?) = ?", (len(prefix), prefix)
+    return "ref IN (SELECT value FROM json_each(?))", (json.dumps([f"{prefix}{number}" for number in numbers]),)
 
 
 def _mistake(error: Exception, seconds: float) -> Exception:

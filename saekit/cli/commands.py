@@ -56,6 +56,9 @@ COMMANDS: Registry[CommandRow] = Registry(
         "search": CommandRow("saekit.cli.search:search", "Find features by concept."),
         "sql": CommandRow("saekit.cli.sql:sql", "Query the features with SQL, read-only."),
         "show": CommandRow("saekit.cli.show:show", "Show a feature: statistics, tokens, words and example texts."),
+        "export": CommandRow("saekit.cli.export:export", "Write features in the format of another tool."),
+        "merge": CommandRow("saekit.cli.merge:merge", "Merge the features of two workspaces into a new one."),
+        "diff": CommandRow("saekit.cli.diff:diff", "Compare the features of two workspaces."),
         "steer": CommandRow(
             "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}
         ),

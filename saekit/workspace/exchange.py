@@ -1,0 +1,117 @@
+"""Exchange of a workspace's features with other tools."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saekit.errors import ConfigError, UnknownRef, WorkspaceError
+from saekit.names.address import Address
+from saekit.names.ref import Ref
+
+if TYPE_CHECKING:
+    from feature_db import FeatureDB
+    from feature_db.exchange import Written
+    from feature_db.records import IndexedSAE
+    from saekit.workspace.workspace import Workspace
+
+_NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+def export(
+    ws: Workspace,
+    folder: str | Path,
+    format: str,
+    *,
+    sites: Sequence[str] = (),
+    features: Sequence[str] = (),
+    model: str | None = None,
+    set: str | None = None,
+    progress: bool = True,
+) -> list[Written]:
+    """Write features of a workspace in the format of another tool (:func:`feature_db.exchange.export`).
+
+    Args:
+        ws: the workspace.
+        folder: to be made; it must not exist, or be empty.
+        format: name of a format of :data:`feature_db.exchange.FORMATS`.
+        sites: addresses of dictionaries; none: all that are indexed.
+        features: numbers (`12,40-50`) where one dictionary is exported, refs (`resid_post.3/12`), or names of lists (`@safety`);
+            none: all features.
+        model: what the other tool calls the model.
+        set: what the other tool calls the set of dictionaries.
+        progress: show a progress bar.
+
+    Raises:
+        UnknownSite, UnknownRef: a dictionary, a feature or a list does not exist.
+        ConfigError: a name or a number cannot be read.
+        WorkspaceError: nothing is indexed, or the format needs activations and there are none.
+        Unwritable, StorageFull: the folder cannot be written.
+    """
+    from feature_db.exchange import export as write
+
+    with ws.database() as database:
+        chosen = _chosen(database, sites, features)
+        activations = _Activations(ws) if ws.has_activations else None
+        return write(database, folder, format, features=chosen, model=model, set=set, activations=activations, progress=progress)
+
+
+class _Activations:
+    """Gives the store, a dictionary and the model."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self._ws = ws
+
+    def __call__(self, indexed: IndexedSAE) -> tuple[Any, Any, Any]:
+        ws = self._ws
+        store = ws.store()
+        sae = ws.sae(*ws.dictionaries.find(indexed.address))
+        if sae.fingerprint() != indexed.fingerprint:
+            raise WorkspaceError(
+                f"The dictionary {indexed.dictionary} is not the one that was indexed.", f"Run `saekit index {ws.shown}` first."
+            )
+        return store, sae, ws.lm
+
+
+def _chosen(database: FeatureDB, sites: Sequence[str], features: Sequence[str]) -> dict[str, list[int] | None]:
+    """Addresses of dictionaries with the numbers of their features; None for all."""
+    indexed = database.saes()
+    saes = [database.dictionary(Address.parse(site)).dictionary for site in sites] or [sae.dictionary for sae in indexed]
+    if not features:
+        return dict.fromkeys(saes)
+    found: dict[str, list[int] | None] = {}
+    for dictionary, number in _features(database, saes, features):
+        numbers = found.setdefault(dictionary, [])
+        assert numbers is not None
+        numbers.append(number)
+    return found
+
+
+def _features(database: FeatureDB, saes: Sequence[str], features: Iterable[str]) -> Iterable[tuple[str, int]]:
+    lists = database.lists()
+    for text in features:
+        if text.startswith("@"):
+            if text[1:] not in lists:
+                raise UnknownRef(f"There is no list {text[1:]!r}.", f"Lists: {', '.join(lists) or 'none'}.")
+            refs = lists[text[1:]]
+            yield from ((database.dictionary(ref.address).dictionary, ref.unit) for ref in refs)
+        elif _NUMBERS.fullmatch(text):
+            if len(saes) != 1:
+                raise ConfigError(
+                    f"{text} does not say of which dictionary.", "Choose one with --site, or write resid_post.3/12."
+                )
+            yield from ((saes[0], number) for part in text.split(",") for number in _range(part))
+        else:
+            ref = Ref.parse(text if ":" in text else f"feature:{text}")
+            if ref.kind != "feature":
+                raise UnknownRef(f"{text!r} does not name a feature.", "Write 12, 40-50 or resid_post.3/12.")
+            yield database.dictionary(ref.address).dictionary, ref.unit
+
+
+def _range(part: str) -> range:
+    first, _, last = part.partition("-")
+    if len(part) > 20:
+        raise ConfigError(f"{part[:30]!r} is no range of features.", "Write it like 40-50.")
+    return range(int(first), int(last or first) + 1)
