@@ -12,6 +12,7 @@ from scripts.package_graph import ROOT, imports, modules, package, reached
 FLOORS = {
     "saekit.builtin": 0,
     "saekit.checksums": 0,
+    "saekit.collective": 0,
     "saekit.environment": 0,
     "saekit.errors": 0,
     "saekit.files": 0,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.index import kernels
+from feature_db.index.coactivation import AllPairs, Pairs, PartnersOf, Table
 from feature_db.labels.rules import LABEL_METHODS
 from feature_db.labels.token_classes import CLASSES
 from feature_db.store.examples import MAX_BYTES
@@ -28,7 +29,7 @@ class BuildConfig:
     """
 
     top: int = 20
-    """Strongest examples, at most one per document and context."""
+    """Strongest examples, at most one per document."""
     per_decile: int = 2
     """Examples from each tenth of the feature's activations."""
     sample: int = 60
@@ -41,6 +42,8 @@ class BuildConfig:
     """Two examples are near-duplicates if the tokens within this distance of their peaks agree up to case, spaces and digits."""
     slots: int = 64
     """Tokens, words and following words tracked per feature. An item with more than 1/slots of its activation is never missed."""
+    partners: int = 512
+    """Partners tracked per feature for co-activation; dictionaries of up to 8 times as many features count all pairs."""
     batch_tokens: int = 16384
     """Tokens encoded at a time."""
     labels: tuple[str, ...] | None = None
@@ -50,8 +53,13 @@ class BuildConfig:
         for name in self.labels or ():
             LABEL_METHODS.find(name)
         windows = self.top + 10 * self.per_decile
-        if min(self.top, self.slots, self.batch_tokens) < 1 or min(self.before, self.after, self.per_decile, self.sample) < 0:
-            raise ConfigError("BuildConfig has a number that is too small.", "top, slots and batch_tokens are at least 1.")
+        if (
+            min(self.top, self.slots, self.batch_tokens, self.partners) < 1
+            or min(self.before, self.after, self.per_decile, self.sample) < 0
+        ):
+            raise ConfigError(
+                "BuildConfig has a number that is too small.", "top, slots, partners and batch_tokens are at least 1."
+            )
         if windows * (self.before + self.after + 16) * 8 > MAX_BYTES:
             raise ConfigError(
                 f"{windows} examples of {self.before + self.after + 1} tokens a feature do not fit into {MAX_BYTES >> 20} MiB.",
@@ -176,25 +184,31 @@ class Scratch(NamedTuple):
 
 
 class Accumulators:
-    """All statistics of a dictionary.
+    """All statistics of a dictionary, or of some of its features.
 
     Args:
         n_features: features F of the dictionary.
         vocab_size: number of token ids.
         config: how much is kept.
+        own: the features whose statistics are kept here, where several processes share the work; None: all.
     """
 
-    def __init__(self, n_features: int, vocab_size: int, config: BuildConfig) -> None:
-        self.config = config
+    _PARTS = ("moments", "tokens", "words", "next_words", "top", "pending", "sample", "pairs")
+    _OF_TOKENS = ("token_count", "class_count", "totals")
+
+    def __init__(self, n_features: int, vocab_size: int, config: BuildConfig, own: range | None = None) -> None:
+        self.config, self._own = config, own
+        F = n_features if own is None else len(own)
         width = config.before + 1 + config.after
-        self.moments = Moments.empty(n_features)
-        self.tokens, self.words, self.next_words = (Hitters.empty(n_features, config.slots) for _ in range(3))
-        self.top = Windows.empty(n_features, config.top, width, vocab_size)
-        self.sample = Windows.empty(n_features, config.sample, width, vocab_size)
+        self.moments = Moments.empty(F)
+        self.tokens, self.words, self.next_words = (Hitters.empty(F, config.slots) for _ in range(3))
+        self.top, self.pending, self.sample = (
+            Windows.empty(F, slots, width, vocab_size) for slots in (config.top, 1, config.sample)
+        )
+        self._pairs = Pairs(n_features, config.partners, own)
         self.token_count = np.zeros(vocab_size, np.int64)
         self.class_count = np.zeros(len(CLASSES), np.int64)
         self.totals = np.array([0, 0, -1], np.int64)  # tokens, documents, the last document
-        F = n_features
         self._scratch = Scratch(np.zeros(F, np.float32), np.full(F, -1, np.int64), np.zeros(F, np.int64))
 
     @property
@@ -207,18 +221,25 @@ class Accumulators:
         """Documents counted so far."""
         return int(self.totals[1])
 
+    @property
+    def pairs(self) -> AllPairs | Table:
+        """Co-firings of features."""
+        return self._pairs.counts
+
     def add(self, block: Block, reading: Reading) -> int:
         """Add a block. Returns -1, or the first row with an activation that is not finite; the statistics are invalid then."""
-        wrong = kernels.add_moments(block, reading.classes, self.moments)
+        own = block if self._own is None else _of_features(block, self._own)
+        wrong = kernels.add_moments(own, reading.classes, self.moments)
         if wrong >= 0:
             return int(wrong)
         rows = block.row + np.arange(len(block.tokens))
-        kernels.add_hits(block, block.tokens, rows, self.tokens)
-        kernels.add_hits(block, reading.word, block.row + reading.word_start, self.words)
-        kernels.add_hits(block, reading.next_word, rows, self.next_words)
+        kernels.add_hits(own, block.tokens, rows, self.tokens)
+        kernels.add_hits(own, reading.word, block.row + reading.word_start, self.words)
+        kernels.add_hits(own, reading.next_word, rows, self.next_words)
         c = self.config
-        kernels.add_top(block, reading.pieces, c.before, c.duplicate_radius, self._scratch, self.top)
-        kernels.add_sample(block, reading.pieces, c.before, c.duplicate_radius, self.sample)
+        kernels.add_top(own, reading.pieces, c.before, c.duplicate_radius, self._scratch, self.pending, self.top)
+        kernels.add_sample(own, reading.pieces, c.before, c.duplicate_radius, self.sample)
+        self._pairs.add(block)
         self.token_count += np.bincount(block.tokens[block.counted], minlength=len(self.token_count))
         self.class_count += ((reading.classes[block.counted, None] >> np.arange(len(CLASSES))) & 1).sum(0)
         documents = block.document[block.counted]
@@ -227,21 +248,52 @@ class Accumulators:
             self.totals[:] = self.totals[0] + len(documents), self.totals[1] + changes, documents[-1]
         return -1
 
+    def finish(self) -> None:
+        """Call this after the last block."""
+        kernels.end_top(self.pending, self.top)
+
+    def partners(self) -> PartnersOf:
+        """The partners of all features."""
+        return PartnersOf(self._pairs, self.moments, self.n_tokens)
+
     def state(self) -> dict[str, NDArray]:
         """All statistics as named arrays."""
-        named: dict[str, NDArray] = {name: getattr(self, name) for name in ("token_count", "class_count", "totals")}
-        for part in ("moments", "tokens", "words", "next_words", "top", "sample"):
-            named |= {f"{part}.{name}": array for name, array in getattr(self, part)._asdict().items()}
-        return named
+        return {name: getattr(self, name) for name in self._OF_TOKENS} | self.of_features()
+
+    def of_features(self) -> dict[str, NDArray]:
+        """The statistics of features as named arrays. Those of consecutive ranges of features, one after the other, are those of
+        all of them."""
+        return {f"{part}.{name}": array for part in self._PARTS for name, array in getattr(self, part)._asdict().items()}
+
+    def rows(self, name: str, own: range) -> slice:
+        """Where the statistics of some features are in one of the arrays of all features."""
+        if name.startswith("pairs.") and isinstance(self.pairs, AllPairs):
+            return slice(own.start * (own.start - 1) // 2, own.stop * (own.stop - 1) // 2)
+        return slice(own.start, own.stop)
 
     def fits(self, state: dict[str, NDArray]) -> bool:
-        """Whether a state has the arrays of this dictionary and configuration."""
+        """Whether a state of all features has the arrays of this dictionary and configuration."""
         mine = self.state()
-        return mine.keys() == state.keys() and all(
-            (array.shape, array.dtype) == (state[name].shape, state[name].dtype) for name, array in mine.items()
-        )
+        if mine.keys() != state.keys():
+            return False
+        theirs = {name: state[name][self._mine(name)] for name in mine}
+        return all((array.shape, array.dtype) == (theirs[name].shape, theirs[name].dtype) for name, array in mine.items())
 
     def load_state(self, state: dict[str, NDArray]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned, for all features."""
         for name, array in self.state().items():
-            array[...] = state[name]
+            array[...] = state[name][self._mine(name)]
+
+    def load_part(self, state: dict[str, NDArray], own: range) -> None:
+        """Restore what :meth:`state` returned, for some features."""
+        for name, array in self.state().items():
+            array[slice(None) if name in self._OF_TOKENS else self.rows(name, own)] = state[name]
+
+    def _mine(self, name: str) -> slice:
+        return slice(None) if self._own is None or name in self._OF_TOKENS else self.rows(name, self._own)
+
+
+def _of_features(block: Block, own: range) -> Block:
+    """The block with the entries of some features only, which are numbered from 0."""
+    mine = (block.indices >= own.start) & (block.indices < own.stop)
+    return block._replace(values=np.where(mine, block.values, 0), indices=np.where(mine, block.indices - own.start, 0))

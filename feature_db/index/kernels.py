@@ -144,12 +144,12 @@ def _keep(block: Block, f: int, i: int, v: float, first: int, end: int, before: 
 
 
 @njit(cache=True, nogil=True)
-def add_top(block: Block, pieces: Array, before: int, radius: int, scratch: Scratch, w: Windows) -> None:
-    """Keep each feature's strongest examples: at most one per piece, and the strongest of near-duplicates.
+def add_top(block: Block, pieces: Array, before: int, radius: int, scratch: Scratch, pending: Windows, w: Windows) -> None:
+    """Keep each feature's strongest examples: at most one per document, and the strongest of near-duplicates.
 
-    The result is exact: the S largest peaks among the best of each neighbourhood. The earlier row wins a tie.
+    The result is exact: the S largest peaks among the best of each neighbourhood, of the peaks of documents. The earlier row wins
+    a tie. A document may go on in the next piece or block, so its peak waits in `pending` until the feature fires in another.
     """
-    n_slots = w.key.shape[1]
     for p in range(len(pieces) - 1):
         first, end = pieces[p], pieces[p + 1]
         n_touched = 0
@@ -171,26 +171,48 @@ def add_top(block: Block, pieces: Array, before: int, radius: int, scratch: Scra
             f = scratch.touched[t]
             i, v = scratch.row[f], scratch.best[f]
             scratch.row[f] = -1
-            n = w.filled[f]
-            if n == n_slots and v <= w.value[f, w.worst[f]]:
-                continue
-            key = _neighbourhood(i, first, end, radius, block.canonical)
-            slot = 0
-            while slot < n and w.key[f, slot] != key:
-                slot += 1
-            if slot < n and v <= w.value[f, slot]:
-                continue
-            if slot == n_slots:
-                slot = w.worst[f]
-            w.filled[f] = max(n, slot + 1)
-            w.key[f, slot] = key
-            _keep(block, f, i, v, first, end, before, w, slot)
-            worst = 0
-            for s in range(1, w.filled[f]):
-                less = w.value[f, s] < w.value[f, worst]
-                if less or (w.value[f, s] == w.value[f, worst] and w.row[f, s] > w.row[f, worst]):
-                    worst = s
-            w.worst[f] = worst
+            if pending.filled[f] and pending.document[f, 0] != block.document[i]:
+                _enter(f, pending, w)
+            least = pending.value[f, 0] if pending.filled[f] else (w.value[f, w.worst[f]] if w.filled[f] == w.key.shape[1] else 0)
+            if v > least:
+                pending.filled[f] = 1
+                pending.key[f, 0] = _neighbourhood(i, first, end, radius, block.canonical)
+                _keep(block, f, i, v, first, end, before, pending, 0)
+
+
+@njit(cache=True, nogil=True)
+def end_top(pending: Windows, w: Windows) -> None:
+    """Keep the peaks of the last documents."""
+    for f in range(len(pending.filled)):
+        if pending.filled[f]:
+            _enter(f, pending, w)
+
+
+@njit(cache=True, nogil=True)
+def _enter(f: int, pending: Windows, w: Windows) -> None:
+    """Move the pending example of feature f to its strongest ones, if it is one of them."""
+    pending.filled[f] = 0
+    n, n_slots, v = w.filled[f], w.key.shape[1], pending.value[f, 0]
+    if n == n_slots and v <= w.value[f, w.worst[f]]:
+        return
+    slot = 0
+    while slot < n and w.key[f, slot] != pending.key[f, 0]:
+        slot += 1
+    if slot < n and v <= w.value[f, slot]:
+        return
+    if slot == n_slots:
+        slot = w.worst[f]
+    w.filled[f] = max(n, slot + 1)
+    w.key[f, slot], w.value[f, slot], w.row[f, slot] = pending.key[f, 0], v, pending.row[f, 0]
+    w.document[f, slot], w.position[f, slot] = pending.document[f, 0], pending.position[f, 0]
+    w.offset[f, slot], w.length[f, slot] = pending.offset[f, 0], pending.length[f, 0]
+    w.tokens[f, slot], w.values[f, slot] = pending.tokens[f, 0], pending.values[f, 0]
+    worst = 0
+    for s in range(1, w.filled[f]):
+        less = w.value[f, s] < w.value[f, worst]
+        if less or (w.value[f, s] == w.value[f, worst] and w.row[f, s] > w.row[f, worst]):
+            worst = s
+    w.worst[f] = worst
 
 
 @njit(cache=True, nogil=True)

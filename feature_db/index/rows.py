@@ -32,6 +32,10 @@ OF_TOKENS = ("promotes", "suppresses", "fires_token")
 """Roles whose items are tokens. The items of other roles are words."""
 
 
+PartnerRow = tuple[str, int, int, float, int, float, int]
+"""kind, rank, other feature, value, count, expected, missed: as in the table `partner`."""
+
+
 @dataclass
 class FeatureRow:
     """All stored data of one feature."""
@@ -50,6 +54,7 @@ class FeatureRow:
     labels: list[Label]
     classes: list[tuple[str, float, float, float]]
     """Classes of tokens that it detects: name, F1, precision and recall."""
+    partners: list[PartnerRow]
     windows: bytes
     context: str
     """Text around the strongest peaks, for full-text search."""
@@ -68,6 +73,7 @@ class Rows:
     ) -> None:
         self.accumulators, self.words, self._project = accumulators, words, project
         self.lexicon = Lexicon.of(accumulators, words)
+        self._partners = accumulators.partners()
 
     def text(self, role: str, item: int) -> str:
         """Text of a row's token or word."""
@@ -116,6 +122,7 @@ class Rows:
         ]
         low, high = wilson(m.firing[block], n)
         deciles = quantiles(m.histogram[block], m.largest[block], np.arange(1, 10) / 10)
+        partners = self._partners.of(block).rows()
         for i, f in enumerate(range(block.start, block.stop)):
             count = int(m.firing[f])
             stats = [stat for role in by_role for stat in role[i]] + projected.get(f, [])
@@ -137,6 +144,7 @@ class Rows:
                 stats=stats,
                 labels=labels,
                 classes=[] if evidence is None else _classes(evidence),
+                partners=partners[i],
                 windows=pack(windows),
                 context=self._context(windows),
             )

@@ -235,6 +235,10 @@ def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> No
                 ranks[s.role] = rank = ranks.get(s.role, -1) + 1
                 stats.append((i, schema.ROLES[s.role], rank, terms.id(s.role, s.item), s.value, s.rate, s.peak, s.hits, s.score))
         db.executemany("INSERT INTO token_stat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", stats)
+        db.executemany(
+            "INSERT INTO partner VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(i, *partner) for i, row in numbered for partner in row.partners],
+        )
         db.executemany("INSERT INTO example VALUES (?, ?)", [(i, row.windows) for i, row in numbered])
         detected = [(name, f1, i, *rest) for i, row in numbered for name, f1, *rest in row.classes]
         db.executemany("INSERT INTO class_stat VALUES (?, ?, ?, ?, ?)", detected)

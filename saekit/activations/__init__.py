@@ -9,8 +9,10 @@ from saekit.activations.loader.paired import PairedStores
 from saekit.activations.loader.reader import ActivationReader
 from saekit.activations.loader.source import ActivationSource, Moments, ReadSettings, is_heldout, moments
 from saekit.activations.store.base import Block, StoredActivations
+from saekit.activations.store.computed import ComputedActivations
+from saekit.activations.store.plan import CacheConfig
 from saekit.activations.store.store import ActivationStore
-from saekit.activations.store.writer import CacheConfig, check_settings, write_store
+from saekit.activations.store.writer import check_settings, write_store
 
 ComparedStores, LiveStore = PairedStores, LiveData  # their names in version 0.1
 
@@ -21,6 +23,7 @@ __all__ = [
     "Block",
     "CacheConfig",
     "ComparedStores",
+    "ComputedActivations",
     "Corpus",
     "Cursor",
     "Fields",

@@ -64,9 +64,8 @@ def fit(
     with workspace.writing():
         store = workspace.cache(batch_size=study.cache_batch)
         raise_first(workspace.train_all(plans, live=run.live, wandb=run.wandb))
-        for plan in plans:
-            if not plan.route.crosses:
-                workspace.index(plan.route)
+        if searchable := [(str(plan.route), "") for plan in plans if not plan.route.crosses]:
+            workspace.index_all(searchable).close()
         quality = {str(plan.route): workspace.evaluate(plan.route) | _epochs(plan) for plan in plans}
         write_pages(workspace, plans)
     _print_fitted(workspace, store.n_tokens, started, quality, as_json)

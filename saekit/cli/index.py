@@ -72,6 +72,9 @@ def index(
             "--labels", help="Make labels by this method only: words, pieces, promotes, ... May be repeated.", show_default=False
         ),
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Compute the activations with the model. They need not be cached.")
+    ] = False,
     as_json: options.JSON = False,
     *,
     measured: EffectOptions,
@@ -79,7 +82,11 @@ def index(
 ) -> None:
     """Put the features of each site's default dictionary, or of those called NAME, into the searchable database.
 
-    The features get labels made by rules. The database holds any number of dictionaries, also several of one site.
+    The features get labels made by rules, and their statistics, examples and partners: the features that fire on the same tokens.
+    All dictionaries are indexed in one pass over the activations. The database holds any number of them, also several of one
+    site.
+
+    `torchrun --nproc-per-node 4 -m saekit index ...` shares the pass between processes; the rows are those of one process.
 
     Then what each feature causes is measured: the feature is clamped once on neutral prompts, and the tokens that gain are kept
     beside the tokens that it fires on. Where a database lacks this, the same command measures it, and does nothing else again.
@@ -88,22 +95,28 @@ def index(
 
     Example: `saekit index pythia --site resid_post.3 --name wide`
 
-    Example: `saekit index pythia --all`
+    Example: `saekit index pythia --all --live`
 
     Example: `saekit index pythia --no-effects`
     """
     quiet_libraries()
+    from saekit.collective import joined
     from saekit.errors import ConfigError
+    from saekit.processes import leads
     from saekit.workspace.workspace import Workspace
 
     if every and (site or name):
         raise ConfigError("--all is given together with --site or --name.", "Give one of them.")
     clamps = measured.settings()
-    ws = Workspace.open(workspace, **load.changes())
-    chosen = ws.dictionaries.searchable() if every else ws.dictionaries.chosen(site, name)
-    with ws.writing():
-        for place, own in chosen:
-            ws.index(place, own, labels=labels, effects=measured.effects, clamps=clamps).close()
+    with joined():  # before the model is loaded, so that each process loads it to its own GPU
+        ws = Workspace.open(workspace, **load.changes())
+        chosen = ws.dictionaries.searchable() if every else ws.dictionaries.chosen(site, name)
+        with ws.writing(together=True):
+            ws.index_all(
+                chosen, labels=labels, live=live, effects=measured.effects, clamps=clamps, progress=leads()
+            ).close()
+    if not leads():
+        return
     rows = [{"site": place, "name": own, "features": ws.sae(place, own).cfg.n_latents} for place, own in chosen]
     if as_json:
         emit(rows)

@@ -148,7 +148,7 @@ class WorkspaceFolder:
         from saekit import processes
 
         if processes.world() > 1 and not together:
-            raise WorkspaceError("Only `saekit train` runs in several processes.", "Run this without torchrun.")
+            raise WorkspaceError("Only `saekit train` and `saekit index` run in several processes.", "Run this without torchrun.")
         if not processes.leads():
             yield
             return

@@ -12,7 +12,7 @@ from saekit.names.address import Address
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
-    from saekit.activations import ActivationStore
+    from saekit.activations import ActivationStore, ComputedActivations, StoredActivations
     from saekit.evaluate.steering.clamp_effects import ClampSettings
     from saekit.names.address import AddressLike
     from saekit.workspace.workspace import Workspace
@@ -84,38 +84,53 @@ def train_all(
 
 def index(
     ws: Workspace,
-    place: AddressLike,
-    name: str,
+    chosen: Sequence[AddressLike | tuple[str, str]],
     labels: Sequence[str] | None,
+    live: bool,
     effects: bool | None,
     clamps: ClampSettings | None,
     progress: bool,
 ) -> FeatureDB:
-    """See :meth:`Workspace.index`."""
+    """See :meth:`Workspace.index_all`."""
     import torch
 
     import feature_db
+    from saekit import processes
     from saekit.sae.files import save_sparsity
     from saekit.workspace.effects import complete
 
     config = feature_db.BuildConfig(labels=None if labels is None else tuple(labels))
-    address = ws.dictionaries.address(place, name)
-    reads, folder = ws.lm.site(address.site), ws.dictionaries.folder(address.place, address.name)
+    addresses = [ws.dictionaries.address(*each) if isinstance(each, tuple) else ws.dictionaries.address(each) for each in chosen]
+    folders = [ws.dictionaries.folder(each.place, each.name) for each in addresses]
+    store = _computed(ws, progress) if live else _stored(ws)
+    subjects = [
+        feature_db.Subject(ws.sae(address), ws.lm.site(address.site), address.name, folder)
+        for address, folder in zip(addresses, folders)
+    ]
+    database = feature_db.build_all(
+        ws.database_path, subjects, store=store, lm=ws.lm, vectors=ws.path / "vectors", config=config, progress=progress
+    )
+    n_tokens = {each.address: each.n_tokens for each in database.saes()}
+    for address, folder in zip(addresses, folders):
+        if processes.leads():
+            save_sparsity(folder, torch.from_numpy(database.densities(address)), n_tokens[address])
+            complete(ws, database, address, asked=effects, settings=clamps, progress=progress)
+    return database
+
+
+def _stored(ws: Workspace) -> StoredActivations:
     store = ws.store()
     store.check_model(ws.lm)
-    database = feature_db.build(
-        ws.database_path,
-        store=store,
-        sae=ws.sae(address),
-        lm=ws.lm,
-        site=reads,
-        name=address.name,
-        vectors=ws.path / "vectors",
-        source=folder,
-        config=config,
-        progress=progress,
+    return store
+
+
+def _computed(ws: Workspace, progress: bool) -> ComputedActivations:
+    """The rows of the workspace's store, computed; where it has a complete one, they are known to be those."""
+    from saekit.activations import ComputedActivations
+
+    stored = _stored(ws) if ws.has_activations else None
+    known = None if stored is None else stored.n_tokens
+    recorded = None if stored is None else stored.provenance
+    return ComputedActivations(
+        ws.lm, ws.study.sites, ws.corpus, ws.cache_config(), recorded=recorded, n_tokens=known, progress=progress
     )
-    n_tokens = next(each.n_tokens for each in database.saes() if each.address == address)
-    save_sparsity(folder, torch.from_numpy(database.densities(address)), n_tokens)
-    complete(ws, database, address, asked=effects, settings=clamps, progress=progress)
-    return database

@@ -108,31 +108,52 @@ class Workspace(WorkspaceFolder):
         name: str = "",
         *,
         labels: Sequence[str] | None = None,
+        live: bool = False,
         effects: bool | None = None,
         clamps: ClampSettings | None = None,
         progress: bool = True,
     ) -> FeatureDB:
-        """Put the features of a dictionary into the database, with labels from rules (:func:`feature_db.build`).
-
-        Then measure what the database does not have yet: input scores, similar decoder directions, logit histograms, and what a
-        clamp of each feature causes on neutral prompts. The activations are not read again for that.
-
-        The rows of an earlier dictionary with the same site map and name are replaced; those of others stay. The dictionary's
-        `sparsity.safetensors`, which training wrote from its last steps, is replaced by the exact densities of the database.
+        """Put the features of a dictionary into the database, with labels from rules; see :meth:`index_all`.
 
         Args:
             place: its address, its site map, or only what it reads.
             name: empty for the default dictionary.
+        """
+        settings: dict[str, Any] = {"labels": labels, "live": live, "effects": effects, "clamps": clamps, "progress": progress}
+        return self.index_all([self.dictionaries.address(place, name)], **settings)
+
+    def index_all(
+        self,
+        chosen: Sequence[AddressLike | tuple[str, str]] | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+        live: bool = False,
+        effects: bool | None = None,
+        clamps: ClampSettings | None = None,
+        progress: bool = True,
+    ) -> FeatureDB:
+        """Put the features of dictionaries into the database in one pass, with labels from rules (:func:`feature_db.build_all`).
+
+        Then measure what the database does not have yet: input scores, similar decoder directions, logit histograms, and what a
+        clamp of each feature causes on neutral prompts. The activations are not read again for that.
+
+        The rows of earlier dictionaries with the same site map and name are replaced; those of others stay. A dictionary's
+        `sparsity.safetensors`, which training wrote from its last steps, is replaced by the exact densities of the database.
+
+        Args:
+            chosen: the dictionaries, as addresses or as (site map, name); None: the default one of each site.
             labels: names of label methods (:data:`feature_db.labels.LABEL_METHODS`); None: all.
+            live: compute the activations with the model instead of reading them. They need not be cached.
             effects: whether to measure what clamps cause; None: if it takes at most 15 minutes.
             clamps: prompts and strength of the clamps; None: the defaults, or those of an earlier measurement.
             progress: show a progress bar.
 
         Raises:
-            WorkspaceError: there is no such dictionary.
-            ConfigError: it reads several sites, or there is no such label method.
+            WorkspaceError: there is no such dictionary, or nothing is cached.
+            ConfigError: one reads several sites, or there is no such label method.
         """
-        return steps.index(self, place, name, labels, effects, clamps, progress)
+        wanted = self.dictionaries.chosen(None) if chosen is None else chosen
+        return steps.index(self, wanted, labels, live, effects, clamps, progress)
 
     def evaluate(
         self,

@@ -39,9 +39,9 @@ def test_two_processes_train_as_one_does(saekit: Saekit, workspace: Path, tmp_pa
 
 def test_other_commands_are_for_one_process(saekit: Saekit, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    outcome = saekit("index", workspace, "--json")
+    outcome = saekit("choose", workspace, "other", "--json")
     assert outcome.status == 2
-    assert outcome.json["message"] == "Only `saekit train` runs in several processes."
+    assert outcome.json["message"] == "Only `saekit train` and `saekit index` run in several processes."
     monkeypatch.setenv("RANK", "1")
-    silent = saekit("index", workspace, "--json")
+    silent = saekit("choose", workspace, "other", "--json")
     assert (silent.status, silent.stdout) == (2, "")

@@ -36,6 +36,7 @@ def run(lm: LanguageModel, store: PlantedStore, config: BuildConfig, batch_token
         read = words.read(tokens, position, document, counted)
         rows = Block(block.start, tokens, vocabulary.canonical[tokens], position, document, counted, values, indices)
         assert accumulators.add(rows, read) == -1
+    accumulators.finish()
     return accumulators, words
 
 
@@ -155,8 +156,12 @@ def test_top_examples_equal_brute_force(tiny_lm: LanguageModel, planted: Planted
     texts = tiny_lm.token_strings(range(tiny_lm.vocab_size))
     for f in range(F):
         best: dict[Any, tuple[float, int, list[int]]] = {}
+        peaks: dict[int, tuple[int, list[int]]] = {}
         for piece in pieces(planted):
-            peak = piece[int(np.argmax(acts[piece, f]))]
+            peak, document = piece[int(np.argmax(acts[piece, f]))], int(planted.document[piece[0]])
+            if acts[peak, f] > (acts[peaks[document][0], f] if document in peaks else 0):
+                peaks[document] = peak, piece
+        for peak, piece in peaks.values():
             if acts[peak, f] > 0:
                 around = [i for i in piece if abs(i - peak) <= EXACT.duplicate_radius]
                 same = tuple(
@@ -167,6 +172,7 @@ def test_top_examples_equal_brute_force(tiny_lm: LanguageModel, planted: Planted
                     best[key] = (float(acts[peak, f]), peak, piece)
         expected = sorted(best.values(), key=lambda entry: (-entry[0], entry[1]))[: EXACT.top]
         n = int(top.filled[f])
+        assert len(set(top.document[f, :n].tolist())) == n
         order = sorted(range(n), key=lambda s: (-top.value[f, s], top.row[f, s]))
         assert [(float(top.value[f, s]), int(top.row[f, s])) for s in order] == [(value, row) for value, row, _ in expected]
         for s, (_, peak, piece) in zip(order, expected):

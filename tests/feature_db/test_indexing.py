@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from feature_db import BuildConfig, FeatureDB, Label
+from feature_db import BuildConfig, FeatureDB, Label, Subject, build_all
 from feature_db.store import connections
 from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
@@ -255,3 +255,49 @@ def test_examples_are_small(index: Index, tiny_lm: LanguageModel) -> None:
     db = index(store=make_store(tiny_lm, documents=200, context=60), config=BuildConfig())
     sizes = [len(row[1]) for row in contents(db.path)["example"]]
     assert max(sizes) < 6000 and 500 < np.mean(sizes) < 3000
+
+
+def test_partners_fire_on_the_same_tokens(index: Index, store: PlantedStore) -> None:
+    acts = store.acts.copy()
+    acts[:, 9] = 0.5 * acts[:, 2]
+    db = index(store=dataclasses.replace(store, acts=acts, name="partners"))
+    ordinary = acts[~store.special].astype(np.float64)
+    for f in (2, 9, 20):
+        found = {kind: [each for each in db.feature(SITE, f).partners if each.kind == kind] for kind in ("pmi", "correlation")}
+        for each in (*found["pmi"], *found["correlation"]):
+            both = int(((ordinary[:, f] > 0) & (ordinary[:, each.feature] > 0)).sum())
+            counts = [(ordinary[:, g] > 0).sum() for g in (f, each.feature)]
+            assert (each.count, each.missed, each.expected) == (both, 0, pytest.approx(counts[0] * counts[1] / len(ordinary)))
+            r = np.corrcoef(ordinary[:, f], ordinary[:, each.feature])[0, 1]
+            assert each.value == pytest.approx(np.log2(both / each.expected) if each.kind == "pmi" else r)
+    assert db.feature(SITE, 2).partners[0].feature == 9 and db.feature(SITE, 0).partners == []
+    rows = db.sql(f"select other, count from partners where ref = 'feature:{SITE}/9' and kind = 'pmi' and rank = 0").rows
+    assert rows == [(f"feature:{SITE}/2", int((ordinary[:, 2] > 0).sum()))]
+
+
+def test_one_pass_gives_the_rows_of_single_builds(
+    index: Index, store: PlantedStore, tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Two dictionaries of one site and one of another; the store is read once, and again for nothing."""
+    passes = []
+
+    class Counting(PlantedStore):
+        def stream(self, sites: Any, **how: Any) -> Any:
+            passes.append(sites)
+            return super().stream(sites, **how)
+
+    counting = Counting(**vars(store))
+    other = Site("mlp_out", 0)
+    subjects = [Subject(make_sae(), SITE), Subject(make_sae(1), SITE, "second"), Subject(make_sae(3), other)]
+    for each in subjects:
+        index(site=each.site, sae=each.sae, name=each.name).close()
+    path = tmp_path / "together" / "features.sqlite"
+    settings: dict[str, Any] = {"store": counting, "lm": tiny_lm, "vectors": path.parent / "vectors", "progress": False}
+    for _ in range(2):
+        db = build_all(path, subjects, config=BuildConfig(batch_tokens=128), **settings)
+    assert passes == [[other, SITE]] or passes == [[SITE, other]]
+    assert contents(path) == contents(tmp_path / "features.sqlite") and db.verify() == []
+    with pytest.raises(ConfigError, match="given twice"):
+        build_all(path, [subjects[0], subjects[0]], **settings)
+    with pytest.raises(ConfigError, match="no dictionary"):
+        build_all(path, [], **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,14 +69,16 @@ class PlantedStore:
     def width(self, site: Any) -> int:
         return self.acts.shape[1]
 
-    def stream(self, sites: list[Site], *, batch_tokens: int, start: int = 0) -> Iterator[Block]:
+    def stream(self, sites: list[Site], *, batch_tokens: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> Iterator[Block]:
         begins = [*np.flatnonzero(self.position == 0).tolist(), self.n_tokens]
-        row = start
+        row, numbers = start, itertools.count()
         while row < self.n_tokens:
             within = [b for b in begins if row < b <= row + batch_tokens]
             stop = within[-1] if within else next(b for b in begins if b > row)
             columns = (self.tokens, self.position, self.document, self.special)
-            yield Block(row, *(torch.from_numpy(c[row:stop]) for c in columns), {sites[0]: torch.from_numpy(self.acts[row:stop])})
+            chosen = sites if next(numbers) % part[1] == part[0] else []
+            acts = {site: torch.from_numpy(self.acts[row:stop]) for site in chosen}
+            yield Block(row, *(torch.from_numpy(c[row:stop]) for c in columns), acts)
             row = stop
 
 

@@ -7,26 +7,20 @@ process, and a run can continue with another number of processes.
 
 from __future__ import annotations
 
-import math
-import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import pad
 
-from saekit import processes
-from saekit.errors import ParallelError
+from saekit import collective
+from saekit.collective import answering, joined
 from trainers.step.parameters import Parameters, has_latents
 
-_PATIENCE = timedelta(minutes=30)  # to wait for another process; the first one measures and writes while others wait
+__all__ = ["ALONE", "Group", "Latents", "Rows", "group", "joined"]
+
 _COMPACT = 0.8  # share of latents with a gradient up to which only their rows are sent
-_WORD = 8  # alignment in bytes, enough for a tensor of any type
 _T = TypeVar("_T")
 Number = Tensor | float
 
@@ -146,21 +140,7 @@ class _Together(Group):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def first(self, work: Callable[[], _T]) -> _T:
-        result: Any = None
-        failure: Exception | None = None
-        if self.leads:
-            try:
-                result = work()
-            except Exception as error:
-                failure = error
-        outcome = [result, _portable(failure)]
-        with _answering():
-            dist.broadcast_object_list(outcome, src=0)
-        if not self.leads:
-            result, failure = outcome
-        if failure is not None:
-            raise failure
-        return result
+        return collective.first(work)
 
     def total(self, tensor: Tensor) -> Tensor:
         return self._all_reduce(tensor, dist.ReduceOp.SUM)
@@ -177,32 +157,13 @@ class _Together(Group):
         return self._all_reduce(tensor, dist.ReduceOp.MIN)
 
     def gather(self, *tensors: Tensor) -> list[list[Tensor]]:
-        """Sends two messages: the lengths of all tensors, then the bytes of all tensors."""
-        raw = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
-        own = torch.cat([pad(each, (0, -len(each) % _WORD)) for each in raw])
-        lengths = torch.tensor([*map(len, tensors), len(own)], device=own.device)
-        all_lengths = torch.stack(self._all_gather(lengths)).tolist()
-        messages = self._all_gather(pad(own, (0, max(each[-1] for each in all_lengths) - len(own))))
-        gathered: list[list[Tensor]] = [[] for _ in tensors]
-        for message, found in zip(messages, all_lengths):
-            at = 0
-            for tensor, length, parts in zip(tensors, found, gathered):
-                size = length * math.prod(tensor.shape[1:]) * tensor.itemsize
-                parts.append(message[at : at + size].view(tensor.dtype).view(length, *tensor.shape[1:]))
-                at += size + -size % _WORD
-        return gathered
+        return collective.gather(*tensors)
 
     def _all_reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
         tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _answering():
+        with answering():
             dist.all_reduce(tensor, how)
         return tensor
-
-    def _all_gather(self, tensor: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        with _answering():
-            dist.all_gather(parts, tensor)
-        return parts
 
 
 class Rows(_Together):
@@ -294,7 +255,7 @@ class Latents(_Together):
             return tensor
         own = tensor.detach().to("cpu").contiguous()
         parts = [torch.empty_like(own) for _ in range(self.world)] if self.leads else None
-        with _answering():
+        with answering():
             dist.gather(own, parts, dst=0)
         return own if parts is None else torch.cat(parts)
 
@@ -302,7 +263,7 @@ class Latents(_Together):
         B, K = values_BK.shape
         own_Bk = values_BK.new_zeros(B, k)
         own_Bk[:, :K] = values_BK.detach()
-        all_BN = torch.cat(self._all_gather(own_Bk), dim=1)
+        all_BN = torch.cat(collective.all_gather(own_Bk), dim=1)
         keep_BN = torch.zeros_like(all_BN).scatter_(1, all_BN.abs().topk(k, dim=1).indices, 1)
         return values_BK * keep_BN[:, k * self.rank :][:, :K]
 
@@ -314,26 +275,6 @@ class Latents(_Together):
         """Parameters without a dimension of latents get gradients from the latents of all processes."""
         sums = self.total_all({name: grad for name, grad in gradient.items() if not has_latents(name)})
         return Parameters(gradient | sums)
-
-
-@contextmanager
-def joined() -> Iterator[None]:
-    """Within the context, the processes that torchrun started are connected, each with its own GPU. No effect for one process.
-
-    Raises:
-        ParallelError: the other processes cannot be reached.
-    """
-    if processes.world() == 1 or dist.is_initialized():
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    with _answering():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def group(*, shard: bool = False) -> Group:
@@ -352,23 +293,3 @@ def _vector(*numbers: Number) -> Tensor:
 def _numbers(vector: Tensor) -> list[Number]:
     """The entries of a vector. On a GPU they stay tensors, because reading them would wait for the device."""
     return list(vector) if vector.is_cuda else vector.tolist()
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:  # all that torch.distributed raises
-        raise ParallelError(
-            f"Another process of this run has ended or does not answer ({str(error).splitlines()[0]}).",
-            "It says why; the same command goes on from the last checkpoint.",
-        ) from error
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """An error that can be sent."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return ParallelError(f"The first process failed: {type(error).__name__}: {error}.")
-    return error

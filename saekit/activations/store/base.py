@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -169,21 +170,25 @@ class StoredActivations(ABC):
     def _torch_dtype(self) -> torch.dtype:
         return storage_dtype(self.dtype)
 
-    def stream(self, sites: Iterable[str | Site], *, batch_tokens: int = 4096, start: int = 0) -> Iterator[Block]:
+    def stream(
+        self, sites: Iterable[str | Site], *, batch_tokens: int = 4096, start: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[Block]:
         """All rows in stored order, read ahead in a thread.
 
         Args:
             sites: whose activations to read; may be empty, for the tokens alone.
             batch_tokens: rows of a block: as many whole contexts as fit, at least one. A block ends with its shard, too.
             start: row to begin at: 0 or a block's `stop`.
+            part: (r, n): of every n blocks, only number r has activations; the others have tokens only.
 
         Raises:
             UnknownSite: a site is not in this store.
             StoreCorrupt: a shard cannot be read.
         """
-        return prefetch(self._blocks([self.site(site) for site in sites], batch_tokens, start), depth=2)
+        return prefetch(self._blocks([self.site(site) for site in sites], batch_tokens, start, part), depth=2)
 
-    def _blocks(self, sites: list[Site], batch_tokens: int, start: int) -> Iterator[Block]:
+    def _blocks(self, sites: list[Site], batch_tokens: int, start: int, part: tuple[int, int]) -> Iterator[Block]:
+        numbers = itertools.count()
         for shard in range(len(self.shard_rows)):
             first, end = int(self._first_rows[shard]), int(self._first_rows[shard + 1])
             if end <= start:
@@ -192,15 +197,24 @@ class StoredActivations(ABC):
             begins = np.append(np.flatnonzero(token_columns["position"] == 0), end - first)
             row = max(start - first, 0)
             while row < end - first:
-                # Up to the last beginning of a context that fits, but at least one context.
-                here = int(np.searchsorted(begins, row, side="right"))
-                stop = int(begins[max(here, int(np.searchsorted(begins, row + batch_tokens, side="right")) - 1)])
+                stop = next_stop(begins, row, batch_tokens)
+                chosen = sites if next(numbers) % part[1] == part[0] else []
                 yield Block(
                     first + row,
                     **{f"{name}_N": torch.from_numpy(column[row:stop]) for name, column in token_columns.items()},
-                    acts={site: self.acts(shard, site, row, stop).float() for site in sites},
+                    acts={site: self.acts(shard, site, row, stop).float() for site in chosen},
                 )
                 row = stop
+
+
+def next_stop(begins: np.ndarray, row: int, batch_tokens: int) -> int:
+    """Where a block that starts at `row` ends: at the last beginning of a context that fits, but after at least one context.
+
+    Args:
+        begins: rows at which contexts begin, ascending, and the end of the last one.
+    """
+    here = int(np.searchsorted(begins, row, side="right"))
+    return int(begins[max(here, int(np.searchsorted(begins, row + batch_tokens, side="right")) - 1)])
 
 
 def template_facts(lm: LanguageModel) -> dict[str, str]:

@@ -82,6 +82,22 @@ def write_shards(
         raise
 
 
+def token_columns(source: RowSource, special_ids: Collection[int]) -> dict[str, np.ndarray]:
+    """The columns of a shard that say what each of N rows is of.
+
+    Args:
+        source: of the rows.
+        special_ids: tokens to mark; see :func:`saekit.lm.ordinary_tokens.ordinary`.
+    """
+    counted_N = ordinary(source.tokens_N, special_ids, position=source.position_N, chosen=source.chosen_N)
+    return {
+        "tokens": source.tokens_N.numpy().astype(np.int32),
+        "position": source.position_N.numpy().astype(np.int32),
+        "document": source.document_N.numpy(),
+        "special": (~counted_N).numpy(),
+    }
+
+
 class _ShardThread:
     """A thread that makes shards of the batches that it is given, in order."""
 
@@ -180,22 +196,13 @@ class _ShardThread:
 
     def _append(self, builder: ShardBuilder, batch: TokenBatch, rows: dict[Site, _Rows]) -> None:
         source = RowSource.of(batch, batch.mask_BT)
-        columns = {
-            "tokens": source.tokens_N.numpy().astype(np.int32),
-            "position": source.position_N.numpy().astype(np.int32),
-            "document": source.document_N.numpy(),
-            "special": (~self._counted(source)).numpy(),
-        }
+        columns = token_columns(source, self._layout.special_ids)
         for site, (acts_ND, bounds, arrived) in rows.items():
             if arrived is not None:
                 arrived.synchronize()
             check_finite(site, acts_ND, bounds, source)
             columns[f"sites/{site}"] = as_numpy(acts_ND)
         builder.append(columns)
-
-    def _counted(self, source: RowSource) -> Tensor:
-        """(N,) bool: the rows to train on."""
-        return ordinary(source.tokens_N, self._layout.special_ids, position=source.position_N, chosen=source.chosen_N)
 
     def _write(self, builder: ShardBuilder, batch: TokenBatch) -> None:
         data = builder.finish()
