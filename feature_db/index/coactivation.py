@@ -31,7 +31,7 @@ KEPT = 10
 class AllPairs(NamedTuple):
     """Counts of all pairs of a range of features with the features before them: pair (f, g), g < f, is at f (f - 1) / 2 + g."""
 
-    count: NDArray[np.uint32]
+    both: NDArray[np.uint32]
     """Tokens on which both fire."""
     product: NDArray[np.float64]
     """Sum of the products of their activations."""
@@ -47,7 +47,7 @@ class Table(NamedTuple):
 
     item: NDArray[np.int32]
     """The partner; -1 if the slot is free."""
-    count: NDArray[np.uint32]
+    both: NDArray[np.uint32]
     """Tokens on which both fire, since the partner entered."""
     slack: NDArray[np.uint32]
     """Upper bound of the tokens before it entered."""
@@ -66,10 +66,10 @@ class Candidates(NamedTuple):
     """Pairs of consecutive features with others: those of feature n of them are entries begin[n] to begin[n + 1]."""
 
     begin: NDArray[np.int64]
-    other: NDArray[np.int32]
-    count: NDArray[np.uint32]
-    slack: NDArray[np.uint32]
-    product: NDArray[np.float64]
+    other: Array
+    both: Array
+    slack: Array
+    product: Array
 
 
 class Partners(NamedTuple):
@@ -79,7 +79,7 @@ class Partners(NamedTuple):
     """-1 where there are fewer."""
     value: NDArray[np.float64]
     """By kind: log2(count / expected), Pearson's correlation."""
-    count: NDArray[np.int64]
+    both: NDArray[np.int64]
     expected: NDArray[np.float64]
     slack: NDArray[np.int64]
 
@@ -140,7 +140,7 @@ class PartnersOf:
             return Partners(entry.astype(np.int32), value, zeros, zeros.astype(np.float64), zeros)
         other = np.where(entry >= 0, c.other[entry], -1)
         expected = m.firing[block, None, None] / max(self._n, 1) * m.firing[other]
-        return Partners(other, value, c.count[entry].astype(np.int64), expected, c.slack[entry].astype(np.int64))
+        return Partners(other, value, c.both[entry].astype(np.int64), expected, c.slack[entry].astype(np.int64))
 
     def _candidates(self, block: slice) -> Candidates:
         if isinstance(self._counts, AllPairs):
@@ -185,7 +185,7 @@ def _add_all(block: Block, first: int, stop: int, most: int, pairs: AllPairs) ->
             row = _row(f) - _row(first)
             for b in range(n):
                 if features[b] < f:
-                    pairs.count[row + features[b]] += 1
+                    pairs.both[row + features[b]] += 1
                     pairs.product[row + features[b]] += values[a] * values[b]
 
 
@@ -212,12 +212,12 @@ def _add_to_table(block: Block, first: int, stop: int, most: int, t: Table) -> N
                 if slot == begin + WAYS:
                     slot = begin
                     for s in range(begin + 1, begin + WAYS):
-                        if t.count[f, s] + t.slack[f, s] < t.count[f, slot] + t.slack[f, slot]:
+                        if t.both[f, s] + t.slack[f, s] < t.both[f, slot] + t.slack[f, slot]:
                             slot = s
-                    t.slack[f, slot] += t.count[f, slot]
-                    t.count[f, slot], t.product[f, slot] = 0, 0.0
+                    t.slack[f, slot] += t.both[f, slot]
+                    t.both[f, slot], t.product[f, slot] = 0, 0.0
                 t.item[f, slot] = g
-                t.count[f, slot] += 1
+                t.both[f, slot] += 1
                 t.product[f, slot] += values[a] * values[b]
 
 
@@ -234,9 +234,9 @@ def _of_all(pairs: AllPairs, start: int, stop: int, n_features: int) -> Candidat
                 if g == f:
                     continue
                 place = _row(f) + g if g < f else _row(g) + f
-                if pairs.count[place] >= LEAST:
+                if pairs.both[place] >= LEAST:
                     if fill:
-                        other[at], count[at], product[at] = g, pairs.count[place], pairs.product[place]
+                        other[at], count[at], product[at] = g, pairs.both[place], pairs.product[place]
                     at += 1
         begin[stop - start] = at
     return Candidates(begin, other, count, np.zeros(len(count), np.uint32), product)
@@ -244,8 +244,8 @@ def _of_all(pairs: AllPairs, start: int, stop: int, n_features: int) -> Candidat
 
 def _of_table(table: Table) -> Candidates:
     """The pairs of all features. A pair may stand in the tables of both features: the higher count is nearer to the truth."""
-    feature, slot = np.nonzero((table.item >= 0) & (table.count >= LEAST))
-    columns = [table.item[feature, slot], table.count[feature, slot], table.slack[feature, slot], table.product[feature, slot]]
+    feature, slot = np.nonzero((table.item >= 0) & (table.both >= LEAST))
+    columns = [table.item[feature, slot], table.both[feature, slot], table.slack[feature, slot], table.product[feature, slot]]
     owner = np.concatenate([feature, columns[0]])
     other = np.concatenate([columns[0], feature]).astype(np.int32)
     count, slack, product = (np.concatenate([column, column]) for column in columns[1:])
@@ -269,7 +269,7 @@ def _best(c: Candidates, start: int, firing: Array, total: Array, square: Array,
             g = c.other[e]
             for kind in range(2):
                 if kind == 0:
-                    value = np.log2(c.count[e] * (n_tokens / firing[f] / firing[g]))
+                    value = np.log2(c.both[e] * (n_tokens / firing[f] / firing[g]))
                 else:
                     spread = spread_f * (n_tokens * square[g] - total[g] * total[g])
                     value = (n_tokens * c.product[e] - total[f] * total[g]) / np.sqrt(spread) if spread > 0 else 0.0

@@ -70,7 +70,7 @@ def test_partners_of_a_small_dictionary_equal_dense_counts() -> None:
             np.testing.assert_allclose(found.value[f, kind, :k], best, rtol=1e-9, err_msg=f"{KINDS[kind]} of {f}")
             np.testing.assert_allclose(found.value[f, kind, :k], values[f, others], rtol=1e-9)
             assert len(set(others.tolist())) == k and f not in others and (found.other[f, kind, k:] == -1).all()
-            np.testing.assert_array_equal(found.count[f, kind, :k], both[f, others])
+            np.testing.assert_array_equal(found.both[f, kind, :k], both[f, others])
             np.testing.assert_allclose(found.expected[f, kind, :k], both[f, f] * np.diag(both)[others] / n)
             assert not found.slack[f, kind, :k].any()
     assert found.other[1, :, 0].tolist() == [2, 2] and found.other[4, 0, 0] == 3
@@ -93,7 +93,7 @@ def test_tables_know_what_they_missed(slots: int, seed: int) -> None:
     for f in range(F):
         kept = {int(g): s for s, g in enumerate(t.item[f]) if g >= 0}
         for g, s in kept.items():
-            assert t.count[f, s] <= both[f, g] <= int(t.count[f, s]) + int(t.slack[f, s])
+            assert t.both[f, s] <= both[f, g] <= int(t.both[f, s]) + int(t.slack[f, s])
             if not t.slack[f, s]:
                 assert t.product[f, s] == pytest.approx(products[f, g])
         for group in range(sets):
@@ -115,7 +115,7 @@ def test_a_table_finds_what_all_pairs_find() -> None:
     mine, exact = (PartnersOf(p, moments(acts, all_counted), len(acts)).of(slice(0, 6)) for p in (table, whole))
     for f, g in ((1, 2), (2, 1), (4, 3)):
         assert mine.other[f, :, 0].tolist()[0] == exact.other[f, :, 0].tolist()[0] == g
-        assert mine.count[f, 0, 0] == exact.count[f, 0, 0]
+        assert mine.both[f, 0, 0] == exact.both[f, 0, 0]
     assert 4 in exact.other[3, 0] and 4 in mine.other[3, 0]
 
 
@@ -137,7 +137,7 @@ def test_only_the_strongest_of_very_many_are_paired() -> None:
     strong = np.where(acts > F - STRONGEST, acts, 0)
     both = dense(strong)[0]
     assert isinstance(pairs.counts, AllPairs)
-    np.testing.assert_array_equal(pairs.counts.count, [both[f, g] for f in range(F) for g in range(f)])
+    np.testing.assert_array_equal(pairs.counts.both, [both[f, g] for f in range(F) for g in range(f)])
 
 
 def test_a_dictionary_without_any_pair() -> None:
