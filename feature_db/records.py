@@ -168,7 +168,9 @@ class Partner:
     together: int | None = None
     """Tokens on which both fire."""
     chance: float | None = None
-    """Tokens on which both would fire if they were independent."""
+    """Tokens on which both would fire if they were independent: `together / chance` is the excess over chance."""
+    missed: int | None = None
+    """At most this many further tokens on which both fire were not counted; 0 where `together` is exact."""
 
 
 @dataclass(frozen=True)

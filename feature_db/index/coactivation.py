@@ -78,13 +78,13 @@ class Partners(NamedTuple):
     other: NDArray[np.int32]
     """-1 where there are fewer."""
     value: NDArray[np.float64]
-    """By kind: log2(count / expected), Pearson's correlation."""
+    """By kind: log2(both / chance), Pearson's correlation."""
     both: NDArray[np.int64]
-    expected: NDArray[np.float64]
+    chance: NDArray[np.float64]
     slack: NDArray[np.int64]
 
     def rows(self) -> list[list[tuple[str, int, int, float, int, float, int]]]:
-        """For each feature its rows of the table `partner`: kind, rank, other feature, value, count, expected, missed."""
+        """For each feature its rows of the table `partner`: kind, rank, other, value, together, chance, missed."""
         found: list[list[tuple[str, int, int, float, int, float, int]]] = [[] for _ in self.other]
         feature, kind, rank = np.nonzero(self.other >= 0)
         columns = [each[feature, kind, rank].tolist() for each in self]
@@ -139,8 +139,8 @@ class PartnersOf:
             zeros = np.zeros(entry.shape, np.int64)
             return Partners(entry.astype(np.int32), value, zeros, zeros.astype(np.float64), zeros)
         other = np.where(entry >= 0, c.other[entry], -1)
-        expected = m.firing[block, None, None] / max(self._n, 1) * m.firing[other]
-        return Partners(other, value, c.both[entry].astype(np.int64), expected, c.slack[entry].astype(np.int64))
+        chance = m.firing[block, None, None] / max(self._n, 1) * m.firing[other]
+        return Partners(other, value, c.both[entry].astype(np.int64), chance, c.slack[entry].astype(np.int64))
 
     def _candidates(self, block: slice) -> Candidates:
         if isinstance(self._counts, AllPairs):

@@ -33,7 +33,7 @@ OF_TOKENS = ("promotes", "suppresses", "fires_token")
 
 
 PartnerRow = tuple[str, int, int, float, int, float, int]
-"""kind, rank, other feature, value, count, expected, missed: as in the table `partner`."""
+"""kind, rank, other, value, together, chance, missed: as in the table `partner`."""
 
 
 @dataclass

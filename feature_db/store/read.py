@@ -164,11 +164,10 @@ def _caused(db: sqlite3.Connection, feature: int) -> list[CausedToken]:
 
 
 def _partners(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> dict[str, list[Partner]]:
-    sql = "SELECT kind, other, value, together, chance FROM partner WHERE feature = ? ORDER BY kind, rank"
+    sql = "SELECT kind, other, value, together, chance, missed FROM partner WHERE feature = ? ORDER BY kind, rank"
     found: dict[str, list[Partner]] = {}
-    for kind, other, *facts in stored.rows(
-        "the partners", db.execute(sql, (feature,)), TEXT, INT, REAL, INT_OR_NONE, REAL_OR_NONE
-    ):
+    kinds = (TEXT, INT, REAL, INT_OR_NONE, REAL_OR_NONE, INT_OR_NONE)
+    for kind, other, *facts in stored.rows("the partners", db.execute(sql, (feature,)), *kinds):
         found.setdefault(kind, []).append(Partner(other, label_of(db, feature_id(sae.id, other)), *facts))
     return found
 

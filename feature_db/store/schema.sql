@@ -64,12 +64,13 @@ CREATE TABLE feature (
 -- Features of the same dictionary that go together with a feature.
 CREATE TABLE partner (
     feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
-    kind TEXT NOT NULL,                 -- decoder: cosine of the decoder directions; pmi, correlation: of the activations
+    kind TEXT NOT NULL,                 -- decoder: cosine of the directions; pmi: log2(together / chance); correlation: Pearson's r
     rank INTEGER NOT NULL,
     other INTEGER NOT NULL,             -- number of the partner
-    value REAL NOT NULL,                -- in the unit of its kind
+    value REAL NOT NULL,
     together INTEGER,                   -- pmi, correlation: tokens on which both fire
     chance REAL,                        -- pmi, correlation: tokens on which both would fire if they were independent
+    missed INTEGER,                     -- pmi, correlation: at most this many more were not counted
     PRIMARY KEY (feature, kind, rank)
 ) WITHOUT ROWID;
 

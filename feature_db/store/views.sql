@@ -50,7 +50,7 @@ FROM main.feature WHERE logit_histogram IS NOT NULL;
 -- Features of one dictionary that go together, by kind: decoder (value is a cosine), pmi, correlation.
 CREATE TEMP VIEW partners AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, partner.kind AS kind, rank,
-    'feature:' || dictionary_of(sae) || '/' || other AS partner, value, together, chance
+    'feature:' || dictionary_of(sae) || '/' || other AS partner, value, together, chance, missed
 FROM main.partner JOIN main.feature ON feature.id = partner.feature;
 
 -- Lists by people.

@@ -112,9 +112,7 @@ def index(
         ws = Workspace.open(workspace, **load.changes())
         chosen = ws.dictionaries.searchable() if every else ws.dictionaries.chosen(site, name)
         with ws.writing(together=True):
-            ws.index_all(
-                chosen, labels=labels, live=live, effects=measured.effects, clamps=clamps, progress=leads()
-            ).close()
+            ws.index_all(chosen, labels=labels, live=live, effects=measured.effects, clamps=clamps, progress=leads()).close()
     if not leads():
         return
     rows = [{"site": place, "name": own, "features": ws.sae(place, own).cfg.n_latents} for place, own in chosen]

@@ -167,7 +167,7 @@ class _State:
         self._path, self._key, self._last, self._cost = path, key, time.monotonic(), 0.0
 
     def load(self) -> list[Any]:
-        from feature_db.index.indexing import zip_holds_what_it_declares
+        from feature_db.index.streaming import zip_holds_what_it_declares
 
         try:
             if not zip_holds_what_it_declares(self._path):

@@ -71,7 +71,7 @@ def test_partners_of_a_small_dictionary_equal_dense_counts() -> None:
             np.testing.assert_allclose(found.value[f, kind, :k], values[f, others], rtol=1e-9)
             assert len(set(others.tolist())) == k and f not in others and (found.other[f, kind, k:] == -1).all()
             np.testing.assert_array_equal(found.both[f, kind, :k], both[f, others])
-            np.testing.assert_allclose(found.expected[f, kind, :k], both[f, f] * np.diag(both)[others] / n)
+            np.testing.assert_allclose(found.chance[f, kind, :k], both[f, f] * np.diag(both)[others] / n)
             assert not found.slack[f, kind, :k].any()
     assert found.other[1, :, 0].tolist() == [2, 2] and found.other[4, 0, 0] == 3
     assert (found.other[5] == -1).all()

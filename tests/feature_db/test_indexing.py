@@ -263,15 +263,15 @@ def test_partners_fire_on_the_same_tokens(index: Index, store: PlantedStore) -> 
     db = index(store=dataclasses.replace(store, acts=acts, name="partners"))
     ordinary = acts[~store.special].astype(np.float64)
     for f in (2, 9, 20):
-        found = {kind: [each for each in db.feature(SITE, f).partners if each.kind == kind] for kind in ("pmi", "correlation")}
-        for each in (*found["pmi"], *found["correlation"]):
+        found = db.feature(SITE, f).partners
+        for kind, each in [(name, each) for name in ("pmi", "correlation") for each in found[name]]:
             both = int(((ordinary[:, f] > 0) & (ordinary[:, each.feature] > 0)).sum())
             counts = [(ordinary[:, g] > 0).sum() for g in (f, each.feature)]
-            assert (each.count, each.missed, each.expected) == (both, 0, pytest.approx(counts[0] * counts[1] / len(ordinary)))
+            assert (each.together, each.missed, each.chance) == (both, 0, pytest.approx(counts[0] * counts[1] / len(ordinary)))
             r = np.corrcoef(ordinary[:, f], ordinary[:, each.feature])[0, 1]
-            assert each.value == pytest.approx(np.log2(both / each.expected) if each.kind == "pmi" else r)
-    assert db.feature(SITE, 2).partners[0].feature == 9 and db.feature(SITE, 0).partners == []
-    rows = db.sql(f"select other, count from partners where ref = 'feature:{SITE}/9' and kind = 'pmi' and rank = 0").rows
+            assert each.value == pytest.approx(np.log2(both / each.chance) if kind == "pmi" else r)
+    assert db.feature(SITE, 2).partners["pmi"][0].feature == 9 and db.feature(SITE, 0).partners == {}
+    rows = db.sql(f"select partner, together from partners where ref = 'feature:{SITE}/9' and kind = 'pmi' and rank = 0").rows
     assert rows == [(f"feature:{SITE}/2", int((ordinary[:, 2] > 0).sum()))]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from feature_db import FeatureDB
-from feature_db.index.indexing import zip_holds_what_it_declares
+from feature_db.index.streaming import zip_holds_what_it_declares
 from feature_db.store import schema
 from feature_db.store.examples import MAX_BYTES, unpack
 from saekit.errors import DatabaseError, SaekitError
