@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.arrays.derived import Features
 from feature_db.effects import scores
 from feature_db.effects.measured import Measured
 from feature_db.labels.evidence import Label
 from feature_db.meaning.embedders import DEFAULT
 from feature_db.meaning.profiles import Profiles
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
+from feature_db.search.arrays import Arrays
 from feature_db.search.database import Searches
 from feature_db.store import measurements, read, schema, set_aside, sql, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
@@ -51,7 +53,7 @@ class FeatureDB(Searches, AskedFeatures):
         self._connections = Connections(path)
         self._edits = Edits(path)
         reading = self._connections.reading
-        super().__init__(reading, Addressed(path, dictionaries, reading), Profiles(reading))
+        super().__init__(reading, Addressed(path, dictionaries, reading), Arrays(Features(reading), Profiles(reading)))
         self._end = weakref.finalize(self, _end, self._connections, self._edits)
 
     @classmethod
@@ -126,9 +128,9 @@ class FeatureDB(Searches, AskedFeatures):
         return vectors.mapped(self._addressed.one(site))
 
     def write_words(self, dictionary: str | Site | Address, embedder: str = DEFAULT) -> Path:
-        """Write the file by which searches find the features of a dictionary by the meaning of words; returns its path.
+        """Write the files that searches of a dictionary read; returns the path of the one with the meaning of words.
 
-        `build` calls this. Without the file, the first search computes its contents.
+        `build` calls this. Without the files, the first search writes them.
 
         Args:
             embedder: `wordllama`, or `sentence-transformers:` and a folder or a name on the hub.
@@ -138,11 +140,14 @@ class FeatureDB(Searches, AskedFeatures):
             ConfigError: there is no such embedder, or its package is not installed.
             StorageFull, WorkspaceError: the file cannot be written.
         """
-        return self._profiles.write(self._addressed.one(dictionary), embedder)
+        sae = self._addressed.one(dictionary)
+        self._arrays.features.write(sae)
+        return self._arrays.profiles.write(sae, embedder)
 
     def vector_files(self) -> list[Path]:
-        """The files of all dictionaries besides the database: decoder directions, and words with their embeddings."""
-        return [path for sae in self.saes() for path in (sae.vectors, self._profiles.path(sae))]
+        """The files of all dictionaries besides the database: decoder directions, words with their embeddings, and arrays of
+        features."""
+        return [path for sae in self.saes() for path in (sae.vectors, *self._arrays.paths(sae))]
 
     def densities(self, site: str | Site | Address) -> NDArray[np.float64]:
         """Density of each feature of a dictionary, (n_features,): the exact share of the store's ordinary tokens on which it
@@ -202,7 +207,7 @@ class FeatureDB(Searches, AskedFeatures):
         """
         remarks = verification.verify(self.path, self._reading)
         for sae in self.saes():
-            remarks += self._profiles.check(sae)
+            remarks += self._arrays.profiles.check(sae) + self._arrays.features.check(sae)
         return remarks
 
     def sealed(self, site: str | Site | Address) -> bool:
@@ -343,9 +348,9 @@ class FeatureDB(Searches, AskedFeatures):
         Raises:
             DatabaseError: the file cannot be written.
         """
-        words = self._profiles.path(sae)
+        arrays = self._arrays.paths(sae)
         self._edits.forget(sae.id, sae.fingerprint)
-        files.remove(*({sae.vectors, words} - set(self.vector_files())))
+        files.remove(*({sae.vectors, *arrays} - set(self.vector_files())))
 
     def lists(self) -> dict[str, list[Ref]]:
         """All lists by name."""

@@ -19,7 +19,7 @@ from feature_db.index.streaming import Checkpoint, Counted, Store, count
 from feature_db.index.words import Vocabulary, Words
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import TermStat
-from feature_db.meaning.files import SUFFIX as WORDS
+from feature_db.search.arrays import SUFFIXES
 from feature_db.store import connections, current
 from feature_db.store.vectors import write as write_vectors
 from saekit import collective, files
@@ -209,7 +209,7 @@ def _is_done(path: Path, entry: Entry) -> bool:
 def _unused(folder: Path, site: Site, database: FeatureDB) -> list[Path]:
     """Files of the dictionaries that this site had earlier."""
     used = {path.resolve() for path in database.vector_files()}
-    found = [*folder.glob(f"{site}-*.npy"), *folder.glob(f"{site}-*{WORDS}")]
+    found = [file for ending in (".npy", *SUFFIXES) for file in folder.glob(f"{site}-*{ending}")]
     return [file for file in found if file.resolve() not in used]
 
 

@@ -8,18 +8,24 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.arrays.rows import columns
 from feature_db.meaning.embedders import Embedder, unit
 from feature_db.store import stored
 from feature_db.store.schema import FEATURES_PER_SAE, ROLES, feature_id
-from feature_db.store.stored import INT, REAL, REAL_OR_NONE, TEXT
+from feature_db.store.stored import INT, TEXT
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 LEAST_KEPT = 0.3
 """A feature whose kept words hold less of its activation is about other things: its precision is taken of this share."""
+_SPARSE = 16
+"""Where fewer than one in so many features occurs, sorting the occurrences is faster than a table of all features."""
 _COPIED = 32 << 20
 """Bytes of embeddings that are copied into memory."""
 
@@ -102,10 +108,15 @@ class Profile:
 
         The mean is linear in the words, so it needs no vector for each feature: only the cosines of the words.
         """
+        return np.asarray(self._shares_FV @ likeness_V / np.maximum(self.norm_F, 1e-9), np.float32)
+
+    @cached_property
+    def _shares_FV(self) -> csr_array:
         from scipy.sparse import csr_array
 
-        shares_FV = csr_array((self.share_E, self.word_E, self.begin_F), shape=(self.n_features, len(self.term_V)))
-        return np.asarray(shares_FV @ likeness_V / np.maximum(self.norm_F, 1e-9), np.float32)
+        # Indices of 32 bits: else scipy copies all of them to 64.
+        begin = self.begin_F.astype(np.int32 if len(self.word_E) < 1 << 31 else np.int64)
+        return csr_array((self.share_E, self.word_E, begin), shape=(self.n_features, len(self.term_V)))
 
     def answer(self, asked: WordSet) -> Answer:
         """Features that fire on words of the set, each with its F1 as a detector of the set.
@@ -114,15 +125,21 @@ class Profile:
         share of the occurrences of the set's words on which the feature fires. A word counts by its weight in both.
         """
         sizes = self.begin_V[asked.words + 1] - self.begin_V[asked.words]
-        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        entries = np.repeat(self.begin_V[asked.words], sizes) + offsets
-        weights = np.repeat(asked.weights, sizes)
+        spans = [slice(first, first + size) for first, size in zip(self.begin_V[asked.words].tolist(), sizes.tolist())]
+
+        def joined(array_E: NDArray) -> NDArray:
+            return np.concatenate([array_E[:0], *(array_E[span] for span in spans)])
+
+        feature_N = joined(self.feature_E)
         counts = asked.weights * self.count_V[asked.words]
-        features, place = np.unique(self.feature_E[entries], return_inverse=True)
-        precision = np.bincount(place, weights * self.shared_E[entries], len(features)) / self.kept_F[features]
-        recall = np.bincount(place, np.repeat(counts, sizes) * self.rate_E[entries], len(features)) / max(counts.sum(), 1e-9)
+        features, place = _numbered(feature_N, self.n_features)
+        precision = np.bincount(place, np.repeat(asked.weights, sizes) * joined(self.shared_E))
+        recall = np.bincount(place, np.repeat(counts, sizes) * joined(self.rate_E))
+        if len(precision) > len(features):  # `place` is the feature
+            precision, recall = precision[features], recall[features]
+        precision, recall = precision / self.kept_F[features], recall / max(counts.sum(), 1e-9)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-        return Answer(features.astype(np.int64), f1.astype(np.float32))
+        return Answer(features, f1.astype(np.float32))
 
     def words_of(self, feature: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Words that a feature fires on, and their shares."""
@@ -141,6 +158,16 @@ class Profile:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def _numbered(feature_N: NDArray[np.int32], n_features: int) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
+    """The features that occur, ascending, and for each occurrence its place among them, or, where many occur, the feature."""
+    if _SPARSE * len(feature_N) < n_features:
+        features, place = np.unique(feature_N, return_inverse=True)
+        return features.astype(np.int64), place
+    occurs_F = np.zeros(n_features, bool)
+    occurs_F[feature_N] = True
+    return np.flatnonzero(occurs_F), feature_N
+
+
 def profile(db: sqlite3.Connection, sae: int, n_features: int, embedder: Embedder) -> Profile:
     """The profile of a dictionary, from the rows of the database.
 
@@ -150,14 +177,12 @@ def profile(db: sqlite3.Connection, sae: int, n_features: int, embedder: Embedde
     span = (feature_id(sae, 0), feature_id(sae + 1, 0) - 1)
     what = "the words of features"
     found = db.execute(
-        "SELECT feature, term, value, rate FROM token_stat WHERE feature BETWEEN ? AND ? AND role = ? ORDER BY feature, rank",
+        "SELECT feature, term, value, COALESCE(rate, 0) FROM token_stat WHERE feature BETWEEN ? AND ? AND role = ? "
+        "ORDER BY feature, rank",
         (*span, ROLES["fires_word"]),
     )
-    rows = stored.rows(what, found, INT, INT, REAL, REAL_OR_NONE)
-    feature_E = np.fromiter((row[0] for row in rows), np.int64, len(rows)) % FEATURES_PER_SAE
-    term_E = np.fromiter((row[1] for row in rows), np.int64, len(rows))
-    share_E = np.fromiter((row[2] for row in rows), np.float32, len(rows))
-    rate_E = np.fromiter((row[3] or 0.0 for row in rows), np.float32, len(rows))
+    feature_E, term_E, share_E, rate_E = columns(what, found, (np.int64, np.int64, np.float32, np.float32))
+    feature_E %= FEATURES_PER_SAE
     term_V, word_E = np.unique(term_E, return_inverse=True)
     terms = _terms(db, sae)
     texts = [terms[term][0] for term in term_V.tolist()]

@@ -1,54 +1,45 @@
-"""The profiles of the dictionaries of one database: read from their files, or computed from the rows where a file is missing."""
+"""The profiles of the dictionaries of one database, each with the embedder of its words."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.arrays.derived import Derived
 from feature_db.meaning import files
 from feature_db.meaning.embedders import DEFAULT, Embedder, embedder
 from feature_db.meaning.profile import Profile, profile
 from feature_db.records import IndexedSAE
-from feature_db.store import read
 from saekit.errors import ConfigError, DatabaseError
 
-_KEPT = 64
-"""Profiles in memory. The memory of mapped ones belongs to the operating system."""
-Reading = Callable[[], AbstractContextManager[sqlite3.Connection]]
+
+class Embedded(NamedTuple):
+    """A profile, and the embedder of its words."""
+
+    profile: Profile
+    embedder: Embedder
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name."""
+        return self.profile.arrays()
+
+    def texts(self) -> dict[str, str]:
+        """What is no array."""
+        return {"embedder": self.embedder.name}
+
+    def terms(self) -> NDArray[np.int64]:
+        """Ids of the words."""
+        return self.profile.term_V
 
 
-class Profiles:
-    """Profiles by dictionary, each made once. Safe to share by threads.
+class Profiles(Derived[Embedded]):
+    """The profile of each dictionary."""
 
-    Args:
-        reading: gives a connection that holds a read lock.
-    """
-
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-        self._lock = threading.Lock()
-        self._made: dict[Path, tuple[Profile, Embedder]] = {}
-
-    def of(self, sae: IndexedSAE) -> tuple[Profile, Embedder]:
-        """The profile of a dictionary, and the embedder of its words.
-
-        The file holds nothing that the rows do not hold, so a file that is missing or cannot be read is not an error here:
-        `verify` reports it, and `saekit index` writes it.
-        """
-        path = self.path(sae)
-        with self._lock:
-            if path not in self._made:
-                if len(self._made) >= _KEPT:
-                    self._made.clear()
-                try:
-                    found, name = files.mapped(path, sae.n_features)
-                    self._made[path] = found, embedder(name)
-                except DatabaseError:
-                    self._made[path] = self._computed(sae, embedder()), embedder()
-            return self._made[path]
+    suffix = files.SUFFIX
 
     def write(self, sae: IndexedSAE, name: str = DEFAULT) -> Path:
         """Write the file of a dictionary's profile, unless it exists and is of this embedder; returns its path.
@@ -58,40 +49,27 @@ class Profiles:
             StorageFull, WorkspaceError: the file cannot be written.
         """
         path = self.path(sae)
-        try:
-            if files.mapped(path, sae.n_features)[1] == name:
-                return path
-        except DatabaseError:
-            pass
-        files.write(path, self._computed(sae, embedder(name)), name)
+        with self._reading() as db:
+            try:
+                if self._mapped(db, sae, path).embedder.name == name:
+                    return path
+            except DatabaseError:
+                pass
+            self._write(db, path, Embedded(profile(db, sae.id, sae.n_features, embedder(name)), embedder(name)))
         with self._lock:
-            self._made.pop(path, None)
+            self._made.pop((sae.id, path), None)
         return path
 
-    def check(self, sae: IndexedSAE) -> list[str]:
-        """Compare the file of a dictionary's profile with the rows, byte by byte; returns what could not be checked.
+    def _computed(self, db: sqlite3.Connection, sae: IndexedSAE) -> Embedded:
+        return Embedded(profile(db, sae.id, sae.n_features, embedder()), embedder())
 
-        Raises:
-            DatabaseError: the file differs from what the rows give.
-        """
-        path = self.path(sae)
-        if not path.exists():
-            return []
-        _, name = files.mapped(path, sae.n_features)
+    def _computed_again(self, db: sqlite3.Connection, sae: IndexedSAE, texts: dict[str, str]) -> Embedded | str:
         try:
-            by = embedder(name)
+            by = embedder(texts.get("embedder", DEFAULT))
         except ConfigError as error:
-            return [f"{path.name} was not checked: {error}"]
-        if path.read_bytes() != files.encoded(self._computed(sae, by), name):
-            raise DatabaseError(f"The words of features in {path} are damaged: they differ from the database.", files.HINT)
-        return []
+            return str(error)
+        return Embedded(profile(db, sae.id, sae.n_features, by), by)
 
-    def path(self, sae: IndexedSAE) -> Path:
-        """Where a dictionary's profile is: the name follows from all that determines the rows."""
-        with self._reading() as db:
-            key = read.build_key(db, sae.address) or "none"
-        return sae.vectors.with_name(f"{sae.site}-{key[:16]}{files.SUFFIX}")
-
-    def _computed(self, sae: IndexedSAE, by: Embedder) -> Profile:
-        with self._reading() as db:
-            return profile(db, sae.id, sae.n_features, by)
+    def _from_file(self, path: Path, sae: IndexedSAE) -> tuple[Embedded, dict[str, str]]:
+        found, texts = files.mapped(path, sae.n_features)
+        return Embedded(found, embedder(texts["embedder"])), texts

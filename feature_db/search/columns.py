@@ -18,18 +18,20 @@ class Column(NamedTuple):
     numeric: bool
     what: str
     """Its meaning, for people."""
+    in_arrays: bool = False
+    """Whether :meth:`feature_db.arrays.feature_arrays.FeatureArrays.column` has it."""
 
 
 COLUMNS: dict[str, Column] = {
-    "density": Column("feature.density", True, "share of tokens on which the feature fires"),
-    "count": Column("feature.count", True, "tokens on which it fires"),
-    "mean": Column("feature.mean", True, "mean activation where it fires"),
-    "max": Column("feature.max", True, "largest activation"),
-    "number": Column("feature.number", True, "number of the feature in its dictionary"),
+    "density": Column("feature.density", True, "share of tokens on which the feature fires", True),
+    "count": Column("feature.count", True, "tokens on which it fires", True),
+    "mean": Column("feature.mean", True, "mean activation where it fires", True),
+    "max": Column("feature.max", True, "largest activation", True),
+    "number": Column("feature.number", True, "number of the feature in its dictionary", True),
     "input_score": Column("feature.input_score", True, "share of its strongest examples whose peak it promotes, 0 to 1"),
     "output_score": Column("feature.output_score", True, "how likely a clamp makes the tokens that it promotes, 0 to 1"),
     "effect": Column("feature.effect", True, "how far a clamp moves the prediction on neutral prompts, in nats"),
-    "kind": Column("feature.kind", False, "word, piece, class, context, output, dense or dead"),
+    "kind": Column("feature.kind", False, "word, piece, class, context, output, dense or dead", True),
     "label": Column(_LABEL.format("label.text"), False, "the label that is shown"),
     "label_source": Column(_LABEL.format("label.method"), False, "who made it: human, words, pieces, class, promotes, ..."),
 }

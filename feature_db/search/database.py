@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from feature_db.meaning.profiles import Profiles
 from feature_db.records import ExampleHit, Hit, IndexedSAE
+from feature_db.search.arrays import Arrays
 from feature_db.search.lookup import Lookup, Model
 from feature_db.search.page import Page
 from feature_db.search.query import Filter, query_text, query_words
@@ -31,13 +31,13 @@ class Searches:
     Args:
         reading: gives a connection that holds a read lock.
         addressed: the dictionaries.
-        profiles: the words that their features fire on.
+        arrays: the arrays of their features.
     """
 
     def __init__(
-        self, reading: Callable[[], AbstractContextManager[sqlite3.Connection]], addressed: Addressed, profiles: Profiles
+        self, reading: Callable[[], AbstractContextManager[sqlite3.Connection]], addressed: Addressed, arrays: Arrays
     ) -> None:
-        self._reading, self._addressed, self._profiles = reading, addressed, profiles
+        self._reading, self._addressed, self._arrays = reading, addressed, arrays
 
     def search(
         self,
@@ -182,7 +182,7 @@ class Searches:
         chosen = self._filter(saes, None, (0.0, 1.0), True, where)
         with self._reading() as db:
             lookup = self._lookup(db, saes, chosen)
-            return fused(lookup, [(scores, 1.0) for scores in likeness(self._profiles.of, sae, number, saes)], page, 0.0)
+            return fused(lookup, [(scores, 1.0) for scores in likeness(self._arrays.profiles.of, sae, number, saes)], page, 0.0)
 
     @staticmethod
     def _filter(
@@ -203,7 +203,8 @@ class Searches:
             db,
             chosen,
             query_text(query),
+            lambda i: self._arrays.features.of(by_id[i]),
             model=model,
             dictionaries={each.id: each.dictionary for each in saes},
-            profiles=lambda i: self._profiles.of(by_id[i]),
+            profiles=lambda i: self._arrays.profiles.of(by_id[i]),
         )

@@ -10,7 +10,6 @@ The score of a feature is the mean of two F1s. Both count as many positive as ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,10 +22,8 @@ from feature_db.search.lookup import Lookup
 from feature_db.search.page import Page
 from feature_db.search.reading import Fired, Text, fired
 from feature_db.search.shared_words import Words, f1_score, shared
-from feature_db.store import stored
 from feature_db.store.read import label_of
 from feature_db.store.schema import feature_id
-from feature_db.store.stored import INT, REAL
 from saekit.pieces import joined
 from saekit.progress import track
 
@@ -103,7 +100,7 @@ def search_texts(
     n_tokens = float(np.mean([text.n_tokens for text in positives]))
     scored = _scored(_sums(positives, candidates), _sums(negatives, candidates), candidates, n_tokens)
     score = np.round((scored.on_texts + _on_words(lookup, indexed, texts, n_tokens)[candidates.features]) / 2, 6)
-    chosen = page.of(lookup.db, candidates.features + feature_id(indexed.id, 0), score)
+    chosen = page.of(lookup, candidates.features + feature_id(indexed.id, 0), score)
     return [
         ExampleHit(
             dictionary=indexed.dictionary,
@@ -122,14 +119,11 @@ def search_texts(
 
 def _candidates(lookup: Lookup, indexed: IndexedSAE, positives: Sequence[Fired]) -> _Candidates:
     numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *(text.features for text in positives)]))
-    condition, parameters = lookup.chosen.sql()
-    found = lookup.db.execute(
-        "SELECT feature.number, feature.density, feature.mean, feature.max FROM json_each(?) AS wanted "
-        f"CROSS JOIN feature ON feature.id = wanted.value WHERE {condition} ORDER BY feature.id",
-        (json.dumps((numbers + feature_id(indexed.id, 0)).tolist()), *parameters),
-    )
-    columns = list(zip(*stored.rows("the features", found, INT, REAL, REAL, REAL))) or [(), (), (), ()]
-    return _Candidates(np.array(columns[0], np.int64), *(np.array(column, np.float64) for column in columns[1:]))
+    ids = numbers + feature_id(indexed.id, 0)
+    ids = ids[lookup.passes(ids)]
+    numbers = ids[lookup.fulfil_rest(ids)] - feature_id(indexed.id, 0)
+    arrays = lookup.features(indexed.id)
+    return _Candidates(numbers, *(arrays.column(name, numbers) for name in ("density", "mean", "max")))
 
 
 def _sums(texts: Sequence[Fired], candidates: _Candidates) -> _Sums:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.arrays.feature_arrays import OF_BUILD, Entries, FeatureArrays
+from feature_db.arrays.rows import columns
 from feature_db.meaning.embedders import Embedder
 from feature_db.meaning.profile import Profile
 from feature_db.records import IndexedSAE
 from feature_db.search.query import WORD, Filter, marks
+from feature_db.search.where import Columns
 from feature_db.store import stored
 from feature_db.store.schema import ROLES, feature_id
 from feature_db.store.stored import INT, INT_OR_NONE, REAL, TEXT, TEXT_OR_NONE
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
 FULL_TEXT_LIMIT = 1000
+LABEL_LIMIT = 10_000
+"""Of each dictionary. A word that more labels have says little."""
 
 
 class Match(NamedTuple):
@@ -50,6 +55,12 @@ class Scores(NamedTuple):
     """0 to 1, before the signal's weight."""
     why: Callable[[int], str]
     """Says for people why a feature with this number matches. It is called for the features that are shown."""
+
+    def value(self, number: int) -> float:
+        """The value of the feature with this number; 0 where there is no evidence about it."""
+        place = int(np.searchsorted(self.features, number))
+        there = place < len(self.features) and self.features[place] == number
+        return float(self.values[place]) if there else 0.0
 
 
 class Term(NamedTuple):
@@ -91,6 +102,7 @@ class Lookup:
         db: a read-only connection; see schema.sql for the tables.
         chosen: the features that may be returned.
         query: all of the query.
+        features: returns the arrays of a dictionary's features, given its id.
         word: the word, case-folded; for signals of whole queries, empty.
         model: the model and dictionary, if the caller gave them.
         corpora: ids of the corpora that the dictionaries were indexed on.
@@ -102,6 +114,7 @@ class Lookup:
     db: sqlite3.Connection
     chosen: Filter
     query: str
+    features: Callable[[int], FeatureArrays]
     word: str = ""
     model: Model | None = None
     corpora: Sequence[int] = field(default_factory=list)
@@ -178,16 +191,41 @@ class Lookup:
         count, tokens = stored.row("the words of a corpus", found, INT_OR_NONE, INT_OR_NONE)
         return 1.0 + math.log(max(tokens or 1, 1) / max(count or 1, 1))
 
-    def stats(self, role: str, terms: Iterable[int]) -> list[Stat]:
-        """Chosen features that have one of the terms in a role."""
-        ids = sorted(terms)
-        condition, parameters = self.chosen.sql()
-        found = self.db.execute(
-            f"SELECT s.feature, s.term, s.value, s.score FROM token_stat s CROSS JOIN feature ON feature.id = s.feature "
-            f"WHERE s.term IN ({marks(ids)}) AND s.role = ? AND {condition} ORDER BY s.feature, s.term",
-            (*ids, ROLES[role], *parameters),
+    def entries(self, role: str, terms: Iterable[int]) -> Iterator[tuple[int, Entries]]:
+        """The features that have one of the terms in a role, by the id of their dictionary."""
+        wanted = list(terms)
+        for sae in self.chosen.saes if wanted else ():
+            yield sae, self.features(sae).entries(role, wanted) if role in OF_BUILD else self._measured(sae, role, wanted)
+
+    def _measured(self, sae: int, role: str, terms: list[int]) -> Entries:
+        """The same for a role that a measurement wrote after the build."""
+        sql = (
+            f"SELECT feature, term, value, score FROM token_stat WHERE term IN (SELECT value FROM json_each(?)) AND role = ? "
+            "AND feature BETWEEN ? AND ? ORDER BY term, feature"
         )
-        return [Stat(*row) for row in stored.rows(f"the {role} of features", found, INT, INT, REAL, REAL)]
+        found = self.db.execute(sql, (json.dumps(terms), ROLES[role], feature_id(sae, 0), feature_id(sae + 1, 0) - 1))
+        features, *others = columns(f"the {role} of features", found, (np.int64, np.int64, np.float32, np.float32))
+        return Entries(features - feature_id(sae, 0), *others)
+
+    def stats(self, role: str, terms: Iterable[int]) -> list[Stat]:
+        """The same as a list, ordered by feature and term."""
+        found = [
+            Stat(feature_id(sae, feature), term, value, score)
+            for sae, entries in self.entries(role, terms)
+            for feature, term, value, score in zip(*(column.tolist() for column in entries))
+        ]
+        return sorted(found)
+
+    def labelled(self) -> Iterator[tuple[int, str]]:
+        """Features whose labels have the word's stem, and the words of their labels; of each dictionary the first ones."""
+        if WORD.fullmatch(self.word):
+            for sae in self.chosen.saes:
+                found = self.db.execute(
+                    "SELECT rowid, label FROM feature_fts WHERE feature_fts MATCH ? AND rowid BETWEEN ? AND ? "
+                    f"ORDER BY rowid LIMIT {LABEL_LIMIT}",
+                    (f"label: {_quoted(self.word)}", feature_id(sae, 0), feature_id(sae + 1, 0) - 1),
+                )
+                yield from stored.rows("full-text search", found, INT, TEXT)  # type: ignore[misc]
 
     def full_text(self, column: str) -> list[tuple[int, float, str]]:
         """Chosen features whose labels (`label`) or example texts (`context`) have the word's stem: (feature, BM25, text)."""
@@ -209,12 +247,35 @@ class Lookup:
         density, largest = stored.row(f"feature {number} of {sae.dictionary}", row, REAL, REAL)
         return identity, density, largest
 
-    def allowed(self, features: Sequence[int]) -> set[int]:
-        """Those of the features with these ids that are chosen."""
-        condition, parameters = self.chosen.sql()
+    def column(self, name: str, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """A column of the features with these ids, as numbers in the order of its values."""
+        values = np.zeros(len(ids), np.float64)
+        kinds = sorted({kind for sae in self.chosen.saes for kind in self.features(sae).kinds}) if name == "kind" else []
+        for sae in self.chosen.saes:
+            arrays, first = self.features(sae), feature_id(sae, 0)
+            here = np.flatnonzero((ids >= first) & (ids < first + arrays.n_features))
+            of_sae = arrays.column(name, ids[here] - first)
+            values[here] = np.array([kinds.index(kind) for kind in arrays.kinds])[of_sae] if kinds else of_sae
+        return values
+
+    def passes(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each feature with these ids is chosen, as far as arrays tell."""
+        passes = np.zeros(len(ids), bool)
+        for sae in self.chosen.saes:
+            arrays, first = self.features(sae), feature_id(sae, 0)
+            here = np.flatnonzero((ids >= first) & (ids < first + arrays.n_features))
+            passes[here] = self.chosen.passes(Columns(arrays, ids[here] - first, self.db))
+        return passes
+
+    def fulfil_rest(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each feature with these ids fulfils the conditions that only the tables can tell."""
+        rest = self.chosen.rest
+        if not rest or not len(ids):
+            return np.ones(len(ids), bool)
         wanted = "json_each(?) AS wanted CROSS JOIN feature ON feature.id = wanted.value"  # CROSS: never scan the features
-        sql = f"SELECT feature.id FROM {wanted} WHERE {condition}"
-        return {row[0] for row in self.db.execute(sql, (json.dumps(list(features)), *parameters))}
+        sql = f"SELECT feature.id FROM {wanted} WHERE {' AND '.join(each.sql for each in rest)}"
+        found = self.db.execute(sql, (json.dumps(ids.tolist()), *(value for each in rest for value in each.parameters)))
+        return np.isin(ids, [row[0] for row in stored.rows("the features", found, INT)])
 
 
 def _quoted(word: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from feature_db.arguments import whole
 from feature_db.search.columns import column
 from feature_db.store import stored
 from saekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from feature_db.search.lookup import Lookup
 
 _MOST = 1 << 40  # more than any database has; larger numbers do not fit into the integers of SQLite
 
@@ -57,18 +60,31 @@ class Page:
         column(name)
         return name, direction == "desc"
 
-    def of(self, db: sqlite3.Connection, ids: NDArray[np.int64], score: NDArray[np.floating]) -> list[int]:
+    @property
+    def end(self) -> int:
+        """Number of features up to the last of the page."""
+        return self.offset + self.k
+
+    def of(self, lookup: Lookup, ids: NDArray[np.int64], score: NDArray[np.floating[Any]]) -> list[int]:
         """Indices of the features on the page, from the ids and scores of all that were found. Ties are ordered by id."""
-        end = self.offset + self.k
         if self.order is None:
-            return np.lexsort((ids, -score))[self.offset : end].tolist()
+            return _first(ids, -score, self.end)[self.offset :].tolist()
         name, descends = self.order
+        if column(name).in_arrays:
+            values = lookup.column(name, ids)
+            return _first(ids, -values if descends else values, self.end)[self.offset :].tolist()
         of = column(name)
         place = {identity: i for i, identity in enumerate(ids.tolist())}
         sql = of.sql if of.numeric else f"COALESCE({of.sql}, '')"
-        found = db.execute(
+        found = lookup.db.execute(
             f"SELECT feature.id FROM json_each(?) AS wanted CROSS JOIN feature ON feature.id = wanted.value "
             f"ORDER BY {sql} {'DESC' if descends else 'ASC'}, feature.id LIMIT ? OFFSET ?",
             (json.dumps(ids.tolist()), self.k, self.offset),
         )
         return [place[row[0]] for row in stored.rows("the features", found, stored.INT)]
+
+
+def _first(ids: NDArray[np.int64], values: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Indices of the n smallest values, ordered, ties by id."""
+    few = np.arange(len(values)) if n >= len(values) else np.flatnonzero(values <= np.partition(values, n - 1)[n - 1])
+    return few[np.lexsort((ids[few], values[few]))][:n]

@@ -6,8 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from feature_db.labels.rules import kinds
-from feature_db.search.where import Condition
+from feature_db.search.where import Columns, Condition
 from saekit.errors import ConfigError
 from saekit.plugins import nearest
 
@@ -55,7 +58,7 @@ def query_words(query: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which features a search may return. It is applied before anything is ranked.
+    """Which features a search may return. Scores do not depend on it.
 
     Raises:
         ConfigError: a kind is unknown, or `density` is no pair of numbers.
@@ -77,6 +80,26 @@ class Filter:
                 raise ConfigError(f"There is no kind of feature {kind!r}.", nearest(kind, known))
         if len(self.density) != 2 or not all(isinstance(bound, int | float) and bound == bound for bound in self.density):
             raise ConfigError(f"density is {self.density!r}.", "Give the least and the largest share of tokens, like (0, 0.1).")
+
+    def passes(self, of: Columns) -> NDArray[np.bool_]:
+        """Whether each of some features passes all that arrays can tell; :attr:`rest` is left."""
+        passes = np.ones(len(of.numbers), bool)
+        if tuple(self.density) != (0.0, 1.0):
+            density = of["density"]
+            passes &= (density >= self.density[0]) & (density <= self.density[1])
+        if self.live:
+            passes &= of["count"] > 0
+        if self.kinds is not None:
+            passes &= of.of_kind(f"feature.kind IN ({marks(self.kinds)})", tuple(self.kinds))
+        for part in () if self.where is None else self.where.conjuncts:
+            if part.test is not None:
+                passes &= part.test(of)
+        return passes
+
+    @property
+    def rest(self) -> list[Condition]:
+        """Conditions that only the tables can tell."""
+        return [] if self.where is None else [part for part in self.where.conjuncts if part.test is None]
 
     def sql(self) -> tuple[str, list[object]]:
         """A condition on `feature`, and its parameters."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +19,10 @@ from feature_db.store.stored import INT, REAL
 
 FLOOR = 0.15
 """Hits with a lower score are not shown: queries about nothing in the corpus reach .14 (scripts/bench_search.py)."""
-_CHUNK = 1024
-_FIRST = 4 * _CHUNK
-
-# Feature id -> signal -> (weight of the word in the query, match) of each word.
-_Found = dict[int, dict[str, list[tuple[float, Match]]]]
-_Reason = tuple[float, Callable[[], str]]
+_FIRST = 4096
+_ROUNDED = 1e-6
+_SPARSE = 16
+"""Where fewer than one in so many features has evidence, the others are left out of the arithmetic."""
 
 
 def chosen_signals(names: str | Sequence[str] | None) -> dict[str, Signal]:
@@ -57,125 +53,122 @@ def search(lookup: Lookup, words: Sequence[str], page: Page, signals: dict[str, 
 
 def fused(lookup: Lookup, parts: Sequence[tuple[Scores, float]], page: Page, floor: float) -> list[Hit]:
     """The best chosen features from evidence, each part with its weight, combined as :func:`search` says."""
-    rest: dict[int, NDArray[np.float64]] = {}
+    by_sae: dict[int, list[tuple[Scores, float]]] = defaultdict(list)
     for scores, weight in parts:
-        if not len(scores.features):
-            continue
-        size = max(int(scores.features.max()) + 1, len(rest.get(scores.sae, ())))
-        of_sae = rest.setdefault(scores.sae, np.ones(size))
-        if len(of_sae) < size:
-            rest[scores.sae] = of_sae = np.concatenate([of_sae, np.ones(size - len(of_sae))])
-        of_sae[scores.features] *= 1 - weight * scores.values
-    best = _best(lookup, rest, floor)
-    if page.order is None:
-        chosen = list(islice(best, page.offset, page.offset + page.k))
-    else:
-        every = list(best)
-        ids, scores_of = (np.array([each[column] for each in every]) for column in (0, 1))
-        chosen = [every[i] for i in page.of(lookup.db, ids, scores_of)]
+        if len(scores.features):
+            by_sae[scores.sae].append((scores, weight))
+    ids, found = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for sae, of_sae in by_sae.items():
+        numbers, score = _noisy_or(of_sae, floor)
+        ids.append(numbers + feature_id(sae, 0))
+        found.append(score)
+    chosen = best(lookup, np.concatenate(ids), np.concatenate(found), page)
     return [_hit(lookup, feature, score, _reasons(parts, *divmod(feature, FEATURES_PER_SAE))) for feature, score in chosen]
+
+
+def _noisy_or(parts: Sequence[tuple[Scores, float]], floor: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Numbers and scores of the features of one dictionary with a positive score of at least `floor`."""
+    size = max(int(scores.features[-1]) for scores, _ in parts) + 1
+    if _SPARSE * sum(len(scores.features) for scores, _ in parts) < size:
+        numbers = np.unique(np.concatenate([scores.features for scores, _ in parts]))
+        rest = np.ones(len(numbers))
+        for scores, weight in parts:
+            rest[np.searchsorted(numbers, scores.features)] *= 1 - weight * scores.values
+    else:
+        numbers, rest = None, np.ones(size)
+        for scores, weight in parts:
+            first, last = int(scores.features[0]), int(scores.features[-1])
+            every = last - first + 1 == len(scores.features)  # a slice is faster than a list of all numbers
+            rest[slice(first, last + 1) if every else scores.features] *= 1 - weight * scores.values
+    enough = np.flatnonzero(rest < 1 - max(floor - _ROUNDED, 0))
+    score = np.round(1 - rest[enough], 6)
+    kept = enough[score >= floor]
+    return kept if numbers is None else numbers[kept], score[score >= floor]
 
 
 def _parts(lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]) -> Iterator[tuple[Scores, float]]:
     """What the signals say, each with its weight: one part for a signal and dictionary."""
-    for matches, weight in _of_words(lookup, words, signals):
-        yield from ((scores, weight) for scores in _scores(matches))
+    yield from _of_words(lookup, words, signals)
     for signal in (signal for signal in signals.values() if signal.whole):
-        found = signal.find(lookup)
-        yield from ((scores, signal.weight) for scores in (_scores(found) if isinstance(found, Mapping) else found))
+        yield from ((scores, signal.weight) for scores in _scores(signal.find(lookup)))
 
 
-def _of_words(
-    lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]
-) -> Iterator[tuple[dict[int, tuple[float, Callable[[], str]]], float]]:
-    """Values by feature of the signals that take single words, combined over the words of the query; and their weights."""
-    found, n_words = _by_words(lookup, words, signals)
-    by_signal: dict[str, dict[int, _Reason]] = defaultdict(dict)
-    for feature, matches in found.items():
-        for name, of in matches.items():
-            best = max(of, key=lambda each: each[0] * each[1].value)[1].why
-            by_signal[name][feature] = (_together(of, n_words), lambda best=best: best)  # type: ignore[misc]
-    for name, values in by_signal.items():
-        yield values, signals[name].weight
-
-
-def _by_words(lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]) -> tuple[_Found, int]:
-    """Matches of the signals that take single words, and the number of words with any match."""
-    each = []
+def _of_words(lookup: Lookup, words: Sequence[str], signals: dict[str, Signal]) -> Iterator[tuple[Scores, float]]:
+    """Scores of the signals that take single words, combined over the words of the query; and their weights."""
+    each: list[tuple[float, dict[str, list[Scores]]]] = []
     for one in map(lookup.of, words):
-        matches = {name: signal.find(one) for name, signal in signals.items() if not signal.whole}
-        if any(matches.values()):
-            each.append((one.rarity, matches))
+        found = {name: _scores(signal.find(one)) for name, signal in signals.items() if not signal.whole}
+        if any(found.values()):
+            each.append((one.rarity, found))
     total = sum(rarity for rarity, _ in each)
-    found: _Found = defaultdict(lambda: defaultdict(list))
-    for rarity, matches in each:
-        for name, by_feature in matches.items():
-            assert isinstance(by_feature, Mapping), f"the signal {name} takes words and returns arrays"
-            for feature, match in by_feature.items():
-                found[feature][name].append((rarity / total, match))
-    return found, len(each)
+    for name in dict.fromkeys(name for _, found in each for name in found):
+        by_sae: dict[int, list[tuple[float, Scores]]] = defaultdict(list)
+        for rarity, found in each:
+            for scores in found[name]:
+                by_sae[scores.sae].append((rarity / total, scores))
+        yield from ((_together(of_sae, len(each)), signals[name].weight) for of_sae in by_sae.values())
 
 
-def _scores(matches: Mapping[int, Match | _Reason]) -> Iterator[Scores]:
-    """Matches by feature id as arrays, one for each dictionary."""
+def _scores(found: Mapping[int, Match] | Iterable[Scores]) -> list[Scores]:
+    """What a signal found, as arrays: one for each dictionary, none empty."""
+    return list(_of_matches(found)) if isinstance(found, Mapping) else [scores for scores in found if len(scores.features)]
+
+
+def _of_matches(matches: Mapping[int, Match]) -> Iterator[Scores]:
     by_sae: dict[int, list[int]] = defaultdict(list)
     for feature in sorted(matches):
         by_sae[feature // FEATURES_PER_SAE].append(feature)
     for sae, features in by_sae.items():
-        values = np.array([matches[feature][0] for feature in features], np.float64)
-
-        def why(number: int, sae: int = sae) -> str:
-            text = matches[feature_id(sae, number)][1]
-            return text if isinstance(text, str) else text()
-
-        yield Scores(sae, np.array(features, np.int64) % FEATURES_PER_SAE, values, why)
+        values = np.array([matches[feature].value for feature in features], np.float64)
+        numbers = np.array(features, np.int64) % FEATURES_PER_SAE
+        yield Scores(sae, numbers, values, lambda number, sae=sae: matches[feature_id(sae, number)].why)  # type: ignore[misc]
 
 
-def _best(lookup: Lookup, rest: Mapping[int, NDArray[np.float64]], floor: float) -> Iterator[tuple[int, float]]:
-    """Ids and scores of the chosen features, the best first.
+def best(lookup: Lookup, ids: NDArray[np.int64], score: NDArray[np.float64], page: Page) -> list[tuple[int, float]]:
+    """Ids and scores of the chosen features on a page, from those that were found. Ties are ordered by id.
 
-    The filter is applied to the features in the order of their scores, a chunk at a time, so it costs little where many pass.
+    The filter is applied to the features with the best scores. Only where too few of them pass, it is applied to all others.
     """
-    ids, scores = [], []
-    for sae, of_sae in rest.items():
-        numbers = np.flatnonzero(1 - of_sae > 0)
-        ids.append(numbers + feature_id(sae, 0))
-        scores.append(np.round(1 - of_sae[numbers], 6))
-    every, score = (np.concatenate(each) if each else np.zeros(0) for each in (ids, scores))
-    enough = score >= floor
-    every, score = every[enough], score[enough]
-    size = _CHUNK
-    for group in _groups(score):
-        order = group[np.lexsort((every[group], -score[group]))]
-        start = 0
-        while start < len(order):
-            chunk = order[start : start + size]
-            allowed = lookup.allowed(every[chunk].astype(np.int64).tolist())
-            yield from ((int(every[i]), float(score[i])) for i in chunk.tolist() if int(every[i]) in allowed)
-            start, size = start + size, size * 4
+    wanted, end = None if page.order else page.end, page.end
+    kept: list[NDArray[np.int64]] = []
+    for some in _first_and_rest(score, len(score) if wanted is None else max(_FIRST, 2 * end)):
+        some = some[lookup.passes(ids[some])]
+        for group in _groups(score, some, _FIRST) if wanted is not None else [some]:
+            order = group[np.lexsort((ids[group], -score[group]))]
+            kept.append(order[lookup.fulfil_rest(ids[order])])
+            if wanted is not None and sum(map(len, kept)) >= wanted:
+                break
+        if wanted is not None and sum(map(len, kept)) >= wanted:
+            break
+    found = np.concatenate([np.zeros(0, np.int64), *kept])
+    shown = found[page.of(lookup, ids[found], score[found])]
+    return list(zip(ids[shown].tolist(), score[shown].tolist()))
 
 
-def _groups(score: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
-    """Indices of the best scores, then of all others: most searches need no other, and sorting all takes long."""
-    if len(score) <= _FIRST:
+def _first_and_rest(score: NDArray[np.float64], n: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of about n of the best scores, then of all others. Equal scores are not parted."""
+    if len(score) <= n:
         yield np.arange(len(score))
         return
-    least = np.partition(score, len(score) - _FIRST)[len(score) - _FIRST]
+    least = np.partition(score, len(score) - n)[len(score) - n]
     yield np.flatnonzero(score >= least)
     yield np.flatnonzero(score < least)
 
 
+def _groups(score: NDArray[np.float64], among: NDArray[np.int64], n: int) -> Iterator[NDArray[np.int64]]:
+    """The indices `among`, those of the best scores first, in groups that grow. Equal scores are not parted."""
+    while len(among) > n:
+        first, rest = (among[part] for part in _first_and_rest(score[among], n))
+        yield first
+        among, n = rest, n * 8
+    yield among
+
+
 def _reasons(parts: Iterable[tuple[Scores, float]], sae: int, number: int) -> list[tuple[float, str]]:
     """What each signal says about a feature, with its part in the score."""
-    found = []
-    for scores, weight in parts:
-        if scores.sae != sae:
-            continue
-        place = int(np.searchsorted(scores.features, number))
-        if place < len(scores.features) and scores.features[place] == number and scores.values[place] > 0:
-            found.append((weight * float(scores.values[place]), scores.why))
+    found = [(weight * scores.value(number), scores.why) for scores, weight in parts if scores.sae == sae]
     most = max((part for part, _ in found), default=0.0)
-    return [(part, why(number)) for part, why in found if part >= 0.2 * most]
+    return [(part, why(number)) for part, why in found if part > 0 and part >= 0.2 * most]
 
 
 def _hit(lookup: Lookup, feature: int, score: float, reasons: list[tuple[float, str]]) -> Hit:
@@ -188,11 +181,21 @@ def _hit(lookup: Lookup, feature: int, score: float, reasons: list[tuple[float, 
     )
 
 
-def _together(words: list[tuple[float, Match]], n_words: int) -> float:
-    """Combine one signal's matches of all words of a query.
+def _together(words: list[tuple[float, Scores]], n_words: int) -> Scores:
+    """Combine what one signal says about the features of one dictionary for the words of a query, each with its share.
 
     Matches add up, because a feature of a concept spreads over the words of the concept. The sum is weighted by the share of the
     query that these words make up.
     """
-    added = sum(n_words * share * match.value for share, match in words)
-    return min(added, 1.0) * sum(share for share, _ in words)
+    numbers = np.unique(np.concatenate([scores.features for _, scores in words]))
+    added, shares = np.zeros(len(numbers)), np.zeros(len(numbers))
+    for share, scores in words:
+        place = np.searchsorted(numbers, scores.features)
+        added[place] += n_words * share * scores.values
+        shares[place] += share
+
+    def why(number: int) -> str:
+        found = [(share * value, scores) for share, scores in words if (value := scores.value(number))]
+        return max(found, key=lambda each: each[0])[1].why(number)
+
+    return Scores(words[0][1].sae, numbers, np.minimum(added, 1.0) * shares, why)

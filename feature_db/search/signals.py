@@ -1,7 +1,7 @@
 """The signals of a search: kinds of evidence that a feature has to do with a query.
 
-A signal is a function from a :class:`~feature_db.search.lookup.Lookup` to matches by feature id (or, for signals that take the
-whole query and touch many features, to :class:`~feature_db.search.lookup.Scores`), and a row of :data:`SIGNALS`::
+A signal is a function from a :class:`~feature_db.search.lookup.Lookup` to matches by feature id (or, for signals that touch many
+features, to :class:`~feature_db.search.lookup.Scores`), and a row of :data:`SIGNALS`::
 
     # my_signal.py, used with SAEKIT_PLUGINS=my_signal.py saekit search WORKSPACE QUERY --by mine
     from feature_db.search import SIGNALS, Lookup, Match, Signal
@@ -15,11 +15,15 @@ whole query and touch many features, to :class:`~feature_db.search.lookup.Scores
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.arrays.feature_arrays import Entries
 from feature_db.search.classes import classes
 from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.meaning import NEAR, meaning, word_sets
@@ -31,7 +35,7 @@ class Signal:
     """A row of :data:`SIGNALS`."""
 
     find: Callable[[Lookup], Mapping[int, Match] | Iterable[Scores]]
-    """Returns matches by feature id, for one word of the query or for all of it. Only signals of whole queries return scores."""
+    """Returns matches by feature id, or scores, for one word of the query or for all of it."""
     weight: float
     """How far this signal alone can carry a feature, 0 to 1."""
     default: bool = True
@@ -40,13 +44,19 @@ class Signal:
     """Whether the signal takes the whole query instead of each word."""
 
 
-def in_role(role: str, lookup: Lookup) -> dict[int, Match]:
+def in_role(role: str, lookup: Lookup) -> Iterator[Scores]:
     """Features that have the word, or another of its stem, in a role of `token_stat`."""
-    found: dict[int, list[tuple[float, float, str]]] = defaultdict(list)
-    for stat in lookup.stats(role, lookup.words):
-        term = lookup.words[stat.term]
-        found[stat.feature].append((stat.score * term.weight, stat.value, term.text))
-    return {feature: Match(min(sum(row[0] for row in rows), 1.0), _said(role, rows)) for feature, rows in found.items()}
+    for sae, found in lookup.entries(role, lookup.words):
+        features, place = np.unique(found.features, return_inverse=True)
+        weights = found.scores * _per_term(found.terms, {i: term.weight for i, term in lookup.words.items()})
+        values = np.minimum(np.bincount(place, weights, len(features)), 1.0)
+
+        def why(feature: int, found: Entries = found, weights: NDArray[np.floating[Any]] = weights) -> str:
+            own = np.flatnonzero(found.features == feature).tolist()
+            terms = [lookup.words[term].text for term in found.terms[own].tolist()]
+            return _said(role, list(zip(weights[own].tolist(), found.values[own].tolist(), terms)))
+
+        yield Scores(sae, features, values, why)
 
 
 def _said(role: str, rows: list[tuple[float, float, str]]) -> str:
@@ -61,22 +71,30 @@ def _said(role: str, rows: list[tuple[float, float, str]]) -> str:
     }[role]
 
 
-def on_tokens(role: str, lookup: Lookup) -> dict[int, Match]:
+def on_tokens(role: str, lookup: Lookup) -> Iterator[Scores]:
     """Features that promote, suppress or cause a token of the word."""
-    found: dict[int, Match] = {}
-    for stat in lookup.stats(role, lookup.promoting):
-        weight, text = lookup.promoting[stat.term]
-        if stat.score * weight > (found[stat.feature].value if stat.feature in found else 0):
-            found[stat.feature] = Match(stat.score * weight, f"{role} '{text}'")
-    return found
+    for sae, found in lookup.entries(role, lookup.promoting):
+        values = found.scores * _per_term(found.terms, {i: weight for i, (weight, _) in lookup.promoting.items()})
+        order = np.lexsort((found.terms, -values, found.features))
+        features, first = np.unique(found.features[order], return_index=True)
+        best = order[first]
+
+        def why(feature: int, features: NDArray = features, terms: NDArray = found.terms[best]) -> str:
+            return f"{role} '{lookup.promoting[int(terms[np.searchsorted(features, feature)])][1]}'"
+
+        yield Scores(sae, features, values[best], why)
+
+
+def _per_term(terms: NDArray[np.int64], weight: Mapping[int, float]) -> NDArray[np.float64]:
+    """The weight of each term's id."""
+    known = sorted(weight)
+    return np.array([weight[term] for term in known], np.float64)[np.searchsorted(known, terms)]
 
 
 def label(lookup: Lookup) -> dict[int, Match]:
     """Features whose labels contain the word. The match is weaker in longer labels."""
-    return {
-        feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5), f"its label says '{lookup.word}'")
-        for feature, _, text in lookup.full_text("label")
-    }
+    why = f"its label says '{lookup.word}'"
+    return {feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5), why) for feature, text in lookup.labelled()}
 
 
 def text(lookup: Lookup) -> dict[int, Match]:

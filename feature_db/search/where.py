@@ -1,4 +1,4 @@
-"""Conditions on features, such as `density < .01 and kind = 'word'`, as SQL with parameters.
+"""Conditions on features, such as `density < .01 and kind = 'word'`, as SQL with parameters and as functions of arrays.
 
     condition  = clause { "or" clause }
     clause     = term { "and" term }
@@ -12,10 +12,17 @@
 
 from __future__ import annotations
 
+import operator
 import re
+import sqlite3
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.arrays.feature_arrays import FeatureArrays
 from feature_db.search.columns import COLUMNS, Column, column
 from saekit.errors import ConfigError
 
@@ -25,7 +32,37 @@ _TOKEN = re.compile(
 )
 _MAX_CHARACTERS, _MAX_DEPTH = 4096, 50
 _OPERATORS = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "=": "=", "==": "=", "!=": "<>", "<>": "<>"}
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "<>": operator.ne,
+}
 _EXAMPLE = f"Write one like \"density < .01 and kind = 'word'\". Columns: {', '.join(COLUMNS)}."
+
+
+class Columns(NamedTuple):
+    """Columns of some features of one dictionary, n in all."""
+
+    arrays: FeatureArrays
+    numbers: NDArray[np.int64]
+    """(n,) numbers of the features."""
+    db: sqlite3.Connection
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """(n,) values; see :meth:`feature_db.arrays.feature_arrays.FeatureArrays.column`."""
+        return self.arrays.column(name, self.numbers)
+
+    def of_kind(self, sql: str, parameters: tuple[object, ...]) -> NDArray[np.bool_]:
+        """(n,) whether the kind of each feature fulfils an SQL condition. SQLite decides it, once for each kind."""
+        query = f"SELECT {sql} FROM (SELECT ? AS kind) AS feature"
+        fulfils = [bool(self.db.execute(query, (*parameters, kind)).fetchone()[0]) for kind in self.arrays.kinds]
+        return np.array([*fulfils, False])[self["kind"]]
+
+
+Test = Callable[[Columns], NDArray[np.bool_]]
 
 
 class Condition(NamedTuple):
@@ -33,6 +70,15 @@ class Condition(NamedTuple):
 
     sql: str
     parameters: tuple[object, ...]
+    test: Test | None = None
+    """The same as a function of arrays; None where it needs a column that arrays do not have."""
+    parts: tuple[Condition, ...] = ()
+    """Conditions that must all hold, where the condition joins some by `and`."""
+
+    @property
+    def conjuncts(self) -> tuple[Condition, ...]:
+        """Conditions that must all hold: the smallest parts that `and` joins."""
+        return tuple(each for part in self.parts for each in part.conjuncts) or (self,)
 
 
 def condition(text: str) -> Condition:
@@ -78,7 +124,8 @@ class _Parser:
         if len(parts) == 1:
             return parts[0]
         sql = f" {word.upper()} ".join(each.sql for each in parts)
-        return Condition(f"({sql})", tuple(value for each in parts for value in each.parameters))
+        parameters = tuple(value for each in parts for value in each.parameters)
+        return Condition(f"({sql})", parameters, _joined_test(word, parts), tuple(parts) if word == "and" else ())
 
     def _term(self) -> Condition:
         self._depth += 1
@@ -86,7 +133,8 @@ class _Parser:
             raise self._wrong(f"with more than {_MAX_DEPTH} levels")
         if self._take("not"):
             inner = self._term()
-            result = Condition(f"(NOT {inner.sql})", inner.parameters)
+            test = inner.test
+            result = Condition(f"(NOT {inner.sql})", inner.parameters, None if test is None else lambda of: ~test(of))
         elif self._take("("):
             result = self._joined("or", lambda: self._joined("and", self._term))
             self._need(")")
@@ -106,15 +154,29 @@ class _Parser:
             while self._take(","):
                 values.append(self._value(name, of))
             self._need(")")
-            return Condition(f"{sql} {negated}IN ({', '.join('?' * len(values))})", tuple(values))
+            return self._leaf(
+                name, f"{sql} {negated}IN ({', '.join('?' * len(values))})", values, partial(_among, values, bool(negated))
+            )
         if self._take("like"):
             if of.numeric:
                 raise ConfigError(f"The column {name} has numbers, which `like` does not compare.", _EXAMPLE)
-            return Condition(f"{sql} {negated}LIKE ?", (self._value(name, of),))
+            return self._leaf(name, f"{sql} {negated}LIKE ?", [self._value(name, of)], None)
         sign = self._next("sign", "an operator")
         if negated or sign not in _OPERATORS:
             raise self._wrong(f"at {sign!r}")
-        return Condition(f"{sql} {_OPERATORS[sign]} ?", (self._value(name, of),))
+        compare = _COMPARE[_OPERATORS[sign]]
+        value = self._value(name, of)
+        return self._leaf(name, f"{sql} {_OPERATORS[sign]} ?", [value], partial(_compared, compare, value))
+
+    @staticmethod
+    def _leaf(name: str, sql: str, values: list[Any], compare: Callable[[Any], NDArray[np.bool_]] | None) -> Condition:
+        """A condition on one column; `compare` is the same on an array of numbers."""
+        of, parameters = column(name), tuple(values)
+        if of.in_arrays and not of.numeric:
+            return Condition(sql, parameters, lambda columns: columns.of_kind(sql, parameters))
+        if of.in_arrays and compare is not None:
+            return Condition(sql, parameters, lambda columns: compare(columns[name]))
+        return Condition(sql, parameters)
 
     def _value(self, name: str, of: Column) -> object:
         if self._at == len(self._tokens) or self._tokens[self._at].kind not in ("number", "text"):
@@ -150,3 +212,17 @@ class _Parser:
 
     def _wrong(self, where: str) -> ConfigError:
         return ConfigError(f"The condition {self._text!r:.80} cannot be read {where}.", _EXAMPLE)
+
+
+def _joined_test(word: str, parts: list[Condition]) -> Test | None:
+    tests = [part.test for part in parts if part.test is not None]
+    join = operator.and_ if word == "and" else operator.or_
+    return (lambda of: reduce(join, (test(of) for test in tests))) if len(tests) == len(parts) else None
+
+
+def _compared(compare: Callable[[Any, Any], NDArray[np.bool_]], value: object, numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    return compare(numbers, value)
+
+
+def _among(values: list[Any], negated: bool, numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.isin(numbers, values, invert=negated)

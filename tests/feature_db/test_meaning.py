@@ -201,11 +201,16 @@ def test_forms_of_words() -> None:
 # The file
 
 
+def words_of(database: FeatureDB) -> Path:
+    """The file of the profile of a database's dictionary."""
+    return next(path for path in database.vector_files() if path.name.endswith(files.SUFFIX))
+
+
 def test_the_file_gives_what_the_rows_give(index: Index) -> None:
     database = index()
     queries = ["happy", "an animal", "quotation mark", "sad"]
     hits = [database.search(query) for query in queries]
-    path = database.vector_files()[1]
+    path = words_of(database)
     assert path.is_file()
     kept = path.read_bytes()
     path.unlink()
@@ -216,7 +221,7 @@ def test_the_file_gives_what_the_rows_give(index: Index) -> None:
 
 def test_a_damaged_file_is_an_error_or_the_same_arrays(index: Index, tmp_path: Path) -> None:
     database = index()
-    path, n = database.vector_files()[1], database.saes()[0].n_features
+    path, n = words_of(database), database.saes()[0].n_features
     data = path.read_bytes()
     with pytest.raises(DatabaseError, match="are not those"):
         files.mapped(path, n + 1)
@@ -238,8 +243,8 @@ def test_an_embedder_is_one_row(index: Index, monkeypatch: pytest.MonkeyPatch) -
     EMBEDDERS.register("letters", _Letters)
     try:
         database.write_words(SITE, "letters")
-        made, name = files.mapped(database.vector_files()[1], database.saes()[0].n_features)
-        assert name == "letters" and made.vector_VD.shape[1] == 26
+        made, texts = files.mapped(words_of(database), database.saes()[0].n_features)
+        assert texts["embedder"] == "letters" and made.vector_VD.shape[1] == 26
         assert FeatureDB.open(database.path).search("yppah", 1)[0].feature == 2, "letters in any order"
     finally:
         EMBEDDERS.unregister("letters")

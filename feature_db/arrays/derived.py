@@ -1,0 +1,174 @@
+"""Files of arrays that follow from the rows of dictionaries: read where they exist, else computed and written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.arrays import feature_arrays, files
+from feature_db.arrays.feature_arrays import FeatureArrays
+from feature_db.records import IndexedSAE
+from feature_db.store import read, stored
+from feature_db.store.stored import TEXT
+from saekit.errors import DatabaseError, SaekitError
+
+
+class Made(Protocol):
+    """Arrays that can be stored."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name."""
+        ...
+
+    def texts(self) -> dict[str, str]:
+        """What is no array."""
+        ...
+
+    def terms(self) -> NDArray[np.int64]:
+        """Ids of the terms that the arrays refer to."""
+        ...
+
+
+T = TypeVar("T", bound=Made)
+Reading = Callable[[], AbstractContextManager[sqlite3.Connection]]
+_log = logging.getLogger(__name__)
+_KEPT = 64
+"""Dictionaries whose arrays are kept. The memory of mapped ones belongs to the operating system."""
+_PROBES = 16
+
+
+class Derived(ABC, Generic[T]):
+    """One kind of file: the arrays of each dictionary, opened or computed once. Safe to share by threads and processes.
+
+    The name of a file has the key of the build, so another build never opens it. A file holds ids of terms; a few of them are
+    stored with their texts, to detect a file that was made with other ids.
+
+    Args:
+        reading: gives a connection that holds a read lock.
+    """
+
+    suffix: str
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._lock = threading.Lock()
+        self._made: dict[tuple[int, Path], T] = {}
+
+    def of(self, sae: IndexedSAE) -> T:
+        """The arrays of a dictionary.
+
+        The file holds nothing that the rows do not hold, so a file that is missing or cannot be read is no error here: its
+        arrays are computed. A missing file is written where this is possible; `verify` reports a damaged one.
+        """
+        with self._reading() as db:
+            path = self.path(sae)
+            with self._lock:
+                if (sae.id, path) not in self._made:
+                    if len(self._made) >= _KEPT:
+                        self._made.clear()
+                    self._made[sae.id, path] = self._opened(db, sae, path)
+                return self._made[sae.id, path]
+
+    def path(self, sae: IndexedSAE) -> Path:
+        """Where the file of a dictionary is: the name follows from all that determines the rows."""
+        with self._reading() as db:
+            key = read.build_key(db, sae.address)
+        return sae.vectors.with_name(f"{sae.site}-{key[:16] if key else f'unknown-{sae.fingerprint[:16]}'}{self.suffix}")
+
+    def write(self, sae: IndexedSAE) -> Path:
+        """Write the file of a dictionary, unless it exists; returns its path.
+
+        Raises:
+            StorageFull, WorkspaceError: the file cannot be written.
+        """
+        path = self.path(sae)
+        with self._reading() as db:
+            try:
+                self._mapped(db, sae, path)
+            except DatabaseError:
+                self._write(db, path, self._computed(db, sae))
+        return path
+
+    def check(self, sae: IndexedSAE) -> list[str]:
+        """Compare the file of a dictionary with the rows, byte by byte; returns what could not be checked.
+
+        Raises:
+            DatabaseError: the file differs from what the rows give.
+        """
+        path = self.path(sae)
+        if not path.exists():
+            return []
+        with self._reading() as db:
+            _, texts = files.mapped(path)
+            made = self._computed_again(db, sae, texts)
+            if isinstance(made, str):
+                return [f"{path.name} was not checked: {made}"]
+            if not files.equal(path, made.arrays(), made.texts() | self._probes(db, made, texts)):
+                raise DatabaseError(f"{path} is damaged: it differs from the database.", files.HINT)
+        return []
+
+    def _opened(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> T:
+        missing = not path.exists()
+        try:
+            return self._mapped(db, sae, path)
+        except DatabaseError:
+            made = self._computed(db, sae)
+        if missing:
+            try:
+                self._write(db, path, made)
+                return self._mapped(db, sae, path)
+            except (SaekitError, OSError) as error:
+                _log.info("%s was not written: %s", path, error)
+        return made
+
+    def _mapped(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> T:
+        found, texts = self._from_file(path, sae)
+        if texts.get("terms", "") != self._probes(db, found, texts).get("terms", ""):
+            raise DatabaseError(f"{path} does not belong to this database.", files.HINT)
+        return found
+
+    def _write(self, db: sqlite3.Connection, path: Path, made: T) -> None:
+        files.write(path, made.arrays(), made.texts() | self._probes(db, made, {"terms": ""}))
+
+    def _probes(self, db: sqlite3.Connection, of: T, texts: dict[str, str]) -> dict[str, str]:
+        """Some terms with their texts; nothing for files of earlier versions, which have none."""
+        if "terms" not in texts:
+            return {}
+        ids = of.terms()
+        some = np.unique(ids[np.linspace(0, len(ids) - 1, _PROBES).astype(np.int64)]).tolist() if len(ids) else []
+        found = db.execute(f"SELECT id || ' ' || text FROM term WHERE id IN ({', '.join('?' * len(some))}) ORDER BY id", some)
+        return {"terms": json.dumps([row[0] for row in stored.rows("the words of a corpus", found, TEXT)])}
+
+    @abstractmethod
+    def _computed(self, db: sqlite3.Connection, sae: IndexedSAE) -> T:
+        """The arrays, from the rows."""
+
+    def _computed_again(self, db: sqlite3.Connection, sae: IndexedSAE, texts: dict[str, str]) -> T | str:
+        """What the file with these texts must hold, or why this is unknown."""
+        return self._computed(db, sae)
+
+    @abstractmethod
+    def _from_file(self, path: Path, sae: IndexedSAE) -> tuple[T, dict[str, str]]:
+        """The arrays of a file, mapped, and its texts."""
+
+
+class Features(Derived[FeatureArrays]):
+    """The rows of the features of each dictionary, as arrays."""
+
+    suffix = feature_arrays.SUFFIX
+
+    def _computed(self, db: sqlite3.Connection, sae: IndexedSAE) -> FeatureArrays:
+        return feature_arrays.from_rows(db, sae)
+
+    def _from_file(self, path: Path, sae: IndexedSAE) -> tuple[FeatureArrays, dict[str, str]]:
+        return feature_arrays.mapped(path, sae.n_features)

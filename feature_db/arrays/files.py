@@ -1,0 +1,94 @@
+"""Files of arrays: safetensors files that readers map into memory, so that opening them costs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saekit import files
+from saekit.errors import DatabaseError
+
+_DTYPES = {"I64": "<i8", "F64": "<f8", "I32": "<i4", "F32": "<f4", "F16": "<f2", "U8": "|u1"}
+HINT = "Run `saekit index`, which writes the file again."
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
+    """Write arrays and texts. Equal contents give equal bytes.
+
+    Raises:
+        StorageFull, WorkspaceError: the file cannot be written; the one before is kept.
+    """
+    from safetensors.numpy import save_file
+
+    try:
+        with files.temporary_folder(path.parent) as folder:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / path.name, metadata)
+            files.publish(folder / path.name, path)
+            files.sync(path.parent)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+
+
+def mapped(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays of a file, memory-mapped, and its texts.
+
+    Raises:
+        DatabaseError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header and the size of the file
+            pass
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        metadata = {str(name): str(text) for name, text in header.pop("__metadata__", {}).items()}
+        return {name: _map(path, 8 + size, facts) for name, facts in header.items()}, metadata
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatabaseError(f"{path} cannot be read: {error}.", HINT) from error
+
+
+def equal(path: Path, arrays: Arrays, metadata: dict[str, str]) -> bool:
+    """Whether a file holds exactly these arrays and texts.
+
+    Raises:
+        DatabaseError: the file is missing or damaged.
+    """
+    found, texts = mapped(path)
+    if texts != metadata or found.keys() != arrays.keys():
+        return False
+    return all(
+        found[name].dtype == array.dtype
+        and found[name].shape == array.shape
+        and bool((_bytes(found[name]) == _bytes(array)).all())
+        for name, array in arrays.items()
+    )
+
+
+def ascending(begin: NDArray[np.int64], n: int) -> bool:
+    """Whether the numbers cut n entries into consecutive parts."""
+    return len(begin) > 0 and begin[0] == 0 and begin[-1] == n and bool((np.diff(begin) >= 0).all())
+
+
+def inside(array: NDArray[Any], n: int) -> bool:
+    """Whether the numbers are from 0 to n - 1."""
+    return not len(array) or bool(array.min() >= 0 and array.max() < n)
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _map(path: Path, start: int, facts: dict[str, Any]) -> NDArray[Any]:
+    shape = tuple(facts["shape"])
+    dtype = np.dtype(_DTYPES[facts["dtype"]])
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", start + facts["data_offsets"][0], shape)
