@@ -114,7 +114,7 @@ class Derived(ABC, Generic[T]):
             if isinstance(made, str):
                 return [f"{path.name} was not checked: {made}"]
             if not files.equal(path, made.arrays(), made.texts() | self._probes(db, made, texts)):
-                raise DatabaseError(f"{path} is damaged: it differs from the database.", files.HINT)
+                raise DatabaseError(f"The arrays of features in {path} are damaged: they differ from the database.", files.HINT)
         return []
 
     def _opened(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> T:
@@ -134,7 +134,7 @@ class Derived(ABC, Generic[T]):
     def _mapped(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> T:
         found, texts = self._from_file(path, sae)
         if texts.get("terms", "") != self._probes(db, found, texts).get("terms", ""):
-            raise DatabaseError(f"{path} does not belong to this database.", files.HINT)
+            raise DatabaseError(f"The arrays of features in {path} do not belong to this database.", files.HINT)
         return found
 
     def _write(self, db: sqlite3.Connection, path: Path, made: T) -> None:

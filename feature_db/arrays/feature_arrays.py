@@ -177,9 +177,9 @@ def mapped(path: Path, n_features: int) -> tuple[FeatureArrays, dict[str, str]]:
         kinds = json.loads(texts["kinds"])
         found = FeatureArrays(tuple(kinds), **{field.name: arrays[field.name] for field in fields(FeatureArrays)[1:]})
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise DatabaseError(f"The features in {path} cannot be read: {error}.", files.HINT) from error
+        raise DatabaseError(f"The arrays of features in {path} cannot be read: {error}.", files.HINT) from error
     if not _agrees(found, n_features):
-        raise DatabaseError(f"The features in {path} are not those of {n_features} features.", files.HINT)
+        raise DatabaseError(f"The arrays of features in {path} are not those of {n_features} features.", files.HINT)
     return found, texts
 
 

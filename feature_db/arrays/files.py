@@ -14,6 +14,7 @@ from saekit import files
 from saekit.errors import DatabaseError
 
 _DTYPES = {"I64": "<i8", "F64": "<f8", "I32": "<i4", "F32": "<f4", "F16": "<f2", "U8": "|u1"}
+_TEXTS = "texts"
 HINT = "Run `saekit index`, which writes the file again."
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -28,7 +29,9 @@ def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
 
     try:
         with files.temporary_folder(path.parent) as folder:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / path.name, metadata)
+            # As one text: the library stores several in any order.
+            facts = {_TEXTS: json.dumps(metadata, sort_keys=True)}
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / path.name, facts)
             files.publish(folder / path.name, path)
             files.sync(path.parent)
     except OSError as error:
@@ -49,10 +52,11 @@ def mapped(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
-        metadata = {str(name): str(text) for name, text in header.pop("__metadata__", {}).items()}
+        metadata = header.pop("__metadata__", {})
+        metadata = {str(name): str(text) for name, text in (json.loads(metadata.get(_TEXTS, "{}")) or metadata).items()}
         return {name: _map(path, 8 + size, facts) for name, facts in header.items()}, metadata
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DatabaseError(f"{path} cannot be read: {error}.", HINT) from error
+        raise DatabaseError(f"The arrays of features in {path} cannot be read: {error}.", HINT) from error
 
 
 def equal(path: Path, arrays: Arrays, metadata: dict[str, str]) -> bool:

@@ -23,9 +23,9 @@ def mapped(path: Path, n_features: int) -> tuple[Profile, dict[str, str]]:
         profile = Profile(**{field.name: arrays[field.name] for field in fields(Profile)})
         texts["embedder"]
     except KeyError as error:
-        raise DatabaseError(f"The words of features in {path} cannot be read: {error}.", files.HINT) from error
+        raise DatabaseError(f"The arrays of features in {path} cannot be read: {error}.", files.HINT) from error
     if not _agrees(profile, n_features):
-        raise DatabaseError(f"The words of features in {path} are not those of {n_features} features.", files.HINT)
+        raise DatabaseError(f"The arrays of features in {path} are not those of {n_features} features.", files.HINT)
     return profile, texts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,11 +133,13 @@ class Profile:
         feature_N = joined(self.feature_E)
         counts = asked.weights * self.count_V[asked.words]
         features, place = _numbered(feature_N, self.n_features)
-        precision = np.bincount(place, np.repeat(asked.weights, sizes) * joined(self.shared_E))
-        recall = np.bincount(place, np.repeat(counts, sizes) * joined(self.rate_E))
-        if len(precision) > len(features):  # `place` is the feature
-            precision, recall = precision[features], recall[features]
-        precision, recall = precision / self.kept_F[features], recall / max(counts.sum(), 1e-9)
+
+        def summed(weight: NDArray, of_E: NDArray) -> NDArray[np.float64]:
+            sums: NDArray[Any] = np.bincount(place, np.repeat(weight, sizes) * joined(of_E))
+            return sums if len(sums) == len(features) else sums[features]  # there, `place` is the feature
+
+        precision = summed(asked.weights, self.shared_E) / self.kept_F[features]
+        recall = summed(counts, self.rate_E) / max(counts.sum(), 1e-9)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
         return Answer(features, f1.astype(np.float32))
 

@@ -225,7 +225,7 @@ class Lookup:
                     f"ORDER BY rowid LIMIT {LABEL_LIMIT}",
                     (f"label: {_quoted(self.word)}", feature_id(sae, 0), feature_id(sae + 1, 0) - 1),
                 )
-                yield from stored.rows("full-text search", found, INT, TEXT)  # type: ignore[misc]
+                yield from stored.rows("full-text search", found, INT, TEXT)
 
     def full_text(self, column: str) -> list[tuple[int, float, str]]:
         """Chosen features whose labels (`label`) or example texts (`context`) have the word's stem: (feature, BM25, text)."""

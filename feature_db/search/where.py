@@ -16,6 +16,7 @@ import operator
 import re
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 _EXAMPLE = f"Write one like \"density < .01 and kind = 'word'\". Columns: {', '.join(COLUMNS)}."
 
 
-class Columns(NamedTuple):
+@dataclass(frozen=True)
+class Columns:
     """Columns of some features of one dictionary, n in all."""
 
     arrays: FeatureArrays

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from feature_db import BuildConfig, FeatureDB, Label, Subject, build_all
+from feature_db.search.arrays import SUFFIXES
 from feature_db.store import connections
 from saekit.activations.loader.source import in_split
 from saekit.errors import ConfigError, NonFiniteActivations, StorageFull, StoreMismatch
@@ -149,7 +150,8 @@ def test_another_dictionary_takes_the_place_of_the_old(index: Index, tiny_lm: La
     assert {t: contents(path)[t] for t in tables} == {t: contents(fresh.path)[t] for t in tables}
     assert len(contents(path)["corpus"]) == 1 and len(contents(path)["term"]) == len(contents(fresh.path)["term"])
     replaced.verify()
-    assert len(list((path.parent / "vectors").glob("*.npy"))) == len(list((path.parent / "vectors").glob("*.safetensors"))) == 1
+    files = [file.name for file in (path.parent / "vectors").iterdir()]
+    assert [sum(name.endswith(ending) for name in files) for ending in (".npy", *SUFFIXES)] == [1, 1, 1] and len(files) == 3
     np.testing.assert_array_equal(replaced.vectors(SITE), other["sae"].W_dec.detach().numpy())
 
 

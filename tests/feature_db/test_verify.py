@@ -15,6 +15,7 @@ import pytest
 
 from feature_db import FeatureDB
 from feature_db.index.streaming import zip_holds_what_it_declares
+from feature_db.search.arrays import SUFFIXES
 from feature_db.store import schema
 from feature_db.store.examples import MAX_BYTES, unpack
 from saekit.errors import DatabaseError, SaekitError
@@ -71,13 +72,14 @@ def test_a_flip_of_any_byte_of_the_directions_is_found(index: Index) -> None:
     assert db.verify() == []
 
 
-def test_a_flip_of_any_byte_of_the_words_is_found(index: Index) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_flip_of_any_byte_of_the_arrays_is_found(index: Index, suffix: str) -> None:
     db = index()
-    (file,) = (db.path.parent / "vectors").glob("*.words.safetensors")
+    (file,) = (db.path.parent / "vectors").glob(f"*{suffix}")
     size = file.stat().st_size
-    for at in [*range(0, 512, 16), *(random.Random(1).randrange(size) for _ in range(20)), size - 1]:
+    for at in [*range(0, 512, 64), *(random.Random(1).randrange(size) for _ in range(8)), size - 1]:
         data = flipped(file, at)
-        with pytest.raises(DatabaseError, match="words of features"):
+        with pytest.raises(DatabaseError, match="arrays of features"):
             db.verify()
         file.write_bytes(data)
     assert db.verify() == []
