@@ -200,7 +200,7 @@ class Lookup:
     def _measured(self, sae: int, role: str, terms: list[int]) -> Entries:
         """The same for a role that a measurement wrote after the build."""
         sql = (
-            f"SELECT feature, term, value, score FROM token_stat WHERE term IN (SELECT value FROM json_each(?)) AND role = ? "
+            "SELECT feature, term, value, score FROM token_stat WHERE term IN (SELECT value FROM json_each(?)) AND role = ? "
             "AND feature BETWEEN ? AND ? ORDER BY term, feature"
         )
         found = self.db.execute(sql, (json.dumps(terms), ROLES[role], feature_id(sae, 0), feature_id(sae + 1, 0) - 1))
