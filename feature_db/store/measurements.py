@@ -25,7 +25,9 @@ def settings(db: sqlite3.Connection, sae: int) -> dict[str, Any]:
 def put(db: sqlite3.Connection, sae: int, measured: Measured) -> None:
     """Write a measurement of dictionary `sae`, in place of an earlier one of its name."""
     first = schema.feature_id(sae, 0)
-    columns = {name: [_number(value) for value in values.tolist()] for name, values in measured.numbers.items()}
+    columns: dict[str, list[float | bytes | None]] = {
+        name: [_number(value) for value in values.tolist()] for name, values in measured.numbers.items()
+    }
     columns |= {name: list(values) for name, values in measured.blobs.items()}
     assert set(columns) <= set(COLUMNS), columns.keys()
     if columns:
@@ -53,7 +55,7 @@ def _number(value: float) -> float | None:
 def _terms(db: sqlite3.Connection, sae: int) -> dict[int, int]:
     """The term of each token of the vocabulary."""
     sql = "SELECT token, id FROM term WHERE corpus = (SELECT corpus FROM sae WHERE id = ?) AND kind = 'token'"
-    return dict(stored.rows("the tokens of a corpus", db.execute(sql, (sae,)), INT, INT))  # type: ignore[arg-type]
+    return dict(stored.rows("the tokens of a corpus", db.execute(sql, (sae,)), INT, INT))
 
 
 def _token_rows(first: int, role: int, terms: dict[int, int], of: TokenRows) -> Iterator[tuple[Any, ...]]:

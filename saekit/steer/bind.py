@@ -43,6 +43,14 @@ class Placed(NamedTuple):
         return OPERATIONS[self.change.op]
 
 
+class Reading(NamedTuple):
+    """Coefficients of units that have been read."""
+
+    units: list[int]
+    current: Tensor
+    """(N, units, *unit_shape)."""
+
+
 def edits_of(placed: Iterable[Placed]) -> list[Edit]:
     """One edit for each space, and one more where a transcoder is read, at the site that it reads.
 
@@ -103,17 +111,27 @@ class SpaceEdit:
         return made
 
     def __call__(self, rows: Tensor, at: At) -> Tensor:
-        current = None if self.relay is None else self.relay.take()
+        read = None if self.relay is None else Reading(self.relay.units, self.relay.take())
         if len(self.choices) == 1:
-            return self.plan((0,)).apply(rows, at, current, self.relay)
+            return self.plan((0,)).apply(rows, at, read)
+        read = read or self._reading(rows)
         holds_NC = torch.stack([at.within(choice).to(rows.device) for choice in self.choices], 1)
+        different, which_N = holds_NC.unique(dim=0, return_inverse=True)
         new = rows
-        for holds in holds_NC.unique(dim=0):
-            index = (holds_NC == holds).all(1).nonzero().squeeze(1)
+        for number, holds in enumerate(different):
+            index = (which_N == number).nonzero().squeeze(1)
             plan = self.plan(tuple(holds.nonzero().squeeze(1).tolist()))
-            given = None if current is None else current[index]
-            new = new.index_copy(0, index, plan.apply(rows[index], at.rows(index.to(at.batch_N.device)), given, self.relay))
+            given = None if read is None else Reading(read.units, read.current[index])
+            new = new.index_copy(0, index, plan.apply(rows[index], at.rows(index.to(at.batch_N.device)), given))
         return new
+
+    def _reading(self, rows: Tensor) -> Reading | None:
+        """The coefficients of all units at all rows, read once; None where nothing is read, or units are numbered for each plan."""
+        placed = [each for group in self.groups for each in group]
+        if isinstance(placed[0].space, Directions) or not any(each.operation.reads for each in placed):
+            return None
+        units = sorted({each.unit for each in placed})
+        return Reading(units, placed[0].space.read(rows, units))
 
     def plan(self, which: tuple[int, ...]) -> _Plan:
         """What is done where these of the choices hold and no other.
@@ -157,8 +175,8 @@ class _Plan:
                 raise InterventionError(f"{target} is set twice at one token.", "Set it once, or at other positions.")
         return cls(space, units, steps, any(each.operation.reads for each in placed))
 
-    def apply(self, rows: Tensor, at: At, current: Tensor | None, relay: Relay | None) -> Tensor:
-        """`rows` changed; `current` are the coefficients of the relay's units where there is a relay."""
+    def apply(self, rows: Tensor, at: At, read: Reading | None) -> Tensor:
+        """`rows` changed; `read` are coefficients that have been read already, those of the units among them."""
         if not self.reads:
             total = None
             for _, columns, amounts in self.steps:
@@ -168,10 +186,10 @@ class _Plan:
                 total = part if total is None else total + part
             assert total is not None
             return self.space.add(rows, self.units, total)
-        if relay is None or current is None:
+        if read is None:
             current = self.space.read(rows, self.units)
         else:
-            current = current[:, [relay.units.index(unit) for unit in self.units]]
+            current = read.current[:, [read.units.index(unit) for unit in self.units]]
         new = current
         for name, columns, amounts in self.steps:
             columns = columns.to(new.device)
@@ -239,7 +257,7 @@ def surely_overlap(one: Choice | None, other: Choice | None) -> bool:
     rows, others = one.rows or (one.places,), other.rows or (other.places,)
     count = max(len(rows), len(others))
     pairs = zip(rows * (count if one.rows is None else 1), others * (count if other.rows is None else 1))
-    return any(set(mine or ()) & set(theirs or ()) for mine, theirs in pairs)
+    return any(mine and theirs and not set(mine).isdisjoint(theirs) for mine, theirs in pairs)
 
 
 @dataclass

@@ -187,7 +187,7 @@ class _State:
         begun = time.monotonic()
         parts[:] = [[np.concatenate(column) for column in zip(*parts)]]
         with files.whole(self._path) as file:
-            np.savez(file, key=np.array(self._key), **dict(zip(_COLUMNS, parts[0])))  # type: ignore[arg-type]
+            np.savez(file, key=np.array(self._key), **dict(zip(_COLUMNS, parts[0])))
         self._last = time.monotonic()
         self._cost = self._last - begun
 

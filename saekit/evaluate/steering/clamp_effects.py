@@ -117,9 +117,8 @@ def output_scores(logp_BV: Tensor, promoted_BK: Tensor) -> Tensor:
 
 
 class _Prompts(NamedTuple):
-    """P prompts of T tokens, run without a clamp."""
+    """P prompts, run without a clamp."""
 
-    tokens_PT: Tensor
     recording: Recording
     logp_PV: Tensor
     """Log-probabilities of the next token."""
@@ -156,7 +155,7 @@ class ClampMeasurement:
         self._layer = None if None in layers else min(layer for layer in layers if layer is not None)
         self._prompts = list(self._run_prompts())
         vocabulary = self._prompts[0].logp_PV.shape[1]
-        self.n_prompts = sum(len(each.tokens_PT) for each in self._prompts)
+        self.n_prompts = sum(len(each.logp_PV) for each in self._prompts)
         self.together = max(1, min(_FEATURES, _NUMBERS // (vocabulary * self.n_prompts)))
         """Number of features that :meth:`measure` runs in one forward pass."""
 
@@ -165,16 +164,20 @@ class ClampMeasurement:
         by_length: dict[int, list[list[int]]] = defaultdict(list)
         for row in text_rows(self.lm, self.settings.prompts):
             by_length[len(row)].append(row)
-        for rows in by_length.values():  # equal lengths need no pads
-            tokens_PT = torch.tensor(rows)
-            recording = self.lm.record(tokens_PT)
-            yield _Prompts(tokens_PT, recording, self._predictions(tokens_PT, recording, 1, ()))
+        groups = list(by_length.values())  # equal lengths need no pads
+        if self.lm.exact.pads:
+            groups = [[row for rows in groups for row in rows]]
+        for rows in groups:
+            recording = self.lm.record(*self.lm.text.pad(rows, "left"))
+            yield _Prompts(recording, self._predictions(recording, 1, ()))
 
-    def _predictions(self, tokens_PT: Tensor, recording: Recording, times: int, edits: Any) -> Tensor:
+    def _predictions(self, recording: Recording, times: int, edits: Any) -> Tensor:
         """Log-probabilities (times * P, V) of the next token; row r is prompt r % P, and `At.batch_N` is r // P."""
+        tokens_PT, mask_PT = recording.tokens_BT, recording.mask_BT
         each = {"edits": edits, "logits": "last", "prompt_of_row": torch.arange(times).repeat_interleave(len(tokens_PT))}
         if self._layer is None:
-            run = self.lm.run(tokens_PT.repeat(times, 1), **each)
+            mask = None if mask_PT is None else mask_PT.repeat(times, 1)
+            run = self.lm.run(tokens_PT.repeat(times, 1), attention_mask=mask, **each)
         else:
             resid = recording.resid_pre(self._layer).repeat(times, 1, 1)
             run = self.lm.run(start_at=(recording, self._layer, resid), **each)
@@ -200,14 +203,14 @@ class ClampMeasurement:
         Raises:
             InterventionError: the strength needs a measure that is not given, or a feature writes nothing.
         """
-        clamps = self._clamps(units)
+        clamps = self._clamps(units).edits(self.lm)
         N, promoted = len(units), torch.from_numpy(promoted_NK).to(self.lm.device)
         score_N, kl_N = torch.zeros(N, device=promoted.device), torch.zeros(N, device=promoted.device)
         change_NV: Tensor | float = 0.0
         probability_NV: Tensor | float = 0.0
-        for tokens_PT, recording, base_PV in self._prompts:
-            P = len(tokens_PT)
-            logp_NPV = self._predictions(tokens_PT, recording, N, clamps).unflatten(0, (N, P))
+        for recording, base_PV in self._prompts:
+            P = len(base_PV)
+            logp_NPV = self._predictions(recording, N, clamps).unflatten(0, (N, P))
             score_N += output_scores(logp_NPV.flatten(0, 1), promoted.repeat_interleave(P, 0)).unflatten(0, (N, P)).sum(1)
             difference_NPV = logp_NPV - base_PV
             kl_N -= (base_PV.exp() * difference_NPV).sum((1, 2))
