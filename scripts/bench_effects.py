@@ -45,7 +45,8 @@ def main() -> None:
         measurement.measure(units, np.array([tops[unit] for unit in units]))
     seconds, cpu = time.perf_counter() - begun, time.process_time() - begun_cpu
     print(
-        f"{lm!r} {site}: {count / seconds:,.0f} features/s with {measurement.n_prompts} prompts, {measurement.together} in a pass"
+        f"{lm!r} {site}: {count / seconds:,.0f} features/s, {count / cpu:,.0f} a CPU second, "
+        f"with {measurement.n_prompts} prompts, {measurement.together} in a pass"
     )
     begun = time.perf_counter()
     nearest(directions.numpy(), np.ones(count, bool))

@@ -126,7 +126,7 @@ class SpaceEdit:
         return new
 
     def _reading(self, rows: Tensor) -> Reading | None:
-        """The coefficients of all units at all rows, read once; None where nothing is read, or units are numbered for each plan."""
+        """The coefficients of all units at all rows, read once. None where nothing is read, or each plan numbers its units."""
         placed = [each for group in self.groups for each in group]
         if isinstance(placed[0].space, Directions) or not any(each.operation.reads for each in placed):
             return None
