@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from feature_db.display import hits_html, record_html
 from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site_map import SiteMap
@@ -62,6 +63,21 @@ class Hit(_Feature):
             "density": self.density,
             "why": self.why,
         }
+
+    def _repr_html_(self) -> str:
+        """The hit as a table of one row, for notebooks."""
+        return hits_html([self])
+
+
+AnyHit = TypeVar("AnyHit", bound=Hit)
+
+
+class Hits(list[AnyHit]):
+    """The features that a search found, the best first. In a notebook they show themselves as a table."""
+
+    def _repr_html_(self) -> str:
+        """The hits as a table, for notebooks."""
+        return hits_html(self)
 
 
 @dataclass(frozen=True)
@@ -289,6 +305,10 @@ class FeatureRecord(_Feature):
         for name, value in vars(self).items():
             facts[name] = _plain(value)
         return facts
+
+    def _repr_html_(self) -> str:
+        """The feature with its examples, for notebooks."""
+        return record_html(self)
 
 
 def _of_dictionary(feature: _Feature) -> dict[str, str]:

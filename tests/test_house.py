@@ -25,6 +25,7 @@ FLOORS = {
     "saekit.locks": 0,
     "saekit.model_options": 0,
     "saekit.names": 0,
+    "saekit.notebook": 0,
     "saekit.pieces": 0,
     "saekit.plugins": 0,
     "saekit.processes": 0,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from feature_db.records import ExampleHit, Hit, IndexedSAE
+from feature_db.records import ExampleHit, Hit, Hits, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.lookup import Lookup, Model
 from feature_db.search.page import Page
@@ -55,7 +55,7 @@ class Searches:
         offset: int = 0,
         lm: LanguageModel | None = None,
         sae: SAE | None = None,
-    ) -> list[Hit]:
+    ) -> Hits[Hit]:
         """Find the k features that match a concept best in all indexed dictionaries, the best first.
 
         Ties are ordered by dictionary and number.
@@ -92,10 +92,10 @@ class Searches:
         saes = self._addressed.searched(site, dictionary, sae)
         chosen = self._filter(saes, kinds, density, live, where)
         if not saes:
-            return []
+            return Hits()
         model = None if lm is None or sae is None else Model(lm, sae, saes[0])
         with self._reading() as db:
-            return search(self._lookup(db, saes, chosen, query, model), words, page, signals, FLOOR if by is None else 0.0)
+            return Hits(search(self._lookup(db, saes, chosen, query, model), words, page, signals, FLOOR if by is None else 0.0))
 
     def search_texts(
         self,
@@ -109,7 +109,7 @@ class Searches:
         where: str | None = None,
         sort: str | None = None,
         offset: int = 0,
-    ) -> list[ExampleHit]:
+    ) -> Hits[ExampleHit]:
         """Find the k features that fire on example texts, and not on others, the best first.
 
         ::
@@ -145,7 +145,7 @@ class Searches:
         chosen = self._filter(saes, None, (0.0, 1.0), True, where)
         texts = Contrast(read(lm, positives, spans), [] if negatives is None else read(lm, negatives))
         with self._reading() as db:
-            return search_texts(self._lookup(db, saes, chosen), lm, sae, saes[0], texts, page)
+            return Hits(search_texts(self._lookup(db, saes, chosen), lm, sae, saes[0], texts, page))
 
     def like(
         self,
@@ -157,7 +157,7 @@ class Searches:
         where: str | None = None,
         sort: str | None = None,
         offset: int = 0,
-    ) -> list[Hit]:
+    ) -> Hits[Hit]:
         """Find the k features that are most like a feature, in all dictionaries, the best first. The feature itself is left out.
 
         Args:
@@ -182,7 +182,8 @@ class Searches:
         chosen = self._filter(saes, None, (0.0, 1.0), True, where)
         with self._reading() as db:
             lookup = self._lookup(db, saes, chosen)
-            return fused(lookup, [(scores, 1.0) for scores in likeness(self._arrays.profiles.of, sae, number, saes)], page, 0.0)
+            found = [(scores, 1.0) for scores in likeness(self._arrays.profiles.of, sae, number, saes)]
+            return Hits(fused(lookup, found, page, 0.0))
 
     @staticmethod
     def _filter(

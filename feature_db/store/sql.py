@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from feature_db.arguments import whole
+from feature_db.display import rows_html
 from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import code, typed
 from feature_db.records import IndexedSAE
@@ -54,6 +55,10 @@ class Table(NamedTuple):
     rows: list[tuple[Any, ...]]
     more: bool
     """Whether there are more rows than the limit."""
+
+    def _repr_html_(self) -> str:
+        """The rows as a table, for notebooks."""
+        return rows_html(self.columns, self.rows, self.more)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Each row by column; bytes as hexadecimal text."""

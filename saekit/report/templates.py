@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from saekit.notebook import visible
 from saekit.report.charts import percent, short, times
 from saekit.terminal import clean
 from saekit.views.links import link
@@ -27,7 +28,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": _visible, "link": link, "cell": _cell}
+    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": visible, "link": link, "cell": _cell}
     environment.globals["style"] = Markup((_HERE / "style.css").read_text())
     return environment
 
@@ -37,11 +38,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return short(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _visible(token: str) -> str:
-    """A token in running text: line breaks become ↵, other control characters as in :func:`saekit.terminal.clean`."""
-    return clean(token.replace("\r\n", "\n").replace("\n", "↵"))
 
 
 def _shown(value: Any) -> Any:

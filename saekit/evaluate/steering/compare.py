@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isnan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from saekit import notebook
 from saekit.evaluate.report import Report, Section
 from saekit.evaluate.steering.firing import Firing, firings
 from saekit.evaluate.steering.side_effects import distinct_n, kl, ngram_entropy, perplexity
@@ -58,6 +59,17 @@ class Comparison(Report):
             "intervention": self.intervention.to_dict(),
         }
         return {key: value for key, value in data.items() if value is not None}
+
+    def _repr_html_(self) -> str:
+        """The continuations side by side and the side effects, for notebooks."""
+        arms = {"baseline": self.baseline, "steered": self.steered, **({} if self.random is None else {"random": self.random})}
+        rows = [
+            {"prompt": prompt, **{arm: notebook.shortened(texts[i]) for arm, texts in arms.items()}}
+            for i, prompt in enumerate(self.prompts)
+        ]
+        section = self.section_of(self.to_dict())
+        effects = notebook.table(section.rows, caption=section.title)
+        return notebook.block(notebook.table(rows), effects, *(notebook.line(notebook.quiet(said)) for said in section.summary))
 
     @staticmethod
     def section_of(data: Mapping[str, Any]) -> Section:
