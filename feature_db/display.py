@@ -37,7 +37,7 @@ def record_html(record: FeatureRecord) -> str:
     parts = [
         notebook.line(notebook.strong(record.ref_text), record.label or notebook.quiet("no label")),
         notebook.line(
-            f"fires on {record.density:.3%} of {record.n_tokens:,} tokens ({low:.3%} to {high:.3%}), mean {record.mean:.4g} there, "
+            f"fires on {record.density:.3%} of {record.n_tokens:,} tokens ({low:.3%} to {high:.3%}), mean {record.mean:.4g}, "
             f"max {record.max:.4g}; {record.kind}"
         ),
     ]
@@ -92,7 +92,7 @@ def rows_html(columns: Sequence[str], rows: Sequence[Sequence[Any]], more: bool)
         {name: notebook.shortened(value) if isinstance(value, str) else value for name, value in zip(columns, row)}
         for row in rows[:_ROWS]
     ]
-    rest = (
-        [] if len(rows) <= _ROWS and not more else [notebook.line(notebook.quiet(f"{len(shown)} rows are shown; there are more"))]
-    )
-    return notebook.block(notebook.table(shown), *rest)
+    parts = [notebook.table(shown)]
+    if len(rows) > _ROWS or more:
+        parts.append(notebook.line(notebook.quiet(f"{len(shown)} rows are shown; there are more")))
+    return notebook.block(*parts)

@@ -9,7 +9,7 @@ from feature_db.records import Example, FeatureLabel, Hits, Partner, TokenEffect
 from saekit import notebook
 from saekit.evaluate.steering.compare import Comparison
 from saekit.steer import Intervention
-from tests.kit.html import Page, check
+from tests.kit.html import Page
 from tests.kit.planted import SITE
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">"\'&amp;\x1b[31m\u202e</td></table><b>'
@@ -21,7 +21,7 @@ def cells(page: Page) -> int:
 
 def plain(source: str) -> Page:
     """The page, which must be well formed and have no tag or attribute but those of tables and text."""
-    page = check(source)
+    page = Page(source)
     allowed = {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "p", "span", "b", "code"}
     assert {tag for tag, _ in page.tags} <= allowed
     assert {name for _, attributes in page.tags for name in attributes} <= {"style", "title"}
@@ -61,7 +61,7 @@ def test_hostile_text_in_every_place(db: FeatureDB) -> None:
         examples=[Example([HOSTILE, "b\n"], [1, 2], [1.0, 0.0], 0, 0, 0, 0, "top")],
     )
     page = plain(record._repr_html_())
-    assert page.all_text.count("<script>alert(1)</script>") == 8
+    assert page.all_text.count("<script>alert(1)</script>") == 9
 
 
 def test_rows_of_a_query(db: FeatureDB) -> None:
