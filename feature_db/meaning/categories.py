@@ -18,18 +18,22 @@ def categories(query: str) -> list[tuple[list[str], float]]:
     Phrases joined by "and", "or" or commas are one category together. Of a phrase that is not known as a whole, the known phrase
     at the end counts, since it is the head of an English phrase, and less the more words are left out.
     """
-    text = " ".join(re.findall(r"[\w'’-]+|[,;/&]", query.casefold()))
-    while (bare := _WRAPPED.sub("", text)) != text:
-        text = bare
-    heads = [head for part in _JOINED.split(text) if (head := _head(part)) is not None]
+    heads = [head for words in parts(query) if (head := _head(words)) is not None]
     if not heads:
         return []
     return [([phrase for phrase, _ in heads], min(share for _, share in heads))]
 
 
-def _head(part: str) -> tuple[str, float] | None:
+def parts(query: str) -> list[list[str]]:
+    """The words of each part of a query that "and", "or" or commas join, without "kinds of" and the like."""
+    text = " ".join(re.findall(r"[\w'’-]+|[,;/&]", query.casefold()))
+    while (bare := _WRAPPED.sub("", text)) != text:
+        text = bare
+    return [[re.sub("['’]s$", "", word) for word in words] for part in _JOINED.split(text) if (words := part.split())]
+
+
+def _head(words: list[str]) -> tuple[str, float] | None:
     """The known phrase that a part of a query is about, in its base form, and its share of the words."""
-    words = part.split()
     readings = [words]
     if "of" in words[1:-1]:  # "parts of the body" are body parts
         at = words.index("of", 1)

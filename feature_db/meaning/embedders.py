@@ -30,6 +30,8 @@ class Embedder(Protocol):
     name: str
     """Stored with the vectors, so that queries are embedded the same way."""
     width: int
+    by_pieces: bool
+    """Whether it knows words by their pieces only, so that the vector of an unknown word is chance."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, width) vectors of length 1; zero for a text without any known part."""
@@ -46,6 +48,7 @@ class WordLlama:
 
     name = "wordllama"
     width = 256
+    by_pieces = True
 
     def __init__(self) -> None:
         from safetensors.numpy import load
@@ -72,6 +75,8 @@ class WordLlama:
 
 class SentenceTransformer:
     """A model of the sentence-transformers package, from a folder or by its name on the Hugging Face hub."""
+
+    by_pieces = False
 
     def __init__(self, model: str) -> None:
         try:

@@ -50,6 +50,11 @@ def classes_of(word: str) -> frozenset[str]:
     return frozenset(name for reading, weight in readings.items() if weight >= _LEAST_SHARE * total for name in reading)
 
 
+def is_word(word: str) -> bool:
+    """Whether a word in lower case is a known English one, in any form."""
+    return word in FUNCTION_WORDS or bool(bases(word))
+
+
 def bases(word: str) -> list[tuple[str, str]]:
     """What a word may be a form of: (word, part of speech), itself included."""
     found = [(word, part) for part in wordnet().frequency(word)]

@@ -39,6 +39,8 @@ class WordSet(NamedTuple):
     """Indices of words of a profile."""
     weights: NDArray[np.float32]
     """How far each is meant, 0 to 1."""
+    evenly: bool = False
+    """Whether words count by the square root of their occurrences: a category is more than its commonest words."""
 
 
 class Answer(NamedTuple):
@@ -131,7 +133,7 @@ class Profile:
             return np.concatenate([array_E[:0], *(array_E[span] for span in spans)])
 
         feature_N = joined(self.feature_E)
-        counts = asked.weights * self.count_V[asked.words]
+        counts = asked.weights * self.count_V[asked.words] ** (0.5 if asked.evenly else 1.0)
         features, place = _numbered(feature_N, self.n_features)
 
         def summed(weight: NDArray, of_E: NDArray) -> NDArray[np.float64]:

@@ -11,16 +11,16 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from string import ascii_lowercase
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.meaning.categories import categories
+from feature_db.meaning.categories import categories, parts
 from feature_db.meaning.embedders import KNOWN, unit
-from feature_db.meaning.parts_of_speech import inflected
+from feature_db.meaning.parts_of_speech import bases, inflected
 from feature_db.meaning.profile import Profile, WordSet
 from feature_db.meaning.wordnet import wordnet
 from feature_db.store import stored
@@ -31,6 +31,8 @@ _NEAREST, _WIDENED = 10, 20
 """Words nearest to a query, and words near both to the query and to those."""
 _LEAST_KIND = 0.1
 """A word whose weight is below this share of the largest seldom means the category."""
+_BESIDES = 0.9
+"""Weight of the kinds of a thing without the thing itself."""
 _OWN = 64
 """Nearest words among which the query's own are looked for."""
 _MOST_SPELLED = 100
@@ -59,6 +61,15 @@ class Asked:
     def all_words(self) -> set[str]:
         """All words of the query, case-folded, in singular and plural."""
         return {form for word in re.findall(r"\w+", self.text.casefold()) for form in forms(word)}
+
+    def without_opposites(self) -> Asked:
+        """The same, where opposites of the query's words are like nothing: embeddings place "hot" near "cold"."""
+        opposites = {form for word in self.all_words for other in wordnet().opposites(word) for form in inflected(other, "n")}
+        wanted = [word for word in sorted(opposites) if self.all_words.isdisjoint(forms(word))]
+        words, _ = self.find("text IN (SELECT value FROM json_each(?))", json.dumps(wanted)) if wanted else (np.zeros(0, int), [])
+        likeness_V = self.likeness_V.copy()
+        likeness_V[words] = np.minimum(likeness_V[words], 0)
+        return replace(self, likeness_V=likeness_V)
 
     def texts(self, words: Iterable[int]) -> list[str]:
         """Texts of words of the profile."""
@@ -89,9 +100,23 @@ def forms(word: str) -> list[str]:
     return [word]
 
 
+def said(asked: Asked) -> Iterable[WordSet]:
+    """The query in all its forms, if it is one word, or several that "and" or commas join. A phrase is not its words."""
+    named = parts(asked.text)
+    if not named or any(len(part) > 1 for part in named):
+        return
+    roots = {(word, part) for (word,) in named for word, part in [(word, "n"), (word, "v"), *bases(word)]}
+    every = sorted({form for word, part in roots for form in inflected(word, part)})
+    words, _ = asked.find("text IN (SELECT value FROM json_each(?))", json.dumps(every))
+    if len(words):
+        yield WordSet("as the query says", words, np.ones(len(words), np.float32))
+
+
 def near(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning to the query, the query's own words included."""
-    return _around(asked, asked.likeness_V)
+    for words in _around(asked, asked.likeness_V):
+        # The words nearest to a phrase are less near to it than a word is to itself.
+        yield words._replace(weights=words.weights / np.sqrt(max(float(words.weights.max(initial=0)), 1e-9)))
 
 
 def members(asked: Asked) -> Iterable[WordSet]:
@@ -115,7 +140,10 @@ def _around(asked: Asked, like_V: NDArray[np.float32]) -> Iterable[WordSet]:
 
 
 def kinds(asked: Asked) -> Iterable[WordSet]:
-    """Words that name kinds of what the query names, in all their forms ("vehicle": car, trucks)."""
+    """Words that name kinds of what the query names, in all their forms ("vehicle": car, trucks), with and without its own words.
+
+    "countries" may mean the word or its members.
+    """
     for phrases, share in categories(asked.text):
         weights: dict[str, float] = {}
         for phrase in phrases:
@@ -126,8 +154,13 @@ def kinds(asked: Asked) -> Iterable[WordSet]:
                     for form in inflected(word, part):
                         weights[form] = max(weights.get(form, 0.0), share * weight / most)
         words, texts = asked.find("text IN (SELECT value FROM json_each(?))", json.dumps(sorted(weights)))
+        said = f"kinds of {' and '.join(phrases)}"
+        values = np.array([weights[text] for text in texts], np.float32)
+        others = np.array([asked.all_words.isdisjoint(forms(text)) for text in texts], bool)
         if len(words):
-            yield WordSet(f"kinds of {' and '.join(phrases)}", words, np.array([weights[text] for text in texts], np.float32))
+            yield WordSet(said, words, values, evenly=True)
+        if 0 < others.sum() < len(words):
+            yield WordSet(said, words[others], _BESIDES * values[others], evenly=True)
 
 
 def characters(asked: Asked) -> Iterable[WordSet]:
@@ -219,6 +252,7 @@ def grammar(asked: Asked) -> Iterable[WordSet]:
 LEXICONS: Registry[Callable[[Asked], Iterable[WordSet]]] = Registry(
     "lexicon",
     {
+        "said": said,
         "near": near,
         "members": members,
         "kinds": kinds,

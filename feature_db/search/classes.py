@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from feature_db.labels.token_classes import CALLED, CLASSES
 from feature_db.meaning.word_sets import forms
 from feature_db.search.lookup import Lookup, Match
+from feature_db.search.meaning import chance
 from feature_db.search.query import query_words
 from feature_db.store import stored
 from feature_db.store.stored import INT, REAL
@@ -16,7 +19,8 @@ _MOST = 500
 
 
 def classes(lookup: Lookup) -> dict[int, Match]:
-    """Features that detect a class of tokens that the query names, by F1; less if the query says more than the class's name."""
+    """Features that detect a class of tokens that the query names, by the chance that they are right; it is
+    less if the query says more than the class's name."""
     found: dict[int, Match] = {}
     condition, parameters = lookup.chosen.sql()
     for name, share in named(lookup.query).items():
@@ -27,7 +31,7 @@ def classes(lookup: Lookup) -> dict[int, Match]:
             (name, *parameters),
         )
         for feature, precision, recall, f1 in stored.rows("the classes of features", rows, INT, REAL, REAL, REAL):
-            value = min(f1 * share, 1.0)
+            value = float(chance(np.array(min(f1, 1.0)))) * share
             if feature not in found or value > found[feature].value:
                 found[feature] = Match(value, f"fires on {CLASSES[name]} ({precision:.0%} of its tokens, {recall:.0%} of theirs)")
     return found

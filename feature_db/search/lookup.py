@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from feature_db.arrays.feature_arrays import OF_BUILD, Entries, FeatureArrays
 from feature_db.arrays.rows import columns
+from feature_db.labels.rules import LABEL_METHODS
 from feature_db.meaning.embedders import Embedder
 from feature_db.meaning.profile import Profile
 from feature_db.records import IndexedSAE
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
 FULL_TEXT_LIMIT = 1000
+_ENDING, _LEAST_STEM = 3, 3
+"""Letters at the end of a word that another form may lack, and letters that both have at least."""
 LABEL_LIMIT = 10_000
 """Of each dictionary. A word that more labels have says little."""
 
@@ -226,6 +229,17 @@ class Lookup:
                     (f"label: {_quoted(self.word)}", feature_id(sae, 0), feature_id(sae + 1, 0) - 1),
                 )
                 yield from stored.rows("full-text search", found, INT, TEXT)
+
+    def says(self, features: Sequence[int]) -> set[int]:
+        """Those of the features with these ids that have the word in a label that no rule made, by its first letters."""
+        found = self.db.execute(
+            "SELECT label.feature, label.method, label.keywords FROM json_each(?) AS wanted "
+            "CROSS JOIN label ON label.feature = wanted.value WHERE label.keywords != ''",
+            (json.dumps(list(features)),),
+        )
+        stem = self.word[: max(len(self.word) - _ENDING, _LEAST_STEM)]
+        rows = stored.rows("the labels", found, INT, TEXT, TEXT)
+        return {feature for feature, method, words in rows if method not in LABEL_METHODS and stem in words.casefold()}
 
     def full_text(self, column: str) -> list[tuple[int, float, str]]:
         """Chosen features whose labels (`label`) or example texts (`context`) have the word's stem: (feature, BM25, text)."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from feature_db.meaning.embedders import Embedder
+from feature_db.meaning.parts_of_speech import is_word
+from feature_db.meaning.profile import WordSet
 from feature_db.meaning.word_sets import LEXICONS, Asked, forms
 from feature_db.search.lookup import Lookup, Scores
-from feature_db.search.query import query_words
+from feature_db.search.query import WORD, query_words
 
 _NOISE, _CERTAIN = 0.1, 0.8
 """Cosines that count as 0 and as 1: any two words have something in common."""
+_STEEPNESS, _EVEN = 10.0, 0.42
+"""Of the curve of :func:`chance`; at an F1 of _EVEN, the chance is even."""
 _SHOWN = 3
 NEAR = ("near", "members")
 """Lexicons of words that are near in meaning. The words of the other lexicons are certain."""
@@ -25,10 +34,27 @@ def asked(lookup: Lookup) -> Iterator[tuple[int, Asked]]:
     for sae in lookup.chosen.saes:
         profile, embedder = lookup.profiles(sae)
         if sae not in lookup.likeness:
-            words = query_words(lookup.query)
-            texts = forms(words[0]) if len(words) == 1 else [lookup.query.casefold()]
-            lookup.likeness[sae] = profile.likeness(texts, embedder)
+            query = Asked(lookup.query, sae, profile, lookup.db, np.zeros(len(profile.term_V), np.float32))
+            texts = _known(query, embedder)
+            query = replace(query, likeness_V=profile.likeness(texts, embedder)) if texts else query
+            lookup.likeness[sae] = query.without_opposites().likeness_V
         yield sae, Asked(lookup.query, sae, profile, lookup.db, lookup.likeness[sae])
+
+
+def _known(query: Asked, embedder: Embedder) -> list[str]:
+    """The query for an embedder: in singular and plural if it is one word, and without words that nobody knows.
+
+    An embedder by pieces would find what is near to the pieces of an unknown word ("son" in "sonnix").
+    """
+    words = query_words(query.text)
+    if not embedder.by_pieces:
+        return forms(words[0]) if len(words) == 1 else [query.text.casefold()]
+    unknown = {word for word in words if not is_word(word) and not len(query.find("text = ?", word)[0])}
+    if len(words) == 1:
+        return [] if unknown else forms(words[0])
+    return (
+        [] if unknown == set(words) else [WORD.sub(lambda found: "" if found[0] in unknown else found[0], query.text.casefold())]
+    )
 
 
 def meaning(lookup: Lookup) -> Iterator[Scores]:
@@ -39,21 +65,31 @@ def meaning(lookup: Lookup) -> Iterator[Scores]:
         yield Scores(sae, np.arange(len(value_F)), value_F, partial(_nearest, query))
 
 
+def chance(f1: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Chance that a feature is right for a query, if it detects a set of words that the query stands for with this F1.
+
+    A logistic curve, fitted to half of the concepts of scripts/bench_search.py, and moved to 0 at 0.
+    """
+    least = 1 / (1 + math.exp(_STEEPNESS * _EVEN))
+    return (1 / (1 + np.exp(-_STEEPNESS * (f1 - _EVEN))) - least) / (1 - least)
+
+
 def word_sets(lexicons: Callable[[str], bool], lookup: Lookup) -> Iterator[Scores]:
-    """Features that detect a set of words that the query stands for, by F1.
+    """Features that detect a set of words that the query stands for, by the chance that they are right.
 
     Args:
         lexicons: whether to use the lexicon of this name.
     """
     for sae, query in asked(lookup):
-        for name, lexicon in LEXICONS.items():
-            if not lexicons(name):
-                continue
-            for words in lexicon(query):
-                answer = query.profile.answer(words)
-                yield Scores(
-                    sae, answer.features, answer.f1, partial(_fires_on, query, frozenset(words.words.tolist()), words.why)
-                )
+        sets = [words for name, lexicon in LEXICONS.items() if lexicons(name) for words in lexicon(query)]
+        # A feature detects one of the sets: that it detects others like it, too, makes it no better.
+        best_F, by_F = np.zeros(query.profile.n_features, np.float32), np.zeros(query.profile.n_features, np.uint8)
+        for i, words in enumerate(sets):
+            features, f1 = query.profile.answer(words)
+            better = f1 > best_F[features]
+            best_F[features[better]], by_F[features[better]] = f1[better], i
+        features = np.flatnonzero(best_F)
+        yield Scores(sae, features, chance(best_F[features]), partial(_fires_on, query, sets, by_F))
 
 
 def _nearest(query: Asked, feature: int) -> str:
@@ -63,12 +99,13 @@ def _nearest(query: Asked, feature: int) -> str:
     return f"{_quoted(query, best)} and its other words are near in meaning"
 
 
-def _fires_on(query: Asked, wanted: frozenset[int], why: str, feature: int) -> str:
+def _fires_on(query: Asked, sets: Sequence[WordSet], by_F: NDArray[np.uint8], feature: int) -> str:
     words, shares = query.profile.words_of(feature)
-    among = np.array([word in wanted for word in words.tolist()], bool)
+    asked = sets[int(by_F[feature])]
+    among = np.isin(words, asked.words)
     share = float(shares[among].sum())
     best = words[among][np.argsort(-shares[among], kind="stable")[:_SHOWN]].tolist()
-    return f"fires on {_quoted(query, best)} ({share:.0%} of its activation), {why}"
+    return f"fires on {_quoted(query, best)} ({share:.0%} of its activation), {asked.why}"
 
 
 def _quoted(query: Asked, words: list[int]) -> str:

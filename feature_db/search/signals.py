@@ -30,6 +30,10 @@ from feature_db.search.meaning import NEAR, meaning, word_sets
 from saekit.plugins import Registry
 
 
+_BY_RULE = 0.05
+"""Weight of a word in a label by a rule, beside one that a person or a model wrote."""
+
+
 @dataclass(frozen=True)
 class Signal:
     """A row of :data:`SIGNALS`."""
@@ -92,9 +96,16 @@ def _per_term(terms: NDArray[np.int64], weight: Mapping[int, float]) -> NDArray[
 
 
 def label(lookup: Lookup) -> dict[int, Match]:
-    """Features whose labels contain the word. The match is weaker in longer labels."""
-    why = f"its label says '{lookup.word}'"
-    return {feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5), why) for feature, text in lookup.labelled()}
+    """Features whose labels contain the word. The match is weaker in longer labels, and far weaker in labels by rules.
+
+    What rules say about a feature, the other signals read from its statistics.
+    """
+    why, found = f"its label says '{lookup.word}'", dict(lookup.labelled())
+    by_hand = lookup.says(list(found))
+    return {
+        feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5) * (1.0 if feature in by_hand else _BY_RULE), why)
+        for feature, text in found.items()
+    }
 
 
 def text(lookup: Lookup) -> dict[int, Match]:
@@ -127,13 +138,13 @@ def deep(lookup: Lookup) -> dict[int, Match]:
 SIGNALS: Registry[Signal] = Registry(
     "signal",
     {
-        "near": Signal(partial(word_sets, lambda name: name in NEAR), 0.9, whole=True),
+        "near": Signal(partial(word_sets, lambda name: name in NEAR), 0.8, whole=True),
         "named": Signal(partial(word_sets, lambda name: name not in NEAR), 0.95, whole=True),
-        "classes": Signal(classes, 0.9, whole=True),
-        "meaning": Signal(meaning, 0.6, whole=True),
+        "classes": Signal(classes, 0.95, whole=True),
+        "meaning": Signal(meaning, 0.1, whole=True),
         "label": Signal(label, 1.0),
-        "promotes": Signal(partial(on_tokens, "promotes"), 0.45),
-        "causes": Signal(partial(on_tokens, "causes"), 0.45, default=False),
+        "promotes": Signal(partial(on_tokens, "promotes"), 0.05),
+        "causes": Signal(partial(on_tokens, "causes"), 0.05, default=False),
         "deep": Signal(deep, 0.6, whole=True),
         # The words that these find, `near` finds too.
         "fires_word": Signal(partial(in_role, "fires_word"), 0.9, default=False),

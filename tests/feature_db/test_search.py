@@ -82,7 +82,7 @@ def test_promoted_tokens_are_a_signal(index: Index, tiny_lm: LanguageModel, stor
     plain = {hit.feature: hit.score for hit in index().search("happy", 99)}
     planted = {hit.feature: hit for hit in index(sae=sae).search("happy", 99)}
     assert "promotes ' happ'" in planted[17].why
-    assert planted[17].score > plain.get(17, 0) + 0.1
+    assert planted[17].score > plain.get(17, 0) + 0.01, "what it causes is weaker evidence than what it fires on"
 
 
 def test_signals_can_be_chosen(searched: FeatureDB) -> None:
@@ -136,9 +136,9 @@ def test_the_feature_of_several_words_beats_those_of_one(index: Index, tiny_lm: 
     acts[:, 6:9] = 2 * fires.T
     db = index(store=replace(store, acts=acts))
     assert [db.search(word, 1)[0].feature for word in words] == [6, 7, 8]
-    best, second, *_ = db.search("cat park ball")
-    assert best.feature == 5 and best.score > 0.7 > second.score
-    assert {hit.feature for hit in db.search("cat zebra", 2)} == {5, 6}, "a word nobody knows says nothing"
+    best, second, *_ = db.search("cat, park and ball")
+    assert best.feature == 5 and best.score > 0.9 > second.score
+    assert {hit.feature for hit in db.search("cat and zebra", 2)} == {5, 6}, "a word nobody knows says nothing"
 
 
 def test_equal_scores_are_ordered_by_number(index: Index) -> None:
