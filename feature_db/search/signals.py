@@ -29,7 +29,6 @@ from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.meaning import NEAR, meaning, word_sets
 from saekit.plugins import Registry
 
-
 _BY_RULE = 0.05
 """Weight of a word in a label by a rule, beside one that a person or a model wrote."""
 
