@@ -15,7 +15,7 @@ from feature_db.db import FeatureDB
 from feature_db.index.accumulators import BuildConfig
 from feature_db.index.projection import promoted, to_residual
 from feature_db.index.rows import Rows
-from feature_db.index.streaming import Checkpoint, Counted, Store, count
+from feature_db.index.streaming import CHECKPOINT_SECONDS, Checkpoint, Counted, Store, count
 from feature_db.index.words import Vocabulary, Words
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import TermStat
@@ -91,7 +91,7 @@ def build_all(
     split: Split = "all",
     heldout: float = HELDOUT,
     config: BuildConfig | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: bool = True,
 ) -> FeatureDB:
     """Index the features of dictionaries into the database at `path`.

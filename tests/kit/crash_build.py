@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from feature_db import BuildConfig, build
+from feature_db.index import streaming
 from saekit.names.dictionary import stem
 from tests.kit.crash import killed
 from tests.kit.old_databases import as_version_2
@@ -56,6 +61,48 @@ def writing(database: Path, size: int) -> Callable[[], bool]:
     return now
 
 
+class Clocked(PlantedStore):
+    """A store that takes a second for each block, by a clock of its own, and ends the process after some of them."""
+
+    clock, last, saving = 0.0, 0, 0.0
+    log = Path()
+
+    def stream(self, sites: Any, **how: Any) -> Any:
+        for block in super().stream(sites, **how):
+            self.clock += 1
+            with self.log.open("a") as log:
+                log.write(f"{self.clock} {block.start + len(block.tokens_N)}\n")
+            if self.clock > self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield block
+
+    def savez(self, *args: Any, **arrays: Any) -> None:
+        """A save that takes `saving` seconds."""
+        self.clock += self.saving
+        np.savez(*args, **arrays)
+
+
+def lost(folder: Path, lm: Any, store: PlantedStore, saving: float, last: int) -> float:
+    """Seconds of work that a kill after `last` seconds costs, with the default interval and saves that take `saving` seconds."""
+    clocked = Clocked(**vars(store))
+    path = folder / f"clocked-{saving}-{last}" / "f.sqlite"
+    path.parent.mkdir()
+    clocked.last, clocked.saving, clocked.log = last, saving, path.parent / "log"
+
+    def run() -> None:
+        streaming.time = SimpleNamespace(monotonic=lambda: clocked.clock)  # type: ignore[assignment]
+        streaming.np = SimpleNamespace(**{**vars(np), "savez": clocked.savez})  # type: ignore[assignment]
+        build(
+            path, store=clocked, sae=make_sae(), lm=lm, site=SITE, vectors=path.parent / "vectors",
+            config=BuildConfig(batch_tokens=24), progress=False,
+        ).close()  # fmt: skip
+
+    assert killed(run)
+    times = {int(row): float(clock) for clock, row in (line.split() for line in clocked.log.read_text().splitlines())}
+    state = next(path.parent.glob("*.npz"), None)
+    return max(times.values()) - (0.0 if state is None else times[int(np.load(state)["row"])])
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     lm = make_lm()
@@ -85,7 +132,8 @@ def main(folder: Path) -> None:
     for size in (1, 100_000, 300_000):
         kills += killed(lambda: index(old, lm, store, "second", 1), writing(old, size))
     index(old, lm, store, "second", 1)
-    print(json.dumps({"kills": kills, "resumed": resumed}))
+    costs = {saving: [lost(folder, lm, store, saving, last) for last in (9, 14, 19, 30)] for saving in (0.0, 0.5, 2.0)}
+    print(json.dumps({"kills": kills, "resumed": resumed, "lost": costs}))
 
 
 if __name__ == "__main__":
