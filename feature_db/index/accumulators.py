@@ -238,7 +238,8 @@ class Accumulators:
         kernels.add_hits(own, reading.next_word, rows, self.next_words)
         c = self.config
         kernels.add_top(own, reading.pieces, c.before, c.duplicate_radius, self._scratch, self.pending, self.top)
-        kernels.add_sample(own, reading.pieces, c.before, c.duplicate_radius, self.sample)
+        first = 0 if self._own is None else self._own.start
+        kernels.add_sample(own, first, reading.pieces, c.before, c.duplicate_radius, self.sample)
         self._pairs.add(block)
         self.token_count += np.bincount(block.tokens[block.counted], minlength=len(self.token_count))
         self.class_count += ((reading.classes[block.counted, None] >> np.arange(len(CLASSES))) & 1).sum(0)

@@ -216,8 +216,11 @@ def _enter(f: int, pending: Windows, w: Windows) -> None:
 
 
 @njit(cache=True, nogil=True)
-def add_sample(block: Block, pieces: Array, before: int, radius: int, w: Windows) -> None:
-    """Keep a uniform sample of each feature's firing tokens, without replacement: the tokens with the S smallest hashes."""
+def add_sample(block: Block, first_feature: int, pieces: Array, before: int, radius: int, w: Windows) -> None:
+    """Keep a uniform sample of each feature's firing tokens, without replacement: the tokens with the S smallest hashes.
+
+    The hash is of the row and of the feature's number in the dictionary, where the features of the block begin at `first_feature`.
+    """
     n_slots = w.key.shape[1]
     for p in range(len(pieces) - 1):
         first, end = pieces[p], pieces[p + 1]
@@ -230,7 +233,7 @@ def add_sample(block: Block, pieces: Array, before: int, radius: int, w: Windows
                 if v <= 0:
                     continue
                 f = block.indices[i, j]
-                priority = _mix(row_hash ^ np.uint64(f))
+                priority = _mix(row_hash ^ np.uint64(first_feature + f))
                 n = w.filled[f]
                 if n == n_slots and priority >= w.priority[f, w.worst[f]]:
                     continue

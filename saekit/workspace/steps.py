@@ -132,5 +132,5 @@ def _computed(ws: Workspace, progress: bool) -> ComputedActivations:
     known = None if stored is None else stored.n_tokens
     recorded = None if stored is None else stored.provenance
     return ComputedActivations(
-        ws.lm, ws.study.sites, ws.corpus, ws.cache_config(), recorded=recorded, n_tokens=known, progress=progress
+        ws.lm, ws.study.sites, ws.corpus, ws.cache_config(), recorded=recorded, known_tokens=known, progress=progress
     )

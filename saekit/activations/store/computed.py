@@ -39,7 +39,7 @@ class ComputedActivations:
         corpus: its documents.
         config: which rows the store would hold; fields of :class:`CacheConfig` may be given by name instead.
         recorded: provenance of a store with the same rows, where there is one: it may say more about the corpus.
-        n_tokens: number of rows, where it is known. Otherwise the corpus is tokenised to count them.
+        known_tokens: number of rows, where it is known. Otherwise the corpus is tokenised to count them.
         progress: show a bar while rows are counted.
 
     Raises:
@@ -54,7 +54,7 @@ class ComputedActivations:
         config: CacheConfig | None = None,
         *,
         recorded: Mapping[str, Any] | None = None,
-        n_tokens: int | None = None,
+        known_tokens: int | None = None,
         progress: bool = True,
         **changes: Any,
     ) -> None:
@@ -62,7 +62,7 @@ class ComputedActivations:
         config.check(lm, self.sites)
         check_documents(lm, corpus, config.train_on)
         self.lm, self._plan = lm, StorePlan(lm, self.sites, corpus, config)
-        self._recorded, self._known, self._progress = recorded, n_tokens, progress
+        self._recorded, self._known, self._progress = recorded, known_tokens, progress
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.lm.name}, {self._plan.corpus.source}, {', '.join(map(str, self.sites))})"
