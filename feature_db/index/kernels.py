@@ -219,7 +219,7 @@ def _enter(f: int, pending: Windows, w: Windows) -> None:
 def add_sample(block: Block, first_feature: int, pieces: Array, before: int, radius: int, w: Windows) -> None:
     """Keep a uniform sample of each feature's firing tokens, without replacement: the tokens with the S smallest hashes.
 
-    The hash is of the row and of the feature's number in the dictionary, where the features of the block begin at `first_feature`.
+    The hash is of the row and of the feature's number in the dictionary: the features of the block begin at `first_feature`.
     """
     n_slots = w.key.shape[1]
     for p in range(len(pieces) - 1):
