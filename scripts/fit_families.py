@@ -38,6 +38,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Families, with settings of their configurations."""
 
+_A_WORD = (
+    "select word, ref from words where role = 'fires_word' and length(word) > 3 and word not glob '*[^a-z]*' order by value desc"
+)
+"""A word that a feature fires on. What a query of our own finds depends on the dictionary, and so on the machine."""
+
 Run = Callable[..., Any]
 """Runs `saekit ARGUMENTS --json` and returns what it prints; raises RuntimeError where it fails."""
 
@@ -62,15 +67,15 @@ def fit_family(name: str, folder: Path, tokenizer: Path, data: Path, run: Run) -
     quality = fitted["sites"][site]
     assert all(math.isfinite(value) for value in quality.values() if isinstance(value, float)), quality
     assert quality["fvu"] < 0.9, quality
-    hits = run("search", ws, "the")
-    assert hits and all(hit["ref"].startswith(f"feature:{site}/") for hit in hits), hits
-    assert run("show", ws, hits[0]["ref"])["ref"] == hits[0]["ref"]
-    steered = run(
-        "steer", ws, "--feature", f"{hits[0]['ref'].rpartition('/')[2]}:2norm", "--max-new-tokens", 8, "Once upon a time"
-    )
+    (known,) = run("sql", ws, _A_WORD, "-n", 1)
+    hits = run("search", ws, known["word"])
+    assert known["ref"] in [hit["ref"] for hit in hits], f"a search for {known['word']!r} does not find {known['ref']}"
+    assert all(hit["ref"].startswith(f"feature:{site}/") for hit in hits), hits
+    assert run("show", ws, known["ref"])["ref"] == known["ref"]
+    steered = run("steer", ws, "--feature", f"{known['ref']}:2norm", "--max-new-tokens", 8, "Once upon a time")
     texts = [steered[kind][0] if isinstance(steered[kind], list) else steered[kind] for kind in ("baseline", "steered")]
     assert texts[0] != texts[1], "steering at twice the norm changes nothing"
-    return {"fvu": quality["fvu"], "hits": len(hits), "first": hits[0]["ref"]}
+    return {"fvu": quality["fvu"], "word": known["word"], "hits": len(hits), "steered": known["ref"]}
 
 
 def in_new_process(*arguments: object) -> Any:
@@ -105,7 +110,7 @@ def main() -> None:
         print(json.dumps(rows, indent=1))
     else:
         for name, row in rows.items():
-            print(f"{name:14}", row.get("error") or f"fvu {row['fvu']:.3f}, {row['hits']} hits, first {row['first']}")
+            print(f"{name:14}", row.get("error") or "fvu {fvu:.3f}, {hits} hits for '{word}', steered {steered}".format(**row))
     sys.exit(any("error" in row for row in rows.values()))
 
 

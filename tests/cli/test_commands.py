@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.commands import Saekit
+from tests.kit.findable import findable
 
 COMMANDS = ("fit", "cache", "train", "index", "eval", "search", "show", "steer", "verify")
 
@@ -41,8 +42,9 @@ def test_sae_lens_gives_the_same_outputs(workspace: Path, stories_lm) -> None:  
 
 
 def test_search_and_show(saekit: Saekit, workspace: Path) -> None:
-    hits = saekit("search", workspace, "dog", "--json").json
-    assert hits
+    word, ref = findable(workspace, "resid_post.2")
+    hits = saekit("search", workspace, word, "--json").json
+    assert ref in [hit["ref"] for hit in hits]
     assert all({"ref", "feature", "score", "label", "density", "why"} <= hit.keys() for hit in hits)
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
     shown = saekit("show", workspace, hits[0]["feature"], "--json").json
@@ -58,7 +60,7 @@ def test_search_and_show(saekit: Saekit, workspace: Path) -> None:
 
 
 def test_steer(saekit: Saekit, workspace: Path) -> None:
-    feature = saekit("search", workspace, "dog", "--json").json[0]["feature"]
+    feature = findable(workspace, "resid_post.2").ref.rpartition("/")[2]
     arguments = ("steer", workspace, "--feature", f"{feature}:3", "Once upon a time", "One day", "--max-new-tokens", 24)
     result = saekit(*arguments, "--json").json
     assert len(result["baseline"]) == len(result["steered"]) == 2

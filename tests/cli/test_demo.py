@@ -9,6 +9,7 @@ import pytest
 
 from saekit.evaluate.steering.mentions import Mentions
 from tests.kit.commands import Outcome, Saekit
+from tests.kit.findable import findable
 from tests.kit.html import check
 
 EVIL = "<script>alert(1)</script>"
@@ -38,10 +39,17 @@ def shown(saekit: Saekit, arguments: list[object], folder: Path) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def again(saekit: Saekit, arguments: list[object], folder: Path, shown: Outcome) -> Outcome:
-    """The same demo with another query, as data."""
+def word(folder: Path, shown: Outcome) -> str:
+    """A word for which there are hits."""
+    return findable(folder, "resid_post.3").word
+
+
+@pytest.fixture(scope="module")
+def again(saekit: Saekit, arguments: list[object], folder: Path, word: str) -> Outcome:
+    """The same demo with other queries, as data."""
     weights = (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat()
-    outcome = saekit(*arguments, "--out", folder, "--query", "script alert", "--json")
+    queries = [word if argument == "mom" else argument for argument in arguments] + ["--query", EVIL]
+    outcome = saekit(*queries, "--out", folder, "--json")
     assert outcome.status == 0, outcome.stderr
     assert (folder / "sae" / "resid_post.3" / "sae_weights.safetensors").stat() == weights  # what is there is used
     return outcome
@@ -53,13 +61,14 @@ def test_it_says_what_it_found_and_what_to_do_next(shown: Outcome, folder: Path)
     assert "training" in shown.stderr and "steering" in shown.stderr
 
 
-def test_as_data(again: Outcome, folder: Path) -> None:
+def test_as_data(again: Outcome, folder: Path, word: str) -> None:
     result = again.json
     assert result["report"] == str(folder / "reports" / "demo.html")
     assert 0 < result["quality"]["fvu"] < 1
-    assert [each["query"] for each in result["concepts"]] == ["mom", "script alert"]
+    assert [each["query"] for each in result["concepts"]] == [word, EVIL]
+    assert result["concepts"][0]["hits"]
     for concept in result["concepts"]:
-        assert 1 <= len(concept["hits"]) <= 3
+        assert len(concept["hits"]) <= 3
         assert all(hit["auc"] is None for hit in concept["hits"])  # nobody labelled these texts
         scan, found = concept["steering"]["scan"], concept["steering"]["result"]
         (point,) = found["points"]
@@ -76,7 +85,7 @@ def test_the_page(again: Outcome, folder: Path) -> None:
     page = check(source)
     assert len(source) < 5_000_000
     assert EVIL not in source
-    assert EVIL in page.all_text  # in an example
+    assert EVIL in page.all_text  # the query, and perhaps examples
     hit = again.json["concepts"][0]["hits"][0]
     for part in ("saekit demo", "variance unexplained", hit["label"], hit["ref"].removeprefix("feature:"), "KL when spliced in"):
         assert part in page.all_text, part
@@ -90,12 +99,12 @@ def test_the_page(again: Outcome, folder: Path) -> None:
     assert len([tag for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]) == 8
 
 
-def test_a_report_on_any_workspace(saekit: Saekit, shown: Outcome, folder: Path, tmp_path: Path) -> None:
-    outcome = saekit("report", folder, "--query", "mom", "--page", tmp_path / "page.html", "--json")
+def test_a_report_on_any_workspace(saekit: Saekit, word: str, folder: Path, tmp_path: Path) -> None:
+    outcome = saekit("report", folder, "--query", word, "--page", tmp_path / "page.html", "--json")
     assert outcome.status == 0, outcome.stderr
-    assert outcome.json["found"]["mom"] >= 1
+    assert outcome.json["found"][word] >= 1
     page = check((tmp_path / "page.html").read_text())
-    assert "mom" in page.all_text and "Steering by" not in page.all_text
+    assert word in page.all_text and "Steering by" not in page.all_text
     assert saekit("report", folder).status == 0
     check((folder / "reports" / "resid_post.3.html").read_text())
 

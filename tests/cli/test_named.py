@@ -10,6 +10,7 @@ import pytest
 from saekit.cli.app import build
 from saekit.cli.commands import COMMANDS
 from tests.kit.commands import Saekit
+from tests.kit.findable import findable
 
 NOT_YET_NAMED = ("fit", "cache", "demo", "choose")  # they make dictionaries, or take the name as an argument
 
@@ -35,13 +36,14 @@ def two(saekit: Saekit, workspace: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_features_of_a_named_dictionary(saekit: Saekit, two: Path) -> None:
-    hits = saekit("search", two, "mom", "--name", "small", "--json").json
+    word = findable(two, "resid_post.2@small").word
+    hits = saekit("search", two, word, "--name", "small", "--json").json
     assert hits and all(int(hit["ref"].rpartition("/")[2]) < 64 for hit in hits)
     feature = hits[0]["ref"].rpartition("/")[2]
     assert saekit("show", two, feature, "--name", "small", "--json").json["ref"] == hits[0]["ref"]
     steered = saekit("steer", two, "-f", feature, "--name", "small", "--max-new-tokens", 2, "--no-control", "One day", "--json")
     assert steered.status == 0, steered.stderr
-    page = saekit("report", two, "--name", "small", "--query", "mom", "--json")
+    page = saekit("report", two, "--name", "small", "--query", word, "--json")
     assert page.status == 0 and page.json["report"].endswith("resid_post.2-small.html"), page.stderr
     assert "64" in Path(page.json["report"]).read_text()
 

@@ -8,29 +8,33 @@ from pathlib import Path
 import pytest
 
 from tests.kit.commands import Saekit
+from tests.kit.findable import findable
 
 
 def test_example_texts(saekit: Saekit, workspace: Path) -> None:
-    texts = ("--text", "Her [[mom]] was happy.", "--text", "The boy and his [[mom]] went home.")
+    word = findable(workspace, "resid_post.2").word
+    texts = ("--text", f"Her [[{word}]] was happy.", "--text", f"The boy and his [[{word}]] went home.")
     outcome = saekit("search", workspace, *texts, "--contrast", "Her dog was happy.", "-n", 5, "--json")
     assert outcome.status == 0, outcome.stderr
     hits = outcome.json
     assert len(hits) == 5 and hits[0]["score"] >= hits[4]["score"] and "of 2 texts" in hits[0]["why"]
     assert {"f1", "auc", "difference"} <= set(hits[0])
     records = [saekit("show", workspace, hit["ref"], "--json").json for hit in hits]
-    assert any(word["text"] in ("mom", "mommy") for record in records for word in record["words"][:3])
+    assert any(fired["text"] == word for record in records for fired in record["words"][:3])
     printed = saekit("search", workspace, *texts, "-n", 1)
     assert "f1 " in printed.stdout and "auc" not in printed.stdout
 
 
 def test_likeness_and_conditions(saekit: Saekit, workspace: Path) -> None:
-    ref = saekit("search", workspace, "mom", "-n", 1, "--json").json[0]["ref"]
+    word, ref = findable(workspace, "resid_post.2")
     for by in ((), ("--by", "words")):
         hits = saekit("search", workspace, "--like", ref, *by, "--json").json
         assert len(hits) == 10 and ref not in {hit["ref"] for hit in hits}
-    rare = saekit("search", workspace, "mom", "--where", "density < .1 and max > 0", "--sort", "density desc", "--json").json
+    bound = saekit("show", workspace, ref, "--json").json["density"]
+    where = ("--where", f"density <= {bound} and max > 0", "--sort", "density desc")
+    rare = saekit("search", workspace, word, *where, "--json").json
     assert [hit["density"] for hit in rare] == sorted((hit["density"] for hit in rare), reverse=True)
-    assert rare and rare[0]["density"] < 0.1
+    assert ref in [hit["ref"] for hit in rare] and rare[0]["density"] <= bound
 
 
 def test_sql(saekit: Saekit, workspace: Path) -> None:
