@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.arrays.derived import Features
-from feature_db.effects import scores
-from feature_db.effects.measured import Measured
+from feature_db.effects.database import Measurements
 from feature_db.labels.evidence import Label
 from feature_db.meaning.embedders import DEFAULT
 from feature_db.meaning.profiles import Profiles
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.database import Searches
-from feature_db.store import measurements, read, schema, set_aside, sql, stored, vectors, verification
+from feature_db.store import read, schema, set_aside, sql, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
 from feature_db.store.asked import AskedFeatures
 from feature_db.store.connections import Connections
@@ -33,7 +32,7 @@ from saekit.names.ref import Ref
 from saekit.names.site import Site
 
 
-class FeatureDB(Searches, AskedFeatures):
+class FeatureDB(Searches, AskedFeatures, Measurements):
     """The features of one or more dictionaries, in one SQLite file. Use it as a context manager. It is safe to share by threads.
 
     ::
@@ -108,15 +107,6 @@ class FeatureDB(Searches, AskedFeatures):
         with self._reading() as db:
             return read.build_key(db, address) == key
 
-    def build_key(self, dictionary: str | Site | Address) -> str:
-        """Hash of all inputs of the features of a dictionary.
-
-        Raises:
-            UnknownSite: the dictionary is not indexed.
-        """
-        with self._reading() as db:
-            return str(read.build_key(db, self._addressed.one(dictionary).address))
-
     def vectors(self, site: str | Site | Address) -> NDArray[np.float32]:
         """Decoder directions of a dictionary, (n_features, d_out), memory-mapped.
 
@@ -161,40 +151,6 @@ class FeatureDB(Searches, AskedFeatures):
             sae = self._addressed.one(site)
             found = db.execute("SELECT density FROM feature WHERE sae = ? ORDER BY number", (sae.id,))
             return np.array([density for (density,) in stored.rows("the densities", found, stored.REAL)], np.float64)
-
-    def measurements(self, dictionary: str | Site | Address) -> dict[str, Any]:
-        """The settings of each measurement of a dictionary that was written, by name.
-
-        Raises:
-            UnknownSite: the dictionary is not indexed.
-            WorkspaceError: another dictionary is there now.
-        """
-        with self._reading() as db:
-            return measurements.settings(db, self._addressed.one(dictionary).id)
-
-    def write_measurement(self, dictionary: str | Site | Address, measured: Measured) -> None:
-        """Write a measurement of all features of a dictionary, in place of an earlier one of its name.
-
-        Raises:
-            UnknownSite: the dictionary is not indexed.
-            WorkspaceError: another dictionary is there now.
-            DatabaseError: the file cannot be written.
-            StorageFull: the disk is full; the database keeps its previous state.
-        """
-        sae = self._addressed.one(dictionary)
-        with self._edits.transaction() as db:
-            measurements.put(db, sae.id, measured)
-
-    def promoted_tokens(self, dictionary: str | Site | Address, top: int = scores.PROMOTED) -> NDArray[np.int64]:
-        """Ids of the `top` tokens that each feature promotes most, (n_features, top); -1 where it promotes fewer."""
-        with self._reading() as db:
-            sae = self._addressed.one(dictionary)
-            return scores.promoted_tokens(db, sae.id, sae.n_features, top=top)
-
-    def input_scores(self, dictionary: str | Site | Address, top: int = scores.PROMOTED) -> NDArray[np.float64]:
-        """The input score of each feature, computed from its examples; see :func:`feature_db.effects.scores.input_scores`."""
-        with self._reading() as db:
-            return scores.input_scores(db, self._addressed.one(dictionary).id, self.promoted_tokens(dictionary, top))
 
     def verify(self) -> list[str]:
         """Check every byte of the file, of the decoder directions and of the words of features, and check that all parts agree.

@@ -162,6 +162,19 @@ class TokenEffect:
 
 
 @dataclass(frozen=True)
+class Causal:
+    """What one clamp of a feature does on neutral prompts."""
+
+    output_score: float
+    effect: float
+    """KL divergence of the prediction, in nats."""
+    above: float
+    """Share of the measured features of its dictionary that have a lower output score."""
+    tokens: list[str]
+    """The tokens that gain most, the first few."""
+
+
+@dataclass(frozen=True)
 class CausedToken:
     """A token that gains when the feature is clamped on neutral prompts."""
 

@@ -14,6 +14,7 @@ from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import damaged
 from feature_db.records import (
     ActivationStats,
+    Causal,
     CausedToken,
     Example,
     FeatureLabel,
@@ -143,6 +144,18 @@ def stats(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> ActivationSta
     found = db.execute(sql, (feature_id(sae.id, number),)).fetchone()
     largest, mean, histogram = stored.row(f"feature {number} of {sae.dictionary}", found, REAL, REAL, BLOB)
     return ActivationStats(largest, mean, _grid(unpack_histogram(histogram), largest))
+
+
+def causal(db: sqlite3.Connection, sae: IndexedSAE, number: int, tokens: int = 5) -> Causal | None:
+    """What a clamp of feature `number`, which must be in range, does; None where its output score is not known."""
+    identity, what = feature_id(sae.id, number), f"feature {number} of {sae.dictionary}"
+    found = db.execute("SELECT output_score, effect FROM feature WHERE id = ?", (identity,)).fetchone()
+    score, effect = stored.row(what, found, REAL_OR_NONE, REAL_OR_NONE)
+    if score is None or effect is None:
+        return None
+    sql = "SELECT COUNT(*), SUM(output_score < ?) FROM feature WHERE sae = ? AND output_score IS NOT NULL"
+    every, below = stored.row(what, db.execute(sql, (score, sae.id)).fetchone(), INT, INT)
+    return Causal(score, effect, below / every, [each.token for each in _caused(db, identity)[:tokens]])
 
 
 def _terms(db: sqlite3.Connection, feature: int, role: str, columns: dict[str, str]) -> list[stored.Row]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import console, emit, number, quiet_libraries, say, text
+from saekit.cli.output import console, emit, number, quiet_libraries, say, say_line, text
 from saekit.cli.values import count
+
+if TYPE_CHECKING:
+    from saekit.workspace.workspace import Workspace
+
+WEAK = 0.25
+"""A feature with an output score below those of three quarters of its dictionary's features gets a warning."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,9 @@ def steer(
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
     shows an effect more reliably than one greedy continuation.
 
-    Steering works best with features that promote the tokens of a concept. A feature that fires on a concept's tokens does not
-    necessarily make the model produce them.
+    Steering works best with features that cause the tokens of a concept: `saekit search WORKSPACE CONCEPT --by causes`. A feature
+    that fires on a concept's tokens does not necessarily make the model produce them. The last lines say what `saekit index`
+    measured of each feature: its output score (how likely a clamp makes the tokens that it promotes) and the tokens that gain.
 
     Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
 
@@ -105,11 +113,23 @@ def steer(
         positions=steering.positions,
         seed=generation.seed,
     )
-    facts = result.to_dict()
+    facts = {**result.to_dict(), "measured": ws.causal(feature, name=name)}
     if as_json:
         emit(facts)
         return
     _print_steered(prompts, generation.n_samples, facts)
+    for each in facts["measured"]:
+        _print_measured(ws, each)
+
+
+def _print_measured(ws: Workspace, facts: dict[str, Any]) -> None:
+    """What a clamp of the feature was measured to do, with a warning where it does little for the tokens that it promotes."""
+    caused = ", ".join(map(repr, facts["tokens"]))
+    said = f"output score {number(facts['output_score'])}, above {facts['above']:.0%} of its dictionary; a clamp raises {caused}"
+    say(f"{facts['feature']}: {said}" if caused else f"{facts['feature']}: {said.partition(';')[0]}; a clamp raises nothing")
+    if facts["above"] < WEAK:
+        say(("A clamp of this feature hardly makes the tokens that it promotes. Others may steer better:", "yellow"))
+        say_line("", (f'saekit search {quote(ws.shown)} CONCEPT --by causes --sort "output_score desc"', "bold"))
 
 
 def _print_steered(prompts: list[str], n_samples: int, facts: dict[str, Any]) -> None:

@@ -58,11 +58,14 @@ def complete(
     from feature_db.effects.direct import measure_direct
     from saekit.evaluate.steering.clamp_effects import ClampSettings
 
-    measure_direct(database, address, ws.lm, ws.sae(address), progress=progress)
-    known = database.measurements(address).get("effects")
-    if asked is False or (known is not None and (settings is None or _facts(settings) == known)):
-        return
-    _Clamps(ws, database, address, settings or ClampSettings()).run(None if asked else BUDGET, progress)
+    try:
+        measure_direct(database, address, ws.lm, ws.sae(address), progress=progress)
+        known = database.measurements(address).get("effects")
+        if asked is False or (known is not None and (settings is None or _facts(settings) == known)):
+            return
+        _Clamps(ws, database, address, settings or ClampSettings()).run(None if asked else BUDGET, progress)
+    finally:
+        database.record_checksum()
 
 
 def _facts(settings: ClampSettings) -> dict[str, Any]:

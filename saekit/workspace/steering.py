@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saekit.errors import StoreMismatch
 from saekit.names.address import Address, AddressLike
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from saekit.steer import FeatureStats, Intervention
     from saekit.workspace.workspace import Workspace
 
-_NORM_TOKENS = 8192
+_NORM_TOKENS, _NORM_CONTEXT = 8192, 256
 
 
 def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) -> Intervention:
@@ -37,6 +37,16 @@ def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) 
         return combine(changes).resolve(ws.lm, stats=feature_stats(database), norms=ws.median_norm)
 
 
+def causal(ws: Workspace, features: Iterable[str], *, name: str) -> list[dict[str, Any]]:
+    """See :meth:`Workspace.causal`."""
+    from saekit.steer import parse_feature
+
+    with ws.database() as database:
+        refs = [ws.ref(parse_feature(text)[0], name) for text in features]
+        found = [(ref, database.causal(ref)) for ref in dict.fromkeys(refs)]
+    return [{"feature": str(ref), **dataclasses.asdict(each)} for ref, each in found if each is not None]
+
+
 def feature_stats(database: FeatureDB) -> Callable[[Ref], FeatureStats]:
     """Looks up the measures that the units of strength need, by the ref of a feature."""
     from saekit.steer import FeatureStats
@@ -45,9 +55,15 @@ def feature_stats(database: FeatureDB) -> Callable[[Ref], FeatureStats]:
 
 
 def median_norm(ws: Workspace, site: Site) -> float:
-    """Median length of the cached activations at `site`, from 8,192 ordinary tokens."""
-    from saekit.activations import ActivationReader
+    """Median length of the activations at `site`, from 8,192 ordinary tokens of the cache or, without one, of the corpus."""
+    from saekit.activations import ActivationReader, token_batches
+    from saekit.steer.measures import measure
 
+    if not ws.has_activations:
+        context = min(ws.study.context or _NORM_CONTEXT, ws.lm.max_context or _NORM_CONTEXT)
+        batches = token_batches(ws.lm, ws.corpus, context=context, n_tokens=_NORM_TOKENS)
+        rows = [row[keep].tolist() for batch in batches for row, keep in zip(batch.tokens_BT, batch.mask_BT.bool())]
+        return measure(ws.lm, [], [site], rows).norms[site]
     reader = ActivationReader(ws.store(), [site], split="all", batch_size=_NORM_TOKENS, buffer_tokens=_NORM_TOKENS)
     return float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())
 

@@ -245,6 +245,21 @@ class Workspace(WorkspaceFolder):
 
         return compare(self.lm, prompts, self.intervention(features, op=op, name=name), **settings)
 
+    def causal(self, features: Iterable[str], *, name: str = "") -> list[dict[str, Any]]:
+        """What a clamp of each feature was measured to do: rows of `feature`, `output_score`, `effect`, `above`, `tokens`.
+
+        See :class:`feature_db.records.Causal`. Features that were not measured are left out.
+
+        Args:
+            features, name: as for :meth:`intervention`; strengths make no difference.
+
+        Raises:
+            UnknownRef: a feature does not exist.
+        """
+        from saekit.workspace import steering
+
+        return steering.causal(self, features, name=name)
+
     # Checking
 
     def check(self, *, progress: bool = True) -> Verification:
