@@ -26,8 +26,10 @@ def unicode(text: str, what: str) -> str:
     """`text`, which must have a UTF-8 form.
 
     Raises:
-        ConfigError: it holds bytes that were no UTF-8.
+        ConfigError: it is not text, or holds bytes that were no UTF-8.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"The {what} is {text!r:.80}, which is not text.", "Give a str.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

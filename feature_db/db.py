@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.annotations import Annotations
 from feature_db.arrays.derived import Features
 from feature_db.effects.database import Measurements
-from feature_db.labels.evidence import Label
 from feature_db.meaning.embedders import DEFAULT
 from feature_db.meaning.profiles import Profiles
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.database import Searches
-from feature_db.store import read, schema, set_aside, sql, stored, vectors, verification
+from feature_db.store import read, set_aside, sql, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
 from feature_db.store.asked import AskedFeatures
 from feature_db.store.connections import Connections
@@ -28,11 +28,10 @@ from feature_db.store.sql import Table
 from saekit import files
 from saekit.errors import DatabaseError
 from saekit.names.address import Address
-from saekit.names.ref import Ref
 from saekit.names.site import Site
 
 
-class FeatureDB(Searches, AskedFeatures, Measurements):
+class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
     """The features of one or more dictionaries, in one SQLite file. Use it as a context manager. It is safe to share by threads.
 
     ::
@@ -260,44 +259,6 @@ class FeatureDB(Searches, AskedFeatures, Measurements):
         """
         return sql.query(self.path, query, limit=limit, seconds=seconds)
 
-    # Labels and lists
-
-    def set_label(self, ref: FeatureName, text: str) -> None:
-        """Label a feature by hand. The label is shown before labels by rules, and searches find it. An empty text removes it.
-
-        Raises:
-            UnknownRef: there is no such feature.
-            ConfigError: the text is no valid Unicode.
-            WorkspaceError: another dictionary is at its site now.
-            DatabaseError: the file cannot be written.
-        """
-        sae, number = self._addressed.feature(ref)
-        self._edits.set_label(schema.feature_id(sae.id, number), text)
-
-    def add_labels(self, ref: FeatureName, labels: Iterable[Label]) -> None:
-        """Add labels of a method, such as a language model. Earlier ones of the same method, model and prompt are replaced.
-
-        Raises:
-            UnknownRef: there is no such feature.
-            ConfigError: a text is no valid Unicode.
-            WorkspaceError: another dictionary is at its site now.
-            DatabaseError: the file cannot be written.
-        """
-        sae, number = self._addressed.feature(ref)
-        self._edits.add_labels(schema.feature_id(sae.id, number), list(labels))
-
-    def set_list(self, name: str, refs: Iterable[Ref | str]) -> None:
-        """Save an ordered list of features under a name. An empty list removes it.
-
-        Raises:
-            UnknownRef: a feature does not exist; nothing is changed.
-            ConfigError: the name is no valid Unicode.
-            WorkspaceError: another dictionary is at the site of one.
-            DatabaseError: the file cannot be written.
-        """
-        places = [self._addressed.feature(ref) for ref in refs]
-        self._edits.set_list(name, [schema.feature_id(sae.id, number) for sae, number in places])
-
     def forget(self, sae: IndexedSAE) -> None:
         """Remove the features of a dictionary. Labels and lists by people are kept: they return when it is indexed again.
 
@@ -307,20 +268,6 @@ class FeatureDB(Searches, AskedFeatures, Measurements):
         arrays = self._arrays.paths(sae)
         self._edits.forget(sae.id, sae.fingerprint)
         files.remove(*({sae.vectors, *arrays} - set(self.vector_files())))
-
-    def lists(self) -> dict[str, list[Ref]]:
-        """All lists by name."""
-        found: dict[str, list[Ref]] = {}
-        dictionary = {sae.id: sae.dictionary for sae in self.saes()}
-        for name, sae, number in self._all(
-            "SELECT name, sae, number FROM list JOIN feature ON feature.id = list.feature ORDER BY name, position"
-        ):
-            found.setdefault(name, []).append(Ref.feature(dictionary[sae], number))
-        return found
-
-    def _all(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        with self._reading() as db:
-            return db.execute(sql, parameters).fetchall()
 
     @property
     def _db(self) -> sqlite3.Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from feature_db.display import hits_html, record_html
 from saekit.names.address import Address
@@ -237,6 +237,16 @@ class Example:
     """"top", or "decile 10" (strongest tenth of the feature's activations) to "decile 1"."""
 
 
+class Interval(NamedTuple):
+    """How well a score on held-out documents is known."""
+
+    n: int
+    """Tokens or texts that it was measured on."""
+    low: float | None
+    """Lower end of the 95 % interval."""
+    high: float | None
+
+
 @dataclass(frozen=True)
 class FeatureLabel:
     """A label as stored, with its scores."""
@@ -244,7 +254,30 @@ class FeatureLabel:
     text: str
     method: str
     scores: dict[str, float]
+    """By metric. Those with an interval were measured on held-out documents, the others on the documents of the index."""
     model: str | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """Of the scores that were measured on held-out documents."""
+    created: str | None = None
+    """When people or a model wrote it (UTC); None for labels by rules."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What somebody wrote about a feature."""
+
+    text: str
+    created: str
+    """When (UTC)."""
+
+
+@dataclass(frozen=True)
+class ListEntry:
+    """A feature in a list."""
+
+    ref: Ref
+    note: str
+    """About the feature in this list; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +344,10 @@ class FeatureRecord(_Feature):
     """Of the direct effect on the logits of all tokens."""
     partners: dict[str, list[Partner]] = field(default_factory=dict)
     """Features of the same dictionary by kind: `decoder` (cosine of decoder directions), `pmi`, `correlation`."""
+    notes: list[Note] = field(default_factory=list)
+    """What people wrote about it."""
+    lists: list[str] = field(default_factory=list)
+    """Names of the lists that it is in."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `ref` is text."""
@@ -329,8 +366,10 @@ def _of_dictionary(feature: _Feature) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return {name: _plain(item) for name, item in vars(value).items()} if hasattr(value, "__dataclass_fields__") else value

@@ -11,7 +11,7 @@ from typing import Any
 
 from feature_db.store import schema
 
-_OWN = ("role", "corpus", "term", "sae", "set_aside_label", "set_aside_list")
+_OWN = ("role", "corpus", "term", "sae", "set_aside_label", "set_aside_note", "set_aside_list")
 """Tables that are copied in their own way, or not at all."""
 _LISTED = (
     "SELECT 1 FROM main.list JOIN main.sae ON sae.id = feature >> 24 WHERE sae.fingerprint = theirs.fingerprint "

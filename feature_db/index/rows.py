@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ from feature_db.index.words import Words
 from feature_db.labels.evidence import Evidence, Label, TermStat
 from feature_db.labels.rules import automatic, kind
 from feature_db.labels.token_classes import CLASSES
+from feature_db.labels.word_classes import WORD_CLASSES
 from feature_db.store.examples import TOP, Window, pack
 from feature_db.store.statistics import pack_histogram, quantiles, wilson
 from saekit.pieces import join_text
@@ -104,6 +107,20 @@ class Rows:
             for word, form in form_of.items()
         }
 
+    @cached_property
+    def _word_classes(self) -> list[list[str]]:
+        """The classes of each word."""
+        classes = dict(WORD_CLASSES)
+        return [[name for name, of in classes.items() if of.holds(text)] for text in self.words.texts]
+
+    @cached_property
+    def _class_occurrences(self) -> Counter[str]:
+        """Occurrences of the words in each class."""
+        found: Counter[str] = Counter()
+        for names, count in zip(self._word_classes, self.lexicon.word_count.tolist()):
+            found.update(dict.fromkeys(names, count))
+        return found
+
     def __iter__(self) -> Iterator[FeatureRow]:
         n_features = len(self.accumulators.moments.firing)
         for start in range(0, n_features, _CHUNK):
@@ -156,7 +173,19 @@ class Rows:
             by_role.setdefault(stat.role, []).append(stat)
         classes, count = a.moments.classes[f], int(a.moments.firing[f])
         recall, base = classes / np.maximum(a.class_count, 1), a.class_count / max(a.n_tokens, 1)
-        return Evidence(by_role, self.text, self.occurrences, count, classes / count, recall, base)
+        return Evidence(
+            by_role,
+            self.text,
+            self.occurrences,
+            count,
+            classes / count,
+            recall,
+            base,
+            a.n_tokens,
+            self._word_classes.__getitem__,
+            self._class_occurrences.__getitem__,
+            (a.config.before, a.config.after),
+        )
 
     def _context(self, windows: list[Window]) -> str:
         texts = self.words.vocabulary.texts

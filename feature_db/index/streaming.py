@@ -138,9 +138,10 @@ def _add(read: Any, codes: Sequence[Code], dictionaries: Sequence[Counted], want
     """Count a block for all dictionaries."""
     tokens = read.tokens_N.numpy().astype(np.int32)
     position, document = read.position_N.numpy().astype(np.int32), read.document_N.numpy().astype(np.int64)
-    counted = ~read.special_N.numpy() & wanted(document)
+    ordinary = ~read.special_N.numpy()
+    counted = ordinary & wanted(document)
     canonical = words.vocabulary.canonical[tokens]
-    reading = words.read(tokens, position, document, counted)
+    reading = words.read(tokens, position, document, counted, ordinary)
     for each, (values, indices) in zip(dictionaries, codes):
         block = Block(read.start, tokens, canonical, position, document, counted, values, indices)
         wrong = each.accumulators.add(block, reading)

@@ -149,7 +149,12 @@ class Words:
     _word_of: dict[str, int] = field(default_factory=dict)
 
     def read(
-        self, tokens: NDArray[np.int32], position: NDArray[np.int32], document: NDArray[np.int64], counted: NDArray[np.bool_]
+        self,
+        tokens: NDArray[np.int32],
+        position: NDArray[np.int32],
+        document: NDArray[np.int64],
+        counted: NDArray[np.bool_],
+        ordinary: NDArray[np.bool_] | None = None,
     ) -> Reading:
         """Cut a block of whole contexts into words.
 
@@ -157,7 +162,9 @@ class Words:
             tokens: (N,) token ids.
             position: (N,) place in the context; 0 begins one.
             document: (N,) document of each token.
-            counted: (N,) ordinary tokens; other tokens belong to no word.
+            counted: (N,) tokens to read; other tokens belong to no word.
+            ordinary: (N,) tokens that can be the first of a context, those of documents that are not counted included; None:
+                those that are counted.
         """
         from feature_db.index.kernels import span_hashes
 
@@ -188,9 +195,10 @@ class Words:
         classes[long & begins] |= BIT["first_piece"]
         later = long & ~begins
         classes[later] = (classes[later] | BIT["later_piece"]) & ~BIT["capitalised"]
-        ordinal = np.cumsum(counted)
+        ordinary = counted if ordinary is None else ordinary
+        ordinal = np.cumsum(ordinary)
         context = np.maximum.accumulate(np.where(new_context, rows, 0))
-        classes[counted & (ordinal - ordinal[context] + counted[context] == 1)] |= BIT["first_token"]
+        classes[counted & ordinary & (ordinal - ordinal[context] + ordinary[context] == 1)] |= BIT["first_token"]
         # The last token before, in the same piece, that is neither white space nor a quotation mark.
         solid = np.maximum.accumulate(np.where(counted & ~v.neutral[tokens], rows, -1))
         before = np.concatenate([[-1], solid[:-1]])

@@ -1,19 +1,22 @@
 """Labels made by rules: short phrases for the words that a feature fires on, fires before, has around its peaks or promotes.
 
-A label method is a function from :class:`Evidence` to labels, and a row of :data:`LABEL_METHODS`. Labels of other origin (people,
-language models) are stored with :meth:`feature_db.FeatureDB.add_labels`.
+A label method is a function from :class:`Evidence` to labels, and a row of :data:`LABEL_METHODS`. Each label carries its rule
+(:class:`~feature_db.labels.evidence.Rule`), so that it can be run on held-out documents as a classifier. Labels of other origin
+(people, language models) are stored with :meth:`feature_db.FeatureDB.add_labels`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from feature_db.labels.evidence import Evidence, Label
+from feature_db.labels.evidence import Evidence, Label, Rule, TermStat
 from feature_db.labels.token_classes import CLASSES
+from feature_db.labels.word_classes import WORD_CLASSES
 from saekit.plugins import Registry
 
 HUMAN = "human"
@@ -33,6 +36,9 @@ class LabelMethod:
     """Kind of a feature whose shown label is by this method: word, piece, class, context, output, ..."""
 
 
+_TESTS = {"fires_word": "word", "fires_token": "token", "before": "next_word"}
+
+
 def _fired(evidence: Evidence, role: str, method: str, lead: str, penalty: float) -> Iterable[Label]:
     rows = [row for row in evidence.stats.get(role, []) if row.score > 0]
     if not rows:
@@ -44,10 +50,11 @@ def _fired(evidence: Evidence, role: str, method: str, lead: str, penalty: float
     recall = sum((row.rate or 0) * n for row, n in zip(chosen, occurrences)) / max(sum(occurrences), 1)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     texts = [evidence.text(role, row.item) for row in chosen]
-    scores = {"activation_share": share, "precision": precision, "recall": recall, "f1": f1}
+    scores = {"activation_share": share, "train_precision": precision, "train_recall": recall, "train_f1": f1}
     # One term with half of the activation says more than four with an eighth each.
     rank = (chosen[0].value + share) / 2 - penalty
-    yield Label(method, f"{lead} {quoted(texts)}", max(rank, 0.01), "", scores)
+    rule = Rule(_TESTS[role], tuple(row.item for row in chosen) if role == "fires_token" else tuple(texts))
+    yield Label(method, f"{lead} {quoted(texts)}", max(rank, 0.01), "", scores, rule=rule)
 
 
 def _first(evidence: Evidence, role: str) -> float:
@@ -72,7 +79,8 @@ def peaks(evidence: Evidence) -> Iterable[Label]:
     if rows:
         share = sum(row.value for row in rows)
         texts = [evidence.text("peaks", row.item) for row in rows]
-        yield Label("peaks", f"peaks on {quoted(texts)}", 0.6 * min(share, 1.0), "", {"example_share": share})
+        rule = Rule("word", tuple(texts))
+        yield Label("peaks", f"peaks on {quoted(texts)}", 0.6 * min(share, 1.0), "", {"example_share": share}, rule=rule)
 
 
 def before(evidence: Evidence) -> Iterable[Label]:
@@ -87,11 +95,34 @@ def token_class(evidence: Evidence) -> Iterable[Label]:
     if lift[best] >= 0.7:
         phrase = list(CLASSES.values())[best]
         scores = {
-            "precision": float(evidence.class_share[best]),
-            "recall": float(evidence.class_recall[best]),
+            "train_precision": float(evidence.class_share[best]),
+            "train_recall": float(evidence.class_recall[best]),
             "lift": float(lift[best]),
         }
-        yield Label("class", f"fires on {phrase}", 0.45 * float(lift[best]), phrase, scores)
+        rule = Rule("class", (list(CLASSES)[best],))
+        yield Label("class", f"fires on {phrase}", 0.45 * float(lift[best]), phrase, scores, rule=rule)
+
+
+def word_class(evidence: Evidence) -> Iterable[Label]:
+    """The class of words (pronouns, the past tense, ...) that holds most of the activation, and few of the other words."""
+    inside: dict[str, list[TermStat]] = {}
+    for row in evidence.stats.get("fires_word", []):
+        for name in evidence.word_classes(row.item):
+            inside.setdefault(name, []).append(row)
+    best: Label | None = None
+    for name, rows in inside.items():
+        share, occurrences = sum(row.value for row in rows), evidence.class_occurrences(name)
+        if len(rows) < 3 or share < 0.5 or not occurrences:  # one or two words are named as such
+            continue
+        hits = sum((row.rate or 0) * evidence.occurrences("fires_word", row.item) for row in rows)
+        recall = min(hits / occurrences, 1.0)
+        f1 = 2 * share * recall / (share + recall)
+        if recall >= 0.2 and (best is None or f1 > best.scores["train_f1"]):
+            phrase, rule = WORD_CLASSES[name].phrase, Rule("word_class", (name,))
+            scores = {"activation_share": share, "train_recall": recall, "train_f1": f1}
+            best = Label("word_class", f"fires on {phrase}", 0.6 * f1, phrase, scores, rule=rule)
+    if best is not None:
+        yield best
 
 
 def context(evidence: Evidence) -> Iterable[Label]:
@@ -99,15 +130,50 @@ def context(evidence: Evidence) -> Iterable[Label]:
     rows = [row for row in evidence.stats.get("context", []) if row.score >= 0.25]
     texts = [text for row in rows if (text := evidence.text("context", row.item))[0].isalnum()][:3]
     if texts:
-        yield Label("context", f"in text with {quoted(texts)}", 0.4 * rows[0].score, "", {"example_share": rows[0].value})
+        scores, rule = {"example_share": rows[0].value}, Rule("near", tuple(texts), *evidence.window)
+        yield Label("context", f"in text with {quoted(texts)}", 0.4 * rows[0].score, "", scores, rule=rule)
+
+
+def contrast(evidence: Evidence) -> Iterable[Label]:
+    """The words that tell the text around its peaks from the corpus, by class TF-IDF.
+
+    The weight of a word is its share of the strongest examples times log(1 + tokens of the corpus per occurrence), as in BERTopic
+    (Grootendorst 2022, arXiv 2203.05794, equation 2), so that rare words count more than in `context`.
+    """
+    weighed = []
+    for row in evidence.stats.get("context", []):
+        if row.value >= 0.15 and evidence.text("context", row.item)[0].isalnum():
+            rarity = math.log1p(evidence.n_tokens / max(evidence.occurrences("context", row.item), 1))
+            weighed.append((row.value * rarity, row))
+    chosen = [row for _, row in sorted(weighed, key=lambda pair: -pair[0])[:4]]
+    if len(chosen) >= 2:
+        texts, share = [evidence.text("context", row.item) for row in chosen], max(row.value for row in chosen)
+        rule = Rule("near", tuple(texts), *evidence.window)
+        yield Label("contrast", f"in text about {quoted(texts)}", 0.3 * share, "", {"example_share": share}, rule=rule)
+
+
+def says(evidence: Evidence) -> Iterable[Label]:
+    """The words that follow and whose tokens the feature also promotes, or raises when it is clamped (`causes`)."""
+    raised = {
+        evidence.text(role, row.item).strip().casefold(): row.score
+        for role in ("promotes", "causes")
+        for row in evidence.stats.get(role, [])[:20]
+    }
+    rows = [row for row in evidence.stats.get("before", []) if evidence.text("before", row.item) in raised][:4]
+    share = sum(row.value for row in rows)
+    if share >= 0.1:
+        texts = [evidence.text("before", row.item) for row in rows]
+        rule = Rule("next_word", tuple(texts))
+        yield Label("says", f"says {quoted(texts)}", 0.9 * share, "", {"activation_share": share}, rule=rule)
 
 
 def promotes(evidence: Evidence) -> Iterable[Label]:
     """The tokens that the decoder direction promotes most."""
     rows = evidence.stats.get("promotes", [])[:4]
     if rows:
-        texts = [evidence.text("promotes", row.item) for row in rows]
-        yield Label("promotes", f"promotes {quoted(texts)}", 0.2 * rows[0].score, "", {"strength": rows[0].score})
+        texts, rule = [evidence.text("promotes", row.item) for row in rows], Rule("next_token", tuple(row.item for row in rows))
+        scores = {"strength": rows[0].score}
+        yield Label("promotes", f"promotes {quoted(texts)}", 0.2 * rows[0].score, "", scores, rule=rule)
 
 
 LABEL_METHODS: Registry[LabelMethod] = Registry(
@@ -117,8 +183,11 @@ LABEL_METHODS: Registry[LabelMethod] = Registry(
         "pieces": LabelMethod(pieces, "piece"),
         "peaks": LabelMethod(peaks, "word"),
         "class": LabelMethod(token_class, "class"),
+        "word_class": LabelMethod(word_class, "class"),
         "before": LabelMethod(before, "context"),
+        "says": LabelMethod(says, "output"),
         "context": LabelMethod(context, "context"),
+        "contrast": LabelMethod(contrast, "context"),
         "promotes": LabelMethod(promotes, "output"),
     },
 )

@@ -20,6 +20,8 @@ class Column(NamedTuple):
     """Its meaning, for people."""
     in_arrays: bool = False
     """Whether :meth:`feature_db.arrays.feature_arrays.FeatureArrays.column` has it."""
+    any_of: str = ""
+    """Where a feature can have several values: an EXISTS with {} in place of the comparison. `sql` is then the first of them."""
 
 
 COLUMNS: dict[str, Column] = {
@@ -33,6 +35,19 @@ COLUMNS: dict[str, Column] = {
     "effect": Column("feature.effect", True, "how far a clamp moves the prediction on neutral prompts, in nats"),
     "kind": Column("feature.kind", False, "word, piece, class, context, output, dense or dead", True),
     "label": Column(_LABEL.format("label.text"), False, "the label that is shown"),
+    "label_score": Column("feature.label_score", True, "balanced accuracy of that label on held-out documents"),
+    "list": Column(
+        "(SELECT MIN(list.name) FROM list WHERE list.feature = feature.id)",
+        False,
+        "a list that the feature is in",
+        any_of="EXISTS (SELECT 1 FROM list WHERE list.feature = feature.id AND list.name {})",
+    ),
+    "note": Column(
+        "(SELECT MIN(note.text) FROM note WHERE note.feature = feature.id)",
+        False,
+        "a note on the feature",
+        any_of="EXISTS (SELECT 1 FROM note WHERE note.feature = feature.id AND note.text {})",
+    ),
     "label_source": Column(_LABEL.format("label.method"), False, "who made it: human, words, pieces, class, promotes, ..."),
 }
 """Columns by name."""

@@ -231,11 +231,12 @@ class Lookup:
                 yield from stored.rows("full-text search", found, INT, TEXT)
 
     def says(self, features: Sequence[int]) -> set[int]:
-        """Those of the features with these ids that have the word in a label that no rule made, by its first letters."""
+        """Those of the features with these ids that have the first letters of the word in a note or a label that no rule made."""
         found = self.db.execute(
             "SELECT label.feature, label.method, label.keywords FROM json_each(?) AS wanted "
-            "CROSS JOIN label ON label.feature = wanted.value WHERE label.keywords != ''",
-            (json.dumps(list(features)),),
+            "CROSS JOIN label ON label.feature = wanted.value WHERE label.keywords != '' "
+            "UNION ALL SELECT feature, '', text FROM json_each(?) AS wanted CROSS JOIN note ON note.feature = wanted.value",
+            (json.dumps(list(features)),) * 2,
         )
         stem = self.word[: max(len(self.word) - _ENDING, _LEAST_STEM)]
         rows = stored.rows("the labels", found, INT, TEXT, TEXT)

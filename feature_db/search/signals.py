@@ -99,7 +99,7 @@ def label(lookup: Lookup) -> dict[int, Match]:
 
     What rules say about a feature, the other signals read from its statistics.
     """
-    why, found = f"its label says '{lookup.word}'", dict(lookup.labelled())
+    why, found = f"its label or a note says '{lookup.word}'", dict(lookup.labelled())
     by_hand = lookup.says(list(found))
     return {
         feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5) * (1.0 if feature in by_hand else _BY_RULE), why)

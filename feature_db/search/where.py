@@ -7,7 +7,8 @@
     operator   = "<" | "<=" | ">" | ">=" | "=" | "==" | "!=" | "<>"
     value      = number | text in single or double quotes
 
-`like` has SQL's wildcards: `%` is any text, `_` is one character. A missing label is an empty text.
+`like` has SQL's wildcards: `%` is any text, `_` is one character. A missing label is an empty text. `list = 'safety'` is true for
+a feature that is in this list among others, `note like '%names%'` for one that has such a note.
 """
 
 from __future__ import annotations
@@ -148,6 +149,8 @@ class _Parser:
     def _comparison(self) -> Condition:
         name = self._next("name", "a column")
         of = column(name)
+        if of.any_of:
+            return self._any_of(name, of)
         sql = of.sql if of.numeric else f"COALESCE({of.sql}, '')"
         negated = "NOT " if self._take("not") else ""
         if self._take("in"):
@@ -169,6 +172,27 @@ class _Parser:
         compare = _COMPARE[_OPERATORS[sign]]
         value = self._value(name, of)
         return self._leaf(name, f"{sql} {_OPERATORS[sign]} ?", [value], partial(_compared, compare, value))
+
+    def _any_of(self, name: str, of: Column) -> Condition:
+        """A condition on a column of which a feature can have several values: one that compares is enough, `not` means none."""
+        negated = self._take("not")
+        if self._take("in"):
+            self._need("(")
+            values = [self._value(name, of)]
+            while self._take(","):
+                values.append(self._value(name, of))
+            self._need(")")
+            compared = f"IN ({', '.join('?' * len(values))})"
+        elif self._take("like"):
+            values, compared = [self._value(name, of)], "LIKE ?"
+        else:
+            sign = self._next("sign", "an operator")
+            if negated or sign not in _OPERATORS:
+                raise self._wrong(f"at {sign!r}")
+            negated = _OPERATORS[sign] == "<>"
+            values, compared = [self._value(name, of)], "= ?" if negated else f"{_OPERATORS[sign]} ?"
+        sql = of.any_of.format(compared)
+        return Condition(f"(NOT {sql})" if negated else sql, tuple(values))
 
     @staticmethod
     def _leaf(name: str, sql: str, values: list[Any], compare: Callable[[Any], NDArray[np.bool_]] | None) -> Condition:

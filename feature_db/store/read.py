@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from feature_db.records import (
     Firing,
     Histogram,
     IndexedSAE,
+    Interval,
+    ListEntry,
+    Note,
     Partner,
     StoredFile,
     TokenEffect,
@@ -32,6 +36,7 @@ from feature_db.store.schema import ROLES, feature_id
 from feature_db.store.statistics import bin_edges, quantiles, unpack_histogram
 from feature_db.store.stored import BLOB, BLOB_OR_NONE, INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
 from saekit.names.address import Address
+from saekit.names.ref import Ref
 
 _QUANTILES = np.arange(101) / 100
 _TEXTS_AT_A_TIME = 500  # SQLite limits the parameters of a statement
@@ -78,12 +83,12 @@ def build_key(db: sqlite3.Connection, address: Address) -> str | None:
 
 
 def corpus(db: sqlite3.Connection, sae: int) -> dict[str, Any]:
-    """What is recorded of the corpus of a dictionary."""
-    sql = "SELECT provenance FROM corpus JOIN sae ON corpus.id = sae.corpus WHERE sae.id = ?"
+    """What was recorded about the text that a dictionary was indexed on: store, rows, split, tokenizer."""
+    sql = "SELECT provenance FROM corpus WHERE id = (SELECT corpus FROM sae WHERE id = ?)"
     (text,) = stored.row("the corpora", db.execute(sql, (sae,)).fetchone(), TEXT)
     facts = stored.parsed("the corpora", text)
     if not isinstance(facts, dict):
-        raise damaged("the corpora", "the provenance is no object")
+        raise damaged("the corpora", "a provenance is no object")
     return facts
 
 
@@ -135,7 +140,15 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
         caused=_caused(db, identity),
         logit_histogram=None if logits is None else unpack_logits(logits),
         partners=_partners(db, sae, identity),
+        notes=notes(db, identity),
+        lists=lists_of(db, identity),
     )
+
+
+def lists_of(db: sqlite3.Connection, feature: int) -> list[str]:
+    """Names of the lists that the feature with this id is in."""
+    found = db.execute("SELECT name FROM list WHERE feature = ? ORDER BY name", (feature,))
+    return [name for (name,) in stored.rows("the lists", found, TEXT)]
 
 
 def stats(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> ActivationStats:
@@ -202,13 +215,30 @@ def label_of(db: sqlite3.Connection, feature: int) -> str:
 
 def _labels(db: sqlite3.Connection, feature: int) -> list[FeatureLabel]:
     found = db.execute(
-        "SELECT id, text, method, model FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)
+        "SELECT id, text, method, model, created FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)
     ).fetchall()
     labels = []
-    for i, text, method, model in stored.rows("the labels", found, INT, TEXT, TEXT, TEXT_OR_NONE):
-        scores = db.execute("SELECT metric, value FROM label_score WHERE label = ? ORDER BY metric", (i,))
-        labels.append(FeatureLabel(text, method, dict(stored.rows("the scores of labels", scores, TEXT, REAL)), model))
+    for i, text, method, model, created in stored.rows("the labels", found, INT, TEXT, TEXT, TEXT_OR_NONE, TEXT_OR_NONE):
+        rows = db.execute("SELECT metric, value, n, low, high FROM label_score WHERE label = ? ORDER BY metric", (i,))
+        scores = stored.rows("the scores of labels", rows, TEXT, REAL, INT_OR_NONE, REAL_OR_NONE, REAL_OR_NONE)
+        intervals = {metric: Interval(n, low, high) for metric, _, n, low, high in scores if n is not None}
+        labels.append(FeatureLabel(text, method, {metric: value for metric, value, *_ in scores}, model, intervals, created))
     return labels
+
+
+def notes(db: sqlite3.Connection, feature: int) -> list[Note]:
+    """The notes of the feature with this id, the oldest first."""
+    found = db.execute("SELECT text, created FROM note WHERE feature = ? ORDER BY id", (feature,))
+    return [Note(*row) for row in stored.rows("the notes", found, TEXT, TEXT)]
+
+
+def lists(db: sqlite3.Connection, dictionary: Mapping[int, str]) -> dict[str, list[ListEntry]]:
+    """All lists by name; `dictionary` gives the address of each dictionary by its id."""
+    sql = "SELECT name, sae, number, note FROM list JOIN feature ON feature.id = list.feature ORDER BY name, position"
+    found: dict[str, list[ListEntry]] = {}
+    for name, sae, number, note in stored.rows("the lists", db.execute(sql), TEXT, INT, INT, TEXT):
+        found.setdefault(name, []).append(ListEntry(Ref.feature(dictionary[sae], number), note))
+    return found
 
 
 def _examples(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> list[Example]:

@@ -24,11 +24,23 @@ _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _ADDED_TABLES: dict[int, tuple[str, ...]] = {
     2: ("file", "set_aside_label", "set_aside_list"),
-    4: ("class_stat", "partner", "measurement", "corpus_label", "corpus_label_stat", "label_failure"),
+    4: (
+        "class_stat",
+        "partner",
+        "measurement",
+        "corpus_label",
+        "corpus_label_stat",
+        "label_failure",
+        "note",
+        "set_aside_note",
+    ),
 }
 """Tables that a version added to the one before it. Their indices come with them."""
 _ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
-    4: {"feature": ("input_score REAL", "output_score REAL", "effect REAL", "logit_histogram BLOB")},
+    4: {
+        "feature": ("input_score REAL", "output_score REAL", "effect REAL", "logit_histogram BLOB", "label_score REAL"),
+        "label": ("created TEXT", "rule TEXT"),
+    },
 }
 """Columns that a version added, in the order of schema.sql: after the other columns of their table, and NULL in earlier rows."""
 _SAE_BEFORE_3 = """
@@ -251,5 +263,5 @@ def _bare(name: str, sql: str | None) -> str:
     """SQL without comments and extra white space; nothing for the tables behind full-text search, which SQLite versions vary."""
     if name.startswith(("term_fts_", "feature_fts_")):
         return ""
-    text = " ".join(re.sub(r"--[^\n]*", " ", sql or "").split())
+    text = re.sub(r" (?=[,)])", "", " ".join(re.sub(r"--[^\n]*", " ", sql or "").split()))
     return text.replace(f'CREATE TABLE "{name}"', f"CREATE TABLE {name}", 1)  # SQLite quotes the name of a table that was renamed

@@ -58,6 +58,7 @@ CREATE TABLE feature (
     output_score REAL,                  -- 0 to 1
     effect REAL,                        -- mean KL divergence in nats that one clamp causes on neutral prompts
     logit_histogram BLOB,               -- of the direct effect on all tokens, see logits.py
+    label_score REAL,                   -- balanced accuracy of the label that is shown; NULL if it was not scored
     UNIQUE (sae, number)
 );
 
@@ -140,21 +141,23 @@ CREATE TABLE example (
 CREATE TABLE label (
     id INTEGER PRIMARY KEY,
     feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
-    method TEXT NOT NULL,               -- human, words, pieces, class, context, before, promotes; later: llm, ...
+    method TEXT NOT NULL,               -- human, a row of labels/rules.py, or what made it
     text TEXT NOT NULL,
     keywords TEXT NOT NULL,             -- words that full-text search finds; the fixed words of a template are left out
     rank REAL NOT NULL,                 -- the label with the highest rank is shown
     model TEXT,
-    prompt TEXT                         -- hash of the prompt
+    prompt TEXT,                        -- hash of the prompt
+    created TEXT,                       -- UTC, of labels by people and models
+    rule TEXT                           -- JSON: the label as a test of tokens, see labels/predicates.py
 );
 CREATE INDEX label_feature ON label(feature, rank DESC, id);
 
 CREATE TABLE label_score (
     label INTEGER NOT NULL REFERENCES label(id) ON DELETE CASCADE,
-    metric TEXT NOT NULL,               -- precision, recall, f1, ...
+    metric TEXT NOT NULL,               -- balanced_accuracy, precision, recall, f1, ...
     value REAL NOT NULL,
-    n INTEGER,
-    low REAL,
+    n INTEGER,                          -- tokens or texts of held-out documents; NULL: a statistic of the documents of the index
+    low REAL,                           -- 95 % interval
     high REAL,
     PRIMARY KEY (label, metric)
 ) WITHOUT ROWID;
@@ -169,6 +172,15 @@ CREATE TABLE label_failure (
     created TEXT NOT NULL,              -- ISO 8601, UTC
     PRIMARY KEY (feature, method, model, prompt)
 ) WITHOUT ROWID;
+
+-- What people write about a feature.
+CREATE TABLE note (
+    id INTEGER PRIMARY KEY,
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    text TEXT NOT NULL,
+    created TEXT NOT NULL               -- UTC
+);
+CREATE INDEX note_feature ON note(feature);
 
 -- Named collections of features.
 CREATE TABLE list (
@@ -189,7 +201,7 @@ CREATE TABLE file (
     PRIMARY KEY (sae, role)
 ) WITHOUT ROWID;
 
--- Labels and list entries whose dictionary is no longer indexed. They return when it is indexed again.
+-- Labels, notes and list entries whose dictionary is no longer indexed. They return when it is indexed again.
 CREATE TABLE set_aside_label (
     id INTEGER PRIMARY KEY,
     fingerprint TEXT NOT NULL,          -- of the dictionary
@@ -203,6 +215,13 @@ CREATE TABLE set_aside_list (
     name TEXT NOT NULL,
     position INTEGER NOT NULL,
     note TEXT NOT NULL
+);
+CREATE TABLE set_aside_note (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    created TEXT NOT NULL
 );
 
 CREATE VIRTUAL TABLE feature_fts USING fts5(label, context, tokenize='porter unicode61');

@@ -1,7 +1,7 @@
-"""Labels and lists by people, which outlive a rebuild of the features that they belong to.
+"""Labels, notes and lists by people, which outlive a rebuild of the features that they belong to.
 
-Before the rows of a dictionary are replaced, its labels by people and models and its list entries are set aside under its
-fingerprint. Whenever a dictionary is indexed, what waits for its fingerprint returns. So nothing is lost when another
+Before the rows of a dictionary are replaced, its labels by people and models, its notes and its list entries are set aside under
+its fingerprint. Whenever a dictionary is indexed, what waits for its fingerprint returns. So nothing is lost when another
 dictionary takes its place, and all of it comes back with the dictionary.
 """
 
@@ -15,9 +15,19 @@ from typing import Any
 from feature_db.labels.rules import LABEL_METHODS
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
-from feature_db.store.tables import next_id, refresh_fts
+from feature_db.store.tables import next_id, refresh_label
 
-_LABEL = {"method": TEXT, "text": TEXT, "keywords": TEXT, "rank": REAL, "model": TEXT_OR_NONE, "prompt": TEXT_OR_NONE}
+_LABEL = {
+    "method": TEXT,
+    "text": TEXT,
+    "keywords": TEXT,
+    "rank": REAL,
+    "model": TEXT_OR_NONE,
+    "prompt": TEXT_OR_NONE,
+    "created": TEXT_OR_NONE,
+    "rule": TEXT_OR_NONE,
+}
+_TABLES = ("set_aside_label", "set_aside_note", "set_aside_list")
 _SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, "high": REAL_OR_NONE}
 
 
@@ -33,6 +43,12 @@ def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
         (fingerprint, span[0], *span),
     )
     db.execute("DELETE FROM list WHERE feature BETWEEN ? AND ?", span)
+    db.execute(
+        "INSERT INTO set_aside_note(fingerprint, number, text, created) "
+        "SELECT ?, feature - ?, text, created FROM note WHERE feature BETWEEN ? AND ? ORDER BY id",
+        (fingerprint, span[0], *span),
+    )
+    db.execute("DELETE FROM note WHERE feature BETWEEN ? AND ?", span)
 
 
 def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
@@ -45,8 +61,15 @@ def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
         facts = stored.parsed("the labels set aside", text)
         if not _has(db, feature, facts, ("method", "model", "text")):
             _insert(db, feature, facts)
+    sql = "SELECT number, text, created FROM set_aside_note WHERE fingerprint = ? ORDER BY id"
+    for number, text, created in stored.rows("the notes set aside", db.execute(sql, (fingerprint,)), INT, TEXT, TEXT):
+        feature = schema.feature_id(sae, number)
+        labelled.add(feature)
+        same = "SELECT 1 FROM note WHERE feature = ? AND text = ? AND created = ?"
+        if db.execute(same, (feature, text, created)).fetchone() is None:
+            db.execute("INSERT INTO note (feature, text, created) VALUES (?, ?, ?)", (feature, text, created))
     for feature in sorted(labelled):
-        refresh_fts(db, feature)
+        refresh_label(db, feature)
     entries = db.execute(
         "SELECT number, name, position, note FROM set_aside_list WHERE fingerprint = ? ORDER BY id", (fingerprint,)
     ).fetchall()
@@ -54,13 +77,13 @@ def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
         if db.execute("SELECT 1 FROM list WHERE name = ? AND position = ?", (name, position)).fetchone():
             position = db.execute("SELECT MAX(position) + 1 FROM list WHERE name = ?", (name,)).fetchone()[0]
         db.execute("INSERT INTO list VALUES (?, ?, ?, ?)", (name, position, schema.feature_id(sae, number), note))
-    for table in ("set_aside_label", "set_aside_list"):
+    for table in _TABLES:
         db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
 
 
 def bring_all_back(db: sqlite3.Connection) -> None:
     """Give every indexed dictionary what waits for it: one may have lost an address and still have another."""
-    waits = "SELECT fingerprint FROM set_aside_label UNION SELECT fingerprint FROM set_aside_list"
+    waits = " UNION ".join(f"SELECT fingerprint FROM {table}" for table in _TABLES)
     for sae, fingerprint in db.execute(f"SELECT id, fingerprint FROM sae WHERE fingerprint IN ({waits}) ORDER BY id").fetchall():
         bring_back(db, sae, fingerprint)
 
@@ -76,24 +99,25 @@ def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
             feature = schema.feature_id(sae, number)
             if not _has(db, feature, facts, ("method", "model")):
                 _insert(db, feature, facts)
-                refresh_fts(db, feature)
+                refresh_label(db, feature)
 
 
 def waiting(db: sqlite3.Connection) -> dict[str, int]:
-    """How many labels and list entries wait for their dictionary, by its fingerprint."""
-    union = "SELECT fingerprint FROM set_aside_label UNION ALL SELECT fingerprint FROM set_aside_list"
+    """How many labels, notes and list entries wait for their dictionary, by its fingerprint."""
+    union = " UNION ALL ".join(f"SELECT fingerprint FROM {table}" for table in _TABLES)
     return dict(db.execute(f"SELECT fingerprint, COUNT(*) FROM ({union}) GROUP BY fingerprint").fetchall())
 
 
 def by_people(db: sqlite3.Connection) -> tuple[int, int]:
-    """How many labels by people and models and how many list entries there are, those that wait for a dictionary included."""
+    """How many labels and notes by people and models, and how many list entries there are, those that wait included."""
     rules = tuple(LABEL_METHODS)
-    tables = ("set_aside_label", "set_aside_list")
-    labels = f"SELECT COUNT(*) FROM label WHERE method NOT IN ({', '.join('?' * len(rules))})"
-    counts = [db.execute(labels, rules).fetchone()[0], db.execute("SELECT COUNT(*) FROM list").fetchone()[0]]
-    for i, table in enumerate(tables):
-        counts[i] += db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
-    return counts[0], counts[1]
+    of_people = f"SELECT COUNT(*) FROM label WHERE method NOT IN ({', '.join('?' * len(rules))})"
+    labels = db.execute(of_people, rules).fetchone()[0]
+
+    def rows(*tables: str) -> int:
+        return sum(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in tables)
+
+    return labels + rows("note", "set_aside_label", "set_aside_note"), rows("list", "set_aside_list")
 
 
 def _labels(db: sqlite3.Connection, sae: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -122,7 +146,8 @@ def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> None
     label = next_id(db, "label")
     columns = tuple(facts.get(name) for name in _LABEL)
     stored.row("the labels set aside", columns, *_LABEL.values())
-    db.execute(f"INSERT INTO label(id, feature, {', '.join(_LABEL)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (label, feature, *columns))
+    marks = ", ".join("?" * (2 + len(columns)))
+    db.execute(f"INSERT INTO label(id, feature, {', '.join(_LABEL)}) VALUES ({marks})", (label, feature, *columns))
     for score in facts.get("scores", ()):
         values = stored.row("the labels set aside", tuple(score), *_SCORE.values())
         db.execute(f"INSERT INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)", (label, *values))

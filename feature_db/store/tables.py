@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from feature_db.labels.evidence import Label
+from feature_db.labels.ranking import main_score
+from feature_db.scorers.registry import deciding
 from feature_db.store import schema
 
 
@@ -13,11 +16,19 @@ def next_id(db: sqlite3.Connection, table: str) -> int:
     return db.execute(f"SELECT COALESCE(MAX(id), 0) + 1 FROM {table}").fetchone()[0]
 
 
-def add_labels(db: sqlite3.Connection, feature: int, found: list[Label], first_id: int) -> int:
-    """Insert labels and their scores; returns the id after the last."""
+def add_labels(db: sqlite3.Connection, feature: int, found: Sequence[Label], first_id: int, *, created: str | None = None) -> int:
+    """Insert labels and their scores; returns the id after the last.
+
+    Args:
+        created: the time; None for labels by rules, which are the same whenever they are made.
+    """
     db.executemany(
-        "INSERT INTO label (id, feature, method, text, keywords, rank, model, prompt) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [(first_id + i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt) for i, x in enumerate(found)],
+        "INSERT INTO label (id, feature, method, text, keywords, rank, model, prompt, created, rule) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (first_id + i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt, created, x.rule and x.rule.to_json())
+            for i, x in enumerate(found)
+        ],
     )
     scores = [(first_id + i, metric, value) for i, x in enumerate(found) for metric, value in x.scores.items()]
     db.executemany("INSERT INTO label_score(label, metric, value) VALUES (?, ?, ?)", scores)
@@ -27,7 +38,8 @@ def add_labels(db: sqlite3.Connection, feature: int, found: list[Label], first_i
 def delete_dictionary(db: sqlite3.Connection, sae: int) -> None:
     """Delete a dictionary and all rows of its features. Set aside first what people made (:mod:`feature_db.store.set_aside`)."""
     span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
-    for table in ("token_stat", "class_stat", "example", "label", "partner", "corpus_label_stat"):  # scores go with their labels
+    # Scores go with their labels.
+    for table in ("token_stat", "class_stat", "example", "label", "note", "partner", "corpus_label_stat"):
         db.execute(f"DELETE FROM {table} WHERE feature BETWEEN ? AND ?", span)
     db.execute("DELETE FROM feature_fts WHERE rowid BETWEEN ? AND ?", span)
     db.execute("DELETE FROM feature WHERE id BETWEEN ? AND ?", span)
@@ -42,7 +54,12 @@ def delete_orphans(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM corpus WHERE id NOT IN (SELECT corpus FROM sae)")
 
 
-def refresh_fts(db: sqlite3.Connection, feature: int) -> None:
-    """Update full-text search to the present labels of a feature."""
-    words = [row[0] for row in db.execute("SELECT keywords FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,))]
+def refresh_label(db: sqlite3.Connection, feature: int) -> None:
+    """Update the text of a feature's labels and notes for full-text search, and the score of the label that is shown."""
+    labels = db.execute("SELECT id, keywords FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)).fetchall()
+    notes = db.execute("SELECT text FROM note WHERE feature = ? ORDER BY id", (feature,)).fetchall()
+    words = [keywords for _, keywords in labels] + [text for (text,) in notes]
     db.execute("UPDATE feature_fts SET label = ? WHERE rowid = ?", (" ".join(words).strip(), feature))
+    shown = labels[0][0] if labels else None
+    found = db.execute("SELECT metric, value FROM label_score WHERE label = ? AND n IS NOT NULL", (shown,))
+    db.execute("UPDATE feature SET label_score = ? WHERE id = ?", (main_score(dict(found), deciding()), feature))

@@ -11,14 +11,25 @@ CREATE TEMP VIEW features AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, dictionary_of(sae) AS dictionary, number, kind, count, density, density_low,
     density_high, mean, max, input_score, output_score, effect,
     (SELECT text FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label,
-    (SELECT method FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label_source
+    (SELECT method FROM main.label WHERE label.feature = feature.id ORDER BY rank DESC, label.id LIMIT 1) AS label_source,
+    label_score
 FROM main.feature;
 
 -- All labels, each with its scores as JSON {metric: value}.
 CREATE TEMP VIEW labels AS
-SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, model, rank,
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, model, rank, created, rule,
     (SELECT json_group_object(metric, value) FROM main.label_score WHERE label_score.label = label.id) AS scores
 FROM main.label JOIN main.feature ON feature.id = label.feature;
+
+-- Scores of labels. Those with n were measured on held-out documents.
+CREATE TEMP VIEW scores AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, metric, value, n, low, high
+FROM main.label_score JOIN main.label ON label.id = label_score.label JOIN main.feature ON feature.id = label.feature;
+
+-- Notes by people.
+CREATE TEMP VIEW notes AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, text AS note, created
+FROM main.note JOIN main.feature ON feature.id = note.feature;
 
 -- Words and tokens of features, by role: fires_word, fires_token, peaks, before, context, promotes, suppresses, causes.
 CREATE TEMP VIEW words AS

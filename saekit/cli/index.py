@@ -75,6 +75,15 @@ def index(
     live: Annotated[
         bool, typer.Option("--live", help="Compute the activations with the model. They need not be cached.")
     ] = False,
+    heldout: Annotated[
+        float | None,
+        typer.Option(
+            "--heldout",
+            help="Share of the documents that are not counted, so that `saekit score` can score labels on them; 0 counts all. "
+            "[default: 0.05, those that training holds out]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.JSON = False,
     *,
     measured: EffectOptions,
@@ -108,11 +117,12 @@ def index(
     if every and (site or name):
         raise ConfigError("--all is given together with --site or --name.", "Give one of them.")
     clamps = measured.settings()
+    settings: dict[str, Any] = {"labels": labels, "live": live, "effects": measured.effects, "clamps": clamps, "heldout": heldout}
     with joined():  # before the model is loaded, so that each process loads it to its own GPU
         ws = Workspace.open(workspace, **load.changes())
         chosen = ws.dictionaries.searchable() if every else ws.dictionaries.chosen(site, name)
         with ws.writing(together=True):
-            ws.index_all(chosen, labels=labels, live=live, effects=measured.effects, clamps=clamps, progress=leads()).close()
+            ws.index_all(chosen, **settings, progress=leads()).close()
     if not leads():
         return
     rows = [{"site": place, "name": own, "features": ws.sae(place, own).cfg.n_latents} for place, own in chosen]

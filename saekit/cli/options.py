@@ -256,6 +256,23 @@ LIVE = Annotated[
 WANDB = Annotated[
     str | None, typer.Option(help="Log to this Weights & Biases project. Without it, nothing is sent.", show_default=False)
 ]
+FEATURE = Annotated[
+    str,
+    typer.Argument(
+        help="A feature (1042, resid_post.3/1042, or resid_post.3@NAME/1042 of a dictionary with a name), a range (0..99), or a "
+        "list (@LIST).",
+        metavar="FEATURE",
+        show_default=False,
+    ),
+]
+FEATURES = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--features",
+        help="Only these features: 1042, resid_post.3/1042, a range 0..99, or a list @LIST. May be repeated. [default: all]",
+        show_default=False,
+    ),
+]
 QUERIES = Annotated[
     list[str] | None,
     typer.Option("--query", "-q", help="Concept to search for, in plain words. May be repeated.", show_default=False),

@@ -1,30 +1,14 @@
-"""The command list: the workspaces below a folder."""
+"""The list of the workspaces below a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from saekit.cli import options
 from saekit.cli.output import emit, say, size, table
-from saekit.cli.values import count
 
 
-def workspaces(
-    folder: Annotated[Path, typer.Argument(help="Folder to look in. [default: the current one]", metavar="FOLDER")] = Path(),
-    depth: Annotated[
-        int, typer.Option("--depth", help="Folders below it to look in, at most.", parser=count(0), metavar="COUNT")
-    ] = 4,
-    as_json: options.JSON = False,
-) -> None:
-    """List the workspaces below a folder, one line each. Symbolic links and hidden folders are not followed.
-
-    Example: `saekit list`
-
-    Example: `saekit list /data/studies --depth 2`
-    """
+def workspaces(folder: Path, depth: int, as_json: bool) -> None:
+    """Print the workspaces below a folder, one on a line."""
     from saekit.views.workspaces import workspaces_view
 
     facts = workspaces_view(folder, depth)

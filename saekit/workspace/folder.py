@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -305,3 +305,19 @@ class WorkspaceFolder:
         if name and ref.name and name != ref.name:
             raise UnknownRef(f"{ref} is of {ref.name!r}, and the name given is {name!r}.", "Give one of them.")
         return replace(ref, name=ref.name or name)
+
+    def refs(self, texts: str | Iterable[str], name: str = "") -> list[Ref]:
+        """The features that a user means by one or several texts, each feature once.
+
+        Args:
+            texts: what :meth:`ref` reads, a range of features (`0..99`, `resid_post.3/0..99`), or a list that people made
+                (`@safety`).
+            name: of the dictionary, where a text does not have it; empty for the default one.
+
+        Raises:
+            UnknownRef: a text does not name a feature, or there is no such list.
+            WorkspaceError: a bare number, and there are several dictionaries.
+        """
+        from saekit.workspace.refs import parse
+
+        return parse(self, texts, name)

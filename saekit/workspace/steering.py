@@ -29,10 +29,10 @@ def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) 
         changes = []
         for text in features:
             feature, strength = parse_feature(text, op=op)
-            ref = ws.ref(feature, name)
-            database.stats(ref)  # raises where there is no such feature
-            attach_dictionary_of(ws, ref)
-            changes.append(intervene(op, ref, strength))
+            for ref in ws.refs(feature, name):
+                database.stats(ref)  # raises where there is no such feature
+                attach_dictionary_of(ws, ref)
+                changes.append(intervene(op, ref, strength))
 
         return combine(changes).resolve(ws.lm, stats=feature_stats(database), norms=ws.median_norm)
 

@@ -89,6 +89,7 @@ def index(
     live: bool,
     effects: bool | None,
     clamps: ClampSettings | None,
+    heldout: float | None,
     progress: bool,
 ) -> FeatureDB:
     """See :meth:`Workspace.index_all`."""
@@ -96,19 +97,22 @@ def index(
 
     import feature_db
     from saekit import processes
+    from saekit.activations.loader.source import HELDOUT
     from saekit.sae.files import save_sparsity
     from saekit.workspace.effects import complete
 
+    heldout = HELDOUT if heldout is None else heldout
+    split: dict[str, Any] = {"split": "train" if heldout else "all", "heldout": heldout}
     config = feature_db.BuildConfig(labels=None if labels is None else tuple(labels))
     addresses = [ws.dictionaries.address(*each) if isinstance(each, tuple) else ws.dictionaries.address(each) for each in chosen]
     folders = [ws.dictionaries.folder(each.place, each.name) for each in addresses]
-    store = _computed(ws, progress) if live else _stored(ws)
+    store = computed(ws, progress) if live else _stored(ws)
     subjects = [
         feature_db.Subject(ws.sae(address), ws.lm.site(address.site), address.name, folder)
         for address, folder in zip(addresses, folders)
     ]
     database = feature_db.build_all(
-        ws.database_path, subjects, store=store, lm=ws.lm, vectors=ws.path / "vectors", config=config, progress=progress
+        ws.database_path, subjects, store=store, lm=ws.lm, vectors=ws.path / "vectors", config=config, **split, progress=progress
     )
     n_tokens = {each.address: each.n_tokens for each in database.saes()}
     for address, folder in zip(addresses, folders):
@@ -124,7 +128,7 @@ def _stored(ws: Workspace) -> StoredActivations:
     return store
 
 
-def _computed(ws: Workspace, progress: bool) -> ComputedActivations:
+def computed(ws: Workspace, progress: bool) -> ComputedActivations:
     """The rows of the workspace's store, computed; where it has a complete one, they are known to be those."""
     from saekit.activations import ComputedActivations
 

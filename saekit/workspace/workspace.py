@@ -111,6 +111,7 @@ class Workspace(WorkspaceFolder):
         live: bool = False,
         effects: bool | None = None,
         clamps: ClampSettings | None = None,
+        heldout: float | None = None,
         progress: bool = True,
     ) -> FeatureDB:
         """Put the features of a dictionary into the database, with labels from rules; see :meth:`index_all`.
@@ -119,8 +120,8 @@ class Workspace(WorkspaceFolder):
             place: its address, its site map, or only what it reads.
             name: empty for the default dictionary.
         """
-        settings: dict[str, Any] = {"labels": labels, "live": live, "effects": effects, "clamps": clamps, "progress": progress}
-        return self.index_all([self.dictionaries.address(place, name)], **settings)
+        settings: dict[str, Any] = {"labels": labels, "live": live, "effects": effects, "clamps": clamps, "heldout": heldout}
+        return self.index_all([self.dictionaries.address(place, name)], **settings, progress=progress)
 
     def index_all(
         self,
@@ -130,6 +131,7 @@ class Workspace(WorkspaceFolder):
         live: bool = False,
         effects: bool | None = None,
         clamps: ClampSettings | None = None,
+        heldout: float | None = None,
         progress: bool = True,
     ) -> FeatureDB:
         """Put the features of dictionaries into the database in one pass, with labels from rules (:func:`feature_db.build_all`).
@@ -146,6 +148,8 @@ class Workspace(WorkspaceFolder):
             live: compute the activations with the model instead of reading them. They need not be cached.
             effects: whether to measure what clamps cause; None: if it takes at most 15 minutes.
             clamps: prompts and strength of the clamps; None: the defaults, or those of an earlier measurement.
+            heldout: share of the documents that the index does not count, so that labels can be scored on them; 0 counts all.
+                None: 5 %, those that training holds out.
             progress: show a progress bar.
 
         Raises:
@@ -153,7 +157,7 @@ class Workspace(WorkspaceFolder):
             ConfigError: one reads several sites, or there is no such label method.
         """
         wanted = self.dictionaries.chosen(None) if chosen is None else chosen
-        return steps.index(self, wanted, labels, live, effects, clamps, progress)
+        return steps.index(self, wanted, labels, live, effects, clamps, heldout, progress)
 
     def evaluate(
         self,

@@ -68,7 +68,7 @@ def test_records_hold_what_was_planted(db: FeatureDB, tiny_lm: LanguageModel, st
     fires = [bool((store.acts[at, 2] > 0).any()) for text, at in occurrences if text == "happy"]
     assert (happy.words[0].text, happy.words[0].share, happy.words[0].rate) == ("happy", 1, np.mean(fires))
     recall = np.mean(fires)
-    scores = {"activation_share": 1, "precision": 1, "recall": recall, "f1": 2 * recall / (1 + recall)}
+    scores = {"activation_share": 1, "train_precision": 1, "train_recall": recall, "train_f1": 2 * recall / (1 + recall)}
     assert happy.labels[0].scores == pytest.approx(scores)
 
 

@@ -88,9 +88,9 @@ def test_scores_of_a_words_label(labelled: FeatureDB, relabelled: PlantedStore, 
             assert label.scores == pytest.approx(
                 {
                     "activation_share": acts[inside].sum() / acts.sum(),
-                    "precision": precision,
-                    "recall": recall,
-                    "f1": 2 * precision * recall / (precision + recall),
+                    "train_precision": precision,
+                    "train_recall": recall,
+                    "train_f1": 2 * precision * recall / (precision + recall),
                 }
             )
             checked += 1
@@ -100,4 +100,4 @@ def test_scores_of_a_words_label(labelled: FeatureDB, relabelled: PlantedStore, 
 def test_scores_of_a_class_label(labelled: FeatureDB, relabelled: PlantedStore) -> None:
     for f in (12, 14, 15):
         scores = next(label.scores for label in labelled.feature(SITE, f).labels if label.method == "class")
-        assert scores["precision"] == 1 and 0.9 < scores["recall"] <= 1 and scores["lift"] == 1
+        assert scores["train_precision"] == 1 and 0.9 < scores["train_recall"] <= 1 and scores["lift"] == 1

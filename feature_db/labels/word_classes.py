@@ -1,0 +1,70 @@
+"""Classes of English words by their grammar: closed classes by their members, open ones by their endings.
+
+A label by class is measured on held-out documents like any other, so that an ending which misleads ("bed" is no past tense)
+costs the label its score. To add a class, register a row of :data:`WORD_CLASSES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from feature_db.meaning.word_sets import CLOSED_CLASSES
+from saekit.plugins import Registry
+
+_PAST = """
+    ate became began bent bit bled blew bought broke brought built burnt came caught chose did drank drew drove fell felt fought
+    found flew forgot gave got grew had heard held hid hit kept knew laid lay led left lent lost made meant met paid ran rang read
+    rode rose said sang sat saw sent shone shook shot slept slid smelt sold spent spoke spun stole stood stuck sung swam swept
+    swung taught thought threw told took tore understood used was went were woke won wore wrote
+"""
+
+
+@dataclass(frozen=True)
+class WordClass:
+    """A row of :data:`WORD_CLASSES`."""
+
+    phrase: str
+    """The words, as a label says them."""
+    holds: Callable[[str], bool]
+    """Whether a case-folded word belongs to the class."""
+
+
+def _listed(words: str) -> Callable[[str], bool]:
+    return frozenset(words.split()).__contains__
+
+
+def _ending(pattern: str, besides: str = "") -> Callable[[str], bool]:
+    match, more = re.compile(pattern).fullmatch, frozenset(besides.split())
+    return lambda word: word in more or match(word) is not None
+
+
+_CLOSED = {
+    "pronoun": "pronouns",
+    "possessive": "possessive words",
+    "article": "articles",
+    "demonstrative": "demonstratives",
+    "conjunction": "conjunctions",
+    "preposition": "prepositions",
+    "negation": "negations",
+    "modal verb": "modal verbs",
+    "auxiliary verb": "auxiliary verbs",
+    "question word": "question words",
+    "number word": "number words",
+    "weekday": "days of the week",
+    "month": "names of months",
+}
+
+WORD_CLASSES: Registry[WordClass] = Registry(
+    "class of words",
+    {
+        **{name: WordClass(phrase, _listed(CLOSED_CLASSES[name])) for name, phrase in _CLOSED.items()},
+        "past tense": WordClass("verbs in the past tense", _ending(r"[a-z]{2,}[b-df-tv-z]ed", _PAST)),
+        "ing": WordClass("words in -ing", _ending(r"(?=.*[aeiouy].*ing)[a-z]{2,}ing")),
+        "adverb": WordClass("adverbs in -ly", _ending(r"[a-z]{3,}ly")),
+        "superlative": WordClass("superlatives", _ending(r"[a-z]{3,}est", "best worst most least")),
+        "number": WordClass("numbers", _ending(r"[0-9][0-9,.]*")),
+    },
+)
+"""Classes by the name that a rule stores."""

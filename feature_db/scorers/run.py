@@ -1,0 +1,152 @@
+"""Scores the labels of a dictionary on held-out documents, and writes the scores as they become known."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from feature_db.scorers.given import Given
+from feature_db.scorers.heldout import MAX_TOKENS, Heldout, heldout_share
+from feature_db.scorers.registry import SCORERS, Result, Scorer
+from feature_db.scorers.subject import Subject
+from saekit.errors import StoreMismatch
+from saekit.progress import track
+
+if TYPE_CHECKING:
+    from feature_db.db import FeatureDB
+    from feature_db.index.indexing import Store
+    from saekit.lm import LanguageModel
+    from saekit.names.address import Address
+    from saekit.names.site import Site
+    from saekit.sae import SAE
+
+_SECONDS = 5.0
+"""Time after which results are written: what a kill costs at most."""
+
+
+@dataclass
+class Scored:
+    """What a scorer did."""
+
+    scorer: str
+    scored: int = 0
+    """Labels that have a score now and had none."""
+    known: int = 0
+    """Labels that had one already."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Labels without a score, by reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return dict(vars(self))
+
+
+def score(
+    database: FeatureDB,
+    dictionary: str | Site | Address,
+    *,
+    store: Store,
+    sae: SAE,
+    lm: LanguageModel,
+    scorers: Sequence[str] | None = None,
+    features: Iterable[int] | None = None,
+    again: bool = False,
+    options: Mapping[str, Any] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    progress: bool = True,
+) -> list[Scored]:
+    """Score the labels of a dictionary on documents that its index did not count.
+
+    Each scorer goes on where it was interrupted. What it has found is written every few seconds. The label of a feature that is
+    shown is chosen anew from the scores (:mod:`feature_db.labels.ranking`).
+
+    Args:
+        database: the feature database.
+        dictionary: address of the dictionary.
+        store: the activations that it was indexed on.
+        sae: the dictionary.
+        lm: the model.
+        scorers: names in :data:`SCORERS`; None: those that run by default.
+        features: numbers of the features; None: all.
+        again: score labels that have a score, too.
+        options: settings of scorers, by name; `seed` is that of all random choices.
+        max_tokens: about this number of held-out tokens is read.
+        progress: show progress bars.
+
+    Raises:
+        UnknownSite: the dictionary is not indexed.
+        WorkspaceError: another dictionary is at its address now.
+        StoreMismatch: the index counted all documents, or the store, the model or the dictionary is not the one that was indexed,
+            or no document is held out.
+        ConfigError: there is no such scorer.
+        UnknownRef: there is no such feature.
+        DatabaseError, StorageFull: the scores cannot be written.
+    """
+    rows = {name: SCORERS.find(name) for name in (scorers or [n for n, row in SCORERS.items() if row.default])}
+    indexed = database.dictionary(dictionary)
+    corpus = database.corpus(indexed)
+    share = heldout_share(indexed, corpus)
+    if sae.fingerprint() != indexed.fingerprint:
+        raise StoreMismatch(f"The dictionary given is not the one indexed as {indexed.dictionary}.", "Give the indexed one.")
+    _check_store(store, corpus, indexed.dictionary)
+    address = indexed.address
+    wanted = database.labels_of(address, features)
+    done = {name: database.scored(address, row.metric) for name, row in rows.items()}
+    todo = {
+        name: [label for label in wanted if (again or label.id not in done[name]) and not (row.rules_only and label.rule is None)]
+        for name, row in rows.items()
+    }
+    outcomes = [Scored(name, known=0 if again else sum(each.id in done[name] for each in wanted)) for name in rows]
+    if not any(todo.values()):
+        return outcomes
+    options = dict(options or {})
+    heldout = Heldout.read(store, lm, sae, address.site, share, max_tokens=max_tokens, progress=progress)
+    subject = Subject(lm, sae, indexed, heldout, database.vectors(address), options, int(options.get("seed", 0)), progress)
+    for outcome in outcomes:
+        _run(database, rows[outcome.scorer], outcome, subject, todo[outcome.scorer])
+    return outcomes
+
+
+def _run(database: FeatureDB, row: Scorer, outcome: Scored, subject: Subject, labels: list[Given]) -> None:
+    """Run one scorer, and write what it finds every few seconds."""
+    failed: Counter[str] = Counter()
+    found: list[Result] = []
+    last = time.monotonic()
+    what = f"scoring ({outcome.scorer})"
+    with track(what, total=len(labels), unit="labels", subject=subject.indexed.dictionary, enabled=subject.progress) as bar:
+        try:
+            for done, result in enumerate(_checked(row(subject, labels), row.metric), 1):
+                if result.failed:
+                    failed[result.failed] += 1
+                else:
+                    found.append(result)
+                    outcome.scored += 1
+                bar.update(done)
+                if time.monotonic() - last > _SECONDS:
+                    database.add_scores(subject.indexed.address, found)
+                    found, last = [], time.monotonic()
+        finally:  # also after Ctrl-C
+            database.add_scores(subject.indexed.address, found)
+            outcome.failed = dict(failed)
+
+
+def _checked(results: Iterator[Result], metric: str) -> Iterator[Result]:
+    for result in results:
+        if not result.failed and metric not in result.scores:
+            raise ValueError(f"a scorer gave no {metric} for a label, and no reason")
+        yield result
+
+
+def _check_store(store: Store, corpus: Mapping[str, Any], dictionary: str) -> None:
+    """Raise unless a store holds the documents that the index numbers."""
+    import json
+
+    here = json.loads(json.dumps(store.provenance, sort_keys=True, default=str))
+    if here != corpus.get("store"):
+        raise StoreMismatch(
+            f"{dictionary} was indexed on other activations than those given, so its documents have other numbers.",
+            "Index it again: `saekit index`.",
+        )

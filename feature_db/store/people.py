@@ -1,0 +1,149 @@
+"""What people write about features: labels, notes and lists. Functions on a connection, inside the caller's transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from feature_db.labels.evidence import Label
+from feature_db.labels.ranking import measured_rank
+from feature_db.labels.rules import HUMAN, HUMAN_RANK
+from feature_db.scorers.registry import deciding
+from feature_db.store import schema, stored
+from feature_db.store.stored import INT, TEXT
+from feature_db.store.tables import add_labels, next_id, refresh_label
+
+if TYPE_CHECKING:
+    from feature_db.scorers.given import Given
+    from feature_db.scorers.proportions import Score
+
+
+def now() -> str:
+    """The present time in UTC, to the second: 2026-11-30T21:15:00+00:00."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# Labels
+
+
+def add(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> None:
+    """Add labels of people or models to a feature, with the present time."""
+    add_labels(db, feature, labels, next_id(db, "label"), created=now())
+    refresh_label(db, feature)
+
+
+def add_label(db: sqlite3.Connection, feature: int, text: str) -> None:
+    """Add a label by hand, unless the feature has it already."""
+    same = "SELECT 1 FROM label WHERE feature = ? AND method = ? AND text = ?"
+    if db.execute(same, (feature, HUMAN, text)).fetchone() is None:
+        add(db, feature, [Label(HUMAN, text, HUMAN_RANK, text)])
+
+
+def set_label(db: sqlite3.Connection, feature: int, text: str) -> None:
+    """Replace all labels by hand of a feature by one; an empty text only removes them."""
+    kept = db.execute("SELECT text FROM label WHERE feature = ? AND method = ?", (feature, HUMAN)).fetchall()
+    if kept == [(text,)]:  # with its date and its scores
+        return
+    remove_label(db, feature, None)
+    if text:
+        add_label(db, feature, text)
+
+
+def remove_label(db: sqlite3.Connection, feature: int, text: str | None) -> int:
+    """Remove the label by hand with this text, or all labels by hand; returns their number."""
+    chosen, parameters = ("", ()) if text is None else (" AND text = ?", (text,))
+    removed = db.execute(f"DELETE FROM label WHERE feature = ? AND method = ?{chosen}", (feature, HUMAN, *parameters)).rowcount
+    refresh_label(db, feature)
+    return removed
+
+
+def replace_labels(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> None:
+    """Add labels in place of those that the same methods, models and prompts gave the feature before."""
+    for origin in {(label.method, label.model, label.prompt) for label in labels}:
+        for table in ("label", "label_failure"):
+            same = "feature = ? AND method = ? AND model IS ? AND prompt IS ?"
+            db.execute(f"DELETE FROM {table} WHERE {same}", (feature, *origin))
+    add(db, feature, labels)
+
+
+# Notes
+
+
+def add_note(db: sqlite3.Connection, feature: int, text: str) -> None:
+    """Add a note to a feature."""
+    db.execute("INSERT INTO note (feature, text, created) VALUES (?, ?, ?)", (feature, text, now()))
+    refresh_label(db, feature)
+
+
+def remove_notes(db: sqlite3.Connection, feature: int, number: int | None) -> int:
+    """Remove a note of a feature by its place, counted from 1, or all notes; returns the number of removed notes."""
+    ids = [row[0] for row in db.execute("SELECT id FROM note WHERE feature = ? ORDER BY id", (feature,))]
+    chosen = ids if number is None else ids[number - 1 : number] if number > 0 else []
+    db.executemany("DELETE FROM note WHERE id = ?", [(i,) for i in chosen])
+    refresh_label(db, feature)
+    return len(chosen)
+
+
+# Lists
+
+
+def set_list(db: sqlite3.Connection, name: str, features: Iterable[int]) -> None:
+    """Replace the features of a list; an empty list is removed. Features that stay keep their notes."""
+    found = db.execute("SELECT feature, note FROM list WHERE name = ?", (name,))
+    notes: dict[int, str] = {}
+    notes.update(stored.rows("the lists", found, INT, TEXT))
+    db.execute("DELETE FROM list WHERE name = ?", (name,))
+    rows = [(name, position, feature, notes.get(feature, "")) for position, feature in enumerate(dict.fromkeys(features))]
+    db.executemany("INSERT INTO list (name, position, feature, note) VALUES (?, ?, ?, ?)", rows)
+
+
+def add_to_list(db: sqlite3.Connection, name: str, features: Iterable[int], note: str | None) -> int:
+    """Add features to the end of a list; returns the number of new ones. A note is set for all of them."""
+    added = 0
+    for feature in dict.fromkeys(features):
+        sql = "SELECT 1 FROM list WHERE name = ? AND feature = ?"
+        if db.execute(sql, (name, feature)).fetchone() is None:
+            sql = "SELECT COALESCE(MAX(position), -1) + 1 FROM list WHERE name = ?"
+            position = db.execute(sql, (name,)).fetchone()[0]
+            db.execute("INSERT INTO list (name, position, feature) VALUES (?, ?, ?)", (name, position, feature))
+            added += 1
+        if note is not None:
+            db.execute("UPDATE list SET note = ? WHERE name = ? AND feature = ?", (note, name, feature))
+    return added
+
+
+def remove_from_list(db: sqlite3.Connection, name: str, features: Iterable[int]) -> int:
+    """Remove features from a list; returns how many it had. The others keep their order."""
+    rows = [(name, feature) for feature in dict.fromkeys(features)]
+    return sum(db.execute("DELETE FROM list WHERE name = ? AND feature = ?", row).rowcount for row in rows)
+
+
+# Scores
+
+
+def add_scores(db: sqlite3.Connection, sae: int, found: Sequence[tuple[Given, Mapping[str, Score]]]) -> None:
+    """Write scores of labels, and rank the labels that were measured anew. Labels that have gone since are left out.
+
+    Args:
+        sae: id of the dictionary.
+        found: the labels, each with its scores by metric.
+    """
+    decide, features = deciding(), dict[int, None]()
+    for label, scores in found:
+        feature = schema.feature_id(sae, label.feature)
+        there = "SELECT 1 FROM label WHERE id = ? AND feature = ? AND text = ?"
+        if db.execute(there, (label.id, feature, label.text)).fetchone() is None:
+            continue
+        db.executemany(
+            "INSERT OR REPLACE INTO label_score (label, metric, value, n, low, high) VALUES (?, ?, ?, ?, ?, ?)",
+            [(label.id, metric, *score) for metric, score in scores.items()],
+        )
+        features[feature] = None
+        every = db.execute("SELECT metric, value FROM label_score WHERE label = ? AND n IS NOT NULL", (label.id,))
+        rank = measured_rank(dict(every.fetchall()), decide)
+        if rank is not None and label.method != HUMAN:
+            db.execute("UPDATE label SET rank = ? WHERE id = ?", (rank, label.id))
+    for feature in features:
+        refresh_label(db, feature)
