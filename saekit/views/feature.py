@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from saekit.pieces import joined
 
 if TYPE_CHECKING:
-    from feature_db.records import Example, FeatureRecord, TokenEffect
+    from feature_db.records import Example, FeatureRecord, Histogram, TokenEffect
 
 EXAMPLES = 7
-_EFFECTS = 8
+_EFFECTS, _ALIKE = 8, 4
 
 
 def feature_view(record: FeatureRecord) -> dict[str, Any]:
@@ -20,6 +20,10 @@ def feature_view(record: FeatureRecord) -> dict[str, Any]:
     Returns:
         ref, dictionary, site, name, feature, label, density, mean, max: as the database has them; `dictionary` is an address.
         promoted, suppressed: rows of `token` and `value`, the strongest first.
+        caused: rows of `token`, `value` (change of the log-probability) and `probability`, the strongest first.
+        measured: the input score, output score and effect by their names, those that were measured.
+        alike: rows of `feature`, `value` (cosine) and `label` of features with similar decoder directions.
+        logits: the histogram of the direct effect on the logits: `low`, `high`, and `shares` of the fullest bin; or None.
         examples: contexts in which the feature fires, as lists of pieces: `text`, `value` (the activation; 0 for tokens
             without one) and `share` (of the feature's maximum).
     """
@@ -35,12 +39,34 @@ def feature_view(record: FeatureRecord) -> dict[str, Any]:
         "max": record.max,
         "promoted": _effects(record.promoted),
         "suppressed": _effects(record.suppressed),
+        "caused": [
+            {"token": each.token, "value": each.change, "probability": each.probability} for each in record.caused[:_EFFECTS]
+        ],
+        "measured": {
+            name: value
+            for name, value in (
+                ("input score", record.input_score),
+                ("output score", record.output_score),
+                ("effect in nats", record.effect),
+            )
+            if value is not None
+        },
+        "alike": [
+            {"feature": each.feature, "value": each.value, "label": each.label}
+            for each in record.partners.get("decoder", [])[:_ALIKE]
+        ],
+        "logits": None if record.logit_histogram is None else _shares(record.logit_histogram),
         "examples": [_pieces(example, record.max) for example in _examples(record)],
     }
 
 
 def _effects(effects: Sequence[TokenEffect]) -> list[dict[str, Any]]:
     return [{"token": each.token, "value": each.value} for each in effects[:_EFFECTS]]
+
+
+def _shares(histogram: Histogram) -> dict[str, Any]:
+    most = max(histogram.counts, default=0) or 1
+    return {"low": histogram.edges[0], "high": histogram.edges[-1], "shares": [count / most for count in histogram.counts]}
 
 
 def _examples(record: FeatureRecord) -> list[Example]:

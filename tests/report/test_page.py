@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_db.records import Example, FeatureRecord, Histogram, Hit, TokenEffect
+from feature_db.records import CausedToken, Example, FeatureRecord, Histogram, Hit, Partner, TokenEffect
 from saekit.evaluate.steering.dose_response import Arm, Point, Sweep
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.report import Content, Detected, Found, Section, Steered, render, write
 from saekit.steer.strength import Strength
 from saekit.terminal import clean
+from saekit.views.feature import feature_view
 from tests.kit.html import check
 from tests.kit.pages import EVIL, QUALITY
 
@@ -54,6 +55,12 @@ def record(text: str = EVIL, tokens: tuple[str, ...] = ("A ", EVIL, "\n", " cat"
         peaks=[],
         context=[],
         examples=[example],
+        input_score=0.25,
+        output_score=0.625,
+        effect=1.5,
+        caused=[CausedToken(text, 1, 0.5, 0.25)],
+        logit_histogram=Histogram([-1.5, 0.0, 2.5], [3, 1]),
+        partners={"decoder": [Partner(17, f"fires on {text}", 0.75)]},
     )
 
 
@@ -129,6 +136,23 @@ def test_colour_and_number_of_a_token_are_its_activation() -> None:
     assert [(each["style"], each["data-v"]) for each in tokens[:2]] == [("--a:1.00", "4"), ("--a:0.25", "1")]
 
 
+def test_what_a_feature_causes_is_shown() -> None:
+    page = check(render(content()))
+    assert "Input score 0.25, output score 0.625, effect in nats 1.5." in " ".join(page.all_text.split())
+    assert any("cosine 0.75: fires on" in (attributes.get("title") or "") for _, attributes in page.tags)
+    assert any("from -1.5 to 2.5" in (attributes.get("aria-label") or "") for _, attributes in page.tags)
+    bars = [
+        (attributes["y"], attributes["height"]) for tag, attributes in page.tags if tag == "rect" and attributes["width"] == "1"
+    ]
+    assert ("0.000", "1.000") in bars and ("0.667", "0.333") in bars
+
+
+def test_split_characters_are_whole() -> None:
+    view = feature_view(record("x", tokens=("\\xe7", "\\x8a", "\\xac", " cat")))
+    (example,) = view["examples"]
+    assert example == [{"text": "犬", "value": 4.0, "share": 1.0}, {"text": " cat", "value": 1.0, "share": 0.25}]
+
+
 def test_words_of_the_concept_are_marked_in_continuations() -> None:
     assert "<mark>Cat</mark>" in render(content())
 
@@ -136,7 +160,7 @@ def test_words_of_the_concept_are_marked_in_continuations() -> None:
 def test_charts_have_their_points() -> None:
     page = check(render(content()))
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
-    assert len(charts) == 6
+    assert len([label for label in charts if "effect on logits" not in label]) == 6
     assert any("FVU" in label for label in charts)
     for tag, attributes in page.tags:
         if tag == "polyline":
