@@ -203,6 +203,23 @@ class Partner:
 
 
 @dataclass(frozen=True)
+class CorpusLabel:
+    """How well a feature tells a label that documents or spans of the corpus carry."""
+
+    name: str
+    level: str
+    """`document`: whether a document has the label, by its largest activation. `span`: whether a token has it."""
+    auc: float
+    f1: float
+    precision: float
+    recall: float
+    difference: float
+    """Mean activation with the label minus that without."""
+    share: float
+    """Share of the documents or tokens that have the label."""
+
+
+@dataclass(frozen=True)
 class Firing:
     """A word or token that a feature fires on (or before)."""
 
@@ -344,6 +361,8 @@ class FeatureRecord(_Feature):
     """Of the direct effect on the logits of all tokens."""
     partners: dict[str, list[Partner]] = field(default_factory=dict)
     """Features of the same dictionary by kind: `decoder` (cosine of decoder directions), `pmi`, `correlation`."""
+    corpus_labels: list[CorpusLabel] = field(default_factory=list)
+    """Labels of the corpus that it tells best, by F1; empty where the corpus has none."""
     notes: list[Note] = field(default_factory=list)
     """What people wrote about it."""
     lists: list[str] = field(default_factory=list)

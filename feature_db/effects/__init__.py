@@ -4,6 +4,6 @@ The database keeps them apart from what features fire on. This package computes 
 :mod:`saekit.evaluate.steering.clamp_effects` measures what a clamp does.
 """
 
-from feature_db.effects.measured import Measured, TokenRows
+from feature_db.effects.measured import CorpusLabels, Measured, TokenRows
 
-__all__ = ["Measured", "TokenRows"]
+__all__ = ["CorpusLabels", "Measured", "TokenRows"]

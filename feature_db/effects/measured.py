@@ -39,6 +39,25 @@ class Partners(NamedTuple):
     chance_FK: NDArray[np.floating[Any]] | None = None
 
 
+class CorpusLabels(NamedTuple):
+    """Rows of `corpus_label` and `corpus_label_stat`: C labels, and M pairs of a feature and a label.
+
+    level: `document` or `span`.
+    names, positives_C: of each label, its name and the number of documents or tokens that have it.
+    total: number of documents or tokens.
+    features_M, labels_M: number of the feature, and index of the label.
+    columns: the other columns of `corpus_label_stat` by name, (M,) each.
+    """
+
+    level: str
+    names: Sequence[str]
+    positives_C: Sequence[int]
+    total: int
+    features_M: NDArray[np.int64]
+    labels_M: NDArray[np.int64]
+    columns: Mapping[str, NDArray[np.floating[Any]]]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one measurement found of all F features of a dictionary. It takes the place of an earlier one of its name."""
@@ -55,3 +74,5 @@ class Measured:
     """Rows of `token_stat` by role."""
     partners: Mapping[str, Partners] = field(default_factory=dict)
     """Rows of `partner` by kind."""
+    labels: CorpusLabels | None = None
+    """Labels of the corpus, and the features that tell them."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from feature_db.arrays.feature_arrays import Entries
 from feature_db.search.classes import classes
+from feature_db.search.corpus_labels import told
 from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.meaning import NEAR, meaning, word_sets
 from saekit.plugins import Registry
@@ -144,6 +145,7 @@ SIGNALS: Registry[Signal] = Registry(
         "label": Signal(label, 1.0),
         "promotes": Signal(partial(on_tokens, "promotes"), 0.05),
         "causes": Signal(partial(on_tokens, "causes"), 0.05, default=False),
+        "corpus_label": Signal(told, 0.9, default=False),
         "deep": Signal(deep, 0.6, whole=True),
         # The words that these find, `near` finds too.
         "fires_word": Signal(partial(in_role, "fires_word"), 0.9, default=False),

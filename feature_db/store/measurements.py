@@ -8,9 +8,10 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from feature_db.effects.measured import Measured, Partners, TokenRows
+from feature_db.effects.measured import CorpusLabels, Measured, Partners, TokenRows
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, TEXT
+from feature_db.store.tables import next_id
 
 COLUMNS = ("input_score", "output_score", "effect", "logit_histogram")
 """Columns of `feature` that measurements fill."""
@@ -44,8 +45,30 @@ def put(db: sqlite3.Connection, sae: int, measured: Measured) -> None:
         db.execute("DELETE FROM partner WHERE kind = ? AND feature BETWEEN ? AND ?", (kind, *span))
         sql = "INSERT INTO partner (feature, kind, rank, other, value, together, chance) VALUES (?, ?, ?, ?, ?, ?, ?)"
         db.executemany(sql, _partner_rows(first, kind, partners))
+    if measured.labels is not None:
+        _put_labels(db, sae, measured.labels)
     facts = json.dumps(measured.settings, sort_keys=True, ensure_ascii=False)
     db.execute("INSERT OR REPLACE INTO measurement (sae, name, settings) VALUES (?, ?, ?)", (sae, measured.name, facts))
+
+
+def _put_labels(db: sqlite3.Connection, sae: int, of: CorpusLabels) -> None:
+    db.execute("DELETE FROM corpus_label WHERE sae = ?", (sae,))  # the statistics go with them
+    ids = []
+    for name, positives in zip(of.names, of.positives_C, strict=True):
+        ids.append(next_id(db, "corpus_label"))
+        sql = "INSERT INTO corpus_label (id, sae, name, level, positives, total) VALUES (?, ?, ?, ?, ?, ?)"
+        db.execute(sql, (ids[-1], sae, name, of.level, int(positives), of.total))
+    columns = ("auc", "f1", "threshold", "precision", "recall", "difference")
+    assert set(columns) == set(of.columns)
+    db.executemany(
+        f"INSERT INTO corpus_label_stat (feature, label, {', '.join(columns)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (schema.feature_id(sae, feature), ids[label], *values)
+            for feature, label, *values in zip(
+                of.features_M.tolist(), of.labels_M.tolist(), *(of.columns[name].tolist() for name in columns), strict=True
+            )
+        ],
+    )
 
 
 def _number(value: float) -> float | None:

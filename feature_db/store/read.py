@@ -17,6 +17,7 @@ from feature_db.records import (
     ActivationStats,
     Causal,
     CausedToken,
+    CorpusLabel,
     Example,
     FeatureLabel,
     FeatureRecord,
@@ -140,6 +141,7 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
         caused=_caused(db, identity),
         logit_histogram=None if logits is None else unpack_logits(logits),
         partners=_partners(db, sae, identity),
+        corpus_labels=_corpus_labels(db, identity),
         notes=notes(db, identity),
         lists=lists_of(db, identity),
     )
@@ -196,6 +198,15 @@ def _partners(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> dict[str
     for kind, other, *facts in stored.rows("the partners", db.execute(sql, (feature,)), *kinds):
         found.setdefault(kind, []).append(Partner(other, label_of(db, feature_id(sae.id, other)), *facts))
     return found
+
+
+def _corpus_labels(db: sqlite3.Connection, feature: int) -> list[CorpusLabel]:
+    found = db.execute(
+        "SELECT name, level, auc, f1, precision, recall, difference, 1.0 * positives / max(total, 1) FROM corpus_label_stat s "
+        "JOIN corpus_label ON corpus_label.id = s.label WHERE s.feature = ? ORDER BY f1 DESC, auc DESC, name",
+        (feature,),
+    )
+    return [CorpusLabel(*row) for row in stored.rows("the labels of the corpus", found, TEXT, TEXT, *[REAL] * 6)]
 
 
 def _firing(db: sqlite3.Connection, feature: int, role: str) -> list[Firing]:

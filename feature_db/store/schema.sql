@@ -97,9 +97,9 @@ CREATE TABLE corpus_label_stat (
     feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
     label INTEGER NOT NULL REFERENCES corpus_label(id) ON DELETE CASCADE,
     auc REAL NOT NULL,                  -- area under the ROC curve
-    f1 REAL NOT NULL,                   -- best over thresholds
-    threshold REAL NOT NULL,            -- activation at which F1 is best
-    precision REAL NOT NULL,            -- at that threshold
+    f1 REAL NOT NULL,                   -- on every other document, with the threshold that is best on the remaining ones
+    threshold REAL NOT NULL,            -- of the activation
+    precision REAL NOT NULL,            -- as F1
     recall REAL NOT NULL,
     difference REAL NOT NULL,           -- mean activation with the label minus that without
     PRIMARY KEY (feature, label)

@@ -64,6 +64,13 @@ SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, partner.kind AS
     'feature:' || dictionary_of(sae) || '/' || other AS partner, value, together, chance, missed
 FROM main.partner JOIN main.feature ON feature.id = partner.feature;
 
+-- Labels that documents (or spans) of the corpus carry, and the features that tell them best.
+CREATE TEMP VIEW corpus_labels AS
+SELECT 'feature:' || dictionary_of(feature.sae) || '/' || number AS ref, corpus_label.name AS label, level, auc, f1, threshold, precision, recall,
+    difference, positives, total
+FROM main.corpus_label_stat JOIN main.corpus_label ON corpus_label.id = corpus_label_stat.label
+JOIN main.feature ON feature.id = corpus_label_stat.feature;
+
 -- Lists by people.
 CREATE TEMP VIEW lists AS
 SELECT list.name AS list, position, 'feature:' || dictionary_of(sae) || '/' || number AS ref, note

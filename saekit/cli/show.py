@@ -66,6 +66,9 @@ def _print_record(facts: dict[str, Any]) -> None:
     for kind, partners in facts["partners"].items():
         alike = "  ".join(f"{each['feature']} ({each['value']:.2f})" for each in partners[:6])
         say((f"{PARTNERS.get(kind, kind):<11}", "bold"), alike)
+    if facts["corpus_labels"]:
+        told = "  ".join(f"{each['name']} (F1 {each['f1']:.2f}, AUC {each['auc']:.2f})" for each in facts["corpus_labels"][:5])
+        say((f"{'tells':<11}", "bold"), told)
     if facts["logit_histogram"]:
         most = max(facts["logit_histogram"]["counts"])
         edges = facts["logit_histogram"]["edges"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saekit import files
+from saekit.errors import CorpusError
 from saekit.names.dictionary import stem
 from saekit.names.ref import Ref
 from saekit.progress import duration, track
@@ -20,6 +21,8 @@ from saekit.workspace.steering import attach_dictionary_of, feature_stats
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
+    from feature_db.effects import CorpusLabels
+    from saekit.evaluate.concepts.corpus_labels import LabelStats
     from saekit.evaluate.steering.clamp_effects import ClampSettings
     from saekit.names.address import Address
     from saekit.workspace.workspace import Workspace
@@ -28,6 +31,9 @@ _log = logging.getLogger(__name__)
 BUDGET = 900.0
 """Seconds that measuring effects may take where nobody asked for it."""
 _SAVE_SECONDS = 10.0
+_LABELLED_TEXTS = 2000
+_LABELS, _LEAST = 100, 10  # labels measured at most, and documents or tokens that a label must have and lack
+_BY_F1, _BY_AUC = 50, 10  # features kept of each label
 _FIRST = 4  # forward passes from which the time of all is estimated
 _COLUMNS = ("output_score", "effect", "tokens", "changes", "probabilities", "scores")
 
@@ -60,6 +66,7 @@ def complete(
 
     try:
         measure_direct(database, address, ws.lm, ws.sae(address), progress=progress)
+        _measure_labels(ws, database, address, progress)
         known = database.measurements(address).get("effects")
         if asked is False or (known is not None and (settings is None or _facts(settings) == known)):
             return
@@ -73,6 +80,53 @@ def _facts(settings: ClampSettings) -> dict[str, Any]:
     from feature_db.effects.scores import PROMOTED
 
     return {**settings.to_dict(), "promoted": PROMOTED}
+
+
+def _measure_labels(ws: Workspace, database: FeatureDB, address: Address, progress: bool) -> None:
+    """Measure how well features tell the labels that the corpus carries, if it carries any."""
+    from feature_db.effects import Measured
+    from saekit.activations.corpus.labels import FIELDS, corpus_labels
+    from saekit.evaluate.concepts.corpus_labels import label_stats
+
+    settings = {"texts": _LABELLED_TEXTS}
+    if database.measurements(address).get("corpus_labels") == settings:
+        return
+    try:
+        labelled = corpus_labels(ws.corpus_with(*FIELDS), _LABELLED_TEXTS)
+    except CorpusError as error:
+        _log.warning("Labels of the corpus were not looked for: %s", error)
+        return
+    found = None
+    if labelled is not None and len(labelled.concepts) > 1 - (labelled.labels is None):
+        found = _best_of(label_stats(ws.lm, ws.sae(address), ws.lm.site(address.site), labelled, progress=progress))
+    database.write_measurement(address, Measured("corpus_labels", settings, labels=found))
+
+
+def _best_of(stats: LabelStats) -> CorpusLabels:
+    """The features that tell each label best: by F1, and by AUC. Labels that are rare, or that nearly all have, are left out."""
+    from feature_db.effects import CorpusLabels
+
+    enough = (stats.positives_C >= _LEAST) & (stats.total - stats.positives_C >= _LEAST)
+    labels = np.flatnonzero(enough)[np.argsort(-stats.positives_C[enough], kind="stable")][:_LABELS]
+    pairs = []
+    for i, label in enumerate(labels.tolist()):
+        by_f1 = np.argsort(-stats.f1_FC[:, label], kind="stable")[:_BY_F1]
+        by_auc = np.argsort(-stats.auc_FC[:, label], kind="stable")[:_BY_AUC]
+        pairs += [(f, i) for f in np.union1d(by_f1, by_auc).tolist() if np.isfinite(stats.threshold_FC[f, label])]
+    feature_M, label_M = np.array(pairs, np.int64).reshape(-1, 2).T
+    columns = {
+        "auc": stats.auc_FC, "f1": stats.f1_FC, "threshold": stats.threshold_FC, "precision": stats.precision_FC,
+        "recall": stats.recall_FC, "difference": stats.difference_FC,
+    }  # fmt: skip
+    return CorpusLabels(
+        stats.level,
+        [stats.names[label] for label in labels],
+        stats.positives_C[labels].tolist(),
+        stats.total,
+        feature_M,
+        label_M,
+        {name: values[feature_M, labels[label_M]].astype(np.float64) for name, values in columns.items()},
+    )
 
 
 class _Clamps:

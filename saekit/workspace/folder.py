@@ -183,6 +183,10 @@ class WorkspaceFolder:
     @cached_property
     def corpus(self) -> Corpus:
         """The documents. Of a data set on the hub, those of the commit that the cached ones are from."""
+        return self.corpus_with()
+
+    def corpus_with(self, *also: str) -> Corpus:
+        """The corpus with other fields of its records than the text, where records have them."""
         from saekit.activations.corpus.base import CorpusSource, open_corpus, open_leaving_out
         from saekit.activations.corpus.fields import Fields
         from saekit.activations.corpus.mixture import read_sources
@@ -195,7 +199,7 @@ class WorkspaceFolder:
         revisions = [cached.get(key, study.data_revision) for key in keys]
         asked = CorpusSource(
             read_sources(study.sources) if mixed else study.data,
-            text_field=Fields(study.text_field, study.separator, study.records),
+            text_field=Fields(study.text_field, study.separator, study.records, also),
             split=study.data_split,
             name=study.data_config,
             revision=revisions if mixed else revisions[0],

@@ -77,7 +77,9 @@ def token_examples(
     """
     if len(documents) < 2:
         raise CorpusError("Two documents at least are needed: one to train probes on, one to test them on.")
-    labelled = _label(documents if isinstance(documents, Labelled) else Labelled.of_documents(documents), lm.text.tokenizer)
+    labelled = labelled_tokens(
+        documents if isinstance(documents, Labelled) else Labelled.of_documents(documents), lm.text.tokenizer
+    )
     if not labelled.concepts:
         raise CorpusError("No span of these documents is labelled.", 'Give records with "spans": [[start, end, "concept"], ...].')
     rng = np.random.default_rng(seed)
@@ -201,14 +203,14 @@ def _spans(path: str | Path, number: int, text: str, spans: Any) -> Iterator[Spa
                 )
 
 
-def _label(labelled: Labelled, tokenizer: Any) -> LabelledTokens:
-    """Like :func:`saekit.lab.label`, for all concepts that the documents have."""
+def labelled_tokens(labelled: Labelled, tokenizer: Any) -> LabelledTokens:
+    """Like :func:`saekit.lab.label`, for all concepts of the spans. Texts without spans are tokenised."""
     from saekit.lab import Labelled as LabelledTokens
     from saekit.lab.labels import align
     from saekit.lab.tokens import encode
 
     encoded = encode(list(labelled.texts), tokenizer)
-    aligned = align(labelled.texts, labelled.spans or (), encoded.offsets, labelled.concepts)
+    aligned = align(labelled.texts, labelled.spans or [()] * len(labelled), encoded.offsets, labelled.concepts)
     return LabelledTokens(encoded.ids, labelled.concepts, *aligned)
 
 
