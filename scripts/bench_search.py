@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,12 @@ from scripts.search_truth import Truth, examples, of_laboratory, of_stories, tru
 DEEPEST = 100
 """Right features beyond this place are not found."""
 SIGNALS: dict[str, dict[str, Any]] = {
-    "plain text": {"by": ["label", "text", "fires_word"]},
-    "promoted tokens": {"by": "promotes"},
-    "meaning": {"by": "meaning"},
-    "words near in meaning": {"by": ["near", "named"]},
-    "all (the default)": {},
+    "plain text (labels, contexts, words)": {"by": ["label", "text", "fires_word"]},
+    "logits (promoted tokens)": {"by": "promotes"},
+    "meaning alone": {"by": "meaning"},
+    "words near in meaning": {"by": "near"},
+    "words and classes by name": {"by": ["named", "classes"]},
+    "fused (the default)": {},
 }
 ENCODED = {"lab": 0.5, "stories": 0.4}
 
@@ -51,60 +55,90 @@ def measured(ranks: list[int | None]) -> dict[str, Any]:
     }
 
 
-def rank(hits: list[Any], right: set[int]) -> int | None:
+def rank(hits: list[Any], right: set[tuple[str, int]]) -> int | None:
     """Place of the first right feature, from 1."""
-    return next((place for place, hit in enumerate(hits, 1) if hit.feature in right), None)
+    return next((place for place, hit in enumerate(hits, 1) if (hit.dictionary, hit.feature) in right), None)
 
 
-def by_name(ws: Workspace, address: str, known: Truth, queries: Mapping[str, str], least: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Known:
+    """The right features of concepts in one or more dictionaries of a workspace."""
+
+    truths: dict[str, Truth]
+    """By the address of the dictionary."""
+    least: float
+    """F1 from which a feature is right."""
+
+    def encoded(self) -> list[str]:
+        """Concepts with a right feature in any of the dictionaries."""
+        return sorted({name for truth in self.truths.values() for name in truth.encoded(self.least)})
+
+    def right(self, name: str) -> set[tuple[str, int]]:
+        """The right features: dictionary and number."""
+        return {(each, f) for each, truth in self.truths.items() for f in truth.right(name, self.least)}
+
+    def best(self, name: str) -> str:
+        """The dictionary with the feature that detects a concept best."""
+        return max(self.truths, key=lambda each: float(self.truths[each].f1_FC[:, self.truths[each].names.index(name)].max()))
+
+
+def halves(names: Sequence[str]) -> dict[str, list[str]]:
+    """All concepts, those that weights were chosen on, and the others."""
+    chosen = [name for name in names if zlib.crc32(name.encode()) % 2 == 0]
+    return {"all": list(names), "weights chosen on": chosen, "held apart": [name for name in names if name not in chosen]}
+
+
+def by_name(ws: Workspace, known: Known, queries: Mapping[str, str]) -> list[dict[str, Any]]:
     """Measure searches by the names of concepts."""
     db, rows = ws.database(), []
+    alone = next(iter(known.truths)) if len(known.truths) == 1 else None
     for name, options in SIGNALS.items():
-        ranks = [
-            rank(db.search(queries[concept], DEEPEST, dictionary=address, **options), known.right(concept, least))
-            for concept in known.encoded(least)
-        ]
-        rows.append({"by name": name, **measured(ranks)})
+        ranks = {
+            concept: rank(db.search(queries[concept], DEEPEST, dictionary=alone, **options), known.right(concept))
+            for concept in known.encoded()
+        }
+        for half, concepts in halves(list(ranks)).items() if not options else [("all", list(ranks))]:
+            rows.append({"by name": name, "concepts of": half, **measured([ranks[concept] for concept in concepts])})
     return rows
 
 
-def by_example(ws: Workspace, address: str, known: Truth, least: float, n: int, seeds: list[int]) -> list[dict[str, Any]]:
-    """Measure searches by n example texts, drawn once with each seed."""
-    db, lm, sae = ws.database(), ws.lm, ws.sae(address)
+def by_example(ws: Workspace, known: Known, n: int, seeds: list[int]) -> list[dict[str, Any]]:
+    """Measure searches by n example texts, drawn once with each seed, each in the best dictionary for its concept."""
+    db, lm = ws.database(), ws.lm
     ranks: dict[str, list[int | None]] = {}
-    for concept in known.encoded(least):
+    for concept in known.encoded():
+        address = known.best(concept)
+        search = partial(db.search_texts, lm, ws.sae(address), k=DEEPEST)
         for seed in seeds:
-            drawn = examples(lm, known.labelled, concept, n, seed)
+            drawn = examples(lm, known.truths[address].labelled, concept, n, seed)
             no_marks: list[list[tuple[int, int]]] = [[] for _ in drawn.positives]
-            ways: dict[str, Callable[[], list[Any]]] = {
-                f"{n} texts": lambda d=drawn, s=no_marks: db.search_texts(lm, sae, d.positives, spans=s, k=DEEPEST),
-                f"{n} texts and contrast": lambda d=drawn, s=no_marks: db.search_texts(
-                    lm, sae, d.positives, d.negatives or None, spans=s, k=DEEPEST
-                ),
-                f"{n} marked texts": lambda d=drawn: db.search_texts(lm, sae, d.marked, k=DEEPEST),
-                f"{n} marked texts and contrast": lambda d=drawn: db.search_texts(
-                    lm, sae, d.marked, d.negatives or None, k=DEEPEST
-                ),
+            contrast = drawn.negatives or None
+            found = {
+                f"{n} texts": search(drawn.positives, spans=no_marks),
+                f"{n} texts and contrast": search(drawn.positives, contrast, spans=no_marks),
+                f"{n} marked texts": search(drawn.marked),
+                f"{n} marked texts and contrast": search(drawn.marked, contrast),
             }
-            for way, search in ways.items():
-                ranks.setdefault(way, []).append(rank(search(), known.right(concept, least)))
-    return [{"by example": way, **measured(found)} for way, found in ranks.items()]
+            for way, hits in found.items():
+                ranks.setdefault(way, []).append(rank(hits, known.right(concept)))
+    return [{"by example": way, **measured(places)} for way, places in ranks.items()]
 
 
 def quality(kind: str, ws: Workspace, words: Mapping[str, str], data: Path | None, options: argparse.Namespace) -> dict[str, Any]:
     """Both measurements of one workspace."""
-    address = str(ws.dictionaries.address(options.site, ""))
-    lm, sae, least = ws.lm, ws.sae(address), ENCODED[kind]
-    site = sae.cfg.site
+    sites = options.site or [None]
+    every = [each.dictionary for each in ws.database().saes()]
+    addresses = every if not options.site else [str(ws.dictionaries.address(site, "")) for site in sites]
     if kind == "lab":
-        labelled, queries = of_laboratory(lm, sorted(words), options.documents), words
+        labelled, queries = of_laboratory(ws.lm, sorted(words), options.documents), words
     else:
-        labelled, queries = of_stories(lm, data or Path(str(ws.study.data)), words), {name: name for name in words}
-    known = truth(lm, sae, site, labelled)
-    tables = [by_name(ws, address, known, queries, least)]
+        labelled, queries = of_stories(ws.lm, data or Path(str(ws.study.data)), words), {name: name for name in words}
+    truths = {address: truth(ws.lm, ws.sae(address), ws.sae(address).cfg.site, labelled) for address in addresses}
+    known = Known(truths, ENCODED[kind])
+    tables = [by_name(ws, known, queries)]
     if options.seeds:
-        tables.append(by_example(ws, address, known, least, options.examples, options.seeds))
-    return {"workspace": kind, "named": len(words), "encoded": len(known.encoded(least)), "tables": tables}
+        tables.append(by_example(ws, known, options.examples, options.seeds))
+    return {"workspace": kind, "dictionaries": addresses, "named": len(words), "encoded": len(known.encoded()), "tables": tables}
 
 
 def main() -> None:
@@ -113,7 +147,7 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, metavar="WORKSPACE", help="of a model and corpus of stories (a jsonl file)")
     parser.add_argument("--data", type=Path, help="stories to measure on [default: the workspace's]")
     parser.add_argument("--words", type=Path, help="JSON: names of concepts -> words (stories) or queries (lab)")
-    parser.add_argument("--site", help="needed if a workspace has several")
+    parser.add_argument("--site", nargs="*", help="dictionaries of these sites [default: all of the workspace]")
     parser.add_argument("--documents", type=int, default=1500, help="of the laboratory")
     parser.add_argument("--examples", type=int, default=5, metavar="N", help="texts of a concept")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="of the example texts; none: no examples")

@@ -28,8 +28,10 @@ _SIDE = 24
 """Tokens of an example text on each side of what it is an example of, at most."""
 
 _LEAST_WORDS = 3
-_POOL = {True: 40, False: 300}
+_POOL = {True: 150, False: 1500}
 """Sentences with and without a concept among which examples are chosen."""
+_OF_DOCUMENT = 4
+"""Sentences of each kind from one document, at most."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,11 @@ def examples(lm: LanguageModel, labelled: Labelled, name: str, n: int, seed: int
         texts = lm.token_strings(ids)
         for wanted, pool in pools.items():
             places = np.flatnonzero(belongs == wanted).tolist()
-            if len(pool) == _POOL[wanted] or not places:
-                continue
-            within = _sentence(texts, rng.choice(places))
-            text = lm.decode(ids[within]).strip()
-            if len(text.split()) >= _LEAST_WORDS and (wanted or not belongs[within].any()):
-                pool.append((text, _marked(texts[within], belongs[within])))
+            for place in rng.sample(places, min(_OF_DOCUMENT, len(places), _POOL[wanted] - len(pool))):
+                within = _sentence(texts, place)
+                text = lm.decode(ids[within]).strip()
+                if len(text.split()) >= _LEAST_WORDS and (wanted or not belongs[within].any()):
+                    pool.append((text, _marked(texts[within], belongs[within])))
     positives = _varied(pools[True], n)
     others = [text for text, _ in pools[False]]
     negatives = [max(others, key=lambda other: _alike(text, other)) for text, _ in positives] if others else []

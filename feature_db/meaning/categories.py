@@ -12,6 +12,20 @@ _WRAPPED = re.compile(r"^(?:(?:kinds?|types?|sorts?|names?|words?|examples?|term
 _JOINED = re.compile(r"\s*(?:,|;|/|\band\b|\bor\b|&)\s*")
 
 
+_MEANT = {
+    "job": ("worker", "professional", "entertainer", "leader"),
+    "profession": ("worker", "professional", "entertainer", "leader"),
+    "occupation": ("worker", "professional", "entertainer", "leader"),
+    "family member": ("relative", "kinsperson", "parent", "child"),
+    "family": ("relative", "kinsperson", "parent", "child"),
+    "american country": ("north american country", "south american country", "central american country"),
+    "pet": ("dog", "cat", "pet"),
+    "feeling": ("emotion", "feeling"),
+    "speech": ("say", "speech"),
+}
+"""Categories that WordNet has under other names."""
+
+
 def categories(query: str) -> list[tuple[list[str], float]]:
     """Lists of phrases that name a category together, each with the share of the query's words that they have.
 
@@ -21,7 +35,8 @@ def categories(query: str) -> list[tuple[list[str], float]]:
     heads = [head for words in parts(query) if (head := _head(words)) is not None]
     if not heads:
         return []
-    return [([phrase for phrase, _ in heads], min(share for _, share in heads))]
+    phrases = [meant for phrase, _ in heads for meant in _MEANT.get(phrase, (phrase,))]
+    return [(phrases, min(share for _, share in heads))]
 
 
 def parts(query: str) -> list[list[str]]:
@@ -58,7 +73,7 @@ def _known(words: list[str]) -> str | None:
     for place in dict.fromkeys((len(words) - 1, 0)):
         for base, _ in [*_by_frequency(words[place]), (words[place], "")]:
             phrase = " ".join([*words[:place], base, *words[place + 1 :]])
-            if wordnet().find(phrase) is not None:
+            if phrase in _MEANT or wordnet().find(phrase) is not None:
                 return phrase
     return None
 

@@ -41,6 +41,9 @@ class WordSet(NamedTuple):
     """How far each is meant, 0 to 1."""
     evenly: bool = False
     """Whether words count by the square root of their occurrences: a category is more than its commonest words."""
+    open: bool = False
+    """Whether there are more such words than listed: the recall is then taken of the share of activation on the words that are
+    kept for a feature, as its precision is."""
 
 
 class Answer(NamedTuple):
@@ -142,6 +145,8 @@ class Profile:
 
         precision = summed(asked.weights, self.shared_E) / self.kept_F[features]
         recall = summed(counts, self.rate_E) / max(counts.sum(), 1e-9)
+        if asked.open:
+            recall = np.minimum(recall / self.kept_F[features], 1)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
         return Answer(features, f1.astype(np.float32))
 

@@ -18,6 +18,7 @@ from string import ascii_lowercase
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.labels.token_classes import CALLED
 from feature_db.meaning.categories import categories, parts
 from feature_db.meaning.embedders import KNOWN, unit
 from feature_db.meaning.parts_of_speech import bases, inflected
@@ -31,6 +32,8 @@ _NEAREST, _WIDENED = 10, 20
 """Words nearest to a query, and words near both to the query and to those."""
 _LEAST_KIND = 0.1
 """A word whose weight is below this share of the largest seldom means the category."""
+_CATEGORY, _OF_CATEGORY = 5, 0.4
+"""Kinds of a thing that make it a category, and the weight of the words of a query for one."""
 _BESIDES = 0.9
 """Weight of the kinds of a thing without the thing itself."""
 _OWN = 64
@@ -61,6 +64,39 @@ class Asked:
     def all_words(self) -> set[str]:
         """All words of the query, case-folded, in singular and plural."""
         return {form for word in re.findall(r"\w+", self.text.casefold()) for form in forms(word)}
+
+    @cached_property
+    def categories(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]]:
+        """Categories that the query names: the name; words that name kinds of it, in all forms; their weights; and which of them
+        are other words than the query's."""
+        found = []
+        for phrases, share in categories(self.text):
+            weights: dict[str, float] = {}
+            for phrase in phrases:
+                named = wordnet().kinds(phrase)
+                most = max(named.values(), default=1.0)
+                for (word, part), weight in named.items():
+                    if weight >= _LEAST_KIND * most:
+                        for form in inflected(word, part):
+                            weights[form] = max(weights.get(form, 0.0), share * weight / most)
+            words, texts = self.find("text IN (SELECT value FROM json_each(?))", json.dumps(sorted(weights)))
+            values = np.array([weights[text] for text in texts], np.float32)
+            others = np.array([self.all_words.isdisjoint(forms(text)) for text in texts], bool)
+            found.append((" and ".join(phrases), words, values, others))
+        return found
+
+    @cached_property
+    def own(self) -> float:
+        """How far the query's own words are meant, 0 to 1.
+
+        Less where it is a plural of a category with members in the corpus ("countries"), or of a class of tokens ("years").
+        """
+        words = [word for part in parts(self.text) for word in part]
+        if len(words) != 1 or forms(words[0]) == words:
+            return 1.0
+        members = any(others.sum() >= _CATEGORY for *_, others in self.categories)
+        tokens = any(form in names for form in forms(words[0]) for names in CALLED.values())
+        return _OF_CATEGORY if members or tokens else 1.0
 
     def without_opposites(self) -> Asked:
         """The same, where opposites of the query's words are like nothing: embeddings place "hot" near "cold"."""
@@ -109,14 +145,14 @@ def said(asked: Asked) -> Iterable[WordSet]:
     every = sorted({form for word, part in roots for form in inflected(word, part)})
     words, _ = asked.find("text IN (SELECT value FROM json_each(?))", json.dumps(every))
     if len(words):
-        yield WordSet("as the query says", words, np.ones(len(words), np.float32))
+        yield WordSet("as the query says", words, np.full(len(words), asked.own, np.float32))
 
 
 def near(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning to the query, the query's own words included."""
     for words in _around(asked, asked.likeness_V):
         # The words nearest to a phrase are less near to it than a word is to itself.
-        yield words._replace(weights=words.weights / np.sqrt(max(float(words.weights.max(initial=0)), 1e-9)))
+        yield words._replace(weights=asked.own * words.weights / np.sqrt(max(float(words.weights.max(initial=0)), 1e-9)))
 
 
 def members(asked: Asked) -> Iterable[WordSet]:
@@ -144,23 +180,11 @@ def kinds(asked: Asked) -> Iterable[WordSet]:
 
     "countries" may mean the word or its members.
     """
-    for phrases, share in categories(asked.text):
-        weights: dict[str, float] = {}
-        for phrase in phrases:
-            found = wordnet().kinds(phrase)
-            most = max(found.values(), default=1.0)
-            for (word, part), weight in found.items():
-                if weight >= _LEAST_KIND * most:
-                    for form in inflected(word, part):
-                        weights[form] = max(weights.get(form, 0.0), share * weight / most)
-        words, texts = asked.find("text IN (SELECT value FROM json_each(?))", json.dumps(sorted(weights)))
-        said = f"kinds of {' and '.join(phrases)}"
-        values = np.array([weights[text] for text in texts], np.float32)
-        others = np.array([asked.all_words.isdisjoint(forms(text)) for text in texts], bool)
+    for name, words, weights, others in asked.categories:
         if len(words):
-            yield WordSet(said, words, values, evenly=True)
+            yield WordSet(f"kinds of {name}", words, weights, evenly=True)
         if 0 < others.sum() < len(words):
-            yield WordSet(said, words[others], _BESIDES * values[others], evenly=True)
+            yield WordSet(f"kinds of {name}", words[others], _BESIDES * weights[others], evenly=True)
 
 
 def characters(asked: Asked) -> Iterable[WordSet]:
@@ -216,7 +240,7 @@ def languages(asked: Asked) -> Iterable[WordSet]:
         words, texts = asked.find(f"text IN ({', '.join('?' * len(wanted))})", *wanted)
         weights = [1 / sum(text in other for other in lists.values()) for text in texts]
         if texts:
-            yield WordSet(f"frequent words of {name.capitalize()}", words, np.array(weights, np.float32))
+            yield WordSet(f"frequent words of {name.capitalize()}", words, np.array(weights, np.float32), evenly=True, open=True)
 
 
 def numbers(asked: Asked) -> Iterable[WordSet]:

@@ -138,10 +138,10 @@ def deep(lookup: Lookup) -> dict[int, Match]:
 SIGNALS: Registry[Signal] = Registry(
     "signal",
     {
-        "near": Signal(partial(word_sets, lambda name: name in NEAR), 0.8, whole=True),
+        "near": Signal(partial(word_sets, lambda name: name in NEAR), 0.5, whole=True),
         "named": Signal(partial(word_sets, lambda name: name not in NEAR), 0.95, whole=True),
         "classes": Signal(classes, 0.95, whole=True),
-        "meaning": Signal(meaning, 0.1, whole=True),
+        "meaning": Signal(meaning, 0.05, whole=True),
         "label": Signal(label, 1.0),
         "promotes": Signal(partial(on_tokens, "promotes"), 0.05),
         "causes": Signal(partial(on_tokens, "causes"), 0.05, default=False),
