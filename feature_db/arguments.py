@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 
 from saekit.errors import ConfigError
 
@@ -20,6 +21,21 @@ def whole(value: object, name: str, *, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ConfigError(f"{name} is {number}.", f"Give at least {least}.")
     return number
+
+
+def names(value: object, what: str) -> list[str]:
+    """One text or several as a list.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, Iterable) or isinstance(several, bytes | Mapping):
+        raise ConfigError(f"{what} is {value!r:.60}.", "Give one name or a list of names.")
+    found = list(several)
+    if wrong := [each for each in found if not isinstance(each, str)]:
+        raise ConfigError(f"{what} has {wrong[0]!r:.60}, which is not text.", "Give names.")
+    return found
 
 
 def unicode(text: str, what: str) -> str:

@@ -8,6 +8,8 @@ from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases
 from feature_db.meaning.wordnet import wordnet
 
 _LONGEST = 4
+_MOST_PARTS = 8
+"""Parts of a query that are looked at: finding all kinds of a thing takes milliseconds."""
 _WRAPPED = re.compile(r"^(?:(?:kinds?|types?|sorts?|names?|words?|examples?|terms?) (?:of|for)|any|all|some|the|a|an) ")
 _JOINED = re.compile(r"\s*(?:,|;|/|\band\b|\bor\b|&)\s*")
 
@@ -32,7 +34,7 @@ def categories(query: str) -> list[tuple[list[str], float]]:
     Phrases joined by "and", "or" or commas are one category together. Of a phrase that is not known as a whole, the known phrase
     at the end counts, since it is the head of an English phrase, and less the more words are left out.
     """
-    heads = [head for words in parts(query) if (head := _head(words)) is not None]
+    heads = [head for words in parts(query)[:_MOST_PARTS] if (head := _head(words)) is not None]
     if not heads:
         return []
     phrases = [meant for phrase, _ in heads for meant in _MEANT.get(phrase, (phrase,))]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from feature_db.arguments import names
 from feature_db.records import ExampleHit, Hit, Hits, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.lookup import Lookup, Model
@@ -193,7 +194,7 @@ class Searches:
         live: bool,
         where: str | None,
     ) -> Filter:
-        named = [kinds] if isinstance(kinds, str) else kinds
+        named = None if kinds is None else names(kinds, "kinds")
         return Filter([each.id for each in saes], named, density, live, None if where is None else condition(where))
 
     def _lookup(

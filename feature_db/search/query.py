@@ -78,7 +78,8 @@ class Filter:
         for kind in self.kinds or ():
             if kind not in known:
                 raise ConfigError(f"There is no kind of feature {kind!r}.", nearest(kind, known))
-        if len(self.density) != 2 or not all(isinstance(bound, int | float) and bound == bound for bound in self.density):
+        pair = isinstance(self.density, Sequence) and len(self.density) == 2
+        if not pair or not all(isinstance(bound, int | float) and bound == bound for bound in self.density):
             raise ConfigError(f"density is {self.density!r}.", "Give the least and the largest share of tokens, like (0, 0.1).")
 
     def passes(self, of: Columns) -> NDArray[np.bool_]:

@@ -83,6 +83,12 @@ def read(lm: LanguageModel, examples: Examples, spans: Sequence[Sequence[Span]] 
     if not isinstance(several, Sequence) or not several:
         raise ConfigError(f"{examples!r:.60} are no example texts.", "Give one or several texts, or chats as lists of messages.")
     parts = [None] * len(several) if spans is None else spans
+    if (
+        not isinstance(parts, Sequence)
+        or isinstance(parts, str)
+        or not all(each is None or (isinstance(each, Sequence) and not isinstance(each, str)) for each in parts)
+    ):
+        raise ConfigError(f"The spans are {spans!r:.60}.", "Give a list of spans (start, stop) for each text.")
     if len(parts) != len(several):
         raise ConfigError(f"There are {len(several)} texts and spans of {len(parts)}.", "Give a list of spans for each text.")
     return [_read(lm, example, part) for example, part in zip(several, parts)]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db import arguments
 from feature_db.records import Hit
 from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.page import Page
@@ -33,7 +34,7 @@ def chosen_signals(names: str | Sequence[str] | None) -> dict[str, Signal]:
     """
     if names is None:
         return {name: signal for name, signal in SIGNALS.items() if signal.default}
-    return {name: SIGNALS.find(name) for name in ([names] if isinstance(names, str) else names)}
+    return {name: SIGNALS.find(name) for name in arguments.names(names, "by")}
 
 
 def search(lookup: Lookup, words: Sequence[str], page: Page, signals: dict[str, Signal], floor: float = FLOOR) -> list[Hit]:

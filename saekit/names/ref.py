@@ -105,6 +105,8 @@ class Ref:
         """
         if isinstance(text, Ref):
             return text
+        if not isinstance(text, str):
+            raise UnknownRef(f"{text!r:.60} is not a reference to an object.", _nearest(""))
         kind, colon, rest = text.partition(":")
         if not colon or kind not in FORMS:
             raise UnknownRef(f"{text!r} is not a reference to an object.", _nearest(kind if colon else ""))
