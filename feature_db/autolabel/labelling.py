@@ -43,7 +43,7 @@ class LabelSettings:
     prompt: Prompt = field(default_factory=lambda: Prompt.packaged("label"))
     examples: int = 40
     """Examples shown at most. Fewer are shown where the model's context is short."""
-    max_tokens: int = 200
+    max_tokens: int = 400
     """Most tokens of an answer, thoughts included."""
     tries: int = 3
     """Questions about one feature, where answers cannot be read."""

@@ -92,7 +92,8 @@ class Endpoint:
     async def _ask(self, messages: Messages, max_tokens: int) -> Reply:
         values: dict[str, float] = {"max_tokens": max_tokens, "temperature": 0}
         settings = {name: values[key] for key, name in self._settings.items() if name is not None}
-        body = {"model": self.name, "messages": list(messages), **settings}
+        sent = [{**message, "content": message["content"].encode("utf-8", "replace").decode()} for message in messages]
+        body = {"model": self.name, "messages": sent, **settings}
         try:
             async with asyncio.timeout(self._timeout):
                 reply = await self._post(body)

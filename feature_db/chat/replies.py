@@ -69,7 +69,7 @@ def answer_of(reply: Reply, messages: Messages) -> Answer:
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     if not isinstance(content, str):
         raise NoAnswer("the content of the reply is no text", again=True)
-    text = without_thoughts(content)
+    text = without_thoughts(_unicode(content))
     if not text:
         finish = choice.get("finish_reason")
         why = ": all tokens that it may use went into thoughts (--max-tokens)" if finish == "length" else ""
@@ -140,8 +140,13 @@ def _message(facts: Mapping[str, Any]) -> str:
 
 
 def _excerpt(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(_unicode(text).split())
     return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def _unicode(text: str) -> str:
+    """`text` with a question mark for each half of a surrogate pair, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _whole(value: object, otherwise: int) -> int:

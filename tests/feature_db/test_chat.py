@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from feature_db.chat.asking import Nonsense, Usage, ask
 from feature_db.chat.endpoint import KEY_VARIABLE, Endpoint, key_from
 from feature_db.chat.limits import Clock, Patience, Patient, RateLimit
 from feature_db.chat.model import Answer, Messages, NoAnswer
-from feature_db.chat.replies import retry_after
+from feature_db.chat.replies import Reply, answer_of, refusal_of, retry_after, unwanted_setting
 from feature_db.chat.running import complete, for_each
 from saekit.errors import ConfigError, EndpointError
 from tests.kit.chat_server import ChatServer, most_in_a_span
@@ -316,3 +319,26 @@ def test_a_running_event_loop_is_no_obstacle() -> None:
         return complete(inner())
 
     assert asyncio.run(notebook()) == 7
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.just("x\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["choices", "message", "content", "error", "code", "usage", "text", "detail"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@hypothesis.given(_JSON | st.fixed_dictionaries({"choices": st.lists(st.fixed_dictionaries({"message": _JSON}))}), st.binary())
+@hypothesis.settings(max_examples=150)
+def test_any_reply_is_an_answer_or_a_reason(facts: object, junk: bytes) -> None:
+    for body in (json.dumps(facts).encode(), junk):
+        with contextlib.suppress(NoAnswer):
+            answer = answer_of(Reply(200, {}, body), QUESTION)
+            assert answer.text.encode() and answer.tokens_in >= 0 and answer.tokens_out >= 0
+        for status in (400, 429, 500):
+            refusal = refusal_of(Reply(status, {"retry-after": junk.decode("latin-1")}, body))
+            assert refusal.message.encode() and len(refusal.message) <= 200 and (refusal.wait or 0) >= 0
+        unwanted_setting(Reply(400, {}, body), {"max_tokens": "max_tokens"})
