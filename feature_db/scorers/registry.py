@@ -67,11 +67,18 @@ class Scorer:
     """Whether the scorer runs when none is named."""
     rules_only: bool = False
     """Whether only labels with a rule can be scored."""
+    judged: bool = False
+    """Whether a language model is asked (the option `judge`, a :class:`feature_db.chat.model.ChatModel`)."""
 
     def __call__(self, subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
         """Score labels."""
         found: Iterator[Result] = resolve(self.measure)(subject, labels)
         return found
+
+
+def _judged(name: str, about: str, *, decides: bool = False) -> Scorer:
+    """The row of a scorer that asks a language model; its metric has its name."""
+    return Scorer(f"feature_db.scorers.judges.{name}:measure", name, about, decides=decides, judged=True)
 
 
 SCORERS: Registry[Scorer] = Registry(
@@ -96,6 +103,15 @@ SCORERS: Registry[Scorer] = Registry(
             "surprisal_auroc",
             "Ask the studied model: does the label make texts on which the feature fires less surprising than others?",
         ),
+        "detection": _judged("detection", "Ask a judge which texts the label fits.", decides=True),
+        "fuzzing": _judged("fuzzing", "Ask a judge in which texts the right tokens are marked."),
+        "simulation": _judged("simulation", "Let a judge predict the activation of each token from the label."),
+        "intruder": _judged("intruder", "Ask a judge which text does not belong to the others. No label is used."),
+        **{
+            f"{name}_{by}": Scorer(f"feature_db.scorers.relevance:{name}_{by}", f"{name}_{by}", f"What {name} asks, by {by}.")
+            for name in ("fuzzing", "simulation", "intruder")
+            for by in ("embedding", "surprisal")
+        },
     },
 )
 """Scorers by the names that `saekit score --scorer` takes."""

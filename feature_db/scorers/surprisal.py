@@ -49,11 +49,19 @@ def measure(subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
 
 def losses(subject: Subject, said: str, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     """Mean cross-entropy of the tokens of each text, in nats, after a prompt that says what the text is about."""
+    return np.array([each.mean() if len(each) else 0.0 for each in token_losses(subject, said, texts)], np.float64)
+
+
+def token_losses(subject: Subject, said: str, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+    """Cross-entropy of each token of each text, in nats, after a prompt that says what the text is about.
+
+    Texts are cut where they and the prompt are longer than the model's context.
+    """
     lm = subject.lm
     first = [] if lm.bos_token_id is None else [lm.bos_token_id]
     prompt = [*first, *lm.text.plain_ids([PROMPT.format(said)])[0]]
     rows = [[*prompt, *text][: lm.max_context] for text in texts]
-    found = []
+    found: list[NDArray[np.float64]] = []
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         tokens_BT, mask_BT = lm.text.pad(part, "right")
@@ -63,7 +71,6 @@ def losses(subject: Subject, said: str, texts: Sequence[Sequence[int]]) -> NDArr
         loss_BT = torch.nn.functional.cross_entropy(
             logits_BTV[:, :-1].float().transpose(1, 2), tokens_BT[:, 1:].to(logits_BTV.device).long(), reduction="none"
         )
-        of_text_BT = mask_BT[:, 1:].to(loss_BT.device).clone().bool()
-        of_text_BT[:, : len(prompt) - 1] = False
-        found.append((loss_BT * of_text_BT).sum(1).double() / of_text_BT.sum(1).clamp_min(1))
-    return torch.cat(found).cpu().numpy()
+        losses_BT = loss_BT.double().cpu().numpy()
+        found += [losses_BT[i, max(len(prompt) - 1, 0) : len(row) - 1] for i, row in enumerate(part)]
+    return found

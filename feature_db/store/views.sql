@@ -71,6 +71,11 @@ SELECT 'feature:' || dictionary_of(feature.sae) || '/' || number AS ref, corpus_
 FROM main.corpus_label_stat JOIN main.corpus_label ON corpus_label.id = corpus_label_stat.label
 JOIN main.feature ON feature.id = corpus_label_stat.feature;
 
+-- Features that a language model was asked about without a usable answer.
+CREATE TEMP VIEW failures AS
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, model, prompt, reason, created
+FROM main.label_failure JOIN main.feature ON feature.id = label_failure.feature;
+
 -- Lists by people.
 CREATE TEMP VIEW lists AS
 SELECT list.name AS list, position, 'feature:' || dictionary_of(sae) || '/' || number AS ref, note

@@ -70,6 +70,9 @@ COMMANDS: Registry[CommandRow] = Registry(
         "label": CommandRow("saekit.cli.label:label", "Label features by hand."),
         "note": CommandRow("saekit.cli.note:note", "Write notes on features."),
         "list": CommandRow("saekit.cli.lists:listing", "List workspaces, or the lists of features in a workspace."),
+        "autolabel": CommandRow(
+            "saekit.cli.autolabel:autolabel", "Let a language model write a label for each feature.", resumes=True
+        ),
         "score": CommandRow("saekit.cli.score:score", "Score the labels of features on held-out documents.", resumes=True),
         "clean": CommandRow("saekit.cli.clean:clean", "Remove parts of a workspace, by name."),
         "push": CommandRow("saekit.cli.push:push", "Put a dictionary on the hub, with a model card."),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import options
+from saekit.cli.chat import ChatOptions
+from saekit.cli.judging import Asking
 from saekit.cli.output import emit, quiet_libraries, say, table
 from saekit.cli.values import count
 
@@ -24,7 +26,8 @@ class ScoreOptions:
         list[str] | None,
         typer.Option(
             "--scorer",
-            help="Score by this only: rule, embedding, surprisal, ... May be repeated. [default: rule and embedding]",
+            help="Score by this only: rule, embedding, surprisal; detection, fuzzing, simulation, intruder (these ask a language "
+            "model); or one of the last three with _embedding or _surprisal. May be repeated. [default: rule and embedding]",
             show_default=False,
         ),
     ] = None
@@ -50,6 +53,7 @@ def score(
     as_json: options.JSON = False,
     *,
     how: ScoreOptions,
+    chat: ChatOptions,
     load: options.PlaceOptions,
 ) -> None:
     """Score the labels of features on documents that the index did not count.
@@ -57,13 +61,16 @@ def score(
     rule runs the rule of a label as a classifier of tokens: balanced accuracy, precision, recall and F1 with 95 % intervals,
     against all tokens on which the feature is silent, against tokens on which its neighbours fire, and against the same rule for
     other features. embedding compares the meaning of the label with that of texts. surprisal asks the studied model whether the
-    label makes texts less surprising.
+    label makes texts less surprising. detection, fuzzing, simulation and intruder ask a language model as judge: name an endpoint
+    or a local model. Nothing is sent anywhere else.
 
     The label that is shown for a feature is chosen by the scores. A stopped command goes on where it was.
 
     Example: `saekit score pythia`
 
     Example: `saekit score pythia --features @safety --scorer surprisal`
+
+    Example: `saekit score pythia --scorer detection --endpoint http://localhost:11434/v1 --model qwen3:8b`
     """
     quiet_libraries()
     from saekit.workspace.scoring import score as score_labels
@@ -75,6 +82,12 @@ def score(
     if features is not None and not site and len(chosen) > 1:
         refs = ws.refs(features, name)
         chosen = [address for address in chosen if any(ref.address.site == address.site for ref in refs)] or chosen
+    asking = Asking(ws, how.scorer or [], chosen, features, how.again, how.texts)
+    if (judge := asking.judge(chat, load)) is not None:
+        settings |= judge
+    if chat.dry_run:
+        asking.print_estimate(chat, as_json)
+        return
     facts = []
     for address in chosen:
         with ws.writing():
@@ -85,6 +98,7 @@ def score(
         return
     for each in facts:
         _print(each)
+    asking.print_spent(chat)
 
 
 def _rules(ws: Workspace, address: Address) -> list[dict[str, Any]]:
