@@ -36,13 +36,11 @@ class QuestionOptions:
         bool, typer.Option("--show-prompt", help="Print the packaged prompt, to be edited, and do nothing else.")
     ] = False
     examples: Annotated[
-        int, typer.Option("--examples", help="Example texts in a prompt at most.", parser=count(1, 1000), metavar="COUNT")
+        int, typer.Option("--prompt-examples", help="Example texts in a prompt at most.", parser=count(1), metavar="COUNT")
     ] = 40
     tries: Annotated[
         int,
-        typer.Option(
-            "--tries", help="Questions about a feature if answers cannot be read.", parser=count(1, 20), metavar="COUNT"
-        ),
+        typer.Option("--tries", help="Questions about a feature if answers cannot be read.", parser=count(1), metavar="COUNT"),
     ] = 3
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again about features that failed before with this model and prompt.")

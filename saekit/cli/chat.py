@@ -62,7 +62,7 @@ class ChatOptions:
         typer.Option(
             "--concurrency",
             help="Requests at once; of a local model, chats in a batch.",
-            parser=count(1, 1024),
+            parser=count(1),
             metavar="COUNT",
             rich_help_panel=_HOW,
         ),
@@ -108,7 +108,7 @@ class ChatOptions:
             "--retries",
             help="Tries after a fault of the endpoint (5xx, timeout, broken connection), with growing pauses or those of "
             "Retry-After.",
-            parser=count(0, 100),
+            parser=count(0),
             metavar="COUNT",
             rich_help_panel=_HOW,
         ),
@@ -143,10 +143,8 @@ class ChatOptions:
             rich_help_panel=_HOW,
         ),
     ] = 1.0
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending.", rich_help_panel=_HOW)] = False
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the estimate, and ask the model nothing.", rich_help_panel=_HOW)
-    ] = False
+    yes: Annotated[bool, typer.Option("--yes", help="Go ahead without asking.", rich_help_panel=_HOW)] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.", rich_help_panel=_HOW)] = False
 
     def check(self) -> None:
         """Check the options that do not go together.

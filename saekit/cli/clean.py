@@ -17,10 +17,8 @@ def clean(
     ] = False,
     activations: Annotated[bool, typer.Option("--activations", help="Remove the cached activations.")] = False,
     name: options.REMOVED = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be removed. This is so without --yes, too.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Go ahead without asking.")] = False,
     as_json: options.JSON = False,
 ) -> None:
     """Remove parts of a workspace that you name. Without `--yes`, only show what would be removed, and its size.

@@ -40,8 +40,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
                 meanings[flag][meaning(option)].append(name)
     # -n is how many to show, of whatever a command shows. The site of a new dictionary is described by what it can be. Training
     # settings are described in full where all of them are options.
-    # A name to remove may be that of a file.
-    known = {"-n", "--name", "--site", "--train-tokens", "--latents", "--l0", "--k", "--seed"}
+    # A name to remove may be that of a file. The model of an endpoint has the name that it has there.
+    known = {"-n", "--name", "--model", "--site", "--train-tokens", "--latents", "--l0", "--k", "--seed"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
 
 
