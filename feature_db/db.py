@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.annotations import Annotations
-from feature_db.arrays.derived import Features
 from feature_db.effects.database import Measurements
 from feature_db.meaning.embedders import DEFAULT
-from feature_db.meaning.profiles import Profiles
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.database import Searches
@@ -51,7 +49,7 @@ class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
         self._connections = Connections(path)
         self._edits = Edits(path)
         reading = self._connections.reading
-        super().__init__(reading, Addressed(path, dictionaries, reading), Arrays(Features(reading), Profiles(reading)))
+        super().__init__(reading, Addressed(path, dictionaries, reading), Arrays.of(reading))
         self._end = weakref.finalize(self, _end, self._connections, self._edits)
 
     @classmethod
@@ -162,7 +160,7 @@ class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
         """
         remarks = verification.verify(self.path, self._reading)
         for sae in self.saes():
-            remarks += self._arrays.profiles.check(sae) + self._arrays.features.check(sae)
+            remarks += self._arrays.features.check(sae) + self._arrays.profiles.check(sae)
         return remarks
 
     def sealed(self, site: str | Site | Address) -> bool:

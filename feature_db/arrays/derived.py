@@ -62,7 +62,7 @@ class Derived(ABC, Generic[T]):
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._lock = threading.Lock()
-        self._made: dict[tuple[int, Path], T] = {}
+        self._made: dict[tuple[int, str, str | None], T] = {}
 
     def of(self, sae: IndexedSAE) -> T:
         """The arrays of a dictionary.
@@ -71,13 +71,13 @@ class Derived(ABC, Generic[T]):
         arrays are computed. A missing file is written where this is possible; `verify` reports a damaged one.
         """
         with self._reading() as db:
-            path = self.path(sae)
+            build = sae.id, sae.fingerprint, read.build_key(db, sae.address)
             with self._lock:
-                if (sae.id, path) not in self._made:
+                if build not in self._made:
                     if len(self._made) >= _KEPT:
                         self._made.clear()
-                    self._made[sae.id, path] = self._opened(db, sae, path)
-                return self._made[sae.id, path]
+                    self._made[build] = self._opened(db, sae, self.path(sae))
+                return self._made[build]
 
     def path(self, sae: IndexedSAE) -> Path:
         """Where the file of a dictionary is: the name follows from all that determines the rows."""

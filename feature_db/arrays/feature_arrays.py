@@ -1,6 +1,6 @@
 """The rows of one dictionary's features, as arrays: the columns of `feature`, and which features have a term in a role.
 
-F features, E entries (rows of `token_stat`), T pairs of a role and a term that have entries.
+F features, E entries (rows of `token_stat`), W entries of the role `fires_word`, T pairs of a role and a term that have entries.
 """
 
 from __future__ import annotations
@@ -45,6 +45,15 @@ class Entries(NamedTuple):
     scores: NDArray[np.float32]
 
 
+class Words(NamedTuple):
+    """Rows of `token_stat` of the role `fires_word`, ordered by feature and rank."""
+
+    features: NDArray[np.int64]
+    terms: NDArray[np.int64]
+    shares: NDArray[np.float32]
+    rates: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class FeatureArrays:
     """The rows of one dictionary's features. The arrays may be memory-mapped."""
@@ -62,9 +71,13 @@ class FeatureArrays:
     begin_T: NDArray[np.int64]
     """(T + 1) where the entries of each pair begin."""
     feature_E: NDArray[np.int32]
-    """Ascending for each pair."""
+    """Ascending for each pair. The entries of `fires_word` are the first ones."""
     value_E: NDArray[np.float32]
     score_E: NDArray[np.float32]
+    rate_W: NDArray[np.float32]
+    """Share of the word's occurrences on which the feature fires."""
+    rank_W: NDArray[np.uint16]
+    """Place of the word among those that the feature fires on."""
 
     @property
     def n_features(self) -> int:
@@ -92,6 +105,14 @@ class FeatureArrays:
 
         features = joined(self.feature_E).astype(np.int64)
         return Entries(features, np.repeat(self.key_T[place] % _TERMS, sizes), joined(self.value_E), joined(self.score_E))
+
+    def words(self) -> Words:
+        """The entries of `fires_word`, ordered by feature and rank."""
+        n = len(self.rank_W)
+        feature_W, place_W = self.feature_E[:n], np.repeat(np.arange(len(self.key_T)), np.diff(self.begin_T))[:n]
+        order = np.lexsort((self.rank_W, feature_W))
+        terms = self.key_T[place_W[order]] % _TERMS
+        return Words(feature_W[order].astype(np.int64), terms, self.value_E[:n][order], self.rate_W[order])
 
     def terms(self) -> NDArray[np.int64]:
         """Ids of terms, ascending for each role."""
@@ -133,15 +154,15 @@ def from_rows(db: sqlite3.Connection, sae: IndexedSAE) -> FeatureArrays:
     if not np.array_equal(number, np.arange(n)):
         raise damaged(what, f"{len(number)} rows for {n} features")
     cursor = db.execute(
-        "SELECT feature, role, term, value, score FROM token_stat WHERE feature BETWEEN ? AND ? "
+        "SELECT feature, role, term, value, score, COALESCE(rate, 0), rank FROM token_stat WHERE feature BETWEEN ? AND ? "
         f"AND role IN ({', '.join(str(ROLES[role]) for role in OF_BUILD)}) ORDER BY feature, role, rank",
         (first, last),
     )
     with track("reading words of", n, unit="features", subject=sae.dictionary, enabled=n >= _LONG) as bar:
-        feature, role, term, value, score = columns(
+        feature, role, term, value, score, rate, rank = columns(
             f"the words of {sae.dictionary}",
             cursor,
-            (np.int64, np.int8, np.int64, np.float32, np.float32),
+            (np.int64, np.int8, np.int64, np.float32, np.float32, np.float32, np.uint16),
             lambda row: bar.update(int(row[0]) - first),
         )
     feature_E = (feature % FEATURES_PER_SAE).astype(np.int32)
@@ -150,6 +171,7 @@ def from_rows(db: sqlite3.Connection, sae: IndexedSAE) -> FeatureArrays:
         raise damaged(f"the words of {sae.dictionary}", "an id is impossible")
     key_E = role * np.int64(_TERMS) + term
     order = np.argsort(key_E, kind="stable")  # keeps the order of features
+    of_words = order[: int((role == ROLES["fires_word"]).sum())]
     key_T, begin = np.unique(key_E[order], return_index=True)
     return FeatureArrays(
         kinds,
@@ -163,6 +185,8 @@ def from_rows(db: sqlite3.Connection, sae: IndexedSAE) -> FeatureArrays:
         feature_E[order],
         value[order],
         score[order],
+        rate[of_words],
+        rank[of_words],
     )
 
 
@@ -185,13 +209,15 @@ def mapped(path: Path, n_features: int) -> tuple[FeatureArrays, dict[str, str]]:
 
 def _agrees(found: FeatureArrays, n_features: int) -> bool:
     """Whether the arrays fit together, so that no index in them leads outside."""
-    T, E, F = len(found.key_T), len(found.feature_E), n_features
+    T, E, W, F = len(found.key_T), len(found.feature_E), len(found.rate_W), n_features
     shapes = {
         "density_F": (F,), "count_F": (F,), "mean_F": (F,), "max_F": (F,), "kind_F": (F,), "key_T": (T,), "begin_T": (T + 1,),
-        "feature_E": (E,), "value_E": (E,), "score_E": (E,),
+        "feature_E": (E,), "value_E": (E,), "score_E": (E,), "rate_W": (W,), "rank_W": (W,),
     }  # fmt: skip
     if any(getattr(found, name).shape != shape for name, shape in shapes.items()):
         return False
     if not all(isinstance(kind, str) for kind in found.kinds) or not files.inside(found.kind_F, len(found.kinds)):
         return False
-    return files.ascending(found.begin_T, E) and files.inside(found.feature_E, F) and bool((np.diff(found.key_T) > 0).all())
+    if not files.ascending(found.begin_T, E) or found.begin_T[np.searchsorted(found.key_T, _TERMS)] != W:
+        return False
+    return files.inside(found.feature_E, F) and bool((np.diff(found.key_T) > 0).all())

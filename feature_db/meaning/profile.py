@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.arrays.rows import columns
+from feature_db.arrays.feature_arrays import FeatureArrays
 from feature_db.meaning.embedders import Embedder, unit
 from feature_db.store import stored
-from feature_db.store.schema import FEATURES_PER_SAE, ROLES, feature_id
 from feature_db.store.stored import INT, TEXT
 
 if TYPE_CHECKING:
@@ -26,6 +25,9 @@ LEAST_KEPT = 0.3
 """A feature whose kept words hold less of its activation is about other things: its precision is taken of this share."""
 _SPARSE = 16
 """Where fewer than one in so many features occurs, sorting the occurrences is faster than a table of all features."""
+_COMPARED = 512
+_MOST_COSINE = 1.01
+"""Of vectors that were rounded to 16 bits."""
 _COPIED = 32 << 20
 """Bytes of embeddings that are copied into memory."""
 
@@ -93,15 +95,37 @@ class Profile:
         known = known[np.abs(known).sum(1) > 0]
         if not len(known) or not len(self.term_V):
             return np.zeros(len(self.term_V), np.float32)
-        return np.max([self.products(query_D) for query_D in unit(known - self.mean_D)], axis=0)
+        return np.asarray(self.products(unit(known - self.mean_D).T).max(1), np.float32)
 
-    def products(self, vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(V,) inner product of a vector with each word's embedding."""
+    def products(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(V,) or (V, N) inner products of a vector (D,) or several (D, N) with each word's embedding."""
         if self._small is not None:
-            return self._small @ vector_D
+            return self._small @ vectors
         block = 1 << 14
-        parts = [self.vector_VD[i : i + block].astype(np.float32) @ vector_D for i in range(0, len(self.vector_VD), block)]
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        parts = [self.vector_VD[i : i + block].astype(np.float32) @ vectors for i in range(0, len(self.vector_VD), block)]
+        return np.concatenate(parts) if parts else np.zeros((0, *vectors.shape[1:]), np.float32)
+
+    def nearest_to_both(
+        self, like_V: NDArray[np.float32], vector_D: NDArray[np.float32], n: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The n words with a positive cosine in `like_V` whose mean of this cosine and that with a vector is largest.
+
+        Only words that can be among them are compared with the vector: no cosine is above 1.
+
+        Returns:
+            Their indices and means, the largest first.
+        """
+        some = largest(like_V, _COMPARED)
+        both = self._both(like_V, vector_D, some)
+        if len(some) == _COMPARED:
+            least = np.partition(both, _COMPARED - n)[_COMPARED - n]
+            some = np.flatnonzero(like_V > max(2 * least - _MOST_COSINE, 0))
+            both = self._both(like_V, vector_D, some)
+        best = largest(both, n)
+        return some[best], both[best]
+
+    def _both(self, like_V: NDArray[np.float32], vector_D: NDArray[np.float32], some: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (like_V[some] + self.vector_VD[some].astype(np.float32) @ vector_D) / 2
 
     @cached_property
     def _small(self) -> NDArray[np.float32] | None:
@@ -167,6 +191,14 @@ class Profile:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def largest(values: NDArray[np.float32], n: int) -> NDArray[np.int64]:
+    """Indices of the n largest positive values, the largest first."""
+    n = min(n, len(values))
+    best = np.argpartition(values, len(values) - n)[len(values) - n :] if n else np.zeros(0, np.int64)
+    best = best[np.argsort(-values[best], kind="stable")]
+    return best[values[best] > 0]
+
+
 def _numbered(feature_N: NDArray[np.int32], n_features: int) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
     """The features that occur, ascending, and for each occurrence its place among them, or, where many occur, the feature."""
     if _SPARSE * len(feature_N) < n_features:
@@ -177,21 +209,15 @@ def _numbered(feature_N: NDArray[np.int32], n_features: int) -> tuple[NDArray[np
     return np.flatnonzero(occurs_F), feature_N
 
 
-def profile(db: sqlite3.Connection, sae: int, n_features: int, embedder: Embedder) -> Profile:
+def profile(db: sqlite3.Connection, sae: int, arrays: FeatureArrays, embedder: Embedder) -> Profile:
     """The profile of a dictionary, from the rows of the database.
 
     Args:
         sae: id of the dictionary.
+        arrays: the rows of its features.
     """
-    span = (feature_id(sae, 0), feature_id(sae + 1, 0) - 1)
-    what = "the words of features"
-    found = db.execute(
-        "SELECT feature, term, value, COALESCE(rate, 0) FROM token_stat WHERE feature BETWEEN ? AND ? AND role = ? "
-        "ORDER BY feature, rank",
-        (*span, ROLES["fires_word"]),
-    )
-    feature_E, term_E, share_E, rate_E = columns(what, found, (np.int64, np.int64, np.float32, np.float32))
-    feature_E %= FEATURES_PER_SAE
+    n_features = arrays.n_features
+    feature_E, term_E, share_E, rate_E = arrays.words()
     term_V, word_E = np.unique(term_E, return_inverse=True)
     terms = _terms(db, sae)
     texts = [terms[term][0] for term in term_V.tolist()]

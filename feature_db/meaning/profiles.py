@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.arrays.derived import Derived
+from feature_db.arrays.derived import Derived, Features, Reading
 from feature_db.meaning import files
 from feature_db.meaning.embedders import DEFAULT, Embedder, embedder
 from feature_db.meaning.profile import Profile, profile
@@ -37,9 +37,18 @@ class Embedded(NamedTuple):
 
 
 class Profiles(Derived[Embedded]):
-    """The profile of each dictionary."""
+    """The profile of each dictionary.
+
+    Args:
+        reading: gives a connection that holds a read lock.
+        features: the rows of their features.
+    """
 
     suffix = files.SUFFIX
+
+    def __init__(self, reading: Reading, features: Features) -> None:
+        super().__init__(reading)
+        self._features = features
 
     def write(self, sae: IndexedSAE, name: str = DEFAULT) -> Path:
         """Write the file of a dictionary's profile, unless it exists and is of this embedder; returns its path.
@@ -55,20 +64,23 @@ class Profiles(Derived[Embedded]):
                     return path
             except DatabaseError:
                 pass
-            self._write(db, path, Embedded(profile(db, sae.id, sae.n_features, embedder(name)), embedder(name)))
+            self._write(db, path, self._made_by(db, sae, embedder(name)))
         with self._lock:
-            self._made.pop((sae.id, path), None)
+            self._made.clear()
         return path
 
     def _computed(self, db: sqlite3.Connection, sae: IndexedSAE) -> Embedded:
-        return Embedded(profile(db, sae.id, sae.n_features, embedder()), embedder())
+        return self._made_by(db, sae, embedder())
+
+    def _made_by(self, db: sqlite3.Connection, sae: IndexedSAE, by: Embedder) -> Embedded:
+        return Embedded(profile(db, sae.id, self._features.of(sae), by), by)
 
     def _computed_again(self, db: sqlite3.Connection, sae: IndexedSAE, texts: dict[str, str]) -> Embedded | str:
         try:
             by = embedder(texts.get("embedder", DEFAULT))
         except ConfigError as error:
             return str(error)
-        return Embedded(profile(db, sae.id, sae.n_features, by), by)
+        return self._made_by(db, sae, by)
 
     def _from_file(self, path: Path, sae: IndexedSAE) -> tuple[Embedded, dict[str, str]]:
         found, texts = files.mapped(path, sae.n_features)

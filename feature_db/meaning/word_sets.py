@@ -22,7 +22,7 @@ from feature_db.labels.token_classes import CALLED
 from feature_db.meaning.categories import categories, parts
 from feature_db.meaning.embedders import KNOWN, unit
 from feature_db.meaning.parts_of_speech import bases, inflected
-from feature_db.meaning.profile import Profile, WordSet
+from feature_db.meaning.profile import Profile, WordSet, largest
 from feature_db.meaning.wordnet import wordnet
 from feature_db.store import stored
 from feature_db.store.stored import INT, TEXT
@@ -158,7 +158,7 @@ def near(asked: Asked) -> Iterable[WordSet]:
 def members(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning without the query's own: what belongs to the category that a query names ("vehicle": car)."""
     like_V = asked.likeness_V.copy()
-    first = _largest(like_V, _OWN)
+    first = largest(like_V, _OWN)
     own = [word for word, text in zip(first.tolist(), asked.texts(first)) if not asked.all_words.isdisjoint(forms(text))]
     like_V[own] = 0
     return _around(asked, like_V)
@@ -166,13 +166,12 @@ def members(asked: Asked) -> Iterable[WordSet]:
 
 def _around(asked: Asked, like_V: NDArray[np.float32]) -> Iterable[WordSet]:
     """The words near both to the query and to the mean of the words nearest to it: the mean smooths chance neighbours out."""
-    first = _largest(like_V, _NEAREST)
+    first = largest(like_V, _NEAREST)
     if len(first):
         vectors = asked.profile.vector_VD
         centre_D = unit((like_V[first] ** 2 @ vectors[first].astype(np.float32))[None])[0]
-        both_V = np.where(like_V > 0, (like_V + asked.profile.products(centre_D)) / 2, 0)
-        words = _largest(both_V, _WIDENED)
-        yield WordSet("near in meaning", words, (both_V[words] ** 2).astype(np.float32))
+        words, both = asked.profile.nearest_to_both(like_V, centre_D, _WIDENED)
+        yield WordSet("near in meaning", words, (both**2).astype(np.float32))
 
 
 def kinds(asked: Asked) -> Iterable[WordSet]:
@@ -326,11 +325,3 @@ LANGUAGES = {
     "ukrainian": "uk", "vietnamese": "vi",
 }  # fmt: skip
 """English names of languages, and their ISO codes."""
-
-
-def _largest(values: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-    """Indices of the n largest positive values, the largest first."""
-    n = min(n, len(values))
-    best = np.argpartition(-values, n - 1)[:n] if n else np.zeros(0, np.int64)
-    best = best[np.argsort(-values[best], kind="stable")]
-    return best[values[best] > 0]

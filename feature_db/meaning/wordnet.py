@@ -46,6 +46,8 @@ class WordNet:
     def find(self, phrase: str) -> int | None:
         """Index of a word or phrase; None where it is not known."""
         key = phrase.encode("ascii", "replace")
+        if len(key) > self.word.itemsize:  # else NumPy makes a copy of all words in which it fits
+            return None
         place = int(np.searchsorted(self.word, np.bytes_(key)))
         return place if place < len(self.word) and self.word[place] == key else None
 

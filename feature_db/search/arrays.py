@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from feature_db.arrays.derived import Features
+from feature_db.arrays.derived import Features, Reading
 from feature_db.meaning.profiles import Profiles
 from feature_db.records import IndexedSAE
 
@@ -18,6 +18,12 @@ class Arrays(NamedTuple):
 
     features: Features
     profiles: Profiles
+
+    @classmethod
+    def of(cls, reading: Reading) -> Arrays:
+        """Those of the database that `reading` gives a connection to."""
+        features = Features(reading)
+        return cls(features, Profiles(reading, features))
 
     def paths(self, sae: IndexedSAE) -> list[Path]:
         """Where the files of a dictionary are."""

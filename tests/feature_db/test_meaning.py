@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from feature_db import FeatureDB
+from feature_db.arrays.feature_arrays import from_rows
 from feature_db.meaning import files
 from feature_db.meaning.embedders import EMBEDDERS, embedder, unit
 from feature_db.meaning.profile import Profile, WordSet, profile
@@ -96,7 +97,7 @@ def test_a_profile_equals_dense_arithmetic(index: Index) -> None:
     n = database.saes()[0].n_features
     with sqlite3.connect(database.path) as db:
         share, rate, texts, count = _dense(db, n)
-        made = profile(db, database.saes()[0].id, n, _Letters())
+        made = profile(db, database.saes()[0].id, from_rows(db, database.saes()[0]), _Letters())
         known = [row[0] for row in db.execute("SELECT text, id FROM term WHERE kind = 'word' ORDER BY id") if row[0] in texts]
     order = [texts.index(text) for text in known]
     share, rate, count = share[:, order], rate[:, order], count[order]
@@ -118,6 +119,19 @@ def test_a_profile_equals_dense_arithmetic(index: Index) -> None:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
     assert set(answer.features) == set(np.flatnonzero(share[:, words].sum(1)))
     assert np.allclose(answer.f1, f1[answer.features], atol=1e-5)
+
+
+def test_the_nearest_words_are_those_of_all_that_are_compared() -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.standard_normal((5000, 16)).astype(np.float32)).astype(np.float16)
+    zeros = np.zeros(0)
+    made = Profile(np.arange(5000), zeros, vectors, *[zeros] * 10)  # type: ignore[arg-type]
+    for query, other in unit(rng.standard_normal((5, 2, 16)).astype(np.float32)):
+        like = vectors.astype(np.float32) @ query
+        words, both = made.nearest_to_both(like, other, 20)
+        every = np.where(like > 0, (like + vectors.astype(np.float32) @ other) / 2, 0)
+        assert words.tolist() == np.argsort(-every)[:20].tolist()
+        assert np.allclose(both, every[words], atol=1e-6)
 
 
 def test_meaning_is_found_without_the_word(index: Index) -> None:
