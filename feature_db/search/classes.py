@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -22,19 +24,25 @@ def classes(lookup: Lookup) -> dict[int, Match]:
     """Features that detect a class of tokens that the query names, by the chance that they are right; it is
     less if the query says more than the class's name."""
     found: dict[int, Match] = {}
-    condition, parameters = lookup.chosen.sql()
     for name, share in named(lookup.query).items():
-        rows = lookup.db.execute(
-            "SELECT feature.id, class_stat.precision, class_stat.recall, class_stat.f1 FROM class_stat CROSS JOIN feature "
-            f"ON feature.id = class_stat.feature WHERE class_stat.class = ? AND {condition} "
-            f"ORDER BY class_stat.f1 DESC, class_stat.feature LIMIT {_MOST}",
-            (name, *parameters),
-        )
-        for feature, precision, recall, f1 in stored.rows("the classes of features", rows, INT, REAL, REAL, REAL):
+        for feature, precision, recall, f1 in islice(_chosen(lookup, name), _MOST):
             value = float(chance(np.array(min(f1, 1.0)))) * share
             if feature not in found or value > found[feature].value:
                 found[feature] = Match(value, f"fires on {CLASSES[name]} ({precision:.0%} of its tokens, {recall:.0%} of theirs)")
     return found
+
+
+def _chosen(lookup: Lookup, name: str) -> Iterator[stored.Row]:
+    """Id, precision, recall and F1 of the chosen features that detect a class, the best first."""
+    found = lookup.db.execute(
+        "SELECT feature, precision, recall, f1 FROM class_stat WHERE class = ? ORDER BY f1 DESC, feature", (name,)
+    )
+    while some := found.fetchmany(_MOST):
+        rows = stored.rows("the classes of features", some, INT, REAL, REAL, REAL)
+        ids = np.array([row[0] for row in rows], np.int64)
+        passes = lookup.passes(ids)
+        passes[passes] = lookup.fulfil_rest(ids[passes])
+        yield from (row for row, there in zip(rows, passes.tolist()) if there)
 
 
 def named(query: str) -> dict[str, float]:

@@ -19,7 +19,7 @@ from saekit.errors import ConfigError
 from saekit.plugins import Registry
 
 Profiles = Callable[[IndexedSAE], tuple[Profile, Embedder]]
-_BLOCK = 1 << 14
+_BLOCK_BYTES = 1 << 18
 
 
 def decoder(profiles: Profiles, sae: IndexedSAE, number: int, saes: Sequence[IndexedSAE]) -> Iterator[Scores]:
@@ -27,9 +27,18 @@ def decoder(profiles: Profiles, sae: IndexedSAE, number: int, saes: Sequence[Ind
     direction_D = unit(np.asarray(vectors.mapped(sae)[number], np.float32)[None])[0]
     for other in saes:
         if other.d_out == sae.d_out and other.model.get("model") == sae.model.get("model"):
-            of_other = vectors.mapped(other)
-            blocks = (np.asarray(of_other[start : start + _BLOCK]) for start in range(0, other.n_features, _BLOCK))
-            yield _scores(sae, number, other, np.concatenate([unit(block) @ direction_D for block in blocks]), "decoder cosine")
+            yield _scores(sae, number, other, _cosines(vectors.mapped(other), direction_D), "decoder cosine")
+
+
+def _cosines(vectors_FD: NDArray[np.float32], direction_D: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(F,) cosine of each row with a vector of length 1. The file is read once, in blocks that fit into a processor's cache."""
+    cosine_F = np.zeros(len(vectors_FD), np.float32)
+    rows = max(_BLOCK_BYTES // (4 * len(direction_D)), 1)
+    for start in range(0, len(vectors_FD), rows):
+        block = np.asarray(vectors_FD[start : start + rows])
+        lengths = np.sqrt(np.einsum("fd,fd->f", block, block))
+        cosine_F[start : start + rows] = block @ direction_D / np.maximum(lengths, 1e-9)
+    return cosine_F
 
 
 def words(profiles: Profiles, sae: IndexedSAE, number: int, saes: Sequence[IndexedSAE]) -> Iterator[Scores]:
