@@ -25,10 +25,7 @@ LEAST_KEPT = 0.3
 """A feature whose kept words hold less of its activation is about other things: its precision is taken of this share."""
 _SPARSE = 16
 """Where fewer than one in so many features occurs, sorting the occurrences is faster than a table of all features."""
-_COMPARED = 512
-_MOST_COSINE = 1.01
-"""Of vectors that were rounded to 16 bits."""
-_COPIED = 32 << 20
+_COPIED = 64 << 20
 """Bytes of embeddings that are copied into memory."""
 
 
@@ -105,28 +102,6 @@ class Profile:
         parts = [self.vector_VD[i : i + block].astype(np.float32) @ vectors for i in range(0, len(self.vector_VD), block)]
         return np.concatenate(parts) if parts else np.zeros((0, *vectors.shape[1:]), np.float32)
 
-    def nearest_to_both(
-        self, like_V: NDArray[np.float32], vector_D: NDArray[np.float32], n: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The n words with a positive cosine in `like_V` whose mean of this cosine and that with a vector is largest.
-
-        Only words that can be among them are compared with the vector: no cosine is above 1.
-
-        Returns:
-            Their indices and means, the largest first.
-        """
-        some = largest(like_V, _COMPARED)
-        both = self._both(like_V, vector_D, some)
-        if len(some) == _COMPARED:
-            least = np.partition(both, _COMPARED - n)[_COMPARED - n]
-            some = np.flatnonzero(like_V > max(2 * least - _MOST_COSINE, 0))
-            both = self._both(like_V, vector_D, some)
-        best = largest(both, n)
-        return some[best], both[best]
-
-    def _both(self, like_V: NDArray[np.float32], vector_D: NDArray[np.float32], some: NDArray[np.int64]) -> NDArray[np.float32]:
-        return (like_V[some] + self.vector_VD[some].astype(np.float32) @ vector_D) / 2
-
     @cached_property
     def _small(self) -> NDArray[np.float32] | None:
         """The embeddings as float32, which takes longer than the products; None where this copy would be large."""
@@ -181,10 +156,15 @@ class Profile:
 
     def index_of(self, terms: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the words with these term ids; terms that no feature fires on are left out."""
+        places, known = self.places_of(terms)
+        return places[known]
+
+    def places_of(self, terms: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """For each of these term ids an index of a word, and whether it is the word's."""
         if not len(self.term_V):
-            return np.zeros(0, np.int64)
-        place = np.minimum(np.searchsorted(self.term_V, terms), len(self.term_V) - 1)
-        return place[self.term_V[place] == terms]
+            return np.zeros(len(terms), np.int64), np.zeros(len(terms), bool)
+        places = np.minimum(np.searchsorted(self.term_V, terms), len(self.term_V) - 1)
+        return places, self.term_V[places] == terms
 
     def arrays(self) -> dict[str, NDArray]:
         """All arrays by name."""

@@ -107,6 +107,31 @@ class Asked:
         likeness_V[words] = np.minimum(likeness_V[words], 0)
         return replace(self, likeness_V=likeness_V)
 
+    @cached_property
+    def around(self) -> list[WordSet]:
+        """The words near in meaning to the query, with and without its own; none where nothing is like it.
+
+        They are near both to the query and to the mean of the words nearest to it: the mean smooths chance neighbours out.
+        """
+        first = largest(self.likeness_V, _OWN)
+        own = [word for word, text in zip(first.tolist(), self.texts(first)) if not self.all_words.isdisjoint(forms(text))]
+        others_V = self.likeness_V.copy()
+        others_V[own] = 0
+        likes = [like_V for like_V in (self.likeness_V, others_V) if like_V.max(initial=0) > 0]
+        if not likes:
+            return []
+        centres = unit(np.stack([self._centre(like_V) for like_V in likes]))
+        found = []
+        for like_V, centre_V in zip(likes, self.profile.products(centres.T).T):
+            both_V = np.where(like_V > 0, (like_V + centre_V) / 2, 0)
+            words = largest(both_V, _WIDENED)
+            found.append(WordSet("near in meaning", words, (both_V[words] ** 2).astype(np.float32)))
+        return found
+
+    def _centre(self, like_V: NDArray[np.float32]) -> NDArray[np.float32]:
+        nearest = largest(like_V, _NEAREST)
+        return like_V[nearest] ** 2 @ self.profile.vector_VD[nearest].astype(np.float32)
+
     def texts(self, words: Iterable[int]) -> list[str]:
         """Texts of words of the profile."""
         ids = [int(self.profile.term_V[word]) for word in words]
@@ -121,8 +146,8 @@ class Asked:
         found = self.db.execute(f"{source} AND {condition} ORDER BY id", (self.sae, *parameters))
         rows = stored.rows("the words of a corpus", found, INT, TEXT)
         ids = np.array([row[0] for row in rows], np.int64)
-        known = np.isin(ids, self.profile.term_V)
-        return self.profile.index_of(ids), [row[1] for row, there in zip(rows, known.tolist()) if there]
+        words, known = self.profile.places_of(ids)
+        return words[known], [row[1] for row, there in zip(rows, known.tolist()) if there]
 
 
 def forms(word: str) -> list[str]:
@@ -150,28 +175,14 @@ def said(asked: Asked) -> Iterable[WordSet]:
 
 def near(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning to the query, the query's own words included."""
-    for words in _around(asked, asked.likeness_V):
+    for words in asked.around[:1]:
         # The words nearest to a phrase are less near to it than a word is to itself.
         yield words._replace(weights=asked.own * words.weights / np.sqrt(max(float(words.weights.max(initial=0)), 1e-9)))
 
 
 def members(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning without the query's own: what belongs to the category that a query names ("vehicle": car)."""
-    like_V = asked.likeness_V.copy()
-    first = largest(like_V, _OWN)
-    own = [word for word, text in zip(first.tolist(), asked.texts(first)) if not asked.all_words.isdisjoint(forms(text))]
-    like_V[own] = 0
-    return _around(asked, like_V)
-
-
-def _around(asked: Asked, like_V: NDArray[np.float32]) -> Iterable[WordSet]:
-    """The words near both to the query and to the mean of the words nearest to it: the mean smooths chance neighbours out."""
-    first = largest(like_V, _NEAREST)
-    if len(first):
-        vectors = asked.profile.vector_VD
-        centre_D = unit((like_V[first] ** 2 @ vectors[first].astype(np.float32))[None])[0]
-        words, both = asked.profile.nearest_to_both(like_V, centre_D, _WIDENED)
-        yield WordSet("near in meaning", words, (both**2).astype(np.float32))
+    return asked.around[1:]
 
 
 def kinds(asked: Asked) -> Iterable[WordSet]:

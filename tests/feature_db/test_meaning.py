@@ -121,19 +121,6 @@ def test_a_profile_equals_dense_arithmetic(index: Index) -> None:
     assert np.allclose(answer.f1, f1[answer.features], atol=1e-5)
 
 
-def test_the_nearest_words_are_those_of_all_that_are_compared() -> None:
-    rng = np.random.default_rng(0)
-    vectors = unit(rng.standard_normal((5000, 16)).astype(np.float32)).astype(np.float16)
-    zeros = np.zeros(0)
-    made = Profile(np.arange(5000), zeros, vectors, *[zeros] * 10)  # type: ignore[arg-type]
-    for query, other in unit(rng.standard_normal((5, 2, 16)).astype(np.float32)):
-        like = vectors.astype(np.float32) @ query
-        words, both = made.nearest_to_both(like, other, 20)
-        every = np.where(like > 0, (like + vectors.astype(np.float32) @ other) / 2, 0)
-        assert words.tolist() == np.argsort(-every)[:20].tolist()
-        assert np.allclose(both, every[words], atol=1e-6)
-
-
 def test_meaning_is_found_without_the_word(index: Index) -> None:
     database = index()
     assert database.search("joyful", 1)[0].feature == database.search("happy", 1)[0].feature == 2
