@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from saekit.activations import ActivationStore
+from saekit.activations.loader.source import is_heldout
 from saekit.workspace.study import Study
 from saekit.workspace.workspace import Workspace
 from tests.kit.commands import Saekit
@@ -57,15 +58,16 @@ def test_a_dictionary_of_what_the_assistant_says(saekit: Saekit, chat_model: Pat
     store = ActivationStore.open(ws / "activations")
     assert store.provenance["chat_template"] == TEMPLATE and store.train_on == "assistant"
 
-    # The database counts exactly the tokens that the store marks, and these are not the words of the user.
+    # The database counts the tokens that the store marks, except in held-out documents; they are not the words of the user.
     workspace = Workspace.open(ws)
     text = workspace.lm.text
-    counted, others = [], []
+    counted, others, heldout = [], [], 0
     for block in store.stream([]):
         for token, special in zip(block.tokens_N.tolist(), block.special_N.tolist()):
             (others if special else counted).append(token)
+        heldout += int((is_heldout(block.document_N) & ~block.special_N.numpy()).sum())
     with workspace.database() as database:
-        assert database.saes()[0].n_tokens == len(counted)
+        assert database.saes()[0].n_tokens == len(counted) - heldout > 0
     asked_by_the_user = text.plain_ids(["\nTom: What then?"])[0]
     assert len(others) > 500 and len(asked_by_the_user) > 3
     shown = text.decode(counted)
