@@ -38,7 +38,8 @@ class Neighbours:
         rows = self._codes.rows(feature)
         rows = rows[:: max(len(rows) // _ROWS, 1)]
         start, feature_E = self._codes.by_row
-        entries = np.concatenate([np.zeros(0, np.int64), *(np.arange(start[row], start[row + 1]) for row in rows.tolist())])
+        lengths = start[rows + 1] - start[rows]
+        entries = np.repeat(start[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         both_F = np.bincount(feature_E[entries], minlength=len(self._count_F))
         both_F[feature] = 0
         cosine_F = both_F / np.sqrt(np.maximum(self._count_F, 1))

@@ -44,7 +44,7 @@ def measure(subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
             predicted = PREDICATES.find(label.rule.test)(subject.heldout.text, label.rule)
             scores = rows_of.compare(feature, predicted)
             scores |= silent.compare(predicted, scores["recall"])
-            chance = [rows_of.compare(other, predicted)["balanced_accuracy"].value for other in wrong]
+            chance = [rows_of.accuracy(other, predicted) for other in wrong]
             if chance:
                 scores["balanced_accuracy_shuffled"] = Score(float(np.mean(chance)), len(chance))
             yield Result(label, scores)
@@ -74,6 +74,17 @@ class _Rows:
         # Where a feature fires on every token, no token is left to be wrong about.
         found["balanced_accuracy"] = mean_of(recall, specificity or Score(1.0, 0, 0.0, 1.0))
         return found
+
+
+    def accuracy(self, feature: int, predicted: NDArray[np.int64]) -> float:
+        """Balanced accuracy alone."""
+        rows, counted = self._heldout.codes.rows(feature), len(self._heldout.text.counted_rows)
+        self._fires_N[rows] = True
+        both = int(np.count_nonzero(self._fires_N[predicted]))
+        self._fires_N[rows] = False
+        silent = counted - len(rows)
+        specificity = (silent - len(predicted) + both) / silent if silent else 1.0
+        return (both / len(rows) + specificity) / 2
 
 
 class _Silent:

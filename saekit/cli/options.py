@@ -259,7 +259,7 @@ WANDB = Annotated[
 FEATURE = Annotated[
     str,
     typer.Argument(
-        help="A feature (1042, resid_post.3/1042, or resid_post.3@NAME/1042 of a dictionary with a name), a range (0..99), or a "
+        help="A feature (1042, resid_post.3/1042, or resid_post.3@NAME/1042 of a dictionary with a name), a range (0-99), or a "
         "list (@LIST).",
         metavar="FEATURE",
         show_default=False,
@@ -269,7 +269,7 @@ FEATURES = Annotated[
     list[str] | None,
     typer.Option(
         "--features",
-        help="Only these features: 1042, resid_post.3/1042, a range 0..99, or a list @LIST. May be repeated. [default: all]",
+        help="Only these features: 1042, resid_post.3/1042, a range 0-99, or a list @LIST. May be repeated. [default: all]",
         show_default=False,
     ),
 ]

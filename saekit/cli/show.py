@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from saekit.cli import options
+from saekit.cli.label import print_label
 from saekit.cli.output import bar, console, emit, highlighted, number, say, text
 from saekit.cli.values import count
 
+_LABELS = 4
 SCORES = ("input_score", "output_score", "effect")
 PARTNERS = {"decoder": "alike", "pmi": "with", "correlation": "correlates"}
 """What rows of partners are called on the screen."""
@@ -17,13 +19,7 @@ PARTNERS = {"decoder": "alike", "pmi": "with", "correlation": "correlates"}
 
 def show(
     workspace: options.WORKSPACE,
-    feature: Annotated[
-        str,
-        typer.Argument(
-            help="A feature: 1042, resid_post.3/1042 if there are several sites, or resid_post.3@NAME/1042 of one with a name.",
-            metavar="FEATURE",
-        ),
-    ],
+    feature: options.FEATURE,
     examples: Annotated[
         int,
         typer.Option("-n", "--examples", help="Example texts to show, the strongest first.", parser=count(0), metavar="COUNT"),
@@ -31,28 +27,40 @@ def show(
     name: options.NAME = "",
     as_json: options.JSON = False,
 ) -> None:
-    """Show a feature: its statistics, the tokens it promotes, suppresses and causes, and the words and texts it fires on.
+    """Show a feature: its labels, notes and statistics, the tokens it promotes, suppresses and causes, and texts it fires on.
 
     Promoted tokens are those of its decoder direction. Caused tokens are those that gain when it is clamped on neutral prompts.
 
     Example: `saekit show pythia 1042`
 
     Example: `saekit show pythia resid_post.3@gemma/1042`
+
+    Example: `saekit show pythia @safety -n 3`
     """
+    from saekit.workspace.refs import is_single
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    facts = ws.database().feature(ws.ref(feature, name)).to_dict()
-    facts["examples"] = facts["examples"][:examples]
+    with ws.database() as database:
+        records = [database.feature(ref).to_dict() for ref in ws.refs(feature, name)]
+    for facts in records:
+        facts["examples"] = facts["examples"][:examples]
     if as_json:
-        emit(facts)
-    else:
+        emit(records[0] if is_single(feature) else records)
+        return
+    for facts in records:
         _print_record(facts)
 
 
 def _print_record(facts: dict[str, Any]) -> None:
     out = console()
     say((facts["ref"], "bold"), "  ", (facts["label"] or "no label", "green"))
+    for each in facts["labels"][:_LABELS]:
+        print_label(each)
+    for note in facts["notes"]:
+        say((f"{'note':<11}", "bold"), note["text"], "  ", (note["created"][:10], "dim"))
+    if facts["lists"]:
+        say((f"{'lists':<11}", "bold"), ", ".join(facts["lists"]))
     say(f"fires on {facts['density']:.3%} of tokens, mean {number(facts['mean'])} where it fires, max {number(facts['max'])}")
     scores = [f"{name.replace('_', ' ')} {number(facts[name])}" for name in SCORES if facts[name] is not None]
     if scores:

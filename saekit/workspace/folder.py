@@ -314,7 +314,7 @@ class WorkspaceFolder:
         """The features that a user means by one or several texts, each feature once.
 
         Args:
-            texts: what :meth:`ref` reads, a range of features (`0..99`, `resid_post.3/0..99`), or a list that people made
+            texts: what :meth:`ref` reads, several with commas, a range (`0-99`, `resid_post.3/0-99`), or a list that people made
                 (`@safety`).
             name: of the dictionary, where a text does not have it; empty for the default one.
 

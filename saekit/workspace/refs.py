@@ -1,4 +1,4 @@
-"""The features that a user means: single ones, ranges, and lists."""
+"""The features that a user means: single ones, ranges, and lists. Every command reads them here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LIST = "@"
 """Stands before the name of a list."""
-_RANGE = re.compile(r"(?P<place>.*?)(?P<first>[0-9]{1,9})\.\.(?P<last>[0-9]{1,9})")
+_RANGE = re.compile(r"(?P<place>(?:.+/)?)(?P<first>[0-9]{1,9})(?:-|\.\.)(?P<last>[0-9]{1,9})")
 _LIST_NAME = re.compile(r"[\w.-]{1,100}")
 _MOST = 1 << 20
 
@@ -24,8 +24,14 @@ def parse(ws: WorkspaceFolder, texts: str | Iterable[str], name: str = "") -> li
     """The features of several texts, each once, in the order given; see :meth:`WorkspaceFolder.refs`."""
     found: dict[Ref, None] = {}
     for text in [texts] if isinstance(texts, str) else texts:
-        found.update(dict.fromkeys(_of_one(ws, text, name)))
+        for part in text.split(","):
+            found.update(dict.fromkeys(_of_one(ws, part.strip(), name)))
     return list(found)
+
+
+def is_single(text: str) -> bool:
+    """Whether a text means one feature, not a list, a range or several."""
+    return not (text.startswith(LIST) or "," in text or _RANGE.fullmatch(text))
 
 
 def _of_one(ws: WorkspaceFolder, text: str, name: str) -> Iterable[Ref]:
@@ -33,11 +39,11 @@ def _of_one(ws: WorkspaceFolder, text: str, name: str) -> Iterable[Ref]:
         with ws.database() as database:
             return [entry.ref for entry in database.list_entries(text.removeprefix(LIST))]
     span = _RANGE.fullmatch(text)
-    if span is None or (span["place"] and not span["place"].endswith("/")):
+    if span is None:
         return [ws.ref(text, name)]
     first, last = int(span["first"]), int(span["last"])
     if not 0 <= last - first < _MOST:
-        raise UnknownRef(f"{text!r} is no range of features.", "Write the first and the last one: 0..99.")
+        raise UnknownRef(f"{text!r} is no range of features.", "Write the first and the last one: 0-99.")
     of_first = ws.ref(f"{span['place']}{first}", name)
     return [replace(of_first, unit=unit) for unit in range(first, last + 1)]
 
