@@ -75,7 +75,6 @@ class _Rows:
         found["balanced_accuracy"] = mean_of(recall, specificity or Score(1.0, 0, 0.0, 1.0))
         return found
 
-
     def accuracy(self, feature: int, predicted: NDArray[np.int64]) -> float:
         """Balanced accuracy alone."""
         rows, counted = self._heldout.codes.rows(feature), len(self._heldout.text.counted_rows)

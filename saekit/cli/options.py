@@ -269,7 +269,7 @@ FEATURES = Annotated[
     list[str] | None,
     typer.Option(
         "--features",
-        help="Only these features: 1042, resid_post.3/1042, a range 0-99, or a list @LIST. May be repeated. [default: all]",
+        help="These features: 1042, resid_post.3/1042, a range 0-99, or a list @LIST. May be repeated. [default: all]",
         show_default=False,
     ),
 ]

@@ -19,6 +19,7 @@ def report(
     site: options.SITE = None,
     name: options.NAME = "",
     query: options.QUERIES = None,
+    features: options.FEATURES = None,
     top: options.TOP = 5,
     page: Annotated[
         Path | None,
@@ -33,7 +34,7 @@ def report(
     ] = False,
     as_json: options.JSON = False,
 ) -> None:
-    """Write a page about a dictionary: training curves, quality, density of its features, and the results of searches.
+    """Write a page about a dictionary: training curves, quality, density of its features, chosen features, and searches.
 
     The page is one HTML file that loads nothing from other places.
 
@@ -41,6 +42,8 @@ def report(
     end: reports/train-SITE.html, or train-SITE-NAME.html.
 
     Example: `saekit report pythia --query "happy" --query "money"`
+
+    Example: `saekit report pythia --features @safety`
 
     Example: `saekit report pythia --training`
     """
@@ -54,7 +57,8 @@ def report(
         _report_training(ws, site, name, as_json)
         return
     chosen = ws.dictionaries.address(site, name)
-    sections = [pages.search(ws, chosen, text, k=top) for text in query or ()]
+    sections = [pages.chosen(ws, text, name=chosen.name) for text in features or ()]
+    sections += [pages.search(ws, chosen, text, k=top) for text in query or ()]
     content = pages.gather(ws, chosen, sections)
     path = pages.write(content, page or ws.reports / f"{stem(chosen.place, chosen.name)}.html")
     if as_json:

@@ -5,7 +5,7 @@ from saekit.report.page import render, write
 from saekit.report.sweep import render_sweep, write_sweep
 from saekit.report.training import render_training, write_training
 from saekit.views.dictionary import Content, gather
-from saekit.views.search import Detected, Found, Section, search
+from saekit.views.search import Detected, Found, Section, chosen, search
 from saekit.views.steering import Steered
 from saekit.views.sweep import Compared, compare, rank
 from saekit.views.training import Trained, gather_training
@@ -18,6 +18,7 @@ __all__ = [
     "Section",
     "Steered",
     "Trained",
+    "chosen",
     "compare",
     "gather",
     "gather_training",

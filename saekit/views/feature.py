@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 7
 _EFFECTS, _ALIKE = 8, 4
+_FIRST = ("balanced_accuracy", "detection")
 
 
 def feature_view(record: FeatureRecord) -> dict[str, Any]:
@@ -19,6 +20,8 @@ def feature_view(record: FeatureRecord) -> dict[str, Any]:
 
     Returns:
         ref, dictionary, site, name, feature, label, density, mean, max: as the database has them; `dictionary` is an address.
+        label_scores: scores of the label on held-out documents by their names, with `value`, `low` and `high`.
+        notes: what people wrote about it.
         promoted, suppressed: rows of `token` and `value`, the strongest first.
         caused: rows of `token`, `value` (change of the log-probability) and `probability`, the strongest first.
         measured: the input score, output score and effect by their names, those that were measured.
@@ -34,6 +37,8 @@ def feature_view(record: FeatureRecord) -> dict[str, Any]:
         "name": record.name,
         "feature": record.feature,
         "label": record.label,
+        "label_scores": _label_scores(record),
+        "notes": [note.text for note in record.notes],
         "density": record.density,
         "mean": record.mean,
         "max": record.max,
@@ -57,6 +62,21 @@ def feature_view(record: FeatureRecord) -> dict[str, Any]:
         ],
         "logits": None if record.logit_histogram is None else _shares(record.logit_histogram),
         "examples": [_pieces(example, record.max) for example in _examples(record)],
+    }
+
+
+def _label_scores(record: FeatureRecord) -> dict[str, dict[str, float | None]]:
+    """The scores of the label that is shown, the balanced accuracy first."""
+    label = record.labels[0] if record.labels else None
+    names = sorted(label.intervals, key=lambda metric: (metric not in _FIRST, metric)) if label else []
+    return {
+        metric.replace("_", " "): {
+            "value": label.scores[metric],
+            "low": label.intervals[metric].low,
+            "high": label.intervals[metric].high,
+        }
+        for metric in names
+        if label is not None
     }
 
 

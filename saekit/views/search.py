@@ -57,6 +57,8 @@ class Section:
     name: str = ""
     mentions: Mentions | None = None
     steered: Steered | None = None
+    chosen: bool = False
+    """Whether `query` names the features, instead of searching for them."""
 
     @property
     def title(self) -> str:
@@ -77,11 +79,29 @@ def search(ws: Workspace, site: AddressLike, query: str, k: int = 3, *, name: st
         return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 
 
+def chosen(ws: Workspace, refs: str, *, name: str = "") -> Section:
+    """The features that a text names (`1042`, `0-9`, `@safety`), with everything that the database has about them.
+
+    Args:
+        name: of the dictionary, where the text does not have it; empty for the default one.
+
+    Raises:
+        UnknownRef: the text names no feature, or there is no such list.
+    """
+    from feature_db import Hit
+
+    with ws.database() as database:
+        records = [database.feature(ref) for ref in ws.refs(refs, name)]
+    hits = [Hit(each.dictionary, each.feature, score=1.0, label=each.label, density=each.density, why="") for each in records]
+    return Section(refs, [Found(hit, record) for hit, record in zip(hits, records)], chosen=True)
+
+
 def search_view(section: Section) -> dict[str, Any]:
     """One search.
 
     Returns:
         title, query: texts.
+        chosen: whether the query names the features.
         found: for each feature its :func:`saekit.views.feature.feature_view`, `why` it was found, and `detected`: `f1`,
             `auc`, `average_precision` and `base_rate`, or None.
         steered: :func:`saekit.views.steering.steering_view`, or None.
@@ -92,6 +112,7 @@ def search_view(section: Section) -> dict[str, Any]:
     return {
         "title": section.title,
         "query": section.query,
+        "chosen": section.chosen,
         "found": [
             {
                 **feature_view(each.record),

@@ -71,7 +71,11 @@ def test_lists(saekit: Saekit, ws: Path) -> None:
     assert [(each["ref"], each["note"]) for each in made["features"]] == [(f"feature:{SITE}/{n}", "refusals") for n in (5, 6, 7)]
     saekit("list", ws, "@safety", "--add", f"{SITE}/2", "--remove", f"{SITE}/6")
     shown = saekit("list", ws, "safety", "--json").json["features"]
-    assert [each["ref"][-1] for each in shown] == ["5", "7", "2"] and [each["note"] for each in shown] == ["refusals", "refusals", ""]
+    assert [each["ref"][-1] for each in shown] == ["5", "7", "2"] and [each["note"] for each in shown] == [
+        "refusals",
+        "refusals",
+        "",
+    ]
     assert {"list": "safety", "features": [each["ref"] for each in shown]} in saekit("list", ws, "--json").json
     assert "safety" in saekit("list", ws).stdout and f"{SITE}/7" in saekit("list", ws, "safety").stdout
     assert "safety" in saekit("show", ws, f"{SITE}/7", "--json").json["lists"]
