@@ -183,9 +183,9 @@ def test_tokens_have_their_own_activations_and_labels(stories_lm: LanguageModel,
 
 
 def _labelled(lm: LanguageModel, document: lab.Document) -> lab.Labelled:
-    from saekit.evaluate.dictionary.examples import _label
+    from saekit.evaluate.dictionary.examples import labelled_tokens
 
-    empty = _label(Labelled.of_documents([document, _documents()[2]]), lm.tokenizer)  # so that both concepts are known
+    empty = labelled_tokens(Labelled.of_documents([document, _documents()[2]]), lm.tokenizer)  # so that both concepts are known
     kept = empty.token_M < len(empty.ids[0])
     return lab.Labelled(empty.ids[:1], empty.concepts, empty.token_M[kept], empty.concept_M[kept])
 

@@ -40,7 +40,7 @@ def _scores(database: FeatureDB) -> list[tuple[Any, ...]]:
 
 def test_without_effects_the_rest_is_measured(ws: Workspace) -> None:
     with ws.database() as database:
-        assert set(database.measurements(SITE)) == {"decoder", "input", "logits"} and _scores(database) == []
+        assert set(database.measurements(SITE)) == {"corpus_labels", "decoder", "input", "logits"} and _scores(database) == []
         record = database.feature(SITE, 3)
         assert record.label == "a label that a person wrote" and record.partners and record.input_score is not None
 
