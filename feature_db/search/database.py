@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from feature_db.arguments import names
 from feature_db.records import ExampleHit, Hit, Hits, IndexedSAE
 from feature_db.search.arrays import Arrays
-from feature_db.search.lookup import Lookup, Model
+from feature_db.search.lookup import Lookup, Model, Scores
 from feature_db.search.page import Page
 from feature_db.search.query import Filter, query_text, query_words
 from feature_db.search.search import FLOOR, chosen_signals, fused, search
@@ -147,6 +149,37 @@ class Searches:
         texts = Contrast(read(lm, positives, spans), [] if negatives is None else read(lm, negatives))
         with self._reading() as db:
             return Hits(search_texts(self._lookup(db, saes, chosen), lm, sae, saes[0], texts, page))
+
+    def browse(
+        self,
+        k: int = 10,
+        *,
+        site: str | Site | None = None,
+        dictionary: str | Site | Address | None = None,
+        live: bool = True,
+        where: str | None = None,
+        sort: str | None = None,
+        offset: int = 0,
+    ) -> list[Hit]:
+        """The first k features that fulfil a condition, without a query: `db.browse(where="kind = 'word'", sort="max desc")`.
+
+        Args:
+            k, site, dictionary, live, where, sort, offset: as in :meth:`search`. Without `sort`, features are ordered by
+                dictionary and number. The score of a hit is 1, and it says the value of the column that was sorted by.
+
+        Raises:
+            UnknownSite: there are no features of `site` or `dictionary`.
+            WorkspaceError: as in :meth:`search`.
+            ConfigError: the condition cannot be read, or there is no such column.
+            DatabaseError: the file is damaged.
+        """
+        page = Page(k, offset, sort)
+        saes = self._addressed.searched(site, dictionary, None)
+        chosen = self._filter(saes, None, (0.0, 1.0), live, where)
+        with self._reading() as db:
+            lookup = self._lookup(db, saes, chosen)
+            every = [Scores(sae.id, np.arange(sae.n_features), np.ones(sae.n_features), page.why(db, sae.id)) for sae in saes]
+            return Hits(fused(lookup, [(scores, 1.0) for scores in every], page, 0.0))
 
     def like(
         self,

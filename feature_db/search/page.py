@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from feature_db.arguments import whole
 from feature_db.search.columns import column
 from feature_db.store import stored
+from feature_db.store.schema import feature_id
 from saekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +68,19 @@ class Page:
         """Number of features up to the last of the page."""
         return self.offset + self.k
 
+    def why(self, db: sqlite3.Connection, sae: int) -> Callable[[int], str]:
+        """Says the value of the column to sort by, for a feature of dictionary `sae` with this number."""
+
+        def said(number: int) -> str:
+            if self.order is None:
+                return "it is in the dictionary"
+            name, _ = self.order
+            sql = f"SELECT {column(name).sql} FROM feature WHERE feature.id = ?"
+            (value,) = db.execute(sql, (feature_id(sae, number),)).fetchone()
+            return f"{name} {value:.4g}" if isinstance(value, int | float) else f"{name} {value or 'unknown'}"
+
+        return said
+
     def of(self, lookup: Lookup, ids: NDArray[np.int64], score: NDArray[np.floating[Any]]) -> list[int]:
         """Indices of the features on the page, from the ids and scores of all that were found. Ties are ordered by id."""
         if self.order is None:
@@ -78,7 +94,7 @@ class Page:
         sql = of.sql if of.numeric else f"COALESCE({of.sql}, '')"
         found = lookup.db.execute(
             f"SELECT feature.id FROM json_each(?) AS wanted CROSS JOIN feature ON feature.id = wanted.value "
-            f"ORDER BY {sql} {'DESC' if descends else 'ASC'}, feature.id LIMIT ? OFFSET ?",
+            f"ORDER BY {sql} IS NULL, {sql} {'DESC' if descends else 'ASC'}, feature.id LIMIT ? OFFSET ?",
             (json.dumps(ids.tolist()), self.k, self.offset),
         )
         return [place[row[0]] for row in stored.rows("the features", found, stored.INT)]

@@ -89,6 +89,8 @@ def search(
 
     To steer towards a concept, look for features that promote its words: `--by promotes`.
 
+    Without a query, `--where` and `--sort` list features.
+
     With `--text`, features are found that fire on example texts, and not on those of `--contrast`; with `--like`, features that
     are like a given one.
 
@@ -99,16 +101,20 @@ def search(
     Example: `saekit search pythia --like resid_post.3/1042`
 
     Example: `saekit search pythia "happy" --where "density < .01" --sort "max desc"`
+
+    Example: `saekit search pythia --where "output_score > .5" --sort "output_score desc"`
     """
     from saekit.errors import ConfigError
     from saekit.names.address import Address
     from saekit.workspace.workspace import Workspace
 
-    if sum((query is not None, bool(texts), like is not None)) != 1:
+    asked = sum((query is not None, bool(texts), like is not None))
+    if asked > 1 or not (asked or where or sort):
         raise ConfigError(
-            "A search needs a query, example texts or a feature.", 'Give one: words, --text "...", or --like FEATURE.'
+            "A search needs a query, example texts or a feature.",
+            'Give one: words, --text "...", or --like FEATURE; or list features by --where and --sort.',
         )
-    if (texts and by) or (deep and query is None) or (like is not None and len(by or ()) > 1):
+    if (by and not asked) or (texts and by) or (deep and query is None) or (like is not None and len(by or ()) > 1):
         raise ConfigError(
             "--by and --deep choose signals of a query.", "Leave them out; --like takes one --by, decoder or words."
         )
@@ -134,7 +140,7 @@ def search(
                 extra |= {"lm": ws.lm, "sae": ws.sae(address)}
         elif wanted is not None:
             extra["site"] = wanted.site
-        hits = ws.database().search(str(query), **extra)
+        hits = ws.database().browse(**extra) if query is None else ws.database().search(query, **extra)
     show([hit.to_dict() for hit in hits], "nothing found" if query is None else f"nothing found for {query!r}", as_json)
 
 

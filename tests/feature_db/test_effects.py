@@ -141,6 +141,17 @@ def test_conditions_sorting_and_searching(measured: FeatureDB) -> None:
         measured.search("dog", where="output_scor > 1")
 
 
+def test_features_are_listed_without_a_query(measured: FeatureDB) -> None:
+    hits = measured.browse(3, sort="effect desc")
+    assert [hit.feature for hit in hits] == [F - 1, F - 2, F - 3] and hits[0].why == "effect 3.1"
+    assert [hit.feature for hit in measured.browse(where="output_score > .5")] == [4]
+    assert [hit.feature for hit in measured.browse(3, where="effect < .35", sort="effect", offset=1)] == [2, 3]
+    assert len(measured.browse(100)) == F - 1 and len(measured.browse(100, live=False)) == F
+    assert measured.browse(100, live=False, sort="output_score")[-1].feature == 0  # what was not measured is last
+    assert measured.browse(100, live=False, sort="output_score desc")[-1].feature == 0
+    assert measured.browse(1, sort="kind", where="kind = 'dead'", live=False)[0].why == "kind dead"
+
+
 def test_a_measurement_replaces_the_earlier_one_of_its_name(measured: FeatureDB, tmp_path: Path) -> None:
     copy = tmp_path / "f.sqlite"
     copy.write_bytes(measured.path.read_bytes())

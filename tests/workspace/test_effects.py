@@ -129,6 +129,9 @@ def test_the_command_line(ws: Workspace, saekit: Saekit, tmp_path: Path) -> None
     assert "output score" in shown and "causes" in shown and "alike" in shown and "logits" in shown
     hits = json.loads(saekit("search", ws.path, "the", "--by", "causes", "--sort", "output_score desc", "--json").stdout)
     assert hits
+    listed = json.loads(saekit("search", ws.path, "--where", "output_score > 0", "--sort", "output_score desc", "--json").stdout)
+    assert listed[0]["feature"] == best
+    assert "list features" in saekit("search", ws.path).stderr
     for number, weak in ((best, False), (worst, True)):
         steered = saekit("steer", ws.path, "-f", f"{SITE}/{number}", "Once", "--max-new-tokens", "2", "--no-control").stdout
         assert f"{SITE}/{number}: output score" in steered and ("hardly makes" in steered) == weak
