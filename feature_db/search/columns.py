@@ -22,6 +22,8 @@ class Column(NamedTuple):
     """Whether :meth:`feature_db.arrays.feature_arrays.FeatureArrays.column` has it."""
     any_of: str = ""
     """Where a feature can have several values: an EXISTS with {} in place of the comparison. `sql` is then the first of them."""
+    source: str = ""
+    """A SELECT of the features that have one of some values, with {} in place of IN (...)."""
 
 
 COLUMNS: dict[str, Column] = {
@@ -41,14 +43,21 @@ COLUMNS: dict[str, Column] = {
         False,
         "a list that the feature is in",
         any_of="EXISTS (SELECT 1 FROM list WHERE list.feature = feature.id AND list.name {})",
+        source="SELECT feature FROM list WHERE name {}",
     ),
     "note": Column(
         "(SELECT MIN(note.text) FROM note WHERE note.feature = feature.id)",
         False,
         "a note on the feature",
         any_of="EXISTS (SELECT 1 FROM note WHERE note.feature = feature.id AND note.text {})",
+        source="SELECT feature FROM note WHERE text {}",
     ),
-    "label_source": Column(_LABEL.format("label.method"), False, "who made it: human, words, pieces, class, promotes, ..."),
+    "label_source": Column(
+        _LABEL.format("label.method"),
+        False,
+        "who made it: human, words, pieces, class, promotes, ...",
+        source="SELECT feature FROM label WHERE method {}",
+    ),
 }
 """Columns by name."""
 

@@ -34,6 +34,7 @@ STEM = 0.8
 FULL_TEXT_LIMIT = 1000
 _ENDING, _LEAST_STEM = 3, 3
 """Letters at the end of a word that another form may lack, and letters that both have at least."""
+_MOST_OF_SOURCE = 50_000
 LABEL_LIMIT = 10_000
 """Of each dictionary. A word that more labels have says little."""
 
@@ -291,6 +292,17 @@ class Lookup:
         sql = f"SELECT feature.id FROM {wanted} WHERE {' AND '.join(each.sql for each in rest)}"
         found = self.db.execute(sql, (json.dumps(ids.tolist()), *(value for each in rest for value in each.parameters)))
         return np.isin(ids, [row[0] for row in stored.rows("the features", found, INT)])
+
+    def may_fulfil_rest(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The same with false positives, for many features: a condition that few features fulfil is looked up once."""
+        may = np.ones(len(ids), bool)
+        for each in self.chosen.rest:
+            if each.source:
+                found = self.db.execute(f"{each.source} LIMIT {_MOST_OF_SOURCE + 1}", each.parameters)
+                fulfil = [row[0] for row in stored.rows("the features", found, INT)]
+                if len(fulfil) <= _MOST_OF_SOURCE:
+                    may &= np.isin(ids, fulfil)
+        return may
 
 
 def _quoted(word: str) -> str:

@@ -134,7 +134,11 @@ def best(lookup: Lookup, ids: NDArray[np.int64], score: NDArray[np.float64], pag
     kept: list[NDArray[np.int64]] = []
     for some in _first_and_rest(score, len(score) if wanted is None else max(_FIRST, 2 * end)):
         some = some[lookup.passes(ids[some])]
-        for group in _groups(score, some, _FIRST) if wanted is not None else [some]:
+        if len(some) > _FIRST:
+            some = some[lookup.may_fulfil_rest(ids[some])]
+        for group in (
+            _groups(score, some, max(_FIRST // 8, 1) if lookup.chosen.rest else _FIRST) if wanted is not None else [some]
+        ):
             order = group[np.lexsort((ids[group], -score[group]))]
             kept.append(order[lookup.fulfil_rest(ids[order])])
             if wanted is not None and sum(map(len, kept)) >= wanted:

@@ -77,6 +77,8 @@ class Condition(NamedTuple):
     """The same as a function of arrays; None where it needs a column that arrays do not have."""
     parts: tuple[Condition, ...] = ()
     """Conditions that must all hold, where the condition joins some by `and`."""
+    source: str = ""
+    """A SELECT, with the same parameters, of features to which all those belong that fulfil the condition, if there is one."""
 
     @property
     def conjuncts(self) -> tuple[Condition, ...]:
@@ -159,9 +161,9 @@ class _Parser:
             while self._take(","):
                 values.append(self._value(name, of))
             self._need(")")
-            return self._leaf(
-                name, f"{sql} {negated}IN ({', '.join('?' * len(values))})", values, partial(_among, values, bool(negated))
-            )
+            among = f"IN ({', '.join('?' * len(values))})"
+            test = partial(_among, values, bool(negated))
+            return self._leaf(name, f"{sql} {negated}{among}", values, test, "" if negated else among)
         if self._take("like"):
             if of.numeric:
                 raise ConfigError(f"The column {name} has numbers, which `like` does not compare.", _EXAMPLE)
@@ -171,7 +173,8 @@ class _Parser:
             raise self._wrong(f"at {sign!r}")
         compare = _COMPARE[_OPERATORS[sign]]
         value = self._value(name, of)
-        return self._leaf(name, f"{sql} {_OPERATORS[sign]} ?", [value], partial(_compared, compare, value))
+        among = "= ?" if compare is operator.eq else ""
+        return self._leaf(name, f"{sql} {_OPERATORS[sign]} ?", [value], partial(_compared, compare, value), among)
 
     def _any_of(self, name: str, of: Column) -> Condition:
         """A condition on a column of which a feature can have several values: one that compares is enough, `not` means none."""
@@ -192,17 +195,24 @@ class _Parser:
             negated = _OPERATORS[sign] == "<>"
             values, compared = [self._value(name, of)], "= ?" if negated else f"{_OPERATORS[sign]} ?"
         sql = of.any_of.format(compared)
-        return Condition(f"(NOT {sql})" if negated else sql, tuple(values))
+        return Condition(f"(NOT {sql})" if negated else sql, tuple(values), source="" if negated else of.source.format(compared))
 
     @staticmethod
-    def _leaf(name: str, sql: str, values: list[Any], compare: Callable[[Any], NDArray[np.bool_]] | None) -> Condition:
-        """A condition on one column; `compare` is the same on an array of numbers."""
+    def _leaf(
+        name: str, sql: str, values: list[Any], compare: Callable[[Any], NDArray[np.bool_]] | None, among: str = ""
+    ) -> Condition:
+        """A condition on one column.
+
+        Args:
+            compare: the same on an array of numbers.
+            among: the comparison, if it is true for these values only.
+        """
         of, parameters = column(name), tuple(values)
         if of.in_arrays and not of.numeric:
             return Condition(sql, parameters, lambda columns: columns.of_kind(sql, parameters))
         if of.in_arrays and compare is not None:
             return Condition(sql, parameters, lambda columns: compare(columns[name]))
-        return Condition(sql, parameters)
+        return Condition(sql, parameters, source=of.source.format(among) if of.source and among and all(values) else "")
 
     def _value(self, name: str, of: Column) -> object:
         if self._at == len(self._tokens) or self._tokens[self._at].kind not in ("number", "text"):

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_db import FeatureDB, FeatureRecord, build
+from feature_db.search import search
 from feature_db.search.columns import COLUMNS
 from feature_db.search.where import condition
 from saekit.errors import ConfigError
@@ -23,6 +24,7 @@ def searched(tiny_lm: LanguageModel, store: PlantedStore, tmp_path_factory: pyte
     path = tmp_path_factory.mktemp("where") / "f.sqlite"
     db = build(path, store=store, sae=make_sae(), lm=tiny_lm, site=SITE, vectors=path.parent / "vectors", progress=False)
     db.set_label((SITE, 5), "by 'hand' \"and\" foot")
+    db.set_list("mine", [f"feature:{SITE}/{number}" for number in (7, 2, 3)])
     return db
 
 
@@ -32,6 +34,13 @@ CONDITIONS = {
     "kind = 'word' or kind == \"class\"": lambda r: r.kind in ("word", "class"),
     "not (kind in ('word', 'class') or count < 5)": lambda r: not (r.kind in ("word", "class") or r.count < 5),
     "label_source = 'human'": lambda r: r.feature == 5,
+    "label_source in ('human', 'x') and max > 0": lambda r: r.feature == 5,
+    "label_source in ('human', '')": lambda r: r.feature == 5 or not r.label,
+    "label_source != 'human'": lambda r: r.feature != 5,
+    "not label_source = 'human'": lambda r: r.feature != 5,
+    "list = 'mine'": lambda r: r.feature in (2, 3, 7),
+    "list != 'mine'": lambda r: r.feature not in (2, 3, 7),
+    "list like 'm%' or number = 1": lambda r: r.feature in (1, 2, 3, 7),
     "label = 'by ''hand'' \"and\" foot'": lambda r: r.feature == 5,
     "label like '%hand%'": lambda r: "hand" in r.label,
     "label not like '%happy%' AND NUMBER <> 7": None,
@@ -46,8 +55,11 @@ def _records(db: FeatureDB) -> dict[int, FeatureRecord]:
     return {number: db.feature((SITE, number)) for number in range(32)}
 
 
+@pytest.mark.parametrize("first", [4096, 8])
 @pytest.mark.parametrize("text", [text for text, means in CONDITIONS.items() if means is not None])
-def test_conditions_mean_what_they_say(searched: FeatureDB, text: str) -> None:
+def test_conditions_mean_what_they_say(searched: FeatureDB, text: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where more features match than the filter is applied to at first."""
+    monkeypatch.setattr(search, "_FIRST", first)
     every = searched.search("the happy park", 99, by=BY)
     records = _records(searched)
     expected = [hit for hit in every if CONDITIONS[text](records[hit.feature])]
