@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from feature_db.errors import damaged
 from feature_db.records import Histogram
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 50
 _HEADER = struct.Struct("<Bff")  # bytes of a count, lowest and highest logit
 
 
-@torch.no_grad()
 def histograms(chunks: Iterable[Tensor]) -> list[bytes]:
     """Pack a histogram of the logits of each row: BINS bins of equal width from the smallest logit to the largest.
 
     Args:
         chunks: logits (n, V) of n features each, from :func:`feature_db.index.projection.logit_effects`.
     """
+    import torch
+
     packed = []
-    for logits_nV in chunks:
-        low_n, high_n = logits_nV.aminmax(dim=1)
-        width_n = (high_n - low_n).clamp_min(1e-12)
-        bin_nV = ((logits_nV - low_n[:, None]) / width_n[:, None] * BINS).long().clamp_(0, BINS - 1)
-        counts_nB = torch.zeros(len(logits_nV), BINS, dtype=torch.long, device=logits_nV.device)
-        counts_nB.scatter_add_(1, bin_nV, torch.ones_like(bin_nV))
-        packed += [pack(*row) for row in zip(low_n.tolist(), high_n.tolist(), counts_nB.cpu().numpy())]
+    with torch.no_grad():
+        for logits_nV in chunks:
+            low_n, high_n = logits_nV.aminmax(dim=1)
+            width_n = (high_n - low_n).clamp_min(1e-12)
+            bin_nV = ((logits_nV - low_n[:, None]) / width_n[:, None] * BINS).long().clamp_(0, BINS - 1)
+            counts_nB = torch.zeros(len(logits_nV), BINS, dtype=torch.long, device=logits_nV.device)
+            counts_nB.scatter_add_(1, bin_nV, torch.ones_like(bin_nV))
+            packed += [pack(*row) for row in zip(low_n.tolist(), high_n.tolist(), counts_nB.cpu().numpy())]
     return packed
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -54,7 +55,10 @@ class WordLlama:
         from safetensors.numpy import load
         from tokenizers import Tokenizer
 
-        root = resources.files("wordllama")
+        # Importing the package would take longer than a search.
+        package = find_spec("wordllama")
+        assert package is not None and package.origin is not None
+        root = Path(package.origin).parent
         self._vectors = load((root / "weights/l2_supercat_256.safetensors").read_bytes())["embedding.weight"]
         tokenizer = (root / "tokenizers/l2_supercat_tokenizer_config.json").read_text(encoding="utf-8")
         self._tokenizer = Tokenizer.from_str(tokenizer)

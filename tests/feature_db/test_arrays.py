@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +142,14 @@ def test_scores_do_not_depend_on_the_filter(searched: FeatureDB) -> None:
         for where, keep in (("density < .02", lambda hit: hit.density < 0.02), ("label not like '%happy%'", None)):
             expected = [hit for hit in every if (keep(hit) if keep else "happy" not in hit.label)]
             assert searched.search(query, 99, where=where) == expected
+
+
+def test_a_search_loads_no_heavy_package(searched: FeatureDB) -> None:
+    code = f"""
+import sys
+from feature_db import FeatureDB
+assert FeatureDB.open({str(searched.path)!r}).search("happy", where="density < .5")
+print([name for name in ("torch", "transformers", "numba", "h5py", "sklearn", "wordllama") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
