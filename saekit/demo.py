@@ -30,7 +30,7 @@ LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": 
 """Concepts of the laboratory, each with the genre of the prompts to steer. The concept does not occur in that genre."""
 LAB_RATE = 1.6e-3
 """Learning rate for the laboratory's model: the value that the rule gives to longer runs. With that for short runs, more concepts
-have a feature, but the three concepts above rank lower in a search."""
+have a feature with an AUC of .9, but the three concepts above rank lower in a search."""
 STRENGTHS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 """Strengths of the scan, in median norms of the site."""
 AFFORDABLE = 1.3

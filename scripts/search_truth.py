@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from saekit import lab
 from saekit.evaluate.concepts.codes import feature_codes, label_matrix
+from saekit.evaluate.concepts.detection import detected_f1
 from saekit.lab.labels import Labelled, align, encode
 from saekit.lab.text import Span
 
@@ -82,39 +83,8 @@ def of_laboratory(lm: LanguageModel, concepts: Sequence[str], n: int) -> Labelle
 def truth(lm: LanguageModel, sae: SAE, site: Site, labelled: Labelled) -> Truth:
     """Find which features detect which concepts."""
     codes, kept = feature_codes(lm, sae, site, labelled, lambda done: None)
-    labels_NC = label_matrix(labelled).toarray().astype(bool)[kept]
     document_N = np.repeat(np.arange(len(labelled.ids)), [len(ids) for ids in labelled.ids])[kept]
-    even_N = document_N % 2 == 0
-    rows = codes.tocsr()
-    threshold_FC = _thresholds(rows[even_N].tocsc(), labels_NC[even_N])
-    return Truth(labelled.concepts, _f1(rows[~even_N].tocsc(), labels_NC[~even_N], threshold_FC), labelled)
-
-
-def _thresholds(codes_NF, labels_NC: NDArray[np.bool_]) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
-    """(F, C) activation from which each feature detects each concept with the best F1."""
-    positive_C = labels_NC.sum(0)
-    best_FC = np.full((codes_NF.shape[1], len(positive_C)), np.inf)
-    for f in range(len(best_FC)):
-        fires = slice(codes_NF.indptr[f], codes_NF.indptr[f + 1])
-        value_n = codes_NF.data[fires]
-        if not len(value_n):
-            continue
-        order = np.argsort(-value_n, kind="stable")
-        hits_nC = labels_NC[codes_NF.indices[fires][order]].cumsum(0)
-        f1_nC = 2 * hits_nC / (np.arange(1, len(order) + 1)[:, None] + positive_C)
-        best_FC[f] = value_n[order][f1_nC.argmax(0)]
-    return best_FC
-
-
-def _f1(codes_NF, labels_NC: NDArray[np.bool_], threshold_FC: NDArray[np.float64]) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
-    positive_C = labels_NC.sum(0)
-    found = np.zeros(threshold_FC.shape)
-    for f in range(len(found)):
-        fires = slice(codes_NF.indptr[f], codes_NF.indptr[f + 1])
-        on_nC = codes_NF.data[fires][:, None] >= threshold_FC[f]
-        hits_C = (on_nC & labels_NC[codes_NF.indices[fires]]).sum(0)
-        found[f] = 2 * hits_C / np.maximum(on_nC.sum(0) + positive_C, 1)
-    return found
+    return Truth(labelled.concepts, detected_f1(codes, label_matrix(labelled)[kept], document_N), labelled)
 
 
 @dataclass(frozen=True)

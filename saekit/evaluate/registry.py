@@ -82,7 +82,7 @@ EVALUATIONS: Registry[Evaluation] = Registry(
             asked_by="labelled",
         ),
         "concepts": Evaluation(
-            "Which of the laboratory's concepts have a feature, as `saekit lab concepts` does.",
+            "Which of the laboratory's concepts a feature encodes (F1 >= 0.5), as `saekit lab concepts` does.",
             "saekit.evaluate.concepts.recovery:measure",
             "saekit.evaluate.concepts.results:Recoveries",
         ),
