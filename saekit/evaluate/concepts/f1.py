@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -101,18 +102,19 @@ def counts_of_pairs(acts_NC: csc_array, labels_NC: csr_array, threshold_C: np.nd
 
 def counts_of_all(acts_NF: csc_array, labels_NC: csr_array, threshold_FC: np.ndarray) -> Counts:
     """(F, C) counts of every feature as a detector of every concept."""
-    acts_NF = _positive(acts_NF)
-    (N, F), member_NC = acts_NF.shape, (labels_NC != 0).tocsc()
-    feature = np.repeat(np.arange(F), np.diff(acts_NF.indptr))
-    hits_FC, fired_FC = np.zeros((F, member_NC.shape[1]), np.int64), np.zeros((F, member_NC.shape[1]), np.int64)
-    for c in range(member_NC.shape[1]):
-        member_N = np.zeros(N, bool)
-        member_N[member_NC.indices[member_NC.indptr[c] : member_NC.indptr[c + 1]]] = True
-        on = acts_NF.data >= threshold_FC[feature, c]
-        fired_FC[:, c] = np.bincount(feature[on], minlength=F)
-        hits_FC[:, c] = np.bincount(feature[on & member_N[acts_NF.indices]], minlength=F)
-    members_C = np.diff(member_NC.indptr)
-    return Counts(hits_FC, fired_FC, np.broadcast_to(members_C, hits_FC.shape))
+    acts_NF, labels_NC = _positive(acts_NF), (labels_NC != 0).tocsr()
+    F, C = threshold_FC.shape
+    hits_K, fired_FC = np.zeros(F * C, np.int64), np.zeros((F, C), np.int64)
+    for start, stop in column_blocks(acts_NF.indptr, _NONZEROS):
+        block = acts_NF[:, start:stop]
+        for f, (begin, end) in enumerate(pairwise(block.indptr.tolist()), start):
+            fired_FC[f] = end - begin - np.searchsorted(np.sort(block.data[begin:end]), threshold_FC[f])
+        feature = np.repeat(np.arange(start, stop), np.diff(block.indptr))
+        entry, concept = _labels_of(block.indices, labels_NC)
+        on = block.data[entry] >= threshold_FC[feature[entry], concept]
+        hits_K += np.bincount(feature[entry[on]] * C + concept[on], minlength=F * C)
+    members_C = np.asarray(labels_NC.sum(axis=0)).ravel()
+    return Counts(hits_K.reshape(F, C), fired_FC, np.broadcast_to(members_C, (F, C)))
 
 
 def _positive(acts_NF: csc_array) -> csc_array:
