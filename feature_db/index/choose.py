@@ -1,54 +1,88 @@
-"""Chooses the examples of a feature that the database keeps."""
+"""Chooses the examples of features that the database keeps."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from feature_db.store.examples import TOP, Window
+from feature_db.store.examples import TOP, Columns
 
 if TYPE_CHECKING:
     from feature_db.index.accumulators import Windows
 
+Array = np.ndarray[Any, Any]
 
-def choose(top: Windows, sample: Windows, f: int, deciles: NDArray[np.float64], per_decile: int) -> list[Window]:
-    """Choose the examples of feature f: the strongest, then some of each tenth of its activations, the strongest tenth first.
+
+def choose(top: Windows, sample: Windows, block: slice, deciles: NDArray[np.float64], per_decile: int) -> Iterator[Columns]:
+    """Choose the examples of features: the strongest, then some of each tenth of its activations, the strongest tenth first.
 
     Args:
         top, sample: the windows that the pass kept.
-        f: the feature.
-        deciles: (9,) inner decile edges of its activations.
+        block: the features.
+        deciles: (features, 9) inner decile edges of their activations.
         per_decile: number of examples from each tenth. They contain no near-duplicates, and no two come from one document.
     """
-    n = int(top.filled[f])
-    order = np.lexsort((top.row[f, :n], -top.value[f, :n].astype(np.float64))).tolist()
-    chosen = [_window(top, f, s, TOP) for s in order]
-    keys = set(top.key[f, :n].tolist())
-    documents: dict[int, set[int]] = {}
-    tenths: dict[int, list[Window]] = {}
-    m = int(sample.filled[f])
-    tenth_of = np.searchsorted(deciles, sample.value[f, :m], side="right") + 1
-    for s in np.argsort(sample.priority[f, :m], kind="stable").tolist():
-        tenth, key, document = int(tenth_of[s]), int(sample.key[f, s]), int(sample.document[f, s])
-        if len(tenths.get(tenth, [])) < per_decile and key not in keys and document not in documents.get(tenth, set()):
-            tenths.setdefault(tenth, []).append(_window(sample, f, s, tenth))
-            documents.setdefault(tenth, set()).add(document)
-            keys.add(key)
-    for tenth in range(10, 0, -1):
-        chosen += tenths.get(tenth, [])
-    return chosen
+    slots, n_top, n_all, buckets = _chosen(top, sample, block.start, block.stop, deciles, per_decile)
+    places = np.arange(top.tokens.shape[2])
+    for i, f in enumerate(range(block.start, block.stop)):
+        strong, others = slots[i, : n_top[i]], slots[i, n_top[i] : n_all[i]]
+        column = {
+            name: np.concatenate([getattr(top, name)[f, strong], getattr(sample, name)[f, others]])
+            for name in ("row", "document", "position", "offset", "length", "tokens", "values")
+        }
+        inside = places < column["length"][:, None]
+        tokens, values = column.pop("tokens")[inside], column.pop("values")[inside]
+        yield Columns(buckets[i, : n_all[i]], *column.values(), tokens, values)
 
 
-def _window(windows: Windows, f: int, s: int, bucket: int) -> Window:
-    n = int(windows.length[f, s])
-    return Window(
-        bucket,
-        int(windows.row[f, s]),
-        int(windows.document[f, s]),
-        int(windows.position[f, s]),
-        int(windows.offset[f, s]),
-        windows.tokens[f, s, :n].astype(np.int64),
-        windows.values[f, s, :n],
-    )
+@njit(cache=True, nogil=True)
+def _chosen(
+    top: Windows, sample: Windows, start: int, stop: int, deciles: Array, per_decile: int
+) -> tuple[Array, Array, Array, Array]:
+    """Slots of the examples of each feature: first those in `top`, then those in `sample`; both numbers, and the buckets."""
+    S = top.key.shape[1]
+    most = S + 10 * per_decile
+    slots, buckets = np.zeros((stop - start, most), np.int64), np.full((stop - start, most), TOP, np.int64)
+    n_top, n_all = np.zeros(stop - start, np.int64), np.zeros(stop - start, np.int64)
+    of_tenth, taken = np.empty((11, per_decile), np.int64), np.zeros(11, np.int64)
+    keys = np.empty(most, np.int64)
+    for i in range(stop - start):
+        f = start + i
+        n = top.filled[f]
+        for s in range(n):  # the strongest first, then the earlier row
+            at = s
+            while at > 0 and (
+                top.value[f, s] > top.value[f, slots[i, at - 1]]
+                or (top.value[f, s] == top.value[f, slots[i, at - 1]] and top.row[f, s] < top.row[f, slots[i, at - 1]])
+            ):
+                slots[i, at] = slots[i, at - 1]
+                at -= 1
+            slots[i, at] = s
+            keys[s] = top.key[f, s]
+        n_keys = n
+        taken[:] = 0
+        for s in np.argsort(sample.priority[f, : sample.filled[f]], kind="mergesort"):
+            tenth = 1
+            for edge in deciles[i]:
+                tenth += edge <= sample.value[f, s]
+            free = taken[tenth] < per_decile
+            for k in range(n_keys):
+                free = free and keys[k] != sample.key[f, s]
+            for k in range(taken[tenth]):
+                free = free and sample.document[f, of_tenth[tenth, k]] != sample.document[f, s]
+            if free:
+                of_tenth[tenth, taken[tenth]] = s
+                taken[tenth] += 1
+                keys[n_keys] = sample.key[f, s]
+                n_keys += 1
+        at = n
+        for tenth in range(10, 0, -1):
+            for k in range(taken[tenth]):
+                slots[i, at], buckets[i, at] = of_tenth[tenth, k], tenth
+                at += 1
+        n_top[i], n_all[i] = n, at
+    return slots, n_top, n_all, buckets

@@ -16,9 +16,9 @@ from feature_db.index.accumulators import BuildConfig
 from feature_db.index.projection import promoted, to_residual
 from feature_db.index.rows import Rows
 from feature_db.index.streaming import CHECKPOINT_SECONDS, Checkpoint, Counted, Store, count
+from feature_db.index.terms import Stats
 from feature_db.index.words import Vocabulary, Words
 from feature_db.index.write import Entry, write
-from feature_db.labels.evidence import TermStat
 from feature_db.search.arrays import SUFFIXES
 from feature_db.store import connections, current
 from feature_db.store.vectors import write as write_vectors
@@ -249,12 +249,12 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], list[list[TermStat]]]:
+def _projector(lm: LanguageModel, sae: SAE, site: Site) -> Callable[[Sequence[int]], Sequence[Stats]]:
     """A function from feature numbers to promoted and suppressed tokens; empty if the site does not write to the residual."""
     out = sae.writes_at(site)
 
-    def project(numbers: Sequence[int]) -> list[list[TermStat]]:
+    def project(numbers: Sequence[int]) -> Sequence[Stats]:
         resid = to_residual(lm, out, sae.feature_vectors(list(numbers)).detach()) if numbers else None
-        return [[] for _ in numbers] if resid is None else promoted(lm, resid)
+        return () if resid is None else promoted(lm, resid)
 
     return project

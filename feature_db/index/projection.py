@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from feature_db.labels.evidence import TermStat
+from feature_db.index.terms import Stats
 from saekit.errors import UnknownSite
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def logit_effects(lm: LanguageModel, resid_ND: Tensor, *, chunk: int = 128) -> I
 
 
 @torch.no_grad()
-def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 128) -> list[list[TermStat]]:
+def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int = 128) -> tuple[Stats, Stats]:
     """Find the `top` tokens that each direction promotes most and suppresses most.
 
     The logits are those of :func:`logit_effects`. `score` is the distance of a logit from the feature's mean logit in standard
@@ -82,19 +83,21 @@ def promoted(lm: LanguageModel, resid_ND: Tensor, *, top: int = TOP, chunk: int 
     allowed = countable(lm)
     top = min(top, int(allowed.sum()) // 2)
     scale = score_scale(len(allowed))
-    rows: list[list[TermStat]] = []
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"promotes": [], "suppresses": []}
     for logits in logit_effects(lm, resid_ND, chunk=chunk):
         mean, std = logits.mean(1, keepdim=True), logits.std(1, keepdim=True).clamp_min(1e-12)
         for role, sign in (("promotes", 1.0), ("suppresses", -1.0)):
             best, ids = torch.where(allowed, sign * logits, -torch.inf).topk(top, dim=1)
-            score = ((best - sign * mean) / std / scale).clamp(0, 1)
-            found = [
-                [TermStat(role, t, sign * v, None, None, None, s) for t, v, s in zip(*columns)]
-                for columns in zip(ids.tolist(), best.tolist(), score.tolist())
-            ]
-            if role == "promotes":
-                rows += found
-            else:
-                for positive, negative in zip(rows[-len(found) :], found):
-                    positive += negative
-    return rows
+            found[role].append((ids, sign * best, ((best - sign * mean) / std / scale).clamp(0, 1)))
+    feature, rank = np.divmod(np.arange(len(resid_ND) * top), max(top, 1))
+    promotes, suppresses = (Stats(role, feature, rank, *_columns(parts)) for role, parts in found.items())
+    return promotes, suppresses
+
+
+def _columns(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Any, ...]:
+    """item, value, rate, peak, hits and score of the rows of promoted tokens."""
+    if not parts:
+        zeros = np.zeros(0)
+        return zeros.astype(np.int64), zeros, None, None, None, zeros
+    ids, values, scores = (torch.cat(each).flatten().numpy() for each in zip(*parts))
+    return ids, values.astype(np.float64), None, None, None, scores.astype(np.float64)

@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from feature_db.index.accumulators import Accumulators
 from feature_db.index.choose import choose
-from feature_db.index.terms import Lexicon, fired, in_examples
+from feature_db.index.terms import Lexicon, Stats, fired, in_examples
 from feature_db.index.words import Words
-from feature_db.labels.evidence import Evidence, Label, TermStat
+from feature_db.labels.evidence import Evidence, Label
 from feature_db.labels.rules import automatic, kind
 from feature_db.labels.token_classes import CLASSES
 from feature_db.labels.word_classes import WORD_CLASSES
-from feature_db.store.examples import TOP, Window, pack
+from feature_db.store.examples import TOP, Columns, pack
 from feature_db.store.statistics import pack_histogram, quantiles, wilson
 from saekit.pieces import join_text
 
@@ -53,7 +53,6 @@ class FeatureRow:
     max: float
     histogram: bytes
     kind: str
-    stats: list[TermStat]
     labels: list[Label]
     classes: list[tuple[str, float, float, float]]
     """Classes of tokens that it detects: name, F1, precision and recall."""
@@ -61,6 +60,14 @@ class FeatureRow:
     windows: bytes
     context: str
     """Text around the strongest peaks, for full-text search."""
+
+
+class RowBlock(NamedTuple):
+    """The rows of consecutive features."""
+
+    features: list[FeatureRow]
+    stats: list[Stats]
+    """Rows of `token_stat`, by role."""
 
 
 class Rows:
@@ -71,9 +78,7 @@ class Rows:
         project: returns the promoted and suppressed tokens of the features with these numbers.
     """
 
-    def __init__(
-        self, accumulators: Accumulators, words: Words, project: Callable[[Sequence[int]], Sequence[list[TermStat]]]
-    ) -> None:
+    def __init__(self, accumulators: Accumulators, words: Words, project: Callable[[Sequence[int]], Sequence[Stats]]) -> None:
         self.accumulators, self.words, self._project = accumulators, words, project
         self.lexicon = Lexicon.of(accumulators, words)
         self._partners = accumulators.partners()
@@ -121,33 +126,34 @@ class Rows:
             found.update(dict.fromkeys(names, count))
         return found
 
-    def __iter__(self) -> Iterator[FeatureRow]:
+    def __iter__(self) -> Iterator[RowBlock]:
         n_features = len(self.accumulators.moments.firing)
         for start in range(0, n_features, _CHUNK):
-            yield from self._rows(slice(start, min(start + _CHUNK, n_features)))
+            yield self._block(slice(start, min(start + _CHUNK, n_features)))
 
-    def _rows(self, block: slice) -> Iterator[FeatureRow]:
+    def _block(self, block: slice) -> RowBlock:
         a, lexicon = self.accumulators, self.lexicon
         m, n, config = a.moments, a.n_tokens, a.config
-        alive = [f for f in range(block.start, block.stop) if m.firing[f]]
-        projected = dict(zip(alive, self._project(alive)))
-        by_role = [
+        stats = [
             fired(a.words, "fires_word", a, block, lexicon.word_count, lexicon.word_tokens),
             fired(a.tokens, "fires_token", a, block, lexicon.token_count, lexicon.token_count),
             fired(a.next_words, "before", a, block, lexicon.word_count, lexicon.word_count),
-            in_examples(a.top, self.words, lexicon, block),
+            *in_examples(a.top, self.words, lexicon, block),
         ]
+        alive = np.flatnonzero(m.firing[block])
+        if len(alive):
+            stats += [each._replace(feature=alive[each.feature]) for each in self._project((block.start + alive).tolist())]
         low, high = wilson(m.firing[block], n)
         deciles = quantiles(m.histogram[block], m.largest[block], np.arange(1, 10) / 10)
+        evidence = self._evidence(block, stats)
         partners = self._partners.of(block).rows()
-        for i, f in enumerate(range(block.start, block.stop)):
+        features = []
+        for i, columns in enumerate(choose(a.top, a.sample, block, deciles, config.per_decile)):
+            f = block.start + i
             count = int(m.firing[f])
-            stats = [stat for role in by_role for stat in role[i]] + projected.get(f, [])
-            evidence = self._evidence(f, stats) if count else None
-            labels = [] if evidence is None else automatic(evidence, config.labels)
-            windows = choose(a.top, a.sample, f, deciles[i], config.per_decile)
+            labels = automatic(evidence[i], config.labels) if count else []
             density = count / max(n, 1)
-            yield FeatureRow(
+            row = FeatureRow(
                 number=f,
                 count=count,
                 density=density,
@@ -158,42 +164,52 @@ class Rows:
                 max=float(m.largest[f]),
                 histogram=pack_histogram(m.histogram[f]),
                 kind=kind(labels, count, density),
-                stats=stats,
                 labels=labels,
-                classes=[] if evidence is None else _classes(evidence),
+                classes=_classes(evidence[i]) if count else [],
                 partners=partners[i],
-                windows=pack(windows),
-                context=self._context(windows),
+                windows=pack(columns),
+                context=self._context(columns),
             )
+            features.append(row)
+        return RowBlock(features, stats)
 
-    def _evidence(self, f: int, stats: list[TermStat]) -> Evidence:
+    def _evidence(self, block: slice, stats: Sequence[Stats]) -> list[Evidence]:
         a = self.accumulators
-        by_role: dict[str, list[TermStat]] = {}
-        for stat in stats:
-            by_role.setdefault(stat.role, []).append(stat)
-        classes, count = a.moments.classes[f], int(a.moments.firing[f])
+        classes, count = a.moments.classes[block], a.moments.firing[block]
+        share = classes / np.maximum(count, 1)[:, None]
         recall, base = classes / np.maximum(a.class_count, 1), a.class_count / max(a.n_tokens, 1)
-        return Evidence(
-            by_role,
-            self.text,
-            self.occurrences,
-            count,
-            classes / count,
-            recall,
-            base,
-            a.n_tokens,
-            self._word_classes.__getitem__,
-            self._class_occurrences.__getitem__,
-            (a.config.before, a.config.after),
-        )
+        by_role = {each.role: each.by_feature(len(count)) for each in stats}
+        return [
+            Evidence(
+                {role: rows[i] for role, rows in by_role.items()},
+                self.text,
+                self.occurrences,
+                n,
+                share[i],
+                recall[i],
+                base,
+                a.n_tokens,
+                self._word_classes.__getitem__,
+                self._class_occurrences.__getitem__,
+                (a.config.before, a.config.after),
+            )
+            for i, n in enumerate(count.tolist())
+        ]
 
-    def _context(self, windows: list[Window]) -> str:
-        texts = self.words.vocabulary.texts
-        snippets = []
-        for window in [w for w in windows if w.bucket == TOP][:_CONTEXT_EXAMPLES]:
-            near = window.token_ids[max(window.peak - _CONTEXT_RADIUS, 0) : window.peak + _CONTEXT_RADIUS + 1]
-            snippets.append(join_text([texts[t] for t in near.tolist()]))
+    def _context(self, examples: Columns) -> str:
+        texts, torn = self.words.vocabulary.texts, self._torn
+        ends, snippets = np.cumsum(examples.length), []
+        for n in range(min(int((examples.bucket == TOP).sum()), _CONTEXT_EXAMPLES)):
+            first, peak = int(ends[n] - examples.length[n]), int(ends[n] - examples.length[n] + examples.peak[n])
+            near = examples.tokens[max(peak - _CONTEXT_RADIUS, first) : min(peak + _CONTEXT_RADIUS + 1, int(ends[n]))].tolist()
+            words = [texts[t] for t in near]
+            snippets.append("".join(words) if torn.isdisjoint(near) else join_text(words))
         return "\n".join(snippets)
+
+    @cached_property
+    def _torn(self) -> set[int]:
+        """Tokens that may hold a part of a character."""
+        return {token for token, text in enumerate(self.words.vocabulary.texts) if "\\x" in text}
 
 
 def _classes(evidence: Evidence) -> list[tuple[str, float, float, float]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import pairwise, repeat
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,31 @@ if TYPE_CHECKING:
 KEEP = {"fires_word": 24, "fires_token": 12, "peaks": 8, "before": 8, "context": 16}
 LEAST_SHARE = 0.005
 LEAST_SCORE = {"before": 0.03, "peaks": 0.05, "context": 0.1}
+
+
+class Stats(NamedTuple):
+    """Rows of `token_stat` of one role: those of a block of features, by feature and rank. Columns that a role lacks are None."""
+
+    role: str
+    feature: NDArray[np.int64]
+    """Counted from the beginning of the block."""
+    rank: NDArray[np.int64]
+    item: NDArray[np.integer]
+    value: NDArray[np.float64]
+    rate: NDArray[np.float64] | None
+    peak: NDArray[np.float64] | None
+    hits: NDArray[np.int64] | None
+    score: NDArray[np.float64]
+
+    def by_feature(self, n_features: int) -> list[list[TermStat]]:
+        """The rows of each feature of the block."""
+        columns = [[None] * len(self.feature) if each is None else each.tolist() for each in self[3:]]
+        rows = list(map(_new_stat, zip(repeat(self.role), *columns)))
+        begin = np.searchsorted(self.feature, np.arange(n_features + 1)).tolist()
+        return [rows[start:stop] for start, stop in pairwise(begin)]
+
+
+_new_stat = partial(tuple.__new__, TermStat)  # TermStat(*row) takes five times as long, and there are a hundred rows a feature
 
 
 @dataclass
@@ -58,7 +85,7 @@ def fired(
     block: slice,
     occurrences: NDArray[np.int64],
     tokens: NDArray[np.int64],
-) -> list[list[TermStat]]:
+) -> Stats:
     """Rank the terms that a block of features fires on.
 
     Args:
@@ -81,12 +108,13 @@ def fired(
     score = strength(share, rate, spelled / n, 1 - np.exp(silent * spelled / occurs))
     score[~present | (share < LEAST_SHARE) | (score < LEAST_SCORE.get(role, 0.0))] = -1
     best = np.lexsort((item, -score))[:, : KEEP[role]]
-    columns = (items, share, rate, hitters.peak[block], hitters.tokens[block], score)
-    ranked = zip(*(np.take_along_axis(column, best, 1).tolist() for column in columns))
-    return [[TermStat(role, *row) for row in zip(*feature) if row[-1] >= 0] for feature in ranked]
+    columns = (items, share, rate, hitters.peak[block].astype(np.float64), hitters.tokens[block], score)
+    ranked = [np.take_along_axis(column, best, 1) for column in columns]
+    feature, rank = np.nonzero(ranked[-1] >= 0)
+    return Stats(role, feature, rank, *(column[feature, rank] for column in ranked))
 
 
-def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> list[list[TermStat]]:
+def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> list[Stats]:
     """Rank the words in the strongest examples of a block of features: at the peaks (`peaks`) and around them (`context`).
 
     `value` is the share of examples that have the word there. `score` is `value` minus the share expected in random windows of
@@ -102,24 +130,25 @@ def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> l
     peaks = np.flatnonzero(place == top.offset[block][feature, window])
     at_peak = np.zeros(len(word), bool)
     at_peak[np.searchsorted(begins, peaks, side="right") - 1] = True
-    found: list[list[TermStat]] = [[] for _ in filled]
+    found, n_words = [], max(len(words.texts), 1)
     for role, chances, in_corpus, there in (
         ("peaks", np.ones(len(filled)), lexicon.word_tokens, at_peak),
         ("context", lengths.sum(1) / filled, lexicon.word_count, ~at_peak),
     ):
-        shown = begins[there & (word >= 0)]
-        triples = np.unique(np.stack([feature[shown], window[shown], word[there & (word >= 0)]], 1), axis=0)
-        pairs, examples = np.unique(triples[:, [0, 2]], axis=0, return_counts=True)
-        share = examples / filled[pairs[:, 0]]
-        expected = 1 - np.exp(-in_corpus[pairs[:, 1]] / max(lexicon.n_tokens, 1) * chances[pairs[:, 0]])
+        known = there & (word >= 0)
+        shown = begins[known]
+        # One number for each feature, word and window: sorting numbers is much faster than sorting rows.
+        pair = feature[shown] * n_words + word[known]
+        pairs, examples = np.unique(np.unique(pair * slots + window[shown]) // slots, return_counts=True)
+        of, item = np.divmod(pairs, n_words)
+        share = examples / filled[of]
+        expected = 1 - np.exp(-in_corpus[item] / max(lexicon.n_tokens, 1) * chances[of])
         score = share - expected
         if role == "context":
             score[share < 2 * expected] = 0
         keep = np.flatnonzero((examples >= 2) & (score >= LEAST_SCORE[role]))
-        kept = [0] * len(filled)
-        for i in keep[np.lexsort((pairs[keep, 1], -score[keep]))].tolist():
-            f = int(pairs[i, 0])
-            if kept[f] < KEEP[role]:
-                found[f].append(TermStat(role, int(pairs[i, 1]), float(share[i]), None, None, int(examples[i]), float(score[i])))
-                kept[f] += 1
+        keep = keep[np.lexsort((item[keep], -score[keep], of[keep]))]
+        rank = np.arange(len(keep)) - np.searchsorted(of[keep], of[keep])
+        best, rank = keep[rank < KEEP[role]], rank[rank < KEEP[role]]
+        found.append(Stats(role, of[best], rank, item[best], share[best], None, None, examples[best], score[best]))
     return found

@@ -147,6 +147,9 @@ class Words:
     """Bits of the classes that all tokens of a word belong to."""
     _form_of: dict[int, int] = field(default_factory=dict)
     _word_of: dict[str, int] = field(default_factory=dict)
+    _by_hash: tuple[NDArray[np.int64], NDArray[np.int32]] = field(
+        default_factory=lambda: (np.zeros(0, np.int64), np.zeros(0, np.int32))
+    )
 
     def read(
         self,
@@ -218,15 +221,24 @@ class Words:
         joined = np.zeros(n, bool)
         joined[1:] = v.joins_right[tokens[:-1]] & v.joins_left[tokens[1:]] & ~new_window[1:]
         starts, hashes, lengths = span_hashes(tokens, joined, np.ones(n, bool), MAX_WORD_TOKENS)
-        word = np.array(
-            [self.form_word[form] if form >= 0 else -1 for form in (self._form_of.get(h, -1) for h in hashes.tolist())], np.int32
-        )
+        keys, words = self._sorted
+        place = np.minimum(np.searchsorted(keys, hashes), max(len(keys) - 1, 0))
+        word = np.where(keys[place] == hashes, words[place], -1) if len(keys) else np.full(len(hashes), -1, np.int32)
         ends_window = np.append(new_window[1:], True)
         torn = (new_window[starts] & v.joins_left[tokens[starts]]) | (
             ends_window[starts + lengths - 1] & v.joins_right[tokens[starts + lengths - 1]]
         )
         word[torn] = -1
         return word, starts
+
+    @property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Hashes of all forms, ascending, and the word of each."""
+        if len(self._by_hash[0]) != len(self.forms):
+            keys = np.fromiter(self._form_of, np.int64, len(self.forms))
+            order = np.argsort(keys)
+            self._by_hash = keys[order], np.array(self.form_word, np.int32)[order]
+        return self._by_hash
 
     def _count(
         self, tokens: NDArray[np.int32], starts: NDArray[np.int64], hashes: NDArray[np.int64], lengths: NDArray[np.int64]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,29 +38,58 @@ class Window:
     values: NDArray[np.float32]
 
 
-def pack(windows: list[Window]) -> bytes:
+class Columns(NamedTuple):
+    """The examples of one feature: one entry for each in all but the last two, which hold their tokens one after the other."""
+
+    bucket: NDArray[np.integer]
+    row: NDArray[np.integer]
+    document: NDArray[np.integer]
+    position: NDArray[np.integer]
+    peak: NDArray[np.integer]
+    length: NDArray[np.integer]
+    tokens: NDArray[np.integer]
+    values: NDArray[np.floating]
+
+    @classmethod
+    def of(cls, windows: Sequence[Window]) -> Columns:
+        """The columns of examples."""
+        pointers = [(w.bucket, w.row, w.document, w.position, w.peak, len(w.token_ids)) for w in windows]
+        tokens = np.concatenate([np.zeros(0, np.int64), *(w.token_ids for w in windows)])
+        values = np.concatenate([np.zeros(0, np.float32), *(w.values for w in windows)])
+        return cls(*np.array(pointers, np.int64).reshape(-1, 6).T, tokens, values)
+
+    def windows(self) -> list[Window]:
+        """The examples one by one."""
+        ends = np.cumsum(self.length, dtype=np.int64).tolist()
+        return [
+            Window(*pointers, self.tokens[start:end].astype(np.int64), self.values[start:end].astype(np.float32))
+            for *pointers, start, end in zip(*(column.tolist() for column in self[:5]), [0, *ends], ends)
+        ]
+
+
+def pack(examples: Columns | Sequence[Window]) -> bytes:
     """Encode examples as one compressed blob.
 
     It holds columns of pointers, all token ids, one bit per token that fires, and the activations of these tokens in units of
     1/65535 of the largest.
     """
-    tokens = np.concatenate([np.zeros(0, np.int64), *(w.token_ids for w in windows)])
-    values = np.concatenate([np.zeros(0, np.float64), *(w.values for w in windows)])
-    width = 2 if not len(tokens) or tokens.max() < 1 << 16 else 4
-    scale = float(values.max(initial=0.0))
-    fires = values > 0
+    c = examples if isinstance(examples, Columns) else Columns.of(examples)
+    width = 2 if not len(c.tokens) or c.tokens.max() < 1 << 16 else 4
+    fires = c.values > 0
+    firing = c.values[fires].astype(np.float64)
+    scale = float(firing.max(initial=0.0))
     columns = [
-        np.array([w.row for w in windows], "<i8"),
-        np.array([w.document for w in windows], "<i8"),
-        np.array([w.position for w in windows], "<i4"),
-        np.array([w.bucket for w in windows], "<u1"),
-        np.array([w.peak for w in windows], "<u2"),
-        np.array([len(w.token_ids) for w in windows], "<u2"),
-        tokens.astype(f"<u{width}"),
+        c.row.astype("<i8"),
+        c.document.astype("<i8"),
+        c.position.astype("<i4"),
+        c.bucket.astype("<u1"),
+        c.peak.astype("<u2"),
+        c.length.astype("<u2"),
+        c.tokens.astype(f"<u{width}"),
         np.packbits(fires),
-        np.maximum(np.rint(values[fires] / (scale or 1) * _STEPS), 1).astype("<u2"),
+        np.maximum(np.rint(firing / (scale or 1) * _STEPS), 1).astype("<u2"),
     ]
-    return zlib.compress(_HEADER.pack(_VERSION, len(windows), width, scale) + b"".join(c.tobytes() for c in columns), 6)
+    return zlib.compress(_HEADER.pack(_VERSION, len(c.row), width, scale) + b"".join([each.tobytes() for each in columns]), 6)
 
 
 def unpack(blob: bytes) -> list[Window]:
@@ -94,11 +124,8 @@ def unpack(blob: bytes) -> list[Window]:
             raise ValueError(f"{len(data) - at} bytes too many")
     except (zlib.error, struct.error, ValueError) as error:
         raise damaged("the examples of a feature", error) from error
-    ends = np.cumsum(lengths, dtype=np.int64).tolist()
-    return [
-        Window(bucket, row, document, position, peak, tokens[start:end], values[start:end])
-        for row, document, position, bucket, peak, start, end in zip(*(p.tolist() for p in pointers), [0, *ends], ends)
-    ]
+    row, document, position, bucket, peak = pointers
+    return Columns(bucket, row, document, position, peak, lengths, tokens, values).windows()
 
 
 def _inflated(blob: bytes) -> bytes:

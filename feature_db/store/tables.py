@@ -17,22 +17,32 @@ def next_id(db: sqlite3.Connection, table: str) -> int:
 
 
 def add_labels(db: sqlite3.Connection, feature: int, found: Sequence[Label], first_id: int, *, created: str | None = None) -> int:
+    """Insert labels of a feature and their scores; returns the id after the last. See :func:`add_labels_of`."""
+    return add_labels_of(db, [(feature, found)], first_id, created=created)
+
+
+def add_labels_of(
+    db: sqlite3.Connection, found: Sequence[tuple[int, Sequence[Label]]], first_id: int, *, created: str | None = None
+) -> int:
     """Insert labels and their scores; returns the id after the last.
 
     Args:
+        found: ids of features, each with its labels.
+        first_id: of the first label.
         created: the time; None for labels by rules, which are the same whenever they are made.
     """
+    numbered = list(enumerate(((feature, x) for feature, labels in found for x in labels), first_id))
     db.executemany(
         "INSERT INTO label (id, feature, method, text, keywords, rank, model, prompt, created, rule) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (first_id + i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt, created, x.rule and x.rule.to_json())
-            for i, x in enumerate(found)
+            (i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt, created, x.rule and x.rule.to_json())
+            for i, (feature, x) in numbered
         ],
     )
-    scores = [(first_id + i, metric, value) for i, x in enumerate(found) for metric, value in x.scores.items()]
+    scores = [(i, metric, value) for i, (_, x) in numbered for metric, value in x.scores.items()]
     db.executemany("INSERT INTO label_score(label, metric, value) VALUES (?, ?, ?)", scores)
-    return first_id + len(found)
+    return first_id + len(numbered)
 
 
 def delete_dictionary(db: sqlite3.Connection, sae: int) -> None:

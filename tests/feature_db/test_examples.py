@@ -48,8 +48,8 @@ def test_examples_come_from_every_tenth(tiny_lm: LanguageModel, store: PlantedSt
     a: Accumulators = run(tiny_lm, store, BuildConfig())[0]
     deciles = quantiles(a.moments.histogram, a.moments.largest, np.arange(1, 10) / 10)
     reached = []
-    for f in range(1, F):
-        chosen = choose(a.top, a.sample, f, deciles[f], per_decile=2)
+    for f, columns in enumerate(choose(a.top, a.sample, slice(1, F), deciles[1:], per_decile=2), start=1):
+        chosen = columns.windows()
         top = [w for w in chosen if w.bucket == TOP]
         peaks = [float(w.values[w.peak]) for w in top]
         assert peaks == sorted(peaks, reverse=True) and peaks[0] == a.moments.largest[f]

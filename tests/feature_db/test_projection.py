@@ -15,11 +15,12 @@ from tests.kit.planted import F, make_lm
 
 def _check(lm: LanguageModel, logits_NV: np.ndarray, vectors_ND: torch.Tensor, top: int) -> None:
     n_tokens = logits_NV.shape[1] if lm.tokenizer is None else len(lm.tokenizer)
-    for row, logits in zip(promoted(lm, vectors_ND, top=top, chunk=3), logits_NV):
+    both = promoted(lm, vectors_ND, top=top, chunk=3)
+    for n, logits in enumerate(logits_NV):
         allowed = np.array([t for t in range(n_tokens) if t not in lm.special_ids])
         order = allowed[np.argsort(-logits[allowed], kind="stable")]
         for role, expected in (("promotes", order[:top]), ("suppresses", order[::-1][:top])):
-            got = [stat for stat in row if stat.role == role]
+            (got,) = (each.by_feature(len(logits_NV))[n] for each in both if each.role == role)
             np.testing.assert_allclose([stat.value for stat in got], logits[expected], rtol=1e-3, atol=1e-4)
             assert len({stat.item for stat in got} & set(expected.tolist())) >= top - 1  # a tie may fall either way
             z = (logits[expected] - logits.mean()) / logits.std(ddof=1) * (1 if role == "promotes" else -1)
@@ -81,7 +82,9 @@ def test_numbers_that_are_no_token_are_never_named(further: bool) -> None:
     if further:
         tokenizer.add_tokens(["further"])
         padding.remove(n_tokens)
-    for row in promoted(lm, vectors, top=30):
+    both = promoted(lm, vectors, top=30)
+    for n in range(4):
+        row = [stat for each in both for stat in each.by_feature(4)[n]]
         named = {stat.item for stat in row}
         assert len(row) == 60 and not named & padding
         assert (n_tokens in named) == further

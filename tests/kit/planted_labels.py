@@ -56,7 +56,7 @@ def plant(lm: LanguageModel, *, n: int = 150, seed: int = 0) -> Planted:
     features = {"words": 2, "peaks": 2, "pieces": 3, "class": 4, "before": 5, "context": 6, "promotes": 7, "word_class": 8}
     features |= {"says": 9, "contrast": 10}
     frequent = int(np.bincount(tokens[~special]).argmax())
-    pushed = [row.item for row in promoted(lm, sae.W_dec[[7]])[0] if row.role == "promotes"][:4]
+    pushed = promoted(lm, sae.W_dec[[7]])[0].item[:4].tolist()
     fires: dict[int, Callable[[], NDArray[np.bool_]]] = {
         2: lambda: read.words("happy|sad"),
         3: lambda: tokens == frequent,
