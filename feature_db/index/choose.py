@@ -35,8 +35,16 @@ def choose(top: Windows, sample: Windows, block: slice, deciles: NDArray[np.floa
             for name in ("row", "document", "position", "offset", "length", "tokens", "values")
         }
         inside = places < column["length"][:, None]
-        tokens, values = column.pop("tokens")[inside], column.pop("values")[inside]
-        yield Columns(buckets[i, : n_all[i]], *column.values(), tokens, values)
+        yield Columns(
+            bucket=buckets[i, : n_all[i]],
+            row=column["row"],
+            document=column["document"],
+            position=column["position"],
+            peak=column["offset"],
+            length=column["length"],
+            tokens=column["tokens"][inside],
+            values=column["values"][inside],
+        )
 
 
 @njit(cache=True, nogil=True)

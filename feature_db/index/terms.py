@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +108,11 @@ def fired(
     score = strength(share, rate, spelled / n, 1 - np.exp(silent * spelled / occurs))
     score[~present | (share < LEAST_SHARE) | (score < LEAST_SCORE.get(role, 0.0))] = -1
     best = np.lexsort((item, -score))[:, : KEEP[role]]
-    columns = (items, share, rate, hitters.peak[block].astype(np.float64), hitters.tokens[block], score)
+    columns: tuple[NDArray[Any], ...] = (items, share, rate, hitters.peak[block].astype(np.float64), hitters.tokens[block], score)
     ranked = [np.take_along_axis(column, best, 1) for column in columns]
     feature, rank = np.nonzero(ranked[-1] >= 0)
-    return Stats(role, feature, rank, *(column[feature, rank] for column in ranked))
+    chosen: list[Any] = [column[feature, rank] for column in ranked]
+    return Stats(role, feature, rank, *chosen)
 
 
 def in_examples(top: Windows, words: Words, lexicon: Lexicon, block: slice) -> list[Stats]:

@@ -56,14 +56,15 @@ class Columns(NamedTuple):
         pointers = [(w.bucket, w.row, w.document, w.position, w.peak, len(w.token_ids)) for w in windows]
         tokens = np.concatenate([np.zeros(0, np.int64), *(w.token_ids for w in windows)])
         values = np.concatenate([np.zeros(0, np.float32), *(w.values for w in windows)])
-        return cls(*np.array(pointers, np.int64).reshape(-1, 6).T, tokens, values)
+        bucket, row, document, position, peak, length = np.array(pointers, np.int64).reshape(-1, 6).T
+        return cls(bucket, row, document, position, peak, length, tokens, values)
 
     def windows(self) -> list[Window]:
         """The examples one by one."""
         ends = np.cumsum(self.length, dtype=np.int64).tolist()
         return [
-            Window(*pointers, self.tokens[start:end].astype(np.int64), self.values[start:end].astype(np.float32))
-            for *pointers, start, end in zip(*(column.tolist() for column in self[:5]), [0, *ends], ends)
+            Window(bucket, row, document, position, peak, self.tokens[a:b].astype(np.int64), self.values[a:b].astype(np.float32))
+            for bucket, row, document, position, peak, a, b in zip(*(column.tolist() for column in self[:5]), [0, *ends], ends)
         ]
 
 
