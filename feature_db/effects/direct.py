@@ -39,7 +39,7 @@ def measure_direct(database: FeatureDB, dictionary: Address, lm: LanguageModel, 
     """
     wanted: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Measured]]] = {
         "input": ({"promoted": scores.PROMOTED}, lambda settings: _input(database, dictionary, settings)),
-        "decoder": ({"top": neighbours.TOP}, lambda settings: _decoder(database, dictionary, settings, progress)),
+        "decoder": ({"top": neighbours.TOP}, lambda settings: _decoder(database, dictionary, settings, sae, progress)),
         "logits": ({"bins": logits.BINS}, lambda settings: _logits(database, dictionary, settings, lm, sae)),
     }
     known = database.measurements(dictionary)
@@ -54,10 +54,10 @@ def _input(database: FeatureDB, dictionary: Address, settings: dict[str, Any]) -
     return Measured("input", settings, {"input_score": database.input_scores(dictionary, top=settings["promoted"])})
 
 
-def _decoder(database: FeatureDB, dictionary: Address, settings: dict[str, Any], progress: bool) -> Measured:
+def _decoder(database: FeatureDB, dictionary: Address, settings: dict[str, Any], sae: SAE, progress: bool) -> Measured:
     vectors, live = database.vectors(dictionary), database.densities(dictionary) > 0
     with track("comparing", total=int(live.sum()), unit="directions", subject=str(dictionary), enabled=progress) as bar:
-        partners = neighbours.nearest(vectors, live, top=settings["top"], note=bar.update)
+        partners = neighbours.nearest(vectors, live, top=settings["top"], device=sae.device, note=bar.update)
     return Measured("decoder", settings, partners={"decoder": partners})
 
 

@@ -160,7 +160,7 @@ class Searches:
         where: str | None = None,
         sort: str | None = None,
         offset: int = 0,
-    ) -> list[Hit]:
+    ) -> Hits[Hit]:
         """The first k features that fulfil a condition, without a query: `db.browse(where="kind = 'word'", sort="max desc")`.
 
         Args:
