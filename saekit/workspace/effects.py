@@ -56,8 +56,8 @@ def complete(
         ws: the workspace.
         database: its database.
         address: of the dictionary.
-        asked: whether to measure what a clamp of each feature causes. None: if the database already has it with other settings
-            or it takes at most BUDGET seconds; the log says what was left out.
+        asked: whether to measure what a clamp of each feature causes, however long it takes. None: if it takes at most BUDGET
+            seconds; the log says what was left out.
         settings: of the clamps; None: those of the earlier measurement, or else the defaults.
         progress: show progress bars.
     """
@@ -65,12 +65,13 @@ def complete(
     from saekit.evaluate.steering.clamp_effects import ClampSettings
 
     try:
-        measure_direct(database, address, ws.lm, ws.sae(address), progress=progress)
+        seconds = None if asked else BUDGET
+        measure_direct(database, address, ws.lm, ws.sae(address), seconds=seconds, progress=progress)
         _measure_labels(ws, database, address, progress)
         known = database.measurements(address).get("effects")
         if asked is False or (known is not None and (settings is None or _facts(settings) == known)):
             return
-        _Clamps(ws, database, address, settings or ClampSettings()).run(None if asked else BUDGET, progress)
+        _Clamps(ws, database, address, settings or ClampSettings()).run(seconds, progress)
     finally:
         database.record_checksum()
 
@@ -97,7 +98,7 @@ def _measure_labels(ws: Workspace, database: FeatureDB, address: Address, progre
         _log.warning("Labels of the corpus were not looked for: %s", error)
         return
     found = None
-    if labelled is not None and len(labelled.concepts) > 1 - (labelled.labels is None):
+    if labelled is not None and (labelled.spans is not None or len(labelled.concepts) > 1):
         found = _best_of(label_stats(ws.lm, ws.sae(address), ws.lm.site(address.site), labelled, progress=progress))
     database.write_measurement(address, Measured("corpus_labels", settings, labels=found))
 

@@ -75,6 +75,21 @@ def test_neighbours_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     assert (nearest(vectors[:1], live[:1]).others_FK == -1).all() and (nearest(vectors[:3], live[:3]).others_FK >= 0).sum() == 6
 
 
+def test_similar_directions_that_take_long_are_left_out(
+    measured: FeatureDB, tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "f.sqlite"
+    copy.write_bytes(measured.path.read_bytes())
+    (tmp_path / "vectors").symlink_to(measured.path.parent / "vectors")
+    with sqlite3.connect(copy) as plain:
+        plain.execute("DELETE FROM measurement WHERE name IN ('decoder', 'logits')")
+    monkeypatch.setattr("feature_db.effects.neighbours._BLOCK_BYTES", 4 * F * 5)
+    with FeatureDB.open(copy) as db:
+        assert measure_direct(db, ADDRESS, tiny_lm, make_sae(), seconds=0.0, progress=False) == ["logits"]
+        assert "similar directions" in caplog.text and "--effects" in caplog.text
+        assert measure_direct(db, ADDRESS, tiny_lm, make_sae(), progress=False) == ["decoder"]
+
+
 def test_a_histogram_counts_every_token(tiny_lm: LanguageModel) -> None:
     vectors = torch.randn(5, F, generator=torch.Generator().manual_seed(0))
     (logits,) = logit_effects(tiny_lm, vectors, chunk=9)
