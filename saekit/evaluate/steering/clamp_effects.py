@@ -204,7 +204,7 @@ class ClampMeasurement:
             InterventionError: the strength needs a measure that is not given, or a feature writes nothing.
         """
         clamps = self._clamps(units).edits(self.lm)
-        N, promoted = len(units), torch.from_numpy(promoted_NK).to(self.lm.device)
+        N, promoted = len(units), torch.from_numpy(promoted_NK).to(self._prompts[0].logp_PV.device)
         score_N, kl_N = torch.zeros(N, device=promoted.device), torch.zeros(N, device=promoted.device)
         change_NV: Tensor | float = 0.0
         probability_NV: Tensor | float = 0.0

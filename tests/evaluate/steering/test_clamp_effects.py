@@ -17,6 +17,7 @@ from saekit.names.ref import Ref
 from saekit.names.site import Site
 from saekit.objects import space_of
 from saekit.sae import SAE
+from saekit.steer import clamp
 
 PROMPTS = ("Once upon a time", "The dog", "A cat ran", "They went to")
 STRENGTH = 6.0
@@ -135,3 +136,27 @@ def test_impossible_settings_are_named(bad: dict[str, Any]) -> None:
 
 def test_the_prompts_are_different() -> None:
     assert len(set(NEUTRAL_PROMPTS)) == len(NEUTRAL_PROMPTS) >= 8
+
+
+@pytest.mark.parametrize(
+    "site", ["embed", "resid_pre.0", "resid_mid.1", "attn_out.1", "neurons.4", "heads.2", "q.3", "resid_post.4"]
+)
+def test_every_site_gives_what_one_run_with_the_intervention_gives(stories_lm: LanguageModel, make_sae: Any, site: str) -> None:
+    """Without a recording, a batch or pads."""
+    lm = stories_lm
+    lm.attach_sae(site, make_sae("topk", lm.width(site), 40, k=8))
+    try:
+        effects = ClampMeasurement(lm, Address.parse(site), ClampSettings(PROMPTS, "4raw")).measure([3, 8], np.array([[9], [-1]]))
+        for i, unit in enumerate((3, 8)):
+            kl = []
+            for prompt in PROMPTS:
+                tokens = lm.encode([prompt])[0]
+                base = lm.run(tokens, logits="last").logits
+                clamped = lm.run(tokens, edits=[clamp(f"feature:{site}/{unit}", 4.0, positions=[-1])], logits="last").logits
+                assert base is not None and clamped is not None
+                p, q = base.double().log_softmax(-1), clamped.double().log_softmax(-1)
+                kl.append(float((p.exp() * (p - q)).sum()))
+            assert effects.effect_N[i] == pytest.approx(np.mean(kl), rel=1e-3, abs=1e-6)
+        assert not np.isnan(effects.output_score_N[0]) and np.isnan(effects.output_score_N[1])
+    finally:
+        lm.detach_sae(site)
