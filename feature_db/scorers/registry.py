@@ -25,7 +25,7 @@ counts as not scored. What the user sets for a scorer (a judge, a seed, a number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -69,16 +69,34 @@ class Scorer:
     """Whether only labels with a rule can be scored."""
     judged: bool = False
     """Whether a language model is asked (the option `judge`, a :class:`feature_db.chat.model.ChatModel`)."""
+    of_feature: bool = False
+    """Whether the score is one of the feature, the same for all its labels."""
 
     def __call__(self, subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
         """Score labels."""
         found: Iterator[Result] = resolve(self.measure)(subject, labels)
         return found
 
+    def takes(self, label: Given, methods: Collection[str] | None) -> bool:
+        """Whether a label is scored.
 
-def _judged(name: str, about: str, *, decides: bool = False) -> Scorer:
+        Args:
+            methods: only labels by these methods; None: all, but language models judge only the labels of people and models,
+                since rules are run for nothing.
+        """
+        from feature_db.labels.rules import LABEL_METHODS
+
+        if self.rules_only and label.rule is None:
+            return False
+        if methods is not None:
+            return label.method in methods
+        return not self.judged or self.of_feature or label.method not in LABEL_METHODS
+
+
+def _judged(name: str, about: str, *, decides: bool = False, of_feature: bool = False) -> Scorer:
     """The row of a scorer that asks a language model; its metric has its name."""
-    return Scorer(f"feature_db.scorers.judges.{name}:measure", name, about, decides=decides, judged=True)
+    target = f"feature_db.scorers.judges.{name}:measure"
+    return Scorer(target, name, about, decides=decides, judged=True, of_feature=of_feature)
 
 
 SCORERS: Registry[Scorer] = Registry(
@@ -106,7 +124,9 @@ SCORERS: Registry[Scorer] = Registry(
         "detection": _judged("detection", "Ask a judge which texts the label fits.", decides=True),
         "fuzzing": _judged("fuzzing", "Ask a judge in which texts the right tokens are marked."),
         "simulation": _judged("simulation", "Let a judge predict the activation of each token from the label."),
-        "intruder": _judged("intruder", "Ask a judge which text does not belong to the others. No label is used."),
+        "intruder": _judged(
+            "intruder", "Ask a judge which text does not belong to the others. No label is used.", of_feature=True
+        ),
         **{
             f"{name}_{by}": Scorer(f"feature_db.scorers.relevance:{name}_{by}", f"{name}_{by}", f"What {name} asks, by {by}.")
             for name in ("fuzzing", "simulation", "intruder")

@@ -95,14 +95,14 @@ def score(
     address = indexed.address
     wanted = database.labels_of(address, features)
     done = {name: database.scored(address, row.metric) for name, row in rows.items()}
+    options = dict(options or {})
     todo = {
-        name: [label for label in wanted if (again or label.id not in done[name]) and not (row.rules_only and label.rule is None)]
+        name: [label for label in wanted if (again or label.id not in done[name]) and row.takes(label, options.get("methods"))]
         for name, row in rows.items()
     }
     outcomes = [Scored(name, known=0 if again else sum(each.id in done[name] for each in wanted)) for name in rows]
     if not any(todo.values()):
         return outcomes
-    options = dict(options or {})
     heldout = Heldout.read(store, lm, sae, address.site, share, max_tokens=max_tokens, progress=progress)
     subject = Subject(lm, sae, indexed, heldout, database.vectors(address), options, int(options.get("seed", 0)), progress)
     for outcome in outcomes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class Asking:
     dictionaries: Sequence[Address]
     features: list[str] | None
     again: bool
-    texts: int | None
+    settings: Mapping[str, Any]
     usage: Usage | None = field(default=None, init=False)
 
     def judge(self, chat: ChatOptions, load: PlaceOptions) -> dict[str, Any] | None:
@@ -63,15 +63,16 @@ class Asking:
         with self.ws.database() as database:
             for address in self.dictionaries:
                 dictionary = database.dictionary(address).dictionary
-                of = [] if refs is None else [ref for ref in refs if database.dictionary(ref.address).dictionary == dictionary]
-                numbers = None if refs is None else [ref.unit for ref in of]
+                own = [ref for ref in refs or () if database.dictionary(ref.address).dictionary == dictionary]
+                numbers = None if refs is None else [ref.unit for ref in own]
                 labels = database.labels_of(address, numbers)
                 for name in self.scorers:
                     row = SCORERS[name]
                     done = set() if self.again or not row.judged else database.scored(address, row.metric)
-                    todo = [label for label in labels if row.judged and label.id not in done]
-                    n = len({label.feature for label in todo}) if name == "intruder" else len(todo)
-                    parts.append(estimated(name, n, self.texts))
+                    of = [label for label in labels if row.takes(label, self.settings.get("methods"))]
+                    todo = [label for label in of if row.judged and label.id not in done]
+                    n = len({label.feature for label in todo}) if row.of_feature else len(todo)
+                    parts.append(estimated(name, n, self.settings.get("texts")))
         return Estimate(*(sum(each) for each in zip(*((p.requests, p.tokens_in, p.tokens_out) for p in parts))))
 
     def print_estimate(self, chat: ChatOptions, as_json: bool) -> None:

@@ -31,6 +31,15 @@ class ScoreOptions:
             show_default=False,
         ),
     ] = None
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Score labels by this method only: human, llm, words, ... May be repeated. [default: all; language models judge "
+            "those of people and models]",
+            show_default=False,
+        ),
+    ] = None
     again: Annotated[bool, typer.Option("--again", help="Also score labels that have a score.")] = False
     texts: Annotated[
         int | None,
@@ -82,7 +91,9 @@ def score(
     if features is not None and not site and len(chosen) > 1:
         refs = ws.refs(features, name)
         chosen = [address for address in chosen if any(ref.address.site == address.site for ref in refs)] or chosen
-    asking = Asking(ws, how.scorer or [], chosen, features, how.again, how.texts)
+    if how.method:
+        settings["methods"] = how.method
+    asking = Asking(ws, how.scorer or [], chosen, features, how.again, settings)
     if (judge := asking.judge(chat, load)) is not None:
         settings |= judge
     if chat.dry_run:
@@ -111,6 +122,13 @@ def _print(facts: dict[str, Any]) -> None:
     for each in facts["scorers"]:
         known = f", {each['known']:,} had a score" if each["known"] else ""
         say((f"{facts['dictionary']}  {each['scorer']}: ", "bold"), f"{each['scored']:,} labels scored{known}")
+        if not each["scored"] and not each["known"] and not each["failed"]:
+            say(
+                (
+                    "  No such label. Language models judge those of people and models; --method words takes those of a rule.",
+                    "dim",
+                )
+            )
         for reason, number in sorted(each["failed"].items(), key=lambda pair: -pair[1])[:3]:
             say((f"  {number:,} not scored: {reason}", "dim"))
     if facts["rules"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -160,10 +159,19 @@ def test_a_local_model_ends_every_feature(saekit: Saekit, study: Path, stories_p
 
 def test_score_asks_the_judge(saekit: Saekit, study: Path, server: ChatServer) -> None:
     chosen = ["--features", "70..71", "--scorer", "detection", "--texts", 4]
-    estimate = saekit("score", study, *chosen, *asks(server), "--dry-run", "--json").json
-    assert not server.requests and estimate["estimate"]["requests"] > 0
+    nothing = saekit("score", study, *chosen, *asks(server))
+    assert nothing.status == 0 and "No such label" in nothing.stdout and not server.requests
+    assert saekit("autolabel", study, "--features", "70..71", *asks(server)).status == 0
+    server.requests.clear()
+    estimate = saekit("score", study, *chosen, *asks(server), "--dry-run", "--json").json["estimate"]
+    rules = saekit("score", study, *chosen, *asks(server), "--method", "words", "--dry-run", "--json").json["estimate"]
+    assert not server.requests and estimate["requests"] == 2 * 2 and rules["requests"] > 0
     without = saekit("score", study, *chosen, "--json")
     assert without.status == 2 and "--endpoint" in without.json["hint"]
     done = saekit("score", study, *chosen, *asks(server), "--json")
     assert done.status == 0, done.stderr
-    assert json.loads(done.stdout) and server.requests
+    (outcome,) = done.json[0]["scorers"]
+    assert outcome["scored"] + sum(outcome["failed"].values()) == 2
+    assert 0 < len(server.requests) <= estimate["requests"]
+    wrong = saekit("score", study, "--scorer", "rule", *asks(server), "--json")
+    assert wrong.status == 2 and "None of the scorers asks" in wrong.json["message"]
