@@ -77,7 +77,8 @@ def inflected(word: str, part: str) -> list[str]:
 
 
 def _readings(word: str) -> dict[tuple[str, ...], float]:
-    known, found = wordnet(), {}
+    known = wordnet()
+    found: dict[tuple[str, ...], float] = {}
     for part, weight in known.frequency(word).items():
         found[_BARE[part],] = weight
     for base, part, ending in _bases(word):

@@ -206,7 +206,8 @@ def profile(db: sqlite3.Connection, sae: int, arrays: FeatureArrays, embedder: E
     vectors = embedder.embed(texts) if texts else np.zeros((0, embedder.width), np.float32)
     weights = count_V * spoken_V
     mean_D = (weights @ vectors / max(float(weights.sum()), 1.0)).astype(np.float32)
-    vectors = np.where(spoken_V[:, None], unit(vectors - mean_D), 0).astype(np.float32)
+    known_V = spoken_V & (np.abs(vectors).sum(1) > 0)  # a word that the embedder does not know is near to none
+    vectors = np.where(known_V[:, None], unit(vectors - mean_D), 0).astype(np.float32)
     order = np.argsort(word_E, kind="stable")
     return Profile(
         term_V=term_V,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from feature_db.labels.token_classes import CALLED
 from feature_db.meaning.categories import categories, parts
 from feature_db.meaning.embedders import KNOWN, unit
-from feature_db.meaning.parts_of_speech import bases, inflected
+from feature_db.meaning.parts_of_speech import bases, inflected, is_word
 from feature_db.meaning.profile import Profile, WordSet, largest
 from feature_db.meaning.wordnet import wordnet
 from feature_db.store import stored
@@ -34,6 +34,8 @@ _LEAST_KIND = 0.1
 """A word whose weight is below this share of the largest seldom means the category."""
 _CATEGORY, _OF_CATEGORY = 5, 0.4
 """Kinds of a thing that make it a category, and the weight of the words of a query for one."""
+_ALSO_ENGLISH = 0.2
+"""Weight of a word of another language that is an English word, too."""
 _BESIDES = 0.9
 """Weight of the kinds of a thing without the thing itself."""
 _OWN = 64
@@ -248,7 +250,11 @@ def languages(asked: Asked) -> Iterable[WordSet]:
     for name in names:
         wanted = sorted(lists[name])
         words, texts = asked.find(f"text IN ({', '.join('?' * len(wanted))})", *wanted)
-        weights = [1 / sum(text in other for other in lists.values()) for text in texts]
+        # "car" and "but" are frequent words of French, too.
+        weights = [
+            (_ALSO_ENGLISH if name != "english" and is_word(text) else 1) / sum(text in other for other in lists.values())
+            for text in texts
+        ]
         if texts:
             yield WordSet(f"frequent words of {name.capitalize()}", words, np.array(weights, np.float32), evenly=True, open=True)
 

@@ -53,7 +53,8 @@ class WordNet:
 
     def frequency(self, phrase: str) -> dict[str, float]:
         """How often a word is a noun, a verb, an adjective or an adverb, by the letters of :data:`PARTS`. Never zero."""
-        word, found = self.find(phrase), {}
+        word = self.find(phrase)
+        found: dict[str, float] = {}
         for synset, share in self._senses(phrase):
             part = PARTS[self.part[synset]]
             found[part] = found.get(part, 0.0) + share * (int(self.count[word]) + 1)

@@ -104,7 +104,7 @@ def test_a_profile_equals_dense_arithmetic(index: Index) -> None:
     spoken = np.array([any(char.isalnum() for char in text) for text in known])
     vectors = _Letters().embed(known).astype(np.float64)
     mean = (count * spoken) @ vectors / (count * spoken).sum()
-    vectors = unit(vectors - mean) * spoken[:, None]
+    vectors = unit(vectors - mean) * (spoken & (np.abs(vectors).sum(1) > 0))[:, None]
     query = unit(_Letters().embed(["happy"]).astype(np.float64) - mean)[0]
     like = vectors @ query
     assert np.allclose(made.likeness(["happy"], _Letters()), like, atol=2e-3), "float16 vectors"
@@ -124,7 +124,7 @@ def test_a_profile_equals_dense_arithmetic(index: Index) -> None:
 def test_meaning_is_found_without_the_word(index: Index) -> None:
     database = index()
     assert database.search("joyful", 1)[0].feature == database.search("happy", 1)[0].feature == 2
-    assert database.search("the parliament of thermodynamics", 1, kinds="word")[0].score < 0.1
+    assert database.search("the parliament of thermodynamics", 1, kinds="word") == []
     assert database.search("zzyzx of qwfpgj", 1) == []
 
 
