@@ -34,6 +34,9 @@ class LabelMethod:
     """Returns labels of one feature that fires. Their `method` is replaced by the name of the row."""
     kind: str
     """Kind of a feature whose shown label is by this method: word, piece, class, context, output, ..."""
+    measured: tuple[str, ...] = ()
+    """The roles in :attr:`Evidence.stats` that the method reads, if `causes` is one of them: its labels are made anew, from these
+    roles alone, when that was measured."""
 
 
 _TESTS = {"fires_word": "word", "fires_token": "token", "before": "next_word"}
@@ -167,6 +170,15 @@ def says(evidence: Evidence) -> Iterable[Label]:
         yield Label("says", f"says {quoted(texts)}", 0.9 * share, "", {"activation_share": share}, rule=rule)
 
 
+def causes(evidence: Evidence) -> Iterable[Label]:
+    """The tokens that gain most when the feature is clamped on neutral prompts, once that was measured."""
+    rows = [row for row in evidence.stats.get("causes", []) if row.score > 0][:4]
+    if rows:
+        texts, rule = [evidence.text("causes", row.item) for row in rows], Rule("next_token", tuple(row.item for row in rows))
+        scores = {"change": rows[0].value}
+        yield Label("causes", f"makes the model say {quoted(texts)}", 0.2 * rows[0].score, "", scores, rule=rule)
+
+
 def promotes(evidence: Evidence) -> Iterable[Label]:
     """The tokens that the decoder direction promotes most."""
     rows = evidence.stats.get("promotes", [])[:4]
@@ -185,10 +197,11 @@ LABEL_METHODS: Registry[LabelMethod] = Registry(
         "class": LabelMethod(token_class, "class"),
         "word_class": LabelMethod(word_class, "class"),
         "before": LabelMethod(before, "context"),
-        "says": LabelMethod(says, "output"),
+        "says": LabelMethod(says, "output", ("before", "promotes", "causes")),
         "context": LabelMethod(context, "context"),
         "contrast": LabelMethod(contrast, "context"),
         "promotes": LabelMethod(promotes, "output"),
+        "causes": LabelMethod(causes, "output", ("causes",)),
     },
 )
 """Methods that run when features are indexed, by name. A rebuild replaces their labels."""

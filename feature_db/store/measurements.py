@@ -10,6 +10,7 @@ from typing import Any
 
 from feature_db.effects.measured import CorpusLabels, Measured, Partners, TokenRows
 from feature_db.store import schema, stored
+from feature_db.store.relabel import relabel
 from feature_db.store.stored import INT, TEXT
 from feature_db.store.tables import next_id
 
@@ -45,6 +46,8 @@ def put(db: sqlite3.Connection, sae: int, measured: Measured) -> None:
         db.execute("DELETE FROM partner WHERE kind = ? AND feature BETWEEN ? AND ?", (kind, *span))
         sql = "INSERT INTO partner (feature, kind, rank, other, value, together, chance) VALUES (?, ?, ?, ?, ?, ?, ?)"
         db.executemany(sql, _partner_rows(first, kind, partners))
+    if "causes" in measured.tokens:
+        relabel(db, sae)
     if measured.labels is not None:
         _put_labels(db, sae, measured.labels)
     facts = json.dumps(measured.settings, sort_keys=True, ensure_ascii=False)

@@ -12,10 +12,11 @@ import pytest
 from feature_db import BuildConfig, FeatureDB, Label, build
 from feature_db.labels.evidence import Rule
 from feature_db.labels.rules import LABEL_METHODS
+from feature_db.labels.word_classes import WORD_CLASSES
 from feature_db.scorers import SCORERS, Given, Result, Score, Scorer, Subject, score
 from feature_db.scorers.heldout import Heldout, heldout_share
 from saekit.activations.loader.source import is_heldout
-from saekit.errors import ConfigError, StoreMismatch, UnknownRef
+from saekit.errors import ConfigError, DatabaseError, StoreMismatch, UnknownRef
 from saekit.lm import LanguageModel
 from saekit.lm.model import LanguageModel as _Model
 from tests.kit.planted import SITE, F, PlantedStore
@@ -38,7 +39,9 @@ def make(tiny_lm: LanguageModel, planted: Planted, tmp_path_factory: pytest.Temp
         settings: dict[str, object] = {"split": "train", "heldout": HELDOUT, "store": planted.store, "sae": planted.sae}
         settings |= {"config": BuildConfig(batch_tokens=512), "progress": False, "vectors": path.parent / "vectors"}
         settings["lm"] = tiny_lm
-        return build(path, site=SITE, **{**settings, **changes})  # type: ignore[arg-type]
+        db = build(path, site=SITE, **{**settings, **changes})  # type: ignore[arg-type]
+        db.write_measurement(SITE, planted.effects)
+        return db
 
     return run
 
@@ -215,7 +218,7 @@ def test_it_goes_on_where_it_was_stopped(make: Build, planted: Planted, tiny_lm:
     SCORERS.register("dummy", Scorer(measure, "dummy", "For tests."))
     try:
         with make() as db:
-            every = [label.id for label in db.labels_of(SITE)]
+            every = sorted(label.id for label in db.labels_of(SITE))
             with pytest.raises(KeyboardInterrupt):
                 score_all(db, planted, tiny_lm, scorers=["dummy"])
             first, stop_at = list(asked), 0
@@ -243,3 +246,42 @@ def test_meaning_and_surprisal(make: Build, planted: Planted, tiny_lm: LanguageM
         for label in labels.values():
             of = label.intervals["surprisal_auroc"]
             assert of.low is not None and of.high is not None and of.low <= label.scores["surprisal_auroc"] <= of.high
+
+
+def test_labels_of_what_is_caused_are_made_when_it_is_measured(make: Build, planted: Planted) -> None:
+    with make() as db:
+        (label,) = (each for each in db.labels_of(SITE, [11]) if each.method == "causes")
+        assert label.rule is not None and label.rule.items == tuple(planted.effects.tokens["causes"].tokens_FK[11])
+        said = [each.text for f in range(F) for each in db.feature(SITE, f).labels if each.method == "says"]
+        db.write_measurement(SITE, planted.effects)  # again: nothing is doubled
+        assert [each.method for each in db.labels_of(SITE, [11])].count("causes") == 1
+        assert [each.text for f in range(F) for each in db.feature(SITE, f).labels if each.method == "says"] == said
+        assert not any(each.method == "causes" for each in db.labels_of(SITE, range(11)))
+    with make(config=BuildConfig(batch_tokens=512, labels=("words",))) as db:
+        assert {label.method for label in db.labels_of(SITE)} == {"words"}
+
+
+@pytest.mark.parametrize("rule", ["", "[]", '{"test": 1, "items": []}', '{"test": "word", "items": [1.5]}', "x" * 100])
+def test_a_damaged_rule_is_a_typed_error(make: Build, rule: str) -> None:
+    with make() as db:
+        with db._edits.transaction() as connection:
+            connection.execute("UPDATE label SET rule = ? WHERE id = 1", (rule,))
+        with pytest.raises(DatabaseError, match="damaged at the labels"):
+            db.labels_of(SITE)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("past tense", "walked tried said was used", "bed need red seed wicked-"),
+        ("ing", "running playing", "ring king thing-"),
+        ("adverb", "quickly happily", "fly only-"),
+        ("superlative", "biggest best", "est rest"),
+        ("number", "12 2024 1,000", "twelve a1"),
+        ("pronoun", "he she", "the"),
+        ("preposition", "of in", "cat"),
+    ],
+)
+def test_classes_of_words(name: str, inside: str, outside: str) -> None:
+    holds = WORD_CLASSES[name].holds
+    assert all(holds(word) for word in inside.split()) and not any(holds(word) for word in outside.split())

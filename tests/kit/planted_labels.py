@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from feature_db.effects.measured import Measured, TokenRows
 from feature_db.index.projection import promoted
 from saekit.activations import Corpus, token_batches
 from saekit.lm import LanguageModel
@@ -26,6 +27,8 @@ class Planted(NamedTuple):
     sae: SAE
     features: dict[str, int]
     """Label method -> the feature that follows a rule of it."""
+    effects: Measured
+    """What a clamp causes: feature 11 the first tokens of " dog" and " park"."""
 
 
 def documents(n: int, seed: int = 0) -> list[str]:
@@ -42,7 +45,7 @@ def documents(n: int, seed: int = 0) -> list[str]:
 
 
 def plant(lm: LanguageModel, *, n: int = 150, seed: int = 0) -> Planted:
-    """Features 2 to 10 follow one rule each; the others fire at random."""
+    """Features 2 to 11 follow one rule each; the others fire at random."""
     random = np.random.default_rng(seed)
     batches = list(token_batches(lm, Corpus.open(documents(n, seed)), context=64, n_tokens=None, batch_size=4, packing="pack"))
     keep = [batch.mask_BT.bool() for batch in batches]
@@ -54,7 +57,8 @@ def plant(lm: LanguageModel, *, n: int = 150, seed: int = 0) -> Planted:
     sae = _sae(lm, tokens[~special])
     read = _Read(lm, tokens, position, document, special)
     features = {"words": 2, "peaks": 2, "pieces": 3, "class": 4, "before": 5, "context": 6, "promotes": 7, "word_class": 8}
-    features |= {"says": 9, "contrast": 10}
+    features |= {"says": 9, "contrast": 10, "causes": 11}
+    caused = [int(lm.encode([text], bos=False)[0][0][0]) for text in (" dog", " park")]
     frequent = int(np.bincount(tokens[~special]).argmax())
     pushed = promoted(lm, sae.W_dec[[7]])[0].item[:4].tolist()
     fires: dict[int, Callable[[], NDArray[np.bool_]]] = {
@@ -66,6 +70,7 @@ def plant(lm: LanguageModel, *, n: int = 150, seed: int = 0) -> Planted:
         7: lambda: read.next_token(pushed),
         8: lambda: read.words("he|she|it|they|him|her"),
         9: lambda: read.before("cat"),
+        11: lambda: read.next_token(caused),
         10: lambda: read.near("zebra", 31, 16) | read.near("lion", 31, 16),
     }
     acts = np.where(random.random((len(tokens), F)) < 0.05, 1 + random.random((len(tokens), F)), 0)
@@ -73,7 +78,11 @@ def plant(lm: LanguageModel, *, n: int = 150, seed: int = 0) -> Planted:
         acts[:, feature] = np.where(rule() & ~special, 1 + random.random(len(tokens)), 0)
     acts[:, 0] = 0
     columns = tokens.astype(np.int32), position.astype(np.int32), document.astype(np.int64), special, acts.astype(np.float32)
-    return Planted(PlantedStore(*columns, f"labels {seed} {n}"), sae, features)
+    tokens_FK = np.full((F, len(caused)), -1)
+    tokens_FK[11] = caused
+    ones = np.ones(tokens_FK.shape)
+    effects = Measured("effects", {}, {}, tokens={"causes": TokenRows(tokens_FK, ones, ones, ones)})
+    return Planted(PlantedStore(*columns, f"labels {seed} {n}"), sae, features, effects)
 
 
 def _sae(lm: LanguageModel, tokens: NDArray[np.integer]) -> SAE:
