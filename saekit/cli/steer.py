@@ -64,8 +64,8 @@ def steer(
         typer.Option(
             "--feature",
             "-f",
-            help="Feature and strength: 1042, 1042:0.8norm or 1042:2, or resid_post.3@NAME/1042:2 of a dictionary with a name. "
-            "May be repeated.",
+            help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
+            "@LIST:2 for the features of a list. May be repeated.",
             metavar="ID[:STRENGTH]",
         ),
     ],

@@ -42,8 +42,8 @@ def causal(ws: Workspace, features: Iterable[str], *, name: str) -> list[dict[st
     from saekit.steer import parse_feature
 
     with ws.database() as database:
-        refs = [ws.ref(parse_feature(text)[0], name) for text in features]
-        found = [(ref, database.causal(ref)) for ref in dict.fromkeys(refs)]
+        refs = ws.refs([parse_feature(text)[0] for text in features], name)
+        found = [(ref, database.causal(ref)) for ref in refs]
     return [{"feature": str(ref), **dataclasses.asdict(each)} for ref, each in found if each is not None]
 
 

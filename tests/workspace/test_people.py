@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from feature_db import Label
+from feature_db.labels.evidence import Rule
+from feature_db.labels.predicates import PREDICATES
+from feature_db.scorers import SCORERS
 from saekit.errors import ConfigError, UnknownRef
 from saekit.workspace import Workspace
 from saekit.workspace.refs import parse
@@ -98,7 +102,7 @@ def test_lists(saekit: Saekit, ws: Path) -> None:
     assert saekit("list", ws.parent, "--json").json["workspaces"][0]["workspace"].endswith("ws")
 
 
-def test_refs(ws: Path) -> None:
+def test_refs(saekit: Saekit, ws: Path) -> None:
     workspace = Workspace.open(ws)
     with workspace.database() as database:
         database.set_list("mine", [f"feature:{SITE}/8", f"feature:{SITE}/1"])
@@ -118,9 +122,27 @@ def test_refs(ws: Path) -> None:
             workspace.refs(text)
     intervention = workspace.intervention([f"{SITE}/3:2", "@mine:0.5"])
     assert [str(change.target) for change in intervention.changes] == [f"feature:{SITE}/{n}" for n in (3, 8, 1)]
+    steered = saekit("steer", ws, "--feature", "@mine:0.5", "Once", "--max-new-tokens", 2, "--no-control", "--json")
+    assert steered.status == 0, steered.stderr
+    assert [each["feature"] for each in steered.json["fired"]] == [f"feature:{SITE}/{n}" for n in (8, 1)]
 
 
-def test_a_new_index_keeps_all_of_it_and_scores_need_one(saekit: Saekit, ws: Path) -> None:
+PLUGIN = """
+from feature_db.labels.predicates import PREDICATES
+from feature_db.scorers import SCORERS, Result, Score, Scorer
+
+def measure(subject, labels):
+    for label in labels:
+        yield Result(label, {"length": Score(len(label.text), 1)})
+
+SCORERS.register("length", Scorer(measure, "length", "How long a label is."))
+PREDICATES.register("even", lambda text, rule: text.counted_rows[text.tokens_N[text.counted_rows] % 2 == 0])
+"""
+
+
+def test_a_new_index_keeps_all_of_it_and_scores_need_one(
+    saekit: Saekit, ws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The old index counted every document."""
     one = f"{SITE}/3"
     saekit("label", ws, one, "royal gardens")
@@ -146,6 +168,20 @@ def test_a_new_index_keeps_all_of_it_and_scores_need_one(saekit: Saekit, ws: Pat
     assert 0 < few["scorers"][0]["scored"] + sum(few["scorers"][0]["failed"].values()) < 40
     assert "balanced accuracy" in saekit("score", ws, "--site", SITE, "--features", one).stdout
     assert saekit("index", ws, "--site", SITE, "--heldout", 2, "--json").json["error"] == "ConfigError"
+    (tmp_path / "plugin_of_scorers.py").write_text(PLUGIN)
+    monkeypatch.setenv("SAEKIT_PLUGINS", str(tmp_path / "plugin_of_scorers.py"))
+    try:
+        with Workspace.open(ws).database() as database:
+            database.add_labels(f"feature:{SITE}/1", [Label("mine", "even tokens", rule=Rule("even", ()))])
+        scored = saekit("score", ws, "--features", "@mine", "--scorer", "length", "--scorer", "rule", "--json").json
+        assert [each["scorer"] for each in scored[0]["scorers"]] == ["length", "rule"]
+        (shown,) = (each for each in saekit("show", ws, f"{SITE}/1", "--json").json["labels"] if each["method"] == "mine")
+        assert shown["scores"]["length"] == len("even tokens") and shown["intervals"]["length"]["n"] == 1
+        assert "balanced_accuracy" in shown["scores"] or scored[0]["scorers"][1]["failed"]
+    finally:
+        SCORERS.unregister("length")
+        PREDICATES.unregister("even")
+    assert "Did you mean 'rule'" in saekit("score", ws, "--scorer", "rules", "--json").json["hint"]
     assert saekit("verify", ws).status == 0
 
 
