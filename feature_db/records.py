@@ -277,6 +277,8 @@ class FeatureLabel:
     """Of the scores that were measured on held-out documents."""
     created: str | None = None
     """When people or a model wrote it (UTC); None for labels by rules."""
+    prompt: str | None = None
+    """Hash of the prompt, for labels that a model wrote."""
 
 
 @dataclass(frozen=True)

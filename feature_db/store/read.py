@@ -226,14 +226,16 @@ def label_of(db: sqlite3.Connection, feature: int) -> str:
 
 def _labels(db: sqlite3.Connection, feature: int) -> list[FeatureLabel]:
     found = db.execute(
-        "SELECT id, text, method, model, created FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)
+        "SELECT id, text, method, model, created, prompt FROM label WHERE feature = ? ORDER BY rank DESC, id", (feature,)
     ).fetchall()
     labels = []
-    for i, text, method, model, created in stored.rows("the labels", found, INT, TEXT, TEXT, TEXT_OR_NONE, TEXT_OR_NONE):
+    kinds = (INT, TEXT, TEXT, TEXT_OR_NONE, TEXT_OR_NONE, TEXT_OR_NONE)
+    for i, text, method, model, created, prompt in stored.rows("the labels", found, *kinds):
         rows = db.execute("SELECT metric, value, n, low, high FROM label_score WHERE label = ? ORDER BY metric", (i,))
         scores = stored.rows("the scores of labels", rows, TEXT, REAL, INT_OR_NONE, REAL_OR_NONE, REAL_OR_NONE)
         intervals = {metric: Interval(n, low, high) for metric, _, n, low, high in scores if n is not None}
-        labels.append(FeatureLabel(text, method, {metric: value for metric, value, *_ in scores}, model, intervals, created))
+        values = {metric: value for metric, value, *_ in scores}
+        labels.append(FeatureLabel(text, method, values, model, intervals, created, prompt))
     return labels
 
 

@@ -17,7 +17,7 @@ FROM main.feature;
 
 -- All labels, each with its scores as JSON {metric: value}.
 CREATE TEMP VIEW labels AS
-SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, model, rank, created, rule,
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, model, prompt, rank, created, rule,
     (SELECT json_group_object(metric, value) FROM main.label_score WHERE label_score.label = label.id) AS scores
 FROM main.label JOIN main.feature ON feature.id = label.feature;
 

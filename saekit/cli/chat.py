@@ -207,8 +207,7 @@ class ChatOptions:
         """Ask on a terminal whether to send so much; return if the answer is yes, or the estimate is below the limit.
 
         Raises:
-            ConfigError: there is no terminal to ask on, and no --yes.
-            typer.Abort: the answer is no.
+            ConfigError: there is no terminal to ask on and no --yes, or the answer is no.
         """
         cost = self.costs(estimate.tokens_in, estimate.tokens_out)
         amount = (estimate.tokens_in + estimate.tokens_out) / 1e6 if cost is None else cost
@@ -217,7 +216,12 @@ class ChatOptions:
         if not sys.stdin.isatty():
             above = f"more than {self.ask_above:g}{' million tokens' if cost is None else ''}"
             raise ConfigError(f"This would send {shown_estimate(estimate, cost)}, which is {above}.", "Give --yes to send it.")
-        typer.confirm(f"Send {shown_estimate(estimate, cost)} to {self.endpoint}?", abort=True, err=True)
+        try:
+            agreed = typer.confirm(f"Send {shown_estimate(estimate, cost)} to {self.endpoint}?", err=True)
+        except typer.Abort:  # Ctrl-C
+            raise KeyboardInterrupt from None
+        if not agreed:
+            raise ConfigError("Nothing was sent.", "Choose fewer features, or answer with yes.")
 
 
 def shown_estimate(estimate: Estimate, cost: float | None) -> str:

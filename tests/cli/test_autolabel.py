@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sqlite3
@@ -61,7 +62,7 @@ def test_labels_failures_and_a_second_run(saekit: Saekit, study: Path, server: C
     assert "2 features have a label of judge" in again.stdout and "5 failed before; --retry-failed" in again.stdout
     assert "no usable answer in 2 tries" in again.stdout
     rows = saekit("sql", study, "select ref, reason, model from failures", "--json").json
-    assert {row["ref"] for row in rows["rows"] if True} if isinstance(rows, dict) else len(rows) == 5
+    assert sorted(row["ref"] for row in rows) == sorted(each["ref"] for each in facts["failed"])
     server.plan()
     third = saekit("autolabel", study, *chosen, *asks(server), "--retry-failed", "--json").json
     assert len(third["labelled"]) == 5 and not third["failed"] and not third["failed_before"]
@@ -69,7 +70,7 @@ def test_labels_failures_and_a_second_run(saekit: Saekit, study: Path, server: C
     shown = saekit("show", study, ref, "--json").json
     assert shown["label"] == third["labelled"][0]["label"]
     mine = next(label for label in shown["labels"] if label["method"] == "llm")
-    assert mine["model"] == "judge"
+    assert mine["model"] == "judge" and mine["prompt"] == facts["prompt"] and mine["created"]
 
 
 def test_the_key_is_kept_nowhere(saekit: Saekit, study: Path, server: ChatServer) -> None:
@@ -101,14 +102,29 @@ def test_a_dry_run_sends_nothing(saekit: Saekit, study: Path, server: ChatServer
 def test_much_needs_a_yes_where_nobody_can_be_asked(
     saekit: Saekit, study: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     limit = ["--ask-above", 0.0001]
     outcome = saekit("autolabel", study, "--features", "30..31", *asks(server), *limit, "--json")
     assert outcome.status == 2 and "--yes" in outcome.json["hint"] and not server.requests
     outcome = saekit("autolabel", study, "--features", "30..31", *asks(server), *limit, "--yes", "--json")
     assert outcome.status == 0 and len(server.requests) == 2
+
+
+@pytest.mark.parametrize("said", ["n", "y"])
+def test_a_terminal_is_asked(saekit: Saekit, study: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(f"{said}\n"))
+    outcome = saekit(
+        "autolabel", study, "--features", f"32..3{3 if said == 'n' else 2}", *asks(server), "--ask-above", 0, "--json"
+    )
+    assert "Send about" in outcome.stderr and server.url in outcome.stderr
+    if said == "n":
+        assert outcome.status == 2 and outcome.json["message"] == "Nothing was sent." and not server.requests
+    else:
+        assert outcome.status == 0 and len(outcome.json["labelled"]) == len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
