@@ -72,6 +72,18 @@ class Annotations:
             unicode(label.keywords, "label")
         self._change(ref, lambda db, feature: people.replace_labels(db, feature, found))
 
+    def add_new_labels(self, dictionary: str | Site | Address, labels: Iterable[tuple[int, Sequence[Label]]]) -> int:
+        """Add labels to features of a dictionary, given by their numbers, in one transaction; nothing is replaced.
+
+        Labels that a feature has are left out.
+
+        Returns:
+            The number of labels that were added.
+        """
+        sae = self._addressed.one(dictionary)
+        with self._edits.transaction() as db:
+            return sum(people.add_new(db, schema.feature_id(sae.id, number), found) for number, found in labels)
+
     # Notes
 
     def add_note(self, ref: FeatureName, text: str) -> None:

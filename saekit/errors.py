@@ -163,6 +163,10 @@ class DatabaseError(SaekitError):
     """A feature database is missing, unreadable or of another version."""
 
 
+class ExchangeError(SaekitError):
+    """A file of another tool cannot be read, or does not fit the dictionary that it is imported for."""
+
+
 class EndpointError(SaekitError):
     """A language model's endpoint cannot be used: nothing answers there, it refuses the key, or it refuses every request."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,6 +83,34 @@ class Rows:
         self.lexicon = Lexicon.of(accumulators, words)
         self._partners = accumulators.partners()
 
+    @property
+    def n_live(self) -> int:
+        """Features that fire."""
+        return int((self.accumulators.moments.firing > 0).sum())
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted."""
+        return self.accumulators.n_tokens
+
+    @property
+    def n_documents(self) -> int:
+        """Documents counted."""
+        return self.accumulators.n_documents
+
+    def tokens(self) -> Iterable[tuple[str, int]]:
+        """Text and occurrences of each token id."""
+        return zip(self.words.vocabulary.texts, self.lexicon.token_count.tolist())
+
+    @property
+    def word_texts(self) -> Sequence[str]:
+        """Words by number."""
+        return self.words.texts
+
+    def word(self, item: int) -> tuple[int, str | None]:
+        """Occurrences and tokens (:attr:`pieces`) of a word."""
+        return int(self.lexicon.word_count[item]), self.pieces[item]
+
     def text(self, role: str, item: int) -> str:
         """Text of a row's token or word."""
         return self.words.vocabulary.texts[item] if role in OF_TOKENS else self.words.texts[item]
@@ -91,6 +119,7 @@ class Rows:
         """Number of occurrences of a row's token or word in the corpus."""
         return int((self.lexicon.token_count if role in OF_TOKENS else self.lexicon.word_count)[item])
 
+    @cached_property
     def pieces(self) -> dict[int, str]:
         """For every word, the tokens of its most frequent form as JSON, each with the share of its occurrences in the word.
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.errors import typed
-from feature_db.index.rows import OF_TOKENS, Rows
+from feature_db.index.rows import OF_TOKENS, RowBlock
 from feature_db.index.terms import Stats
 from feature_db.records import StoredFile
 from feature_db.store import checksums, connections, schema, set_aside, verification
@@ -48,7 +48,23 @@ class Entry:
     corpus: dict[str, Any]
 
 
-def write(path: Path, entry: Entry, rows: Rows) -> None:
+class Source(Protocol):
+    """The rows of a dictionary, and the tokens and words that they refer to."""
+
+    @property
+    def n_live(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    def tokens(self) -> Iterable[tuple[str, int]]: ...  # text and occurrences of each token id
+    @property
+    def word_texts(self) -> Sequence[str]: ...  # by number; it may grow while the rows are read
+    def word(self, item: int) -> tuple[int, str | None]: ...  # occurrences, and the column `pieces`
+    def __iter__(self) -> Iterator[RowBlock]: ...
+
+
+def write(path: Path, entry: Entry, rows: Source) -> None:
     """Write a dictionary's rows, in place of the previous rows of its address. The database changes completely or not at all.
 
     Labels that people or models wrote and lists are kept (:mod:`feature_db.store.set_aside`).
@@ -63,7 +79,7 @@ def write(path: Path, entry: Entry, rows: Rows) -> None:
         _start(path, entry, rows)
 
 
-def _start(path: Path, entry: Entry, rows: Rows) -> None:
+def _start(path: Path, entry: Entry, rows: Source) -> None:
     """Write a new database in a temporary folder, and move it to its place when it is complete."""
     try:
         files.clean(path.parent)
@@ -84,7 +100,7 @@ def _start(path: Path, entry: Entry, rows: Rows) -> None:
     connections.seal(path)
 
 
-def _extend(path: Path, entry: Entry, rows: Rows) -> None:
+def _extend(path: Path, entry: Entry, rows: Source) -> None:
     """Write into an existing database, in one transaction. Readers are not blocked."""
     sealed = False
     try:
@@ -109,7 +125,7 @@ def _extend(path: Path, entry: Entry, rows: Rows) -> None:
             connections.settle(path)
 
 
-def _transaction(db: sqlite3.Connection, entry: Entry, rows: Rows, *, intact: bool = True) -> None:
+def _transaction(db: sqlite3.Connection, entry: Entry, rows: Source, *, intact: bool = True) -> None:
     if schema.version(db) < schema.VERSION:
         _upgrade(db, entry)
     _begin(db, entry)
@@ -156,10 +172,9 @@ def _upgrade(db: sqlite3.Connection, entry: Entry) -> None:
         db.execute("PRAGMA foreign_keys = ON")
 
 
-def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
+def _write(db: sqlite3.Connection, entry: Entry, rows: Source) -> int:
     corpus = _corpus(db, entry, rows)
-    live = int((rows.accumulators.moments.firing > 0).sum())
-    sae = _sae(db, entry, corpus, live)
+    sae = _sae(db, entry, corpus, rows.n_live)
     terms = _Terms(db, corpus, rows)
     _features(db, sae, rows, terms)
     terms.index()
@@ -170,41 +185,43 @@ def _write(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
     return sae
 
 
-def _corpus(db: sqlite3.Connection, entry: Entry, rows: Rows) -> int:
+def _corpus(db: sqlite3.Connection, entry: Entry, rows: Source) -> int:
     found = db.execute("SELECT id FROM corpus WHERE key = ?", (entry.corpus_key,)).fetchone()
     if found:
         return found[0]
-    corpus, a = next_id(db, "corpus"), rows.accumulators
+    corpus = next_id(db, "corpus")
     text = json.dumps(entry.corpus, sort_keys=True, default=str)
-    db.execute("INSERT INTO corpus VALUES (?, ?, ?, ?, ?)", (corpus, entry.corpus_key, text, a.n_tokens, a.n_documents))
+    db.execute("INSERT INTO corpus VALUES (?, ?, ?, ?, ?)", (corpus, entry.corpus_key, text, rows.n_tokens, rows.n_documents))
     return corpus
 
 
 class _Terms:
     """Ids of the tokens and words of a corpus. Tokens are inserted at once, words when a row first refers to them."""
 
-    def __init__(self, db: sqlite3.Connection, corpus: int, rows: Rows) -> None:
+    def __init__(self, db: sqlite3.Connection, corpus: int, rows: Source) -> None:
         self._db, self._corpus, self._rows = db, corpus, rows
         self._first = self._next = next_id(db, "term")
-        self._pieces = rows.pieces()
         tokens = dict(db.execute("SELECT token, id FROM term WHERE corpus = ? AND kind = 'token'", (corpus,)).fetchall())
         words = dict(db.execute("SELECT text, id FROM term WHERE corpus = ? AND kind = 'word'", (corpus,)).fetchall())
-        texts = rows.words.vocabulary.texts
         if tokens:
-            self._tokens = np.array([tokens[token] for token in range(len(texts))], np.int64)
+            self._tokens = np.array([tokens[token] for token in range(len(tokens))], np.int64)
         else:
-            counted = zip(texts, rows.lexicon.token_count.tolist())
-            self._tokens = self._insert([("token", text, token, count, None) for token, (text, count) in enumerate(counted)])
-        self._words = np.array([words.get(text, -1) for text in rows.words.texts], np.int64)
+            counted = enumerate(rows.tokens())
+            self._tokens = self._insert([("token", text, token, count, None) for token, (text, count) in counted])
+        self._known, self._words = words, np.zeros(0, np.int64)
 
     def ids(self, role: str, items: NDArray[np.integer]) -> NDArray[np.int64]:
         """Ids of the terms that items stand for in rows of `role`. New words are inserted in the order of their appearance."""
         if role in OF_TOKENS:
             return self._tokens[items]
+        texts = self._rows.word_texts
+        if len(texts) > len(self._words):
+            more = [self._known.get(texts[item], -1) for item in range(len(self._words), len(texts))]
+            self._words = np.concatenate([self._words, np.array(more, np.int64)])
         new, first = np.unique(items[self._words[items] < 0], return_index=True)
         if len(new):
-            missing, texts, counts = new[np.argsort(first)], self._rows.words.texts, self._rows.lexicon.word_count
-            rows = [("word", texts[item], None, int(counts[item]), self._pieces[item]) for item in missing.tolist()]
+            missing = new[np.argsort(first)]
+            rows = [("word", texts[item], None, *self._rows.word(item)) for item in missing.tolist()]
             self._words[missing] = self._insert(rows)
         return self._words[items]
 
@@ -248,7 +265,7 @@ def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int) -> int:
     return sae
 
 
-def _features(db: sqlite3.Connection, sae: int, rows: Rows, terms: _Terms) -> None:
+def _features(db: sqlite3.Connection, sae: int, rows: Source, terms: _Terms) -> None:
     label_id = next_id(db, "label")
     with _indexed_at_the_end(db, sae), _uncollected():
         for block in rows:

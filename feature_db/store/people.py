@@ -34,6 +34,19 @@ def add(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> None:
     refresh_label(db, feature)
 
 
+def add_new(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> int:
+    """Add labels except those that the feature has, with the same method, model and text; returns how many."""
+    held = set(db.execute("SELECT method, model, text FROM label WHERE feature = ?", (feature,)))
+    new: dict[tuple[str, str | None, str], Label] = {}
+    for label in labels:
+        origin = label.method, label.model, label.text
+        if origin not in held:
+            new.setdefault(origin, label)
+    if new:
+        add(db, feature, list(new.values()))
+    return len(new)
+
+
 def add_label(db: sqlite3.Connection, feature: int, text: str) -> None:
     """Add a label by hand, unless the feature has it already."""
     same = "SELECT 1 FROM label WHERE feature = ? AND method = ? AND text = ?"

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saekit import files
 from saekit.errors import Unwritable, WorkspaceError, shown_path
+from saekit.ledger import Ledger
 from saekit.workspace.study import FILE
 
 if TYPE_CHECKING:
@@ -47,17 +49,30 @@ def merge(first: str | Path, second: str | Path, folder: str | Path) -> Merged:
     """
     from feature_db.exchange import merge as merge_files
 
-    files = database_file(first), database_file(second)
-    merged = merge_files(*files, folder)
-    study = files[0].parent / FILE
+    databases = database_file(first), database_file(second)
+    merged = merge_files(*databases, folder)
+    study = databases[0].parent / FILE
     if study.is_file():
         try:
             shutil.copyfile(study, Path(folder) / FILE)
+            adopt(Path(folder))
         except OSError as error:
             raise Unwritable(
                 f"{FILE} could not be copied to {shown_path(folder)}: {error.strerror}.", "Copy it yourself."
             ) from error
     return merged
+
+
+def adopt(folder: Path) -> None:
+    """Begin the ledger of a workspace that was made in another folder, with the checksums of its files.
+
+    Raises:
+        OSError: the ledger cannot be written.
+    """
+    Ledger(folder).create()
+    for path in (folder / FILE, folder / "vectors"):
+        if path.exists():
+            files.record(path)
 
 
 def diff(first: str | Path, second: str | Path) -> Difference:
