@@ -7,7 +7,7 @@ rates are those among these examples, and higher than in running text.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -129,14 +129,13 @@ class Imported:
 
     def _stats(self, windows: Sequence[Window]) -> list[TermStat]:
         """Tokens and words that the feature fires on, and words at its peaks, in its examples."""
-        mass: dict[str, Counter[int]] = {"fires_token": Counter(), "fires_word": Counter()}
+        mass: dict[str, defaultdict[int, float]] = {role: defaultdict(float) for role in ("fires_token", "fires_word")}
         firing: dict[str, Counter[int]] = {role: Counter() for role in mass}
         seen: dict[str, Counter[int]] = {role: Counter() for role in mass}
         hit: dict[str, Counter[int]] = {role: Counter() for role in mass}
         peak: dict[tuple[str, int], float] = {}
         at_peak: Counter[int] = Counter()
         for window in windows:
-            spans: list[tuple[int, int, int]]
             for role, spans in (
                 ("fires_token", [(int(token), i, i + 1) for i, token in enumerate(window.token_ids)]),
                 ("fires_word", list(self._spans(window.token_ids))),
@@ -243,12 +242,11 @@ def columns(stats: Sequence[Sequence[TermStat]]) -> list[Stats]:
     """The rows of a block of features by role, as columns."""
     found = []
     for role in dict.fromkeys(stat.role for rows in stats for stat in rows):
-        mine = [
-            (i, rank, *stat[1:]) for i, rows in enumerate(stats) for rank, stat in enumerate(r for r in rows if r.role == role)
-        ]
-        feature, rank, item, value, rate, peak, hits, score = zip(*mine)
-        known = [None if each[0] is None else np.array(each) for each in (rate, peak, hits)]
-        found.append(Stats(role, *(np.array(each) for each in (feature, rank, item, value)), *known, np.array(score)))
+        of_role = [[stat for stat in rows if stat.role == role] for rows in stats]
+        mine = [(i, rank, *stat[1:]) for i, rows in enumerate(of_role) for rank, stat in enumerate(rows)]
+        feature, rank, item, value, rate, peak, hits, score = map(np.array, zip(*mine))
+        rate, peak, hits = (None if each[0] is None else each for each in (rate, peak, hits))
+        found.append(Stats(role, feature, rank, item, value, rate, peak, hits, score))
     return found
 
 
