@@ -10,11 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.arrays.derived import Derived, Features, Reading
+from feature_db.arrays.files import HINT
 from feature_db.meaning import files
 from feature_db.meaning.embedders import DEFAULT, Embedder, embedder
 from feature_db.meaning.profile import Profile, profile
 from feature_db.records import IndexedSAE
 from saekit.errors import ConfigError, DatabaseError
+
+
+METHOD = "2"
+"""Raise it where the same rows and embedder give other arrays. Files of another number are made again, and are not damaged."""
 
 
 class Embedded(NamedTuple):
@@ -29,7 +34,7 @@ class Embedded(NamedTuple):
 
     def texts(self) -> dict[str, str]:
         """What is no array."""
-        return {"embedder": self.embedder.name}
+        return {"embedder": self.embedder.name, "method": METHOD}
 
     def terms(self) -> NDArray[np.int64]:
         """Ids of the words."""
@@ -76,6 +81,8 @@ class Profiles(Derived[Embedded]):
         return Embedded(profile(db, sae.id, self._features.of(sae), by), by)
 
     def _computed_again(self, db: sqlite3.Connection, sae: IndexedSAE, texts: dict[str, str]) -> Embedded | str:
+        if texts.get("method") != METHOD:
+            return "an earlier version of saekit made it; `saekit index` makes it again"
         try:
             by = embedder(texts.get("embedder", DEFAULT))
         except ConfigError as error:
@@ -84,4 +91,6 @@ class Profiles(Derived[Embedded]):
 
     def _from_file(self, path: Path, sae: IndexedSAE) -> tuple[Embedded, dict[str, str]]:
         found, texts = files.mapped(path, sae.n_features)
+        if texts.get("method") != METHOD:
+            raise DatabaseError(f"The words of features in {path} are of an earlier version.", HINT)
         return Embedded(found, embedder(texts["embedder"])), texts

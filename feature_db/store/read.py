@@ -196,6 +196,8 @@ def _partners(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> dict[str
     found: dict[str, list[Partner]] = {}
     kinds = (TEXT, INT, REAL, INT_OR_NONE, REAL_OR_NONE, INT_OR_NONE)
     for kind, other, *facts in stored.rows("the partners", db.execute(sql, (feature,)), *kinds):
+        if not 0 <= other < sae.n_features:
+            raise damaged("the partners of a feature", f"there is no feature {other}")
         found.setdefault(kind, []).append(Partner(other, label_of(db, feature_id(sae.id, other)), *facts))
     return found
 

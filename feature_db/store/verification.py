@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import code, damaged, typed
 from feature_db.records import IndexedSAE
 from feature_db.store import checksums, connections, read, schema, stored, vectors
@@ -87,11 +88,14 @@ def _features(db: sqlite3.Connection, sae: IndexedSAE) -> None:
     if (features, examples) != (sae.n_features, sae.n_features):
         cause = f"{features} rows and {examples} examples for {sae.n_features} features"
         raise damaged(f"the features of {sae.dictionary}", cause)
-    sql = "SELECT histogram, windows FROM example JOIN feature ON id = feature WHERE sae = ?"
+    sql = "SELECT histogram, windows, logit_histogram FROM example JOIN feature ON id = feature WHERE sae = ?"
     for row in db.execute(sql, (sae.id,)):
-        histogram, windows = stored.row(f"the features of {sae.dictionary}", row, stored.BLOB, stored.BLOB)
+        kinds = (stored.BLOB, stored.BLOB, stored.BLOB_OR_NONE)
+        histogram, windows, logits = stored.row(f"the features of {sae.dictionary}", row, *kinds)
         unpack_histogram(histogram)
         unpack(windows)
+        if logits is not None:
+            unpack_logits(logits)
 
 
 def full_text(path: Path) -> list[str]:

@@ -167,6 +167,26 @@ def test_features_are_listed_without_a_query(measured: FeatureDB) -> None:
     assert measured.browse(1, sort="kind", where="kind = 'dead'", live=False)[0].why == "kind dead"
 
 
+@pytest.mark.parametrize(
+    "damage, place",
+    [
+        ("UPDATE feature SET logit_histogram = x'0900' WHERE number = 4", "logit histogram"),
+        ("UPDATE partner SET other = 9000000000000000000", "partners"),
+        ("UPDATE partner SET value = 'high'", "partners"),
+        ("UPDATE feature SET output_score = 'high' WHERE number = 4", "feature 4"),
+        ("UPDATE measurement SET settings = '{'", "measurements"),
+    ],
+)
+def test_damage_is_named(measured: FeatureDB, tmp_path: Path, damage: str, place: str) -> None:
+    copy = tmp_path / "f.sqlite"
+    copy.write_bytes(measured.path.read_bytes())
+    with sqlite3.connect(copy) as plain:
+        plain.execute(damage)
+    with FeatureDB.open(copy) as db, pytest.raises(DatabaseError, match=f"damaged at .*{place}"):
+        db.feature(SITE, 4)
+        db.measurements(ADDRESS)
+
+
 def test_a_measurement_replaces_the_earlier_one_of_its_name(measured: FeatureDB, tmp_path: Path) -> None:
     copy = tmp_path / "f.sqlite"
     copy.write_bytes(measured.path.read_bytes())
