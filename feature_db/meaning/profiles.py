@@ -17,7 +17,6 @@ from feature_db.meaning.profile import Profile, profile
 from feature_db.records import IndexedSAE
 from saekit.errors import ConfigError, DatabaseError
 
-
 METHOD = "2"
 """Raise it where the same rows and embedder give other arrays. Files of another number are made again, and are not damaged."""
 
