@@ -26,7 +26,7 @@ import numpy as np
 
 from saekit.cli.output import table
 from saekit.workspace import Workspace
-from scripts.search_concepts import EVERYDAY, LABORATORY
+from scripts.search_concepts import EVERYDAY, HELD_APART, LABORATORY
 from scripts.search_truth import Truth, examples, of_laboratory, of_stories, truth
 
 DEEPEST = 100
@@ -51,7 +51,7 @@ def measured(ranks: list[int | None]) -> dict[str, Any]:
         "first": round(float(np.mean(first)), 2),
         "in three": round(float(np.mean(three)), 2),
         "nothing": round(float(np.mean(found == 0)), 2),
-        "concepts": len(ranks),
+        "n": len(ranks),
     }
 
 
@@ -82,10 +82,13 @@ class Known:
         return max(self.truths, key=lambda each: float(self.truths[each].f1_FC[:, self.truths[each].names.index(name)].max()))
 
 
-def halves(names: Sequence[str]) -> dict[str, list[str]]:
-    """All concepts, those that weights were chosen on, and the others."""
-    chosen = [name for name in names if zlib.crc32(name.encode()) % 2 == 0]
-    return {"all": list(names), "weights chosen on": chosen, "held apart": [name for name in names if name not in chosen]}
+def parts(names: Sequence[str]) -> dict[str, list[str]]:
+    """All concepts, those that weights and rules were chosen on, and those held apart; two halves where none was held apart."""
+    apart = [name for name in names if name in HELD_APART]
+    if apart:
+        return {"all": list(names), "chosen on": [name for name in names if name not in apart], "held apart": apart}
+    first = [name for name in names if zlib.crc32(name.encode()) % 2 == 0]
+    return {"all": list(names), "one half": first, "the other": [name for name in names if name not in first]}
 
 
 def by_name(ws: Workspace, known: Known, queries: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -97,8 +100,8 @@ def by_name(ws: Workspace, known: Known, queries: Mapping[str, str]) -> list[dic
             concept: rank(db.search(queries[concept], DEEPEST, dictionary=alone, **options), known.right(concept))
             for concept in known.encoded()
         }
-        for half, concepts in halves(list(ranks)).items() if not options else [("all", list(ranks))]:
-            rows.append({"by name": name, "concepts of": half, **measured([ranks[concept] for concept in concepts])})
+        for part, concepts in parts(list(ranks)).items() if not options else [("all", list(ranks))]:
+            rows.append({"by name": name, "concepts": part, **measured([ranks[concept] for concept in concepts])})
     return rows
 
 
@@ -156,7 +159,7 @@ def main() -> None:
     options = parser.parse_args()
     given = None if options.words is None else json.loads(options.words.read_text())
     results: dict[str, Any] = {}
-    for kind, folder, words in (("lab", options.lab, LABORATORY), ("stories", options.stories, EVERYDAY)):
+    for kind, folder, words in (("lab", options.lab, LABORATORY), ("stories", options.stories, EVERYDAY | HELD_APART)):
         if folder is not None:
             results[kind] = quality(kind, Workspace.open(folder), given or words, options.data, options)
     if options.latency:

@@ -89,6 +89,10 @@ EVERYDAY: dict[str, str] = {
     "quotation mark": '"',
     "full stop": ".",
     "comma": ",",
+}
+"""Query -> the words of the concept, separated by spaces."""
+
+HELD_APART: dict[str, str] = {
     "brother": "brother brothers",
     "sister": "sister sisters",
     "baby": "baby babies",
@@ -240,7 +244,7 @@ EVERYDAY: dict[str, str] = {
     "exclamation mark": "!",
     "question mark": "?",
 }
-"""Query -> the words of the concept, separated by spaces."""
+"""The same, for concepts that no weight or rule of search was chosen on."""
 
 LABORATORY: dict[str, str] = {
     "plus": "plus sign",
