@@ -31,7 +31,16 @@ _FUNCTION_WORDS = """
     your yours yourself yourselves
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-_PAST = {"was", "were", "had", "did"}
+_AUXILIARIES = {
+    "was": "past",
+    "were": "past",
+    "had": "past",
+    "did": "past",
+    "is": "third_person",
+    "has": "third_person",
+    "does": "third_person",
+}
+"""Function words that are verbs in one of the classes."""
 
 
 @cache
@@ -42,7 +51,7 @@ def classes_of(word: str) -> frozenset[str]:
     """
     bare = word.removesuffix("'s").removesuffix("’s")
     if bare in FUNCTION_WORDS:
-        return frozenset({"function", "verb", "past"} if bare in _PAST else {"function"})
+        return frozenset({"function", "verb", _AUXILIARIES[bare]} if bare in _AUXILIARIES else {"function"})
     if len(bare) < _LEAST_LETTERS or not bare.isascii() or not bare.isalpha():
         return frozenset()
     readings = _readings(bare)

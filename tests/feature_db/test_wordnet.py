@@ -58,7 +58,7 @@ def test_categories_that_a_query_names(query: str, expected: list[tuple[list[str
     [
         ("dogs mice children houses ladies teeth", "plural"),
         ("walked ran saw felt found was said tried", "past"),
-        ("eats runs goes", "third_person"),
+        ("eats runs goes is", "third_person"),
         ("running sleeping making", "ing"),
         ("happy red bigger", "adjective"),
         ("quickly happily", "adverb"),
