@@ -1,7 +1,7 @@
 """Measure how well and how fast searches find the right features.
 
-The right features of a concept are those that detect its tokens with an F1 of at least .5 (the laboratory) or .4 (stories), with
-the threshold chosen on other documents. Concepts that no feature encodes are left out. For each signal alone and for all
+The right features of a concept are those that detect its tokens (the laboratory) or words (stories) with an F1 of at least .5,
+with the threshold chosen on other documents. Concepts that no feature encodes are left out. For each signal alone and for all
 together: the mean reciprocal rank (MRR) of the first right feature, how often it is first and among the first three, and for how
 many concepts nothing right is among the first 100.
 
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from saekit.cli.output import table
+from saekit.evaluate.concepts.results import ENCODED
 from saekit.workspace import Workspace
 from scripts.search_concepts import EVERYDAY, HELD_APART, LABORATORY
 from scripts.search_truth import Truth, examples, of_laboratory, of_stories, truth
@@ -39,7 +40,6 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "words and classes by name": {"by": ["named", "classes"]},
     "fused (the default)": {},
 }
-ENCODED = {"lab": 0.5, "stories": 0.4}
 
 
 def measured(ranks: list[int | None]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def quality(kind: str, ws: Workspace, words: Mapping[str, str], data: Path | Non
     else:
         labelled, queries = of_stories(ws.lm, data or Path(str(ws.study.data)), words), {name: name for name in words}
     truths = {address: truth(ws.lm, ws.sae(address), ws.sae(address).cfg.site, labelled) for address in addresses}
-    known = Known(truths, ENCODED[kind])
+    known = Known(truths, ENCODED)
     tables = [by_name(ws, known, queries)]
     if options.seeds:
         tables.append(by_example(ws, known, options.examples, options.seeds))

@@ -20,6 +20,8 @@ from saekit.lab.labels import Labelled, align, encode
 from saekit.lab.text import Span
 
 if TYPE_CHECKING:
+    from scipy.sparse import csc_array, csr_array
+
     from saekit.lm import LanguageModel
     from saekit.names.site import Site
     from saekit.sae import SAE
@@ -41,8 +43,8 @@ class Truth:
 
     names: tuple[str, ...]
     f1_FC: NDArray[np.float64]
-    """F1 of each feature as a detector of each concept's tokens, on documents of odd number. The threshold is the best one on
-    documents of even number."""
+    """F1 of each feature as a detector of each concept's tokens (words, in stories) on documents of odd number. The threshold is
+    the best one on documents of even number."""
     labelled: Labelled
 
     def right(self, name: str, least: float) -> set[int]:
@@ -54,8 +56,19 @@ class Truth:
         return [name for name, best in zip(self.names, self.f1_FC.max(0).tolist()) if best >= least]
 
 
-def of_stories(lm: LanguageModel, data: Path, concepts: Mapping[str, str]) -> Labelled:
-    """Stories whose tokens are labelled with the concepts that have their word.
+@dataclass(frozen=True)
+class LabelledWords(Labelled):
+    """Texts whose concepts are of whole words."""
+
+    word_N: NDArray[np.int64]
+    """The word of each token, integers from 0; a token outside of words is a word of its own."""
+
+
+def of_stories(lm: LanguageModel, data: Path, concepts: Mapping[str, str]) -> LabelledWords:
+    """Stories whose words are labelled with the concepts that have them.
+
+    A feature detects a word if it fires on one of the word's tokens: a model of few tokens spells most words in several, and a
+    feature of "garden" fires on the last of them.
 
     Args:
         data: a jsonl file of stories.
@@ -72,7 +85,14 @@ def of_stories(lm: LanguageModel, data: Path, concepts: Mapping[str, str]) -> La
         for text in texts
     ]
     encoded = encode(texts, lm.text.tokenizer)
-    return Labelled(encoded.ids, tuple(concepts), *align(texts, spans, encoded.offsets, tuple(concepts)))
+    labels = align(texts, spans, encoded.offsets, tuple(concepts))
+    found = iter(range(sum(map(len, texts))))
+    words = [[Span(match.start(), match.end(), str(next(found))) for match in WORD.finditer(text)] for text in texts]
+    token_M, word_M = align(texts, words, encoded.offsets, [span.concept for row in words for span in row])
+    n_tokens = sum(map(len, encoded.ids))
+    word_N = len(word_M) + np.arange(n_tokens)
+    word_N[token_M[::-1]] = word_M[::-1]  # of two words in one token, the first
+    return LabelledWords(encoded.ids, tuple(concepts), *labels, np.unique(word_N, return_inverse=True)[1])
 
 
 def of_laboratory(lm: LanguageModel, concepts: Sequence[str], n: int) -> Labelled:
@@ -84,7 +104,30 @@ def truth(lm: LanguageModel, sae: SAE, site: Site, labelled: Labelled) -> Truth:
     """Find which features detect which concepts."""
     codes, kept = feature_codes(lm, sae, site, labelled, lambda done: None)
     document_N = np.repeat(np.arange(len(labelled.ids)), [len(ids) for ids in labelled.ids])[kept]
-    return Truth(labelled.concepts, detected_f1(codes, label_matrix(labelled)[kept], document_N), labelled)
+    labels_NC = label_matrix(labelled)[kept]
+    if isinstance(labelled, LabelledWords):
+        codes, labels_NC, document_N = _of_words(codes, labels_NC, document_N, labelled.word_N[kept])
+    return Truth(labelled.concepts, detected_f1(codes, labels_NC, document_N), labelled)
+
+
+def _of_words(
+    acts_NF: csc_array, labels_NC: csr_array, document_N: NDArray[np.int64], word_N: NDArray[np.int64]
+) -> tuple[csc_array, csr_array, NDArray[np.int64]]:
+    """Activations, labels and documents of words: the largest activation of a word's tokens, and all their labels."""
+    from scipy.sparse import csc_array, csr_array
+
+    _, first_W, word_N = np.unique(word_N, return_index=True, return_inverse=True)
+    feature, token = np.repeat(np.arange(acts_NF.shape[1]), np.diff(acts_NF.indptr)), acts_NF.indices
+    order = np.lexsort((-acts_NF.data, word_N[token], feature))
+    word, feature, value = word_N[token][order], feature[order], acts_NF.data[order]
+    largest = np.ones(len(word), bool)
+    largest[1:] = (word[1:] != word[:-1]) | (feature[1:] != feature[:-1])
+    shape = len(first_W), acts_NF.shape[1]
+    acts_WF = csc_array((value[largest], (word[largest], feature[largest])), shape=shape)
+    token, concept = labels_NC.nonzero()
+    labels_WC = csr_array((np.ones(len(token), np.int64), (word_N[token], concept)), shape=(len(first_W), labels_NC.shape[1]))
+    labels_WC.data[:] = 1
+    return acts_WF, labels_WC, document_N[first_W]
 
 
 @dataclass(frozen=True)
