@@ -197,18 +197,19 @@ class Searches:
         Args:
             ref: the feature.
             by: `decoder`: cosine of the decoder directions, in dictionaries of the same model and width. `words`: cosine of the
-                mean embeddings of the words that the features fire on, in all dictionaries.
+                mean embeddings of the words that the features fire on, in all dictionaries. `coactivation`: correlation of the
+                activations, among the features of the same dictionary that fire on the same tokens.
             dictionary: return only features of this dictionary.
             k, where, sort, offset: as in :meth:`search`.
 
         Raises:
             UnknownRef: there is no such feature.
             UnknownSite: there are no features of `dictionary`.
-            ConfigError: there is no such likeness, the feature fires on no word that is known, or as in :meth:`search`.
+            ConfigError: there is no such likeness, the feature has no word or partner to compare, or as in :meth:`search`.
             WorkspaceError: the dictionary of `ref`, the one called `dictionary`, or each of all has been replaced by another.
             DatabaseError: a file is damaged.
         """
-        from feature_db.search.like import LIKENESSES
+        from feature_db.search.like import LIKENESSES, Known
 
         page, likeness = Page(k, offset, sort), LIKENESSES.find(by)
         sae, number = self._addressed.feature(ref)
@@ -216,7 +217,8 @@ class Searches:
         chosen = self._filter(saes, None, (0.0, 1.0), True, where)
         with self._reading() as db:
             lookup = self._lookup(db, saes, chosen)
-            found = [(scores, 1.0) for scores in likeness(self._arrays.profiles.of, sae, number, saes)]
+            known = Known(db, self._arrays.profiles.of)
+            found = [(scores, 1.0) for scores in likeness(known, sae, number, saes)]
             return Hits(fused(lookup, found, page, 0.0))
 
     @staticmethod

@@ -140,7 +140,7 @@ def record(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> FeatureRecor
         effect=effect,
         caused=_caused(db, identity),
         logit_histogram=None if logits is None else unpack_logits(logits),
-        partners=_partners(db, sae, identity),
+        partners=partners(db, sae, number),
         corpus_labels=_corpus_labels(db, identity),
         notes=notes(db, identity),
         lists=lists_of(db, identity),
@@ -191,11 +191,12 @@ def _caused(db: sqlite3.Connection, feature: int) -> list[CausedToken]:
     return [CausedToken(*row) for row in _terms(db, feature, "causes", columns)]
 
 
-def _partners(db: sqlite3.Connection, sae: IndexedSAE, feature: int) -> dict[str, list[Partner]]:
+def partners(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> dict[str, list[Partner]]:
+    """The features of the same dictionary that go together with a feature, by kind, the nearest first."""
     sql = "SELECT kind, other, value, together, chance, missed FROM partner WHERE feature = ? ORDER BY kind, rank"
     found: dict[str, list[Partner]] = {}
     kinds = (TEXT, INT, REAL, INT_OR_NONE, REAL_OR_NONE, INT_OR_NONE)
-    for kind, other, *facts in stored.rows("the partners", db.execute(sql, (feature,)), *kinds):
+    for kind, other, *facts in stored.rows("the partners", db.execute(sql, (feature_id(sae.id, number),)), *kinds):
         if not 0 <= other < sae.n_features:
             raise damaged("the partners of a feature", f"there is no feature {other}")
         found.setdefault(kind, []).append(Partner(other, label_of(db, feature_id(sae.id, other)), *facts))

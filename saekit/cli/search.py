@@ -62,8 +62,8 @@ def search(
         str | None,
         typer.Option(
             "--like",
-            help="Find features like this one: 1042, resid_post.3/1042, ... --by words compares the words that they fire on, not "
-            "the decoder directions.",
+            help="Find features like this one: 1042, resid_post.3/1042, ... --by words compares the words that they fire on, "
+            "--by coactivation the tokens, not the decoder directions.",
             show_default=False,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def search(
         )
     if (by and not asked) or (texts and by) or (deep and query is None) or (like is not None and len(by or ()) > 1):
         raise ConfigError(
-            "--by and --deep choose signals of a query.", "Leave them out; --like takes one --by, decoder or words."
+            "--by and --deep choose signals of a query.", "Leave them out; --like takes one --by: decoder, words or coactivation."
         )
     if contrast and not texts:
         raise ConfigError("--contrast is given without --text.", "Add the texts on which features should fire.")

@@ -52,6 +52,18 @@ def test_words_near_in_meaning(searched: FeatureDB) -> None:
     assert "near in meaning" in hits[0].why
 
 
+def test_features_that_fire_on_the_same_tokens(searched: FeatureDB, store: PlantedStore) -> None:
+    """Against correlations in float64. Feature 9 fires on a part of the tokens on which feature 2 fires."""
+    partners = searched.feature(SITE, 9).partners["correlation"]
+    hits = searched.like((SITE, 9), 99, by="coactivation")
+    assert {hit.feature: hit.score for hit in hits} == pytest.approx({each.feature: each.value for each in partners}, abs=1e-6)
+    assert {hit.dictionary for hit in hits} == {str(SITE)} and "by chance on" in hits[0].why
+    assert searched.like((SITE, 9), 99, by="coactivation", dictionary=f"{SITE}@other") == []
+    assert searched.like((SITE, 9), 1, by="coactivation", where="density < .02") == [h for h in hits if h.density < 0.02][:1]
+    with pytest.raises(ConfigError, match="no partners"):
+        searched.like((SITE, 0), by="coactivation")
+
+
 def test_mistakes_are_named(searched: FeatureDB, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no likeness 'word'.*words"):
         searched.like((SITE, 2), by="word")
