@@ -59,7 +59,7 @@ def token_losses(subject: Subject, said: str, texts: Sequence[Sequence[int]]) ->
     """
     lm = subject.lm
     first = [] if lm.bos_token_id is None else [lm.bos_token_id]
-    prompt = [*first, *lm.text.plain_ids([PROMPT.format(said)])[0]]
+    prompt = [*first, *lm.text.plain_ids([PROMPT.format(said)])[0]][: lm.max_context // 2]  # leaves room for the text
     rows = [[*prompt, *text][: lm.max_context] for text in texts]
     found: list[NDArray[np.float64]] = []
     for start in range(0, len(rows), _BATCH):

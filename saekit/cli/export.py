@@ -23,14 +23,7 @@ def export(
         ),
     ] = "neuronpedia",
     site: options.TRAINED_SITES = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--features",
-            help="Features: 12,40-50 of one dictionary, resid_post.3/12, or @NAME for a list. May be repeated. [default: all]",
-            show_default=False,
-        ),
-    ] = None,
+    features: options.FEATURES = None,
     model_id: Annotated[
         str | None,
         typer.Option("--model-id", help="What the other tool calls the model. [default: from its name]", show_default=False),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit import files
-from saekit.errors import ConfigError, StoreMismatch, UnknownRef, WorkspaceError, shown_path
+from saekit.errors import StoreMismatch, WorkspaceError, shown_path
 from saekit.names.address import Address
-from saekit.names.ref import Ref
 from saekit.workspace import access
 from saekit.workspace.databases import adopt
 from saekit.workspace.study import FILE, study_of
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 DATA = "NeelNanda/pile-10k"
 """The data of a study that an import makes: that which `saekit fit` takes by default."""
-_NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 def export(
@@ -44,8 +41,7 @@ def export(
         folder: to be made; it must not exist, or be empty.
         format: name of a format of :data:`feature_db.exchange.FORMATS`.
         sites: addresses of dictionaries; none: all that are indexed.
-        features: numbers (`12,40-50`) where one dictionary is exported, refs (`resid_post.3/12`), or names of lists (`@safety`);
-            none: all features.
+        features: what :meth:`Workspace.refs` reads; numbers (`12,40-50`) where one dictionary is exported. None: all features.
         model: what the other tool calls the model.
         set: what the other tool calls the set of dictionaries.
         progress: show a progress bar.
@@ -59,7 +55,7 @@ def export(
     from feature_db.exchange import export as write
 
     with ws.database() as database:
-        chosen = _chosen(database, sites, features)
+        chosen = _chosen(ws, database, sites, features)
         activations = _Activations(ws) if ws.has_activations else None
         return write(database, folder, format, features=chosen, model=model, set=set, activations=activations, progress=progress)
 
@@ -137,43 +133,15 @@ class _Activations:
         return store, sae, ws.lm
 
 
-def _chosen(database: FeatureDB, sites: Sequence[str], features: Sequence[str]) -> dict[str, list[int] | None]:
+def _chosen(ws: Workspace, database: FeatureDB, sites: Sequence[str], features: Sequence[str]) -> dict[str, list[int] | None]:
     """Addresses of dictionaries with the numbers of their features; None for all."""
     indexed = database.saes()
     saes = [database.dictionary(Address.parse(site)).dictionary for site in sites] or [sae.dictionary for sae in indexed]
     if not features:
         return dict.fromkeys(saes)
     found: dict[str, list[int] | None] = {}
-    for dictionary, number in _features(database, saes, features):
-        numbers = found.setdefault(dictionary, [])
+    for ref in ws.refs(features, within=saes[0] if len(saes) == 1 else None):
+        numbers = found.setdefault(database.dictionary(ref.address).dictionary, [])
         assert numbers is not None
-        numbers.append(number)
+        numbers.append(ref.unit)
     return found
-
-
-def _features(database: FeatureDB, saes: Sequence[str], features: Iterable[str]) -> Iterable[tuple[str, int]]:
-    lists = database.lists()
-    for text in features:
-        if text.startswith("@"):
-            if text[1:] not in lists:
-                raise UnknownRef(f"There is no list {text[1:]!r}.", f"Lists: {', '.join(lists) or 'none'}.")
-            refs = lists[text[1:]]
-            yield from ((database.dictionary(ref.address).dictionary, ref.unit) for ref in refs)
-        elif _NUMBERS.fullmatch(text):
-            if len(saes) != 1:
-                raise ConfigError(
-                    f"{text} does not say of which dictionary.", "Choose one with --site, or write resid_post.3/12."
-                )
-            yield from ((saes[0], number) for part in text.split(",") for number in _range(part))
-        else:
-            ref = Ref.parse(text if ":" in text else f"feature:{text}")
-            if ref.kind != "feature":
-                raise UnknownRef(f"{text!r} does not name a feature.", "Write 12, 40-50 or resid_post.3/12.")
-            yield database.dictionary(ref.address).dictionary, ref.unit
-
-
-def _range(part: str) -> range:
-    first, _, last = part.partition("-")
-    if len(part) > 20:
-        raise ConfigError(f"{part[:30]!r} is no range of features.", "Write it like 40-50.")
-    return range(int(first), int(last or first) + 1)

@@ -310,13 +310,14 @@ class WorkspaceFolder:
             raise UnknownRef(f"{ref} is of {ref.name!r}, and the name given is {name!r}.", "Give one of them.")
         return replace(ref, name=ref.name or name)
 
-    def refs(self, texts: str | Iterable[str], name: str = "") -> list[Ref]:
+    def refs(self, texts: str | Iterable[str], name: str = "", *, within: str | None = None) -> list[Ref]:
         """The features that a user means by one or several texts, each feature once.
 
         Args:
             texts: what :meth:`ref` reads, several with commas, a range (`0-99`, `resid_post.3/0-99`), or a list that people made
                 (`@safety`).
             name: of the dictionary, where a text does not have it; empty for the default one.
+            within: address of the dictionary of bare numbers; None: the only one.
 
         Raises:
             UnknownRef: a text does not name a feature, or there is no such list.
@@ -324,4 +325,4 @@ class WorkspaceFolder:
         """
         from saekit.workspace.refs import parse
 
-        return parse(self, texts, name)
+        return parse(self, texts, name, within)

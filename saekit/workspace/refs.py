@@ -20,12 +20,12 @@ _LIST_NAME = re.compile(r"[\w.-]{1,100}")
 _MOST = 1 << 20
 
 
-def parse(ws: WorkspaceFolder, texts: str | Iterable[str], name: str = "") -> list[Ref]:
+def parse(ws: WorkspaceFolder, texts: str | Iterable[str], name: str = "", within: str | None = None) -> list[Ref]:
     """The features of several texts, each once, in the order given; see :meth:`WorkspaceFolder.refs`."""
     found: dict[Ref, None] = {}
     for text in [texts] if isinstance(texts, str) else texts:
         for part in text.split(","):
-            found.update(dict.fromkeys(_of_one(ws, part.strip(), name)))
+            found.update(dict.fromkeys(_of_one(ws, part.strip(), name, within)))
     return list(found)
 
 
@@ -34,10 +34,12 @@ def is_single(text: str) -> bool:
     return not (text.startswith(LIST) or "," in text or _RANGE.fullmatch(text))
 
 
-def _of_one(ws: WorkspaceFolder, text: str, name: str) -> Iterable[Ref]:
+def _of_one(ws: WorkspaceFolder, text: str, name: str, within: str | None) -> Iterable[Ref]:
     if text.startswith(LIST):
         with ws.database() as database:
             return [entry.ref for entry in database.list_entries(text.removeprefix(LIST))]
+    if within is not None and text[:1].isdecimal():
+        text = f"{within}/{text}"
     span = _RANGE.fullmatch(text)
     if span is None:
         return [ws.ref(text, name)]
