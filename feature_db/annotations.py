@@ -163,7 +163,7 @@ class Annotations:
         """The labels of the features of a dictionary that fire, as scorers get them; `features` are their numbers."""
         sae = self._addressed.one(dictionary)
         numbers = None if features is None else list(features)
-        for number in numbers or ():
+        for number in {min(numbers), max(numbers)} if numbers else ():
             self._addressed.feature((sae.dictionary, number))
         with self._reading() as db:
             return given.labels_of(db, sae.id, numbers)

@@ -35,10 +35,11 @@ def labels_of(db: sqlite3.Connection, sae: int, features: Sequence[int] | None =
         features: numbers of features; None: all.
     """
     first, last = schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
+    span = (first, last) if not features else (first + min(features), first + max(features))
     found = db.execute(
         "SELECT label.id, feature, method, text, keywords, model, rule FROM label JOIN feature ON feature.id = label.feature "
         "WHERE label.feature BETWEEN ? AND ? AND feature.count > 0 ORDER BY label.feature, label.id",
-        (first, last),
+        span,
     )
     wanted = None if features is None else frozenset(features)
     rows = stored.rows("the labels", found, INT, INT, TEXT, TEXT, TEXT, TEXT_OR_NONE, TEXT_OR_NONE)

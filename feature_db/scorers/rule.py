@@ -19,7 +19,7 @@ from feature_db.labels.predicates import PREDICATES
 from feature_db.scorers.given import Given
 from feature_db.scorers.proportions import Score, f1, mean_of, proportion
 from feature_db.scorers.registry import Result
-from feature_db.scorers.subject import Subject
+from feature_db.scorers.subject import LEAST_TOKENS, Subject
 
 SHUFFLED = 4
 """Other features that each rule is tried on."""
@@ -29,14 +29,13 @@ _LEAST_HARD = 200
 def measure(subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
     """Score the rules of labels; see :data:`feature_db.scorers.registry.SCORERS`."""
     rows_of = _Rows(subject)
-    others = [f for f in sorted({label.feature for label in labels}) if not subject.too_few(f)]
     for feature, group in groupby(labels, key=lambda label: label.feature):
         if reason := subject.too_few(feature):
             yield from (Result(label, failed=reason) for label in group)
             continue
         rng = np.random.default_rng([subject.seed, feature])
         silent = _Silent(subject, feature, rng)
-        wrong = [f for f in rng.permutation(others).tolist() if f != feature][:SHUFFLED]
+        wrong = _others(subject, feature, rng)
         for label in group:
             if label.rule is None:
                 yield Result(label, failed="the label has no rule")
@@ -48,6 +47,13 @@ def measure(subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
             if chance:
                 scores["balanced_accuracy_shuffled"] = Score(float(np.mean(chance)), len(chance))
             yield Result(label, scores)
+
+
+def _others(subject: Subject, feature: int, rng: np.random.Generator) -> list[int]:
+    """Some other features at random, of those that fire often enough."""
+    often = np.flatnonzero(np.diff(subject.heldout.codes.start_F) >= LEAST_TOKENS)
+    tried = rng.choice(often, 4 * SHUFFLED).tolist() if len(often) else []
+    return [f for f in dict.fromkeys(tried) if f != feature and not subject.too_few(f)][:SHUFFLED]
 
 
 class _Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from feature_db.scorers.heldout import MAX_TOKENS, Heldout, heldout_share
 from feature_db.scorers.registry import SCORERS, Result, Scorer
 from feature_db.scorers.subject import Subject
 from saekit.errors import StoreMismatch
+from saekit.names.ref import Ref
 from saekit.progress import track
 
 if TYPE_CHECKING:
     from feature_db.db import FeatureDB
     from feature_db.index.indexing import Store
+    from feature_db.records import IndexedSAE
     from saekit.lm import LanguageModel
     from saekit.names.address import Address
     from saekit.names.site import Site
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _SECONDS = 5.0
 """Time after which results are written: what a kill costs at most."""
+_CHUNK = 8192
+"""Features whose labels are in memory at a time."""
 
 
 @dataclass
@@ -92,45 +96,76 @@ def score(
     if sae.fingerprint() != indexed.fingerprint:
         raise StoreMismatch(f"The dictionary given is not the one indexed as {indexed.dictionary}.", "Give the indexed one.")
     _check_store(store, corpus, indexed.dictionary)
-    address = indexed.address
-    wanted = database.labels_of(address, features)
-    done = {name: database.scored(address, row.metric) for name, row in rows.items()}
     options = dict(options or {})
-    todo = {
-        name: [label for label in wanted if (again or label.id not in done[name]) and row.takes(label, options.get("methods"))]
-        for name, row in rows.items()
-    }
-    outcomes = [Scored(name, known=0 if again else sum(each.id in done[name] for each in wanted)) for name in rows]
-    if not any(todo.values()):
-        return outcomes
-    heldout = Heldout.read(store, lm, sae, address.site, share, max_tokens=max_tokens, progress=progress)
-    subject = Subject(lm, sae, indexed, heldout, database.vectors(address), options, int(options.get("seed", 0)), progress)
-    for outcome in outcomes:
-        _run(database, rows[outcome.scorer], outcome, subject, todo[outcome.scorer])
+    work = _Work(database, indexed.address, _numbers(database, indexed, features), again, options.get("methods"))
+    outcomes: list[Scored] = []
+    subject: Subject | None = None
+    for name, row in rows.items():
+        outcomes.append(Scored(name))
+        done = database.scored(indexed.address, row.metric)
+        if subject is None and any(todo for _, todo, _ in work.chunks(row, done)):
+            heldout = Heldout.read(store, lm, sae, indexed.address.site, share, max_tokens=max_tokens, progress=progress)
+            vectors, seed = database.vectors(indexed.address), int(options.get("seed", 0))
+            subject = Subject(lm, sae, indexed, heldout, vectors, options, seed, progress)
+        with track(f"scoring ({name})", len(work.numbers), unit="features", subject=indexed.dictionary, enabled=progress) as bar:
+            for first, todo, known in work.chunks(row, done):
+                outcomes[-1].known += known
+                if subject is not None and todo:
+                    _run(database, row, outcomes[-1], subject, todo, lambda n, first=first: bar.update(first + n))  # type: ignore[misc]
+            bar.update(len(work.numbers))
     return outcomes
 
 
-def _run(database: FeatureDB, row: Scorer, outcome: Scored, subject: Subject, labels: list[Given]) -> None:
-    """Run one scorer, and write what it finds every few seconds."""
-    failed: Counter[str] = Counter()
-    found: list[Result] = []
-    last = time.monotonic()
-    what = f"scoring ({outcome.scorer})"
-    with track(what, total=len(labels), unit="labels", subject=subject.indexed.dictionary, enabled=subject.progress) as bar:
-        try:
-            for done, result in enumerate(_checked(row(subject, labels), row.metric), 1):
-                if result.failed:
-                    failed[result.failed] += 1
-                else:
-                    found.append(result)
-                    outcome.scored += 1
-                bar.update(done)
-                if time.monotonic() - last > _SECONDS:
-                    database.add_scores(subject.indexed.address, found)
-                    found, last = [], time.monotonic()
-        finally:  # also after Ctrl-C
-            database.add_scores(subject.indexed.address, found)
-            outcome.failed = dict(failed)
+def _numbers(database: FeatureDB, indexed: IndexedSAE, features: Iterable[int] | None) -> list[int]:
+    """The features to score, ascending."""
+    if features is None:
+        return list(range(indexed.n_features))
+    numbers = sorted(set(features))
+    for number in (*numbers[:1], *numbers[-1:]):
+        database.identities([Ref.feature(indexed.dictionary, number)])
+    return numbers
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The labels of a dictionary, some features at a time: all of them might not fit into memory."""
+
+    database: FeatureDB
+    address: Address
+    numbers: Sequence[int]
+    again: bool
+    methods: Sequence[str] | None
+    """Methods of labels to score; None: all."""
+
+    def chunks(self, row: Scorer, done: Set[int]) -> Iterator[tuple[int, list[Given], int]]:
+        """For some features at a time: how many come before them, labels to score, and how many labels have a score."""
+        for first in range(0, len(self.numbers), _CHUNK):
+            labels = self.database.labels_of(self.address, self.numbers[first : first + _CHUNK])
+            known = 0 if self.again else sum(label.id in done for label in labels)
+            todo = [label for label in labels if (self.again or label.id not in done) and row.takes(label, self.methods)]
+            yield first, todo, known
+
+
+def _run(
+    database: FeatureDB, row: Scorer, outcome: Scored, subject: Subject, labels: list[Given], show: Callable[[int], None]
+) -> None:
+    """Run one scorer, and write what it finds every few seconds; `show` gets the number of features that are done."""
+    failed, found, last = Counter(outcome.failed), list[Result](), time.monotonic()
+    features = len({label.feature for label in labels})
+    try:
+        for done, result in enumerate(_checked(row(subject, labels), row.metric), 1):
+            if result.failed:
+                failed[result.failed] += 1
+            else:
+                found.append(result)
+                outcome.scored += 1
+            show(features * done // len(labels))
+            if time.monotonic() - last > _SECONDS:
+                database.add_scores(subject.indexed.address, found)
+                found, last = [], time.monotonic()
+    finally:  # also after Ctrl-C
+        database.add_scores(subject.indexed.address, found)
+        outcome.failed = dict(failed)
 
 
 def _checked(results: Iterator[Result], metric: str) -> Iterator[Result]:

@@ -28,7 +28,7 @@ class Planted(NamedTuple):
     features: dict[str, int]
     """Label method -> the feature that follows a rule of it."""
     effects: Measured
-    """What a clamp causes: feature 11 the first tokens of " dog" and " park"."""
+    """What a clamp causes: feature 11 the first tokens of " park" and " ball"."""
 
 
 def documents(n: int, seed: int = 0) -> list[str]:
@@ -58,7 +58,7 @@ def plant(lm: LanguageModel, *, n: int = 150, seed: int = 0) -> Planted:
     read = _Read(lm, tokens, position, document, special)
     features = {"words": 2, "peaks": 2, "pieces": 3, "class": 4, "before": 5, "context": 6, "promotes": 7, "word_class": 8}
     features |= {"says": 9, "contrast": 10, "causes": 11}
-    caused = [int(lm.encode([text], bos=False)[0][0][0]) for text in (" dog", " park")]
+    caused = [int(lm.encode([text], bos=False)[0][0][0]) for text in (" park", " ball")]
     frequent = int(np.bincount(tokens[~special]).argmax())
     pushed = promoted(lm, sae.W_dec[[7]])[0].item[:4].tolist()
     fires: dict[int, Callable[[], NDArray[np.bool_]]] = {
