@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SAEKIT_API_KEY"
 _REFUSED = 8  # requests that are refused before any was answered: then all will be
-_GONE = 64  # requests in a row that find nobody after some were answered
+_NOBODY, _GONE = 4, 64  # requests in a row that find nobody, before and after any was answered
 _PATH = "/chat/completions"
 
 
@@ -130,7 +130,7 @@ class Endpoint:
     def _unreachable(self, error: Exception) -> NoAnswer | EndpointError:
         self._unreached += 1
         reason = self._clean(str(error) or type(error).__name__)
-        if self._unreached >= (_GONE if self._answered else _REFUSED):
+        if self._unreached >= (_GONE if self._answered else _NOBODY):
             hint = "Start the server, or correct --endpoint. Nothing that was labelled is asked again."
             return EndpointError(f"Nothing answers at {self.url}: {reason}.", hint)
         return NoAnswer(f"no connection ({reason})", again=True)
