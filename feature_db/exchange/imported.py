@@ -245,8 +245,8 @@ def columns(stats: Sequence[Sequence[TermStat]]) -> list[Stats]:
         of_role = [[stat for stat in rows if stat.role == role] for rows in stats]
         mine = [(i, rank, *stat[1:]) for i, rows in enumerate(of_role) for rank, stat in enumerate(rows)]
         feature, rank, item, value, rate, peak, hits, score = map(np.array, zip(*mine))
-        rate, peak, hits = (None if each[0] is None else each for each in (rate, peak, hits))
-        found.append(Stats(role, feature, rank, item, value, rate, peak, hits, score))
+        known = [None if each[0] is None else each for each in (rate, peak, hits)]
+        found.append(Stats(role, feature, rank, item, value, known[0], known[1], known[2], score))
     return found
 
 

@@ -37,7 +37,7 @@ class Merged:
     conflicts: list[str] = field(default_factory=list)
     """What differed, and what was done about it, as sentences."""
     labels: int = 0
-    """Labels by people and models that came from the second database."""
+    """Labels by people and models, and notes, that came from the second database."""
     entries: int = 0
     """Entries of lists that came from the second database."""
 

@@ -32,7 +32,7 @@ def merge(
     for what, found in (("kept", merged.kept), ("added", merged.added), ("in both", merged.same)):
         if found:
             say((f"{what:<9}", "bold"), ", ".join(found))
-    say(f"{merged.labels} labels and {merged.entries} list entries came from {second}.")
+    say(f"{merged.labels} labels and notes and {merged.entries} list entries came from {second}.")
     for sentence in merged.conflicts:
         say((sentence, "yellow"))
     say_path("Written to ", out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
+from feature_db.store import current
 from saekit import files, ledger
 from saekit.errors import SaekitError, StoreMismatch, WorkspaceError
 from saekit.ledger import Contents, Ledger, file_sha256
@@ -259,6 +260,10 @@ def _database(ws: Workspace, fingerprints: dict[tuple[str, str], str | None]) ->
     yield Part(name, "not covered", " ".join([f"{sizes}.", *unchecked]).rstrip(".")) if unchecked else Part(name, "sound", sizes)
     for each in indexed:
         if each.fingerprint not in fingerprints.values() and None not in fingerprints.values():
+            if not any(current.signature(folder) for folder in ws.dictionaries.folders(str(each.address))):
+                what = "its dictionary is not in the workspace, as after an import, a merge or its removal"
+                yield Part(f"features of {each.dictionary}", "not covered", what)
+                continue
             name = f" --name {quote(each.name)}" if each.name else ""
             stale = StoreMismatch(
                 f"The features of {each.dictionary} in {ws.database_path} are not those of any dictionary in the workspace.",
