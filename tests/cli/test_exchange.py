@@ -73,7 +73,7 @@ def test_mistakes_are_named(saekit: Saekit, old: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("--format", "csv"), "no format 'csv'"),
         (("--features", f"{SITE}/9999"), "no feature 9999"),
-        (("--features", "9"), "of which dictionary"),
+        (("--features", "9"), "Say which"),
         (("--features", "@none"), "no list 'none'"),
         (("--site", "resid_post.1"), "no features of resid_post.1"),
     ):
