@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases
+from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases, inflected
 from feature_db.meaning.wordnet import wordnet
 
 _LONGEST = 4
+_LEAST_KIND = 0.1
+"""A word whose weight is below this share of the largest seldom means the category."""
 _MOST_PARTS = 8
 """Parts of a query that are looked at: finding all kinds of a thing takes milliseconds."""
 _WRAPPED = re.compile(r"^(?:(?:kinds?|types?|sorts?|names?|words?|examples?|terms?) (?:of|for)|any|all|some|the|a|an) ")
@@ -39,6 +42,25 @@ def categories(query: str) -> list[tuple[list[str], float]]:
         return []
     phrases = [meant for phrase, _ in heads for meant in _MEANT.get(phrase, (phrase,))]
     return [(phrases, min(share for _, share in heads))]
+
+
+@lru_cache(maxsize=64)
+def members(query: str) -> tuple[tuple[str, dict[str, float]], ...]:
+    """The categories that a query names: the name, and words that name kinds of it, in all forms, with their weights."""
+    found = []
+    for phrases, share in categories(query):
+        weights: dict[str, float] = {}
+        for phrase in phrases:
+            named = wordnet().kinds(phrase)
+            least = _LEAST_KIND * max(named.values(), default=1.0)
+            for (word, part), weight in named.items():
+                if weight >= least and " " not in word:
+                    scaled = share * weight * _LEAST_KIND / least
+                    for form in inflected(word, part):
+                        if scaled > weights.get(form, 0.0):
+                            weights[form] = scaled
+        found.append((" and ".join(phrases), weights))
+    return tuple(found)
 
 
 def parts(query: str) -> list[list[str]]:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.labels.token_classes import CALLED
-from feature_db.meaning.categories import categories, parts
+from feature_db.meaning.categories import members as members_of
+from feature_db.meaning.categories import parts
 from feature_db.meaning.embedders import KNOWN, unit
 from feature_db.meaning.parts_of_speech import bases, inflected, is_word
 from feature_db.meaning.profile import Profile, WordSet, largest
@@ -30,8 +31,6 @@ from saekit.plugins import Registry
 
 _NEAREST, _WIDENED = 10, 20
 """Words nearest to a query, and words near both to the query and to those."""
-_LEAST_KIND = 0.1
-"""A word whose weight is below this share of the largest seldom means the category."""
 _CATEGORY, _OF_CATEGORY = 5, 0.4
 """Kinds of a thing that make it a category, and the weight of the words of a query for one."""
 _ALSO_ENGLISH = 0.2
@@ -72,19 +71,11 @@ class Asked:
         """Categories that the query names: the name; words that name kinds of it, in all forms; their weights; and which of them
         are other words than the query's."""
         found = []
-        for phrases, share in categories(self.text):
-            weights: dict[str, float] = {}
-            for phrase in phrases:
-                named = wordnet().kinds(phrase)
-                most = max(named.values(), default=1.0)
-                for (word, part), weight in named.items():
-                    if weight >= _LEAST_KIND * most:
-                        for form in inflected(word, part):
-                            weights[form] = max(weights.get(form, 0.0), share * weight / most)
+        for name, weights in members_of(self.text):
             words, texts = self.find("text IN (SELECT value FROM json_each(?))", json.dumps(sorted(weights)))
             values = np.array([weights[text] for text in texts], np.float32)
             others = np.array([self.all_words.isdisjoint(forms(text)) for text in texts], bool)
-            found.append((" and ".join(phrases), words, values, others))
+            found.append((name, words, values, others))
         return found
 
     @cached_property

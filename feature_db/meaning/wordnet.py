@@ -96,8 +96,7 @@ class WordNet:
 
     def forms(self, word: str, part: str) -> list[str]:
         """Irregular forms of a word."""
-        rows = self._irregular.get((self.find(word), PARTS.index(part)), ())
-        return [self.form[row].decode() for row in rows]
+        return self._irregular.get((word, part), [])
 
     def _senses(self, phrase: str) -> list[tuple[int, float]]:
         """Synsets of a phrase, each with its share of the phrase's occurrences."""
@@ -129,10 +128,10 @@ class WordNet:
         return np.searchsorted(self.sense[order, 1], np.arange(len(self.part) + 1)), order
 
     @cached_property
-    def _irregular(self) -> dict[tuple[int | None, int], list[int]]:
-        found: dict[tuple[int | None, int], list[int]] = {}
-        for row, key in enumerate(zip(self.form_of.tolist(), self.form_part.tolist())):
-            found.setdefault(key, []).append(row)
+    def _irregular(self) -> dict[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = {}
+        for form, word, part in zip(self.form.tolist(), self.word[self.form_of].tolist(), self.form_part.tolist()):
+            found.setdefault((word.decode(), PARTS[part]), []).append(form.decode())
         return found
 
 

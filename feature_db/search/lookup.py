@@ -18,6 +18,7 @@ from feature_db.arrays.rows import columns
 from feature_db.labels.rules import LABEL_METHODS
 from feature_db.meaning.embedders import Embedder
 from feature_db.meaning.profile import Profile
+from feature_db.meaning.word_sets import Asked
 from feature_db.records import IndexedSAE
 from feature_db.search.query import WORD, Filter, marks
 from feature_db.search.where import Columns
@@ -112,7 +113,7 @@ class Lookup:
         corpora: ids of the corpora that the dictionaries were indexed on.
         dictionaries: address of each dictionary, by id.
         profiles: returns the words that the features of a dictionary fire on, and the embedder of the words, given its id.
-        likeness: cosine of each word with the query, by dictionary; filled when first needed.
+        asked: the query about each dictionary, by the dictionary's id; filled when first needed.
     """
 
     db: sqlite3.Connection
@@ -124,7 +125,7 @@ class Lookup:
     corpora: Sequence[int] = field(default_factory=list)
     dictionaries: Mapping[int, str] = field(default_factory=dict)
     profiles: Callable[[int], tuple[Profile, Embedder]] | None = None
-    likeness: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    asked: dict[int, Asked] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.corpora:

@@ -33,12 +33,12 @@ def asked(lookup: Lookup) -> Iterator[tuple[int, Asked]]:
         return
     for sae in lookup.chosen.saes:
         profile, embedder = lookup.profiles(sae)
-        if sae not in lookup.likeness:
+        if sae not in lookup.asked:
             query = Asked(lookup.query, sae, profile, lookup.db, np.zeros(len(profile.term_V), np.float32))
             texts = _known(query, embedder)
             query = replace(query, likeness_V=profile.likeness(texts, embedder)) if texts else query
-            lookup.likeness[sae] = query.without_opposites().likeness_V
-        yield sae, Asked(lookup.query, sae, profile, lookup.db, lookup.likeness[sae])
+            lookup.asked[sae] = query.without_opposites()
+        yield sae, lookup.asked[sae]
 
 
 def _known(query: Asked, embedder: Embedder) -> list[str]:
