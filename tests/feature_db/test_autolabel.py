@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import shutil
@@ -17,7 +18,9 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from feature_db import BuildConfig, FeatureDB, build
 from feature_db.autolabel.labelling import METHOD, NEEDED, LabelSettings, autolabel, estimated, plan, question
@@ -319,6 +322,14 @@ def test_labels_are_read(answer: str, label: str) -> None:
 def test_nonsense_is_no_label(answer: str) -> None:
     with pytest.raises(Nonsense):
         read_label(answer, "Answer in English with one line.")
+
+
+@hypothesis.given(st.text() | st.text().map("LABEL: {}".format))
+@hypothesis.settings(max_examples=100)
+def test_any_answer_is_a_short_label_or_nonsense(answer: str) -> None:
+    with contextlib.suppress(Nonsense):
+        label = read_label(answer, "Answer in English.")
+        assert label.encode() and label == " ".join(label.split()) and len(label) <= 120
 
 
 def test_the_language_is_that_of_the_prompt() -> None:
