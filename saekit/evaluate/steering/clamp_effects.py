@@ -7,7 +7,7 @@ layer of the features is computed once for all of them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,8 @@ _FEATURES = 32
 """Features in a forward pass. Their positions are compared in pairs, so that more take longer."""
 _NUMBERS = 1 << 25
 """Logits in a forward pass at most."""
+_TOLERANCE, _COARSE = {torch.float32: 1e-4, torch.float64: 1e-4}, 0.05
+"""How far a probability of a batch may be from that of the prompt alone, as a share of the largest; _COARSE in half precision."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ def output_scores(logp_BV: Tensor, promoted_BK: Tensor) -> Tensor:
 class _Prompts(NamedTuple):
     """P prompts, run without a clamp."""
 
-    recording: Recording
+    tokens_PT: Tensor
+    mask_PT: Tensor
+    recording: Recording | None
+    """To start at the layer of the features; None: the model is run from the start."""
     logp_PV: Tensor
     """Log-probabilities of the next token."""
 
@@ -136,6 +141,7 @@ class ClampMeasurement:
 
     Raises:
         UnknownSite: the model lacks the site of the dictionary.
+        ConfigError: a prompt has no token.
     """
 
     def __init__(
@@ -153,34 +159,65 @@ class ClampMeasurement:
         space = space_of(lm, Ref.feature(dictionary, 0))
         layers = [site.layer for site in (space.site, space.site_out)]
         self._layer = None if None in layers else min(layer for layer in layers if layer is not None)
-        self._prompts = list(self._run_prompts())
+        self._prompts = self._run_prompts()
         vocabulary = self._prompts[0].logp_PV.shape[1]
         self.n_prompts = sum(len(each.logp_PV) for each in self._prompts)
         self.together = max(1, min(_FEATURES, _NUMBERS // (vocabulary * self.n_prompts)))
         """Number of features that :meth:`measure` runs in one forward pass."""
 
     @torch.no_grad()
-    def _run_prompts(self) -> Iterator[_Prompts]:
-        by_length: dict[int, list[list[int]]] = defaultdict(list)
-        for row in text_rows(self.lm, self.settings.prompts):
-            by_length[len(row)].append(row)
-        groups = list(by_length.values())  # equal lengths need no pads
-        if self.lm.exact.pads:
-            groups = [[row for rows in groups for row in rows]]
-        for rows in groups:
-            recording = self.lm.record(*self.lm.text.pad(rows, "left"))
-            yield _Prompts(recording, self._predictions(recording, 1, ()))
+    def _run_prompts(self) -> list[_Prompts]:
+        """The prompts, run in the fastest way that gives each the prediction that it has alone.
 
-    def _predictions(self, recording: Recording, times: int, edits: Any) -> Tensor:
+        All in one batch with pads, or else those of one length together; from the layer of the features on, or else whole.
+        """
+        rows = text_rows(self.lm, self.settings.prompts)
+        for prompt, row in zip(self.settings.prompts, rows):
+            if not row:
+                raise ConfigError(
+                    f"The neutral prompt {prompt!r:.60} has no token of this model.", "Give another one: --prompts."
+                )
+        by_length: dict[int, list[list[int]]] = defaultdict(list)
+        for row in rows:
+            by_length[len(row)].append(row)
+        equal = list(by_length.values())
+        together = [[row for group in equal for row in group]]
+        alone = torch.cat([self._whole(torch.tensor([row])) for row in together[0]])
+        found: list[_Prompts] = []
+        for groups, starts in ((together, True), (equal, True), (equal, False)):
+            if starts and self._layer is None:
+                continue
+            try:
+                found = [self._run_group(group, starts) for group in groups]
+                twice = torch.cat([self._predictions(each, 2, ())[len(each.logp_PV) :] for each in found])
+            except RuntimeError:  # blocks that cannot be called again with more rows
+                continue
+            error = (twice.exp() - alone.exp()).abs().max() / alone.exp().max()
+            if float(error) <= _TOLERANCE.get(self.lm.dtype, _COARSE):
+                break
+        return found
+
+    def _run_group(self, rows: list[list[int]], starts: bool) -> _Prompts:
+        tokens_PT, mask_PT = self.lm.text.pad(rows, "left")
+        recording = self.lm.record(tokens_PT, mask_PT) if starts else None
+        group = _Prompts(tokens_PT, mask_PT, recording, torch.zeros(0))
+        return group._replace(logp_PV=self._predictions(group, 1, ()))
+
+    def _whole(self, tokens_PT: Tensor) -> Tensor:
+        logits = self.lm.run(tokens_PT, logits="last").logits
+        assert logits is not None
+        return logits.float().log_softmax(-1)
+
+    def _predictions(self, group: _Prompts, times: int, edits: Any) -> Tensor:
         """Log-probabilities (times * P, V) of the next token; row r is prompt r % P, and `At.batch_N` is r // P."""
-        tokens_PT, mask_PT = recording.tokens_BT, recording.mask_BT
-        each = {"edits": edits, "logits": "last", "prompt_of_row": torch.arange(times).repeat_interleave(len(tokens_PT))}
-        if self._layer is None:
-            mask = None if mask_PT is None else mask_PT.repeat(times, 1)
-            run = self.lm.run(tokens_PT.repeat(times, 1), attention_mask=mask, **each)
+        row_B = torch.arange(times).repeat_interleave(len(group.tokens_PT))
+        each: dict[str, Any] = {"edits": edits, "logits": "last", "prompt_of_row": row_B}
+        if group.recording is None or self._layer is None:
+            mask = group.mask_PT.repeat(times, 1)
+            run = self.lm.run(group.tokens_PT.repeat(times, 1), attention_mask=mask, **each)
         else:
-            resid = recording.resid_pre(self._layer).repeat(times, 1, 1)
-            run = self.lm.run(start_at=(recording, self._layer, resid), **each)
+            resid = group.recording.resid_pre(self._layer).repeat(times, 1, 1)
+            run = self.lm.run(start_at=(group.recording, self._layer, resid), **each)
         assert run.logits is not None
         return run.logits.float().log_softmax(-1)
 
@@ -208,9 +245,10 @@ class ClampMeasurement:
         score_N, kl_N = torch.zeros(N, device=promoted.device), torch.zeros(N, device=promoted.device)
         change_NV: Tensor | float = 0.0
         probability_NV: Tensor | float = 0.0
-        for recording, base_PV in self._prompts:
+        for group in self._prompts:
+            base_PV = group.logp_PV
             P = len(base_PV)
-            logp_NPV = self._predictions(recording, N, clamps).unflatten(0, (N, P))
+            logp_NPV = self._predictions(group, N, clamps).unflatten(0, (N, P))
             score_N += output_scores(logp_NPV.flatten(0, 1), promoted.repeat_interleave(P, 0)).unflatten(0, (N, P)).sum(1)
             difference_NPV = logp_NPV - base_PV
             kl_N -= (base_PV.exp() * difference_NPV).sum((1, 2))

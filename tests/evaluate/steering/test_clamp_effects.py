@@ -18,6 +18,7 @@ from saekit.names.site import Site
 from saekit.objects import space_of
 from saekit.sae import SAE
 from saekit.steer import clamp
+from tests.kit.planted import make_lm
 
 PROMPTS = ("Once upon a time", "The dog", "A cat ran", "They went to")
 STRENGTH = 6.0
@@ -142,21 +143,41 @@ def test_the_prompts_are_different() -> None:
     "site", ["embed", "resid_pre.0", "resid_mid.1", "attn_out.1", "neurons.4", "heads.2", "q.3", "resid_post.4"]
 )
 def test_every_site_gives_what_one_run_with_the_intervention_gives(stories_lm: LanguageModel, make_sae: Any, site: str) -> None:
-    """Without a recording, a batch or pads."""
-    lm = stories_lm
-    lm.attach_sae(site, make_sae("topk", lm.width(site), 40, k=8))
+    stories_lm.attach_sae(site, make_sae("topk", stories_lm.width(site), 40, k=8))
     try:
-        effects = ClampMeasurement(lm, Address.parse(site), ClampSettings(PROMPTS, "4raw")).measure([3, 8], np.array([[9], [-1]]))
-        for i, unit in enumerate((3, 8)):
-            kl = []
-            for prompt in PROMPTS:
-                tokens = lm.encode([prompt])[0]
-                base = lm.run(tokens, logits="last").logits
-                clamped = lm.run(tokens, edits=[clamp(f"feature:{site}/{unit}", 4.0, positions=[-1])], logits="last").logits
-                assert base is not None and clamped is not None
-                p, q = base.double().log_softmax(-1), clamped.double().log_softmax(-1)
-                kl.append(float((p.exp() * (p - q)).sum()))
-            assert effects.effect_N[i] == pytest.approx(np.mean(kl), rel=1e-3, abs=1e-6)
-        assert not np.isnan(effects.output_score_N[0]) and np.isnan(effects.output_score_N[1])
+        _check_alone(stories_lm, site, PROMPTS)
     finally:
-        lm.detach_sae(site)
+        stories_lm.detach_sae(site)
+
+
+@pytest.mark.parametrize("family", ["Bloom", "RecurrentGemma"])
+def test_models_that_take_no_pads_or_no_second_call_of_a_block(make_sae: Any, family: str) -> None:
+    """Bloom's blocks cannot be called again with more rows; pads change what RecurrentGemma predicts."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 1}
+    own = {
+        "Bloom": {"n_layer": 3, "n_head": 4},
+        "RecurrentGemma": {"num_hidden_layers": 3, "intermediate_size": 48, "lru_width": 32},
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes, **own[family])
+    lm = LanguageModel.attach(getattr(transformers, f"{family}ForCausalLM")(config), make_lm().tokenizer, bos="any")
+    lm.attach_sae("resid_post.1", make_sae("topk", 32, 40, k=8))
+    _check_alone(lm, "resid_post.1", ("the dog", "a big happy cat", "Lily said 12", "Tom ran to the park"))
+
+
+def _check_alone(lm: LanguageModel, site: str, prompts: tuple[str, ...]) -> None:
+    """Compare with one run for each prompt and feature: no recording, no batch, no pads."""
+    effects = ClampMeasurement(lm, Address.parse(site), ClampSettings(prompts, "4raw")).measure([3, 8], np.array([[9], [-1]]))
+    for i, unit in enumerate((3, 8)):
+        kl = []
+        for prompt in prompts:
+            tokens = lm.encode([prompt])[0]
+            base = lm.run(tokens, logits="last").logits
+            clamped = lm.run(tokens, edits=[clamp(f"feature:{site}/{unit}", 4.0, positions=[-1])], logits="last").logits
+            assert base is not None and clamped is not None
+            p, q = base.double().log_softmax(-1), clamped.double().log_softmax(-1)
+            kl.append(float((p.exp() * (p - q)).sum()))
+        assert effects.effect_N[i] == pytest.approx(np.mean(kl), rel=1e-3, abs=1e-6)
+    assert not np.isnan(effects.output_score_N[0]) and np.isnan(effects.output_score_N[1])
