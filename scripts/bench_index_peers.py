@@ -48,6 +48,7 @@ def dashboard(folder: Path, features: int, tokens: torch.Tensor, layer: int) -> 
     model = HookedSAETransformer(config, tokenizer=AutoTokenizer.from_pretrained(folder / "model"))
     model.load_state_dict(convert_gpt2_weights(hf, model.cfg), strict=False)
     sae: Any = SAE.load_from_disk(folder / "sae")
+    sae.fold_W_dec_norm = lambda: None  # refused for TopK; the decoder's rows have length 1, so that folding changes nothing
     settings = SaeVisConfig(
         f"blocks.{layer}.hook_resid_post", features=list(range(features)), minibatch_size_features=256, minibatch_size_tokens=16
     )

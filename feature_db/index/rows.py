@@ -16,7 +16,7 @@ from feature_db.index.choose import choose
 from feature_db.index.terms import Lexicon, Stats, fired, in_examples
 from feature_db.index.words import Words
 from feature_db.labels.evidence import Evidence, Label
-from feature_db.labels.rules import automatic, kind
+from feature_db.labels.rules import chosen, kind, labelled
 from feature_db.labels.token_classes import CLASSES
 from feature_db.labels.word_classes import WORD_CLASSES
 from feature_db.store.examples import TOP, Columns, pack
@@ -176,11 +176,11 @@ class Rows:
         deciles = quantiles(m.histogram[block], m.largest[block], np.arange(1, 10) / 10)
         evidence = self._evidence(block, stats)
         partners = self._partners.of(block).rows()
-        features = []
+        features, methods = [], chosen(config.labels)
         for i, columns in enumerate(choose(a.top, a.sample, block, deciles, config.per_decile)):
             f = block.start + i
             count = int(m.firing[f])
-            labels = automatic(evidence[i], config.labels) if count else []
+            labels = labelled(evidence[i], methods) if count else []
             density = count / max(n, 1)
             row = FeatureRow(
                 number=f,

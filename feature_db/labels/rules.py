@@ -7,9 +7,8 @@ A label method is a function from :class:`Evidence` to labels, and a row of :dat
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,10 +218,20 @@ def automatic(evidence: Evidence, methods: Sequence[str] | None = None) -> list[
         evidence: of the feature.
         methods: names of label methods; None: all.
     """
+    return labelled(evidence, chosen(methods))
+
+
+def chosen(methods: Sequence[str] | None = None) -> dict[str, LabelMethod]:
+    """Label methods by name; None: all. Looking them up for each feature would take long."""
+    return {name: LABEL_METHODS[name] for name in (LABEL_METHODS if methods is None else methods)}
+
+
+def labelled(evidence: Evidence, methods: Mapping[str, LabelMethod]) -> list[Label]:
+    """Labels of a feature by some methods, the one to show first."""
     found = [
-        dataclasses.replace(label, method=name)
-        for name in (LABEL_METHODS if methods is None else methods)
-        for label in LABEL_METHODS[name].label(evidence)
+        Label(name, x.text, x.rank, x.keywords, x.scores, x.model, x.prompt, x.rule)
+        for name, method in methods.items()
+        for x in method.label(evidence)
     ]
     return sorted(found, key=lambda label: -label.rank)
 
