@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saekit import files
-from saekit.errors import CorpusError
+from saekit.errors import CorpusError, InterventionError, UnknownSite
 from saekit.names.dictionary import stem
 from saekit.names.ref import Ref
 from saekit.progress import duration, track
@@ -71,7 +71,12 @@ def complete(
         known = database.measurements(address).get("effects")
         if asked is False or (known is not None and (settings is None or _facts(settings) == known)):
             return
-        _Clamps(ws, database, address, settings or ClampSettings()).run(seconds, progress)
+        try:
+            _Clamps(ws, database, address, settings or ClampSettings()).run(seconds, progress)
+        except (InterventionError, UnknownSite) as error:
+            if asked:
+                raise
+            _log.warning("What clamps of features of %s cause was not measured: %s", address, error)
     finally:
         database.record_checksum()
 

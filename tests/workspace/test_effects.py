@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from feature_db import FeatureDB
+from saekit.errors import InterventionError
 from saekit.evaluate.steering.clamp_effects import ClampMeasurement, ClampSettings
 from saekit.workspace import Workspace, effects
 from tests.kit.commands import Saekit
@@ -116,6 +117,20 @@ def test_what_takes_long_is_left_out_and_said(
     assert "--effects" in caplog.text and "takes about" in caplog.text
     with ws.index(SITE, effects=True, clamps=SETTINGS, progress=False) as database:
         assert len(_scores(database)) == 24
+
+
+def test_a_site_that_cannot_be_steered_is_indexed_all_the_same(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise InterventionError("This site cannot be changed.")
+
+    monkeypatch.setattr(ClampMeasurement, "measure", refuse)
+    with ws.index(SITE, progress=False) as database:
+        assert _scores(database) == [] and database.feature(SITE, 3).input_score is not None
+    assert "This site cannot be changed" in caplog.text
+    with pytest.raises(InterventionError, match="cannot be changed"):
+        ws.index(SITE, effects=True, progress=False)
 
 
 def test_the_command_line(ws: Workspace, saekit: Saekit, tmp_path: Path) -> None:
