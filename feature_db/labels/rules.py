@@ -32,7 +32,7 @@ class LabelMethod:
     label: Callable[[Evidence], Iterable[Label]]
     """Returns labels of one feature that fires. Their `method` is replaced by the name of the row."""
     kind: str
-    """Kind of a feature whose shown label is by this method: word, piece, class, context, output, ..."""
+    """Kind of a feature whose label of the highest rank is by this method when it is indexed: word, piece, class, context, ..."""
     measured: tuple[str, ...] = ()
     """The roles in :attr:`Evidence.stats` that the method reads, if `causes` is one of them: its labels are made anew, from these
     roles alone, when that was measured."""
