@@ -122,7 +122,12 @@ FORMATS: Registry[Format] = Registry(
             "Batches of at most 128 features for the upload of Neuronpedia.", "feature_db.exchange.upload:write"
         ),
         "saedashboard": Format("Batches of SAEDashboard.", "feature_db.exchange.saedashboard:write"),
-        "delphi": Format("Cached latents of delphi, with all activations of the store.", "feature_db.exchange.delphi:write"),
+        "delphi": Format(
+            "Cached latents of delphi, with all activations of the store.",
+            "feature_db.exchange.delphi:write",
+            "feature_db.exchange.delphi_in:read",
+            "feature_db.exchange.delphi_in:holds",
+        ),
         "parquet": Format("One Parquet file for each view of `saekit sql`.", "feature_db.exchange.parquet:write"),
     },
 )

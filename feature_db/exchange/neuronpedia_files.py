@@ -61,7 +61,7 @@ def sources(folder: Path) -> list[Path]:
     found = [
         each
         for each in [folder, *below]
-        if each.is_dir() and not each.is_symlink() and any((each / kind).is_dir() for kind in KINDS)
+        if each.is_dir() and not each.is_symlink() and any(_batches(each / kind) for kind in KINDS)
     ]
     return list(dict.fromkeys(found))
 
