@@ -51,10 +51,9 @@ def main() -> None:
             outcome = autolabel(db, plan(db, refs, "bench", settings.prompt).todo, model, settings)
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
             left = plan(db, refs, "bench", settings.prompt)
-    print(
-        f"{len(refs):,} features, {len(server.requests):,} requests: {len(outcome.labelled):,} labelled, "
-        f"{len(outcome.failed):,} failed with a reason, in {seconds:.1f} s ({cpu / len(refs) * 1000:.1f} ms of CPU a feature, the server included)"
-    )
+    ends = f"{len(outcome.labelled):,} labelled, {len(outcome.failed):,} failed with a reason"
+    cost = f"{seconds:.1f} s, {cpu / len(refs) * 1000:.1f} ms of CPU a feature with the server"
+    print(f"{len(refs):,} features, {len(server.requests):,} requests: {ends}; {cost}")
     print(f"again: {len(left.todo)} to ask about, {len(left.labelled):,} labelled, {len(left.failed):,} failed before")
 
 
