@@ -1,7 +1,7 @@
 """How long searches take in synthetic databases.
 
-Each query runs several times. Reported are the median and the 95 % quantile over the queries of each query's least time, which
-other programs on the machine disturb least, and the mean CPU time of a query.
+Each query runs several times. Reported are the median and the 95 % quantile over the queries of each query's least wall time and
+least CPU time, which other programs on the machine disturb least.
 
 Example:
     python -m scripts.search_latency 65536 262144 --folder /tmp/databases
@@ -27,7 +27,9 @@ _NOUNS = "mother vehicle french happiness zebra rain computer years angry dog mu
 QUERIES = _NOUNS.split()
 PHRASES = ["members of the family", "places where people live", "things to eat", "the law of contracts", "how to cook rice"]
 FILTERS = {"": {}, " filtered": {"where": "density < .01"}, " selected": {"where": "density < .00001 and max > 30"}}
-REPEATS = 3
+REPEATS = 7
+_SECONDS = 3.0
+"""After which queries are not repeated further."""
 _MB = 1 << 20
 
 Call = Callable[[], object]
@@ -91,17 +93,19 @@ def _calls(db: FeatureDB) -> dict[str, list[Call]]:
 
 
 def milliseconds(calls: Sequence[Call]) -> str:
-    """Median and 95 % quantile of the least time of each call, and the mean CPU time of a call."""
-    wall = np.zeros((REPEATS, len(calls)))
-    cpu = time.process_time()
+    """Median and 95 % quantile over the calls: of the least wall time of each, and of the least CPU time."""
+    least = np.full((2, len(calls)), np.inf)
+    begun = time.perf_counter()
     for repeat in range(REPEATS):
         for i, call in enumerate(calls):
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             call()
-            wall[repeat, i] = 1000 * (time.perf_counter() - started)
-    each = 1000 * (time.process_time() - cpu) / wall.size
-    least = wall.min(0)
-    return f"{np.median(least):.1f}, {np.quantile(least, 0.95):.1f}; cpu {each:.1f}"
+            times = time.perf_counter() - started[0], time.process_time() - started[1]
+            least[:, i] = np.minimum(least[:, i], 1000 * np.array(times))
+        if repeat >= 1 and time.perf_counter() - begun > _SECONDS:
+            break
+    (p50, p95), (cpu50, cpu95) = np.quantile(least, [0.5, 0.95], axis=1).T
+    return f"{p50:.1f}, {p95:.1f} (CPU {cpu50:.1f}, {cpu95:.1f})"
 
 
 def main() -> None:
@@ -118,7 +122,7 @@ def main() -> None:
         {"": name, **{str(result["features"]): result.get(name, "") for result in results}}
         for name in dict.fromkeys(name for result in results for name in result)
     ]
-    table(rows, title="p50, p95; CPU, in ms")
+    table(rows, title="median and 95 % quantile, in ms")
 
 
 if __name__ == "__main__":
