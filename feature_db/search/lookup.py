@@ -36,7 +36,7 @@ FULL_TEXT_LIMIT = 1000
 _ENDING, _LEAST_STEM = 3, 3
 """Letters at the end of a word that another form may lack, and letters that both have at least."""
 _MOST_OF_SOURCE = 50_000
-LABEL_LIMIT = 10_000
+LABEL_LIMIT = 5000
 """Of each dictionary. A word that more labels have says little."""
 
 
@@ -234,15 +234,15 @@ class Lookup:
 
     def says(self, features: Sequence[int]) -> set[int]:
         """Those of the features with these ids that have the first letters of the word in a note or a label that no rule made."""
+        rules, wanted = list(LABEL_METHODS), json.dumps(list(features))
         found = self.db.execute(
-            "SELECT label.feature, label.method, label.keywords FROM json_each(?) AS wanted "
-            "CROSS JOIN label ON label.feature = wanted.value WHERE label.keywords != '' "
-            "UNION ALL SELECT feature, '', text FROM json_each(?) AS wanted CROSS JOIN note ON note.feature = wanted.value",
-            (json.dumps(list(features)),) * 2,
+            "SELECT label.feature, label.keywords FROM json_each(?) AS wanted CROSS JOIN label ON label.feature = wanted.value "
+            f"WHERE label.keywords != '' AND label.method NOT IN ({marks(rules)}) "
+            "UNION ALL SELECT feature, text FROM json_each(?) AS wanted CROSS JOIN note ON note.feature = wanted.value",
+            (wanted, *rules, wanted),
         )
         stem = self.word[: max(len(self.word) - _ENDING, _LEAST_STEM)]
-        rows = stored.rows("the labels", found, INT, TEXT, TEXT)
-        return {feature for feature, method, words in rows if method not in LABEL_METHODS and stem in words.casefold()}
+        return {feature for feature, words in stored.rows("the labels", found, INT, TEXT) if stem in words.casefold()}
 
     def full_text(self, column: str) -> list[tuple[int, float, str]]:
         """Chosen features whose labels (`label`) or example texts (`context`) have the word's stem: (feature, BM25, text)."""

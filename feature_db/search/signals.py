@@ -28,6 +28,7 @@ from feature_db.search.classes import classes
 from feature_db.search.corpus_labels import told
 from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.meaning import NEAR, meaning, word_sets
+from feature_db.store.schema import feature_id
 from saekit.plugins import Registry
 
 _BY_RULE = 0.05
@@ -95,17 +96,18 @@ def _per_term(terms: NDArray[np.int64], weight: Mapping[int, float]) -> NDArray[
     return np.array([weight[term] for term in known], np.float64)[np.searchsorted(known, terms)]
 
 
-def label(lookup: Lookup) -> dict[int, Match]:
+def label(lookup: Lookup) -> Iterator[Scores]:
     """Features whose labels contain the word. The match is weaker in longer labels, and far weaker in labels by rules.
 
     What rules say about a feature, the other signals read from its statistics.
     """
-    why, found = f"its label or a note says '{lookup.word}'", dict(lookup.labelled())
-    by_hand = lookup.says(list(found))
-    return {
-        feature: Match(max(1.1 - 0.1 * len(text.split()), 0.5) * (1.0 if feature in by_hand else _BY_RULE), why)
-        for feature, text in found.items()
-    }
+    found = dict(lookup.labelled())
+    ids, by_hand = np.array(sorted(found), np.int64), lookup.says(list(found))
+    lengths = np.array([len(found[feature].split()) for feature in ids.tolist()])
+    values = np.maximum(1.1 - 0.1 * lengths, 0.5) * np.where(np.isin(ids, list(by_hand)), 1.0, _BY_RULE)
+    for sae in lookup.chosen.saes:
+        here = slice(*np.searchsorted(ids, [feature_id(sae, 0), feature_id(sae + 1, 0)]))
+        yield Scores(sae, ids[here] - feature_id(sae, 0), values[here], lambda _: f"its label or a note says '{lookup.word}'")
 
 
 def text(lookup: Lookup) -> dict[int, Match]:

@@ -32,7 +32,17 @@ def row(what: object, values: Row | None, *kinds: str) -> Row:
 
 def rows(what: object, many: Iterable[Row], *kinds: str) -> list[Row]:
     """The same for each of many rows."""
-    return [row(what, values, *kinds) for values in many]
+    found = list(many)
+    # Column by column, which is several times faster; row by row only to say what is wrong.
+    columns = list(zip(*found))
+    sound = len(columns) in (0, len(kinds)) and all(map(_all_are, columns, kinds))
+    return found if sound else [row(what, values, *kinds) for values in found]
+
+
+def _all_are(column: Row, kind: str) -> bool:
+    types = set(map(type, column))
+    allowed = {*_TYPES[OPTIONAL.get(kind, kind)], *([type(None)] if kind in OPTIONAL else [])}
+    return types <= allowed and (float not in types or all(math.isfinite(value) for value in column if type(value) is float))
 
 
 def parsed(what: object, text: str) -> Any:
