@@ -16,7 +16,7 @@ def diff(
     first: Annotated[Path, typer.Argument(help="Workspace, or database file.", metavar="FIRST", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another one.", metavar="SECOND", show_default=False)],
     limit: Annotated[
-        int, typer.Option("-n", "--limit", help="Rows of each table to show at most.", parser=count(0), metavar="COUNT")
+        int, typer.Option("-n", "--limit", help="Rows to show at most.", parser=count(0), metavar="COUNT")
     ] = 20,
     as_json: options.JSON = False,
 ) -> None:

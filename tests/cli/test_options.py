@@ -42,6 +42,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
     # settings are described in full where all of them are options.
     # A name to remove may be that of a file. The model of an endpoint has the name that it has there.
     known = {"-n", "--name", "--model", "--site", "--train-tokens", "--latents", "--l0", "--k", "--seed"}
+    # What is added, removed, written, read, held out or computed live is what the command is about.
+    known |= {"--add", "--remove", "--out", "--format", "--heldout", "--live", "--prompts"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
 
 
