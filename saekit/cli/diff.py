@@ -15,9 +15,7 @@ from saekit.cli.values import count
 def diff(
     first: Annotated[Path, typer.Argument(help="Workspace, or database file.", metavar="FIRST", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another one.", metavar="SECOND", show_default=False)],
-    limit: Annotated[
-        int, typer.Option("-n", "--limit", help="Rows to show at most.", parser=count(0), metavar="COUNT")
-    ] = 20,
+    limit: Annotated[int, typer.Option("-n", "--limit", help="Rows to show at most.", parser=count(0), metavar="COUNT")] = 20,
     as_json: options.JSON = False,
 ) -> None:
     """Compare two feature databases: dictionaries, statistics of features, labels and lists.
