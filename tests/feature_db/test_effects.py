@@ -191,7 +191,8 @@ def test_a_measurement_replaces_the_earlier_one_of_its_name(measured: FeatureDB,
     copy = tmp_path / "f.sqlite"
     copy.write_bytes(measured.path.read_bytes())
     with FeatureDB.open(copy) as db:
-        before = {table: rows for table, rows in contents(copy).items() if table not in ("feature", "measurement", "token_stat")}
+        changed = ("feature", "measurement", "token_stat", "label", "label_score", "feature_fts")  # labels say what is caused
+        before = {table: rows for table, rows in contents(copy).items() if table not in changed}
         nothing = TokenRows(np.full((F, 1), -1), np.zeros((F, 1)), np.zeros((F, 1)), np.zeros((F, 1)))
         scores = {"output_score": np.full(F, 0.5), "effect": np.full(F, np.nan)}
         db.write_measurement(ADDRESS, Measured("effects", {"prompts": ["other"]}, scores, tokens={"causes": nothing}))

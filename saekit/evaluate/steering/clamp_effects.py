@@ -66,7 +66,7 @@ class ClampSettings:
 
     prompts: tuple[str, ...] = NEUTRAL_PROMPTS
     strength: str = str(DEFAULT)
-    tokens: int = 20
+    tokens: int = 10
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
