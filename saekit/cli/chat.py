@@ -229,10 +229,10 @@ def shown_estimate(estimate: Estimate, cost: float | None) -> str:
     tokens = (
         f"about {estimate.tokens_in:,} tokens in {estimate.requests:,} questions, for {estimate.tokens_out:,} tokens of answers"
     )
-    return tokens if cost is None else f"{tokens}, at a cost of {cost:.2f}"
+    return tokens if cost is None else f"{tokens}, at a cost of {number(cost)}"
 
 
 def say_spent(requests: int, tokens_in: int, tokens_out: int, cost: float | None) -> None:
     """Print what was sent and received."""
     text = f"{number(requests)} answers, {number(tokens_in)} tokens in, {number(tokens_out)} out"
-    say((text + ("" if cost is None else f", {cost:.2f}"), "dim"))
+    say((text + ("" if cost is None else f", cost {number(cost)}"), "dim"))
