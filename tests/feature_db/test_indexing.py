@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from feature_db import BuildConfig, FeatureDB, Label, Subject, build_all
+from feature_db.index import rows
 from feature_db.search.arrays import SUFFIXES
 from feature_db.store import connections
 from saekit.activations.loader.source import in_split
@@ -303,3 +304,18 @@ def test_one_pass_gives_the_rows_of_single_builds(
         build_all(path, [subjects[0], subjects[0]], **settings)
     with pytest.raises(ConfigError, match="no dictionary"):
         build_all(path, [], **settings)
+
+
+def test_rows_from_several_processes_are_those_of_one(index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rows, "_CHUNK", 5)
+    alone = index()
+    monkeypatch.setattr(rows, "workers", lambda n_blocks: 2)
+    assert contents(index(tmp_path / "together" / "f.sqlite").path) == contents(alone.path)
+
+    def broken(*_: object) -> None:
+        raise ConfigError("broken")
+
+    monkeypatch.setattr(rows, "labelled", broken)
+    with pytest.raises(ConfigError, match="broken"):
+        index(tmp_path / "broken" / "f.sqlite")
+    assert not (tmp_path / "broken" / "f.sqlite").exists() and rows._forked is None
