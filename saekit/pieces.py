@@ -35,6 +35,8 @@ def joined(tokens: Sequence[str], values: Sequence[float] | None = None) -> list
         values: a value for each token, such as an activation; None: zeros.
     """
     numbers = [0.0] * len(tokens) if values is None else values
+    if not _torn(tokens):  # nearly always
+        return list(map(Piece, tokens, numbers, range(len(tokens)), range(1, len(tokens) + 1)))
     return [
         Piece(text, max(numbers[start:stop], key=abs), start, stop)
         for text, start, stop in _groups(tokens)
@@ -43,7 +45,12 @@ def joined(tokens: Sequence[str], values: Sequence[float] | None = None) -> list
 
 def join_text(tokens: Sequence[str]) -> str:
     """The text of tokens, with the pieces of split characters joined."""
-    return "".join(text for text, _, _ in _groups(tokens))
+    return "".join(tokens) if not _torn(tokens) else "".join(text for text, _, _ in _groups(tokens))
+
+
+def _torn(tokens: Sequence[str]) -> bool:
+    """Whether a token may hold a part of a character."""
+    return "\\x" in "".join(tokens)
 
 
 def _groups(tokens: Sequence[str]) -> Iterator[tuple[str, int, int]]:

@@ -33,6 +33,8 @@ _BLOCK_BYTES = 1 << 18
 
 def decoder(known: Known, sae: IndexedSAE, number: int, saes: Sequence[IndexedSAE]) -> Iterator[Scores]:
     """Cosine of the decoder directions, in dictionaries of the same model and width."""
+    if not sae.d_out:
+        raise ConfigError(f"The decoder directions of {sae.dictionary} are not known.", "Compare words: --by words.")
     direction_D = unit(np.asarray(vectors.mapped(sae)[number], np.float32)[None])[0]
     for other in saes:
         if other.d_out == sae.d_out and other.model.get("model") == sae.model.get("model"):

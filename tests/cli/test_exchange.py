@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from feature_db import FeatureDB
+from feature_db.exchange import FORMATS, Export, Format, Written
 from tests.kit.commands import Saekit
 
 SITE = "resid_post.2"
@@ -67,6 +68,20 @@ def test_merge_and_diff(saekit: Saekit, old: Path, tmp_path: Path) -> None:
     checked = saekit("verify", out)
     assert checked.status == 0, checked.stdout
     assert "no feature database" in saekit("diff", old, tmp_path).stderr
+
+
+def test_a_format_is_one_row(saekit: Saekit, old: Path, tmp_path: Path) -> None:
+    def write(job: Export) -> Written:
+        (job.folder / "names.txt").write_text(job.names.source)
+        return Written(job.sae.dictionary, len(job.numbers), 1)
+
+    FORMATS.register("dummy", Format("A test.", write))
+    try:
+        outcome = saekit("export", old, tmp_path / "out", "--format", "dummy", "--site", SITE)
+    finally:
+        FORMATS.unregister("dummy")
+    assert outcome.status == 0, outcome.stderr
+    assert (tmp_path / "out" / "names.txt").read_text() == "2-resid-post-saekit"
 
 
 def test_mistakes_are_named(saekit: Saekit, old: Path, tmp_path: Path) -> None:

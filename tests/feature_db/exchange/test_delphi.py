@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from feature_db import FeatureDB
 from feature_db.exchange import export, import_features
-from saekit.errors import ExchangeError
+from saekit.errors import ConfigError, ExchangeError
 from saekit.lm import LanguageModel
 from tests.kit.planted import SITE, PlantedStore, make_sae
 
@@ -58,6 +58,8 @@ def test_latents_with_explanations_and_scores(db: FeatureDB, source: Path, tiny_
         assert (label.label, label.labels[0].scores) == ("five", {"detection": 0.75})
         assert imported.search("happy", 1)[0].feature == 2
         assert imported.search("five", 1)[0].feature == 5
+        with pytest.raises(ConfigError, match=r"not known.*--by words"):
+            imported.like(f"feature:{DICTIONARY}/2")
         top = imported.feature(DICTIONARY, 2).examples[0]
         assert top.values[top.peak] == pytest.approx(imported.feature(DICTIONARY, 2).max, rel=1e-3)
 
