@@ -109,6 +109,10 @@ class LabelFailure(_Feature):
     """When, in ISO 8601 (UTC)."""
 
 
+IMPORTED = "imported"
+"""Architecture of a dictionary that another tool's files described: its weights were never here."""
+
+
 @dataclass(frozen=True)
 class IndexedSAE:
     """A dictionary in the database."""

@@ -27,6 +27,7 @@ from feature_db.index.rows import Rows
 from feature_db.index.words import Vocabulary, Words
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import Label
+from feature_db.records import IMPORTED
 from feature_db.store.vectors import write as write_vectors
 from saekit import files
 from saekit.errors import ExchangeError, SaekitError, shown_path
@@ -111,7 +112,7 @@ def _module(job: Import, folder: Path, lm: LanguageModel) -> Imports:
                         raise ExchangeError(what, "Give another --name.")
                     added = database.add_new_labels(sae.address, labels)
                     remark = f"{sae.dictionary} is taken for the dictionary of {module.name}: they have as many features."
-                    return Imports(sae.dictionary, False, labels=added, left_out=dict(left_out), remarks=[remark])
+                    return Imports(sae.dictionary, False, labels=added, left_out=dict(+left_out), remarks=[remark])
     address = Address(place, check_name(job.name or METHOD))
     rows = _counted(job, module, lm, left_out)
     entry = _entry(job, module, address, lm, rows)
@@ -122,7 +123,7 @@ def _module(job: Import, folder: Path, lm: LanguageModel) -> Imports:
         database.write_words(address)
         added = database.add_new_labels(address, labels)
         dictionary = database.dictionary(address).dictionary
-    return Imports(dictionary, True, module.width, 0, added, dict(left_out), [])
+    return Imports(dictionary, True, module.width, 0, added, dict(+left_out), [])
 
 
 def _place(job: Import, module: _Module) -> SiteMap:
@@ -208,7 +209,7 @@ def _entry(job: Import, module: _Module, address: Address, lm: LanguageModel, ro
         key=digest,
         fingerprint=hashlib.sha256(f"delphi {module.name} {digest}".encode()).hexdigest(),
         model=lm.fingerprint(),
-        architecture="imported",
+        architecture=IMPORTED,
         n_features=module.width,
         d_out=0,
         vectors=f"vectors/{address.place.writes[0]}-{digest[:16]}.npy",

@@ -20,7 +20,7 @@ from feature_db.exchange.staging import Staging
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import Label
 from feature_db.labels.rules import LABEL_METHODS
-from feature_db.records import IndexedSAE, StoredFile
+from feature_db.records import IMPORTED, IndexedSAE, StoredFile
 from feature_db.store.checksums import file_sha256
 from saekit import files
 from saekit.errors import ExchangeError, shown_path
@@ -151,7 +151,7 @@ def _new(job: Import, place: SiteMap, facts: SourceFacts, staging: Staging, rema
         key=digest,
         fingerprint=facts.fingerprint or _digest("neuronpedia", facts.model, facts.source),
         model={"name": facts.model, "model": f"neuronpedia:{facts.model}", "tokenizer": "", "revision": "", "weights": ""},
-        architecture="imported",
+        architecture=IMPORTED,
         n_features=last + 1,
         d_out=_width(staging),
         vectors=f"vectors/{place.writes[0]}-{digest[:16]}.npy",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_db.arguments import whole
-from feature_db.records import IndexedSAE
+from feature_db.records import IMPORTED, IndexedSAE
 from feature_db.store import current, read
 from saekit.errors import StoreMismatch, UnknownRef, UnknownSite, WorkspaceError
 from saekit.names.address import Address
@@ -150,8 +150,11 @@ class Addressed:
         """See :meth:`feature_db.FeatureDB.fresh`."""
         if self._folders is None:
             return None
+        folders = self._folders(str(sae.address))
+        if sae.architecture == IMPORTED and not any(map(current.signature, folders)):
+            return True
         with self._reading() as db:
-            return current.fresh(read.files(db, sae.id), self._folders(str(sae.address)))
+            return current.fresh(read.files(db, sae.id), folders)
 
     def _missing(self, address: Address, saes: Sequence[IndexedSAE]) -> tuple[str, str]:
         """The message and the hint about a dictionary that is not indexed."""

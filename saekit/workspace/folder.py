@@ -302,13 +302,28 @@ class WorkspaceFolder:
         from saekit.names.ref import Ref
 
         if text.isdecimal():
-            return Ref.parse(f"feature:{self.dictionaries.short(self.dictionaries.address(None, name))}/{text}")
+            return Ref.parse(f"feature:{self._only_dictionary(name)}/{text}")
         ref = Ref.parse(text if ":" in text else f"feature:{text}")
         if ref.kind != "feature":
             raise UnknownRef(f"{text!r} does not name a feature.", "Write 1042 or feature:resid_post.3/1042.")
         if name and ref.name and name != ref.name:
             raise UnknownRef(f"{ref} is of {ref.name!r}, and the name given is {name!r}.", "Give one of them.")
         return replace(ref, name=ref.name or name)
+
+    def _only_dictionary(self, name: str) -> str:
+        """The address of the only dictionary: of those in the workspace or, where only features were imported, of those."""
+        from feature_db.records import IMPORTED
+
+        try:
+            return str(self.dictionaries.short(self.dictionaries.address(None, name)))
+        except WorkspaceError:
+            if not self.database_path.exists():
+                raise
+            with self.database() as database:
+                named = [sae for sae in database.saes() if sae.architecture == IMPORTED and name in ("", sae.name)]
+            if len(named) != 1 or self.dictionaries.all():
+                raise
+            return named[0].dictionary
 
     def refs(self, texts: str | Iterable[str], name: str = "", *, within: str | None = None) -> list[Ref]:
         """The features that a user means by one or several texts, each feature once.

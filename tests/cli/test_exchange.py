@@ -38,7 +38,9 @@ def test_export_and_import(saekit: Saekit, old: Path, tmp_path: Path) -> None:
     assert (done.json[0]["dictionary"], done.json[0]["new"], done.json[0]["features"]) == (f"{SITE}@res-x", True, features)
     (hit,) = saekit("search", made, "label that a person wrote", "-n", 1, "--json").json
     assert hit["ref"] == f"feature:{SITE}@res-x/3"
-    assert saekit("show", made, hit["ref"]).status == 0
+    for ref in (hit["ref"], "3"):
+        assert "label that a person wrote" in saekit("show", made, ref).stdout
+    assert "stale" not in saekit("info", made).stdout
     checked = saekit("verify", made, "--json")
     assert checked.status == 0, checked.stdout
     again = saekit("import", made, out)
