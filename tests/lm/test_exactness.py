@@ -113,6 +113,15 @@ def test_starting_at_a_layer_without_calling_blocks_again() -> None:
     assert left["mlp_out.1"].shape == right["mlp_out.1"].shape == (6, 7, 32)
 
 
+def test_more_rows_than_were_recorded_where_blocks_take_one_bias_per_row() -> None:
+    lm = LanguageModel.attach(random_model("bloom", {**SIZES, "n_head": 4}), None)  # its ALiBi tensor is (B * H, 1, T)
+    recording = lm.record(torch.tensor([[5, 6, 7, 8]]))
+    rows = recording.resid_pre(1) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    logits = lm.run(start_at=(recording, 1, rows)).logits
+    alone = [lm.run(start_at=(recording, 1, row[None])).logits for row in rows]
+    torch.testing.assert_close(logits, torch.cat([each for each in alone if each is not None]))
+
+
 def test_decoding_that_differs_from_the_forward_pass_is_refused() -> None:
     from saekit.errors import UnsupportedModel
 

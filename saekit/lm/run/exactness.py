@@ -92,6 +92,7 @@ class Exactness:
         whole = replace(recording, replayable=False)
         for layer in {0, lm.n_layers // 2, lm.n_layers - 1}:
             moved = recording.resid_pre(layer) + torch.linspace(-1, 1, lm.d_model, device=lm.device).to(lm.dtype)
+            moved = torch.cat([moved, recording.resid_pre(layer)])  # more rows than were recorded, as in a study of many changes
             left, right = (lm.run(start_at=(each, layer, moved)).logits for each in (recording, whole))
             if left is None or right is None or not torch.equal(left, right):
                 return False
