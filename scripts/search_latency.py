@@ -21,7 +21,7 @@ import numpy as np
 
 from feature_db import FeatureDB
 from saekit.cli.output import table
-from scripts.synthetic_database import SITE, make
+from scripts.synthetic_database import SITE, make, vocabulary
 
 _NOUNS = "mother vehicle french happiness zebra rain computer years angry dog music war legal river coffee doctor bread king"
 QUERIES = _NOUNS.split()
@@ -76,7 +76,9 @@ def _calls(db: FeatureDB) -> dict[str, list[Call]]:
     calls["page 100"] = [lambda q=q: db.search(q, offset=1000) for q in QUERIES]  # type: ignore[misc]
     calls["by label"] = [lambda q=q: db.search(q, where="label_source = 'words'") for q in QUERIES]  # type: ignore[misc]
     calls["no such label"] = [lambda q=q: db.search(q, where="label_source = 'human'") for q in QUERIES[:3]]  # type: ignore[misc]
+    rare = " ".join(vocabulary()[5000:5200])
     long = [
+        rare * (_MB // len(rare)),
         " ".join(QUERIES) * (_MB // 100),
         "a" * _MB,
         "?" * _MB,

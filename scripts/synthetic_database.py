@@ -39,7 +39,7 @@ class SyntheticRows(Rows):
     """Rows of `n` features."""
 
     def __init__(self, n: int) -> None:
-        texts = _vocabulary()
+        texts = vocabulary()
         rank = np.arange(1, len(texts) + 1)
         count = np.maximum(_TOKENS / rank / np.log(len(texts)), 1).astype(np.int64)
         self._n, self._count = n, count
@@ -94,7 +94,7 @@ class SyntheticRows(Rows):
             )
 
 
-def _vocabulary() -> list[str]:
+def vocabulary() -> list[str]:
     """Words of three letters and more of the embedder's vocabulary."""
     tokenizer: Any = embedder()._tokenizer  # type: ignore[attr-defined]
     found = (tokenizer.id_to_token(i).lstrip("▁").casefold() for i in range(tokenizer.get_vocab_size()))
@@ -139,7 +139,7 @@ def _copy(path: Path, written: int, n: int) -> None:
             db.execute(f"DROP INDEX {name}")
         first, labels = db.execute("SELECT (SELECT MIN(id) FROM feature), (SELECT MAX(id) FROM label)").fetchone()
         fts = db.execute("SELECT rowid, label, context FROM feature_fts ORDER BY rowid").fetchall()
-        texts = _vocabulary()
+        texts = vocabulary()
         rank = {text: i for i, text in enumerate(texts)}
         db.execute("CREATE TEMP TABLE shift (old INTEGER PRIMARY KEY, new INTEGER)")
         for copy in range(1, n // written):

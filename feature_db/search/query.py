@@ -15,7 +15,7 @@ from saekit.errors import ConfigError
 from saekit.plugins import nearest
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-MAX_WORDS, MAX_CHARACTERS = 40, 4096
+MAX_WORDS, MAX_CHARACTERS = 32, 4096
 """What is read of a query; the rest is left out. Each word takes several lookups."""
 _STOP_WORDS = """
     a about after all also am an and any are as at be because been before being both but by can could did do does doing for from
