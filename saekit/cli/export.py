@@ -23,6 +23,7 @@ def export(
         ),
     ] = "neuronpedia",
     site: options.TRAINED_SITES = None,
+    name: options.NAME = "",
     features: options.FEATURES = None,
     model_id: Annotated[
         str | None,
@@ -45,11 +46,14 @@ def export(
     Example: `saekit export pythia out --format saedashboard --site resid_post.3 --features 12,40-50`
     """
     quiet_libraries()
+    from saekit.names.address import Address
+    from saekit.names.site_map import SiteMap
     from saekit.workspace.exchange import export as write
     from saekit.workspace.workspace import Workspace
 
     ws = Workspace.open(workspace)
-    written = write(ws, out, format, sites=site or (), features=features or (), model=model_id, set=set_name)
+    sites = [str(Address(SiteMap.parse(place), called)) for place, called in ws.dictionaries.chosen(site, name)] if name else site
+    written = write(ws, out, format, sites=sites or (), features=features or (), model=model_id, set=set_name)
     if as_json:
         emit({"folder": str(out.absolute()), "format": format, "written": [each.to_dict() for each in written]})
         return

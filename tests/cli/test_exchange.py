@@ -32,6 +32,8 @@ def test_export_and_import(saekit: Saekit, old: Path, tmp_path: Path) -> None:
     assert exported.status == 0, exported.stderr
     features = exported.json["written"][0]["features"]
     assert "exists" in saekit("export", old, out).stderr
+    unknown = saekit("export", old, tmp_path / "named", "--name", "nobody", "--json")
+    assert (unknown.status, unknown.json["error"]) == (2, "WorkspaceError") and not (tmp_path / "named").exists()
     assert "--model" in saekit("import", made, out).stderr
     done = saekit("import", made, out, "--model", "some/model", "--json")
     assert done.status == 0, done.stderr
