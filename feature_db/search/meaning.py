@@ -68,7 +68,7 @@ def meaning(lookup: Lookup) -> Iterator[Scores]:
 def chance(f1: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Chance that a feature is right for a query, if it detects a set of words that the query stands for with this F1.
 
-    A logistic curve, fitted to half of the concepts of scripts/bench_search.py, and moved to 0 at 0.
+    A logistic curve, moved to 0 at 0. It follows the share of right features by F1 on the concepts of scripts/bench_search.py.
     """
     least = 1 / (1 + math.exp(_STEEPNESS * _EVEN))
     return (1 / (1 + np.exp(-_STEEPNESS * (f1 - _EVEN))) - least) / (1 - least)

@@ -160,5 +160,5 @@ SIGNALS: Registry[Signal] = Registry(
         "suppresses": Signal(partial(on_tokens, "suppresses"), 0.45, default=False),
     },
 )
-"""Signals by the names that `saekit search --by` takes. The defaults and weights were chosen on half of the concepts of
-scripts/bench_search.py."""
+"""Signals by the names that `saekit search --by` takes. The defaults and weights were chosen with
+scripts/bench_search.py; BENCHMARKS.md has their results on concepts on which they were not chosen."""
