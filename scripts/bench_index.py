@@ -122,11 +122,11 @@ class _Clock:
 
 
 class Synthetic:
-    """A store of random activations of documents of 200 tokens, made when they are read."""
+    """A store of random activations, made when they are read. Contexts are drawn from the text, each a document of its own."""
 
-    def __init__(self, n_tokens: int, width: int, vocab: int) -> None:
-        self.n_tokens, self._width, self._vocab = n_tokens, width, vocab
-        self.provenance = {"synthetic": [n_tokens, width, vocab]}
+    def __init__(self, n_tokens: int, width: int, contexts: np.ndarray) -> None:
+        self.n_tokens, self._width, self._contexts = n_tokens, width, contexts
+        self.provenance = {"synthetic": [n_tokens, width]}
 
     def width(self, site: Any) -> int:
         return self._width
@@ -134,14 +134,14 @@ class Synthetic:
     def stream(self, sites: Any, *, batch_tokens: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> Iterator[Any]:
         from saekit.activations import Block
 
-        context = 128
+        context = self._contexts.shape[1]
         rows = batch_tokens // context * context
         for first in range(start, self.n_tokens, rows):
             n = min(rows, self.n_tokens - first)
             random = np.random.default_rng(first)
             position = torch.arange(first, first + n, dtype=torch.int64) % context
-            tokens = torch.from_numpy((self._vocab ** random.random(n)).astype(np.int32) - 1).clamp_min(3)
-            document = torch.arange(first, first + n) // 200
+            drawn = self._contexts[random.integers(0, len(self._contexts), -(-n // context))]
+            tokens, document = torch.from_numpy(drawn.ravel()[:n].astype(np.int32)), torch.arange(first, first + n) // context
             acts = torch.from_numpy(random.standard_normal((n, self._width), np.float32))
             yield Block(first, tokens, position.int(), document, position == 0, {sites[0]: acts})
 
@@ -153,7 +153,7 @@ def memory(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     from saekit.sae import SAE
 
     lm, sae = LanguageModel.load(folder / "model"), SAE.load(folder / "sae")
-    store = Synthetic(args.synthetic, args.width, lm.vocab_size)
+    store = Synthetic(args.synthetic, args.width, np.load(folder / "tokens.npy"))
     clock = _Clock()
     out = folder / f"memory-{args.synthetic}"
     build_all(out / "f.sqlite", [Subject(sae, args.site)], store=store, lm=lm, vectors=out / "vectors", progress=False).close()
