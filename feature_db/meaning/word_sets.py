@@ -156,7 +156,7 @@ def forms(word: str) -> list[str]:
 
 def said(asked: Asked) -> Iterable[WordSet]:
     """The query in all its forms, if it is one word, or several that "and" or commas join. A phrase is not its words."""
-    named = parts(asked.text)
+    named = [list(dict.fromkeys(part)) for part in parts(asked.text)]
     if not named or any(len(part) > 1 for part in named):
         return
     roots = {(word, part) for (word,) in named for word, part in [(word, "n"), (word, "v"), *bases(word)]}
