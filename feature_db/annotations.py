@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from feature_db.arguments import unicode
 from feature_db.labels.evidence import Label
@@ -22,6 +22,8 @@ from saekit.names.site import Site
 if TYPE_CHECKING:
     from feature_db.scorers.given import Given
     from feature_db.scorers.registry import Result
+
+T = TypeVar("T")
 
 
 class Annotations:
@@ -47,7 +49,7 @@ class Annotations:
         The label is shown before labels by rules, and searches find it.
         """
         text = unicode(text, "label").strip()
-        self._change(ref, lambda db, feature: people.set_label(db, feature, text))
+        self._change_all([ref], lambda db, feature: people.set_label(db, feature, text))
 
     def add_label(self, ref: FeatureName, text: str) -> None:
         """Add a label by hand to those that the feature has. The oldest one is shown.
@@ -55,13 +57,39 @@ class Annotations:
         Raises:
             ConfigError: the text is empty.
         """
-        text = _text(text, "label")
-        self._change(ref, lambda db, feature: people.add_label(db, feature, text))
+        self.label_features([ref], text, keep=True)
 
     def remove_label(self, ref: FeatureName, text: str | None = None) -> int:
         """Remove the label by hand with this text, or all labels by hand of the feature; returns their number."""
-        removed: int = self._change(ref, lambda db, feature: people.remove_label(db, feature, text))
-        return removed
+        return self.unlabel_features([ref], text)[0]
+
+    def label_features(self, refs: Iterable[FeatureName], text: str, *, keep: bool = False) -> list[people.Changed]:
+        """Label several features by hand in one transaction; returns what changed of each.
+
+        Args:
+            refs: the features.
+            text: the label.
+            keep: keep earlier labels by hand, which the label replaces otherwise.
+
+        Raises:
+            ConfigError: the text is empty.
+            UnknownRef: a feature does not exist; nothing is changed.
+        """
+        text = _text(text, "label")
+        change = people.add_label if keep else people.set_label
+        return self._change_all(refs, lambda db, feature: change(db, feature, text))
+
+    def unlabel_features(self, refs: Iterable[FeatureName], text: str | None = None) -> list[int]:
+        """Remove the label by hand with this text, or all labels by hand, of several features in one transaction.
+
+        Returns:
+            The number of labels that were removed, for each feature.
+
+        Raises:
+            UnknownRef: a feature does not exist; nothing is changed.
+        """
+        text = None if text is None else text.strip()
+        return self._change_all(refs, lambda db, feature: people.remove_label(db, feature, text))
 
     def add_labels(self, ref: FeatureName, labels: Iterable[Label]) -> None:
         """Add labels of a method, such as a language model. Earlier ones of the same method, model and prompt are
@@ -70,7 +98,7 @@ class Annotations:
         for label in found:
             unicode(label.text, "label")
             unicode(label.keywords, "label")
-        self._change(ref, lambda db, feature: people.replace_labels(db, feature, found))
+        self._change_all([ref], lambda db, feature: people.replace_labels(db, feature, found))
 
     def add_new_labels(self, dictionary: str | Site | Address, labels: Iterable[tuple[int, Sequence[Label]]]) -> int:
         """Add labels to features of a dictionary, given by their numbers, in one transaction; nothing is replaced.
@@ -92,13 +120,32 @@ class Annotations:
         Raises:
             ConfigError: the text is empty.
         """
-        text = _text(text, "note")
-        self._change(ref, lambda db, feature: people.add_note(db, feature, text))
+        self.note_features([ref], text)
 
     def remove_note(self, ref: FeatureName, number: int | None = None) -> int:
         """Remove a note of a feature, by its place from 1 in :meth:`notes`, or all its notes; returns how many were removed."""
-        removed: int = self._change(ref, lambda db, feature: people.remove_notes(db, feature, number))
-        return removed
+        return self.unnote_features([ref], number)[0]
+
+    def note_features(self, refs: Iterable[FeatureName], text: str) -> None:
+        """Add a note to several features in one transaction.
+
+        Raises:
+            ConfigError: the text is empty.
+            UnknownRef: a feature does not exist; nothing is changed.
+        """
+        text = _text(text, "note")
+        self._change_all(refs, lambda db, feature: people.add_note(db, feature, text))
+
+    def unnote_features(self, refs: Iterable[FeatureName], number: int | None = None) -> list[int]:
+        """Remove a note, by its place from 1, or all notes, of several features in one transaction.
+
+        Returns:
+            The number of notes that were removed, for each feature.
+
+        Raises:
+            UnknownRef: a feature does not exist; nothing is changed.
+        """
+        return self._change_all(refs, lambda db, feature: people.remove_notes(db, feature, number))
 
     def notes(self, ref: FeatureName) -> list[Note]:
         """The notes of a feature, the oldest first."""
@@ -198,10 +245,11 @@ class Annotations:
         places = [self._addressed.feature(ref) for ref in refs]
         return [schema.feature_id(sae.id, number) for sae, number in places]
 
-    def _change(self, ref: FeatureName, change: Callable[[sqlite3.Connection, int], Any]) -> Any:
-        sae, number = self._addressed.feature(ref)
+    def _change_all(self, refs: Iterable[FeatureName], change: Callable[[sqlite3.Connection, int], T]) -> list[T]:
+        """What `change` returns for the id of each feature. Nothing is changed if a feature does not exist."""
+        features = self._ids(refs)
         with self._edits.transaction() as db:
-            return change(db, schema.feature_id(sae.id, number))
+            return [change(db, feature) for feature in features]
 
 
 def _text(text: str, what: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from feature_db.labels.evidence import Label
 from feature_db.labels.ranking import measured_rank
@@ -47,21 +47,29 @@ def add_new(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> in
     return len(new)
 
 
-def add_label(db: sqlite3.Connection, feature: int, text: str) -> None:
+class Changed(NamedTuple):
+    """How many labels by hand of a feature were added and removed."""
+
+    added: int
+    removed: int
+
+
+def add_label(db: sqlite3.Connection, feature: int, text: str) -> Changed:
     """Add a label by hand, unless the feature has it already."""
     same = "SELECT 1 FROM label WHERE feature = ? AND method = ? AND text = ?"
-    if db.execute(same, (feature, HUMAN, text)).fetchone() is None:
-        add(db, feature, [Label(HUMAN, text, HUMAN_RANK, text)])
+    if db.execute(same, (feature, HUMAN, text)).fetchone() is not None:
+        return Changed(0, 0)
+    add(db, feature, [Label(HUMAN, text, HUMAN_RANK, text)])
+    return Changed(1, 0)
 
 
-def set_label(db: sqlite3.Connection, feature: int, text: str) -> None:
+def set_label(db: sqlite3.Connection, feature: int, text: str) -> Changed:
     """Replace all labels by hand of a feature by one; an empty text only removes them."""
     kept = db.execute("SELECT text FROM label WHERE feature = ? AND method = ?", (feature, HUMAN)).fetchall()
     if kept == [(text,)]:  # with its date and its scores
-        return
-    remove_label(db, feature, None)
-    if text:
-        add_label(db, feature, text)
+        return Changed(0, 0)
+    removed = remove_label(db, feature, None)
+    return Changed(add_label(db, feature, text).added if text else 0, removed)
 
 
 def remove_label(db: sqlite3.Connection, feature: int, text: str | None) -> int:

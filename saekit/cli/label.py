@@ -29,31 +29,40 @@ def label(
 
     Example: `saekit label pythia 1042 --remove`
     """
-    from saekit.errors import ConfigError
+    from saekit.errors import ConfigError, UnknownRef
     from saekit.workspace.workspace import Workspace
 
     if add and (remove or text is None):
         raise ConfigError("--add needs a label, and goes without --remove.", "Write the label after the feature.")
+    if text is not None and not text.strip():
+        hint = "Give a text. --remove without a text removes all labels by people."
+        raise ConfigError("The label is empty. Nothing is changed.", hint)
     ws = Workspace.open(workspace)
     refs = ws.refs(feature, name)
+    changed: list[dict[str, int]] = [{} for _ in refs]
     with ws.database() as database:
-        if text is not None or remove:
+        if remove:
             with ws.writing():
-                for ref in refs:
-                    if remove:
-                        database.remove_label(ref, text)
-                    elif add:
-                        database.add_label(ref, str(text))
-                    else:
-                        database.set_label(ref, str(text))
+                changed = [{"added": 0, "removed": n} for n in database.unlabel_features(refs, text)]
+            if text is not None and not any(each["removed"] for each in changed):
+                raise UnknownRef(
+                    f"None of these features ({len(refs):,}) has the label {text!r:.60} by people.",
+                    "`saekit label WORKSPACE FEATURE` shows labels.",
+                )
+        elif text is not None:
+            with ws.writing():
+                changed = [each._asdict() for each in database.label_features(refs, text, keep=add)]
         records = [database.feature(ref).to_dict() for ref in refs]
     if as_json:
-        emit([{"ref": record["ref"], "labels": record["labels"]} for record in records])
+        emit([{"ref": of["ref"], "labels": of["labels"], **counts} for of, counts in zip(records, changed)])
         return
     for record in records:
         say((record["ref"], "bold"))
         for each in record["labels"]:
             print_label(each)
+    if text is not None or remove:
+        added, removed = (sum(each[key] for each in changed) for key in ("added", "removed"))
+        say((f"labels by people: {added:,} added, {removed:,} removed; features: {len(refs):,}", "dim"))
 
 
 def print_label(label: dict[str, Any]) -> None:

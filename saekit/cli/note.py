@@ -41,21 +41,27 @@ def note(
         raise ConfigError("A note is given together with --remove.", "Give one of them.")
     ws = Workspace.open(workspace)
     refs = ws.refs(feature, name)
+    removed: list[int] = []
     with ws.database() as database:
         if text is not None:
             with ws.writing():
-                for ref in refs:
-                    database.add_note(ref, text)
+                database.note_features(refs, text)
         elif remove is not None:
             with ws.writing():
-                for ref in refs:
-                    if not database.remove_note(ref, remove):
-                        raise UnknownRef(f"{ref} has no note {remove}.", "`saekit note WORKSPACE FEATURE` shows its notes.")
+                removed = database.unnote_features(refs, remove)
+            if not any(removed):
+                of = str(refs[0]) if len(refs) == 1 else f"None of these {len(refs):,} features"
+                verb = "has no" if len(refs) == 1 else "has a"
+                raise UnknownRef(f"{of} {verb} note {remove}.", "`saekit note WORKSPACE FEATURE` shows notes.")
         found = {str(ref): [vars(each) for each in database.notes(ref)] for ref in refs}
     if as_json:
-        emit([{"ref": ref, "notes": notes} for ref, notes in found.items()])
+        counts = [{"removed": n} for n in removed] or [{} for _ in refs]
+        emit([{"ref": ref, "notes": notes, **of} for (ref, notes), of in zip(found.items(), counts)])
         return
     for of_feature, notes in found.items():
         say((of_feature, "bold"))
         for number, each in enumerate(notes, 1):
             say(f"  {number}  ", each["text"], "  ", (each["created"][:10], "dim"))
+    if text is not None or remove is not None:
+        added = 0 if text is None else len(refs)
+        say((f"notes: {added:,} added, {sum(removed):,} removed; features: {len(refs):,}", "dim"))

@@ -70,6 +70,37 @@ def test_notes(saekit: Saekit, ws: Path) -> None:
     assert saekit("note", ws, one, "  ", "--json").json["error"] == "ConfigError"
 
 
+def test_an_empty_label_removes_nothing(saekit: Saekit, ws: Path) -> None:
+    saekit("list", ws, "kept", "--add", f"{SITE}/5-6")
+    (one, two) = saekit("label", ws, "@kept", "mine", "--json").json
+    assert one["added"] == two["added"] == 1
+    for empty in ("", "  "):
+        assert saekit("label", ws, "@kept", empty, "--json").json["error"] == "ConfigError"
+        assert saekit("label", ws, "@kept", empty, "--remove", "--json").json["error"] == "ConfigError"
+    assert texts(saekit, ws, f"{SITE}/5") == texts(saekit, ws, f"{SITE}/6") == ["mine"]
+    absent = saekit("label", ws, "@kept", "another", "--remove")
+    assert absent.status and "another" in absent.stderr
+    saekit("label", ws, f"{SITE}/6", "another", "--add")
+    found = saekit("label", ws, "@kept", "another", "--remove", "--json").json
+    assert [each["removed"] for each in found] == [0, 1]
+    assert "2 removed" in saekit("label", ws, "@kept", "--remove").stdout
+    assert texts(saekit, ws, f"{SITE}/5") == texts(saekit, ws, f"{SITE}/6") == []
+
+
+def test_a_range_with_an_unknown_feature_changes_nothing(saekit: Saekit, ws: Path) -> None:
+    span, last = f"{SITE}/7-999", f"{SITE}/7"
+    assert saekit("label", ws, span, "x", "--json").json["error"] == "UnknownRef"
+    assert saekit("note", ws, span, "x", "--json").json["error"] == "UnknownRef"
+    assert texts(saekit, ws, last) == [] and saekit("note", ws, last, "--json").json[0]["notes"] == []
+    saekit("label", ws, last, "x")
+    saekit("note", ws, last, "x")
+    assert saekit("label", ws, span, "--remove", "--json").json["error"] == "UnknownRef"
+    assert saekit("note", ws, span, "--remove", 1, "--json").json["error"] == "UnknownRef"
+    assert texts(saekit, ws, last) == ["x"] and len(saekit("note", ws, last, "--json").json[0]["notes"]) == 1
+    found = saekit("note", ws, f"{SITE}/7-8", "--remove", 1, "--json").json
+    assert [each["removed"] for each in found] == [1, 0]
+
+
 def test_lists(saekit: Saekit, ws: Path) -> None:
     made = saekit("list", ws, "safety", "--add", f"{SITE}/5", "--add", f"{SITE}/6-7", "--note", "refusals", "--json").json
     assert [(each["ref"], each["note"]) for each in made["features"]] == [(f"feature:{SITE}/{n}", "refusals") for n in (5, 6, 7)]
