@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CHUNK = 256
-_LEAST_BLOCKS = 8
 _CONTEXT_RADIUS = 8
 _CONTEXT_EXAMPLES = 10
 _LEAST_F1, _LEAST_LIFT = 0.1, 1.5
@@ -162,29 +158,8 @@ class Rows:
     def __iter__(self) -> Iterator[RowBlock]:
         n_features = len(self.accumulators.moments.firing)
         blocks = [slice(start, min(start + _CHUNK, n_features)) for start in range(0, n_features, _CHUNK)]
-        if (n := workers(len(blocks))) > 1:
-            yield from self._together(blocks, n)
-        else:
-            for block in blocks:
-                yield self._block(block, self._promoted(block))
-
-    def _together(self, blocks: Sequence[slice], n: int) -> Iterator[RowBlock]:
-        """The same rows, computed in n processes while the caller writes them. They are forks, which share the statistics."""
-        global _forked
-        _ = self._word_classes, self._class_occurrences, self._torn  # once for all processes
-        _forked = self
-        pool = ProcessPoolExecutor(n, mp_context=get_context("fork"))
-        waiting: deque[Future[RowBlock]] = deque()
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(_block_in_fork, block, self._promoted(block)))
-                if len(waiting) > 2 * n:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            _forked = None
-            pool.shutdown(cancel_futures=True)
+        for block in blocks:
+            yield self._block(block, self._promoted(block))
 
     def _promoted(self, block: slice) -> list[Stats]:
         """The tokens that the features of a block promote and suppress."""
@@ -270,22 +245,6 @@ class Rows:
     def _torn(self) -> set[int]:
         """Tokens that may hold a part of a character."""
         return {token for token, text in enumerate(self.words.vocabulary.texts) if "\\x" in text}
-
-
-_forked: Rows | None = None
-"""What the processes of :meth:`Rows._together` compute, while they do."""
-
-
-def _block_in_fork(block: slice, promoted: Sequence[Stats]) -> RowBlock:
-    assert _forked is not None
-    return _forked._block(block, promoted)
-
-
-def workers(n_blocks: int) -> int:
-    """Processes that compute rows: as many as torch has threads, where there is enough to do and processes can be forked."""
-    import torch
-
-    return min(torch.get_num_threads(), 8) if sys.platform == "linux" and n_blocks >= _LEAST_BLOCKS else 1
 
 
 def _classes(evidence: Evidence) -> list[tuple[str, float, float, float]]:
