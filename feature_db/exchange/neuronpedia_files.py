@@ -21,8 +21,10 @@ _BATCH = re.compile(r"batch-(\d{1,9})\.jsonl(\.gz)?")
 _SOURCE = re.compile(r"(\d{1,4})-(.+)")
 _FINGERPRINT = re.compile(r"saekit ([0-9a-f]{64})")
 _MOST_BARS, _MOST_EFFECTS, _MOST_TOKENS, _MOST_WIDTH, _LONGEST_LABEL = 10_000, 1000, 4096, 1 << 20, 10_000
-_LARGEST = 3e38
-"""Of a float32."""
+_LARGEST = 1e15
+"""Of an activation or a logit. Sums of squares of a row of such numbers stay finite in float32."""
+_MOST_COUNTED, _MOST_CORPUS = float(1 << 40), 1 << 50
+"""Tokens of a bar of a histogram, and of a corpus: counts and their sums fit a column of SQLite."""
 _DEFAULT_METHOD = "neuronpedia"
 
 
@@ -117,7 +119,8 @@ def _source(folder: Path, facts: SourceFacts) -> None:
     path = folder / "source.jsonl"
     row = next(_first(path), {}) if path.is_file() else {}
     prompts, length = whole(row.get("num_prompts"), 1, 1 << 40), whole(row.get("num_tokens_in_prompt"), 1, 1 << 30)
-    facts.n_tokens = prompts * length if prompts and length else None
+    n_tokens = prompts * length if prompts and length else 0
+    facts.n_tokens = n_tokens if 0 < n_tokens <= _MOST_CORPUS else None
     match = _FINGERPRINT.fullmatch(str(row.get("notes")))
     facts.fingerprint = match[1] if match else ""
 
@@ -127,23 +130,16 @@ def _first(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _feature(staging: Staging, facts: SourceFacts, index: int, row: dict[str, Any]) -> None:
-    density = number(row.get("frac_nonzero", 0), 0, 1)
-    heights, centres = (numbers(row.get(f"freq_hist_data_bar_{name}") or [], _MOST_BARS) for name in ("heights", "values"))
-    logits = [numbers(row.get(f"logits_hist_data_bar_{name}") or [], _MOST_BARS) for name in ("heights", "values")]
-    effects = {}
-    for sign in ("pos", "neg"):
-        tokens, values = (
-            texts(row.get(f"{sign}_str") or [], _MOST_EFFECTS),
-            numbers(row.get(f"{sign}_values") or [], _MOST_EFFECTS),
-        )
-        if tokens is None or values is None or len(tokens) != len(values):
-            staging.left_out["feature with a field of the wrong type"] += 1
-            return
-        effects[sign] = [(staging.token(token), value) for token, value in zip(tokens, values)]
+    density, largest = number(row.get("frac_nonzero", 0), 0, 1), number(row.get("maxActApprox") or 0, high=_LARGEST)
+    bars, logits = (_histogram(row, f"{kind}_hist_data_bar") for kind in ("freq", "logits"))
+    effects = {sign: _effects(staging, row, sign) for sign in ("pos", "neg")}
     vector = numbers(row.get("vector") or [], _MOST_WIDTH, _LARGEST)
-    wrong = density is None or heights is None or centres is None or vector is None or None in logits
-    if wrong or len(heights or ()) != len(centres or ()) or any(height < 0 for height in heights or ()):
+    heights, centres = bars or ([], [0.0])
+    if len(heights) != len(centres) or None in (density, largest, logits, vector, *effects.values()):
         staging.left_out["feature with a field of the wrong type"] += 1
+        return
+    if density and sum(heights) > density * _MOST_CORPUS:
+        staging.left_out["feature whose density and histogram are of more tokens than a corpus has"] += 1
         return
     hook = row.get("hookName")
     if isinstance(hook, str) and len(hook) <= 200:
@@ -152,7 +148,7 @@ def _feature(staging: Staging, facts: SourceFacts, index: int, row: dict[str, An
         index,
         {
             "density": density,
-            "max": number(row.get("maxActApprox"), 0) or 0.0,
+            "max": max(largest, 0.0),  # type: ignore[type-var]
             "heights": heights,
             "centres": centres,
             "logits": logits,
@@ -162,9 +158,26 @@ def _feature(staging: Staging, facts: SourceFacts, index: int, row: dict[str, An
     )
 
 
+def _histogram(row: dict[str, Any], name: str) -> tuple[list[float], list[float]] | None:
+    """Heights and centres of the bars of a histogram; None if one of them cannot be right."""
+    heights = numbers(row.get(f"{name}_heights") or [], _MOST_BARS, _MOST_COUNTED)
+    centres = numbers(row.get(f"{name}_values") or [], _MOST_BARS, _LARGEST)
+    return None if heights is None or centres is None or min(heights, default=0) < 0 else (heights, centres)
+
+
+def _effects(staging: Staging, row: dict[str, Any], sign: str) -> list[tuple[int, float]] | None:
+    """Promoted or suppressed tokens, with their logits; None if one of them cannot be right."""
+    tokens = texts(row.get(f"{sign}_str") or [], _MOST_EFFECTS)
+    values = numbers(row.get(f"{sign}_values") or [], _MOST_EFFECTS, _LARGEST)
+    if tokens is None or values is None or len(tokens) != len(values):
+        return None
+    return [(staging.token(token), value) for token, value in zip(tokens, values)]
+
+
 def _activation(staging: Staging, facts: SourceFacts, index: int, row: dict[str, Any]) -> None:
-    tokens, values = texts(row.get("tokens"), _MOST_TOKENS), numbers(row.get("values"), _MOST_TOKENS)
-    if not tokens or values is None or len(tokens) != len(values):
+    tokens, values = texts(row.get("tokens"), _MOST_TOKENS), numbers(row.get("values"), _MOST_TOKENS, _LARGEST)
+    group = numbers([row.get("binMin") or 0, row.get("binMax") or 0], 2, _LARGEST)
+    if not tokens or values is None or len(tokens) != len(values) or group is None:
         staging.left_out["activation with a field of the wrong type"] += 1
         return
     largest = max(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from feature_db.exchange.imported import Imported, labels_of
 from feature_db.exchange.matching import same
 from feature_db.exchange.neuronpedia_files import SourceFacts
 from feature_db.exchange.staging import Staging
+from feature_db.exchange.writing import removed_on_failure
 from feature_db.index.write import Entry, write
 from feature_db.labels.evidence import Label
 from feature_db.labels.rules import LABEL_METHODS
@@ -142,8 +144,12 @@ def _new(job: Import, place: SiteMap, facts: SourceFacts, staging: Staging, rema
         raise ExchangeError(f"The files have a feature {last} and only {rows} rows.", "Check that the file is complete.")
     address = Address(place, job.name or _OTHER.sub("-", facts.set).strip("-._=,+")[:MAX_NAME] or "imported")
     check_name(address.name)
-    n_tokens, exact = _tokens(staging, facts)
-    if not exact:
+    n_tokens, exact, fires = _tokens(staging, facts)
+    if n_tokens < fires:
+        said = f"The files say {n_tokens:,} tokens, and a histogram counts {fires:,}: the number of tokens is at least that."
+        remarks.append(said)
+        n_tokens = fires
+    elif not exact:
         remarks.append(f"The number of tokens, {n_tokens:,}, is an estimate.")
     digest = _digest("neuronpedia", facts.model, facts.source, facts.fingerprint, rows, last, n_tokens)
     entry = Entry(
@@ -163,8 +169,12 @@ def _new(job: Import, place: SiteMap, facts: SourceFacts, staging: Staging, rema
         with FeatureDB.open(job.path) as database:
             if any(sae.address == address for sae in database.saes()):
                 raise ExchangeError(f"{address} is another dictionary.", "Give another --name.")
-    entry.files["vectors"] = _write_vectors(job.path.parent / entry.vectors, staging, entry)
-    with track("importing", entry.n_features, unit="features", subject=str(address), enabled=job.progress) as bar:
+    vectors = job.path.parent / entry.vectors
+    with (
+        removed_on_failure(vectors),
+        track("importing", entry.n_features, unit="features", subject=str(address), enabled=job.progress) as bar,
+    ):
+        entry.files["vectors"] = _write_vectors(vectors, staging, entry)
         write(job.path, entry, Imported(staging, entry.n_features, n_tokens, bar))
     with FeatureDB.open(job.path) as database:
         database.write_words(address)
@@ -172,26 +182,27 @@ def _new(job: Import, place: SiteMap, facts: SourceFacts, staging: Staging, rema
     return Imports(dictionary, True, rows, staging.count("example"), staging.count("label"), {}, remarks)
 
 
-def _tokens(staging: Staging, facts: SourceFacts) -> tuple[int, bool]:
-    """Tokens that the densities are of, and whether this is exact.
+def _tokens(staging: Staging, facts: SourceFacts) -> tuple[int, bool, int]:
+    """Tokens that the densities are of, whether this is exact, and the largest number of them that a feature fires on.
 
     The histograms hold the number of firing tokens, and the density is that number over the tokens. Where all features agree,
     this is exact; other tools round the density.
     """
     found: set[int] = set()
-    best, estimate = 0.0, 0
+    best, estimate, fires = 0.0, 0, 0
     for number in staging.numbers():
         row = staging.feature(number).facts
         count, density = sum(row["heights"]), row["density"]
+        fires = max(fires, math.ceil(count))
         if count > 0 and density > 0:
             found.add(round(count / density) if abs(count / density - round(count / density)) < 1e-3 else -1)
             if count > best:
                 best, estimate = count, round(count / density)
     if len(found) == 1 and -1 not in found:
-        return found.pop(), True
+        return found.pop(), True, fires
     if facts.n_tokens is not None:
-        return facts.n_tokens, True
-    return estimate, False
+        return facts.n_tokens, True, fires
+    return estimate, False, fires
 
 
 def _width(staging: Staging) -> int:

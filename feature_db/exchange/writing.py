@@ -1,11 +1,12 @@
-"""Files of an export: JSON with finite numbers, as whole files and as compressed lines."""
+"""Files of an export, JSON with finite numbers as whole files and as compressed lines; and files of an import."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,17 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 file.write((dumped(row) + "\n").encode("utf-8", "replace"))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Remove a file that the block made, and its folder if it is empty then, when the block fails."""
+    existed = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+        raise

@@ -16,7 +16,7 @@ import pytest
 from feature_db import FeatureDB
 from feature_db.exchange import export, import_features
 from feature_db.records import Example
-from saekit.errors import ConfigError, ExchangeError
+from saekit.errors import ConfigError, ExchangeError, SaekitError
 from saekit.pieces import joined
 from tests.kit.planted import SITE
 
@@ -167,6 +167,18 @@ HOSTILE: dict[str, list[tuple[str, Callable[[dict[str, Any]], Any]]]] = {
         ("wrong type", lambda row: {**row, "pos_values": [1.0]}),
         ("wrong type", lambda row: {**row, "vector": [1e300]}),
         ("wrong type", lambda row: {**row, "freq_hist_data_bar_heights": [-1] * 50}),
+        ("wrong type", lambda row: {**row, "freq_hist_data_bar_heights": [1e30] * 50}),
+        ("wrong type", lambda row: {**row, "freq_hist_data_bar_heights": [1.7e308] * 50}),
+        ("wrong type", lambda row: {**row, "freq_hist_data_bar_heights": [3], "freq_hist_data_bar_values": []}),
+        ("wrong type", lambda row: {**row, "freq_hist_data_bar_values": [1e200 * (i + 1) for i in range(50)]}),
+        ("more tokens than a corpus", lambda row: {**row, "frac_nonzero": 1e-300}),
+        ("wrong type", lambda row: {**row, "maxActApprox": 1e300}),
+        ("wrong type", lambda row: {**row, "logits_hist_data_bar_heights": [5, -1], "logits_hist_data_bar_values": [0, 4]}),
+        (
+            "wrong type",
+            lambda row: {**row, "logits_hist_data_bar_heights": [5, 1], "logits_hist_data_bar_values": [-1.7e308, 1.7e308]},
+        ),
+        ("wrong type", lambda row: {**row, "pos_str": ["a"], "pos_values": [1.7e308]}),
         ("another source", lambda row: {**row, "layer": "../../x"}),
         ("without modelId", lambda row: {**row, "modelId": {}}),
     ],
@@ -174,6 +186,8 @@ HOSTILE: dict[str, list[tuple[str, Callable[[dict[str, Any]], Any]]]] = {
         ("wrong type", lambda row: {**row, "tokens": [1]}),
         ("wrong type", lambda row: {**row, "values": "x"}),
         ("wrong type", lambda row: {**row, "tokens": row["tokens"] + ["one more"]}),
+        ("wrong type", lambda row: {**row, "values": [1e39] * len(row["values"])}),
+        ("wrong type", lambda row: {**row, "binMin": 1e308, "binMax": 1.7e308}),
         ("does not fire", lambda row: {**row, "values": [0] * len(row["values"])}),
     ],
     "explanations": [
@@ -197,6 +211,33 @@ def test_rows_that_cannot_be_used_are_counted(source: Path, new: Path, kind: str
     assert found == expected and sum(done.left_out.values()) == sum(expected.values())
     with FeatureDB.open(new) as db:
         assert db.verify() == [] and db.search("happy", 1)[0].feature == 2
+        for n in range(F):
+            record = db.feature(DICTIONARY, n)
+            numbers = [record.count, record.density, record.max, record.mean, record.std, *record.density_interval]
+            assert np.isfinite([*numbers, *(value for each in record.examples for value in each.values)]).all()
+
+
+def test_a_histogram_of_more_tokens_than_the_files_say(source: Path, new: Path) -> None:
+    """The number of tokens is at least that of the largest histogram."""
+    edit(source / "features" / "batch-0.jsonl.gz", lambda row: {**row, "frac_nonzero": round(row["frac_nonzero"], 4)})
+    (source / "source.jsonl").write_text('{"num_prompts": 1, "num_tokens_in_prompt": 8}')
+    new.parent.mkdir()
+    (done,) = import_features(new, source, progress=False)
+    assert any("a histogram counts" in remark for remark in done.remarks)
+    with FeatureDB.open(new) as db:
+        most = max(db.feature(DICTIONARY, n).count for n in range(F))
+        assert db.saes()[0].n_tokens == most > 8 and db.verify() == []
+
+
+def test_an_import_that_fails_leaves_nothing(source: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("feature_db.exchange.neuronpedia_in.write", full)
+    new.parent.mkdir()
+    with pytest.raises(SaekitError):
+        import_features(new, source, progress=False)
+    assert list(new.parent.iterdir()) == []
 
 
 def test_hostile_texts_are_texts(source: Path, new: Path) -> None:
