@@ -121,6 +121,8 @@ class Pairs:
 class PartnersOf:
     """The partners of the features of a dictionary, computed in blocks.
 
+    Besides the counts, it needs at most 4 bytes for each entry of a table, and the pairs of one block.
+
     Args:
         pairs: co-firings of all features.
         moments: counts and sums of the same tokens.
@@ -129,7 +131,7 @@ class PartnersOf:
 
     def __init__(self, pairs: Pairs, moments: Moments, n_tokens: int) -> None:
         self._counts, self._moments, self._n = pairs.counts, moments, n_tokens
-        self._both = None if isinstance(pairs.counts, AllPairs) else _of_table(pairs.counts)
+        self._places = None if isinstance(pairs.counts, AllPairs) else _Places.of(pairs.counts)
 
     def of(self, block: slice) -> Partners:
         """The partners of consecutive features."""
@@ -145,10 +147,8 @@ class PartnersOf:
     def _candidates(self, block: slice) -> Candidates:
         if isinstance(self._counts, AllPairs):
             return _of_all(self._counts, block.start, block.stop, len(self._moments.firing))
-        assert self._both is not None
-        c, first = self._both, self._both.begin[block.start]
-        part = slice(first, c.begin[block.stop])
-        return Candidates(c.begin[block.start : block.stop + 1] - first, *(array[part] for array in c[1:]))
+        assert self._places is not None
+        return _of_table(self._counts, self._places, block.start, block.stop)
 
 
 @njit(cache=True, nogil=True)
@@ -242,19 +242,56 @@ def _of_all(pairs: AllPairs, start: int, stop: int, n_features: int) -> Candidat
     return Candidates(begin, other, count, np.zeros(len(count), np.uint32), product)
 
 
-def _of_table(table: Table) -> Candidates:
-    """The pairs of all features. A pair may stand in the tables of both features: the higher count is nearer to the truth."""
-    feature, slot = np.nonzero((table.item >= 0) & (table.both >= LEAST))
-    columns = [table.item[feature, slot], table.both[feature, slot], table.slack[feature, slot], table.product[feature, slot]]
-    owner = np.concatenate([feature, columns[0]])
-    other = np.concatenate([columns[0], feature]).astype(np.int32)
-    count, slack, product = (np.concatenate([column, column]) for column in columns[1:])
+class _Places(NamedTuple):
+    """Where each feature stands in the tables of others: those of feature g are `place[begin[g]:begin[g + 1]]`."""
+
+    begin: NDArray[np.int64]
+    place: Array
+    """Places in the flat arrays of the table, in increasing order, of entries with at least LEAST co-firings."""
+
+    @classmethod
+    def of(cls, table: Table) -> _Places:
+        begin = _begins(table.item, table.both)
+        place = np.empty(begin[-1], np.uint32 if table.item.size <= 1 << 32 else np.int64)
+        _fill_places(table.item, table.both, begin[:-1].copy(), place)
+        return cls(begin, place)
+
+
+@njit(cache=True, nogil=True)
+def _begins(item: Array, both: Array) -> NDArray[np.int64]:
+    begin = np.zeros(len(item) + 1, np.int64)
+    for f in range(item.shape[0]):
+        for s in range(item.shape[1]):
+            if item[f, s] >= 0 and both[f, s] >= LEAST:
+                begin[item[f, s] + 1] += 1
+    return np.cumsum(begin)
+
+
+@njit(cache=True, nogil=True)
+def _fill_places(item: Array, both: Array, following: NDArray[np.int64], place: Array) -> None:
+    for f in range(item.shape[0]):
+        for s in range(item.shape[1]):
+            g = item[f, s]
+            if g >= 0 and both[f, s] >= LEAST:
+                place[following[g]] = f * item.shape[1] + s
+                following[g] += 1
+
+
+def _of_table(table: Table, places: _Places, start: int, stop: int) -> Candidates:
+    """The pairs of features start to stop. A pair may stand in the tables of both: the higher count is nearer to the truth."""
+    slots = table.item.shape[1]
+    own, slot = np.nonzero((table.item[start:stop] >= 0) & (table.both[start:stop] >= LEAST))
+    theirs = places.place[places.begin[start] : places.begin[stop]].astype(np.int64)
+    place = np.concatenate([(own + start) * slots + slot, theirs])
+    owner = np.concatenate([own, np.repeat(np.arange(stop - start), np.diff(places.begin[start : stop + 1]))])
+    other = np.concatenate([table.item[own + start, slot], theirs // slots]).astype(np.int32)
+    count, slack, product = (each.reshape(-1)[place] for each in (table.both, table.slack, table.product))
     order = np.lexsort((slack, -count.astype(np.int64), other, owner))
     owner, other, count, slack, product = (column[order] for column in (owner, other, count, slack, product))
     new = np.ones(len(owner), bool)
     new[1:] = (owner[1:] != owner[:-1]) | (other[1:] != other[:-1])
     owner, other, count, slack, product = (column[new] for column in (owner, other, count, slack, product))
-    return Candidates(np.searchsorted(owner, np.arange(len(table.item) + 1)), other, count, slack, product)
+    return Candidates(np.searchsorted(owner, np.arange(stop - start + 1)), other, count, slack, product)
 
 
 @njit(cache=True, nogil=True)

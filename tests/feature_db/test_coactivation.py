@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -127,6 +129,66 @@ def test_ranges_of_features_together_are_all(slots: int) -> None:
         pairs.add(block(acts))
     for name, array in whole.counts._asdict().items():
         np.testing.assert_array_equal(array, np.concatenate([getattr(part.counts, name) for part in parts]))
+
+
+def _random_table(F: int, slots: int) -> tuple[Pairs, Moments]:
+    """A full table of random counts, some below LEAST: feature f has one partner of each set, and often that one has f."""
+    random, pairs = np.random.default_rng(0), Pairs(F, slots)
+    assert isinstance(pairs.counts, Table)
+    _, both, slack, product = t = pairs.counts
+    item = random.integers(0, F // slots, (F, slots)) * slots + np.arange(slots)
+    t.item[:] = np.where(item == np.arange(F)[:, None], -1, item)
+    both[:], slack[:], product[:] = (
+        random.integers(1, 40, both.shape),
+        random.integers(0, 9, both.shape),
+        random.random(both.shape),
+    )
+    firing = np.full(F, 200)
+    moments = Moments.empty(F)
+    moments.firing[:], moments.total[:], moments.square[:] = firing, firing * 0.01, firing * 0.1
+    return pairs, moments
+
+
+def test_the_partners_of_a_table_in_blocks_are_the_best_of_both_tables() -> None:
+    F, n = 960, 100_000
+    pairs, moments = _random_table(F, 64)
+    t = pairs.counts
+    assert isinstance(t, Table)
+    stands: list[dict[int, tuple[int, int, float]]] = [{} for _ in range(F)]
+    entries = [(f, s) for f in range(F) for s in range(64) if t.item[f, s] >= 0 and t.both[f, s] >= LEAST]
+    for own in (True, False):  # where both tables say the same, the own one counts
+        for f, s in entries:
+            both, slack, product = int(t.both[f, s]), int(t.slack[f, s]), float(t.product[f, s])
+            a, b = (f, int(t.item[f, s])) if own else (int(t.item[f, s]), f)
+            known = stands[a].get(b)
+            if known is None or (-both, slack) < (-known[0], known[1]):
+                stands[a][b] = both, slack, product
+    of = PartnersOf(pairs, moments, n)
+    for block in (slice(0, 1), slice(1, 400), slice(400, F)):
+        found = of.of(block)
+        for i, f in enumerate(range(block.start, block.stop)):
+            best = sorted(stands[f], key=lambda g: (-stands[f][g][0], g))[:KEPT]
+            assert found.other[i, 0].tolist() == best
+            assert found.both[i, 0].tolist() == [stands[f][g][0] for g in best]
+            assert found.slack[i, 0].tolist() == [stands[f][g][1] for g in best]
+            strongest = sorted((stands[f][g][2] for g in stands[f]), reverse=True)[:KEPT]
+            products = [stands[f][g][2] for g in found.other[i, 1].tolist()]
+            assert products == strongest
+
+
+def test_partners_need_little_memory_beside_the_table() -> None:
+    pairs, moments = _random_table(4096, 256)
+    table = sum(array.nbytes for array in pairs.counts)
+    PartnersOf(*_random_table(640, 64), 1000).of(slice(0, 1))  # compile
+    tracemalloc.start()
+    try:
+        of = PartnersOf(pairs, moments, 100_000)
+        for start in range(0, 4096, 512):
+            of.of(slice(start, start + 64))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < table / 2
 
 
 def test_only_the_strongest_of_very_many_are_paired() -> None:
