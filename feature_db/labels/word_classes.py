@@ -1,6 +1,6 @@
-"""Classes of English words by their grammar: closed classes by their members, open ones by their endings.
+"""Classes of English words by their grammar: closed classes by their members, open ones by the forms of words or their endings.
 
-A label by class is measured on held-out documents like any other, so that an ending which misleads ("bed" is no past tense)
+A label by class is measured on held-out documents like any other, so that an ending which misleads ("forest" is no superlative)
 costs the label its score. To add a class, register a row of :data:`WORD_CLASSES`.
 """
 
@@ -10,16 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from feature_db.labels.token_classes import CLASSES
+from feature_db.meaning.parts_of_speech import classes_of
 from feature_db.meaning.word_sets import CLOSED_CLASSES
 from saekit.plugins import Registry
-
-_PAST = """
-    ate became began bent bit bled blew bought broke brought built burnt came caught chose did drank drew drove fell felt fought
-    found flew forgot gave got grew had heard held hid hit kept knew laid lay led left lent lost made meant met paid ran rang read
-    rode rose said sang sat saw sent shone shook shot slept slid smelt sold spent spoke spun stole stood stuck sung swam swept
-    swung taught thought threw told took tore understood used was went were woke won wore wrote
-"""
-
 
 @dataclass(frozen=True)
 class WordClass:
@@ -33,6 +27,10 @@ class WordClass:
 
 def _listed(words: str) -> Callable[[str], bool]:
     return frozenset(words.split()).__contains__
+
+
+def _grammatical(name: str) -> Callable[[str], bool]:
+    return lambda word: name in classes_of(word)
 
 
 def _ending(pattern: str, besides: str = "") -> Callable[[str], bool]:
@@ -60,9 +58,9 @@ WORD_CLASSES: Registry[WordClass] = Registry(
     "class of words",
     {
         **{name: WordClass(phrase, _listed(CLOSED_CLASSES[name])) for name, phrase in _CLOSED.items()},
-        "past tense": WordClass("verbs in the past tense", _ending(r"[a-z]{2,}[b-df-tv-z]ed", _PAST)),
-        "ing": WordClass("words in -ing", _ending(r"(?=.*[aeiouy].*ing)[a-z]{2,}ing")),
-        "adverb": WordClass("adverbs in -ly", _ending(r"[a-z]{3,}ly")),
+        "past tense": WordClass(CLASSES["past"], _grammatical("past")),
+        "ing": WordClass(CLASSES["ing"], _grammatical("ing")),
+        "adverb": WordClass(CLASSES["adverb"], _grammatical("adverb")),
         "superlative": WordClass("superlatives", _ending(r"[a-z]{3,}est", "best worst most least")),
         "number": WordClass("numbers", _ending(r"[0-9][0-9,.]*")),
     },

@@ -108,6 +108,8 @@ def _bases(word: str) -> list[tuple[str, str, str]]:
         if word.endswith(ending) and not word.endswith("ss")
         for other in others
         if len(base := word[: len(word) - len(ending)] + other) >= _LEAST_LETTERS and part in known.frequency(base)
+        # "bed" and "seed" are no past tense of "be" and "see", which have another one.
+        if not (ending == "ed" and other == "e" and known.forms(base, "v"))
     ]
     return irregular + regular
 

@@ -279,7 +279,7 @@ def test_a_damaged_rule_is_a_typed_error(make: Build) -> None:
 @pytest.mark.parametrize(
     ("name", "inside", "outside"),
     [
-        ("past tense", "walked tried said was used", "bed need red seed wicked-"),
+        ("past tense", "walked tried said was used", "bed need red seed wicked"),
         ("ing", "running playing", "ring king thing-"),
         ("adverb", "quickly happily", "fly only-"),
         ("superlative", "biggest best", "est rest"),
