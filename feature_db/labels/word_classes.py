@@ -15,6 +15,7 @@ from feature_db.meaning.parts_of_speech import classes_of
 from feature_db.meaning.word_sets import CLOSED_CLASSES
 from saekit.plugins import Registry
 
+
 @dataclass(frozen=True)
 class WordClass:
     """A row of :data:`WORD_CLASSES`."""
