@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from feature_db.db import FeatureDB
 from feature_db.exchange.formats import Import, Imports
 from feature_db.exchange.imported import MODEL_RANK
-from feature_db.exchange.lines import number
+from feature_db.exchange.lines import LARGEST, number
 from feature_db.exchange.shards import Shard, shards
+from feature_db.exchange.writing import removed_on_failure
 from feature_db.index.accumulators import Accumulators, Block, BuildConfig
 from feature_db.index.rows import Rows
 from feature_db.index.words import Vocabulary, Words
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 METHOD = "delphi"
+_OUT_OF_RANGE = "activation out of range or not finite"
 _SEQUENCES = 64  # counted at a time
 _HOOK = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(mlp|attn|self_attn|attention))?")
 _KINDS = {None: "resid_post", "mlp": "mlp_out"}
@@ -117,8 +119,10 @@ def _module(job: Import, folder: Path, lm: LanguageModel) -> Imports:
     rows = _counted(job, module, lm, left_out)
     entry = _entry(job, module, address, lm, rows)
     directions = np.zeros((module.width, 0), np.float32)
-    entry.files["vectors"] = write_vectors(job.path.parent / entry.vectors, directions)
-    write(job.path, entry, rows)
+    vectors = job.path.parent / entry.vectors
+    with removed_on_failure(vectors):
+        entry.files["vectors"] = write_vectors(vectors, directions)
+        write(job.path, entry, rows)
     with FeatureDB.open(job.path) as database:
         database.write_words(address)
         added = database.add_new_labels(address, labels)
@@ -147,6 +151,7 @@ def _counted(job: Import, module: _Module, lm: LanguageModel, left_out: Counter[
     special[[token for token in lm.special_ids if token < len(vocabulary)]] = True
     tokens = module.shards[0].tokens(len(vocabulary))
     S = len(tokens)
+    left_out[_OUT_OF_RANGE] += sum(shard.outside(S) for shard in module.shards)
     with track("importing", S, unit="sequences", subject=module.name, enabled=job.progress) as bar:
         for first in range(0, S, _SEQUENCES):
             last = min(first + _SEQUENCES, S)
@@ -188,10 +193,9 @@ def _entries(
     rows, latents, values = [], [], []
     for shard in module.shards:
         locations, activations = shard.entries(first, first + S)
-        good = (
-            (locations[:, 1] < T) & (locations[:, 2] <= shard.last - shard.first) & np.isfinite(activations) & (activations != 0)
-        )
-        left_out["activation out of range or not finite"] += int((~good).sum())
+        inside = (locations >= [first, 0, 0]) & (locations < [first + S, T, shard.last - shard.first + 1])
+        good = inside.all(1) & (np.abs(activations) <= LARGEST) & (activations != 0)  # NaN is not below anything
+        left_out[_OUT_OF_RANGE] += int((~good).sum())
         rows.append((locations[good, 0] - first) * T + locations[good, 1])
         latents.append(locations[good, 2] + shard.first)
         values.append(np.abs(activations[good]))

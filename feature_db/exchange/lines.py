@@ -17,6 +17,8 @@ from saekit.json_files import parse_json
 
 LONGEST = 32 << 20
 """Bytes of a line. A decoder direction of 100,000 numbers needs 2 MB."""
+LARGEST = 1e15
+"""Of an activation, a logit or an entry of a direction. Sums of squares of a row of such numbers stay finite in float32."""
 _FETCH = "Fetch the file again: it may have been cut off."
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_db.exchange.lines import number, numbers, rows, texts, whole
+from feature_db.exchange.lines import LARGEST, number, numbers, rows, texts, whole
 from feature_db.exchange.staging import StagedExample, StagedLabel, Staging
 from feature_db.store.schema import FEATURES_PER_SAE
 from saekit.errors import ExchangeError, SaekitError, shown_path
@@ -21,8 +21,6 @@ _BATCH = re.compile(r"batch-(\d{1,9})\.jsonl(\.gz)?")
 _SOURCE = re.compile(r"(\d{1,4})-(.+)")
 _FINGERPRINT = re.compile(r"saekit ([0-9a-f]{64})")
 _MOST_BARS, _MOST_EFFECTS, _MOST_TOKENS, _MOST_WIDTH, _LONGEST_LABEL = 10_000, 1000, 4096, 1 << 20, 10_000
-_LARGEST = 1e15
-"""Of an activation or a logit. Sums of squares of a row of such numbers stay finite in float32."""
 _MOST_COUNTED, _MOST_CORPUS = float(1 << 40), 1 << 50
 """Tokens of a bar of a histogram, and of a corpus: counts and their sums fit a column of SQLite."""
 _DEFAULT_METHOD = "neuronpedia"
@@ -130,10 +128,10 @@ def _first(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _feature(staging: Staging, facts: SourceFacts, index: int, row: dict[str, Any]) -> None:
-    density, largest = number(row.get("frac_nonzero", 0), 0, 1), number(row.get("maxActApprox") or 0, high=_LARGEST)
+    density, largest = number(row.get("frac_nonzero", 0), 0, 1), number(row.get("maxActApprox") or 0, high=LARGEST)
     bars, logits = (_histogram(row, f"{kind}_hist_data_bar") for kind in ("freq", "logits"))
     effects = {sign: _effects(staging, row, sign) for sign in ("pos", "neg")}
-    vector = numbers(row.get("vector") or [], _MOST_WIDTH, _LARGEST)
+    vector = numbers(row.get("vector") or [], _MOST_WIDTH, LARGEST)
     heights, centres = bars or ([], [0.0])
     if len(heights) != len(centres) or None in (density, largest, logits, vector, *effects.values()):
         staging.left_out["feature with a field of the wrong type"] += 1
@@ -161,22 +159,22 @@ def _feature(staging: Staging, facts: SourceFacts, index: int, row: dict[str, An
 def _histogram(row: dict[str, Any], name: str) -> tuple[list[float], list[float]] | None:
     """Heights and centres of the bars of a histogram; None if one of them cannot be right."""
     heights = numbers(row.get(f"{name}_heights") or [], _MOST_BARS, _MOST_COUNTED)
-    centres = numbers(row.get(f"{name}_values") or [], _MOST_BARS, _LARGEST)
+    centres = numbers(row.get(f"{name}_values") or [], _MOST_BARS, LARGEST)
     return None if heights is None or centres is None or min(heights, default=0) < 0 else (heights, centres)
 
 
 def _effects(staging: Staging, row: dict[str, Any], sign: str) -> list[tuple[int, float]] | None:
     """Promoted or suppressed tokens, with their logits; None if one of them cannot be right."""
     tokens = texts(row.get(f"{sign}_str") or [], _MOST_EFFECTS)
-    values = numbers(row.get(f"{sign}_values") or [], _MOST_EFFECTS, _LARGEST)
+    values = numbers(row.get(f"{sign}_values") or [], _MOST_EFFECTS, LARGEST)
     if tokens is None or values is None or len(tokens) != len(values):
         return None
     return [(staging.token(token), value) for token, value in zip(tokens, values)]
 
 
 def _activation(staging: Staging, facts: SourceFacts, index: int, row: dict[str, Any]) -> None:
-    tokens, values = texts(row.get("tokens"), _MOST_TOKENS), numbers(row.get("values"), _MOST_TOKENS, _LARGEST)
-    group = numbers([row.get("binMin") or 0, row.get("binMax") or 0], 2, _LARGEST)
+    tokens, values = texts(row.get("tokens"), _MOST_TOKENS), numbers(row.get("values"), _MOST_TOKENS, LARGEST)
+    group = numbers([row.get("binMin") or 0, row.get("binMax") or 0], 2, LARGEST)
     if not tokens or values is None or len(tokens) != len(values) or group is None:
         staging.left_out["activation with a field of the wrong type"] += 1
         return

@@ -54,6 +54,11 @@ class Shard:
         chosen = slice(start, stop) if order is None else np.sort(order[start:stop])
         return self._locations[chosen].astype(np.int64), self._arrays["activations"][chosen].astype(np.float32)
 
+    def outside(self, sequences: int) -> int:
+        """Number of entries that are of none of the sequences `0` to `sequences - 1`."""
+        start, stop = np.searchsorted(self._order[1], [0, sequences])
+        return len(self._locations) - int(stop - start)
+
     def digest(self) -> str:
         """What tells the file from others of its name."""
         total = float(self._arrays["activations"][:_CHUNK].astype(np.float64).sum())

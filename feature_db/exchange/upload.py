@@ -13,13 +13,23 @@ from feature_db.exchange.dashboard import TOP, effects, examples
 from feature_db.exchange.formats import Export, Written
 from feature_db.exchange.records import batches
 from feature_db.exchange.writing import write_json
-from feature_db.labels.rules import HUMAN, LABEL_METHODS
 
 if TYPE_CHECKING:
     from feature_db.records import FeatureLabel, FeatureRecord, TokenEffect
 
 LARGEST = 128
 _TOKENS, _TEXT = 1024, 512
+_METHODS = frozenset(
+    (
+        "eleuther_acts_top20",
+        "np_acts-logits-general",
+        "np_max-act",
+        "np_max-act-logits",
+        "oai_attention-head",
+        "oai_token-act-pair",
+    )
+)
+"""Types of explanations of Neuronpedia's own tools, which the server knows (`/explanation-type/NAME`)."""
 
 
 def write(job: Export) -> Written:
@@ -77,11 +87,11 @@ def _logits(found: list[TokenEffect]) -> list[dict[str, Any]]:
 
 
 def _explanation(label: FeatureLabel) -> dict[str, Any]:
-    """A label. The server knows no methods of saekit, so that only those of other tools are named."""
-    own = label.method == HUMAN or label.method in LABEL_METHODS
+    """A label. The server refuses methods and models that it does not know: both are named where its own tools made the label."""
+    known = label.method.lower() in _METHODS
     text = label.text if len(label.text) <= _TEXT else label.text[: _TEXT - 1] + "…"
     return {
         "text": text,
-        "methodName": None if own else label.method.lower(),
-        "modelName": label.model and label.model.lower(),
+        "methodName": label.method.lower() if known else None,
+        "modelName": label.model.lower() if known and label.model else None,
     }

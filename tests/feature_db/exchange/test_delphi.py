@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,34 @@ def test_entries_that_cannot_be_right_are_counted(source: Path, tiny_lm: Languag
     (done,) = import_features(tmp_path / "f.sqlite", source, lm=lambda: tiny_lm, progress=False)
     assert done.left_out["activation out of range or not finite"] == 3
     assert done.left_out["second activation of one latent at one token"] == 1
+
+
+def test_entries_outside_of_the_texts(source: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    """They are counted, and the latents have the statistics that they have without them."""
+    file = source / "latents" / str(SITE) / "0_5.safetensors"
+    arrays: dict[str, Any] = load_file(file)
+    import_features(tmp_path / "clean.sqlite", source, lm=lambda: tiny_lm, progress=False)
+    outside = np.array([(0, -1, 1), (0, 1, -1), (-1, 1, 1), (10**6, 1, 1), (0, 1, 6)], np.int64)
+    arrays["locations"] = np.concatenate([arrays["locations"].astype(np.int64), outside])
+    arrays["activations"] = np.concatenate([arrays["activations"], np.ones(len(outside), np.float16)])
+    save_file(arrays, file)
+    (done,) = import_features(tmp_path / "f.sqlite", source, lm=lambda: tiny_lm, progress=False)
+    assert done.left_out["activation out of range or not finite"] == len(outside)
+    with FeatureDB.open(tmp_path / "f.sqlite") as db, FeatureDB.open(tmp_path / "clean.sqlite") as expected:
+        for n in range(32):
+            assert replace(db.feature(DICTIONARY, n), labels=[]) == replace(expected.feature(DICTIONARY, n), labels=[])  # dates
+
+
+def test_activations_that_are_too_large_for_sums(source: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    file = source / "latents" / str(SITE) / "0_5.safetensors"
+    arrays: dict[str, Any] = load_file(file)
+    arrays["activations"] = arrays["activations"].astype(np.float32)
+    arrays["activations"][:2] = 3e38
+    save_file(arrays, file)
+    (done,) = import_features(tmp_path / "f.sqlite", source, lm=lambda: tiny_lm, progress=False)
+    assert done.left_out["activation out of range or not finite"] == 2
+    with FeatureDB.open(tmp_path / "f.sqlite") as db:
+        assert all(np.isfinite([db.feature(DICTIONARY, n).std, db.feature(DICTIONARY, n).max]).all() for n in range(6))
 
 
 def test_damaged_shards_are_refused(source: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:

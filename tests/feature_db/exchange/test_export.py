@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from feature_db import FeatureDB
+from feature_db import FeatureDB, Label
 from feature_db.exchange import FORMATS, Names, export
 from feature_db.exchange.dashboard import bars, examples, shared_fields
 from feature_db.records import Example, Histogram, IndexedSAE, Partner
@@ -96,8 +97,18 @@ def test_batches_for_the_upload(db: FeatureDB, out: Path, monkeypatch: pytest.Mo
             assert 0 < len(each["tokens"]) == len(each["values"]) <= 1024 and all(each["tokens"])
             assert each["quantileFraction"] is None or 0 <= each["quantileFraction"] <= 1
         assert all(1 <= len(each["text"]) <= 512 for each in row["explanations"])
-    known = {each["methodName"] for row in rows for each in row["explanations"]}
-    assert known == {None, "oai_token-act-pair"}
+    known = {(each["methodName"], each["modelName"]) for row in rows for each in row["explanations"]}
+    assert known == {(None, None), ("oai_token-act-pair", "gpt-4o-mini")}
+
+
+def test_the_upload_names_only_what_the_server_knows(indexed: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(indexed.parent, tmp_path / "ws")
+    with FeatureDB.open(tmp_path / "ws" / indexed.name) as db:
+        db.add_labels((SITE, 4), [Label("llm", "asked for", 50.0, "asked for", {}, "qwen3:8b")])
+        export(db, out, "neuronpedia-upload", model="m", set="s", progress=False)
+    rows = strict((out / "m" / "0-s" / "batch-0.json").read_text())["features"]
+    found = [each for row in rows if row["index"] == 4 for each in row["explanations"] if each["text"] == "asked for"]
+    assert found == [{"text": "asked for", "methodName": None, "modelName": None}]
 
 
 def test_batches_of_saedashboard(db: FeatureDB, out: Path) -> None:
