@@ -14,6 +14,7 @@ from feature_db.chat.prompt import Prompt
 from feature_db.chat.running import complete, for_each
 from feature_db.chat.tokens import Estimate, estimate
 from feature_db.labels.evidence import Label
+from feature_db.labels.rules import UNSCORED_RANK
 from saekit.errors import ConfigError
 from saekit.names.ref import Ref
 from saekit.progress import track
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from feature_db.records import FeatureRecord
 
 METHOD = "llm"
-RANK = 10.0
-"""Labels by a language model are shown before those by rules, and after those by people."""
 NEEDED = ("{examples}", MARK)
 """What a prompt must have."""
 _FEWEST = 2  # examples that are shown at least, where the model's context is short
@@ -153,7 +152,7 @@ def autolabel(
             db.add_failure(ref, METHOD, model.name, settings.prompt.sha256, error.reason)
             outcome.failed[str(ref)] = error.reason
         else:
-            db.add_labels(ref, [Label(METHOD, text, RANK, text, model=model.name, prompt=settings.prompt.sha256)])
+            db.add_labels(ref, [Label(METHOD, text, UNSCORED_RANK, text, model=model.name, prompt=settings.prompt.sha256)])
             outcome.labelled[str(ref)] = text
         done = len(outcome.labelled) + len(outcome.failed)
         bar.update(done, f"{len(outcome.failed):,} failed" if outcome.failed else "")

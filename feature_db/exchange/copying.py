@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from feature_db.store import schema
+from feature_db.store import schema, set_aside
 
-_OWN = ("role", "corpus", "term", "sae", "set_aside_label", "set_aside_note", "set_aside_list")
+_OWN = ("role", "corpus", "term", "sae", *set_aside.TABLES)
 """Tables that are copied in their own way, or not at all."""
 _LISTED = (
     "SELECT 1 FROM main.list JOIN main.sae ON sae.id = feature >> 24 WHERE sae.fingerprint = theirs.fingerprint "
@@ -53,7 +53,7 @@ class Copying:
 
     def add_waiting(self) -> None:
         """Copy what is set aside, except what is there already."""
-        for table in [name for name in schema.tables() if name.startswith("set_aside_")]:
+        for table in set_aside.TABLES:
             columns = [row[1] for row in self._db.execute(f"PRAGMA main.table_info({table})") if row[1] != "id"]
             names = ", ".join(columns)
             same = " AND ".join(f"mine.{name} IS theirs.{name}" for name in columns if name != "position")

@@ -20,6 +20,8 @@ from saekit.plugins import Registry
 
 HUMAN = "human"
 HUMAN_RANK = 100.0
+UNSCORED_RANK = 10.0
+"""Of a label by a model that was not scored: it is shown before those by rules, and after those by people."""
 """A human label is shown before any other. Labels by rules have ranks up to 1; ranks between are for models."""
 DENSE = 0.1
 """Density from which a feature without a clear label is called dense."""

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from feature_db.errors import damaged
 from feature_db.labels.evidence import Rule
+from feature_db.labels.rules import HUMAN, LABEL_METHODS
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, REAL, TEXT, TEXT_OR_NONE
+from feature_db.store.tables import corpus_key
 
 
 class Given(NamedTuple):
@@ -26,6 +28,8 @@ class Given(NamedTuple):
     model: str | None
     """The language model that wrote it; None for rules and people."""
     rule: Rule | None
+    barred: str = ""
+    """Why it must not be scored on held-out documents: it may have been made from them. Empty if it may be scored."""
 
 
 def labels_of(db: sqlite3.Connection, sae: int, features: Sequence[int] | None = None) -> list[Given]:
@@ -37,15 +41,17 @@ def labels_of(db: sqlite3.Connection, sae: int, features: Sequence[int] | None =
     first, last = schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
     span = (first, last) if not features else (first + min(features), first + max(features))
     found = db.execute(
-        "SELECT label.id, feature, method, text, keywords, model, rule FROM label JOIN feature ON feature.id = label.feature "
+        "SELECT label.id, feature, method, text, keywords, model, rule, label.corpus "
+        "FROM label JOIN feature ON feature.id = label.feature "
         "WHERE label.feature BETWEEN ? AND ? AND feature.count > 0 ORDER BY label.feature, label.id",
         span,
     )
     wanted = None if features is None else frozenset(features)
-    rows = stored.rows("the labels", found, INT, INT, TEXT, TEXT, TEXT, TEXT_OR_NONE, TEXT_OR_NONE)
+    rows = stored.rows("the labels", found, INT, INT, TEXT, TEXT, TEXT, TEXT_OR_NONE, TEXT_OR_NONE, TEXT_OR_NONE)
+    key = corpus_key(db, sae)
     return [
-        Given(i, feature - first, method, text, keywords, model, _rule(rule))
-        for i, feature, method, text, keywords, model, rule in rows
+        Given(i, feature - first, method, text, keywords, model, _rule(rule), _barred(method, corpus, key))
+        for i, feature, method, text, keywords, model, rule, corpus in rows
         if wanted is None or feature - first in wanted
     ]
 
@@ -82,6 +88,21 @@ def _quality(name: str, pairs: list[tuple[float, float]]) -> dict[str, Any]:
     over = {f"over {bound}": sum(value > bound for value in accuracy) for bound in (0.7, 0.8, 0.9)}
     f1 = statistics.median(pair[1] for pair in pairs)
     return {"method": name, "labels": len(pairs), "median": statistics.median(accuracy), "median f1": f1, **over}
+
+
+def _barred(method: str, corpus: str | None, key: str) -> str:
+    """Rules are made anew by each index, from the documents that it counts. People need no documents.
+
+    Args:
+        method: of the label.
+        corpus: key of the documents that it was made from.
+        key: of the documents that the index counted.
+    """
+    if method == HUMAN or method in LABEL_METHODS or corpus == key:
+        return ""
+    if corpus is None:
+        return "it is not known from which documents the label was made: they may be held out"
+    return "the label was made from an index of another text or split, whose documents may be held out now"
 
 
 def _rule(text: str | None) -> Rule | None:

@@ -1,7 +1,8 @@
 """Held-out documents: the texts on which labels are scored, with the activations of all features there.
 
 A label is made from documents that the index counted. :class:`Heldout` holds the other documents of the same store, by the rule
-that the index itself recorded (:func:`heldout_share`). So a label is never scored on a document that it was made from.
+that the index itself recorded (:func:`heldout_share`). Labels that models made from an index of other documents are not
+scored (:attr:`feature_db.scorers.given.Given.barred`). So no label is scored on a document that it was made from.
 """
 
 from __future__ import annotations

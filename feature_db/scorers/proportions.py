@@ -2,9 +2,10 @@
 
 A sum over tokens is a sum over documents of sums. The variance of a proportion x / m is that of a ratio estimate with documents
 as the primary units (Cochran, Sampling Techniques, 3rd ed., 1977, section 6.3). Its quotient with the variance of independent
-tokens is the design effect (Kish 1965); the number of tokens divided by it goes into Wilson's interval, as Korn and Graubard
-(Survey Methodology 24, 1998) do for the exact one. Where all documents agree (a proportion of 0 or 1), the design effect is
-unknown, and each document counts once.
+tokens is the design effect (Kish 1965). The number of tokens divided by it goes into Wilson's interval, as Korn and Graubard
+(Survey Methodology 24, 1998) do for the exact one. The design effect is estimated with D - 1 degrees of freedom, so they also
+multiply the number by the squared quotient of the t quantiles for n - 1 and for D - 1 degrees. Where all documents agree (a
+proportion of 0 or 1), the design effect is unknown, and each document counts once.
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ def proportion(hits_D: Counts, trials_D: Counts) -> Score | None:
     hits, trials = int(hits_D.sum()), int(trials_D.sum())
     if not trials:
         return None
+    from scipy.special import stdtrit
+
     p, documents = hits / trials, int(np.count_nonzero(trials_D))
     effective = float(documents)
     if 0 < hits < trials and documents > 1:
         spread = float(np.square(hits_D - p * trials_D).sum()) * documents / (documents - 1) / trials**2
         independent = p * (1 - p) / trials
-        effective = trials / max(spread / independent, 1.0)
+        effective = (
+            trials / max(spread / independent, 1.0) * float(stdtrit(trials - 1, 0.975) / stdtrit(documents - 1, 0.975)) ** 2
+        )
     low, high = wilson(p * effective, effective)
     return Score(p, trials, float(low), float(high))
 

@@ -45,7 +45,8 @@ def measure(subject: Subject, labels: Sequence[Given]) -> Iterator[Result]:
             scores |= silent.compare(predicted, scores["recall"])
             chance = [rows_of.accuracy(other, predicted) for other in wrong]
             if chance:
-                scores["balanced_accuracy_shuffled"] = Score(float(np.mean(chance)), len(chance))
+                tokens = len(subject.heldout.text.counted_rows)
+                scores["balanced_accuracy_shuffled"] = Score(float(np.mean(chance)), tokens)
             yield Result(label, scores)
 
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feature_db.scorers.given import Given
 from feature_db.scorers.heldout import MAX_TOKENS, Heldout, heldout_share
@@ -39,9 +39,14 @@ class Scored:
     scored: int = 0
     """Labels that have a score now and had none."""
     known: int = 0
-    """Labels that had one already."""
+    """Labels to score that had one already."""
     failed: dict[str, int] = field(default_factory=dict)
     """Labels without a score, by reason."""
+
+    def add(self, chunk: _Chunk) -> None:
+        """Count the labels of a chunk that are not to be scored."""
+        self.known += chunk.known
+        self.failed = dict(Counter(self.failed) + chunk.barred)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -64,8 +69,9 @@ def score(
 ) -> list[Scored]:
     """Score the labels of a dictionary on documents that its index did not count.
 
-    Each scorer goes on where it was interrupted. What it has found is written every few seconds. The label of a feature that is
-    shown is chosen anew from the scores (:mod:`feature_db.labels.ranking`).
+    A label by a model is not scored unless it was made from the documents that the present index counted: others may be held out
+    now. It is counted with the reason in `failed`. Each scorer goes on where it was interrupted. What it has found is written
+    every few seconds. The label of a feature that is shown is chosen anew from the scores (:mod:`feature_db.labels.ranking`).
 
     Args:
         database: the feature database.
@@ -103,15 +109,16 @@ def score(
     for name, row in rows.items():
         outcomes.append(Scored(name))
         done = database.scored(indexed.address, row.metric)
-        if subject is None and any(todo for _, todo, _ in work.chunks(row, done)):
+        if subject is None and any(chunk.todo for chunk in work.chunks(row, done)):
             heldout = Heldout.read(store, lm, sae, indexed.address.site, share, max_tokens=max_tokens, progress=progress)
             vectors, seed = database.vectors(indexed.address), int(options.get("seed", 0))
             subject = Subject(lm, sae, indexed, heldout, vectors, options, seed, progress)
         with track(f"scoring ({name})", len(work.numbers), unit="features", subject=indexed.dictionary, enabled=progress) as bar:
-            for first, todo, known in work.chunks(row, done):
-                outcomes[-1].known += known
-                if subject is not None and todo:
-                    _run(database, row, outcomes[-1], subject, todo, lambda n, first=first: bar.update(first + n))  # type: ignore[misc]
+            for chunk in work.chunks(row, done):
+                outcomes[-1].add(chunk)
+                if subject is not None and chunk.todo:
+                    first = chunk.first
+                    _run(database, row, outcomes[-1], subject, chunk.todo, lambda n, first=first: bar.update(first + n))  # type: ignore[misc]
             bar.update(len(work.numbers))
     return outcomes
 
@@ -126,6 +133,19 @@ def _numbers(database: FeatureDB, indexed: IndexedSAE, features: Iterable[int] |
     return numbers
 
 
+class _Chunk(NamedTuple):
+    """The labels of some features."""
+
+    first: int
+    """Features before them."""
+    todo: list[Given]
+    """Labels to score."""
+    known: int
+    """Labels that have a score."""
+    barred: Counter[str]
+    """Labels that must not be scored, by reason."""
+
+
 @dataclass(frozen=True)
 class _Work:
     """The labels of a dictionary, some features at a time: all of them might not fit into memory."""
@@ -137,13 +157,14 @@ class _Work:
     methods: Sequence[str] | None
     """Methods of labels to score; None: all."""
 
-    def chunks(self, row: Scorer, done: Set[int]) -> Iterator[tuple[int, list[Given], int]]:
-        """For some features at a time: how many come before them, labels to score, and how many labels have a score."""
+    def chunks(self, row: Scorer, done: Set[int]) -> Iterator[_Chunk]:
+        """What is to be done, for some features at a time."""
         for first in range(0, len(self.numbers), _CHUNK):
             labels = self.database.labels_of(self.address, self.numbers[first : first + _CHUNK])
-            known = 0 if self.again else sum(label.id in done for label in labels)
-            todo = [label for label in labels if (self.again or label.id not in done) and row.takes(label, self.methods)]
-            yield first, todo, known
+            taken = [label for label in labels if row.takes(label, self.methods)]
+            new = [label for label in taken if self.again or label.id not in done]
+            barred = Counter(label.barred for label in new if label.barred)
+            yield _Chunk(first, [label for label in new if not label.barred], len(taken) - len(new), barred)
 
 
 def _run(

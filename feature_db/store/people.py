@@ -13,7 +13,7 @@ from feature_db.labels.rules import HUMAN, HUMAN_RANK
 from feature_db.scorers.registry import deciding
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, TEXT
-from feature_db.store.tables import add_labels, next_id, refresh_label
+from feature_db.store.tables import add_labels, corpus_key, next_id, refresh_label
 
 if TYPE_CHECKING:
     from feature_db.scorers.given import Given
@@ -28,9 +28,13 @@ def now() -> str:
 # Labels
 
 
-def add(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> None:
-    """Add labels of people or models to a feature, with the present time."""
-    add_labels(db, feature, labels, next_id(db, "label"), created=now())
+def add(db: sqlite3.Connection, feature: int, labels: Sequence[Label], corpus: str | None = None) -> None:
+    """Add labels of people or models to a feature, with the present time.
+
+    Args:
+        corpus: as :func:`feature_db.store.tables.add_labels_of` takes it.
+    """
+    add_labels(db, feature, labels, next_id(db, "label"), created=now(), corpus=corpus)
     refresh_label(db, feature)
 
 
@@ -81,12 +85,12 @@ def remove_label(db: sqlite3.Connection, feature: int, text: str | None) -> int:
 
 
 def replace_labels(db: sqlite3.Connection, feature: int, labels: Sequence[Label]) -> None:
-    """Add labels in place of those that the same methods, models and prompts gave the feature before."""
+    """Add labels made from the index, in place of those that the same methods, models and prompts gave the feature before."""
     for origin in {(label.method, label.model, label.prompt) for label in labels}:
         for table in ("label", "label_failure"):
             same = "feature = ? AND method = ? AND model IS ? AND prompt IS ?"
             db.execute(f"DELETE FROM {table} WHERE {same}", (feature, *origin))
-    add(db, feature, labels)
+    add(db, feature, labels, corpus_key(db, feature // schema.FEATURES_PER_SAE))
 
 
 # Notes

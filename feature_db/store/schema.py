@@ -33,13 +33,14 @@ _ADDED_TABLES: dict[int, tuple[str, ...]] = {
         "label_failure",
         "note",
         "set_aside_note",
+        "set_aside_failure",
     ),
 }
 """Tables that a version added to the one before it. Their indices come with them."""
 _ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
     4: {
         "feature": ("input_score REAL", "output_score REAL", "effect REAL", "logit_histogram BLOB", "label_score REAL"),
-        "label": ("created TEXT", "rule TEXT"),
+        "label": ("created TEXT", "rule TEXT", "corpus TEXT"),
     },
 }
 """Columns that a version added, in the order of schema.sql: after the other columns of their table, and NULL in earlier rows."""

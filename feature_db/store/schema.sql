@@ -148,7 +148,8 @@ CREATE TABLE label (
     model TEXT,
     prompt TEXT,                        -- hash of the prompt
     created TEXT,                       -- UTC, of labels by people and models
-    rule TEXT                           -- JSON: the label as a test of tokens, see labels/predicates.py
+    rule TEXT,                          -- JSON: the label as a test of tokens, see labels/predicates.py
+    corpus TEXT                         -- corpus.key of the documents that a model wrote it from; NULL: of a rule or a person, or unknown
 );
 CREATE INDEX label_feature ON label(feature, rank DESC, id);
 
@@ -201,7 +202,7 @@ CREATE TABLE file (
     PRIMARY KEY (sae, role)
 ) WITHOUT ROWID;
 
--- Labels, notes and list entries whose dictionary is no longer indexed. They return when it is indexed again.
+-- Labels, notes, list entries and failures whose dictionary is no longer indexed. They return when it is indexed again.
 CREATE TABLE set_aside_label (
     id INTEGER PRIMARY KEY,
     fingerprint TEXT NOT NULL,          -- of the dictionary
@@ -221,6 +222,16 @@ CREATE TABLE set_aside_note (
     fingerprint TEXT NOT NULL,
     number INTEGER NOT NULL,
     text TEXT NOT NULL,
+    created TEXT NOT NULL
+);
+CREATE TABLE set_aside_failure (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    method TEXT NOT NULL,
+    model TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    reason TEXT NOT NULL,
     created TEXT NOT NULL
 );
 

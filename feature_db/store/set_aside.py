@@ -1,8 +1,9 @@
-"""Labels, notes and lists by people, which outlive a rebuild of the features that they belong to.
+"""Labels, notes, lists, and failures of language models, which outlive a rebuild of the features that they belong to.
 
-Before the rows of a dictionary are replaced, its labels by people and models, its notes and its list entries are set aside under
-its fingerprint. Whenever a dictionary is indexed, what waits for its fingerprint returns. So nothing is lost when another
-dictionary takes its place, and all of it comes back with the dictionary.
+Before the rows of a dictionary are replaced, its labels by people and models, its notes, its list entries, and the features that
+language models failed to label are set aside under its fingerprint. Whenever a dictionary is indexed, what waits for its
+fingerprint returns. So nothing is lost when another dictionary takes its place, and all of it comes back with the dictionary.
+Only scores on held-out documents do not come back to an index of another text or split, which holds out other documents.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from feature_db.labels.rules import LABEL_METHODS
+from feature_db.labels.rules import HUMAN, LABEL_METHODS, UNSCORED_RANK
+from feature_db.scorers.registry import deciding
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
-from feature_db.store.tables import next_id, refresh_label
+from feature_db.store.tables import corpus_key, next_id, refresh_label
 
 _LABEL = {
     "method": TEXT,
@@ -26,8 +28,13 @@ _LABEL = {
     "prompt": TEXT_OR_NONE,
     "created": TEXT_OR_NONE,
     "rule": TEXT_OR_NONE,
+    "corpus": TEXT_OR_NONE,
 }
-_TABLES = ("set_aside_label", "set_aside_note", "set_aside_list")
+_ORIGIN = ("method", "model", "prompt")
+_BY_PEOPLE = ("set_aside_label", "set_aside_note", "set_aside_list")
+TABLES = (*_BY_PEOPLE, "set_aside_failure")
+_MEASURED = "measured"
+"""Key of the facts of a label: the key of the documents that the index counted where the label was scored."""
 _SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, "high": REAL_OR_NONE}
 
 
@@ -49,6 +56,12 @@ def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
         (fingerprint, span[0], *span),
     )
     db.execute("DELETE FROM note WHERE feature BETWEEN ? AND ?", span)
+    db.execute(
+        "INSERT INTO set_aside_failure(fingerprint, number, method, model, prompt, reason, created) "
+        "SELECT ?, feature - ?, method, model, prompt, reason, created FROM label_failure WHERE feature BETWEEN ? AND ?",
+        (fingerprint, span[0], *span),
+    )
+    db.execute("DELETE FROM label_failure WHERE feature BETWEEN ? AND ?", span)
 
 
 def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
@@ -77,13 +90,24 @@ def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
         if db.execute("SELECT 1 FROM list WHERE name = ? AND position = ?", (name, position)).fetchone():
             position = db.execute("SELECT MAX(position) + 1 FROM list WHERE name = ?", (name,)).fetchone()[0]
         db.execute("INSERT INTO list VALUES (?, ?, ?, ?)", (name, position, schema.feature_id(sae, number), note))
-    for table in _TABLES:
+    _bring_failures_back(db, sae, fingerprint)
+    for table in TABLES:
         db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
+
+
+def _bring_failures_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
+    """Failures, except those of features that have a label of the same origin."""
+    sql = "SELECT number, method, model, prompt, reason, created FROM set_aside_failure WHERE fingerprint = ? ORDER BY id"
+    found = db.execute(sql, (fingerprint,)).fetchall()
+    for number, *facts in stored.rows("the failures set aside", found, INT, TEXT, TEXT, TEXT, TEXT, TEXT):
+        feature = schema.feature_id(sae, number)
+        if not _has(db, feature, dict(zip(_ORIGIN, facts)), _ORIGIN):
+            db.execute("INSERT OR REPLACE INTO label_failure VALUES (?, ?, ?, ?, ?, ?)", (feature, *facts))
 
 
 def bring_all_back(db: sqlite3.Connection) -> None:
     """Give every indexed dictionary what waits for it: one may have lost an address and still have another."""
-    waits = " UNION ".join(f"SELECT fingerprint FROM {table}" for table in _TABLES)
+    waits = " UNION ".join(f"SELECT fingerprint FROM {table}" for table in TABLES)
     for sae, fingerprint in db.execute(f"SELECT id, fingerprint FROM sae WHERE fingerprint IN ({waits}) ORDER BY id").fetchall():
         bring_back(db, sae, fingerprint)
 
@@ -104,7 +128,7 @@ def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
 
 def waiting(db: sqlite3.Connection) -> dict[str, int]:
     """How many labels, notes and list entries wait for their dictionary, by its fingerprint."""
-    union = " UNION ALL ".join(f"SELECT fingerprint FROM {table}" for table in _TABLES)
+    union = " UNION ALL ".join(f"SELECT fingerprint FROM {table}" for table in _BY_PEOPLE)
     return dict(db.execute(f"SELECT fingerprint, COUNT(*) FROM ({union}) GROUP BY fingerprint").fetchall())
 
 
@@ -123,7 +147,7 @@ def by_people(db: sqlite3.Connection) -> tuple[int, int]:
 def _labels(db: sqlite3.Connection, sae: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of the feature, and content, of each label of dictionary `sae` that no rule made."""
     first, last = schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
-    rules = tuple(LABEL_METHODS)
+    rules, key = tuple(LABEL_METHODS), corpus_key(db, sae)
     found = db.execute(
         f"SELECT id, feature, {', '.join(_LABEL)} FROM label "
         f"WHERE feature BETWEEN ? AND ? AND method NOT IN ({', '.join('?' * len(rules))}) ORDER BY id",
@@ -132,7 +156,7 @@ def _labels(db: sqlite3.Connection, sae: int) -> Iterator[tuple[int, dict[str, A
     for label, feature, *columns in stored.rows("the labels", found, INT, INT, *_LABEL.values()):
         scores = db.execute(f"SELECT {', '.join(_SCORE)} FROM label_score WHERE label = ? ORDER BY metric", (label,))
         facts = dict(zip(_LABEL, columns)) | {"scores": stored.rows("the scores of labels", scores, *_SCORE.values())}
-        yield feature - first, facts
+        yield feature - first, facts | {_MEASURED: key}
 
 
 def _has(db: sqlite3.Connection, feature: int, facts: dict[str, Any], columns: tuple[str, ...]) -> bool:
@@ -143,11 +167,16 @@ def _has(db: sqlite3.Connection, feature: int, facts: dict[str, Any], columns: t
 
 
 def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> None:
-    label = next_id(db, "label")
+    label, scores = next_id(db, "label"), []
+    same_documents = facts.get(_MEASURED) == corpus_key(db, feature // schema.FEATURES_PER_SAE)
+    for score in facts.get("scores", ()):
+        metric, value, n, *interval = stored.row("the labels set aside", tuple(score), *_SCORE.values())
+        if same_documents or n is None:
+            scores.append((label, metric, value, n, *interval))
+        elif metric in deciding() and facts.get("method") != HUMAN:
+            facts = facts | {"rank": UNSCORED_RANK}  # its rank was that of the score
     columns = tuple(facts.get(name) for name in _LABEL)
     stored.row("the labels set aside", columns, *_LABEL.values())
     marks = ", ".join("?" * (2 + len(columns)))
     db.execute(f"INSERT INTO label(id, feature, {', '.join(_LABEL)}) VALUES ({marks})", (label, feature, *columns))
-    for score in facts.get("scores", ()):
-        values = stored.row("the labels set aside", tuple(score), *_SCORE.values())
-        db.execute(f"INSERT INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)", (label, *values))
+    db.executemany(f"INSERT INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)", scores)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from feature_db.labels.evidence import Label
 from feature_db.labels.ranking import main_score
 from feature_db.scorers.registry import deciding
-from feature_db.store import schema
+from feature_db.store import schema, stored
+from feature_db.store.stored import TEXT
 
 
 def next_id(db: sqlite3.Connection, table: str) -> int:
@@ -16,13 +17,32 @@ def next_id(db: sqlite3.Connection, table: str) -> int:
     return db.execute(f"SELECT COALESCE(MAX(id), 0) + 1 FROM {table}").fetchone()[0]
 
 
-def add_labels(db: sqlite3.Connection, feature: int, found: Sequence[Label], first_id: int, *, created: str | None = None) -> int:
+def corpus_key(db: sqlite3.Connection, sae: int) -> str:
+    """The key of the documents that the index of dictionary `sae` counted: it differs where the text or the split does."""
+    found = db.execute("SELECT key FROM corpus WHERE id = (SELECT corpus FROM sae WHERE id = ?)", (sae,)).fetchone()
+    return str(stored.row("the corpora", found, TEXT)[0])
+
+
+def add_labels(
+    db: sqlite3.Connection,
+    feature: int,
+    found: Sequence[Label],
+    first_id: int,
+    *,
+    created: str | None = None,
+    corpus: str | None = None,
+) -> int:
     """Insert labels of a feature and their scores; returns the id after the last. See :func:`add_labels_of`."""
-    return add_labels_of(db, [(feature, found)], first_id, created=created)
+    return add_labels_of(db, [(feature, found)], first_id, created=created, corpus=corpus)
 
 
 def add_labels_of(
-    db: sqlite3.Connection, found: Sequence[tuple[int, Sequence[Label]]], first_id: int, *, created: str | None = None
+    db: sqlite3.Connection,
+    found: Sequence[tuple[int, Sequence[Label]]],
+    first_id: int,
+    *,
+    created: str | None = None,
+    corpus: str | None = None,
 ) -> int:
     """Insert labels and their scores; returns the id after the last.
 
@@ -30,13 +50,14 @@ def add_labels_of(
         found: ids of features, each with its labels.
         first_id: of the first label.
         created: the time; None for labels by rules, which are the same whenever they are made.
+        corpus: key of the documents that a model made them from (:func:`corpus_key`); None: of a rule or a person, or unknown.
     """
     numbered = list(enumerate(((feature, x) for feature, labels in found for x in labels), first_id))
     db.executemany(
-        "INSERT INTO label (id, feature, method, text, keywords, rank, model, prompt, created, rule) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO label (id, feature, method, text, keywords, rank, model, prompt, created, rule, corpus) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt, created, x.rule and x.rule.to_json())
+            (i, feature, x.method, x.text, x.keywords, x.rank, x.model, x.prompt, created, x.rule and x.rule.to_json(), corpus)
             for i, (feature, x) in numbered
         ],
     )

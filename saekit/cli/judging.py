@@ -70,7 +70,7 @@ class Asking:
                     row = SCORERS[name]
                     done = set() if self.again or not row.judged else database.scored(address, row.metric)
                     of = [label for label in labels if row.takes(label, self.settings.get("methods"))]
-                    todo = [label for label in of if row.judged and label.id not in done]
+                    todo = [label for label in of if row.judged and label.id not in done and not label.barred]
                     n = len({label.feature for label in todo}) if row.of_feature else len(todo)
                     parts.append(estimated(name, n, self.settings.get("texts")))
         return Estimate(*(sum(each) for each in zip(*((p.requests, p.tokens_in, p.tokens_out) for p in parts))))

@@ -247,6 +247,25 @@ def test_labels_survive_another_index(db: FeatureDB, index: Callable[..., Featur
         assert set(by_llm(again)) == set(map(str, ALIVE[:5]))
 
 
+def test_failures_survive_another_index(db: FeatureDB, index: Callable[..., FeatureDB], server: ChatServer) -> None:
+    """So no feature is asked about, and paid for, twice; also where another dictionary had the place for a while."""
+    failed = ALIVE[:2]
+    for ref in failed:
+        db.add_failure(ref, METHOD, "judge", SETTINGS.prompt.sha256, "no usable answer")
+    autolabel(db, [ALIVE[2]], model_of(server), SETTINGS, progress=False)
+    before = db.failures()
+    assert len(before) == 2
+    db.close()
+    with index(config=BuildConfig(batch_tokens=100, top=8)) as again:
+        assert again.failures() == before and again.verify() == []
+        assert plan(again, ALIVE[:3], "judge", SETTINGS.prompt).failed == failed
+    with index(sae=make_sae(9)) as other:
+        assert not other.failures()
+    with index() as back:
+        assert back.failures() == before
+        assert plan(back, ALIVE[:3], "judge", SETTINGS.prompt).todo == []
+
+
 def test_a_long_question_is_asked_again_with_fewer_examples(db: FeatureDB) -> None:
     with ChatServer(first_marked, context=3000) as server:
         outcome = autolabel(db, [ALIVE[20]], model_of(server), LabelSettings(), progress=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,8 @@ def test_a_right_rule_scores_near_1_and_a_shuffled_one_near_half(scored: Feature
     assert label.scores["balanced_accuracy"] > 0.95, label
     assert label.scores["balanced_accuracy_hard"] > 0.9
     assert abs(label.scores["balanced_accuracy_shuffled"] - 0.5) < 0.1
+    ordinary = is_heldout(planted.store.document, HELDOUT) & ~planted.store.special
+    assert label.intervals["balanced_accuracy_shuffled"].n == ordinary.sum()
     for metric in ("balanced_accuracy", "precision", "recall", "f1"):
         of = label.intervals[metric]
         assert of.low is not None and of.high is not None and of.n > 0
@@ -145,6 +149,56 @@ def test_an_index_of_all_documents_is_refused(make: Build, planted: Planted, tin
         ):
             with pytest.raises(StoreMismatch):
                 heldout_share(db.dictionary(SITE), corpus)
+
+
+@pytest.mark.parametrize("before", [{"split": "all"}, {"heldout": HELDOUT / 4}], ids=["all", "a smaller share"])
+def test_labels_of_another_split_are_not_scored(
+    make: Build, planted: Planted, tiny_lm: LanguageModel, tmp_path: Path, before: dict[str, object]
+) -> None:
+    """A model wrote its label from documents that the next index holds out; a person, and the next label, needed none of them."""
+    right = Rule("word", ("happy", "sad"))
+    with make(tmp_path, **before) as db:
+        db.add_labels((SITE, 2), [Label("llm", "moods", 10.0, "moods", model="m", prompt="p", rule=right)])
+        db.add_label((SITE, 2), "happy and sad")
+    with make(tmp_path) as db:
+        rule, embedding = score_all(db, planted, tiny_lm, features=[2])
+        old, hand = (next(each for each in db.feature(SITE, 2).labels if each.method == how) for how in ("llm", "human"))
+        assert not old.scores and "embedding_auroc" in hand.scores
+        assert [n for reason, n in rule.failed.items() if "another text or split" in reason] == [1]  # type: ignore[attr-defined]
+        assert [n for reason, n in embedding.failed.items() if "another text or split" in reason] == [1]  # type: ignore[attr-defined]
+        db.add_labels((SITE, 2), [Label("llm", "moods", 10.0, "moods", model="m", prompt="p", rule=right)])
+        score_all(db, planted, tiny_lm, features=[2])
+        (new,) = (each for each in db.feature(SITE, 2).labels if each.method == "llm")
+        assert new.scores["balanced_accuracy"] > 0.95
+
+
+def test_labels_of_unknown_documents_are_not_scored(make: Build, planted: Planted, tiny_lm: LanguageModel) -> None:
+    """Those that were imported, or that an earlier version wrote."""
+    with make() as db:
+        db.add_new_labels(SITE, [(2, [Label("delphi", "moods", 50.0, rule=Rule("word", ("happy", "sad")))])])
+        (outcome,) = score_all(db, planted, tiny_lm, features=[2], scorers=["rule"], options={"methods": ["delphi"]})
+        assert (outcome.scored, *outcome.failed.values()) == (0, 1)  # type: ignore[attr-defined]
+        assert "not known" in next(iter(outcome.failed))  # type: ignore[attr-defined]
+
+
+def test_scores_of_another_split_do_not_come_back(make: Build, planted: Planted, tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    def labels(db: FeatureDB) -> list[object]:
+        return [each for each in db.feature(SITE, 2).labels if each.method in ("llm", "human")]
+
+    with make(tmp_path) as db:
+        label = Label("llm", "moods", 10.0, "moods", {"share": 0.5}, "m", "p", Rule("word", ("happy", "sad")))
+        db.add_labels((SITE, 2), [label])
+        db.add_label((SITE, 2), "happy and sad")
+        score_all(db, planted, tiny_lm, features=[2])
+        before = labels(db)
+    with make(tmp_path, config=BuildConfig(batch_tokens=512, top=3)) as db:  # the same documents in another build
+        assert labels(db) == before and db.labels_of(SITE, [2])[-1].barred == ""
+    with make(tmp_path, heldout=HELDOUT / 2) as db:
+        hand, llm = labels(db)
+        assert not hand.scores and llm.scores == {"share": 0.5}  # type: ignore[attr-defined]
+        assert db.sql("select 1 from scores where n is not null").rows == []
+    with closing(sqlite3.connect(tmp_path / "features.sqlite")) as connection:
+        assert connection.execute("SELECT rank FROM label WHERE method = 'llm'").fetchall() == [(10.0,)]
 
 
 def test_other_activations_are_refused(make: Build, planted: Planted, tiny_lm: LanguageModel) -> None:

@@ -35,6 +35,18 @@ def test_the_interval_covers_the_truth(spread: float) -> None:
     assert covered >= 0.92 * 400 and naive < covered
 
 
+@pytest.mark.parametrize("documents", [3, 5, 10])
+def test_the_interval_covers_the_truth_of_few_documents(documents: int) -> None:
+    """Documents of 20 to 40 tokens whose own proportions follow a beta distribution with mean .5."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(2000):
+        trials = random.integers(20, 41, documents)
+        found = proportion(random.binomial(trials, random.beta(2, 2, documents)), trials)
+        assert found is not None and found.low is not None and found.high is not None
+        covered += found.low <= 0.5 <= found.high
+    assert covered >= 0.92 * 2000
+
+
 def test_no_and_all() -> None:
     assert proportion(np.zeros(3, int), np.zeros(3, int)) is None
     all_of_them = proportion(np.array([5, 7, 0]), np.array([5, 7, 0]))
