@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from feature_db.annotations import Annotations
 from feature_db.effects.database import Measurements
-from feature_db.meaning.embedders import DEFAULT
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.database import Searches
@@ -114,17 +113,18 @@ class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
         """
         return vectors.mapped(self._addressed.one(site))
 
-    def write_words(self, dictionary: str | Site | Address, embedder: str = DEFAULT) -> Path:
+    def write_words(self, dictionary: str | Site | Address, embedder: str | None = None) -> Path:
         """Write the files that searches of a dictionary read; returns the path of the one with the meaning of words.
 
         `build` calls this. Without the files, the first search writes them.
 
         Args:
-            embedder: `wordllama`, or `sentence-transformers:` and a folder or a name on the hub.
+            embedder: `wordllama`, or `sentence-transformers:` and a folder or a name on the hub. None: the one that was chosen
+                before, where it can be loaded, else `wordllama`.
 
         Raises:
             UnknownSite: no such dictionary is indexed.
-            ConfigError: there is no such embedder, or its package is not installed.
+            ConfigError: there is no such embedder, its package is not installed, or it cannot be loaded.
             StorageFull, WorkspaceError: the file cannot be written.
         """
         sae = self._addressed.one(dictionary)

@@ -42,9 +42,13 @@ class Made(Protocol):
 T = TypeVar("T", bound=Made)
 Reading = Callable[[], AbstractContextManager[sqlite3.Connection]]
 _log = logging.getLogger(__name__)
-_KEPT = 64
-"""Dictionaries whose arrays are kept. The memory of mapped ones belongs to the operating system."""
+_KEPT = 8
+"""Dictionaries whose arrays are kept. Mapped arrays cost no memory, but copies of embeddings do."""
 _PROBES = 16
+
+
+class OldFile(DatabaseError):
+    """A sound file of another version of saekit, or of an embedder."""
 
 
 class Derived(ABC, Generic[T]):
@@ -58,24 +62,29 @@ class Derived(ABC, Generic[T]):
     """
 
     suffix: str
+    method: str
+    """Raise it where the same rows give another file. Files of another method are made again, and are not damaged."""
+    near: frozenset[str] = frozenset()
+    """Names of arrays of numbers that differ between processors by rounding."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._lock = threading.Lock()
         self._made: dict[tuple[int, str, str | None], T] = {}
+        self._warned: set[Path] = set()
 
     def of(self, sae: IndexedSAE) -> T:
         """The arrays of a dictionary.
 
         The file holds nothing that the rows do not hold, so a file that is missing or cannot be read is no error here: its
-        arrays are computed. A missing file is written where this is possible; `verify` reports a damaged one.
+        arrays are computed. A missing or old file is written where this is possible; `verify` reports a damaged one.
         """
         with self._reading() as db:
             build = sae.id, sae.fingerprint, read.build_key(db, sae.address)
             with self._lock:
                 if build not in self._made:
                     if len(self._made) >= _KEPT:
-                        self._made.clear()
+                        del self._made[next(iter(self._made))]
                     self._made[build] = self._opened(db, sae, self.path(sae))
                 return self._made[build]
 
@@ -86,21 +95,19 @@ class Derived(ABC, Generic[T]):
         return sae.vectors.with_name(f"{sae.site}-{key[:16] if key else f'unknown-{sae.fingerprint[:16]}'}{self.suffix}")
 
     def write(self, sae: IndexedSAE) -> Path:
-        """Write the file of a dictionary, unless it exists; returns its path.
+        """Write the file of a dictionary, unless it exists and is sound; returns its path.
 
         Raises:
             StorageFull, WorkspaceError: the file cannot be written.
         """
         path = self.path(sae)
         with self._reading() as db:
-            try:
-                self._mapped(db, sae, path)
-            except DatabaseError:
+            if not self._is_sound(db, sae, path):
                 self._write(db, path, self._computed(db, sae))
         return path
 
     def check(self, sae: IndexedSAE) -> list[str]:
-        """Compare the file of a dictionary with the rows, byte by byte; returns what could not be checked.
+        """Compare the file of a dictionary with its checksum and with the rows; returns what could not be checked.
 
         Raises:
             DatabaseError: the file differs from what the rows give.
@@ -110,44 +117,69 @@ class Derived(ABC, Generic[T]):
             return []
         with self._reading() as db:
             _, texts = files.mapped(path)
-            made = self._computed_again(db, sae, texts)
+            current = texts.get("method") == self.method
+            if (current or files.CHECKSUM in texts) and not files.intact(path):
+                raise DatabaseError(f"The arrays of features in {path} are damaged: their checksum differs.", files.HINT)
+            made = self._computed_again(db, sae, texts) if current else "another version of saekit made it"
             if isinstance(made, str):
-                return [f"{path.name} was not checked: {made}"]
-            if not files.equal(path, made.arrays(), made.texts() | self._probes(db, made, texts)):
+                return [f"{path.name} was not compared with the database: {made}. `saekit index` makes it again."]
+            if not files.equal(path, made.arrays(), self._texts(db, made), self.near):
                 raise DatabaseError(f"The arrays of features in {path} are damaged: they differ from the database.", files.HINT)
         return []
 
     def _opened(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> T:
-        missing = not path.exists()
+        replaced = not path.exists()
         try:
             return self._mapped(db, sae, path)
-        except DatabaseError:
-            made = self._computed(db, sae)
-        if missing:
+        except OldFile:
+            replaced = True
+        except DatabaseError as error:
+            if not replaced:
+                self._warn(path, f"{error.what} Searches compute them again each time. {error.hint}")
+        made = self._computed(db, sae)
+        if replaced:
             try:
                 self._write(db, path, made)
                 return self._mapped(db, sae, path)
             except (SaekitError, OSError) as error:
-                _log.info("%s was not written: %s", path, error)
+                self._warn(path, f"{path} was not written, so that searches compute it again each time: {error}")
         return made
 
     def _mapped(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> T:
         found, texts = self._from_file(path, sae)
-        if texts.get("terms", "") != self._probes(db, found, texts).get("terms", ""):
+        if texts.get("terms") != self._texts(db, found)["terms"]:
             raise DatabaseError(f"The arrays of features in {path} do not belong to this database.", files.HINT)
         return found
 
     def _write(self, db: sqlite3.Connection, path: Path, made: T) -> None:
-        files.write(path, made.arrays(), made.texts() | self._probes(db, made, {"terms": ""}))
+        files.write(path, made.arrays(), self._texts(db, made))
 
-    def _probes(self, db: sqlite3.Connection, of: T, texts: dict[str, str]) -> dict[str, str]:
-        """Some terms with their texts; nothing for files of earlier versions, which have none."""
-        if "terms" not in texts:
-            return {}
+    def _is_sound(self, db: sqlite3.Connection, sae: IndexedSAE, path: Path) -> bool:
+        """Whether the file can be used, and its content matches its checksum."""
+        try:
+            self._mapped(db, sae, path)
+            return files.intact(path)
+        except DatabaseError:
+            return False
+
+    def _current(self, path: Path, texts: dict[str, str]) -> None:
+        """Raise where another version of saekit made the file with these texts."""
+        if texts.get("method") != self.method:
+            raise OldFile(f"Another version of saekit made {path}.", files.HINT)
+
+    def _warn(self, path: Path, what: str) -> None:
+        """Log once for each file."""
+        if path not in self._warned:
+            self._warned.add(path)
+            _log.warning("%s", what)
+
+    def _texts(self, db: sqlite3.Connection, of: T) -> dict[str, str]:
+        """The texts of a file, with some terms and their texts."""
         ids = of.terms()
         some = np.unique(ids[np.linspace(0, len(ids) - 1, _PROBES).astype(np.int64)]).tolist() if len(ids) else []
         found = db.execute(f"SELECT id || ' ' || text FROM term WHERE id IN ({', '.join('?' * len(some))}) ORDER BY id", some)
-        return {"terms": json.dumps([row[0] for row in stored.rows("the words of a corpus", found, TEXT)])}
+        terms = json.dumps([row[0] for row in stored.rows("the words of a corpus", found, TEXT)])
+        return of.texts() | {"method": self.method, "terms": terms}
 
     @abstractmethod
     def _computed(self, db: sqlite3.Connection, sae: IndexedSAE) -> T:
@@ -166,9 +198,11 @@ class Features(Derived[FeatureArrays]):
     """The rows of the features of each dictionary, as arrays."""
 
     suffix = feature_arrays.SUFFIX
+    method = "1"
 
     def _computed(self, db: sqlite3.Connection, sae: IndexedSAE) -> FeatureArrays:
         return feature_arrays.from_rows(db, sae)
 
     def _from_file(self, path: Path, sae: IndexedSAE) -> tuple[FeatureArrays, dict[str, str]]:
+        self._current(path, files.mapped(path)[1])
         return feature_arrays.mapped(path, sae.n_features)

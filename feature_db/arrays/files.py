@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from saekit.errors import DatabaseError
 
 _DTYPES = {"I64": "<i8", "F64": "<f8", "I32": "<i4", "U16": "<u2", "F32": "<f4", "F16": "<f2", "U8": "|u1"}
 _TEXTS = "texts"
+CHECKSUM = "sha256"
+"""Name of the text that holds the checksum of all else in the file."""
+_TOLERANCE = 1e-2
+"""Largest difference, between processors, of what BLAS computes from vectors of length 1."""
 HINT = "Run `saekit index`, which writes the file again."
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
-    """Write arrays and texts. Equal contents give equal bytes.
+    """Write arrays and texts, with a checksum of them. Equal contents give equal bytes.
 
     Raises:
         StorageFull, WorkspaceError: the file cannot be written; the one before is kept.
@@ -30,7 +35,7 @@ def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
     try:
         with files.temporary_folder(path.parent) as folder:
             # As one text: the library stores several in any order.
-            facts = {_TEXTS: json.dumps(metadata, sort_keys=True)}
+            facts = {_TEXTS: json.dumps(metadata | {CHECKSUM: _digest(arrays, metadata)}, sort_keys=True)}
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / path.name, facts)
             files.publish(folder / path.name, path)
             files.sync(path.parent)
@@ -59,19 +64,29 @@ def mapped(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise DatabaseError(f"The arrays of features in {path} cannot be read: {error}.", HINT) from error
 
 
-def equal(path: Path, arrays: Arrays, metadata: dict[str, str]) -> bool:
-    """Whether a file holds exactly these arrays and texts.
+def intact(path: Path) -> bool:
+    """Whether the content of a file matches its checksum; False where it has none.
+
+    Raises:
+        DatabaseError: the file is missing, or cannot be read.
+    """
+    arrays, texts = mapped(path)
+    return texts.get(CHECKSUM) == _digest(arrays, texts)
+
+
+def equal(path: Path, arrays: Arrays, metadata: dict[str, str], near: Collection[str] = ()) -> bool:
+    """Whether a file holds exactly these arrays and texts, and in the arrays called `near` about these numbers.
 
     Raises:
         DatabaseError: the file is missing or damaged.
     """
     found, texts = mapped(path)
-    if texts != metadata or found.keys() != arrays.keys():
+    if texts | {CHECKSUM: ""} != metadata | {CHECKSUM: ""} or found.keys() != arrays.keys():
         return False
     return all(
         found[name].dtype == array.dtype
         and found[name].shape == array.shape
-        and bool((_bytes(found[name]) == _bytes(array)).all())
+        and (_near(found[name], array) if name in near else bool((_bytes(found[name]) == _bytes(array)).all()))
         for name, array in arrays.items()
     )
 
@@ -84,6 +99,20 @@ def ascending(begin: NDArray[np.int64], n: int) -> bool:
 def inside(array: NDArray[Any], n: int) -> bool:
     """Whether the numbers are from 0 to n - 1."""
     return not len(array) or bool(array.min() >= 0 and array.max() < n)
+
+
+def _digest(arrays: Arrays, texts: dict[str, str]) -> str:
+    """SHA-256 of arrays and texts."""
+    facts = [{name: text for name, text in texts.items() if name != CHECKSUM}]
+    facts += [{name: f"{arrays[name].dtype} {arrays[name].shape}"} for name in sorted(arrays)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(_bytes(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _near(found: NDArray[Any], array: NDArray[Any]) -> bool:
+    return bool(np.allclose(found, array, rtol=_TOLERANCE, atol=_TOLERANCE))
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -29,7 +29,8 @@ class Embedder(Protocol):
     """Maps texts to vectors."""
 
     name: str
-    """Stored with the vectors, so that queries are embedded the same way."""
+    """Stored with the vectors, so that queries are embedded the same way. Where an embedder also has a `version`, vectors of
+    another version are made again."""
     width: int
     by_pieces: bool
     """Whether it knows words by their pieces only, so that the vector of an unknown word is chance."""
@@ -52,9 +53,12 @@ class WordLlama:
     by_pieces = True
 
     def __init__(self) -> None:
+        from importlib.metadata import version
+
         from safetensors.numpy import load
         from tokenizers import Tokenizer
 
+        self.version = version("wordllama")
         # Importing the package would take longer than a search.
         package = find_spec("wordllama")
         assert package is not None and package.origin is not None
@@ -83,6 +87,8 @@ class SentenceTransformer:
     by_pieces = False
 
     def __init__(self, model: str) -> None:
+        from importlib.metadata import version
+
         try:
             from sentence_transformers import SentenceTransformer as Model
         except ImportError as error:
@@ -90,7 +96,14 @@ class SentenceTransformer:
                 "sentence-transformers is not installed, and the embedder needs it.", "pip install 'saekit[embed]'."
             ) from error
         self.name = f"sentence-transformers:{model}"
-        self._model = Model(model)
+        self.version = version("sentence-transformers")
+        try:
+            self._model = Model(model)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"The embedder {self.name} cannot be loaded: {error}",
+                "Check the name or the folder of the model, and the network where it is not on this machine.",
+            ) from error
         self.width = int(self._model.get_sentence_embedding_dimension() or 0)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -108,7 +121,7 @@ def embedder(name: str = DEFAULT) -> Embedder:
     """The embedder of this name, such as `wordllama` or `sentence-transformers:all-MiniLM-L6-v2`. It is loaded once.
 
     Raises:
-        ConfigError: there is no such embedder, or its package is not installed.
+        ConfigError: there is no such embedder, its package is not installed, or it cannot be loaded.
     """
     kind, _, argument = name.partition(":")
     load = EMBEDDERS.find(kind)

@@ -155,6 +155,8 @@ def _damage(name: str, what: str, hint: str = _RESTORE) -> Part:
 
 def _files(root: Path) -> Iterator[Part]:
     """Check all files that the ledger covers, and list the files that it does not cover."""
+    from feature_db.search.arrays import SUFFIXES  # loads numpy
+
     own = Ledger(root)
     try:
         found = own.read()
@@ -174,7 +176,8 @@ def _files(root: Path) -> Iterator[Part]:
             without.append(name)
         elif not (_ELSEWHERE.fullmatch(name) or _OTHERS.fullmatch(name)):
             unknown.append(name)
-    for name in [name for name in found.hashes if not (root / name).exists()]:
+    missing = [name for name in found.hashes if not (root / name).exists()]
+    for name in [name for name in missing if not name.endswith(SUFFIXES)]:  # the next search writes those again
         hint = f"{_RESTORE} If you removed it yourself: `saekit verify {root} --accept {name}`."
         yield _damage(name, "the file is missing", hint)
     for problem in found.problems:

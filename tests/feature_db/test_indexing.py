@@ -315,7 +315,7 @@ def test_rows_are_made_in_this_process(index: Index, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr(rows, "_CHUNK", 5)
+    monkeypatch.setattr(rows, "_CHUNK", 1)
     assert len(index().densities(SITE)) == F
 
     def broken(*_: object) -> None:

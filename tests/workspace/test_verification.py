@@ -39,6 +39,15 @@ def test_a_finished_workspace_is_sound(covered: Path) -> None:
     assert {part.state for part in found.parts} == {"sound"}, states(found)
 
 
+def test_what_a_search_writes_again_may_go(covered: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(covered, tmp_path / "copy"))
+    for path in [*(copy / "vectors").glob("*.features.safetensors"), *(copy / "vectors").glob("*.words.safetensors")]:
+        path.unlink()
+    assert check(copy).error() is None
+    next((copy / "vectors").glob("*.npy")).unlink()
+    assert check(copy).error() is not None
+
+
 def damaged_names(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each file in turn with one bit changed, and what `verify` says about it."""
     rng = random.Random(0)
