@@ -43,6 +43,8 @@ class WordSet(NamedTuple):
     open: bool = False
     """Whether there are more such words than listed: the recall is then taken of the share of activation on the words that are
     kept for a feature, as its precision is."""
+    share: float = 1.0
+    """Share of the query that the name of the set has: "article" is half of "newspaper article"."""
 
 
 class Answer(NamedTuple):

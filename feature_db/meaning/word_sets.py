@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from string import ascii_lowercase
 
 import numpy as np
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 from feature_db.labels.token_classes import CALLED
 from feature_db.meaning.categories import members as members_of
 from feature_db.meaning.categories import parts
+from feature_db.meaning.characters import characters_called
 from feature_db.meaning.embedders import KNOWN, unit
-from feature_db.meaning.parts_of_speech import bases, inflected, is_word
+from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases, inflected, is_word
 from feature_db.meaning.profile import Profile, WordSet, largest
 from feature_db.meaning.wordnet import wordnet
 from feature_db.store import stored
@@ -40,9 +40,13 @@ _BESIDES = 0.9
 _OWN = 64
 """Nearest words among which the query's own are looked for."""
 _MOST_SPELLED = 100
-_SIGNS = frozenset(["a", "an", "the", "sign", "mark", "marks", "signs", "character", "symbol", "symbols", "of", "and"])
-_EVERYDAY = {".": "period dot", "-": "dash", "\n": "line break newline", '"': "double quotes", "'": "apostrophe single quote"}
-"""Everyday names of characters that their Unicode names lack."""
+_UNSAID = FUNCTION_WORDS | {
+    form for word in ("word", "text", "language", "character", "symbol", "sign", "token") for form in (word, word + "s")
+}
+"""Words that a query may have beside the name of what it is about: "French words"."""
+_LEAST_SHARE = 0.5
+"""A query is about something else where a name has this share of its words or less."""
+_ALPHABET = frozenset(["letter", "alphabet", "single"])
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,19 @@ class Asked:
     def all_words(self) -> set[str]:
         """All words of the query, case-folded, in singular and plural."""
         return {form for word in re.findall(r"\w+", self.text.casefold()) for form in forms(word)}
+
+    def share(self, names: Set[str]) -> float:
+        """Share of the query's words that a name has: all of "the articles"; 0 for half of them or less ("newspaper article").
+
+        Of a query with several parts ("letters and digits"), the largest share of a part.
+        """
+
+        def of(words: list[str]) -> float:
+            said = [word for word in words if word not in _UNSAID] or words
+            return sum(not names.isdisjoint(forms(word)) for word in said) / len(said)
+
+        largest = max((of(re.findall(r"\w+", " ".join(part))) for part in parts(self.text)), default=0.0)
+        return largest if largest > _LEAST_SHARE else 0.0
 
     @cached_property
     def categories(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]]:
@@ -191,32 +208,18 @@ def kinds(asked: Asked) -> Iterable[WordSet]:
 
 
 def characters(asked: Asked) -> Iterable[WordSet]:
-    """Punctuation marks and symbols, by their Unicode names and by themselves."""
-    wanted = [word for word in re.findall(r"\w+", asked.text.casefold()) if word not in _SIGNS]
+    """Punctuation marks and symbols, by themselves, by their Unicode names and by everyday names.
+
+    The query must have all words of the name: "stop" is not the character "full stop".
+    """
     bare = asked.text.strip()
-    called = [set().union(*(_by_name().get(form, ()) for form in forms(word))) for word in wanted]
-    found = set.intersection(*called) if called else set()
-    for char in sorted(found | {bare} & _symbols()) or [bare[:1]]:
-        words, _ = asked.find("text = ?", char)
-        if len(words) and not char.isalnum():
-            yield WordSet("the character", words, np.ones(len(words), np.float32))
-
-
-@cache
-def _symbols() -> frozenset[str]:
-    """Punctuation marks and symbols of the Basic Multilingual Plane."""
-    return frozenset(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] in "PS")
-
-
-@cache
-def _by_name() -> dict[str, set[str]]:
-    """Symbols by each word of their names."""
-    found: dict[str, set[str]] = {}
-    for char in _symbols():
-        name = f"{unicodedata.name(char, '')} {_EVERYDAY.get(char, '')}"
-        for word in name.casefold().replace("-", " ").split():
-            found.setdefault(word, set()).add(char)
-    return found
+    called = [(char, asked.share(name)) for char, name in characters_called(asked.all_words)]
+    if not re.search(r"\w", bare):
+        called = [(bare[:1], 1.0)]
+    for char, share in called:
+        found, _ = asked.find("text = ?", char)
+        if len(found):
+            yield WordSet("the character", found, np.ones(len(found), np.float32), share=share)
 
 
 def spelled(asked: Asked) -> Iterable[WordSet]:
@@ -247,7 +250,8 @@ def languages(asked: Asked) -> Iterable[WordSet]:
             for text in texts
         ]
         if texts:
-            yield WordSet(f"frequent words of {name.capitalize()}", words, np.array(weights, np.float32), evenly=True, open=True)
+            said = f"frequent words of {name.capitalize()}"
+            yield WordSet(said, words, np.array(weights, np.float32), evenly=True, open=True, share=asked.share(set(names)))
 
 
 def numbers(asked: Asked) -> Iterable[WordSet]:
@@ -259,7 +263,7 @@ def numbers(asked: Asked) -> Iterable[WordSet]:
         if names & asked.all_words:
             words, _ = asked.find(condition)
             if len(words):
-                yield WordSet(what, words, np.ones(len(words), np.float32))
+                yield WordSet(what, words, np.ones(len(words), np.float32), share=asked.share(names))
 
 
 def letters(asked: Asked) -> Iterable[WordSet]:
@@ -267,17 +271,18 @@ def letters(asked: Asked) -> Iterable[WordSet]:
     if "letter" in asked.all_words:
         words, _ = asked.find(f"text IN ({', '.join('?' * len(ascii_lowercase))})", *ascii_lowercase)
         if len(words):
-            yield WordSet("single letters", words, np.ones(len(words), np.float32))
+            yield WordSet("single letters", words, np.ones(len(words), np.float32), share=asked.share(_ALPHABET))
 
 
 def grammar(asked: Asked) -> Iterable[WordSet]:
     """The words of a closed class that the query names: question words, pronouns, singular verbs, days of the week, ..."""
     for names, members in CLOSED_CLASSES.items():
-        if all(not asked.all_words.isdisjoint(forms(name)) for name in names.split()):
+        if asked.all_words.issuperset(names.split()):
             wanted = members.split()
             words, _ = asked.find(f"text IN ({', '.join('?' * len(wanted))})", *wanted)
             if len(words):
-                yield WordSet(f"closed class '{names}'", words, np.ones(len(words), np.float32))
+                share = asked.share(set(names.split()))
+                yield WordSet(f"closed class '{names}'", words, np.ones(len(words), np.float32), share=share)
 
 
 LEXICONS: Registry[Callable[[Asked], Iterable[WordSet]]] = Registry(
@@ -307,6 +312,8 @@ CLOSED_CLASSES = {
     "reflexive": "myself yourself himself herself itself ourselves yourselves themselves",
     "pronoun": "i you he she it we they me him her us them my your his its our their",
     "article": "a an the",
+    "definite article": "the",
+    "indefinite article": "a an",
     "determiner": "a an the this that these those each every some any no",
     "demonstrative": "this that these those",
     "conjunction": "and or but so because if although while unless since nor yet",
@@ -321,7 +328,9 @@ CLOSED_CLASSES = {
     "weekday": "monday tuesday wednesday thursday friday saturday sunday",
     "day week": "monday tuesday wednesday thursday friday saturday sunday",
     "month": "january february march april may june july august september october november december",
+    "month year": "january february march april may june july august september october november december",
     "season": "spring summer autumn fall winter",
+    "season year": "spring summer autumn fall winter",
 }
 """Classes of words that are complete when listed: words of their names, in the singular, and their members."""
 

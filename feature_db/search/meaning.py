@@ -75,7 +75,8 @@ def chance(f1: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
 
 
 def word_sets(lexicons: Callable[[str], bool], lookup: Lookup) -> Iterator[Scores]:
-    """Features that detect a set of words that the query stands for, by the chance that they are right.
+    """Features that detect a set of words that the query stands for, by the chance that they are right; it is less if
+    the query says more than the name of the set.
 
     Args:
         lexicons: whether to use the lexicon of this name.
@@ -86,10 +87,11 @@ def word_sets(lexicons: Callable[[str], bool], lookup: Lookup) -> Iterator[Score
         best_F, by_F = np.zeros(query.profile.n_features, np.float32), np.zeros(query.profile.n_features, np.uint8)
         for i, words in enumerate(sets):
             features, f1 = query.profile.answer(words)
-            better = f1 > best_F[features]
-            best_F[features[better]], by_F[features[better]] = f1[better], i
+            value = chance(f1) * words.share
+            better = value > best_F[features]
+            best_F[features[better]], by_F[features[better]] = value[better], i
         features = np.flatnonzero(best_F)
-        yield Scores(sae, features, chance(best_F[features]), partial(_fires_on, query, sets, by_F))
+        yield Scores(sae, features, best_F[features], partial(_fires_on, query, sets, by_F))
 
 
 def _nearest(query: Asked, feature: int) -> str:

@@ -15,18 +15,23 @@ from tests.kit.planted import SITE, F, PlantedStore, inside_word, make_sae
 
 PLANTED = [
     "mother", "car", "truck", "hot", "cold", "houses", "walked", "apple", "violin", "собака", "猫", "avec", '"', "1984", "France",
-    "Tom", "quickly", "table",
+    "Tom", "quickly", "table", ".", "a",
 ]  # fmt: skip
-"""Feature i fires on the i-th word. Feature 20 fires on vehicles, 21 on fruit, 22 on plural nouns, 23 on past tense."""
-TOGETHER = {20: "car truck bus", 21: "apple banana grape", 22: "houses dogs cups trees", 23: "walked jumped called ran"}
+"""Feature i fires on the i-th word. Feature 20 fires on vehicles, 21 on fruit, 22 on plural nouns, 23 on past tense, 24 on
+articles, 25 on days of the week, 26 on question words."""
+TOGETHER = {
+    20: "car truck bus", 21: "apple banana grape", 22: "houses dogs cups trees", 23: "walked jumped called ran", 24: "the a",
+    25: "Monday Friday", 26: "who why", 27: "?",
+}  # fmt: skip
 FILLERS = ["the", "a", "of", "bus", "banana", "grape", "dogs", "cups", "trees", "jumped", "called", "ran", "stone", "river"]
+FILLERS += ["Monday", "Friday", "who", "why", "?"]
 
 
 @pytest.fixture(scope="module")
 def planted(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> FeatureDB:
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(1)
     words = [*PLANTED, *FILLERS]
-    documents = ["Then " + " ".join(random.choice(words, 25)) + " ." for _ in range(120)]
+    documents = ["Then " + " ".join(random.choice(words, 25)) + " ." for _ in range(160)]
     batches = list(token_batches(tiny_lm, Corpus.open(documents), context=64, n_tokens=None, batch_size=8, packing="pack"))
     tokens, position, document = (
         np.concatenate([getattr(batch, name)[batch.mask_BT.bool()].numpy() for batch in batches])
@@ -56,6 +61,9 @@ def planted(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) ->
         ("hot", 3), ("cold", 4),
         ("собака", 9), ("猫", 10), ("French", 11),  # languages that the embedding does not know, or that the query names
         ("quotation mark", 12), ("years", 13), ("past tense", 23), ("plural nouns", 22), ("adverbs", 16),
+        ("quotation marks", 12), ("double quote", 12), ("full stop", 18), ("question mark", 27),  # characters
+        ("letters", 19), ("letters of the alphabet", 19), ("numbers", 13), ("French words", 11),
+        ("days of the week", 25), ("question words", 26), ("articles", 24), ("definite article", 24),  # closed classes
     ],
 )  # fmt: skip
 def test_a_concept_is_found_first(planted: FeatureDB, query: str, feature: int) -> None:
@@ -67,6 +75,18 @@ def test_a_concept_is_found_first(planted: FeatureDB, query: str, feature: int) 
 def test_opposites_are_no_hits(planted: FeatureDB, query: str, opposite: int) -> None:
     scores = {hit.feature: hit.score for hit in planted.search(query, F)}
     assert scores.get(opposite, 0.0) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("query", "feature"),
+    [
+        ("stop", 18), ("full", 18), ("double", 12), ("single", 12), ("love letter", 19), ("newspaper article", 24),
+        ("French fries", 11), ("full stop signs ahead of the old bridge", 18),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_name_and_a_name_in_a_longer_query_name_nothing(planted: FeatureDB, query: str, feature: int) -> None:
+    scores = {hit.feature: hit.score for hit in planted.search(query, F)}
+    assert scores.get(feature, 0.0) < 0.1
 
 
 def test_a_label_by_a_person_beats_all_statistics(planted: FeatureDB) -> None:
