@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from feature_db.arrays.feature_arrays import OF_BUILD, Entries, FeatureArrays
 from feature_db.arrays.rows import columns
-from feature_db.labels.rules import LABEL_METHODS
+from feature_db.labels.rules import HUMAN, LABEL_METHODS
 from feature_db.meaning.embedders import Embedder
 from feature_db.meaning.profile import Profile
 from feature_db.meaning.word_sets import Asked
@@ -33,11 +34,9 @@ if TYPE_CHECKING:
 STEM = 0.8
 """Weight of a word that shares only its stem with the query's."""
 FULL_TEXT_LIMIT = 1000
-_ENDING, _LEAST_STEM = 3, 3
-"""Letters at the end of a word that another form may lack, and letters that both have at least."""
 _MOST_OF_SOURCE = 50_000
 LABEL_LIMIT = 5000
-"""Of each dictionary. A word that more labels have says little."""
+"""Of each dictionary; all labels by people count. A word that more labels have says little."""
 
 
 class Match(NamedTuple):
@@ -232,17 +231,32 @@ class Lookup:
                 )
                 yield from stored.rows("full-text search", found, INT, TEXT)
 
-    def says(self, features: Sequence[int]) -> set[int]:
-        """Those of the features with these ids that have the first letters of the word in a note or a label that no rule made."""
-        rules, wanted = list(LABEL_METHODS), json.dumps(list(features))
+    def written(self, labelled: Sequence[int]) -> list[tuple[int, str]]:
+        """Labels and notes that have the word's stem and that no rule made: the feature's id and the text.
+
+        Args:
+            labelled: features whose labels by models are looked at. All of people's labels and notes are.
+        """
+        if not WORD.fullmatch(self.word):
+            return []
+        rules, texts = list(LABEL_METHODS), []
+        # "+": the features are looked up among the words, not the other way round.
+        having = "+feature IN (SELECT rowid FROM feature_fts WHERE feature_fts MATCH ?)"
+        for sae in self.chosen.saes:
+            asked = (feature_id(sae, 0), feature_id(sae + 1, 0) - 1, f"label: {_quoted(self.word)}")
+            found = self.db.execute(
+                f"SELECT feature, keywords FROM label WHERE method = '{HUMAN}' AND feature BETWEEN ? AND ? AND {having} "
+                f"UNION ALL SELECT feature, text FROM note WHERE feature BETWEEN ? AND ? AND {having}",
+                (*asked, *asked),
+            )
+            texts += stored.rows("the labels", found, INT, TEXT)
         found = self.db.execute(
             "SELECT label.feature, label.keywords FROM json_each(?) AS wanted CROSS JOIN label ON label.feature = wanted.value "
-            f"WHERE label.keywords != '' AND label.method NOT IN ({marks(rules)}) "
-            "UNION ALL SELECT feature, text FROM json_each(?) AS wanted CROSS JOIN note ON note.feature = wanted.value",
-            (wanted, *rules, wanted),
+            f"WHERE label.method NOT IN ({marks([HUMAN, *rules])})",
+            (json.dumps(list(labelled)), HUMAN, *rules),
         )
-        stem = self.word[: max(len(self.word) - _ENDING, _LEAST_STEM)]
-        return {feature for feature, words in stored.rows("the labels", found, INT, TEXT) if stem in words.casefold()}
+        texts += stored.rows("the labels", found, INT, TEXT)
+        return [texts[i] for i in _having_stem(self.word, [text for _, text in texts])]
 
     def full_text(self, column: str) -> list[tuple[int, float, str]]:
         """Chosen features whose labels (`label`) or example texts (`context`) have the word's stem: (feature, BM25, text)."""
@@ -304,6 +318,16 @@ class Lookup:
                 if len(fulfil) <= _MOST_OF_SOURCE:
                     may &= np.isin(ids, fulfil)
         return may
+
+
+def _having_stem(word: str, texts: Sequence[str]) -> list[int]:
+    """Places of the texts that have the word's stem, as the full-text search of the database reads words."""
+    if not texts:
+        return []
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE VIRTUAL TABLE said USING fts5(text, tokenize='porter unicode61')")
+        db.executemany("INSERT INTO said(rowid, text) VALUES (?, ?)", enumerate(texts))
+        return [place for (place,) in db.execute("SELECT rowid FROM said WHERE said MATCH ? ORDER BY rowid", (_quoted(word),))]
 
 
 def _quoted(word: str) -> str:

@@ -99,15 +99,23 @@ def _per_term(terms: NDArray[np.int64], weight: Mapping[int, float]) -> NDArray[
 def label(lookup: Lookup) -> Iterator[Scores]:
     """Features whose labels contain the word. The match is weaker in longer labels, and far weaker in labels by rules.
 
-    What rules say about a feature, the other signals read from its statistics.
+    A label or note that a person or a model wrote counts by itself, whatever else the feature is called. What rules say about a
+    feature, the other signals read from its statistics.
     """
-    found = dict(lookup.labelled())
-    ids, by_hand = np.array(sorted(found), np.int64), lookup.says(list(found))
-    lengths = np.array([len(found[feature].split()) for feature in ids.tolist()])
-    values = np.maximum(1.1 - 0.1 * lengths, 0.5) * np.where(np.isin(ids, list(by_hand)), 1.0, _BY_RULE)
+    labelled = dict(lookup.labelled())
+    found = {feature: _BY_RULE * _in_label(text) for feature, text in labelled.items()}
+    for feature, text in lookup.written(list(labelled)):
+        found[feature] = max(found.get(feature, 0.0), _in_label(text))
+    ids = np.array(sorted(found), np.int64)
+    values = np.array([found[feature] for feature in ids.tolist()])
     for sae in lookup.chosen.saes:
         here = slice(*np.searchsorted(ids, [feature_id(sae, 0), feature_id(sae + 1, 0)]))
         yield Scores(sae, ids[here] - feature_id(sae, 0), values[here], lambda _: f"its label or a note says '{lookup.word}'")
+
+
+def _in_label(text: str) -> float:
+    """What a word in a label of these words counts."""
+    return max(1.1 - 0.1 * len(text.split()), 0.5)
 
 
 def text(lookup: Lookup) -> dict[int, Match]:

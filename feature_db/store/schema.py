@@ -37,6 +37,8 @@ _ADDED_TABLES: dict[int, tuple[str, ...]] = {
     ),
 }
 """Tables that a version added to the one before it. Their indices come with them."""
+_ADDED_INDICES = {4: ("label_human",)}
+"""Indices that a version added on tables of earlier ones. Files without them hold the same, and are read more slowly."""
 _ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
     4: {
         "feature": ("input_score REAL", "output_score REAL", "effect REAL", "logit_histogram BLOB", "label_score REAL"),
@@ -153,6 +155,7 @@ def filled_in() -> frozenset[str]:
 def _added_tables(found: int) -> Objects:
     """SQL of the tables, and of their indices, that version `found` does not have."""
     names = {name for number, tables in _ADDED_TABLES.items() if number > found for name in tables}
+    names |= {name for number, indices in _ADDED_INDICES.items() if number > found for name in indices}
     return {
         key: sql
         for key, sql in _expected().items()
@@ -220,8 +223,9 @@ def check(db: sqlite3.Connection, path: Path) -> None:
         if not ours or name in _STATISTICS or (kind == "index" and sql is None):  # SQLite makes an index for each UNIQUE
             continue
         found[kind, name] = _bare(name, sql)
+    spared = {("index", name) for names in _ADDED_INDICES.values() for name in names} - found.keys()
     for key, sql in expected.items():
-        if found.pop(key, None) != sql:
+        if key not in spared and found.pop(key, None) != sql:
             raise _foreign(path, f"a missing or changed {key[0]}, {key[1]!r}")
     if found:
         kind, name = next(iter(found))

@@ -54,7 +54,7 @@ CREATE TABLE feature (
     max REAL NOT NULL,
     histogram BLOB NOT NULL,            -- see statistics.py
     kind TEXT NOT NULL,                 -- dead, word, piece, class, context, output, dense
-    input_score REAL,                   -- 0 to 1, see effects.py; NULL until measured, like the next three
+    input_score REAL,                   -- 0 to 1, see effects/scores.py; NULL until measured, like the next three
     output_score REAL,                  -- 0 to 1
     effect REAL,                        -- mean KL divergence in nats that one clamp causes on neutral prompts
     logit_histogram BLOB,               -- of the direct effect on all tokens, see logits.py
@@ -152,6 +152,7 @@ CREATE TABLE label (
     corpus TEXT                         -- corpus.key of the documents that a model wrote it from; NULL: of a rule or a person, or unknown
 );
 CREATE INDEX label_feature ON label(feature, rank DESC, id);
+CREATE INDEX label_human ON label(feature) WHERE method = 'human';
 
 CREATE TABLE label_score (
     label INTEGER NOT NULL REFERENCES label(id) ON DELETE CASCADE,

@@ -141,6 +141,20 @@ def test_the_feature_of_several_words_beats_those_of_one(index: Index, tiny_lm: 
     assert {hit.feature for hit in db.search("cat and zebra", 2)} == {5, 6}, "a word nobody knows says nothing"
 
 
+def test_what_people_write_counts_by_itself_and_in_whole_words(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = index()
+    db.set_label((SITE, 2), "nonadjectives")  # a rule says "adjectives"
+    assert {hit.feature: hit.score for hit in db.search("adjectives", 40, by="label")}[2] < 0.1
+    monkeypatch.setattr("feature_db.search.lookup.LABEL_LIMIT", 0)  # as if rules had labelled many features with the words before
+    db.add_note((SITE, 9), "A long note about what it does in several texts, which says nothing of what people call it.")
+    for feature in (9, 30):
+        db.set_label((SITE, feature), "zebras")
+    hits = db.search("zebra", by="label")
+    assert [(hit.feature, hit.score) for hit in hits] == [(9, 1.0), (30, 1.0)]
+    db.add_note((SITE, 12), "striped giraffe")
+    assert [hit.feature for hit in db.search("giraffes", by="label")] == [12]
+
+
 def test_equal_scores_are_ordered_by_number(index: Index) -> None:
     db = index()
     for feature in (9, 4, 12):

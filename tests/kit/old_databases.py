@@ -10,7 +10,8 @@ from feature_db.store import connections, schema
 
 def as_version_3(path: Path) -> None:
     """Without what version 4 added."""
-    tables = "".join(f"DROP TABLE {name}; " for name in reversed(schema._ADDED_TABLES[4]))
+    indices = "".join(f"DROP INDEX {name}; " for name in schema._ADDED_INDICES[4])
+    tables = indices + "".join(f"DROP TABLE {name}; " for name in reversed(schema._ADDED_TABLES[4]))
     columns = "".join(
         f"ALTER TABLE {table} DROP COLUMN {column.split()[0]}; "
         for table, added in schema._ADDED_COLUMNS[4].items()
