@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from feature_db import FeatureDB
 from feature_db.arrays import files
-from feature_db.meaning import embedders
 from feature_db.meaning.embedders import DEFAULT, EMBEDDERS, WordLlama, embedder, unit
 from feature_db.search.arrays import SUFFIXES
 from saekit.errors import ConfigError, DatabaseError
@@ -128,7 +130,14 @@ def test_a_chosen_embedder_is_kept_and_one_that_cannot_be_loaded_is_replaced(
     assert index().verify() == [] and embedder_of(path) == DEFAULT
 
 
-def test_a_model_that_cannot_be_loaded_is_a_typed_error(tmp_path: Path) -> None:
-    pytest.importorskip("sentence_transformers")
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        embedders.SentenceTransformer(str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("error", [OSError("no such model"), ValueError("no model type")])
+def test_a_model_that_cannot_be_loaded_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(_: str) -> None:
+        raise error
+
+    package = ModuleType("sentence_transformers")
+    package.SentenceTransformer = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    monkeypatch.setattr(metadata, "version", lambda _: "5")
+    with pytest.raises(ConfigError, match=f"sentence-transformers:nowhere cannot be loaded: {error}"):
+        embedder("sentence-transformers:nowhere")
