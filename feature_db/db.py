@@ -238,7 +238,10 @@ class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
             return read.stats(db, *self._addressed.feature(ref, number))
 
     def sql(self, query: str, *, limit: int = 1000, seconds: float = 10.0) -> Table:
-        """The rows of one SELECT on the views features, labels, words, classes, examples, histograms, lists and dictionaries.
+        """The rows of one SELECT on the views.
+
+        They are features, labels, scores, notes, words, classes, examples, histograms, logit_histograms, partners, corpus_labels,
+        failures, lists and dictionaries.
 
         ::
 

@@ -74,8 +74,8 @@ class Searches:
             density: return only features whose density lies in this range.
             live: leave out features that never fired.
             by: only these signals, by their names in :data:`feature_db.search.SIGNALS`. None: the words that features fire on,
-                by their meaning (near, named, meaning), labels, promoted tokens, and deep if `lm` and `sae` are given; hits
-                with a score under .01 are left out.
+                by their meaning (near, named, meaning), classes of tokens, labels, promoted tokens, and deep if `lm` and `sae`
+                are given; hits with a score under .01 are left out.
             where: return only features that fulfil this condition, such as `"density < .01 and kind = 'word'"`
                 (:mod:`feature_db.search.where`).
             sort: order by this column instead of the score: `density`, or `"max desc"`.

@@ -172,8 +172,9 @@ def _on_words(lookup: Lookup, indexed: IndexedSAE, texts: Contrast, n_tokens: fl
 def _auc(positives: Sequence[Fired], negatives: Sequence[Fired], feature: int) -> float:
     """Share of the pairs of a positive and a negative text in which the feature's activation is larger on the positive one."""
     above, below = (np.array([_largest(text, feature)[0] for text in texts]) for texts in (positives, negatives))
-    pairs = above[:, None] - below[None]
-    return round(float((pairs > 0).mean() + (pairs == 0).mean() / 2), 6)
+    below.sort()
+    smaller, not_larger = (np.searchsorted(below, above, side) for side in ("left", "right"))
+    return round(float((smaller + not_larger).mean() / (2 * len(below))), 6)
 
 
 def _largest(text: Fired, feature: int) -> tuple[float, int]:

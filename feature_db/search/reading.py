@@ -109,12 +109,19 @@ def _read(lm: LanguageModel, example: Any, spans: Sequence[Span] | None) -> Text
         if spans is not None:
             raise ConfigError("Spans are given for a chat.", "Give the chat as a text, or leave the spans out.")
         ids, chosen = ChatTemplate(lm.text).tokens(example, "content")
-        words = " ".join(str(message.get("content", "")) for message in example)
+        words = " ".join(_said(message.get("content")) for message in example)
     else:
         raise ConfigError(f"{example!r:.60} is no example text.", "Give a text, or a chat as a list of messages.")
     if not chosen.any():
         raise ConfigError(f"The example {example!r:.60} has no token that matters.", "Give a text with words.")
     return Text(list(ids), chosen, words)
+
+
+def _said(content: Any) -> str:
+    """The words of a message; none where its content is null, as beside a tool call."""
+    if isinstance(content, Sequence) and not isinstance(content, str):  # parts of text, and pictures
+        return " ".join(str(part.get("text") or "") if isinstance(part, Mapping) else str(part) for part in content)
+    return "" if content is None else str(content)
 
 
 def _inside(text: str, spans: Sequence[Span]) -> list[Span]:

@@ -21,6 +21,8 @@ _SHARPNESS = 8
 _LEAST_WEIGHT = 0.05
 _DISCOUNT = 0.8
 """How far a word that the other texts have loses weight."""
+_BLOCK = 2048
+"""Words whose cosines with as many others are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ def shared(profile: Profile, positives: Words, negatives: Words, n_tokens: float
     words = np.unique(np.concatenate([np.zeros(0, np.int64), *positives.texts]))
     if not len(words):
         return None
-    recall = np.mean([_nearest(profile, words, text) for text in positives.texts], axis=0)
+    recall = np.mean([_nearest(profile.vector_VD, words, text) for text in positives.texts], axis=0)
     chance = 1 - (1 - np.minimum(profile.count_V[words] / max(corpus_tokens, 1), 1)) ** n_tokens
     f1 = f1_score(recall, chance)
     others = np.concatenate([np.zeros(0, np.int64), *negatives.texts])
-    weight = (f1 * (1 - _DISCOUNT * _nearest(profile, words, others))) ** _SHARPNESS
+    weight = (f1 * (1 - _DISCOUNT * _nearest(profile.vector_VD, words, others))) ** _SHARPNESS
     weight /= max(float(weight.max()), 1e-30)
     keep = weight > _LEAST_WEIGHT
     return WordSet("which the texts share", words[keep], weight[keep].astype(np.float32))
@@ -77,10 +79,15 @@ def f1_score(recall: NDArray[np.float64], false_rate: NDArray[np.float64]) -> ND
     return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
 
 
-def _nearest(profile: Profile, words: NDArray[np.int64], text: NDArray[np.int64]) -> NDArray[np.float64]:
+def _nearest(vectors: NDArray[np.float16], words: NDArray[np.int64], text: NDArray[np.int64]) -> NDArray[np.float64]:
     """Cosine of each word with the nearest word of a text, 0 to 1; 1 for words that the text has."""
     if not len(text):
         return np.zeros(len(words))
-    vectors = profile.vector_VD
-    cosine = (vectors[words].astype(np.float32) @ vectors[text].astype(np.float32).T).max(1)
+    cosine = np.full(len(words), -1, np.float32)
+    text = np.unique(text)
+    for first in range(0, len(text), _BLOCK):
+        others = vectors[text[first : first + _BLOCK]].astype(np.float32).T
+        for start in range(0, len(words), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            cosine[block] = np.maximum(cosine[block], (vectors[words[block]].astype(np.float32) @ others).max(1))
     return np.where(np.isin(words, text), 1.0, np.clip(cosine, 0, 1))

@@ -9,6 +9,7 @@ import typer
 
 from saekit.cli import completion, options
 from saekit.cli.output import console, emit, quiet_libraries, say, text
+from saekit.errors import ConfigError
 
 
 def search(
@@ -82,7 +83,7 @@ def search(
     *,
     load: options.PlaceOptions,
 ) -> None:
-    """Find features by concept: by their labels, the words they fire on, their examples, and the tokens they promote.
+    """Find features by concept: by their labels, the words and classes of tokens they fire on, and the tokens they promote.
 
     All indexed dictionaries are searched, except those that were replaced since; a warning names these. `--site` and `--name`
     restrict the search to dictionaries that read the site, or have the name.
@@ -104,7 +105,6 @@ def search(
 
     Example: `saekit search pythia --where "output_score > .5" --sort "output_score desc"`
     """
-    from saekit.errors import ConfigError
     from saekit.names.address import Address
     from saekit.workspace.workspace import Workspace
 
@@ -151,6 +151,8 @@ def _example(given: str) -> Any:
             return json.loads(given)
         except ValueError:
             pass
+        except RecursionError as error:
+            raise ConfigError(f"The JSON {given!r:.60} is nested too deeply to be read.", "Give a list of messages.") from error
     return given
 
 

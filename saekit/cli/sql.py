@@ -20,7 +20,8 @@ def sql(
 ) -> None:
     """Query the features with SQL. Nothing can be changed.
 
-    Views: `features`, `labels`, `words`, `examples`, `histograms`, `lists`, `dictionaries`. Their columns:
+    Views: `features`, `labels`, `scores`, `notes`, `words`, `classes`, `examples`, `histograms`, `logit_histograms`, `partners`,
+    `corpus_labels`, `failures`, `lists`, `dictionaries`. Their columns:
     `saekit sql pythia "select * from features" -n 1`.
 
     Example: `saekit sql pythia "select ref, label, density from features where kind = 'word' order by density desc" -n 10`

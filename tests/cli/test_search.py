@@ -66,3 +66,8 @@ def test_mistakes_are_named(saekit: Saekit, workspace: Path, arguments: tuple[st
     outcome = saekit(command, workspace, *rest, "--json")
     assert outcome.status == 2
     assert message in json.loads(outcome.stdout or outcome.stderr)["message"]
+
+
+def test_json_that_is_nested_too_deeply_is_named(saekit: Saekit, workspace: Path) -> None:
+    outcome = saekit("search", workspace, "--text", '[{"a":' + "[" * 50_000)
+    assert outcome.status == 1 and "nested too deeply" in outcome.stderr and "bug" not in outcome.stderr

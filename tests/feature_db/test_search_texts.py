@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from feature_db import FeatureDB, build
-from feature_db.search.reading import fired, marked, read
+from feature_db.meaning.embedders import unit
+from feature_db.search.examples import _auc
+from feature_db.search.reading import Fired, _said, fired, marked, read
+from feature_db.search.shared_words import _nearest
 from saekit.activations import Corpus, write_store
 from saekit.errors import ConfigError, StoreMismatch
 from saekit.lm import LanguageModel
@@ -191,3 +195,35 @@ def test_a_model_without_features_in_the_texts_finds_nothing(index: Index, tiny_
     silent = make_sae()
     silent.b_enc.data -= 1e4
     assert index(sae=silent, path=tmp_path / "s" / "f.sqlite").search_texts(tiny_lm, silent, "happy") == []
+
+
+def test_a_null_content_has_no_words() -> None:
+    assert [_said(content) for content in (None, "a dog", [{"type": "text", "text": "a cat"}, {"type": "image"}])] == [
+        "", "a dog", "a cat ",
+    ]  # fmt: skip
+
+
+def test_auc_is_the_share_of_pairs_with_ties_as_half() -> None:
+    def texts(values: list[float]) -> list[Fired]:
+        return [Fired(1, np.array([3]), np.array([value], np.float32), np.array([0])) for value in values]
+
+    random = np.random.default_rng(0)
+    above, below = random.integers(1, 9, 40).tolist(), random.integers(1, 7, 30).tolist()
+    pairs = [(a > b) + (a == b) / 2 for a in above for b in below]
+    assert _auc(texts(above), texts(below), 3) == round(float(np.mean(pairs)), 6)
+    assert _auc(texts(above), texts(below), 5) == 0.5  # it fires on none
+    many = texts(random.random(20_000).tolist())
+    tracemalloc.start()
+    _auc(many, many, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26  # all pairs would take 3 GB
+    tracemalloc.stop()
+
+
+def test_words_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    vectors = unit(random.normal(size=(60, 8)).astype(np.float32)).astype(np.float16)
+    words, text = np.arange(40), np.tile(np.arange(30, 60), 3)
+    monkeypatch.setattr("feature_db.search.shared_words._BLOCK", 7)
+    expected = (vectors[words].astype(np.float64) @ vectors[text].astype(np.float64).T).max(1)
+    expected = np.where(words >= 30, 1, np.clip(expected, 0, 1))
+    np.testing.assert_allclose(_nearest(vectors, words, text), expected, atol=1e-5)
