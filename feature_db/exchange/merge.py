@@ -17,7 +17,7 @@ from feature_db.exchange.copying import Copying
 from feature_db.labels.rules import HUMAN
 from feature_db.records import IndexedSAE
 from feature_db.store import connections, read, schema, set_aside
-from feature_db.store.tables import delete_dictionary, delete_orphans
+from feature_db.store.tables import delete_orphans, rank_label, refresh_label
 from saekit import files
 from saekit.errors import DatabaseError, Unwritable, shown_path
 
@@ -49,9 +49,10 @@ class Merged:
 def merge(first: str | Path, second: str | Path, folder: str | Path) -> Merged:
     """Merge two databases into `features.sqlite` and `vectors/` of a new folder. Neither of the two is changed.
 
-    A dictionary that both have (the same address and weights) keeps the rows of the first; labels by people and models, lists and
-    notes come from both. A dictionary of the second whose address has other weights in the first gets a new name. Where both have
-    a label by hand for a feature, both stay and the first is shown.
+    A dictionary that both have (the same address and weights) keeps the rows of the first; labels by people and models, lists,
+    notes and scores of labels come from both. A dictionary of the second whose address has other weights in the first gets a new
+    name. Where both have a label by hand for a feature, both stay and the first is shown. A feature that both have in a list is
+    there once, with the notes of both.
 
     Args:
         first, second: the files.
@@ -113,6 +114,7 @@ class _Merge:
     def __init__(self, db: sqlite3.Connection, first: Path, second: Path) -> None:
         self._db, self._folders = db, (first, second)
         self._merged = Merged()
+        self._same: list[tuple[IndexedSAE, IndexedSAE, bool]] = []  # in the first, in the second, whether the rows are the same
 
     def run(self, folder: Path) -> Merged:
         """Merge in one transaction, and copy the files of all dictionaries to `folder`."""
@@ -126,7 +128,9 @@ class _Merge:
         copying = Copying(db)
         copying.add(new)
         copying.add_waiting()
-        set_aside.bring_all_back(db)
+        joined = set_aside.bring_all_back(db)
+        for same in self._same:
+            self._measured(*same)
         for _, sae in copying.renumbered():
             (fingerprint,) = db.execute("SELECT fingerprint FROM sae WHERE id = ?", (sae,)).fetchone()
             set_aside.share(db, sae, fingerprint)
@@ -142,6 +146,9 @@ class _Merge:
         found.kept = [now[sae.id].dictionary for sae in mine]
         found.added = [now[sae].dictionary for _, sae in copying.renumbered()]
         self._hand_labels(now)
+        for feature, name, notes in joined:
+            said = " and ".join(map(repr, notes))
+            self._conflict(f"{_shown(now, feature)} in the list {name} has the notes {said}: both stay.")
         db.execute("ANALYZE")
         db.execute("COMMIT")
         self._files(folder, mine, self._folders[0])
@@ -160,7 +167,6 @@ class _Merge:
         at = {sae.address: sae for sae in mine}
         names = {(sae.site, sae.site_out, sae.name) for sae in (*mine, *theirs)}
         new = set()
-        other.execute("PRAGMA foreign_keys = ON")
         other.execute("BEGIN")
         for sae in theirs:
             same = at.get(sae.address)
@@ -168,10 +174,11 @@ class _Merge:
                 new.add(sae.id)
             elif same.fingerprint == sae.fingerprint:
                 self._merged.same.append(same.dictionary)
-                if read.build_key(self._db, same.address) != read.build_key(other, sae.address):
+                same_rows = read.build_key(self._db, same.address) == read.build_key(other, sae.address)
+                self._same.append((same, sae, same_rows))
+                if not same_rows:
                     self._conflict(f"{same.dictionary} has other rows in the second database (other text or settings): left out.")
                 set_aside.put(other, sae.id, sae.fingerprint)
-                delete_dictionary(other, sae.id)
             else:
                 numbered = (f"{sae.name or 'default'}-{number}" for number in range(2, 1 << 20))
                 name = next(name for name in numbered if (sae.site, sae.site_out, name) not in names)
@@ -185,6 +192,36 @@ class _Merge:
     def _conflict(self, sentence: str) -> None:
         self._merged.conflicts.append(sentence)
 
+    def _measured(self, mine: IndexedSAE, theirs: IndexedSAE, same_rows: bool) -> None:
+        """Take what the first database lacks of a dictionary that both have: scores of labels by rules.
+
+        Labels by people and models come with their scores, and failed requests too (:mod:`feature_db.store.set_aside`).
+        """
+        db, shift = self._db, schema.feature_id(mine.id, 0) - schema.feature_id(theirs.id, 0)
+        span = (schema.feature_id(theirs.id, 0), schema.feature_id(theirs.id + 1, 0) - 1)
+        if same_rows:
+            lacking = (
+                "FROM second.label theirs CROSS JOIN main.label mine ON mine.feature = theirs.feature + ? AND "
+                "mine.method = theirs.method AND mine.model IS theirs.model AND mine.text = theirs.text AND mine.corpus IS theirs.corpus "
+                "JOIN second.label_score score ON score.label = theirs.id WHERE theirs.feature BETWEEN ? AND ? "
+                "AND NOT EXISTS (SELECT 1 FROM main.label_score WHERE label = mine.id AND metric = score.metric)"
+            )
+            labels = db.execute(f"SELECT DISTINCT mine.id, mine.feature {lacking}", (shift, *span)).fetchall()
+            columns = "metric, value, n, low, high"
+            chosen = ", ".join(f"score.{name}" for name in columns.split(", "))
+            sql = f"INSERT OR IGNORE INTO main.label_score (label, {columns}) SELECT mine.id, {chosen} {lacking}"
+            db.execute(sql, (shift, *span))
+            for label, feature in labels:
+                rank_label(db, label)
+                refresh_label(db, feature)
+        sql = (
+            "SELECT name FROM second.measurement WHERE sae = ? AND name NOT IN (SELECT name FROM main.measurement WHERE sae = ?)"
+        )
+        names = [name for (name,) in db.execute(f"{sql} ORDER BY name", (theirs.id, mine.id))]
+        if names:
+            what = f"{mine.dictionary} was measured in the second database alone ({', '.join(names)}): left out"
+            self._conflict(f"{what}; `saekit index` measures it, or give that database first.")
+
     def _hand_labels(self, saes: dict[int, IndexedSAE]) -> None:
         """Report features with several labels by hand."""
         found = self._db.execute(
@@ -194,11 +231,8 @@ class _Merge:
             texts = self._db.execute(
                 "SELECT text FROM main.label WHERE feature = ? AND method = ? ORDER BY rank DESC, id", (feature, HUMAN)
             )
-            sae = saes[feature // schema.FEATURES_PER_SAE]
             said = " and ".join(repr(text) for (text,) in texts)
-            self._conflict(
-                f"{sae.dictionary}/{feature % schema.FEATURES_PER_SAE} is labelled {said}: both stay, the first is shown."
-            )
+            self._conflict(f"{_shown(saes, feature)} is labelled {said}: both stay, the first is shown.")
 
     def _files(self, folder: Path, saes: Sequence[IndexedSAE], source: Path) -> None:
         """Copy the files of dictionaries to the same places below the new folder."""
@@ -215,3 +249,8 @@ class _Merge:
                 files.sync(target)
             else:
                 self._conflict(f"{sae.dictionary} has no file {vectors.name}: `saekit index` writes it again.")
+
+
+def _shown(saes: dict[int, IndexedSAE], feature: int) -> str:
+    """A feature by its id: its dictionary and its number."""
+    return f"{saes[feature // schema.FEATURES_PER_SAE].dictionary}/{feature % schema.FEATURES_PER_SAE}"

@@ -8,12 +8,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from feature_db.labels.evidence import Label
-from feature_db.labels.ranking import measured_rank
 from feature_db.labels.rules import HUMAN, HUMAN_RANK
-from feature_db.scorers.registry import deciding
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, TEXT
-from feature_db.store.tables import add_labels, corpus_key, next_id, refresh_label
+from feature_db.store.tables import add_labels, corpus_key, next_id, rank_label, refresh_label
 
 if TYPE_CHECKING:
     from feature_db.scorers.given import Given
@@ -155,7 +153,7 @@ def add_scores(db: sqlite3.Connection, sae: int, found: Sequence[tuple[Given, Ma
         sae: id of the dictionary.
         found: the labels, each with its scores by metric.
     """
-    decide, features = deciding(), dict[int, None]()
+    features = dict[int, None]()
     for label, scores in found:
         feature = schema.feature_id(sae, label.feature)
         there = "SELECT 1 FROM label WHERE id = ? AND feature = ? AND text = ?"
@@ -166,9 +164,6 @@ def add_scores(db: sqlite3.Connection, sae: int, found: Sequence[tuple[Given, Ma
             [(label.id, metric, *score) for metric, score in scores.items()],
         )
         features[feature] = None
-        every = db.execute("SELECT metric, value FROM label_score WHERE label = ? AND n IS NOT NULL", (label.id,))
-        rank = measured_rank(dict(every.fetchall()), decide)
-        if rank is not None and label.method != HUMAN:
-            db.execute("UPDATE label SET rank = ? WHERE id = ?", (rank, label.id))
+        rank_label(db, label.id)
     for feature in features:
         refresh_label(db, feature)

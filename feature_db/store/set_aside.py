@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from feature_db.labels.rules import HUMAN, LABEL_METHODS, UNSCORED_RANK
 from feature_db.scorers.registry import deciding
 from feature_db.store import schema, stored
 from feature_db.store.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
-from feature_db.store.tables import corpus_key, next_id, refresh_label
+from feature_db.store.tables import corpus_key, next_id, rank_label, refresh_label
 
 _LABEL = {
     "method": TEXT,
@@ -36,6 +36,16 @@ TABLES = (*_BY_PEOPLE, "set_aside_failure")
 _MEASURED = "measured"
 """Key of the facts of a label: the key of the documents that the index counted where the label was scored."""
 _SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, "high": REAL_OR_NONE}
+
+
+class Joined(NamedTuple):
+    """An entry of a list that came back to an entry of the same feature with another note: it has both notes now."""
+
+    feature: int
+    """Id."""
+    name: str
+    """Of the list."""
+    notes: tuple[str, str]
 
 
 def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
@@ -64,16 +74,25 @@ def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
     db.execute("DELETE FROM label_failure WHERE feature BETWEEN ? AND ?", span)
 
 
-def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
-    """Give the features of dictionary `sae` what waits for its fingerprint, except labels that they have already."""
+def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> list[Joined]:
+    """Give the features of dictionary `sae` what waits for its fingerprint.
+
+    A label that a feature has already gets the scores that it lacks. An entry that a list has already gets the other note too.
+    """
     found = db.execute("SELECT number, label FROM set_aside_label WHERE fingerprint = ? ORDER BY id", (fingerprint,)).fetchall()
     labelled = set()
     for number, text in stored.rows("the labels set aside", found, INT, TEXT):
         feature = schema.feature_id(sae, number)
         labelled.add(feature)
         facts = stored.parsed("the labels set aside", text)
-        if not _has(db, feature, facts, ("method", "model", "text")):
+        label = _same(db, feature, facts, ("method", "model", "text"))
+        if label is None:
             _insert(db, feature, facts)
+        elif (
+            _same(db, feature, facts, ("method", "model", "text", "corpus")) == label  # made from the same documents
+            and _add_scores(db, label, _scores(db, feature, facts)[0])
+        ):
+            rank_label(db, label)
     sql = "SELECT number, text, created FROM set_aside_note WHERE fingerprint = ? ORDER BY id"
     for number, text, created in stored.rows("the notes set aside", db.execute(sql, (fingerprint,)), INT, TEXT, TEXT):
         feature = schema.feature_id(sae, number)
@@ -83,16 +102,32 @@ def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
             db.execute("INSERT INTO note (feature, text, created) VALUES (?, ?, ?)", (feature, text, created))
     for feature in sorted(labelled):
         refresh_label(db, feature)
+    joined = _bring_lists(db, sae, fingerprint)
+    _bring_failures_back(db, sae, fingerprint)
+    for table in TABLES:
+        db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
+    return joined
+
+
+def _bring_lists(db: sqlite3.Connection, sae: int, fingerprint: str) -> list[Joined]:
+    joined = []
     entries = db.execute(
         "SELECT number, name, position, note FROM set_aside_list WHERE fingerprint = ? ORDER BY id", (fingerprint,)
     ).fetchall()
     for number, name, position, note in stored.rows("the lists set aside", entries, INT, TEXT, INT, TEXT):
+        feature = schema.feature_id(sae, number)
+        there = db.execute("SELECT note FROM list WHERE name = ? AND feature = ?", (name, feature)).fetchone()
+        if there is not None:
+            (mine,) = stored.row("the lists", there, TEXT)
+            if f"; {note}; " not in f"; {mine}; " and note:
+                both = f"{mine}; {note}" if mine else note
+                db.execute("UPDATE list SET note = ? WHERE name = ? AND feature = ?", (both, name, feature))
+                joined += [Joined(feature, name, (mine, note))] if mine else []
+            continue
         if db.execute("SELECT 1 FROM list WHERE name = ? AND position = ?", (name, position)).fetchone():
             position = db.execute("SELECT MAX(position) + 1 FROM list WHERE name = ?", (name,)).fetchone()[0]
-        db.execute("INSERT INTO list VALUES (?, ?, ?, ?)", (name, position, schema.feature_id(sae, number), note))
-    _bring_failures_back(db, sae, fingerprint)
-    for table in TABLES:
-        db.execute(f"DELETE FROM {table} WHERE fingerprint = ?", (fingerprint,))
+        db.execute("INSERT INTO list VALUES (?, ?, ?, ?)", (name, position, feature, note))
+    return joined
 
 
 def _bring_failures_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
@@ -101,15 +136,17 @@ def _bring_failures_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> 
     found = db.execute(sql, (fingerprint,)).fetchall()
     for number, *facts in stored.rows("the failures set aside", found, INT, TEXT, TEXT, TEXT, TEXT, TEXT):
         feature = schema.feature_id(sae, number)
-        if not _has(db, feature, dict(zip(_ORIGIN, facts)), _ORIGIN):
+        if _same(db, feature, dict(zip(_ORIGIN, facts)), _ORIGIN) is None:
             db.execute("INSERT OR REPLACE INTO label_failure VALUES (?, ?, ?, ?, ?, ?)", (feature, *facts))
 
 
-def bring_all_back(db: sqlite3.Connection) -> None:
+def bring_all_back(db: sqlite3.Connection) -> list[Joined]:
     """Give every indexed dictionary what waits for it: one may have lost an address and still have another."""
+    joined = []
     waits = " UNION ".join(f"SELECT fingerprint FROM {table}" for table in TABLES)
     for sae, fingerprint in db.execute(f"SELECT id, fingerprint FROM sae WHERE fingerprint IN ({waits}) ORDER BY id").fetchall():
-        bring_back(db, sae, fingerprint)
+        joined += bring_back(db, sae, fingerprint)
+    return joined
 
 
 def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
@@ -121,7 +158,7 @@ def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
     for (twin,) in twins:
         for number, facts in list(_labels(db, twin)):
             feature = schema.feature_id(sae, number)
-            if not _has(db, feature, facts, ("method", "model")):
+            if _same(db, feature, facts, ("method", "model")) is None:
                 _insert(db, feature, facts)
                 refresh_label(db, feature)
 
@@ -159,24 +196,40 @@ def _labels(db: sqlite3.Connection, sae: int) -> Iterator[tuple[int, dict[str, A
         yield feature - first, facts | {_MEASURED: key}
 
 
-def _has(db: sqlite3.Connection, feature: int, facts: dict[str, Any], columns: tuple[str, ...]) -> bool:
-    """Whether a feature has a label that is equal in these columns."""
+def _same(db: sqlite3.Connection, feature: int, facts: dict[str, Any], columns: tuple[str, ...]) -> int | None:
+    """Id of the label of a feature that is equal in these columns; None if it has no such label."""
     same = " AND ".join(f"{name} IS ?" for name in columns)
     values = (feature, *(facts.get(name) for name in columns))
-    return db.execute(f"SELECT 1 FROM label WHERE feature = ? AND {same}", values).fetchone() is not None
+    found = db.execute(f"SELECT id FROM label WHERE feature = ? AND {same} ORDER BY id", values).fetchone()
+    return None if found is None else found[0]
 
 
 def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> None:
-    label, scores = next_id(db, "label"), []
-    same_documents = facts.get(_MEASURED) == corpus_key(db, feature // schema.FEATURES_PER_SAE)
-    for score in facts.get("scores", ()):
-        metric, value, n, *interval = stored.row("the labels set aside", tuple(score), *_SCORE.values())
-        if same_documents or n is None:
-            scores.append((label, metric, value, n, *interval))
-        elif metric in deciding() and facts.get("method") != HUMAN:
-            facts = facts | {"rank": UNSCORED_RANK}  # its rank was that of the score
+    label = next_id(db, "label")
+    scores, left_out = _scores(db, feature, facts)
+    if facts.get("method") != HUMAN and any(metric in deciding() for metric in left_out):
+        facts = facts | {"rank": UNSCORED_RANK}  # its rank was that of the score
     columns = tuple(facts.get(name) for name in _LABEL)
     stored.row("the labels set aside", columns, *_LABEL.values())
     marks = ", ".join("?" * (2 + len(columns)))
     db.execute(f"INSERT INTO label(id, feature, {', '.join(_LABEL)}) VALUES ({marks})", (label, feature, *columns))
-    db.executemany(f"INSERT INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)", scores)
+    _add_scores(db, label, scores)
+
+
+def _scores(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> tuple[list[tuple[Any, ...]], list[str]]:
+    """The scores of a label that hold for the present index, and the metrics of the others."""
+    kept, left_out = [], []
+    same_documents = facts.get(_MEASURED) == corpus_key(db, feature // schema.FEATURES_PER_SAE)
+    for score in facts.get("scores", ()):
+        metric, value, n, *interval = stored.row("the labels set aside", tuple(score), *_SCORE.values())
+        if same_documents or n is None:
+            kept.append((metric, value, n, *interval))
+        else:
+            left_out.append(metric)
+    return kept, left_out
+
+
+def _add_scores(db: sqlite3.Connection, label: int, scores: list[tuple[Any, ...]]) -> int:
+    """Add the scores that a label lacks; returns their number."""
+    sql = f"INSERT OR IGNORE INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)"
+    return sum(db.execute(sql, (label, *score)).rowcount for score in scores)

@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Sequence
 
 from feature_db.labels.evidence import Label
-from feature_db.labels.ranking import main_score
+from feature_db.labels.ranking import main_score, measured_rank
+from feature_db.labels.rules import HUMAN
 from feature_db.scorers.registry import deciding
 from feature_db.store import schema, stored
 from feature_db.store.stored import TEXT
@@ -83,6 +84,14 @@ def delete_orphans(db: sqlite3.Connection) -> None:
     db.execute(f"INSERT INTO term_fts(term_fts, rowid, text) SELECT 'delete', id, text FROM term WHERE {orphans}")
     db.execute(f"DELETE FROM term WHERE {orphans}")
     db.execute("DELETE FROM corpus WHERE id NOT IN (SELECT corpus FROM sae)")
+
+
+def rank_label(db: sqlite3.Connection, label: int) -> None:
+    """Rank a label by its scores on held-out documents, unless a person wrote it or it has no such scores."""
+    found = db.execute("SELECT metric, value FROM label_score WHERE label = ? AND n IS NOT NULL", (label,))
+    rank = measured_rank(dict(found.fetchall()), deciding())
+    if rank is not None:
+        db.execute("UPDATE label SET rank = ? WHERE id = ? AND method != ?", (rank, label, HUMAN))
 
 
 def refresh_label(db: sqlite3.Connection, feature: int) -> None:

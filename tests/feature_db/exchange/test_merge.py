@@ -115,6 +115,58 @@ def test_labels_of_one_dictionary_come_from_both(
     assert [path.read_bytes() for path in (indexed, copied)] == before
 
 
+def test_an_entry_that_both_have_is_there_once(indexed: Path, copied: Path, tmp_path: Path) -> None:
+    """Notes that differ are joined and reported, also when the result is merged again."""
+    mine, theirs = tmp_path / "mine", copied
+    shutil.copytree(indexed.parent, mine)
+    three, two = f"feature:{SITE}/3", f"feature:{SITE}/2"
+    with FeatureDB.open(mine / indexed.name) as db:
+        db.add_to_list("mine", [three], "note A")
+    with FeatureDB.open(theirs) as db:
+        db.add_to_list("mine", [three], "note B")
+        db.add_to_list("mine", [two], "alone")
+    merged = merge(mine / indexed.name, theirs, tmp_path / "c")
+    assert merged.entries == 0
+    assert merged.conflicts == [f"{SITE}/3 in the list mine has the notes 'note A' and 'note B': both stay."]
+    again = merge(tmp_path / "c" / "features.sqlite", theirs, tmp_path / "d")
+    assert again.conflicts == []
+    for folder in ("c", "d"):
+        with FeatureDB.open(tmp_path / folder / "features.sqlite") as db:
+            assert [(str(each.ref), each.note) for each in db.list_entries("mine")] == [(three, "note A; note B"), (two, "alone")]
+
+
+def test_what_was_measured_of_equal_labels_comes_from_both(copied: Path, tmp_path: Path) -> None:
+    """Scores of labels by models and by rules, and requests without an answer, as far as the first lacks them."""
+    import sqlite3
+
+    mine = tmp_path / "mine"
+    with FeatureDB.open(copied) as db:
+        by_rule = next(label.text for label in db.feature(SITE, 9).labels if label.method == "words")
+    shutil.copytree(copied.parent, mine)
+    with FeatureDB.open(copied) as db:
+        db.add_failure((SITE, 11), "llm", "m", "p", "no answer")
+    of = {7: ("oai_token-act-pair", "seven"), 9: ("words", by_rule)}
+    for path, scores in ((mine / copied.name, {"simulation": 0.1}), (copied, {"simulation": 0.2, "balanced_accuracy": 0.9})):
+        with sqlite3.connect(path) as connection:
+            for number, (method, text) in of.items():
+                (label,) = connection.execute(
+                    "SELECT id FROM label WHERE feature & 16777215 = ? AND method = ? AND text = ?",
+                    (number, method, text),
+                ).fetchone()
+                for metric, value in scores.items():
+                    connection.execute("INSERT INTO label_score VALUES (?, ?, ?, 10, 0, 1)", (label, metric, value))
+            if path == copied:
+                connection.execute("INSERT INTO measurement VALUES (1, 'weighed', '{}')")
+        connection.close()
+    merged = merge(mine / copied.name, copied, tmp_path / "c")
+    assert [sentence for sentence in merged.conflicts if "weighed" in sentence]
+    with FeatureDB.open(tmp_path / "c" / "features.sqlite") as db:
+        for number, (method, text) in of.items():
+            (label,) = [each for each in db.feature(SITE, number).labels if (each.method, each.text) == (method, text)]
+            assert (label.scores["simulation"], label.scores["balanced_accuracy"]) == (0.1, 0.9)
+        assert [(str(each.ref), each.reason) for each in db.failures()] == [(f"feature:{SITE}/11", "no answer")]
+
+
 def test_other_weights_at_one_address_get_another_name(copied: Path, add: Add, store: PlantedStore, tmp_path: Path) -> None:
     second = add(tmp_path / "b" / "features.sqlite", store, seed=1)
     with FeatureDB.open(second) as db:
