@@ -202,7 +202,8 @@ class _Merge:
         if same_rows:
             lacking = (
                 "FROM second.label theirs CROSS JOIN main.label mine ON mine.feature = theirs.feature + ? AND "
-                "mine.method = theirs.method AND mine.model IS theirs.model AND mine.text = theirs.text AND mine.corpus IS theirs.corpus "
+                "mine.method = theirs.method AND mine.model IS theirs.model AND mine.text = theirs.text "
+                "AND mine.corpus IS theirs.corpus "
                 "JOIN second.label_score score ON score.label = theirs.id WHERE theirs.feature BETWEEN ? AND ? "
                 "AND NOT EXISTS (SELECT 1 FROM main.label_score WHERE label = mine.id AND metric = score.metric)"
             )
