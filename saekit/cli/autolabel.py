@@ -125,9 +125,11 @@ def _refs(ws: Workspace, db: FeatureDB, features: list[str] | None, site: list[s
     """The features that are named, or all that fire of the chosen dictionaries."""
     from saekit.names.ref import Ref
 
-    if features:
+    if features and not site:
         return ws.refs(features, name)
     chosen = [ws.dictionaries.address(place, own) for place, own in ws.dictionaries.chosen(site, name)]
+    if features:
+        return ws.refs(features, name, within=str(chosen[0]) if len(chosen) == 1 else None)
     found = [sae for sae in db.saes() if sae.address in chosen]
     return [Ref.feature(sae.dictionary, int(i)) for sae in found for i in db.densities(sae.address).nonzero()[0]]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from feature_db.chat.asking import Usage
     from feature_db.chat.tokens import Estimate
     from saekit.names.address import Address
+    from saekit.names.ref import Ref
     from saekit.workspace.workspace import Workspace
 
 
@@ -25,7 +26,8 @@ class Asking:
     ws: Workspace
     scorers: Sequence[str]
     dictionaries: Sequence[Address]
-    features: list[str] | None
+    features: Sequence[Ref] | None
+    """None: all."""
     again: bool
     settings: Mapping[str, Any]
     usage: Usage | None = field(default=None, init=False)
@@ -59,12 +61,11 @@ class Asking:
         from feature_db.scorers.judges.judging import estimated
 
         parts = []
-        refs = None if self.features is None else self.ws.refs(self.features)
         with self.ws.database() as database:
             for address in self.dictionaries:
                 dictionary = database.dictionary(address).dictionary
-                own = [ref for ref in refs or () if database.dictionary(ref.address).dictionary == dictionary]
-                numbers = None if refs is None else [ref.unit for ref in own]
+                own = [ref for ref in self.features or () if database.dictionary(ref.address).dictionary == dictionary]
+                numbers = None if self.features is None else [ref.unit for ref in own]
                 labels = database.labels_of(address, numbers)
                 for name in self.scorers:
                     row = SCORERS[name]

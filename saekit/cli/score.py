@@ -88,12 +88,12 @@ def score(
     ws = Workspace.open(workspace, **load.changes())
     chosen = [ws.dictionaries.address(*place) for place in ws.dictionaries.chosen(site, name)]
     settings: dict[str, Any] = {"seed": how.seed} | ({} if how.texts is None else {"texts": how.texts})
-    if features is not None and not site and len(chosen) > 1:
-        refs = ws.refs(features, name)
+    refs = None if features is None else ws.refs(features, name, within=str(chosen[0]) if len(chosen) == 1 else None)
+    if refs is not None and not site and len(chosen) > 1:
         chosen = [address for address in chosen if any(ref.address.site == address.site for ref in refs)] or chosen
     if how.method:
         settings["methods"] = how.method
-    asking = Asking(ws, how.scorer or [], chosen, features, how.again, settings)
+    asking = Asking(ws, how.scorer or [], chosen, refs, how.again, settings)
     if (judge := asking.judge(chat, load)) is not None:
         settings |= judge
     if chat.dry_run:
@@ -102,7 +102,7 @@ def score(
     facts = []
     for address in chosen:
         with ws.writing():
-            done = score_labels(ws, address, scorers=how.scorer, features=features, again=how.again, options=settings)
+            done = score_labels(ws, address, scorers=how.scorer, features=refs, again=how.again, options=settings)
         facts.append({"dictionary": str(address), "scorers": [each.to_dict() for each in done], "rules": _rules(ws, address)})
     if as_json:
         emit(facts)

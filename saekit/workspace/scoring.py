@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import UnknownRef
+from saekit.names.ref import Ref
 
 if TYPE_CHECKING:
     from feature_db.scorers import Scored
@@ -19,7 +20,7 @@ def score(
     name: str = "",
     *,
     scorers: Sequence[str] | None = None,
-    features: str | Iterable[str] | None = None,
+    features: str | Iterable[str | Ref] | None = None,
     again: bool = False,
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -29,7 +30,8 @@ def score(
     Args:
         place: its address, its site map, or only what it reads; None: the only dictionary.
         name: empty for the default dictionary.
-        features: what :meth:`Workspace.refs` reads; features of other dictionaries are left out. None: all.
+        features: refs, or what :meth:`Workspace.refs` reads, where a bare number means a feature of the dictionary. Features of
+            other dictionaries are left out. None: all.
 
     Raises:
         WorkspaceError: there is no such dictionary, or none of the features is one of its own.
@@ -47,7 +49,9 @@ def score(
         numbers = None
         if features is not None:
             dictionary = database.dictionary(address).dictionary
-            refs = ws.refs(features, address.name)
+            given = [features] if isinstance(features, str) else list(features)
+            read = ([each] if isinstance(each, Ref) else ws.refs(each, address.name, within=str(address)) for each in given)
+            refs = [ref for found in read for ref in found]
             numbers = [ref.unit for ref in refs if database.dictionary(ref.address).dictionary == dictionary]
             if not numbers:
                 raise UnknownRef(f"None of the features is one of {dictionary}.", "Name its features, or another --site.")

@@ -48,6 +48,40 @@ def test_features_of_a_named_dictionary(saekit: Saekit, two: Path) -> None:
     assert "64" in Path(page.json["report"]).read_text()
 
 
+def test_the_estimate_is_of_the_named_dictionary(saekit: Saekit, two: Path) -> None:
+    asks = (
+        "--scorer",
+        "detection",
+        "--method",
+        "words",
+        "--endpoint",
+        "http://localhost:9/v1",
+        "--model",
+        "m",
+        "--dry-run",
+        "--json",
+    )
+    full = saekit("score", two, "--name", "small", "--features", "resid_post.2@small/0-63", *asks)
+    bare = saekit("score", two, "--name", "small", "--features", "0-63", *asks)
+    assert bare.status == 0, bare.stderr
+    assert bare.json == full.json and bare.json["estimate"]["requests"] > 0
+
+
+def test_numbers_are_of_the_site_that_is_given(saekit: Saekit, two: Path, tmp_path: Path) -> None:
+    """Also where the workspace has dictionaries at several sites, and a bare number alone says too little."""
+    ws = Path(shutil.copytree(two, tmp_path / "ws"))
+    shutil.copytree(ws / "sae" / "resid_post.2", ws / "sae" / "resid_post.1")
+    asks = ("--endpoint", "http://localhost:9/v1", "--model", "m", "--dry-run", "--json")
+    assert saekit("autolabel", ws, "--features", "0-9", *asks).json["error"] == "WorkspaceError"
+    outcome = saekit("autolabel", ws, "--features", "0-9", "--site", "resid_post.2", *asks)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["features"] == 10
+    judged = ("--scorer", "detection", "--method", "words")
+    outcome = saekit("score", ws, "--features", "0-9", "--site", "resid_post.2", *judged, *asks)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["estimate"]["requests"] > 0
+
+
 def test_a_name_that_is_not_there(saekit: Saekit, two: Path) -> None:
     for arguments in (
         ("search", two, "mom"),

@@ -291,6 +291,8 @@ def test_it_goes_on_where_it_was_stopped(make: Build, planted: Planted, tiny_lm:
             asked.clear()
             score_all(db, planted, tiny_lm, scorers=["dummy"], features=[3, 4])
             assert not asked
+            (other,) = score_all(db, planted, tiny_lm, scorers=["dummy"], options={"methods": ["llm"]})
+            assert other.known == 0  # type: ignore[attr-defined]
             score_all(db, planted, tiny_lm, scorers=["dummy"], features=[3, 4], again=True)
             assert sorted(asked) == sorted(label.id for label in db.labels_of(SITE, [3, 4]))
             db.verify()
