@@ -20,7 +20,7 @@ from saekit.names.ref import Ref
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
-    from feature_db.scorers.given import Given
+    from feature_db.scorers.given import Given, Judge
     from feature_db.scorers.registry import Result
 
 T = TypeVar("T")
@@ -215,18 +215,21 @@ class Annotations:
         with self._reading() as db:
             return given.labels_of(db, sae.id, numbers)
 
-    def scored(self, dictionary: str | Site | Address, metric: str) -> set[int]:
-        """Ids of the labels of a dictionary that have a score under this metric."""
+    def scored(self, dictionary: str | Site | Address, metric: str, judge: Judge | None = None) -> set[int]:
+        """Ids of the labels of a dictionary that have a score under this metric; with a judge, one by this judge."""
         sae = self._addressed.one(dictionary)
         with self._reading() as db:
-            return given.scored(db, sae.id, metric)
+            return given.scored(db, sae.id, metric, judge)
 
-    def add_scores(self, dictionary: str | Site | Address, results: Sequence[Result]) -> None:
-        """Write what a scorer found. Labels that have been removed since are left out."""
+    def add_scores(self, dictionary: str | Site | Address, results: Sequence[Result], judge: Judge | None = None) -> None:
+        """Write what a scorer found, and which judge it asked. Labels that have been removed since are left out.
+
+        A judge's reasons for giving no score are among :meth:`feature_db.FeatureDB.failures`.
+        """
         if results:
             sae = self._addressed.one(dictionary)
             with self._edits.transaction() as db:
-                people.add_scores(db, sae.id, [(each.label, each.scores) for each in results])
+                people.add_scores(db, sae.id, results, judge)
 
     def label_quality(self, dictionary: str | Site | Address) -> list[dict[str, Any]]:
         """How good the labels of a dictionary are by method: rows of method, labels that were measured, median balanced accuracy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,6 +12,11 @@ THRESHOLD = 0.3
 """Share of an example's largest activation above which a token is marked."""
 _LISTED = 20  # marked tokens of an example that are listed with their activation
 
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters: they stand for the marks while the text is escaped
+_WITHOUT = str.maketrans("", "", _OPEN + _CLOSE)
+_BREAK = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_LIKE_MARKS = re.compile("|".join(rf"{each}(?=[{each}{_OPEN}{_CLOSE}])|(?<=[{each}{_OPEN}{_CLOSE}]){each}" for each in "<>"))
+
 
 def marks(values: Sequence[float]) -> list[bool]:
     """Which tokens of an example are marked."""
@@ -19,12 +25,15 @@ def marks(values: Sequence[float]) -> list[bool]:
 
 
 def marked(tokens: Sequence[str], which: Sequence[bool]) -> str:
-    """The text of an example in one line, with neighbouring marked tokens together between << and >>."""
+    """The text of an example in one line, with neighbouring marked tokens together between << and >>.
+
+    What looks like these marks in the text itself is escaped: `\\<\\<`.
+    """
     parts = []
     for strong, group in groupby(zip(tokens, which), key=lambda pair: pair[1]):
-        text = "".join(token for token, _ in group)
-        parts.append(f"<<{text}>>" if strong else text)
-    return one_line("".join(parts))
+        text = "".join(token for token, _ in group).translate(_WITHOUT)
+        parts.append(f"{_OPEN}{text}{_CLOSE}" if strong else text)
+    return quoted("".join(parts)).replace(_OPEN, "<<").replace(_CLOSE, ">>")
 
 
 def levels(values: Sequence[float], largest: float) -> list[int]:
@@ -45,8 +54,13 @@ def shown(example: Example, largest: float, number: int) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with line breaks written as \\n."""
-    return text.replace("\r", "").replace("\n", "\\n")
+    """The text with line breaks written as \\n, so that it cannot forge another line of a prompt."""
+    return _BREAK.sub(r"\\n", text)
+
+
+def quoted(text: str) -> str:
+    """The text in one line, with what looks like the marks << and >> escaped, so that it cannot forge them."""
+    return _LIKE_MARKS.sub(r"\\\g<0>", one_line(text))
 
 
 def chosen_examples(record: FeatureRecord, n: int) -> list[Example]:

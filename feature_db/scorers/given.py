@@ -32,6 +32,16 @@ class Given(NamedTuple):
     """Why it must not be scored on held-out documents: it may have been made from them. Empty if it may be scored."""
 
 
+class Judge(NamedTuple):
+    """The language model that a scorer asks, and what it asks."""
+
+    scorer: str
+    model: str
+    """Its name."""
+    prompt: str
+    """Hash of the prompt."""
+
+
 def labels_of(db: sqlite3.Connection, sae: int, features: Sequence[int] | None = None) -> list[Given]:
     """The labels of features of dictionary `sae` that fire, in ascending order of the features.
 
@@ -56,11 +66,15 @@ def labels_of(db: sqlite3.Connection, sae: int, features: Sequence[int] | None =
     ]
 
 
-def scored(db: sqlite3.Connection, sae: int, metric: str) -> set[int]:
-    """Ids of the labels of dictionary `sae` that have a score under this metric."""
+def scored(db: sqlite3.Connection, sae: int, metric: str, judge: Judge | None = None) -> set[int]:
+    """Ids of the labels of dictionary `sae` that have a score under this metric; with a judge, one by this judge."""
     span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
     sql = "SELECT label.id FROM label JOIN label_score ON label = label.id WHERE feature BETWEEN ? AND ? AND metric = ?"
-    return {row[0] for row in stored.rows("the labels", db.execute(sql, (*span, metric)), INT)}
+    if judge is None:
+        found = db.execute(sql, (*span, metric))
+    else:
+        found = db.execute(f"{sql} AND judge = ? AND label_score.prompt = ?", (*span, metric, judge.model, judge.prompt))
+    return {row[0] for row in stored.rows("the labels", found, INT)}
 
 
 def quality(db: sqlite3.Connection, sae: int) -> list[dict[str, Any]]:

@@ -69,6 +69,8 @@ class Scorer:
     """Whether only labels with a rule can be scored."""
     judged: bool = False
     """Whether a language model is asked (the option `judge`, a :class:`feature_db.chat.model.ChatModel`)."""
+    prompt: str = ""
+    """Name of the packaged prompt with which it is asked. Scores by another model or prompt count as not known."""
     of_feature: bool = False
     """Whether the score is one of the feature, the same for all its labels."""
 
@@ -96,7 +98,7 @@ class Scorer:
 def _judged(name: str, about: str, *, decides: bool = False, of_feature: bool = False) -> Scorer:
     """The row of a scorer that asks a language model; its metric has its name."""
     target = f"feature_db.scorers.judges.{name}:measure"
-    return Scorer(target, name, about, decides=decides, judged=True, of_feature=of_feature)
+    return Scorer(target, name, about, decides=decides, judged=True, prompt=name, of_feature=of_feature)
 
 
 SCORERS: Registry[Scorer] = Registry(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feature_db.scorers.given import Given
+from feature_db.scorers.given import Given, Judge
 from feature_db.scorers.heldout import MAX_TOKENS, Heldout, heldout_share
 from feature_db.scorers.registry import SCORERS, Result, Scorer
 from feature_db.scorers.subject import Subject
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from saekit.sae import SAE
 
 _SECONDS = 5.0
-"""Time after which results are written: what a kill costs at most."""
+"""The first result after this time is written with those before it. Those of a judge may cost money, and are written at once."""
 _CHUNK = 8192
 """Features whose labels are in memory at a time."""
 
@@ -71,7 +71,9 @@ def score(
 
     A label by a model is not scored unless it was made from the documents that the present index counted: others may be held out
     now. It is counted with the reason in `failed`. Each scorer goes on where it was interrupted. What it has found is written
-    every few seconds. The label of a feature that is shown is chosen anew from the scores (:mod:`feature_db.labels.ranking`).
+    every few seconds. What a judge found is written at once, with the name of its model and the hash of its prompt: a score by
+    another judge counts as none, and is replaced. The label of a feature that is shown is chosen anew from the scores
+    (:mod:`feature_db.labels.ranking`).
 
     Args:
         database: the feature database.
@@ -108,7 +110,8 @@ def score(
     subject: Subject | None = None
     for name, row in rows.items():
         outcomes.append(Scored(name))
-        done = database.scored(indexed.address, row.metric)
+        judge = judge_of(name, options)
+        done = database.scored(indexed.address, row.metric, judge)
         if subject is None and any(chunk.todo for chunk in work.chunks(row, done)):
             heldout = Heldout.read(store, lm, sae, indexed.address.site, share, max_tokens=max_tokens, progress=progress)
             vectors, seed = database.vectors(indexed.address), int(options.get("seed", 0))
@@ -117,10 +120,25 @@ def score(
             for chunk in work.chunks(row, done):
                 outcomes[-1].add(chunk)
                 if subject is not None and chunk.todo:
-                    first = chunk.first
-                    _run(database, row, outcomes[-1], subject, chunk.todo, lambda n, first=first: bar.update(first + n))  # type: ignore[misc]
+                    first, writer = chunk.first, _Writer(database, indexed.address, judge)
+                    _run(writer, row, outcomes[-1], subject, chunk.todo, lambda n, first=first: bar.update(first + n))  # type: ignore[misc]
             bar.update(len(work.numbers))
     return outcomes
+
+
+def judge_of(scorer: str, options: Mapping[str, Any]) -> Judge | None:
+    """The judge that a scorer asks, by the options of scorers; None if it asks none, or none is named.
+
+    Args:
+        scorer: its name.
+        options: `judge` is a chat model, or the name of one.
+    """
+    row, model = SCORERS.find(scorer), options.get("judge")
+    if not row.judged or model is None:
+        return None
+    from feature_db.chat.prompt import Prompt
+
+    return Judge(scorer, str(getattr(model, "name", model)), Prompt.packaged(row.prompt).sha256 if row.prompt else "")
 
 
 def _numbers(database: FeatureDB, indexed: IndexedSAE, features: Iterable[int] | None) -> list[int]:
@@ -167,25 +185,45 @@ class _Work:
             yield _Chunk(first, [label for label in new if not label.barred], len(taken) - len(new), barred)
 
 
+@dataclass
+class _Writer:
+    """Writes results: those of a judge at once, others every few seconds."""
+
+    database: FeatureDB
+    address: Address
+    judge: Judge | None
+    found: list[Result] = field(default_factory=list)
+    last: float = field(default_factory=time.monotonic)
+
+    def add(self, result: Result) -> None:
+        """Write a result now or later."""
+        self.found.append(result)
+        if self.judge is not None or time.monotonic() - self.last > _SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is not written."""
+        found, self.found = self.found, []
+        self.database.add_scores(self.address, found, self.judge)
+        self.last = time.monotonic()
+
+
 def _run(
-    database: FeatureDB, row: Scorer, outcome: Scored, subject: Subject, labels: list[Given], show: Callable[[int], None]
+    writer: _Writer, row: Scorer, outcome: Scored, subject: Subject, labels: list[Given], show: Callable[[int], None]
 ) -> None:
-    """Run one scorer, and write what it finds every few seconds; `show` gets the number of features that are done."""
-    failed, found, last = Counter(outcome.failed), list[Result](), time.monotonic()
+    """Run one scorer, and write what it finds; `show` gets the number of features that are done."""
+    failed = Counter(outcome.failed)
     features = len({label.feature for label in labels})
     try:
         for done, result in enumerate(_checked(row(subject, labels), row.metric), 1):
             if result.failed:
                 failed[result.failed] += 1
             else:
-                found.append(result)
                 outcome.scored += 1
+            writer.add(result)
             show(features * done // len(labels))
-            if time.monotonic() - last > _SECONDS:
-                database.add_scores(subject.indexed.address, found)
-                found, last = [], time.monotonic()
     finally:  # also after Ctrl-C
-        database.add_scores(subject.indexed.address, found)
+        writer.write()
         outcome.failed = dict(failed)
 
 

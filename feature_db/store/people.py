@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +14,8 @@ from feature_db.store.stored import INT, TEXT
 from feature_db.store.tables import add_labels, corpus_key, next_id, rank_label, refresh_label
 
 if TYPE_CHECKING:
-    from feature_db.scorers.given import Given
-    from feature_db.scorers.proportions import Score
+    from feature_db.scorers.given import Judge
+    from feature_db.scorers.registry import Result
 
 
 def now() -> str:
@@ -146,22 +146,39 @@ def remove_from_list(db: sqlite3.Connection, name: str, features: Iterable[int])
 # Scores
 
 
-def add_scores(db: sqlite3.Connection, sae: int, found: Sequence[tuple[Given, Mapping[str, Score]]]) -> None:
+def add_scores(db: sqlite3.Connection, sae: int, found: Sequence[Result], judge: Judge | None = None) -> None:
     """Write scores of labels, and rank the labels that were measured anew. Labels that have gone since are left out.
+
+    Where a judge was asked, a label without a score is recorded as a failure, until the judge gives the feature one.
 
     Args:
         sae: id of the dictionary.
         found: the labels, each with its scores by metric.
+        judge: the language model that was asked.
     """
     features = dict[int, None]()
-    for label, scores in found:
+    name, prompt = (judge.model, judge.prompt) if judge else (None, None)
+    for label, scores, failed in ((each.label, each.scores, each.failed) for each in found):
         feature = schema.feature_id(sae, label.feature)
         there = "SELECT 1 FROM label WHERE id = ? AND feature = ? AND text = ?"
         if db.execute(there, (label.id, feature, label.text)).fetchone() is None:
             continue
+        if judge:
+            same = "feature = ? AND method = ? AND model = ? AND prompt = ?"
+            db.execute(f"DELETE FROM label_failure WHERE {same}", (feature, judge.scorer, name, prompt))
+        if judge and failed:
+            values = (feature, judge.scorer, name, prompt, failed, now())
+            db.execute("INSERT INTO label_failure VALUES (?, ?, ?, ?, ?, ?)", values)
+        if failed:
+            continue
+        if judge:  # no number of an earlier judge stays among those of this one
+            of_scorer = "label = ? AND judge IS NOT NULL AND (metric = ? OR substr(metric, 1, ?) = ?)"
+            prefix = f"{judge.scorer}_"
+            db.execute(f"DELETE FROM label_score WHERE {of_scorer}", (label.id, judge.scorer, len(prefix), prefix))
         db.executemany(
-            "INSERT OR REPLACE INTO label_score (label, metric, value, n, low, high) VALUES (?, ?, ?, ?, ?, ?)",
-            [(label.id, metric, *score) for metric, score in scores.items()],
+            "INSERT OR REPLACE INTO label_score (label, metric, value, n, low, high, judge, prompt) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(label.id, metric, *score, name, prompt) for metric, score in scores.items()],
         )
         features[feature] = None
         rank_label(db, label.id)

@@ -43,6 +43,7 @@ _ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
     4: {
         "feature": ("input_score REAL", "output_score REAL", "effect REAL", "logit_histogram BLOB", "label_score REAL"),
         "label": ("created TEXT", "rule TEXT", "corpus TEXT"),
+        "label_score": ("judge TEXT", "prompt TEXT"),
     },
 }
 """Columns that a version added, in the order of schema.sql: after the other columns of their table, and NULL in earlier rows."""

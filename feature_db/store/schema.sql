@@ -161,6 +161,8 @@ CREATE TABLE label_score (
     n INTEGER,                          -- tokens or texts of held-out documents; NULL: a statistic of the documents of the index
     low REAL,                           -- 95 % interval
     high REAL,
+    judge TEXT,                         -- name of the language model that was asked; NULL where none was
+    prompt TEXT,                        -- hash of its prompt
     PRIMARY KEY (label, metric)
 ) WITHOUT ROWID;
 

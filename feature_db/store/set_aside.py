@@ -35,7 +35,15 @@ _BY_PEOPLE = ("set_aside_label", "set_aside_note", "set_aside_list")
 TABLES = (*_BY_PEOPLE, "set_aside_failure")
 _MEASURED = "measured"
 """Key of the facts of a label: the key of the documents that the index counted where the label was scored."""
-_SCORE = {"metric": TEXT, "value": REAL, "n": INT_OR_NONE, "low": REAL_OR_NONE, "high": REAL_OR_NONE}
+_SCORE = {
+    "metric": TEXT,
+    "value": REAL,
+    "n": INT_OR_NONE,
+    "low": REAL_OR_NONE,
+    "high": REAL_OR_NONE,
+    "judge": TEXT_OR_NONE,
+    "prompt": TEXT_OR_NONE,
+}
 
 
 class Joined(NamedTuple):
@@ -221,9 +229,10 @@ def _scores(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> tupl
     kept, left_out = [], []
     same_documents = facts.get(_MEASURED) == corpus_key(db, feature // schema.FEATURES_PER_SAE)
     for score in facts.get("scores", ()):
-        metric, value, n, *interval = stored.row("the labels set aside", tuple(score), *_SCORE.values())
+        columns = (*score, *[None] * (len(_SCORE) - len(score)))  # earlier versions did not write the last ones
+        metric, value, n, *others = stored.row("the labels set aside", columns, *_SCORE.values())
         if same_documents or n is None:
-            kept.append((metric, value, n, *interval))
+            kept.append((metric, value, n, *others))
         else:
             left_out.append(metric)
     return kept, left_out
@@ -231,5 +240,5 @@ def _scores(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> tupl
 
 def _add_scores(db: sqlite3.Connection, label: int, scores: list[tuple[Any, ...]]) -> int:
     """Add the scores that a label lacks; returns their number."""
-    sql = f"INSERT OR IGNORE INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?)"
+    sql = f"INSERT OR IGNORE INTO label_score(label, {', '.join(_SCORE)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
     return sum(db.execute(sql, (label, *score)).rowcount for score in scores)

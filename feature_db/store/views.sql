@@ -21,9 +21,10 @@ SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label
     (SELECT json_group_object(metric, value) FROM main.label_score WHERE label_score.label = label.id) AS scores
 FROM main.label JOIN main.feature ON feature.id = label.feature;
 
--- Scores of labels. Those with n were measured on held-out documents.
+-- Scores of labels. Those with n were measured on held-out documents. judge, prompt: the language model asked, and a hash of what.
 CREATE TEMP VIEW scores AS
-SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, metric, value, n, low, high
+SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, method AS label_source, text AS label, metric, value, n, low, high, judge,
+    label_score.prompt AS prompt
 FROM main.label_score JOIN main.label ON label.id = label_score.label JOIN main.feature ON feature.id = label.feature;
 
 -- Notes by people.

@@ -50,15 +50,16 @@ class Asking:
         chat.check()
         if chat.dry_run:
             return None
-        chat.agree(self.estimate())
+        chat.agree(self.estimate(chat))
         self.usage = Usage()
         return {JUDGE: chat.open(load), USAGE: self.usage, MAX_TOKENS: chat.max_tokens}
 
-    def estimate(self) -> Estimate:
+    def estimate(self, chat: ChatOptions) -> Estimate:
         """About how much will be asked; an upper bound."""
         from feature_db.chat.tokens import Estimate
         from feature_db.scorers import SCORERS
-        from feature_db.scorers.judges.judging import estimated
+        from feature_db.scorers.judges.judging import JUDGE, estimated
+        from feature_db.scorers.run import judge_of
 
         parts = []
         with self.ws.database() as database:
@@ -69,7 +70,11 @@ class Asking:
                 labels = database.labels_of(address, numbers)
                 for name in self.scorers:
                     row = SCORERS[name]
-                    done = set() if self.again or not row.judged else database.scored(address, row.metric)
+                    done = (
+                        set()
+                        if self.again or not row.judged
+                        else database.scored(address, row.metric, judge_of(name, {JUDGE: chat.name}))
+                    )
                     of = [label for label in labels if row.takes(label, self.settings.get("methods"))]
                     todo = [label for label in of if row.judged and label.id not in done and not label.barred]
                     n = len({label.feature for label in todo}) if row.of_feature else len(todo)
@@ -78,7 +83,7 @@ class Asking:
 
     def print_estimate(self, chat: ChatOptions, as_json: bool) -> None:
         """Print what would be sent at most."""
-        estimate = self.estimate()
+        estimate = self.estimate(chat)
         facts = chat.facts(estimate)
         if as_json:
             emit({"estimate": facts})

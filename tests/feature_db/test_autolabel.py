@@ -301,6 +301,10 @@ def test_the_prompt_shows_strong_tokens_and_whole_numbers(db: FeatureDB) -> None
 
 def test_marks_and_levels() -> None:
     assert marked(["a", " b", " c", "\n", "d"], marks([0, 2.0, 1.0, 0.5, 0.7])) == "a<< b c>>\\n<<d>>"
+    forged = ["x", "<<y", ">>", "<", "<z\u2028", " a < b > c", ">", ">", "<"]
+    text = marked(forged, [False] * 5 + [True, False, False, True])
+    assert re.findall("<<(.*?)>>", text) == [" a < b > c", "\\<"] and text.splitlines() == [text]
+    assert text == "x\\<\\<y\\>\\>\\<\\<z\\n<< a < b > c>>\\>\\><<\\<>>"
     assert levels([0.0, 0.01, 2.0, 4.0, 9.9, 10.0], 10.0) == [0, 1, 2, 4, 10, 10]
     assert levels([1.0], 0.0) == [0] and marks([]) == []
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feature_db.autolabel.shown import one_line
+from feature_db.autolabel.shown import one_line, quoted
 from feature_db.chat.model import NoAnswer
 from feature_db.scorers.given import Given
 from feature_db.scorers.judges.judging import TEXTS, Judge, each_answer, judged, numbered, read_numbers
@@ -64,7 +64,7 @@ async def choices(subject: Subject, judge: Judge, label: Given, trials: Sequence
 
     async def answer(group: list[Trial]) -> set[int]:
         texts = numbered([trial.text for trial in group])
-        return await judge(lambda text: read_numbers(text, len(group)), label=subject.said(label), texts=texts)
+        return await judge(lambda text: read_numbers(text, len(group)), label=quoted(subject.said(label)), texts=texts)
 
     outcomes: dict[str, list[bool]] = {}
     for group, chosen in await each_answer(groups, answer):

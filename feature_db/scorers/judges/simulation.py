@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.autolabel.shown import one_line
+from feature_db.autolabel.shown import one_line, quoted
 from feature_db.scorers.examples import HeldoutExample
 from feature_db.scorers.given import Given
 from feature_db.scorers.judges.judging import TEXTS, Judge, each_answer, judged, read_levels
@@ -44,7 +44,7 @@ async def _scores(subject: Subject, judge: Judge, label: Given) -> Mapping[str, 
     async def answer(example: HeldoutExample) -> list[int]:
         tokens = subject.lm.token_strings(example.token_ids.tolist())
         pieces = "\n".join(f"{i}: {one_line(token)!r}" for i, token in enumerate(tokens, start=1))
-        return await judge(lambda text: read_levels(text, len(tokens)), label=subject.said(label), pieces=pieces)
+        return await judge(lambda text: read_levels(text, len(tokens)), label=quoted(subject.said(label)), pieces=pieces)
 
     found = await each_answer(texts_of(subject, label.feature, n), answer)
     return correlations("simulation", [(np.array(levels, float), example.values) for example, levels in found], subject.seed)
