@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from feature_db.index.projection import score_scale
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, InterventionError
 from saekit.lm.run.batches import text_rows
 from saekit.names.positions import TokenPositions
 from saekit.names.ref import Ref
@@ -48,6 +48,8 @@ _NUMBERS = 1 << 25
 """Logits in a forward pass at most."""
 _TOLERANCE, _COARSE = {torch.float32: 1e-4, torch.float64: 1e-4}, 0.05
 """How far a probability of a batch may be from that of the prompt alone, as a share of the largest; _COARSE in half precision."""
+_OF_THE_DEVICE = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
+"""RuntimeErrors that say nothing about the model. Earlier versions of PyTorch lack the second one."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ class _Prompts(NamedTuple):
     """Log-probabilities of the next token."""
 
 
+def _chunks(rows: list[list[int]], most: int) -> list[list[list[int]]]:
+    return [rows[start : start + most] for start in range(0, len(rows), most)]
+
+
 class ClampMeasurement:
     """Clamps features on neutral prompts and measures the prediction of the next token.
 
@@ -142,6 +148,7 @@ class ClampMeasurement:
     Raises:
         UnknownSite: the model lacks the site of the dictionary.
         ConfigError: a prompt has no token.
+        InterventionError: the model cannot run several rows at once, or predicts otherwise than of each prompt alone.
     """
 
     def __init__(
@@ -161,15 +168,16 @@ class ClampMeasurement:
         self._layer = None if None in layers else min(layer for layer in layers if layer is not None)
         self._prompts = self._run_prompts()
         vocabulary = self._prompts[0].logp_PV.shape[1]
-        self.n_prompts = sum(len(each.logp_PV) for each in self._prompts)
-        self.together = max(1, min(_FEATURES, _NUMBERS // (vocabulary * self.n_prompts)))
+        sizes = [len(each.logp_PV) for each in self._prompts]
+        self.n_prompts = sum(sizes)
+        self.together = max(1, min(_FEATURES, _NUMBERS // (vocabulary * max(sizes))))
         """Number of features that :meth:`measure` runs in one forward pass."""
 
     @torch.no_grad()
     def _run_prompts(self) -> list[_Prompts]:
         """The prompts, run in the fastest way that gives each the prediction that it has alone.
 
-        All in one batch with pads, or else those of one length together; from the layer of the features on, or else whole.
+        Prompts in one batch with pads, or else those of one length together; from the layer of the features on, or else whole.
         """
         rows = text_rows(self.lm, self.settings.prompts)
         for prompt, row in zip(self.settings.prompts, rows):
@@ -180,22 +188,38 @@ class ClampMeasurement:
         by_length: dict[int, list[list[int]]] = defaultdict(list)
         for row in rows:
             by_length[len(row)].append(row)
-        equal = list(by_length.values())
-        together = [[row for group in equal for row in group]]
-        alone = torch.cat([self._whole(torch.tensor([row])) for row in together[0]])
-        found: list[_Prompts] = []
+        ordered = [row for group in by_length.values() for row in group]
+        alone_PV = torch.cat([self._whole(torch.tensor([row])) for row in ordered])
+        most = max(1, _NUMBERS // (2 * alone_PV.shape[1]))  # each is run twice in a pass
+        together = _chunks(ordered, most)
+        equal = [chunk for group in by_length.values() for chunk in _chunks(group, most)]
+        wrong, cause = "", None
         for groups, starts in ((together, True), (equal, True), (equal, False)):
             if starts and self._layer is None:
                 continue
             try:
                 found = [self._run_group(group, starts) for group in groups]
-                twice = torch.cat([self._predictions(each, 2, ())[len(each.logp_PV) :] for each in found])
-            except RuntimeError:  # blocks that cannot be called again with more rows
+                error = self._error(found, alone_PV)
+            except _OF_THE_DEVICE:
+                raise
+            except RuntimeError as caught:  # blocks that cannot be called again with more rows
+                wrong, cause = f"it fails ({str(caught).partition(chr(10))[0]:.200})", caught
                 continue
-            error = (twice.exp() - alone.exp()).abs().max() / alone.exp().max()
-            if float(error) <= _TOLERANCE.get(self.lm.dtype, _COARSE):
-                break
-        return found
+            if error <= _TOLERANCE.get(self.lm.dtype, _COARSE):
+                return found
+            wrong, cause = f"probabilities differ by {error:.2g} of the largest", None
+        raise InterventionError(
+            f"{self.lm.name} does not run two rows at once as it runs each alone: {wrong}.",
+            "What clamps cause cannot be measured: leave it out with --no-effects, or load the model in another dtype.",
+        ) from cause
+
+    def _error(self, found: list[_Prompts], alone_PV: Tensor) -> float:
+        """How far a probability is from that of the prompt alone where each group is run twice, as a share of the largest."""
+        worst, largest = torch.zeros((), device=alone_PV.device), alone_PV.max().exp()
+        for group, alone in zip(found, alone_PV.split([len(each.logp_PV) for each in found])):
+            twice = self._predictions(group, 2, ())[len(alone) :]
+            worst = torch.maximum(worst, (twice.exp() - alone.exp()).abs().max())  # NaN stays NaN
+        return float(worst / largest)
 
     def _run_group(self, rows: list[list[int]], starts: bool) -> _Prompts:
         tokens_PT, mask_PT = self.lm.text.pad(rows, "left")

@@ -95,6 +95,58 @@ def test_features_together_equal_features_alone(lm: LanguageModel) -> None:
         )
 
 
+def test_many_prompts_are_run_in_parts(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No forward pass has more logits than it may, and the numbers are the same."""
+    address, settings = Address.parse("resid_post.2"), ClampSettings(NEUTRAL_PROMPTS * 5, "5raw")
+    promoted, V = np.tile(np.arange(20), (2, 1)), lm.W_U.shape[1]
+    wanted = ClampMeasurement(lm, address, settings).measure([3, 8], promoted)
+    limit, sizes, original = 12 * V, [], LanguageModel.run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        sizes.append(0 if found.logits is None else found.logits.numel())
+        return found
+
+    monkeypatch.setattr("saekit.evaluate.steering.clamp_effects._NUMBERS", limit)
+    monkeypatch.setattr(LanguageModel, "run", run)
+    parts = ClampMeasurement(lm, address, settings)
+    found = parts.measure([3, 8], promoted)
+    assert parts.n_prompts == 40 and parts.together == 2 and 0 < max(sizes) <= limit
+    for name in ("output_score_N", "effect_N", "changes_NK"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_refused(lm: LanguageModel) -> None:
+    handle = lm.model.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits * len(logits))
+    try:
+        with pytest.raises(InterventionError, match=r"two rows at once .*: probabilities differ by"):
+            ClampMeasurement(lm, Address.parse("resid_post.2"))
+    finally:
+        handle.remove()
+
+
+def test_a_model_that_takes_one_row_only_is_refused(lm: LanguageModel) -> None:
+    def one_row(_: Any, __: Any, logits: torch.Tensor) -> None:
+        if len(logits) > 1:
+            raise RuntimeError("shape '[1, 5]' is invalid")
+
+    handle = lm.model.get_output_embeddings().register_forward_hook(one_row)
+    try:
+        with pytest.raises(InterventionError, match=r"it fails .*is invalid"):
+            ClampMeasurement(lm, Address.parse("resid_post.2"))
+    finally:
+        handle.remove()
+
+
+def test_a_full_device_is_not_taken_for_a_property_of_the_model(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LanguageModel, "record", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        ClampMeasurement(lm, Address.parse("resid_post.2"))
+
+
 def test_a_planted_feature_causes_what_it_promotes(lm: LanguageModel) -> None:
     """The decoder direction of a token's unembedding, at the last site, makes that token; noise of the same length does not."""
     token = lm.text.ids([" dog"], bos=False)[0][-1]
