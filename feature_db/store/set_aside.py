@@ -58,7 +58,7 @@ class Joined(NamedTuple):
 
 def put(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
     """Set aside what belongs to the features of dictionary `sae`."""
-    span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
+    span = _span(sae)
     for number, facts in _labels(db, sae):
         values = (fingerprint, number, json.dumps(facts))
         db.execute("INSERT INTO set_aside_label(fingerprint, number, label) VALUES (?, ?, ?)", values)
@@ -105,9 +105,7 @@ def bring_back(db: sqlite3.Connection, sae: int, fingerprint: str) -> list[Joine
     for number, text, created in stored.rows("the notes set aside", db.execute(sql, (fingerprint,)), INT, TEXT, TEXT):
         feature = schema.feature_id(sae, number)
         labelled.add(feature)
-        same = "SELECT 1 FROM note WHERE feature = ? AND text = ? AND created = ?"
-        if db.execute(same, (feature, text, created)).fetchone() is None:
-            db.execute("INSERT INTO note (feature, text, created) VALUES (?, ?, ?)", (feature, text, created))
+        _add_note(db, feature, text, created)
     for feature in sorted(labelled):
         refresh_label(db, feature)
     joined = _bring_lists(db, sae, fingerprint)
@@ -158,17 +156,46 @@ def bring_all_back(db: sqlite3.Connection) -> list[Joined]:
 
 
 def share(db: sqlite3.Connection, sae: int, fingerprint: str) -> None:
-    """Give the features of dictionary `sae` the labels of other indexed dictionaries with the same weights.
+    """Give the features of dictionary `sae` the labels, notes and list entries of other dictionaries with the same weights.
 
-    `saekit choose` copies a dictionary, so that the same weights have two addresses.
+    `saekit choose` copies a dictionary, so that the same weights have two addresses. A feature that has a label of the same
+    origin keeps that one.
     """
     twins = db.execute("SELECT id FROM sae WHERE fingerprint = ? AND id != ? ORDER BY id", (fingerprint, sae)).fetchall()
     for (twin,) in twins:
-        for number, facts in list(_labels(db, twin)):
-            feature = schema.feature_id(sae, number)
-            if _same(db, feature, facts, ("method", "model")) is None:
-                _insert(db, feature, facts)
-                refresh_label(db, feature)
+        found = [(schema.feature_id(sae, number), facts) for number, facts in _labels(db, twin)]
+        missing = [(feature, facts) for feature, facts in found if _same(db, feature, facts, ("method", "model")) is None]
+        for feature, facts in missing:
+            _insert(db, feature, facts)
+        changed = {feature for feature, _ in missing} | _share_notes(db, twin, sae)
+        for feature in sorted(changed):
+            refresh_label(db, feature)
+        _share_lists(db, twin, sae)
+
+
+def _share_notes(db: sqlite3.Connection, twin: int, sae: int) -> set[int]:
+    """Copy the notes of the features of a dictionary to those of another one; returns the features with new notes."""
+    found = db.execute("SELECT feature, text, created FROM note WHERE feature BETWEEN ? AND ? ORDER BY id", _span(twin))
+    between = schema.feature_id(sae, 0) - schema.feature_id(twin, 0)
+    notes = stored.rows("the notes", found.fetchall(), INT, TEXT, TEXT)
+    return {feature + between for feature, text, created in notes if _add_note(db, feature + between, text, created)}
+
+
+def _share_lists(db: sqlite3.Connection, twin: int, sae: int) -> None:
+    """Add the features of a dictionary to the ends of the lists that hold those of another one."""
+    sql = "SELECT name, feature, note FROM list WHERE feature BETWEEN ? AND ? ORDER BY name, position"
+    between = schema.feature_id(sae, 0) - schema.feature_id(twin, 0)
+    for name, feature, note in stored.rows("the lists", db.execute(sql, _span(twin)).fetchall(), TEXT, INT, TEXT):
+        db.execute(
+            "INSERT INTO list (name, position, feature, note) SELECT name, MAX(position) + 1, ?, ? FROM list WHERE name = ? "
+            "HAVING SUM(feature = ?) = 0",
+            (feature + between, note, name, feature + between),
+        )
+
+
+def _span(sae: int) -> tuple[int, int]:
+    """The first and the last id that a feature of dictionary `sae` can have."""
+    return schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
 
 
 def waiting(db: sqlite3.Connection) -> dict[str, int]:
@@ -191,7 +218,7 @@ def by_people(db: sqlite3.Connection) -> tuple[int, int]:
 
 def _labels(db: sqlite3.Connection, sae: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of the feature, and content, of each label of dictionary `sae` that no rule made."""
-    first, last = schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
+    first, last = _span(sae)
     rules, key = tuple(LABEL_METHODS), corpus_key(db, sae)
     found = db.execute(
         f"SELECT id, feature, {', '.join(_LABEL)} FROM label "
@@ -210,6 +237,15 @@ def _same(db: sqlite3.Connection, feature: int, facts: dict[str, Any], columns: 
     values = (feature, *(facts.get(name) for name in columns))
     found = db.execute(f"SELECT id FROM label WHERE feature = ? AND {same} ORDER BY id", values).fetchone()
     return None if found is None else found[0]
+
+
+def _add_note(db: sqlite3.Connection, feature: int, text: str, created: str) -> bool:
+    """Add a note that the feature does not have; returns whether it was added."""
+    same = "SELECT 1 FROM note WHERE feature = ? AND text = ? AND created = ?"
+    if db.execute(same, (feature, text, created)).fetchone() is not None:
+        return False
+    db.execute("INSERT INTO note (feature, text, created) VALUES (?, ?, ?)", (feature, text, created))
+    return True
 
 
 def _insert(db: sqlite3.Connection, feature: int, facts: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from feature_db import FeatureDB
+from feature_db import BuildConfig, FeatureDB
 from saekit.errors import ConfigError, UnknownRef
 from saekit.objects import Ref
 from tests.kit.planted import SITE, F, make_sae
@@ -31,6 +31,26 @@ def test_all_of_it_waits_for_its_dictionary(index: Index) -> None:
         assert [again.feature(SITE, 4), again.notes((SITE, 5)), again.list_entries("pets")] == before
         assert [hit.feature for hit in again.search("park", by="label")] == [4] and again.set_aside() == {}
         assert again.verify() == [] and again.sealed(SITE)
+
+
+def test_the_same_weights_at_another_address_share_all_of_it(index: Index) -> None:
+    with index() as db:
+        for text in ("a stray dog", "dogs"):
+            db.add_label((SITE, 4), text)
+        db.add_note((SITE, 4), "as in the park")
+        db.add_to_list("pets", [(SITE, 5), (SITE, 4)], "to check")
+        db.add_to_list("pets", [(SITE, 6)])
+    twin = f"{SITE}@second"
+    for config in (None, BuildConfig(top=5)):  # a rebuild adds nothing
+        with index(name="second", **({} if config is None else {"config": config})) as db:
+            assert [label.text for label in db.feature((twin, 4)).labels[:2]] == ["a stray dog", "dogs"]
+            assert db.notes((twin, 4)) == db.notes((SITE, 4)) and len(db.notes((twin, 4))) == 1
+            assert {hit.ref_text for hit in db.search("park", by="label")} == {f"feature:{SITE}/4", f"feature:{twin}/4"}
+            of_each = {place: [] for place in (SITE, twin)}
+            for entry in db.list_entries("pets"):
+                of_each[twin if "@" in str(entry.ref) else SITE].append((entry.ref.unit, entry.note))
+            assert of_each[twin] == of_each[SITE] == [(5, "to check"), (4, "to check"), (6, "")]
+            assert db.by_people() == (6, 6) and db.verify() == []
 
 
 def test_lists_keep_notes_and_order(db: FeatureDB) -> None:
