@@ -45,6 +45,11 @@ def heldout_share(indexed: IndexedSAE, corpus: Mapping[str, Any]) -> float:
     Raises:
         StoreMismatch: it counted all documents, or only held-out ones, so that there is none to score labels on.
     """
+    if "imported" in corpus:
+        raise StoreMismatch(
+            f"The labels of {indexed.dictionary} cannot be scored: it was imported, without held-out documents.",
+            "Add its weights and index it with a store of activations; labels by people are kept.",
+        )
     split, _, share = str(corpus.get("split", "")).partition(" ")
     try:
         heldout = float(share)

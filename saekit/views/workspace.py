@@ -28,7 +28,8 @@ def workspace_view(path: str | Path) -> dict[str, Any]:
         dictionaries: for each its `site`, `name`, `state` (finished or unfinished), architecture, features, `metrics`
             (FVU, L0, cross-entropy recovered, share of dead features, and where they are from), `indexed` (fresh, stale, unknown
             or None) and dates.
-        database: `state` (fresh, stale, unknown, empty, none or damaged) and the dictionaries that it describes.
+        database: `state` (fresh, stale, unknown, not covered, empty, none or damaged) and the dictionaries that it describes; not
+            covered: the workspace does not have the dictionary, as after a merge.
         rankings, reports: their files.
         sizes: bytes on disk of each part of :data:`saekit.workspace.inventory.PARTS`, and the total.
         jobs: commands that write here now (`running`) or were stopped (`stopped`), and unfinished parts (`unfinished`).

@@ -180,19 +180,23 @@ def database(root: Path, problems: Problems) -> dict[str, Any]:
     if not path.exists():
         return {"state": "none", "changed": None, "dictionaries": [], "waiting": 0}
     try:
-        with FeatureDB.open(path, Dictionaries(root / "sae").folders) as opened:
-            rows = [_indexed(opened, each) for each in opened.saes()]
+        dictionaries = Dictionaries(root / "sae")
+        with FeatureDB.open(path, dictionaries.folders) as opened:
+            rows = [_indexed(opened, each, dictionaries) for each in opened.saes()]
             waiting = sum(opened.set_aside().values())
     except SaekitError as error:
         problems.note("features.sqlite", error)
         return {"state": "damaged", "changed": _changed(path), "dictionaries": [], "waiting": 0}
     states = {row["state"] for row in rows}
-    state = next((each for each in ("stale", "unknown") if each in states), "fresh" if rows else "empty")
+    state = next((each for each in ("stale", "unknown", "not covered") if each in states), "fresh" if rows else "empty")
     return {"state": state, "changed": _changed(path), "dictionaries": rows, "waiting": waiting}
 
 
-def _indexed(opened: Any, each: Any) -> dict[str, Any]:
+def _indexed(opened: Any, each: Any, dictionaries: Dictionaries) -> dict[str, Any]:
+    from feature_db.store.current import signature
+
     fresh = opened.fresh(each)
+    there = fresh is not False or any(map(signature, dictionaries.folders(str(each.address))))
     return {
         "site": each.site,
         "predicts": each.site_out,
@@ -202,7 +206,7 @@ def _indexed(opened: Any, each: Any) -> dict[str, Any]:
         "live": each.live,
         "tokens": each.n_tokens,
         "fingerprint": each.fingerprint,
-        "state": {True: "fresh", False: "stale", None: "unknown"}[fresh],
+        "state": {True: "fresh", False: "stale", None: "unknown"}[fresh] if there else "not covered",
     }
 
 

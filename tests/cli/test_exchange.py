@@ -71,6 +71,8 @@ def test_merge_and_diff(saekit: Saekit, old: Path, tmp_path: Path) -> None:
         db.verify()
     checked = saekit("verify", out)
     assert checked.status == 0, checked.stdout
+    shown = saekit("info", out).stdout
+    assert "not covered" in shown and "stale" not in shown
     assert "no feature database" in saekit("diff", old, tmp_path).stderr
 
 

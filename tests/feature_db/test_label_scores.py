@@ -149,6 +149,9 @@ def test_an_index_of_all_documents_is_refused(make: Build, planted: Planted, tin
         ):
             with pytest.raises(StoreMismatch):
                 heldout_share(db.dictionary(SITE), corpus)
+        with pytest.raises(StoreMismatch, match="it was imported") as refused:
+            heldout_share(db.dictionary(SITE), {"imported": "neuronpedia"})
+        assert "Index it again" not in refused.value.hint
 
 
 @pytest.mark.parametrize("before", [{"split": "all"}, {"heldout": HELDOUT / 4}], ids=["all", "a smaller share"])
