@@ -192,7 +192,7 @@ class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
         return self._addressed.fresh(sae)
 
     def set_aside(self) -> dict[str, int]:
-        """Number of labels and list entries of dictionaries that are not indexed now, by the dictionary's fingerprint."""
+        """Number of labels, notes and list entries of dictionaries that are not indexed now, by the dictionary's fingerprint."""
         with self._reading() as db:
             return set_aside.waiting(db)
 

@@ -133,5 +133,5 @@ def index(
     with ws.database() as database:
         waiting = sum(database.set_aside().values())
     if waiting:
-        say((f"{waiting} labels and list entries by people belong to dictionaries that are not indexed now.", "dim"))
+        say((f"{waiting} labels, notes and list entries by people belong to dictionaries that are not indexed now.", "dim"))
         say(("They are kept in features.sqlite and return when their dictionary is indexed again.", "dim"))

@@ -90,7 +90,7 @@ def _with(text: str, study: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _database(database: Mapping[str, Any]) -> str:
     parts = [f"{each['features']:,} features of {each['address']} ({each['state']})" for each in database["dictionaries"]]
-    waiting = f"{database['waiting']:,} labels and list entries of dictionaries that are not indexed"
+    waiting = f"{database['waiting']:,} labels, notes and list entries of dictionaries that are not indexed"
     return "; ".join([", ".join(parts) or database["state"], *([waiting] if database["waiting"] else [])])
 
 

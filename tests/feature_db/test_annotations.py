@@ -46,7 +46,7 @@ def test_the_same_weights_at_another_address_share_all_of_it(index: Index) -> No
             assert [label.text for label in db.feature((twin, 4)).labels[:2]] == ["a stray dog", "dogs"]
             assert db.notes((twin, 4)) == db.notes((SITE, 4)) and len(db.notes((twin, 4))) == 1
             assert {hit.ref_text for hit in db.search("park", by="label")} == {f"feature:{SITE}/4", f"feature:{twin}/4"}
-            of_each = {place: [] for place in (SITE, twin)}
+            of_each: dict[object, list[tuple[int | None, str]]] = {place: [] for place in (SITE, twin)}
             for entry in db.list_entries("pets"):
                 of_each[twin if "@" in str(entry.ref) else SITE].append((entry.ref.unit, entry.note))
             assert of_each[twin] == of_each[SITE] == [(5, "to check"), (4, "to check"), (6, "")]
