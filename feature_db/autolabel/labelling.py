@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from feature_db.autolabel.reading import MARK, read_label
 from feature_db.autolabel.shown import chosen_examples, shown
-from feature_db.chat.asking import Usage, ask
-from feature_db.chat.model import ChatModel, Messages, NoAnswer
+from feature_db.chat.asking import ask
+from feature_db.chat.model import ChatModel, Messages, NoAnswer, Usage
 from feature_db.chat.prompt import Prompt
 from feature_db.chat.running import complete, for_each
 from feature_db.chat.tokens import Estimate, estimate
@@ -73,7 +73,7 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     """Reasons by ref."""
     usage: Usage = field(default_factory=Usage)
-    """Tokens of answers that came; those of requests without an answer are unknown."""
+    """Tokens of replies that came, usable or not; those of requests without a reply are unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -127,7 +127,8 @@ def autolabel(
     """Ask a language model for a label of each feature, several at a time.
 
     A label is stored as soon as it is there, with the model, the hash of the prompt and the date. A feature without a usable
-    answer is stored as failed, with the reason. :func:`plan` leaves both out, so that a restart goes on.
+    answer is stored as failed, with the reason. :func:`plan` leaves both out, so that a restart goes on. A feature whose last
+    request met a transient fault is in `Outcome.failed` and not stored: the next run asks about it.
 
     Args:
         db: the database.
@@ -149,7 +150,8 @@ def autolabel(
                 raise NoAnswer("it never fires, so there is no example")
             text = await _label(record, model, settings, outcome.usage)
         except NoAnswer as error:
-            db.add_failure(ref, METHOD, model.name, settings.prompt.sha256, error.reason)
+            if not error.again:
+                db.add_failure(ref, METHOD, model.name, settings.prompt.sha256, error.reason)
             outcome.failed[str(ref)] = error.reason
         else:
             db.add_labels(ref, [Label(METHOD, text, UNSCORED_RANK, text, model=model.name, prompt=settings.prompt.sha256)])

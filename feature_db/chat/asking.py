@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
-from feature_db.chat.model import ChatModel, Messages, NoAnswer
+from feature_db.chat.model import ChatModel, Messages, NoAnswer, Usage
 
 Read = TypeVar("Read")
 _SHOWN = 300  # characters of an answer that cannot be read, in the next question
@@ -16,19 +15,12 @@ class Nonsense(ValueError):
     """An answer that cannot be read; the message says what is wrong with it."""
 
 
-@dataclass
-class Usage:
-    """Tokens that were sent and received."""
-
-    requests: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-
-
 async def ask(
     model: ChatModel, messages: Messages, read: Callable[[str], Read], *, max_tokens: int, tries: int, usage: Usage
 ) -> Read:
-    """What `read` makes of the answer. An answer that it cannot read is sent back with what is wrong, `tries` times in all.
+    """What `read` makes of the answer. An answer that it cannot read is sent back with what is wrong.
+
+    At most `tries` replies are paid for, whatever the model does.
 
     Args:
         model: answers.
@@ -36,18 +28,25 @@ async def ask(
         read: raises :class:`Nonsense` where it cannot read an answer.
         max_tokens: most tokens of an answer.
         tries: questions in all.
-        usage: counts requests and tokens.
+        usage: counts requests and tokens, those without an answer too.
 
     Raises:
-        NoAnswer: there is no answer, or none that can be read.
+        NoAnswer: there is no answer, or none that can be read. `too_long` is set only where nothing was paid for.
         EndpointError: no request can succeed.
     """
     sent, wrong = list(messages), ""
-    for _ in range(tries):
-        answer = await model.answer(sent, max_tokens)
-        usage.requests += 1
-        usage.tokens_in += answer.tokens_in
-        usage.tokens_out += answer.tokens_out
+    for i in range(tries):
+        try:
+            answer = await model.answer(sent, max_tokens)
+        except NoAnswer as error:
+            usage.add(error.usage)
+            if error.replied and error.again:
+                wrong = error.reason
+                continue
+            if error.too_long and i:
+                raise NoAnswer(error.reason) from error
+            raise
+        usage.add(answer)
         try:
             return read(answer.text)
         except Nonsense as error:

@@ -11,11 +11,13 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from feature_db.chat.model import Answer, Messages, NoAnswer
+from feature_db.chat.model import Answer, Messages, NoAnswer, NoUsableReply, Usage
 from feature_db.chat.replies import MOST_BYTES, Reply, answer_of, refusal_of, unwanted_setting
+from feature_db.chat.secrets import Secrets, without_query
 from saekit.errors import ConfigError, EndpointError, MissingPackage
 from saekit.version import VERSION
 
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
     import httpx
 
 KEY_VARIABLE = "SAEKIT_API_KEY"
-_REFUSED = 8  # requests that are refused before any was answered: then all will be
+_REFUSED = 8  # requests that are refused without an answer between them: then all will be
 _NOBODY, _GONE = 4, 64  # requests in a row that find nobody, before and after any was answered
 _PATH = "/chat/completions"
+_HINT = "Give the address of an API, as http://localhost:11434/v1."
 
 
 class Endpoint:
@@ -34,7 +37,8 @@ class Endpoint:
     Args:
         url: address of the API, as `http://localhost:11434/v1`; with or without `/chat/completions`.
         model: the model's name there.
-        key: sent as a bearer token; empty: none is sent. It is never stored, and cut out of messages.
+        key: sent as a bearer token; empty: none is sent. It is never stored, and cut out of
+            messages. So is the query of `url`, where some services want a key.
         timeout: seconds that one answer may take.
         concurrency: requests at once.
 
@@ -50,6 +54,12 @@ class Endpoint:
             raise MissingPackage("httpx is not installed, and endpoints need it.", "pip install 'saekit[llm]'.") from error
         self._httpx = httpx
         self.url, self.local = _address(url)
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"The endpoint {without_query(url)!r} is no address: {error}.", _HINT) from error
+        self.shown = without_query(self.url)
+        self._secrets = Secrets(key, self.url)
         if not model.strip():
             raise ConfigError("The name of the model is empty.", "Give the name that the endpoint has for it.")
         if not timeout > 0 or concurrency < 1:
@@ -62,25 +72,25 @@ class Endpoint:
         self._answered, self._refused, self._unreached = False, 0, 0
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.url!r}, {self.name!r})"
+        return f"Endpoint({self.shown!r}, {self.name!r})"
 
     async def answer(self, messages: Messages, max_tokens: int) -> Answer:
-        """See :meth:`feature_db.chat.model.ChatModel.answer`. One request is sent.
+        """See :meth:`feature_db.chat.model.ChatModel.answer`. One request is sent; more only where settings are refused.
 
         Raises:
             NoAnswer: there is no answer to this request.
             EndpointError: nothing has ever answered there, or the endpoint refuses the key, the model or all requests.
         """
-        used = dict(self._settings)  # other requests may change them meanwhile
+        used, requests = dict(self._settings), 1  # other requests may change them meanwhile
         reply = await self._ask(messages, max_tokens)
         while (name := unwanted_setting(reply, used)) is not None:  # newer models of OpenAI refuse some settings
             self._settings[name] = "max_completion_tokens" if name == "max_tokens" else None
-            used = dict(self._settings)
+            used, requests = dict(self._settings), requests + 1
             reply = await self._ask(messages, max_tokens)
         if reply.status == 200:
-            found = answer_of(reply, messages)
-            self._answered = True
-            return found
+            found = answer_of(reply, messages, self._secrets.cut_from)
+            self._answered, self._refused = True, 0
+            return replace(found, text=self._secrets.cut_from_answer(found.text), requests=requests)
         raise self._refusal(reply)
 
     async def close(self) -> None:
@@ -98,13 +108,13 @@ class Endpoint:
             async with asyncio.timeout(self._timeout):
                 reply = await self._post(body)
         except (TimeoutError, self._httpx.ReadTimeout) as error:
-            raise NoAnswer(f"no answer within {self._timeout:g} s", again=True) from error
+            raise NoAnswer(f"no answer within {self._timeout:g} s", again=True, usage=Usage(1)) from error
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
             self._unreached = 0
-            reason = self._clean(f"{type(error).__name__}: {error}")
-            raise NoAnswer(f"the connection broke ({reason})", again=True) from error
+            reason = self._secrets.cut_from(f"{type(error).__name__}: {error}")
+            raise NoAnswer(f"the connection broke ({reason})", again=True, usage=Usage(1)) from error
         self._unreached = 0
         return reply
 
@@ -112,47 +122,55 @@ class Endpoint:
         client = self._client = self._client or self._open()
         async with client.stream("POST", self.url, json=body) as response:
             data = bytearray()
-            async for part in response.aiter_bytes():
+            if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+                reason = "the reply is compressed, which was not asked for"  # a small one could fill the memory
+                raise NoUsableReply(reason, usage=Usage(1))
+            async for part in response.aiter_raw():
                 data += part
                 if len(data) > MOST_BYTES:
-                    raise NoAnswer(f"the answer has more than {MOST_BYTES:,} bytes", again=True)
+                    raise NoUsableReply(f"the answer has more than {MOST_BYTES:,} bytes", again=True, usage=Usage(1))
             return Reply(response.status_code, response.headers, bytes(data))
 
     def _open(self) -> httpx.AsyncClient:
-        headers = {"User-Agent": f"saekit/{VERSION}"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        headers = {"User-Agent": f"saekit/{VERSION}", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = self._httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         # Proxies from the environment are for other machines than this one. Reading certificates takes a while.
         secure = self.url.startswith("https:")
         return self._httpx.AsyncClient(
-            headers=headers, timeout=self._timeout, limits=limits, trust_env=not self.local, verify=secure
+            headers=headers,
+            timeout=self._timeout,
+            limits=limits,
+            trust_env=not self.local,
+            verify=secure,
+            follow_redirects=False,  # the prompts and the key go nowhere else
         )
 
     def _unreachable(self, error: Exception) -> NoAnswer | EndpointError:
         self._unreached += 1
-        reason = self._clean(str(error) or type(error).__name__)
+        reason = self._secrets.cut_from(str(error) or type(error).__name__)
         if self._unreached >= (_GONE if self._answered else _NOBODY):
             hint = "Start the server, or correct --endpoint. Nothing that was labelled is asked again."
-            return EndpointError(f"Nothing answers at {self.url}: {reason}.", hint)
+            return EndpointError(f"Nothing answers at {self.shown}: {reason}.", hint)
         return NoAnswer(f"no connection ({reason})", again=True)
 
     def _refusal(self, reply: Reply) -> NoAnswer | EndpointError:
         """The error for a reply that is no answer."""
-        refusal = refusal_of(reply)
-        what = self._clean(f"{reply.status}: {refusal.message}")
+        refusal = refusal_of(reply, self._secrets.cut_from)
+        what = f"{reply.status}: {refusal.message}"
         hint = "Run the same command again when that is mended: nothing that was labelled is asked again."
         if reply.status == 401 or (reply.status == 403 and not self._answered):
             key = f"Put a valid key into the environment variable {KEY_VARIABLE}, or name another with --key-env."
-            return EndpointError(f"{self.url} refuses the key ({what}).", key)
+            return EndpointError(f"{self.shown} refuses the key ({what}).", key)
         if refusal.final or (300 <= reply.status < 400):
-            return EndpointError(f"{self.url} does not serve {self.name} ({what}).", hint)
-        if not self._answered and not refusal.again and not refusal.too_long:
-            self._refused += 1
+            return EndpointError(f"{self.shown} does not serve {self.name} ({what}).", hint)
+        if reply.status in (403, 404, 405) or not (self._answered or refusal.again or refusal.too_long):
+            self._refused += 1  # a service may answer 403 to one text that it does not like
             if self._refused >= _REFUSED or reply.status in (404, 405):
-                return EndpointError(f"{self.url} refuses every request for {self.name} ({what}).", hint)
-        return NoAnswer(what, again=refusal.again, wait=refusal.wait, limited=refusal.limited, too_long=refusal.too_long)
-
-    def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+                return EndpointError(f"{self.shown} refuses every request for {self.name} ({what}).", hint)
+        return NoAnswer(
+            what, again=refusal.again, wait=refusal.wait, limited=refusal.limited, too_long=refusal.too_long, usage=Usage(1)
+        )
 
 
 def key_from(variable: str) -> str:
@@ -169,14 +187,13 @@ def key_from(variable: str) -> str:
 
 def _address(url: str) -> tuple[str, bool]:
     """The full address of chat completions, and whether it is on this machine."""
-    hint = "Give the address of an API, as http://localhost:11434/v1."
     try:
         parts = urlsplit(url.strip())
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"The endpoint {url!r} is no address: {error}.", hint) from error
+        raise ConfigError(f"The endpoint {without_query(url)!r} is no address: {error}.", _HINT) from error
     if parts.scheme not in ("http", "https") or not host:
-        raise ConfigError(f"The endpoint {url!r} is no address.", hint)
+        raise ConfigError(f"The endpoint {without_query(url)!r} is no address.", _HINT)
     if parts.username or parts.password:
         raise ConfigError("The address of the endpoint holds a user or a password.", f"Put the key into {KEY_VARIABLE}.")
     path = parts.path.rstrip("/")

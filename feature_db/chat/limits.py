@@ -7,12 +7,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from feature_db.chat.model import Answer, ChatModel, Messages, NoAnswer, estimated_tokens
+from feature_db.chat.model import Answer, ChatModel, Messages, NoAnswer, Usage, estimated_tokens
 from saekit.errors import ConfigError, EndpointError
 from saekit.progress import duration
 
+_DOWN = 8  # faults in a row, over all requests, after which a request that is given up ends all
 _LIMITED_TRIES = 4  # tries of a request that is told to wait, for each other try
 
 
@@ -124,28 +125,49 @@ class Patient:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.name, self.concurrency = model.name, model.concurrency
+        self._faults = 0  # in a row, over all requests
         self._model, self._limit, self._patience, self._chance = model, limit or RateLimit(), patience or Patience(), chance
 
     async def answer(self, messages: Messages, max_tokens: int) -> Answer:
         """See :meth:`ChatModel.answer`.
 
         Raises:
-            EndpointError: also where the endpoint asks to wait longer than `Patience.most`.
+            EndpointError: also where the endpoint asks to wait longer than `Patience.most`, or a request is given up after
+                all requests have had nothing but transient faults for a while.
         """
         faults = limited = 0
+        spent = Usage()
         while True:
             sent = await self._limit.turn(estimated_tokens(messages) + max_tokens)
             try:
                 answer = await self._model.answer(messages, max_tokens)
             except NoAnswer as error:
+                if own := error.usage.tokens_in + error.usage.tokens_out:
+                    self._limit.settle(sent, own)
+                spent.add(error.usage)
+                error.usage = spent
+                if error.replied or not error.again:
+                    self._faults = 0
+                    raise
+                self._faults += 1
                 faults, limited = faults + (not error.limited), limited + error.limited
                 last = faults > self._patience.retries or limited > _LIMITED_TRIES * self._patience.retries
-                if not error.again or last:
+                if last:
+                    self._give_up(error, faults + limited)
                     raise
                 await self._rest(error, max(faults, limited))
                 continue
             self._limit.settle(sent, answer.tokens_in + answer.tokens_out)
-            return answer
+            self._faults = 0
+            spent.add(answer)
+            return replace(answer, requests=spent.requests, tokens_in=spent.tokens_in, tokens_out=spent.tokens_out)
+
+    def _give_up(self, error: NoAnswer, own: int) -> None:
+        """End all if other requests have had as many faults as this one, and nothing else."""
+        if self._faults >= max(_DOWN, 2 * own):
+            reason = f"The last {self._faults} requests to {self.name} had no answer ({error.reason})."
+            hint = "Run the same command again when the endpoint answers: it goes on where it stopped."
+            raise EndpointError(reason, hint) from error
 
     async def _rest(self, error: NoAnswer, tried: int) -> None:
         if error.wait is not None and error.wait > self._patience.most:

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_db.chat.model import Answer, Messages, NoAnswer, without_thoughts
+from feature_db.chat.model import Answer, Messages, NoAnswer, NoUsableReply, Usage, without_thoughts
 from saekit.errors import ConfigError, ContextTooLong
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class LocalModel:
             self._worker = asyncio.create_task(self._work())
         answer = await future
         if not answer.text:
-            raise NoAnswer("the answer is empty", again=False)
+            raise NoUsableReply("the answer is empty", usage=Usage(1, answer.tokens_in, answer.tokens_out))
         return answer
 
     async def close(self) -> None:

@@ -19,6 +19,23 @@ class Answer:
     text: str
     tokens_in: int
     tokens_out: int
+    requests: int = 1
+    """Requests that were sent for it. The tokens are those of all of them."""
+
+
+@dataclass
+class Usage:
+    """Requests that were sent, and the tokens of those that had a reply; what the others cost is unknown."""
+
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, other: Usage | Answer) -> None:
+        """Count those of an answer, or of what is none."""
+        self.requests += other.requests
+        self.tokens_in += other.tokens_in
+        self.tokens_out += other.tokens_out
 
 
 class ChatModel(Protocol):
@@ -56,13 +73,32 @@ class NoAnswer(Exception):
         wait: seconds to wait before, if the model said so.
         limited: whether the model says that there were too many requests, so that all others should wait too.
         too_long: whether the chat is longer than the model can read.
+        usage: what was spent on it.
     """
 
     def __init__(
-        self, reason: str, *, again: bool = False, wait: float | None = None, limited: bool = False, too_long: bool = False
+        self,
+        reason: str,
+        *,
+        again: bool = False,
+        wait: float | None = None,
+        limited: bool = False,
+        too_long: bool = False,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason, self.again, self.wait, self.limited, self.too_long = reason, again, wait, limited, too_long
+        self.usage = usage or Usage()
+        self.replied = False
+        """Whether the model replied and may have to be paid, so that asking again is one of the tries of the question."""
+
+
+class NoUsableReply(NoAnswer):
+    """The model replied, and the reply holds no answer. See :class:`NoAnswer`."""
+
+    def __init__(self, reason: str, *, again: bool = False, usage: Usage | None = None) -> None:
+        super().__init__(reason, again=again, usage=usage)
+        self.replied = True
 
 
 def estimated_tokens(messages: Messages) -> int:

@@ -6,11 +6,11 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feature_db.chat.model import Answer, Messages, NoAnswer, estimated_tokens, without_thoughts
+from feature_db.chat.model import Answer, Messages, NoUsableReply, Usage, estimated_tokens, without_thoughts
 
 MOST_BYTES = 1 << 20
 """Largest reply that is read."""
@@ -47,45 +47,48 @@ class Refusal:
     """Whether no request can succeed before somebody does something about it."""
 
 
-def answer_of(reply: Reply, messages: Messages) -> Answer:
+def answer_of(reply: Reply, messages: Messages, clean: Callable[[str], str] = str) -> Answer:
     """The answer in a reply with status 200.
 
+    Args:
+        reply: what came.
+        messages: the question, for the number of its tokens where the reply has none.
+        clean: removes secrets from a reason, before it is shortened.
+
     Raises:
-        NoAnswer: it holds none.
+        NoUsableReply: it holds none. It has `again` unless the same question would end alike.
     """
     facts = _json(reply.body)
     if not isinstance(facts, dict):
-        raise NoAnswer(f"the reply is no JSON object: {_excerpt(reply.body.decode('utf-8', 'replace'))}", again=True)
+        raise NoUsableReply(f"the reply is no JSON object: {_excerpt(clean(_text(reply.body)))}", again=True, usage=Usage(1))
     try:
         choice = facts["choices"][0]
         message = choice["message"]
         content = message["content"] if message.get("content") is not None else ""
     except (KeyError, IndexError, TypeError, AttributeError):
-        message = _message(facts)
-        raise NoAnswer(f"the reply has no choices with a message: {_excerpt(message)}", again=True) from None
-    if isinstance(message.get("refusal"), str) and message["refusal"]:
-        raise NoAnswer(f"the model refuses: {_excerpt(message['refusal'])}", again=True)
+        reason = f"the reply has no choices with a message: {_excerpt(clean(_message(facts)))}"
+        raise NoUsableReply(reason, again=True, usage=_spent(facts, Usage(1))) from None
     if isinstance(content, list):  # parts, as some servers have it
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    said = content if isinstance(content, str) else ""
+    spent = _spent(facts, Usage(1, estimated_tokens(messages), estimated_tokens([{"content": said}])))
+    if isinstance(message.get("refusal"), str) and message["refusal"]:
+        raise NoUsableReply(f"the model refuses: {_excerpt(clean(message['refusal']))}", usage=spent)
     if not isinstance(content, str):
-        raise NoAnswer("the content of the reply is no text", again=True)
+        raise NoUsableReply("the content of the reply is no text", again=True, usage=spent)
     text = without_thoughts(_unicode(content))
+    if not text and choice.get("finish_reason") == "length":
+        reason = "the answer is empty: all tokens that it may use went into thoughts. Raise --max-tokens"
+        raise NoUsableReply(reason, usage=spent)
     if not text:
-        finish = choice.get("finish_reason")
-        why = ": all tokens that it may use went into thoughts (--max-tokens)" if finish == "length" else ""
-        raise NoAnswer(f"the answer is empty{why}", again=True)
-    usage = facts.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    spent = estimated_tokens([{"content": content}])
-    return Answer(
-        text, _whole(usage.get("prompt_tokens"), estimated_tokens(messages)), _whole(usage.get("completion_tokens"), spent)
-    )
+        raise NoUsableReply("the answer is empty", again=True, usage=spent)
+    return Answer(text, spent.tokens_in, spent.tokens_out)
 
 
-def refusal_of(reply: Reply) -> Refusal:
-    """What a reply with another status than 200 says."""
+def refusal_of(reply: Reply, clean: Callable[[str], str] = str) -> Refusal:
+    """What a reply with another status than 200 says; `clean` removes secrets from it, before it is shortened."""
     facts = _json(reply.body)
-    message = _message(facts) if isinstance(facts, dict) else reply.body.decode("utf-8", "replace")
+    message = _message(facts) if isinstance(facts, dict) else _text(reply.body)
     error = facts.get("error") if isinstance(facts, dict) else None
     codes = [str(error.get(name)) for name in ("code", "type")] if isinstance(error, dict) else []
     limited = reply.status == 429 or (reply.status == 503 and "retry-after" in reply.headers)
@@ -93,7 +96,7 @@ def refusal_of(reply: Reply) -> Refusal:
     final = reply.status == 402 or any(code in _NO_CREDIT for code in codes)
     again = (reply.status in _TRANSIENT or reply.status >= 500) and not final
     wait = retry_after(reply.headers.get("retry-after"))
-    return Refusal(_excerpt(message) or "no reason given", again, wait, limited, too_long or reply.status == 413, final)
+    return Refusal(_excerpt(clean(message)) or "no reason given", again, wait, limited, too_long or reply.status == 413, final)
 
 
 def unwanted_setting(reply: Reply, settings: Mapping[str, str | None]) -> str | None:
@@ -137,6 +140,18 @@ def _message(facts: Mapping[str, Any]) -> str:
     if isinstance(error, dict):
         error = next((error[name] for name in ("message", "detail", "error") if error.get(name)), error)
     return error if isinstance(error, str) else json.dumps(error, ensure_ascii=False, default=str)
+
+
+def _spent(facts: Mapping[str, Any], otherwise: Usage) -> Usage:
+    """What the reply says that it cost; an estimate where it says nothing."""
+    usage = facts.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    numbers = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return Usage(otherwise.requests, _whole(numbers[0], otherwise.tokens_in), _whole(numbers[1], otherwise.tokens_out))
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", "replace")
 
 
 def _excerpt(text: str) -> str:

@@ -84,7 +84,7 @@ class Scorer:
 
         Args:
             methods: only labels by these methods; None: all, but language models judge only the labels of people and models,
-                since rules are run for nothing.
+                since rules are run at no cost.
         """
         from feature_db.labels.rules import LABEL_METHODS
 

@@ -12,7 +12,7 @@ from saekit.cli.output import emit, say
 from saekit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from feature_db.chat.asking import Usage
+    from feature_db.chat.model import Usage
     from feature_db.chat.tokens import Estimate
     from saekit.names.address import Address
     from saekit.names.ref import Ref
@@ -38,7 +38,7 @@ class Asking:
         Raises:
             ConfigError: a scorer needs a model and none is named, or the other way round; or nobody agrees.
         """
-        from feature_db.chat.asking import Usage
+        from feature_db.chat.model import Usage
         from feature_db.scorers import SCORERS
         from feature_db.scorers.judges.judging import JUDGE, MAX_TOKENS, USAGE
 

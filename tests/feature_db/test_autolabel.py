@@ -153,10 +153,13 @@ def test_every_feature_ends_labelled_or_failed(db: FeatureDB, server: ChatServer
     for ref, text in outcome.labelled.items():
         assert text == expected(db, Ref.parse(ref))
     stored = {failure.ref_text: failure.reason for failure in db.failures()}
-    assert stored == outcome.failed and all(len(reason) > 5 for reason in stored.values())
+    faults = {ref for ref, reason in outcome.failed.items() if re.match(r"503|429|the connection broke", reason)}
+    assert stored == {ref: reason for ref, reason in outcome.failed.items() if ref not in faults}
+    assert all(len(reason) > 5 for reason in stored.values())
     assert by_llm(db) == {ref: [text] for ref, text in outcome.labelled.items()}
     done = plan(db, ALIVE, "judge", SETTINGS.prompt)
-    assert not done.todo and len(done.labelled) == len(outcome.labelled) and len(done.failed) == len(outcome.failed) - 1
+    assert set(map(str, done.todo)) == faults and set(map(str, done.labelled)) == set(outcome.labelled)
+    assert len(done.failed) == len(stored) - 1
 
     again = plan(db, ALIVE, "judge", SETTINGS.prompt, retry_failed=True)
     assert [str(ref) for ref in again.todo] == [ref for ref in map(str, ALIVE) if ref in outcome.failed]
@@ -173,6 +176,25 @@ def test_lasting_nonsense_fails_every_feature_with_its_reason(db: FeatureDB, ser
     assert not outcome.labelled and set(outcome.failed) == set(map(str, ALIVE[:4]))
     assert not by_llm(db) and len(db.failures()) == 4
     assert all(len(reason) < 600 for reason in outcome.failed.values())
+
+
+def test_an_outage_leaves_features_open(db: FeatureDB, server: ChatServer) -> None:
+    server.plan(*["ok"] * 5, always="503")
+    with pytest.raises(EndpointError, match="had no answer"):
+        autolabel(db, ALIVE, model_of(server, concurrency=1), SETTINGS, progress=False)
+    assert not db.failures() and len(by_llm(db)) == 5
+    server.plan()
+    rest = plan(db, ALIVE, "judge", SETTINGS.prompt)
+    assert rest.todo == ALIVE[5:] and not rest.failed
+    assert not autolabel(db, rest.todo, model_of(server), SETTINGS, progress=False).failed
+
+
+def test_a_key_that_a_reply_repeats_is_not_stored(db: FeatureDB, server: ChatServer) -> None:
+    server.plan(always=b"Authorization: Bearer sk-SECRET")
+    outcome = autolabel(db, ALIVE[:2], model_of(server, key="sk-SECRET"), SETTINGS, progress=False)
+    assert all("Bearer ***" in reason for reason in outcome.failed.values()) and len(db.failures()) == 2
+    db.close()
+    assert not any(b"sk-SECRET" in file.read_bytes() for file in db.path.parent.iterdir() if file.is_file())
 
 
 def test_a_restart_asks_only_what_is_left(db: FeatureDB, server: ChatServer) -> None:
@@ -204,22 +226,25 @@ with FeatureDB.open(path) as db:
 
 
 def test_kill_9_in_the_middle_loses_nothing(db: FeatureDB, server: ChatServer) -> None:
+    """The server answers twelve requests, and leaves the three after them without an answer: then the child is killed."""
     db.close()
+    server.plan(*["ok"] * 12, always="stall")
     child = subprocess.Popen([sys.executable, "-c", _CHILD, str(db.path), server.url, str(SITE)])
-    while len(server.requests) < 12 and child.poll() is None:
-        time.sleep(0.001)
+    while len(server.requests) < 15 and child.poll() is None:
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
+    server.plan()
     with FeatureDB.open(db.path) as now:
         stored = by_llm(now)
-        assert 12 - 3 <= len(stored) < len(ALIVE)  # three were under way
+        assert len(stored) == 12  # a worker asks the next question after it has stored its label
         assert stored == {ref: [expected(now, Ref.parse(ref))] for ref in stored}
         rest = plan(now, ALIVE, "judge", SETTINGS.prompt)
         assert [str(ref) for ref in rest.labelled] == [ref for ref in map(str, ALIVE) if ref in stored]
         autolabel(now, rest.todo, model_of(server), SETTINGS, progress=False)
         assert len(by_llm(now)) == len(ALIVE) and not plan(now, ALIVE, "judge", SETTINGS.prompt).todo
     asked = Counter(request.text for request in server.requests)
-    assert len(asked) == len(ALIVE) and sum(asked.values()) <= len(ALIVE) + 3
+    assert len(asked) == len(ALIVE) and sum(asked.values()) == len(ALIVE) + 3
 
 
 def test_another_prompt_or_model_adds_a_label(db: FeatureDB, server: ChatServer, tmp_path: Path) -> None:

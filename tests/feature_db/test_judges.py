@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from feature_db import BuildConfig, FeatureDB, Label, build
-from feature_db.chat.asking import Nonsense, Usage
+from feature_db.chat.asking import Nonsense
 from feature_db.chat.endpoint import Endpoint
 from feature_db.chat.limits import Patience, Patient
-from feature_db.chat.model import Answer, Messages
+from feature_db.chat.model import Answer, Messages, Usage
 from feature_db.chat.prompt import Prompt
 from feature_db.scorers import SCORERS, Subject, score
 from feature_db.scorers.examples import HeldoutExample

@@ -70,21 +70,22 @@ class ChatServer:
     context: int | None = None
     seconds: float = 30.0
     requests: list[Request] = field(default_factory=list)
-    always: str = "ok"
+    always: str | bytes = "ok"
     """Fault of requests that the plan does not speak of."""
 
     def __post_init__(self) -> None:
-        self._plan: deque[str] = deque()
+        self._plan: deque[str | bytes] = deque()
         self.lock = threading.Lock()
         self.ended = threading.Event()
 
-    def plan(self, *faults: str, always: str = "ok") -> None:
+    def plan(self, *faults: str | bytes, always: str | bytes = "ok") -> None:
         """What happens to the next requests, and what to all after them: ok, a status (503), 429:SECONDS, reset, stall,
-        truncate, or a name of :data:`TEXTS` or of a body that is no reply."""
+        truncate, or a name of :data:`TEXTS` or of a body that is no reply. Bytes are the body itself, after `gzip` or `400`
+        where it is one; after `307`, they are an address."""
         with self.lock:
             self._plan, self.always = deque(faults), always
 
-    def next(self, request: Request) -> str:
+    def next(self, request: Request) -> str | bytes:
         with self.lock:
             self.requests.append(request)
             return self._plan.popleft() if self._plan else self.always
@@ -122,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             if own.key is not None and self.headers.get("Authorization") != f"Bearer {own.key}":
                 sent = self.headers.get("Authorization")
                 self._send(401, _error(f"Incorrect API key provided: {sent}", "invalid_api_key"))
-            elif not self.path.endswith("/chat/completions"):
+            elif not self.path.partition("?")[0].endswith("/chat/completions"):
                 self._send(404, _error(f"Not found: {self.path}", "not_found"))
             elif own.context is not None and len(request.text) > own.context:
                 self._send(400, _error("This model's maximum context length is 99 tokens.", "context_length_exceeded"))
@@ -131,7 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _go(self, fault: str, request: Request) -> None:
+    def _go(self, fault: str | bytes, request: Request) -> None:
+        if isinstance(fault, bytes):
+            self._send_body(fault)
+            return
         status, _, after = fault.partition(":")
         if status.isdecimal():
             headers = {"Retry-After": after} if after else {}
@@ -148,6 +152,16 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             text = TEXTS[fault] if fault in TEXTS else self.server_of.answer(list(request.body["messages"]))
             self._send(200, reply(text, request), cut=fault == "truncate")
+
+    def _send_body(self, body: bytes) -> None:
+        if body.startswith(b"307"):
+            self._send(307, b"", {"Location": body[3:].decode()})
+        elif body.startswith(b"400"):
+            self._send(400, body[3:])
+        elif body.startswith(b"gzip"):
+            self._send(200, body[4:], {"Content-Encoding": "gzip"})
+        else:
+            self._send(200, body)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:
         self.send_response(status)

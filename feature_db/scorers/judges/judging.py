@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from feature_db.chat.asking import Nonsense, Usage, ask
-from feature_db.chat.model import ChatModel, NoAnswer
+from feature_db.chat.asking import Nonsense, ask
+from feature_db.chat.model import ChatModel, NoAnswer, Usage
 from feature_db.chat.prompt import Prompt
 from feature_db.chat.running import stream
 from feature_db.chat.tokens import Estimate
