@@ -30,6 +30,7 @@ def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
     Raises:
         StorageFull, WorkspaceError: the file cannot be written; the one before is kept.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
@@ -39,7 +40,7 @@ def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / path.name, facts)
             files.publish(folder / path.name, path)
             files.sync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise files.unwritable(path, error) from error
 
 

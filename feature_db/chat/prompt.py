@@ -45,9 +45,13 @@ class Prompt:
             text = Path(path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The prompt {path} cannot be read: {error}.", "Give a text file in UTF-8.") from error
+        user = _CUT.split(text, maxsplit=1)[-1]
         for each in needed:
-            if each not in text:
-                raise ConfigError(f"The prompt {path} has no {each!r}.", "Begin with a copy of the packaged one: --show-prompt.")
+            if each not in (user if each.startswith("{") else text):  # names above the dashes are sent as they are
+                where = " below the dashes" if each in text else ""
+                raise ConfigError(
+                    f"The prompt {path} has no {each!r}{where}.", "Begin with a copy of the packaged one: --show-prompt."
+                )
         return cls(text)
 
     @cached_property

@@ -164,6 +164,8 @@ class Connections:
             DatabaseError: the database was closed, or cannot be opened.
         """
         held: _Held | None = getattr(self._local, "held", None)
+        if self._closed:
+            raise self._was_closed()
         if held is None or held.process != os.getpid() or self._replaced(held):  # a connection must not cross a fork
             file = _identity(self._path)
             connection = reading(self._path)
@@ -171,10 +173,13 @@ class Connections:
             self._local.held = held
             with self._lock:
                 self._open.add(held)
-        if self._closed:
+        if self._closed:  # meanwhile, by another thread
             held.close()
-            raise DatabaseError(f"{self._path} was closed.", "Open it again: FeatureDB.open(path).")
+            raise self._was_closed()
         return held.connection
+
+    def _was_closed(self) -> DatabaseError:
+        return DatabaseError(f"{self._path} was closed.", "Open it again: FeatureDB.open(path).")
 
     def _replaced(self, held: _Held) -> bool:
         """Whether the file was upgraded, or another one has taken its place. Without locks, each change replaces the file."""

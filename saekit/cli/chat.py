@@ -217,7 +217,9 @@ class ChatOptions:
             above = f"more than {self.ask_above:g}{' million tokens' if cost is None else ''}"
             raise ConfigError(f"This would send {shown_estimate(estimate, cost)}, which is {above}.", "Give --yes to send it.")
         try:
-            agreed = typer.confirm(f"Send {shown_estimate(estimate, cost)} to {self.endpoint}?", err=True)
+            from feature_db.chat.secrets import without_query
+
+            agreed = typer.confirm(f"Send {shown_estimate(estimate, cost)} to {without_query(str(self.endpoint))}?", err=True)
         except typer.Abort:  # Ctrl-C
             raise KeyboardInterrupt from None
         if not agreed:

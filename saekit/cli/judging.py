@@ -55,7 +55,7 @@ class Asking:
         return {JUDGE: chat.open(load), USAGE: self.usage, MAX_TOKENS: chat.max_tokens}
 
     def estimate(self, chat: ChatOptions) -> Estimate:
-        """About how much will be asked; an upper bound."""
+        """About how much will be asked, where answers are as short as they should be."""
         from feature_db.chat.tokens import Estimate
         from feature_db.scorers import SCORERS
         from feature_db.scorers.judges.judging import JUDGE, estimated
@@ -82,13 +82,13 @@ class Asking:
         return Estimate(*(sum(each) for each in zip(*((p.requests, p.tokens_in, p.tokens_out) for p in parts))))
 
     def print_estimate(self, chat: ChatOptions, as_json: bool) -> None:
-        """Print what would be sent at most."""
+        """Print about what would be sent."""
         estimate = self.estimate(chat)
         facts = chat.facts(estimate)
         if as_json:
             emit({"estimate": facts})
         else:
-            say(f"At most {shown_estimate(estimate, facts['cost'])}.")
+            say(f"Expected: {shown_estimate(estimate, facts['cost'])}.")
 
     def print_spent(self, chat: ChatOptions) -> None:
         """Print what the judge was sent, if one was asked."""

@@ -96,7 +96,9 @@ def test_the_page(again: Outcome, folder: Path) -> None:
             (shown,) = {text for text in texts[n * i : n * (i + 1)] if prompt + text in page.all_text}
             assert len(mentions.spans(shown)) == max(len(mentions.spans(text)) for text in texts[n * i : n * (i + 1)])
     assert page.of_class("t")
-    assert len([tag for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]) == 8
+    charts = [tag for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+    hits = sum(len(concept["hits"]) for concept in again.json["concepts"])
+    assert len(charts) == 2 * hits + 2  # of each feature its activations and its logits, of each concept its steering
 
 
 def test_a_report_on_any_workspace(saekit: Saekit, word: str, folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with track("indexing", 3, subject="resid_post.2", enabled=False):
             {}["key\x1b[31m"]  # type: ignore[index]
 
-    monkeypatch.setattr(Workspace, "index", index)
+    monkeypatch.setattr(Workspace, "index_all", index)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 

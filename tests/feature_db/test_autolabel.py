@@ -264,6 +264,12 @@ def test_another_prompt_or_model_adds_a_label(db: FeatureDB, server: ChatServer,
     assert server.requests[-1].text.endswith("{other}")  # braces of no known name stay
 
 
+def test_a_name_above_the_dashes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("{examples}\n---\nLABEL:")
+    with pytest.raises(ConfigError, match="below the dashes"):
+        Prompt.load(tmp_path / "x.txt", *NEEDED)
+
+
 def test_labels_survive_another_index(db: FeatureDB, index: Callable[..., FeatureDB], server: ChatServer) -> None:
     autolabel(db, ALIVE[:5], model_of(server), SETTINGS, progress=False)
     db.close()

@@ -193,7 +193,7 @@ _COSTS: dict[str, Callable[[int], tuple[int, int, int]]] = {
 def estimated(scorer: str, labels: int, texts: int | None) -> Estimate:
     """About how much a scorer asks about so many labels; for intruder, about so many features.
 
-    It is an upper bound for features that fire in few held-out documents.
+    It is too high for features that fire in few held-out documents, and too low for models that think before they answer.
 
     Args:
         scorer: its name.
