@@ -23,7 +23,7 @@ def read_label(text: str, instruction: str) -> str:
         instruction: the prompt; the label must be in its script.
 
     Raises:
-        Nonsense: there is none, or several; or it is empty, long, a refusal or in another script.
+        Nonsense: the reply has no label or several; or the label is empty, long, a refusal or in another script.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     found = _LINE.findall("\n".join(lines))

@@ -37,7 +37,7 @@ def marked(tokens: Sequence[str], which: Sequence[bool]) -> str:
 
 
 def levels(values: Sequence[float], largest: float) -> list[int]:
-    """Activations as whole numbers: 0 where there is none, else 1 to 10, the largest of the feature being 10."""
+    """Activations as whole numbers: 0 where the feature does not fire, else 1 to 10; 10 is its largest."""
     return [max(1, min(10, round(10 * value / largest))) if value > 0 and largest > 0 else 0 for value in values]
 
 

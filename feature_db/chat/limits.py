@@ -32,7 +32,7 @@ class _Sent:
 
 
 class RateLimit:
-    """At most so many requests, and about so many tokens, in any span of a minute. Requests go in the order in which they came.
+    """Limits of requests and of estimated tokens in any span of a minute. Requests go in the order in which they came.
 
     Args:
         requests: a minute; None: any number.
@@ -58,7 +58,7 @@ class RateLimit:
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     async def turn(self, tokens: int) -> _Sent:
-        """Wait until a request of about so many tokens may be sent; returns its record for :meth:`settle`."""
+        """Wait until a request with this estimate of tokens may be sent; returns its record for :meth:`settle`."""
         async with self._lock():
             while (wait := self._wait(tokens)) > 0:
                 await self.clock.sleep(wait)

@@ -32,7 +32,7 @@ class Usage:
     tokens_out: int = 0
 
     def add(self, other: Usage | Answer) -> None:
-        """Count those of an answer, or of what is none."""
+        """Count the tokens of an answer or of a failed reply."""
         self.requests += other.requests
         self.tokens_in += other.tokens_in
         self.tokens_out += other.tokens_out

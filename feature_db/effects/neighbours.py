@@ -29,7 +29,7 @@ def nearest(
 
     Args:
         vectors: (F, d) decoder directions.
-        live: (F,) which features fire; dead ones have no partners and are none.
+        live: (F,) which features fire; dead ones have no partners and are not partners of others.
         top: number of partners.
         device: where the products are computed.
         note: called with the number of features that are done.

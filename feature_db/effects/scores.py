@@ -7,6 +7,7 @@ import sqlite3
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_db.arrays.rows import columns
 from feature_db.store import schema, stored
 from feature_db.store.examples import TOP, unpack
 from feature_db.store.stored import BLOB, INT
@@ -23,8 +24,8 @@ def promoted_tokens(db: sqlite3.Connection, sae: int, n_features: int, *, top: i
         (schema.ROLES["promotes"], top, schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1),
     )
     tokens_FK = np.full((n_features, top), -1, np.int64)
-    for feature, rank, token in stored.rows("the promoted tokens", found, INT, INT, INT):
-        tokens_FK[feature - schema.feature_id(sae, 0), rank] = token
+    feature, rank, token = columns("the promoted tokens", found, (np.int64, np.int64, np.int64))
+    tokens_FK[feature - schema.feature_id(sae, 0), rank] = token
     return tokens_FK
 
 

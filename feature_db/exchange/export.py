@@ -49,7 +49,7 @@ def export(
         ConfigError: there is no such format, a name cannot be used, or two dictionaries would have the same name.
         UnknownSite, UnknownRef: a dictionary or a feature does not exist.
         Unwritable, StorageFull: the folder cannot be written, or holds something.
-        WorkspaceError: the format needs activations, and there are none.
+        WorkspaceError: the format needs activations, and the workspace has no store.
     """
     write = FORMATS.find(format).writer()
     path = Path(folder).absolute()

@@ -93,7 +93,8 @@ def _copy(source: Path, copy: Path) -> None:
         db.backup(into)
     with typed(source), closing(connections.writing(copy)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
-        schema.upgrade_whole(db)
+        with schema.upgrading(db):
+            schema.upgrade(db)
 
 
 @contextmanager

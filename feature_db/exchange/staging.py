@@ -123,7 +123,7 @@ class Staging:
 
     @property
     def last(self) -> int:
-        """The largest number of a feature; -1 if there is none."""
+        """The largest number of a feature; -1 without features."""
         found = [self._db.execute(f"SELECT MAX(number) FROM {table}").fetchone()[0] for table in ("feature", "example", "label")]
         return max((each for each in found if each is not None), default=-1)
 

@@ -159,17 +159,10 @@ def _upgrade(db: sqlite3.Connection, entry: Entry) -> None:
     Databases up to version 2 do not say whether the dictionary of a site has a name. If it is the one that is indexed now, it is
     called as that one.
     """
-    db.execute("PRAGMA foreign_keys = OFF")  # impossible inside a transaction
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with schema.upgrading(db):
         schema.upgrade(db)
         place = (str(entry.address.site), str(entry.address.place.writes[0]), entry.fingerprint)
         db.execute("UPDATE sae SET name = ? WHERE site = ? AND site_out = ? AND fingerprint = ?", (entry.address.name, *place))
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        db.execute("PRAGMA foreign_keys = ON")
 
 
 def _write(db: sqlite3.Connection, entry: Entry, rows: Source) -> int:

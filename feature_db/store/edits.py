@@ -42,10 +42,9 @@ class Edits:
         """
         with self._lock, typed(self._path), connections.changing(self._path) as db:
             if schema.version(db) < schema.VERSION:
-                db.execute("PRAGMA foreign_keys = OFF")  # impossible inside a transaction
-                with self._changes(db):
+                with schema.upgrading(db):
+                    self._begin()
                     schema.upgrade(db)
-                db.execute("PRAGMA foreign_keys = ON")
             with self._changes(db):
                 yield db
 

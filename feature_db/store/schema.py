@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -110,7 +112,8 @@ def _roles() -> str:
 def upgrade(db: sqlite3.Connection) -> None:
     """Bring the tables of a database of an earlier version to this one, inside the caller's transaction.
 
-    Foreign keys must be off: SQLite changes a table by making it again, and would delete the rows that refer to it.
+    Foreign keys must be off (:func:`upgrading`): SQLite changes a table by making it again, and would delete the rows that
+    refer to it.
     """
     found = version(db)
     if found == VERSION:
@@ -175,15 +178,13 @@ def _added_columns(found: int) -> dict[str, list[str]]:
     return added
 
 
-def upgrade_whole(db: sqlite3.Connection) -> None:
-    """Bring a database of an earlier version to this one, in a transaction of its own.
-
-    Foreign keys are on afterwards.
-    """
+@contextmanager
+def upgrading(db: sqlite3.Connection) -> Iterator[None]:
+    """Within the block, a transaction of its own in which :func:`upgrade` may run. Foreign keys are on afterwards."""
     db.execute("PRAGMA foreign_keys = OFF")  # impossible inside a transaction
     db.execute("BEGIN IMMEDIATE")
     try:
-        upgrade(db)
+        yield
         db.execute("COMMIT")
     finally:
         if db.in_transaction:

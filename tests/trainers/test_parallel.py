@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ import torch
 from saekit.sae import SAE, load_sparsity
 from tests.kit.ranks import RESUMED, SHARDED, VARIANTS, plans, train_plans
 from tests.kit.runs import D, F, files, rows
+from tests.kit.two_processes import run_two
 from trainers.step.parameters import random_rows
 
 ROOT = Path(__file__).parents[2]
@@ -37,21 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The results of two processes, and the report of each."""
     out = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.kit.ranks", str(out)]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **where, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        for rank in (0, 1)
-    ]
-    try:
-        said = [process.communicate(timeout=1700)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], "\n".join(said)
+    run_two("tests.kit.ranks", out, timeout=1700, statuses=(0, -signal.SIGKILL))
     return out, [json.loads((out / f"report-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -146,6 +146,7 @@ def test_what_was_measured_of_equal_labels_comes_from_both(copied: Path, tmp_pat
     with FeatureDB.open(copied) as db:
         db.add_failure((SITE, 11), "llm", "m", "p", "no answer")
     of = {7: ("oai_token-act-pair", "seven"), 9: ("words", by_rule)}
+    insert = "INSERT INTO label_score (label, metric, value, n, low, high) VALUES (?, ?, ?, 10, 0, 1)"
     for path, scores in ((mine / copied.name, {"simulation": 0.1}), (copied, {"simulation": 0.2, "balanced_accuracy": 0.9})):
         with sqlite3.connect(path) as connection:
             for number, (method, text) in of.items():
@@ -154,7 +155,7 @@ def test_what_was_measured_of_equal_labels_comes_from_both(copied: Path, tmp_pat
                     (number, method, text),
                 ).fetchone()
                 for metric, value in scores.items():
-                    connection.execute("INSERT INTO label_score VALUES (?, ?, ?, 10, 0, 1)", (label, metric, value))
+                    connection.execute(insert, (label, metric, value))
             if path == copied:
                 connection.execute("INSERT INTO measurement VALUES (1, 'weighed', '{}')")
         connection.close()
