@@ -5,8 +5,8 @@ All are frozen, and can be saved and loaded. Nothing here imports torch before i
 
 from saekit.tasks.contrast import Contrast
 from saekit.tasks.labelled import Labelled, Span
-from saekit.tasks.metric import METRICS, Metric
+from saekit.tasks.metric import METRICS, Metric, measured, metric_name, values_of
 from saekit.tasks.ranking import Ranking
 from saekit.tasks.task import Task
 
-__all__ = ["METRICS", "Contrast", "Labelled", "Metric", "Ranking", "Span", "Task"]
+__all__ = ["METRICS", "Contrast", "Labelled", "Metric", "Ranking", "Span", "Task", "measured", "metric_name", "values_of"]

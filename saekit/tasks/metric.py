@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError
@@ -27,7 +27,8 @@ class Metric:
         positions: (B,) the position of each row whose prediction counts; empty for the last position of all rows.
         answers: (B,) the token that shows the behaviour.
         foils: (B,) the token that shows its absence.
-        rows: token ids of the B texts whose tokens are predicted.
+        rows: token ids of the B texts whose tokens are predicted: whole rows for cross_entropy; for probability and
+            log_probability answers of several tokens, the first of which is predicted at `positions`.
         reference: logits (B, T, V) of the run to compare with. Not part of the saved form.
 
     Raises:
@@ -54,17 +55,62 @@ class Metric:
     def of(cls, kind: str, task: Task) -> Metric:
         """A metric of the predictions after the prompts of a task.
 
+        Where answers have several tokens, probability and log_probability are those of the whole answer. They need logits of
+        `task.forced()`, whose prompts are followed by the answers; :func:`measured` returns both.
+
         Raises:
-            ConfigError: there is no such metric, or the task is open-ended.
+            ConfigError: there is no such metric, the task is open-ended, or an answer has several tokens where one is judged.
         """
+        METRICS.find(kind)
+        positions = tuple(len(row) - 1 for row in task.clean)
+        if kind == "cross_entropy":
+            return cls(kind, rows=task.clean)
+        if kind in ("kl", "negative_kl"):
+            return cls(kind, positions)
         if not all(task.answers):
             raise ConfigError(f"Task {task.name!r} is open-ended: no token is its answer.", "Give tasks with answers.")
-        return cls(
-            kind,
-            tuple(len(row) - 1 for row in task.clean),
-            tuple(row[0] for row in task.answers),
-            tuple(row[0] for row in task.foils),
-        )
+        if task.longest_answer > 1 and kind in _WHOLE_ANSWERS:
+            return cls(kind, positions, rows=task.answers)
+        if task.longest_answer > 1:
+            number = next(i for i, row in enumerate(task.answers) if len(row) > 1)
+            raise ConfigError(
+                f"The answer of prompt {number} of task {task.name!r} has {len(task.answers[number])} tokens; "
+                f"the metric {kind} judges one.",
+                "Use log_probability, which judges whole answers, or task.first_tokens() (on the command line --first-token).",
+            )
+        return cls(kind, positions, tuple(row[0] for row in task.answers), tuple(row[0] for row in task.foils))
+
+    @property
+    def reach(self) -> int | None:
+        """How many of the last tokens of each prompt the metric reads; None: all of them, or that is not known."""
+        if self.kind not in _AT_THE_END:
+            return None
+        return max(map(len, self.rows), default=1)
+
+    def of_prompts(self, index: Sequence[int]) -> Metric:
+        """The metric of some of the prompts, in the order of `index`; a prompt may occur several times."""
+        picked: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in index) for name in _PER_PROMPT if getattr(self, name)
+        }
+        return replace(self, **picked, reference=None if self.reference is None else self.reference[list(index)])
+
+    def at_the_end(self, k: int = 1) -> Metric:
+        """The same metric for logits (B, k, V) of the last `k` tokens of each prompt alone.
+
+        Raises:
+            ConfigError: the metric reads more tokens than these.
+        """
+        if self.reach is None or k < self.reach:
+            raise ConfigError(
+                f"The metric {self.kind} reads {'all' if self.reach is None else f'the last {self.reach}'} tokens of a prompt.",
+                f"It cannot be computed from the logits of the last {k}.",
+            )
+        if self.rows:
+            return replace(self, positions=tuple(k - len(row) for row in self.rows))
+        reference = self.reference
+        if reference is not None:
+            reference = self.at_positions(reference)[:, None].expand(-1, k, -1)
+        return replace(self, positions=(), reference=reference)
 
     def __call__(self, logits_BTV: Tensor) -> Tensor:
         """The mean over the prompts, a scalar."""
@@ -137,7 +183,32 @@ def _logit_difference(metric: Metric, logits_BTV: Tensor) -> Tensor:
 
 
 def _log_probability(metric: Metric, logits_BTV: Tensor) -> Tensor:
+    """Of an answer of several tokens, the sum of the log-probabilities of its tokens, each after those before it."""
+    import torch
+
+    if metric.rows:
+        if len(metric.positions) != len(metric.rows) or not min(map(len, metric.rows)):
+            raise ConfigError(f"The metric {metric.kind} needs a position for each answer, and answers of at least one token.")
+        sums = []
+        for start, row, logits_TV in zip(metric.positions, metric.rows, logits_BTV):
+            if start + len(row) > len(logits_TV) or max(row) >= logits_TV.shape[1]:
+                raise ConfigError(
+                    f"The logits {tuple(logits_TV.shape)} of a prompt do not cover the answer of {len(row)} tokens from {start}.",
+                    "Run the prompts of task.forced().",
+                )
+            target_T = torch.tensor(row, device=logits_TV.device)
+            sums.append(-torch.nn.functional.cross_entropy(logits_TV[start : start + len(row)], target_T, reduction="sum"))
+        return torch.stack(sums)
     return _pick(metric, metric.at_positions(logits_BTV).log_softmax(-1), metric.answers, "answers")
+
+
+def _probability(metric: Metric, logits_BTV: Tensor) -> Tensor:
+    return _log_probability(metric, logits_BTV).exp()
+
+
+def _negative_kl(metric: Metric, logits_BTV: Tensor) -> Tensor:
+    """Minus KL(reference || run): higher where the run is closer to the reference."""
+    return -_kl(metric, logits_BTV)
 
 
 def _kl(metric: Metric, logits_BTV: Tensor) -> Tensor:
@@ -170,6 +241,71 @@ def _cross_entropy(metric: Metric, logits_BTV: Tensor) -> Tensor:
 
 METRICS: Registry[Callable[[Metric, Any], Any]] = Registry(
     "metric",
-    {"logit_difference": _logit_difference, "log_probability": _log_probability, "kl": _kl, "cross_entropy": _cross_entropy},
+    {
+        "logit_difference": _logit_difference,
+        "probability": _probability,
+        "log_probability": _log_probability,
+        "kl": _kl,
+        "negative_kl": _negative_kl,
+        "cross_entropy": _cross_entropy,
+    },
 )
 """Kinds of metrics: a function of the metric and logits (B, T, V) that returns (B,)."""
+_WHOLE_ANSWERS = ("probability", "log_probability")
+_AT_THE_END = ("logit_difference", "probability", "log_probability", "kl", "negative_kl")
+_PER_PROMPT = ("positions", "answers", "foils", "rows")
+
+
+def measured(task: Task, metric: Metric | Callable[[Any], Any] | str | None = None) -> tuple[Task, Metric | Callable[[Any], Any]]:
+    """The prompts to run and the metric to compute from their logits.
+
+    Args:
+        task: the task.
+        metric: a metric or a callable, which are returned unchanged; the name of a kind; or None for the logit difference. The
+            name "kl" gives negative_kl, because metrics that rank objects are higher where there is more of the behaviour.
+
+    Returns:
+        The task, or `task.forced()` where the metric judges answers of several tokens; and the metric. The metrics of KL have no
+        reference yet.
+
+    Raises:
+        ConfigError: as :meth:`Metric.of`.
+    """
+    if metric is not None and not isinstance(metric, str):
+        return task, metric
+    found = Metric.of({None: "logit_difference", "kl": "negative_kl"}.get(metric, str(metric)), task)
+    return (task.forced() if found.kind in _WHOLE_ANSWERS and found.rows else task), found
+
+
+def values_of(metric: Metric | Callable[[Any], Any], logits_BTV: Tensor, *, gradient: bool = False) -> Tensor:
+    """(B,) the number of each prompt; (1,) where a callable returns one number for all.
+
+    Args:
+        metric: a metric, or a callable of logits (B, T, V).
+        gradient: the logits need a gradient, and the result must have one.
+
+    Raises:
+        ConfigError: the callable returned something else, or a result without gradient where one is needed.
+    """
+    import torch
+
+    found = metric.per_prompt(logits_BTV) if isinstance(metric, Metric) else metric(logits_BTV)
+    name = metric_name(metric)
+    if gradient and not (isinstance(found, torch.Tensor) and found.requires_grad):
+        raise ConfigError(
+            f"The metric {name} has no gradient with respect to the logits.",
+            "Compute it from the logits with torch operations that have gradients (no .item(), .detach(), numpy, argmax or "
+            "torch.no_grad), or use a method without gradients, such as ablation.",
+        )
+    found = torch.as_tensor(found)
+    if found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits_BTV)):
+        raise ConfigError(
+            f"The metric {name} returned the shape {tuple(found.shape)} for {len(logits_BTV)} prompts.",
+            "Return a number, or one for each prompt.",
+        )
+    return found.reshape(-1)
+
+
+def metric_name(metric: Metric | Callable[[Any], Any]) -> str:
+    """The kind of a metric, or the name of a callable, for records and messages."""
+    return metric.kind if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__)

@@ -6,34 +6,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError, UnknownRef
 from saekit.names.ref import Ref
 from saekit.tasks import values
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Name = Ref
+
 
 @dataclass(frozen=True, eq=False)
-class Ranking(Mapping[Ref, float]):
-    """Objects with scores. A mapping: `ranking[ref]` is the score of an object, and iteration is in the order of `refs`.
+class Ranking(Mapping[Name, float]):
+    """Objects or edges with scores. A mapping: `ranking[ref]` is the score of an object, and iteration is in the order of `refs`.
+
+    N objects, B examples.
 
     Attributes:
-        refs: the objects, each once.
-        scores: the score of each.
+        refs: the objects or edges, each once.
+        scores: the score of each. A positive score says that the object supports the behaviour.
         intervals: the 95 % confidence interval (low, high) of each score; empty where none was computed.
         obtained: JSON values that tell how the scores were obtained: method, model, metric, data.
+        per_example: (N, B) float32 or float64 scores on each example, whose mean is the score; None where they were not kept.
+        confirmed: the effect of each object by exact ablation, None for objects that were not ablated; empty where none was.
 
     Raises:
-        ConfigError: there are not as many scores or intervals as objects, or an object occurs twice.
+        ConfigError: there are not as many scores, intervals, rows of `per_example` or confirmed effects as objects, or an object
+            occurs twice.
     """
 
-    refs: tuple[Ref, ...]
+    refs: tuple[Name, ...]
     scores: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...] = ()
     obtained: Mapping[str, Any] = field(default_factory=dict)
+    per_example: Tensor | None = field(default=None, repr=False)
+    confirmed: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "refs", tuple(map(Ref.parse, self.refs)))
+        object.__setattr__(self, "refs", tuple(map(parse, self.refs)))
+        object.__setattr__(self, "confirmed", tuple(None if each is None else float(each) for each in self.confirmed))
         object.__setattr__(self, "scores", tuple(map(float, self.scores)))
         object.__setattr__(self, "intervals", tuple((float(low), float(high)) for low, high in self.intervals))
         if len(self.scores) != len(self.refs) or len(self.intervals) not in (0, len(self.refs)):
@@ -41,17 +54,27 @@ class Ranking(Mapping[Ref, float]):
                 f"A ranking of {len(self.refs)} objects has {len(self.scores)} scores and {len(self.intervals)} intervals.",
                 "Give a score for each object, and intervals for all or none.",
             )
+        if len(self.confirmed) not in (0, len(self.refs)):
+            raise ConfigError(
+                f"A ranking of {len(self.refs)} objects has {len(self.confirmed)} confirmed effects.",
+                "Give one for each object, None where it was not ablated, or none at all.",
+            )
+        if self.per_example is not None and (self.per_example.ndim != 2 or len(self.per_example) != len(self.refs)):
+            raise ConfigError(
+                f"The scores of {len(self.refs)} objects on single examples have the shape {tuple(self.per_example.shape)}.",
+                "Give a tensor of shape (objects, examples).",
+            )
         if len(set(self.refs)) != len(self.refs):
             raise ConfigError("A ranking has an object twice.", "Give each object one score.")
 
     @cached_property
-    def _place(self) -> dict[Ref, int]:
+    def _place(self) -> dict[Name, int]:
         return {ref: i for i, ref in enumerate(self.refs)}
 
-    def __getitem__(self, ref: Ref | str) -> float:
-        return self.scores[self._place[Ref.parse(ref)]]
+    def __getitem__(self, ref: Name | str) -> float:
+        return self.scores[self._place[parse(ref)]]
 
-    def __iter__(self) -> Iterator[Ref]:
+    def __iter__(self) -> Iterator[Name]:
         return iter(self.refs)
 
     def __len__(self) -> int:
@@ -59,8 +82,8 @@ class Ranking(Mapping[Ref, float]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Ranking):
-            mine, theirs = ((r.refs, r.scores, r.intervals, dict(r.obtained)) for r in (self, other))
-            return mine == theirs
+            mine, theirs = ((r.refs, r.scores, r.intervals, r.confirmed, dict(r.obtained)) for r in (self, other))
+            return mine == theirs and values.same_array(self.per_example, other.per_example)
         return dict(self) == other if isinstance(other, Mapping) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # equal to mappings, which have no hash
@@ -86,16 +109,24 @@ class Ranking(Mapping[Ref, float]):
         return self._some(sorted(range(len(self)), key=key)[:k])
 
     def _some(self, order: Sequence[int]) -> Ranking:
-        intervals = tuple(self.intervals[i] for i in order) if self.intervals else ()
-        return Ranking(tuple(self.refs[i] for i in order), tuple(self.scores[i] for i in order), intervals, self.obtained)
+        return Ranking(
+            tuple(self.refs[i] for i in order),
+            tuple(self.scores[i] for i in order),
+            tuple(self.intervals[i] for i in order) if self.intervals else (),
+            self.obtained,
+            None if self.per_example is None else self.per_example[list(order)],
+            tuple(self.confirmed[i] for i in order) if self.confirmed else (),
+        )
 
     def frame(self) -> Any:
-        """A pandas DataFrame with the columns ref, score, and low and high where there are intervals."""
+        """A pandas DataFrame with the columns ref, score, low and high where there are intervals, and confirmed effects."""
         import pandas as pd
 
         columns: dict[str, Any] = {"ref": [str(ref) for ref in self.refs], "score": self.scores}
         if self.intervals:
             columns |= {"low": [low for low, _ in self.intervals], "high": [high for _, high in self.intervals]}
+        if self.confirmed:
+            columns["confirmed"] = pd.array(list(self.confirmed), dtype="Float64")
         return pd.DataFrame(columns)
 
     def plot(self, k: int = 30) -> Any:
@@ -116,11 +147,17 @@ class Ranking(Mapping[Ref, float]):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
+        optional: dict[str, Any] = {}
+        if self.per_example is not None:
+            optional["per_example"] = values.pack_array(self.per_example)
+        if self.confirmed:
+            optional["confirmed"] = [None if each is None else values.pack_number(each) for each in self.confirmed]
         return {
             "refs": [str(ref) for ref in self.refs],
             "scores": [values.pack_number(score) for score in self.scores],
             "intervals": [[values.pack_number(bound) for bound in interval] for interval in self.intervals],
             "obtained": dict(self.obtained),
+            **optional,
         }
 
     @classmethod
@@ -130,20 +167,28 @@ class Ranking(Mapping[Ref, float]):
         Raises:
             ConfigError: the values are not those of a ranking.
         """
-        keys = {"refs", "scores", "intervals", "obtained"}
-        if not isinstance(data, Mapping) or data.keys() != keys or not isinstance(data["obtained"], Mapping):
-            raise ConfigError(f"{data!r:.80} is not a ranking.", f"A ranking has {', '.join(sorted(keys))}.")
-        if not isinstance(data["scores"], list) or not isinstance(data["intervals"], list):
-            raise ConfigError("The scores and intervals of a ranking must be lists.")
+        known = {*_KEYS, *_OPTIONAL}
+        if not isinstance(data, Mapping) or not set(_KEYS) <= data.keys() <= known or not isinstance(data["obtained"], Mapping):
+            raise ConfigError(f"{data!r:.80} is not a ranking.", f"A ranking has {', '.join(sorted(_KEYS))}.")
+        confirmed = data.get("confirmed", [])
+        if not isinstance(data["scores"], list) or not isinstance(data["intervals"], list) or not isinstance(confirmed, list):
+            raise ConfigError("The scores, intervals and confirmed effects of a ranking must be lists.")
         if not all(isinstance(interval, list) and len(interval) == 2 for interval in data["intervals"]):
             raise ConfigError("An interval of a ranking must be a list of two numbers.")
         try:
-            refs = tuple(map(Ref.parse, values.texts(data["refs"], "refs")))
+            refs = tuple(map(parse, values.texts(data["refs"], "refs")))
         except UnknownRef as error:
             raise ConfigError(f"A ranking names an object that does not exist: {error.what}", error.hint) from error
         scores = [values.unpack_number(score, "score") for score in data["scores"]]
         bounds = [[values.unpack_number(bound, "bound of an interval") for bound in interval] for interval in data["intervals"]]
-        return cls(refs, tuple(scores), tuple((low, high) for low, high in bounds), dict(data["obtained"]))
+        return cls(
+            refs,
+            tuple(scores),
+            tuple((low, high) for low, high in bounds),
+            dict(data["obtained"]),
+            values.unpack_array(data["per_example"], "scores on single examples") if "per_example" in data else None,
+            tuple(None if each is None else values.unpack_number(each, "confirmed effect") for each in confirmed),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the ranking to a JSON file, whole or not at all."""
@@ -156,4 +201,17 @@ class Ranking(Mapping[Ref, float]):
         Raises:
             ConfigError: there is no such file, or it does not hold a ranking.
         """
-        return cls.from_dict(values.load(path, "ranking", ("refs", "scores", "intervals", "obtained")))
+        return cls.from_dict(values.load(path, "ranking", _KEYS, _OPTIONAL))
+
+
+_KEYS = ("refs", "scores", "intervals", "obtained")
+_OPTIONAL = ("per_example", "confirmed")  # written where there are any
+
+
+def parse(name: Name | str) -> Name:
+    """Read the name of an object.
+
+    Raises:
+        UnknownRef: the text is no name of an object.
+    """
+    return Ref.parse(name)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from saekit.errors import ConfigError
 from saekit.tasks import values
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 Rows = tuple[tuple[int, ...], ...]
+Spans = tuple[tuple[int, int], ...]
 
 
 class PromptTexts(NamedTuple):
@@ -37,9 +38,11 @@ class Task:
         answers: the token ids that follow each clean prompt; empty where only the text of a continuation can be judged.
         foils: the token ids that follow each corrupted prompt. An answer and its foil differ in their first token.
         texts: the prompts as text; empty where only token ids are known.
+        spans: named places of the prompts, such as "subject": for each prompt the tokens `start:end`, the same in the clean and
+            the corrupted one.
 
     Raises:
-        ConfigError: the rows are not token ids, or do not fit together.
+        ConfigError: the rows are not token ids, or do not fit together; or a span lies outside of its prompt.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Task:
     answers: Rows
     foils: Rows
     texts: tuple[PromptTexts, ...] = ()
+    spans: Mapping[str, Spans] = field(default_factory=dict, hash=False)
 
     _FIELDS: ClassVar[tuple[str, ...]] = ("name", "clean", "corrupted", "answers", "foils", "texts")
 
@@ -69,6 +73,7 @@ class Task:
                     f"Answer and foil of prompt {number} of task {self.name!r} begin with the same token, or one is missing.",
                     "Move the tokens that they share into the prompts.",
                 )
+        object.__setattr__(self, "spans", _checked_spans(self.name, self.spans, self.clean))
 
     @classmethod
     def of(cls, name: str, texts: Iterable[Sequence[str]], encode: Callable[[str], Sequence[int]]) -> Task:
@@ -94,6 +99,72 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @property
+    def longest_answer(self) -> int:
+        """Number of tokens of the longest answer; 0 for an open-ended task."""
+        return max(map(len, self.answers), default=0)
+
+    def first_tokens(self) -> Task:
+        """The same prompts with the first token of each answer and foil."""
+        return self._with(
+            answers=tuple(row[:1] for row in self.answers),
+            foils=tuple(row[:1] for row in self.foils),
+        )
+
+    def forced(self) -> Task:
+        """The prompts, each followed by all tokens of its answer but the last, so that one run predicts the whole answer.
+
+        Corrupted prompts are followed by the answers too: a metric compares the same answer in both. The task has no answers of
+        its own: metrics hold them. Its span "last" is the last token of the prompts before the answers.
+        """
+        extended = {
+            name: tuple(prompt + answer[:-1] for prompt, answer in zip(getattr(self, name), self.answers))
+            for name in ("clean", "corrupted")
+        }
+        last = tuple((len(row) - 1, len(row)) for row in self.clean)
+        none: Rows = ((),) * len(self)
+        return self._with(**extended, answers=none, foils=none, texts=(), spans={**self.spans, "last": last})
+
+    def positions(self, name: str | int) -> Rows:
+        """The positions of each prompt that `name` means.
+
+        Args:
+            name: a position from 0, "last", or the name of a span.
+
+        Raises:
+            ConfigError: there is no such span, or a prompt has fewer tokens.
+        """
+        if isinstance(name, str) and name in self.spans:
+            return tuple(tuple(range(start, end)) for start, end in self.spans[name])
+        if name == "last":
+            return tuple((len(row) - 1,) for row in self.clean)
+        if not str(name).isdecimal():
+            raise ConfigError(
+                f"Task {self.name!r} has no positions {name!r}.",
+                f"Write a number from 0, last{''.join(f', {each}' for each in self.spans)}.",
+            )
+        short = next((i for i, row in enumerate(self.clean) if int(name) >= len(row)), None)
+        if short is not None:
+            raise ConfigError(
+                f"Prompt {short} of task {self.name!r} has {len(self.clean[short])} tokens and no position {name}.",
+                "Choose a position that every prompt has, or name a span.",
+            )
+        return ((int(name),),) * len(self)
+
+    def __getitem__(self, index: slice) -> Task:
+        """Some of the prompts, as a task."""
+        if not isinstance(index, slice):
+            raise TypeError("a task is indexed by slices")
+        return self._with(
+            **{name: getattr(self, name)[index] for name in ("clean", "corrupted", "answers", "foils", "texts")},
+            spans={name: rows[index] for name, rows in self.spans.items()},
+        )
+
+    def _with(self, **changes: Any) -> Task:
+        """A plain task with some fields changed."""
+        fields = {name: getattr(self, name) for name in (*self._FIELDS, "spans")}
+        return Task(**{**fields, **changes})
 
     @cached_property
     def clean_BT(self) -> torch.Tensor:
@@ -138,7 +209,8 @@ class Task:
 
     def save(self, path: str | Path) -> None:
         """Write the task to a JSON file, whole or not at all."""
-        values.save(path, "task", {name: getattr(self, name) for name in self._FIELDS})
+        found = {name: getattr(self, name) for name in self._FIELDS}
+        values.save(path, "task", {**found, "spans": dict(self.spans)} if self.spans else found)
 
     @staticmethod
     def load(path: str | Path) -> Task:
@@ -147,7 +219,7 @@ class Task:
         Raises:
             ConfigError: there is no such file, or it does not hold a task.
         """
-        found = values.load(path, "task", Task._FIELDS)
+        found = values.load(path, "task", Task._FIELDS, ("spans",))
         if not isinstance(found["name"], str) or not isinstance(found["texts"], list):
             raise ConfigError(f"{path} does not hold a task: its name is not text, or its texts are not a list.")
         if any(len(values.texts(each, "texts")) != len(PromptTexts._fields) for each in found["texts"]):
@@ -164,6 +236,27 @@ def _split(encode: Callable[[str], Sequence[int]], start: str, end: str) -> tupl
             "End the prompt where a token ends, for example before a space.",
         )
     return ids, whole[len(ids) :]
+
+
+def _checked_spans(task: str, spans: Any, clean: Rows) -> dict[str, Spans]:
+    """Spans as tuples of (start, end), checked against the prompts."""
+    if not isinstance(spans, Mapping) or not all(isinstance(name, str) for name in spans):
+        raise ConfigError(f"The spans of task {task!r} are {spans!r:.80}.", "Give a mapping from names to (start, end) rows.")
+    checked: dict[str, Spans] = {}
+    for name, each in spans.items():
+        rows = values.rows(each, f"spans {name!r}")
+        if len(rows) != len(clean):
+            raise ConfigError(
+                f"Task {task!r} has {len(clean)} prompts and {len(rows)} spans {name!r}.", "Give one for each prompt."
+            )
+        for number, (row, span) in enumerate(zip(clean, rows)):
+            if len(span) != 2 or not span[0] < span[1] <= len(row):
+                raise ConfigError(
+                    f"The span {name!r} of prompt {number} of task {task!r} is {span}; the prompt has {len(row)} tokens.",
+                    "Give (start, end) with start < end, counted in tokens from 0.",
+                )
+        checked[name] = tuple((start, end) for start, end in rows)
+    return checked
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError
 from saekit.files import write_whole
 from saekit.json_files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 1
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -31,8 +37,8 @@ def save(path: str | Path, kind: str, values: Mapping[str, Any]) -> None:
     write_whole(Path(path), (text + "\n").encode())
 
 
-def load(path: str | Path, kind: str, keys: Collection[str]) -> dict[str, Any]:
-    """The values that :func:`save` wrote.
+def load(path: str | Path, kind: str, keys: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """The values that :func:`save` wrote: all of `keys`, and some of `optional`.
 
     Raises:
         ConfigError: there is no such file, or it does not hold an object of this kind.
@@ -43,8 +49,8 @@ def load(path: str | Path, kind: str, keys: Collection[str]) -> dict[str, Any]:
     if content["version"] != VERSION:
         raise ConfigError(f"{path} has version {content['version']}; this saekit reads {VERSION}.", "Update saekit.")
     del content["format"], content["version"]
-    if content.keys() != set(keys):
-        wrong = ", ".join(sorted(content.keys() ^ set(keys)))
+    if wrong_keys := (content.keys() - set(optional)) ^ set(keys):
+        wrong = ", ".join(sorted(wrong_keys))
         raise ConfigError(f"{path} lacks, or does not know, the values {wrong:.200}.", f"Known: {', '.join(sorted(keys))}.")
     return content
 
@@ -104,3 +110,47 @@ def unpack_number(value: Any, what: str) -> float:
         return float(value)
     except OverflowError as error:
         raise ConfigError(f"The {what} is too large a number.") from error
+
+
+def pack_array(array: Tensor) -> dict[str, Any]:
+    """A float tensor as JSON values: its shape, its dtype, and its little-endian bytes, compressed, in base64."""
+    import torch
+
+    dtype = "float64" if array.dtype == torch.float64 else "float32"
+    numbers = array.detach().cpu().to(getattr(torch, dtype)).contiguous().numpy()
+    packed = zlib.compress(numbers.astype("<f8" if dtype == "float64" else "<f4").tobytes())
+    return {"shape": list(array.shape), "dtype": dtype, "zlib_base64": base64.b64encode(packed).decode()}
+
+
+def unpack_array(value: Any, what: str) -> Tensor:
+    """The tensor that :func:`pack_array` was called on.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    import numpy as np
+    import torch
+
+    match value:
+        case {"shape": [*shape], "dtype": ("float32" | "float64") as dtype, "zlib_base64": str(text)} if len(value) == 3:
+            count = math.prod(integers(shape, f"shape of the {what}"))
+            width = 8 if dtype == "float64" else 4
+            try:
+                unpacker = zlib.decompressobj()
+                found = unpacker.decompress(base64.b64decode(text, validate=True), count * width + 1)
+            except (binascii.Error, zlib.error, ValueError, OverflowError, MemoryError) as error:
+                raise ConfigError(f"The {what} are damaged: {error}.", "Make the file again.") from error
+            if len(found) == count * width:
+                return torch.from_numpy(np.frombuffer(found, f"<f{width}").astype(f"f{width}").reshape(shape))
+    raise ConfigError(f"The {what} are {value!r:.80}, not a packed array.", "Make the file again.")
+
+
+def same_array(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors have the same shape and numbers; NaN equals NaN."""
+    import torch
+
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool(
+        torch.allclose(one.double().cpu(), other.double().cpu(), rtol=0, atol=0, equal_nan=True)
+    )

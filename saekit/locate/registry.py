@@ -1,0 +1,55 @@
+"""The registry of methods: one row for each that `saekit locate --method NAME` runs.
+
+A method is a function `(lm, data, *, spaces=None, metric=None, positions=None, <options>, progress=True) -> Ranking`. Its options
+are keyword arguments with defaults; the command line sets them with `--option name=value`. A new method is one function and one
+row::
+
+    METHODS.register("mine", Method("my_method:rank", needs="task", summary="what its scores are"))
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from saekit.plugins import Registry, resolve
+
+COMMON = ("spaces", "metric", "positions", "progress")
+"""Keyword arguments that methods share; the others are options of their own."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the registry.
+
+    Attributes:
+        target: the function, or `"package.module:name"` of it.
+        needs: the data that it takes: "task", "contrast", "labelled", "none", or several, as "task or contrast".
+        summary: what its scores are, one line.
+        gradient: it needs metrics that have a gradient.
+        cheap: its cost does not grow with the number of objects, as that of ablating each does. Consensus runs cheap methods.
+    """
+
+    target: str | Callable[..., Any]
+    needs: str
+    summary: str
+    gradient: bool = False
+    cheap: bool = True
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function; its module is imported."""
+        found: Callable[..., Any] = resolve(self.target)
+        return found
+
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The options of its own, by name."""
+        found = inspect.signature(self.function).parameters
+        named = {name: each for name, each in found.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {name: each for name, each in named.items() if name not in COMMON}
+
+
+METHODS: Registry[Method] = Registry("method", {})
+"""Methods of locating, by the name that `--method` takes."""
