@@ -1,6 +1,7 @@
 """The rows of one dictionary's features, as arrays: the columns of `feature`, and which features have a term in a role.
 
-F features, E entries (rows of `token_stat`), W entries of the role `fires_word`, T pairs of a role and a term that have entries.
+F features, E entries (relations to a token or word), W entries of the role `fires_word`, T pairs of a role and a term that have
+entries.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from feature_db.arrays import files
 from feature_db.arrays.rows import columns
 from feature_db.errors import damaged
 from feature_db.records import IndexedSAE
-from feature_db.store import stored
+from feature_db.store import stored, token_lists
 from feature_db.store.schema import FEATURES_PER_SAE, ROLES, feature_id
 from feature_db.store.stored import TEXT
 from saekit.errors import DatabaseError
@@ -35,7 +36,7 @@ _LONG = 50_000
 
 
 class Entries(NamedTuple):
-    """Rows of `token_stat` of one role, ordered by term and feature."""
+    """Rows of one role, ordered by term and feature."""
 
     features: NDArray[np.int64]
     """Numbers of features."""
@@ -46,7 +47,7 @@ class Entries(NamedTuple):
 
 
 class Words(NamedTuple):
-    """Rows of `token_stat` of the role `fires_word`, ordered by feature and rank."""
+    """Rows of the role `fires_word`, ordered by feature and rank."""
 
     features: NDArray[np.int64]
     terms: NDArray[np.int64]
@@ -153,22 +154,16 @@ def from_rows(db: sqlite3.Connection, sae: IndexedSAE) -> FeatureArrays:
     )
     if not np.array_equal(number, np.arange(n)):
         raise damaged(what, f"{len(number)} rows for {n} features")
-    cursor = db.execute(
-        "SELECT feature, role, term, value, score, COALESCE(rate, 0), rank FROM token_stat WHERE feature BETWEEN ? AND ? "
-        f"AND role IN ({', '.join(str(ROLES[role]) for role in OF_BUILD)}) ORDER BY feature, role, rank",
-        (first, last),
-    )
+    words = f"the words of {sae.dictionary}"
     with track("reading words of", n, unit="features", subject=sae.dictionary, enabled=n >= _LONG) as bar:
-        feature, role, term, value, score, rate, rank = columns(
-            f"the words of {sae.dictionary}",
-            cursor,
-            (np.int64, np.int8, np.int64, np.float32, np.float32, np.float32, np.uint16),
-            lambda row: bar.update(int(row[0]) - first),
-        )
-    feature_E = (feature % FEATURES_PER_SAE).astype(np.int32)
-    del feature
+        rows = token_lists.read(db, (first, last), OF_BUILD, what=words, at=lambda feature: bar.update(feature - first))
+    feature_E = (rows.feature % FEATURES_PER_SAE).astype(np.int32)
+    role, term = rows.role, rows.term
+    value, score = rows.value.astype(np.float32), rows.score.astype(np.float32)
+    rate, rank = np.nan_to_num(rows.rate).astype(np.float32), rows.rank.astype(np.uint16)
+    del rows
     if not files.inside(term, _TERMS) or not files.inside(feature_E, n) or not files.inside(role, len(ROLES)):
-        raise damaged(f"the words of {sae.dictionary}", "an id is impossible")
+        raise damaged(words, "an id is impossible")
     key_E = role * np.int64(_TERMS) + term
     order = np.argsort(key_E, kind="stable")  # keeps the order of features
     of_words = order[: int((role == ROLES["fires_word"]).sum())]

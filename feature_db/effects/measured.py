@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class TokenRows(NamedTuple):
-    """Rows of `token_stat` in one role for F features, K tokens each, the strongest first.
+    """Rows of the table `token_stat` in one role for F features, K tokens each, the strongest first.
 
     tokens_FK: token ids; -1 where a feature has fewer.
     values_FK: the column `value`.

@@ -7,8 +7,8 @@ import sqlite3
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.arrays.rows import columns
-from feature_db.store import schema, stored
+from feature_db.errors import damaged
+from feature_db.store import schema, stored, token_lists
 from feature_db.store.examples import TOP, unpack
 from feature_db.store.stored import BLOB, INT
 
@@ -18,14 +18,16 @@ PROMOTED = 20
 
 def promoted_tokens(db: sqlite3.Connection, sae: int, n_features: int, *, top: int = PROMOTED) -> NDArray[np.int64]:
     """Ids of the `top` tokens that each feature's decoder direction promotes most, (F, top); -1 where it promotes fewer."""
-    found = db.execute(
-        "SELECT s.feature, s.rank, term.token FROM token_stat s JOIN term ON term.id = s.term "
-        "WHERE s.role = ? AND s.rank < ? AND s.feature BETWEEN ? AND ?",
-        (schema.ROLES["promotes"], top, schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1),
-    )
+    span = schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1
+    rows = token_lists.read(db, span, ["promotes"], what="the promoted tokens")
+    best = rows.rank < top
+    known = token_lists.terms(db, rows.term[best])
     tokens_FK = np.full((n_features, top), -1, np.int64)
-    feature, rank, token = columns("the promoted tokens", found, (np.int64, np.int64, np.int64))
-    tokens_FK[feature - schema.feature_id(sae, 0), rank] = token
+    distinct, place = np.unique(rows.term[best], return_inverse=True)
+    token = np.array([known[term].token for term in distinct.tolist()], object)
+    if None in token:
+        raise damaged("the promoted tokens", "a term is no token")
+    tokens_FK[rows.feature[best] - span[0], rows.rank[best]] = token.astype(np.int64)[place]
     return tokens_FK
 
 

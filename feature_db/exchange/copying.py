@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from feature_db.store import schema, set_aside
+from feature_db.store import schema, set_aside, token_lists
 
 _OWN = ("role", "corpus", "term", "sae", *set_aside.TABLES)
 """Tables that are copied in their own way, or not at all."""
@@ -43,6 +43,8 @@ class Copying:
         new = {"id": "of_sae.new", "corpus": "(SELECT new FROM of_corpus WHERE old = corpus)"}
         chosen = ", ".join(new.get(column, column) for column in columns)
         db.execute(f"INSERT INTO main.sae SELECT {chosen} FROM second.sae JOIN of_sae ON old = id")
+        new_terms = dict(db.execute("SELECT old, new FROM of_term").fetchall())
+        db.create_function("with_new_terms", 1, lambda entries: token_lists.with_terms(entries, new_terms))
         for table in schema.tables():
             if table not in _OWN:
                 self._table(table)
@@ -109,6 +111,7 @@ class Copying:
         columns = [row[1] for row in db.execute(f"PRAGMA main.table_info({table})")]
         targets = {**keys, "feature": "feature", "id": table}
         chosen = [self._new(column, targets.get(column)) for column in columns]
+        chosen = ["with_new_terms(entries)" if column == "entries" else new for column, new in zip(columns, chosen)]
         rows = f"SELECT {', '.join(chosen)} FROM second.{table} WHERE {_belongs(columns, keys)}"
         if table == "list":
             self._list(db.execute(f"{rows} ORDER BY name, position").fetchall(), columns)

@@ -67,7 +67,7 @@ class RowBlock(NamedTuple):
 
     features: list[FeatureRow]
     stats: list[Stats]
-    """Rows of `token_stat`, by role."""
+    """Relations to tokens and words, by role."""
 
 
 class Rows:

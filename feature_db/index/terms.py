@@ -22,7 +22,7 @@ LEAST_SCORE = {"before": 0.03, "peaks": 0.05, "context": 0.1}
 
 
 class Stats(NamedTuple):
-    """Rows of `token_stat` of one role: those of a block of features, by feature and rank. Columns that a role lacks are None."""
+    """What is stored of one role: entries of a block of features, by feature and rank. Columns that a role lacks are None."""
 
     role: str
     feature: NDArray[np.int64]

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from feature_db.errors import typed
 from feature_db.index.rows import OF_TOKENS, RowBlock
 from feature_db.index.terms import Stats
 from feature_db.records import StoredFile
-from feature_db.store import checksums, connections, schema, set_aside, verification
+from feature_db.store import checksums, connections, schema, set_aside, token_lists, verification
 from feature_db.store.tables import add_labels_of, delete_dictionary, delete_orphans, next_id
 from saekit import files
 from saekit.names.address import Address
@@ -260,14 +260,14 @@ def _sae(db: sqlite3.Connection, entry: Entry, corpus: int, live: int) -> int:
 
 def _features(db: sqlite3.Connection, sae: int, rows: Source, terms: _Terms) -> None:
     label_id = next_id(db, "label")
-    with _indexed_at_the_end(db, sae), _uncollected():
+    with _uncollected():
         for block in rows:
             numbered = [(schema.feature_id(sae, row.number), row) for row in block.features]
             db.executemany(
                 f"INSERT INTO feature (id, sae, number, {', '.join(_COLUMNS)}) VALUES ({', '.join('?' * (3 + len(_COLUMNS)))})",
                 [(i, sae, row.number, *(getattr(row, name) for name in _COLUMNS)) for i, row in numbered],
             )
-            _insert(db, "token_stat", _token_stats(numbered[0][0], block.stats, terms))
+            token_lists.put(db, _token_lists(numbered[0][0], block.stats, terms))
             _insert(db, "partner", [(i, *partner) for i, row in numbered for partner in row.partners])
             _insert(db, "example", [(i, row.windows) for i, row in numbered])
             _insert(db, "class_stat", [(name, f1, i, *rest) for i, row in numbered for name, f1, *rest in row.classes])
@@ -279,18 +279,15 @@ def _features(db: sqlite3.Connection, sae: int, rows: Source, terms: _Terms) -> 
             )
 
 
-def _token_stats(first: int, stats: Sequence[Stats], terms: _Terms) -> list[tuple[Any, ...]]:
-    """Rows of `token_stat` in the order of their key; `first` is the id of the first feature of the block."""
-    columns: list[list[NDArray[Any]]] = [[] for _ in range(9)]
+def _token_lists(first: int, stats: Sequence[Stats], terms: _Terms) -> list[tuple[int, int, bytes]]:
+    """Rows of `token_list` in the order of their key; `first` is the id of the first feature of the block."""
+    found: list[tuple[int, int, bytes]] = []
     for each in stats:
-        n = len(each.feature)
-        parts = (first + each.feature, np.full(n, schema.ROLES[each.role]), each.rank, terms.ids(each.role, each.item), *each[4:])
-        for column, part in zip(columns, parts):
-            column.append(np.full(n, None) if part is None else part)
-    feature, role, rank = (np.concatenate(column) for column in columns[:3])
-    order = np.lexsort((rank, role, feature))
-    whole = (np.concatenate([part.astype(object) for part in column])[order].tolist() for column in columns)
-    return list(zip(*whole))
+        packed = token_lists.packed(terms.ids(each.role, each.item), each.value, each.score, each.rate, each.peak, each.hits)
+        features, starts = np.unique(each.feature, return_index=True)
+        for feature, (start, stop) in zip(features.tolist(), pairwise([*starts.tolist(), len(each.feature)])):
+            found.append((first + feature, schema.ROLES[each.role], packed.entries(start, stop)))
+    return sorted(found)
 
 
 def _insert(db: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -316,19 +313,3 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@contextmanager
-def _indexed_at_the_end(db: sqlite3.Connection, sae: int) -> Iterator[None]:
-    """Make the index of `token_stat` after the rows, unless most of its rows are of other dictionaries."""
-    others, own = (
-        db.execute(f"SELECT COALESCE(SUM(n_features), 0) FROM sae WHERE id {which} ?", (sae,)).fetchone()[0]
-        for which in ("!=", "=")
-    )
-    (made,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'token_stat_term'").fetchone()
-    late = others <= own
-    if late:
-        db.execute("DROP INDEX token_stat_term")
-    yield
-    if late:
-        db.execute(made)

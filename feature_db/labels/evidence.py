@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class TermStat(NamedTuple):
-    """A row of `token_stat`. `item` is a token id for promotes, suppresses and fires_token, else a word's number."""
+    """A relation to a token or word. `item` is a token id for promotes, suppresses and fires_token, else a word's number."""
 
     role: str
     item: int
@@ -83,7 +83,7 @@ class Evidence:
     """The statistics of one feature."""
 
     stats: dict[str, list[TermStat]]
-    """Rows of `token_stat` by role."""
+    """Relations to tokens and words, by role."""
     text: Callable[[str, int], str]
     """Text of a row's item: (role, item)."""
     occurrences: Callable[[str, int], int]

@@ -81,7 +81,7 @@ class Term(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """That a feature has a term in a role; see the table `token_stat`."""
+    """That a feature has a term in a role."""
 
     feature: int
     term: int

@@ -50,7 +50,7 @@ class Signal:
 
 
 def in_role(role: str, lookup: Lookup) -> Iterator[Scores]:
-    """Features that have the word, or another of its stem, in a role of `token_stat`."""
+    """Features that have the word, or another of its stem, in a role."""
     for sae, found in lookup.entries(role, lookup.words):
         features, place = np.unique(found.features, return_inverse=True)
         weights = found.scores * _per_term(found.terms, {i: term.weight for i, term in lookup.words.items()})

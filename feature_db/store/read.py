@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from feature_db.records import (
     StoredFile,
     TokenEffect,
 )
-from feature_db.store import stored
+from feature_db.store import stored, token_lists
 from feature_db.store.examples import TOP, unpack
-from feature_db.store.schema import ROLES, feature_id
+from feature_db.store.schema import feature_id
 from feature_db.store.statistics import bin_edges, quantiles, unpack_histogram
 from feature_db.store.stored import BLOB, BLOB_OR_NONE, INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT, TEXT_OR_NONE
 from saekit.names.address import Address
@@ -173,22 +173,33 @@ def causal(db: sqlite3.Connection, sae: IndexedSAE, number: int, tokens: int = 5
     return Causal(score, effect, below / every, [each.token for each in _caused(db, identity)[:tokens]])
 
 
-def _terms(db: sqlite3.Connection, feature: int, role: str, columns: dict[str, str]) -> list[stored.Row]:
-    found = db.execute(
-        f"SELECT {', '.join(columns)} FROM token_stat s JOIN term ON term.id = s.term "
-        f"WHERE s.feature = ? AND s.role = ? ORDER BY s.rank",
-        (feature, ROLES[role]),
-    )
-    return stored.rows(f"the {role} of a feature", found, *columns.values())
+def _terms(db: sqlite3.Connection, feature: int, role: str) -> Iterator[tuple[token_lists.Term, float, float, float, int]]:
+    """The tokens or words of a role, with value, rate, peak and hits: NaN and -1 where the role has no such column."""
+    rows = token_lists.read(db, (feature, feature), [role], what=f"the {role} of a feature")
+    known = token_lists.terms(db, rows.term)
+    for term, *facts in zip(*(column.tolist() for column in (rows.term, rows.value, rows.rate, rows.peak, rows.hits))):
+        yield (known[term], *facts)
 
 
 def _effects(db: sqlite3.Connection, feature: int, role: str) -> list[TokenEffect]:
-    return [TokenEffect(*row) for row in _terms(db, feature, role, {"term.text": TEXT, "term.token": INT, "s.value": REAL})]
+    return [TokenEffect(term.text, _token(term), value) for term, value, *_ in _terms(db, feature, role)]
 
 
 def _caused(db: sqlite3.Connection, feature: int) -> list[CausedToken]:
-    columns = {"term.text": TEXT, "term.token": INT, "s.value": REAL, "s.rate": REAL}
-    return [CausedToken(*row) for row in _terms(db, feature, "causes", columns)]
+    found = _terms(db, feature, "causes")
+    return [CausedToken(term.text, _token(term), value, _known("causes", rate)) for term, value, rate, *_ in found]
+
+
+def _known(role: str, number: float) -> float:
+    if math.isnan(number):
+        raise damaged(f"the {role} of a feature", "a number is missing")
+    return number
+
+
+def _token(term: token_lists.Term) -> int:
+    if term.token is None:
+        raise damaged("the tokens of a feature", f"{term.text!r:.40} is no token")
+    return term.token
 
 
 def partners(db: sqlite3.Connection, sae: IndexedSAE, number: int) -> dict[str, list[Partner]]:
@@ -213,12 +224,12 @@ def _corpus_labels(db: sqlite3.Connection, feature: int) -> list[CorpusLabel]:
 
 
 def _firing(db: sqlite3.Connection, feature: int, role: str) -> list[Firing]:
-    columns = {"term.text": TEXT, "s.value": REAL, "s.rate": REAL, "s.peak": REAL, "s.hits": INT}
-    return [Firing(*row) for row in _terms(db, feature, role, columns)]
+    found = _terms(db, feature, role)
+    return [Firing(term.text, value, _known(role, rate), _known(role, peak), hits) for term, value, rate, peak, hits in found]
 
 
 def _shares(db: sqlite3.Connection, feature: int, role: str) -> list[tuple[str, float]]:
-    return [(text, share) for text, share in _terms(db, feature, role, {"term.text": TEXT, "s.value": REAL})]
+    return [(term.text, value) for term, value, *_ in _terms(db, feature, role)]
 
 
 def label_of(db: sqlite3.Connection, feature: int) -> str:

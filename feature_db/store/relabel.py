@@ -11,8 +11,8 @@ import numpy as np
 
 from feature_db.labels.evidence import Evidence, TermStat
 from feature_db.labels.rules import LABEL_METHODS, automatic
-from feature_db.store import schema, stored
-from feature_db.store.stored import INT, INT_OR_NONE, REAL, REAL_OR_NONE, TEXT
+from feature_db.store import schema, stored, token_lists
+from feature_db.store.stored import INT
 from feature_db.store.tables import add_labels, next_id, refresh_label
 
 _KEPT = 20
@@ -47,22 +47,20 @@ def relabel(db: sqlite3.Connection, sae: int) -> None:
 def _evidence(db: sqlite3.Connection, span: tuple[int, int], roles: set[str]) -> Iterator[tuple[int, Evidence]]:
     """The rows of some roles of each feature, by its id. Nothing else of the evidence is known here."""
     names = {number: name for name, number in schema.ROLES.items() if name in roles}
-    found = db.execute(
-        "SELECT feature, role, COALESCE(token, term.id), term.text, term.count, value, rate, peak, hits, score "
-        "FROM token_stat JOIN term ON term.id = token_stat.term "
-        f"WHERE feature BETWEEN ? AND ? AND role IN ({', '.join('?' * len(names))}) AND rank < ? ORDER BY feature, role, rank",
-        (*span, *names, _KEPT),
-    )
-    kinds = (INT, INT, INT, TEXT, INT, REAL, REAL_OR_NONE, REAL_OR_NONE, INT_OR_NONE, REAL)
-    none = np.zeros(0)
-    for feature, rows in groupby(stored.rows("the words of features", found, *kinds), key=itemgetter(0)):
+    rows = token_lists.read(db, span, roles)
+    rows = rows.some(rows.rank < _KEPT)
+    known, none = token_lists.terms(db, rows.term), np.zeros(0)
+    listed = zip(*(column.tolist() for column in rows))
+    for feature, of_feature in groupby(listed, key=itemgetter(0)):
         stats: dict[str, list[TermStat]] = {}
         texts: dict[tuple[str, int], str] = {}
         counts: dict[tuple[str, int], int] = {}
-        for _, role, item, text, count, *facts in rows:
-            name = names[role]
-            stats.setdefault(name, []).append(TermStat(name, item, *facts))
-            texts[name, item], counts[name, item] = text, count
+        for _, role, _, i, value, score, rate, peak, hits in of_feature:
+            name, term = names[role], known[i]
+            item = i if term.token is None else term.token
+            facts = (None if rate != rate else rate, None if peak != peak else peak, None if hits < 0 else hits)
+            stats.setdefault(name, []).append(TermStat(name, item, value, *facts, score))
+            texts[name, item], counts[name, item] = term.text, term.count
         yield (
             feature,
             Evidence(

@@ -13,7 +13,7 @@ from pathlib import Path
 from feature_db.errors import damaged
 from saekit.errors import DatabaseError
 
-VERSION = 4
+VERSION = 5
 """Up to version 2, a site had one dictionary, and `sae` no column `name`. :data:`_ADDED_TABLES` and :data:`_ADDED_COLUMNS` say
 what else earlier versions did not have. They are read as they are (:func:`fill_in`), and upgraded by the next write."""
 APPLICATION = 0x5AE817DB
@@ -37,6 +37,7 @@ _ADDED_TABLES: dict[int, tuple[str, ...]] = {
         "set_aside_note",
         "set_aside_failure",
     ),
+    5: ("token_list",),
 }
 """Tables that a version added to the one before it. Their indices come with them."""
 _ADDED_INDICES = {4: ("label_human",)}

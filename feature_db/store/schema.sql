@@ -9,7 +9,7 @@ CREATE TABLE corpus (
     n_documents INTEGER NOT NULL
 );
 
--- Every token of the vocabulary, and the words that a row of token_stat refers to.
+-- Every token of the vocabulary, and the words that features are related to.
 CREATE TABLE term (
     id INTEGER PRIMARY KEY,
     corpus INTEGER NOT NULL REFERENCES corpus(id) ON DELETE CASCADE,
@@ -108,6 +108,7 @@ CREATE INDEX corpus_label_stat_label ON corpus_label_stat(label);
 
 -- The relation of a feature to a token or word. `value` has the unit of its role; `score` is 0 to 1, comparable between features.
 CREATE TABLE role (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);  -- the rows are in schema.py
+-- Of the roles that a measurement finds after the build. In files up to version 4, of all roles.
 CREATE TABLE token_stat (
     feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
     role INTEGER NOT NULL REFERENCES role(id),
@@ -122,6 +123,13 @@ CREATE TABLE token_stat (
     PRIMARY KEY (feature, role, rank)
 ) WITHOUT ROWID;
 CREATE INDEX token_stat_term ON token_stat(term, role);
+-- The same of the roles that a build finds, packed.
+CREATE TABLE token_list (
+    feature INTEGER NOT NULL REFERENCES feature(id) ON DELETE CASCADE,
+    role INTEGER NOT NULL REFERENCES role(id),
+    entries BLOB NOT NULL,              -- see token_lists.py
+    PRIMARY KEY (feature, role)
+) WITHOUT ROWID;
 
 -- How well a feature detects the tokens of a class (quotation marks, plural nouns, ...), where it does so at all.
 CREATE TABLE class_stat (

@@ -18,7 +18,7 @@ from feature_db.display import rows_html
 from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import code, typed
 from feature_db.records import IndexedSAE
-from feature_db.store import connections, read, schema
+from feature_db.store import connections, read, schema, token_lists
 from feature_db.store.examples import TOP, Window, unpack
 from feature_db.store.statistics import unpack_histogram
 from saekit.errors import ConfigError, DatabaseError
@@ -29,7 +29,7 @@ _MAX_QUERY, _MAX_VALUE, _MAX_PATTERN = 1 << 20, 64 << 20, 1000  # bytes
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_FUNCTION)
 _FORBIDDEN_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "zeroblob", "randomblob", "edit", "readfile", "writefile"))
 _TABLE_FUNCTIONS = frozenset(("json_each", "json_tree"))
-_OF_VIEWS = frozenset(("dictionary_of", "name_of", "examples_of", "histogram_of", "logits_of"))
+_OF_VIEWS = frozenset(("dictionary_of", "name_of", "examples_of", "histogram_of", "logits_of", "entries_of"))
 _JSON = frozenset(("examples", "histogram", "scores"))
 """Columns of views that hold JSON."""
 _KINDS = {"text": str, "real": float, "integer": int}
@@ -195,6 +195,7 @@ def _prepare(db: sqlite3.Connection, saes: list[IndexedSAE], failed: list[Databa
         "examples_of": examples_of,
         "histogram_of": histogram_of,
         "logits_of": logits_of,
+        "entries_of": token_lists.to_json,
     }
     for name, function in functions.items():
         db.create_function(name, 2 if function is examples_of else 1, _noting(function, failed), deterministic=True)

@@ -71,7 +71,7 @@ def delete_dictionary(db: sqlite3.Connection, sae: int) -> None:
     """Delete a dictionary and all rows of its features. Set aside first what people made (:mod:`feature_db.store.set_aside`)."""
     span = (schema.feature_id(sae, 0), schema.feature_id(sae + 1, 0) - 1)
     # Scores go with their labels.
-    for table in ("token_stat", "class_stat", "example", "label", "note", "partner", "corpus_label_stat"):
+    for table in ("token_stat", "token_list", "class_stat", "example", "label", "note", "partner", "corpus_label_stat"):
         db.execute(f"DELETE FROM {table} WHERE feature BETWEEN ? AND ?", span)
     db.execute("DELETE FROM feature_fts WHERE rowid BETWEEN ? AND ?", span)
     db.execute("DELETE FROM feature WHERE id BETWEEN ? AND ?", span)

@@ -10,7 +10,7 @@ from pathlib import Path
 from feature_db.effects.logits import unpack as unpack_logits
 from feature_db.errors import code, damaged, typed
 from feature_db.records import IndexedSAE
-from feature_db.store import checksums, connections, read, schema, stored, vectors
+from feature_db.store import checksums, connections, read, schema, stored, token_lists, vectors
 from feature_db.store.examples import unpack
 from feature_db.store.statistics import unpack_histogram
 from saekit.errors import DatabaseError
@@ -96,6 +96,9 @@ def _features(db: sqlite3.Connection, sae: IndexedSAE) -> None:
         unpack(windows)
         if logits is not None:
             unpack_logits(logits)
+    span = (schema.feature_id(sae.id, 0), schema.feature_id(sae.id + 1, 0) - 1)
+    for (entries,) in db.execute("SELECT entries FROM token_list WHERE feature BETWEEN ? AND ?", span):
+        token_lists.check(entries, f"the words of {sae.dictionary}")
 
 
 def full_text(path: Path) -> list[str]:

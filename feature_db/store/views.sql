@@ -36,7 +36,13 @@ FROM main.note JOIN main.feature ON feature.id = note.feature;
 CREATE TEMP VIEW words AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, role.name AS role, term.text AS word, value, rate, peak, hits AS count, score
 FROM main.token_stat JOIN main.feature ON feature.id = token_stat.feature JOIN main.role ON role.id = token_stat.role
-JOIN main.term ON term.id = token_stat.term;
+JOIN main.term ON term.id = token_stat.term
+UNION ALL
+SELECT 'feature:' || dictionary_of(sae) || '/' || number, role.name, term.text, json_extract(entry.value, '$[1]'),
+    json_extract(entry.value, '$[3]'), json_extract(entry.value, '$[4]'), json_extract(entry.value, '$[5]'),
+    json_extract(entry.value, '$[2]')
+FROM main.token_list JOIN main.feature ON feature.id = token_list.feature JOIN main.role ON role.id = token_list.role
+JOIN json_each(entries_of(token_list.entries)) AS entry JOIN main.term ON term.id = json_extract(entry.value, '$[0]');
 
 -- Classes of tokens that features detect (quotation marks, plural nouns, ...). precision: share of the firing tokens in the class.
 CREATE TEMP VIEW classes AS

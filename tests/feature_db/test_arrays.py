@@ -20,6 +20,7 @@ from feature_db.search.columns import COLUMNS
 from feature_db.store.schema import ROLES, feature_id
 from saekit.errors import DatabaseError, StorageFull
 from saekit.lm import LanguageModel
+from tests.kit.contents import unpack_token_stats
 from tests.kit.fuzz import mutations
 from tests.kit.planted import SITE, PlantedStore, make_sae, make_store
 
@@ -55,6 +56,7 @@ def test_columns_and_entries_are_those_of_the_tables(searched: FeatureDB, number
     made, sae = arrays_of(searched, number), searched.saes()[number]
     numbers = np.arange(sae.n_features)
     with sqlite3.connect(searched.path) as db:
+        unpack_token_stats(db)
         for name, column in COLUMNS.items():
             if column.in_arrays:
                 rows = [

@@ -68,7 +68,8 @@ def test_records_hold_what_was_planted(db: FeatureDB, tiny_lm: LanguageModel, st
     happy = db.feature(SITE, 2)
     assert happy.label == "fires on 'happy'" and happy.kind == "word"
     fires = [bool((store.acts[at, 2] > 0).any()) for text, at in occurrences if text == "happy"]
-    assert (happy.words[0].text, happy.words[0].share, happy.words[0].rate) == ("happy", 1, np.mean(fires))
+    assert (happy.words[0].text, happy.words[0].share) == ("happy", 1)
+    assert happy.words[0].rate == pytest.approx(np.mean(fires), rel=1e-6)
     recall = np.mean(fires)
     scores = {"activation_share": 1, "train_precision": 1, "train_recall": recall, "train_f1": 2 * recall / (1 + recall)}
     assert happy.labels[0].scores == pytest.approx(scores)

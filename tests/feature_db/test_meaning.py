@@ -16,6 +16,7 @@ from feature_db.meaning.embedders import EMBEDDERS, embedder, unit
 from feature_db.meaning.profile import Profile, WordSet, profile
 from feature_db.meaning.word_sets import LEXICONS, Asked, forms
 from saekit.errors import ConfigError, DatabaseError
+from tests.kit.contents import unpack_token_stats
 from tests.kit.fuzz import mutations
 from tests.kit.planted import SITE
 
@@ -95,8 +96,10 @@ def _dense(db: sqlite3.Connection, n: int) -> tuple[np.ndarray, np.ndarray, list
 def test_a_profile_equals_dense_arithmetic(index: Index) -> None:
     database = index()
     n = database.saes()[0].n_features
+    with sqlite3.connect(database.path) as plain:
+        unpack_token_stats(plain)
+        share, rate, texts, count = _dense(plain, n)
     with sqlite3.connect(database.path) as db:
-        share, rate, texts, count = _dense(db, n)
         made = profile(db, database.saes()[0].id, from_rows(db, database.saes()[0]), _Letters())
         known = [row[0] for row in db.execute("SELECT text, id FROM term WHERE kind = 'word' ORDER BY id") if row[0] in texts]
     order = [texts.index(text) for text in known]

@@ -6,10 +6,23 @@ import sqlite3
 from pathlib import Path
 
 from feature_db.store import connections, schema
+from tests.kit.contents import token_stats
+
+
+def as_version_4(path: Path) -> None:
+    """All relations of features to tokens and words in rows of their own."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    rows = token_stats(connection)
+    connection.executescript("BEGIN; DELETE FROM token_stat; DROP TABLE token_list; PRAGMA user_version = 4;")
+    connection.executemany("INSERT INTO token_stat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    connection.execute("COMMIT")
+    connection.close()
+    assert connections.seal(path)
 
 
 def as_version_3(path: Path) -> None:
     """Without what version 4 added."""
+    as_version_4(path)
     indices = "".join(f"DROP INDEX {name}; " for name in schema._ADDED_INDICES[4])
     tables = indices + "".join(f"DROP TABLE {name}; " for name in reversed(schema._ADDED_TABLES[4]))
     columns = "".join(
