@@ -13,7 +13,7 @@ from saekit.errors import InterventionError, StoreMismatch
 from saekit.names.address import Address
 from saekit.names.ref import Ref
 from saekit.names.site import Site
-from saekit.objects.spaces import Space, ToResidual, Units, add_vectors, wide
+from saekit.objects.spaces import Space, ToResidual, Units, add_vectors, along, wide
 
 if TYPE_CHECKING:
     from saekit.sae import SAE
@@ -85,10 +85,12 @@ class Features(Space):
 
     def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
         if self._rescales:
-            # The decoder's output at a token is scaled by the scale of that token's input.
-            scale = self.sae.scale(self._rows(h)).to(h.device, wide(h.dtype)).reshape(*self._leading(h), 1)
-            amounts = amounts * scale
+            amounts = amounts * self._scale(h)
         return add_vectors(h, amounts, self.vectors(units), len(self.token_shape_out))
+
+    def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
+        gradient = along(grad_h, self.vectors(units), len(self.token_shape_out))
+        return gradient * self._scale(h) if self._rescales else gradient
 
     def vectors(self, units: Units | None = None) -> Tensor:
         vectors = self.sae.feature_vectors(None if units is None else self.check(units))
@@ -109,6 +111,10 @@ class Features(Space):
     @property
     def key(self) -> Hashable:
         return type(self), self.address
+
+    def _scale(self, h: Tensor) -> Tensor:
+        """(..., 1) what the decoder's output at a token is multiplied by: the scale of that token's input."""
+        return self.sae.scale(self._rows(h)).to(h.device, wide(h.dtype)).reshape(*self._leading(h), 1)
 
     @property
     def _rescales(self) -> bool:

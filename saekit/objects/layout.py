@@ -34,6 +34,15 @@ class Layout(Protocol):
     def token_shape(self, site: str | Site) -> tuple[int, ...]:
         """Shape of one token's activation at a site; raises UnknownSite where it is not fixed."""
 
+    def sites(self) -> list[Site]:
+        """Every site of the model, in the order of computation."""
+
+    def reason(self, site: str | Site) -> str | None:
+        """Why the model lacks a site; None if it has the site."""
+
+    def size(self, name: str, layer: int | None = None) -> int:
+        """A size by its name, such as "n_heads"."""
+
     def scale(self, site: str | Site) -> float | Tensor:
         """The factor with which what is added at a site reaches the residual stream."""
 

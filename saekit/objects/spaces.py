@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -63,12 +64,25 @@ class Space(ABC):
         """
 
     @abstractmethod
+    def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
+        """The gradient of a metric with respect to the coefficients of `units` as :meth:`write` sets them: (..., n, *unit_shape).
+
+        Args:
+            grad_h: the gradient of the metric with respect to the activation at `site_out`, in its shape.
+            h: the activation at `site`, (..., *token_shape). For an SAE that normalises its input it gives the scale.
+        """
+
+    @abstractmethod
     def vectors(self, units: Units | None = None) -> Tensor:
         """The vectors that a coefficient of 1 adds to the activation at `site_out`: (n, *unit_shape, width)."""
 
     @abstractmethod
     def ref(self, unit: int) -> Ref:
         """The name of a unit."""
+
+    def ref_at(self, unit: int, position: int | str | None) -> Ref:
+        """The name of a unit at one position, or at all positions for None."""
+        return self.ref(unit).at(position)
 
     @property
     def key(self) -> Hashable:
@@ -154,6 +168,9 @@ class Coordinates(Space):
         values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(*flat.shape[:-1], len(index))
         return flat.index_copy(-1, index, values).reshape(h.shape)
 
+    def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
+        return self.read(grad_h, units)
+
     def vectors(self, units: Units | None = None) -> Tensor:
         return one_hot(self.check(units), self.n_units).float()
 
@@ -172,7 +189,7 @@ class Heads(Space):
         self.unit_shape = (d_head,)
 
     @classmethod
-    def of(cls, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> Heads:
+    def of(cls, site: Site, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> Self:
         """The space of a site whose kind has this class as its raw space."""
         n_heads, d_head = token_shape
         return cls(site, n_heads, d_head, to_residual)
@@ -184,6 +201,9 @@ class Heads(Space):
         index = self._check_written(units, h.device)
         values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(*h.shape[:-2], len(index), h.shape[-1])
         return h.index_copy(-2, index, values)
+
+    def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
+        return self.read(grad_h, units)
 
     def vectors(self, units: Units | None = None) -> Tensor:
         (d_head,) = self.unit_shape
@@ -228,6 +248,9 @@ class Directions(Space):
     def add(self, h: Tensor, units: Units, amounts: Tensor | float) -> Tensor:
         return add_vectors(h, amounts, self.vectors(units), len(self.token_shape))
 
+    def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
+        return along(grad_h, self.vectors(units), len(self.token_shape))
+
     def vectors(self, units: Units | None = None) -> Tensor:
         return self._vectors_ND[self.check(units, self._vectors_ND.device)]
 
@@ -238,6 +261,13 @@ class Directions(Space):
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which changes are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def along(grad_h: Tensor, vectors_NW: Tensor, token_dims: int) -> Tensor:
+    """(..., N) the gradient of the amounts that :func:`add_vectors` takes, computed in at least float32."""
+    precision = wide(grad_h.dtype)
+    flat = grad_h.flatten(-token_dims) if token_dims > 1 else grad_h
+    return flat.to(precision) @ vectors_NW.to(grad_h.device, precision).T
 
 
 def add_vectors(h: Tensor, amounts: Tensor | float, vectors_NW: Tensor, token_dims: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError, StoreMismatch, UnknownRef, UnknownSite
 from saekit.names.site import Site
-from saekit.objects import Coordinates, Directions, Features, Heads, Space
+from saekit.objects import Coordinates, Directions, Error, Features, Heads, HeadVectors, Patterns, Space, Tokens, Whole
 from saekit.sae import ARCHITECTURES, SAE
 
 SINGLE = {name: row for name, row in ARCHITECTURES.items() if not row.kind.crosses and row.options is None}
@@ -35,13 +35,14 @@ def raw_spaces() -> list[Space]:
         Heads(HEADS, 3, 4),
         Directions(RESID, directions, (12,)),
         Directions(HEADS, directions, (3, 4)),
+        HeadVectors(Site("k", 1), 3, 4),
     ]
 
 
 leading = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
 
 
-@given(st.integers(0, 5), st.sampled_from(DTYPES), leading, st.sets(st.integers(0, 2), min_size=1), st.integers(0, 99))
+@given(st.integers(0, 6), st.sampled_from(DTYPES), leading, st.sets(st.integers(0, 2), min_size=1), st.integers(0, 99))
 def test_raw_spaces_write_what_was_read_without_a_trace(
     which: int, dtype: torch.dtype, lead: tuple[int, ...], units: set[int], seed: int
 ) -> None:
@@ -281,3 +282,95 @@ def test_names() -> None:
     assert str(Heads(HEADS, 3, 4).ref(2)) == "head:1.2"
     with pytest.raises(UnknownRef):
         Directions(RESID, random(1, 12), (12,)).ref(0)
+
+
+# Gradients of coefficients, whole activations, patterns, errors
+
+
+def other_spaces() -> list[Space]:
+    return [Whole(RESID, (12,)), Whole(HEADS, (3, 4)), Tokens(Site("embed"), (12,)), Patterns(Site("pattern", 1), 3)]
+
+
+def gradient_by_autograd(space: Space, h: Tensor, units: list[int], current: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a metric of what `write` returns: with respect to the activation, and to the coefficients."""
+    values = current.clone().requires_grad_()
+    y = space.write(h, units, values, current=current)
+    weights = random(*y.shape, seed=4, dtype=torch.float64)
+    metric = (weights * y + y**3).sum()
+    return torch.autograd.grad(metric, [y, values])
+
+
+@pytest.mark.parametrize("space", [*raw_spaces(), *other_spaces()], ids=lambda space: f"{type(space).__name__}-{space.site}")
+def test_pullback_is_the_gradient_of_write(space: Space) -> None:
+    shape = (2, 3, 5, 5) if isinstance(space, Patterns) else (2, 5, *space.token_shape)
+    h = random(*shape, dtype=torch.float64)
+    units = [0] if space.n_units == 1 else [2, 0]
+    grad_h, expected = gradient_by_autograd(space, h, units, space.read(h, units))
+    found = space.pullback(grad_h, h, units)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(space.pullback(grad_h, h)[(..., units, *[slice(None)] * len(space.unit_shape))], found)
+
+
+@pytest.mark.parametrize("architecture", SINGLE)
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+def test_pullback_through_a_dictionary(make_sae: Make, architecture: str, normalize: str) -> None:
+    transcodes = architecture in TRANSCODERS
+    sizes = {"d_out": 11} if transcodes else {}
+    sae = make_sae(architecture, 12, 40, dtype="float64", normalize_activations=normalize, **sizes)
+    site_out = Site("mlp_out", 1) if transcodes else RESID
+    space = Features(sae, RESID, site_out=site_out)
+    x, y = random(4, 5, 12, dtype=torch.float64), random(4, 5, sae.cfg.d_out, seed=1, dtype=torch.float64)
+    h_out = y if transcodes else x
+    units = [5, 0, 33]
+    current = space.read(x, units)
+    values = current.clone().requires_grad_()
+    # What decoding the changed code and adding the error gives, which is independent of the space.
+    code = sae.encode_dense(x)
+    error = h_out - sae.decode(code, x)
+    new = sae.decode(code.index_copy(-1, torch.tensor(units), values), x) + error
+    weights = random(*new.shape, seed=4, dtype=torch.float64)
+    grad_h, expected = torch.autograd.grad((weights * new + new**3).sum(), [new, values])
+    torch.testing.assert_close(space.pullback(grad_h, x, units), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(space.pullback(grad_h, x)[..., units], expected, rtol=1e-9, atol=1e-9)
+
+    errors = Error(space)
+    read = errors.read(x, out=y if transcodes else None)
+    torch.testing.assert_close(read[..., 0, :], error, rtol=0, atol=1e-12)
+    grad_h, expected = gradient_by_autograd(errors, h_out, [0], read)
+    torch.testing.assert_close(errors.pullback(grad_h, x, [0]), expected, rtol=0, atol=1e-12)
+
+
+def test_an_error_is_set_and_the_features_stay(make_sae: Make) -> None:
+    sae = make_sae("topk", 12, 40, dtype="float64")
+    features, x = Features(sae, RESID), random(6, 12, dtype=torch.float64)
+    errors = Error(features)
+    without = errors.write(x, [0], 0.0)
+    torch.testing.assert_close(without, sae(x), rtol=0, atol=1e-12)
+    assert torch.equal(errors.write(x, [0], errors.read(x)), x)
+    assert str(errors.ref(0)) == "error:resid_post.1"
+    transcoder = Error(Features(make_sae("transcoder", 8, 20, d_out=12), Site("mlp_in", 1), site_out=Site("mlp_out", 1)))
+    with pytest.raises(InterventionError, match=r"mlp_out\.1"):
+        transcoder.read(random(6, 8))
+
+
+def test_patterns_are_read_and_written_query_by_query() -> None:
+    h = random(2, 3, 5, 5)
+    space = Patterns(Site("pattern", 1), 3)
+    read = space.read(h, [2])
+    assert torch.equal(read[1, 4, 0], h[1, 2, 4])
+    new = space.write(h, [2], torch.zeros(5))
+    assert not new[:, 2].any() and torch.equal(new[:, :2], h[:, :2])
+    assert torch.equal(space.write(h, [0, 2], space.read(h, [0, 2])), h)
+    with pytest.raises(UnknownSite, match="no vectors"):
+        space.vectors()
+
+
+def test_whole_activations() -> None:
+    h, other = random(2, 5, 3, 4), random(2, 5, 3, 4, seed=1)
+    space = Whole(HEADS, (3, 4))
+    assert torch.equal(space.write(h, [0], space.read(other)), other)
+    assert torch.equal(space.write(h, [], 0.0), h)
+    assert space.vectors().shape == (1, 3, 4, 12)
+    assert (str(space.ref(0)), str(space.ref_at(0, 3))) == ("site:heads.1", "site:heads.1[3]")
+    assert str(Tokens(Site("embed"), (12,)).ref_at(0, "subject")) == "position:subject"
