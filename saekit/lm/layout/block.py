@@ -126,12 +126,16 @@ class Readout:
     softcap: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = self.uncapped(x)
+        return self.softcap * torch.tanh(x / self.softcap) if self.softcap else x
+
+    def uncapped(self, x: Tensor) -> Tensor:
+        """The logits before the cap: linear in `x` but for the scale of the final norm."""
         for module in self.final:
             x = module(_like(x, module))
         x = x if self.before == 1 else x * self.before
         x = self.head(_like(x, self.head) if isinstance(self.head, nn.Module) else x)
-        x = x if self.scale == 1 else x * self.scale
-        return self.softcap * torch.tanh(x / self.softcap) if self.softcap else x
+        return x if self.scale == 1 else x * self.scale
 
 
 def _in_features(projection: nn.Module) -> int:
