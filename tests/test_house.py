@@ -31,6 +31,7 @@ FLOORS = {
     "saekit.processes": 0,
     "saekit.progress": 0,
     "saekit.tasks": 0,
+    "saekit.tensor_files": 0,
     "saekit.terminal": 0,
     "saekit.trust": 0,
     "saekit.version": 0,

@@ -11,11 +11,8 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.files import write_whole
-from saekit.json_files import parse_json, read_bytes, read_json
-
-_SUFFIX = ".safetensors"
-_KEY = "saekit"
-_MAX_BYTES = 1 << 32
+from saekit.json_files import parse_json, read_json
+from saekit.tensor_files import MAX_BYTES, SUFFIX, read_tensors, write_tensors
 
 
 def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: Path) -> None:
@@ -28,15 +25,12 @@ def write(to_dict: Callable[[dict[str, Tensor] | None], dict[str, Any]], path: P
         InterventionError: the values have something that JSON cannot hold.
         StorageFull: there is no room for the file.
     """
-    if path.suffix == _SUFFIX:
-        from safetensors.torch import save
-
+    if path.suffix == SUFFIX:
         tensors: dict[str, Tensor] = {}
         header = _json(to_dict(tensors), path)  # fills `tensors`
-        content = save(tensors, {_KEY: header})
+        write_tensors(path, tensors, header)
     else:
-        content = (_json(to_dict(None), path, indent=1) + "\n").encode()
-    write_whole(path, content)
+        write_whole(path, (_json(to_dict(None), path, indent=1) + "\n").encode())
 
 
 def _json(values: dict[str, Any], path: Path, indent: int | None = None) -> str:
@@ -57,16 +51,6 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
         InterventionError: there is no such file, or it is neither JSON nor safetensors with our header.
     """
     settings: dict[str, Any] = {"error": InterventionError, "hint": "Choose a file that saekit saved an intervention to."}
-    if path.suffix != _SUFFIX:
-        return read_json(path, max_bytes=_MAX_BYTES, **settings), {}
-    from safetensors.torch import load
-
-    content = read_bytes(path, max_bytes=_MAX_BYTES, **settings)
-    try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"][_KEY]
-        tensors = load(content)
-    except Exception as error:  # safetensors raises a type of its own
-        what = f"{path} does not hold an intervention: {type(error).__name__}: {error}."
-        raise InterventionError(what, settings["hint"]) from error
-    return parse_json(header, where=str(path), **settings), tensors
+    if path.suffix != SUFFIX:
+        return read_json(path, max_bytes=MAX_BYTES, **settings), {}
+    return read_tensors(path, "an intervention", **settings)
