@@ -76,26 +76,34 @@ class Task:
         object.__setattr__(self, "spans", _checked_spans(self.name, self.spans, self.clean))
 
     @classmethod
-    def of(cls, name: str, texts: Iterable[Sequence[str]], encode: Callable[[str], Sequence[int]]) -> Task:
+    def of(
+        cls,
+        name: str,
+        texts: Iterable[Sequence[str]],
+        encode: Callable[[str], Sequence[int]],
+        spans: Iterable[Mapping[str, Any]] | None = None,
+    ) -> Task:
         """A task from texts (clean, corrupted, answer, foil).
+
+        Tokens with which both an answer and its foil begin become part of the prompts.
 
         Args:
             encode: token ids of a text, with BOS: for example `lambda text: lm.text.ids([text])[0]`.
+            spans: for each prompt its spans by name, as a part of the clean prompt (text) or as its tokens [start, end].
 
         Raises:
-            ConfigError: a prompt with its answer does not begin with the tokens of the prompt, or the prompts do not fit.
+            ConfigError: rows cannot be used; the message names each, counted from 1, with the reason and the remedy.
         """
-        prompts = tuple(PromptTexts(*values.texts(each, "texts")) for each in texts)
-        clean = [_split(encode, prompt.clean, prompt.answer) for prompt in prompts]
-        corrupted = [_split(encode, prompt.corrupted, prompt.foil) for prompt in prompts]
-        return cls(
-            name,
-            tuple(ids for ids, _ in clean),
-            tuple(ids for ids, _ in corrupted),
-            tuple(ids for _, ids in clean),
-            tuple(ids for _, ids in corrupted),
-            prompts,
-        )
+        from saekit.tasks.rows import each_row, task_of, tokenised
+
+        prompts = [PromptTexts(*values.texts(each, "texts")) for each in texts]
+        named = list(spans) if spans is not None else [{}] * len(prompts)
+        if len(named) != len(prompts):
+            raise ConfigError(
+                f"Task {name!r} has {len(prompts)} prompts and spans of {len(named)}.", "Give spans of each prompt."
+            )
+        rows = each_row(f"Task {name!r}", list(zip(prompts, named)), lambda row: tokenised(row[0], encode, row[1]))
+        return task_of(name, rows)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -225,17 +233,6 @@ class Task:
         if any(len(values.texts(each, "texts")) != len(PromptTexts._fields) for each in found["texts"]):
             raise ConfigError(f"{path} does not hold a task: its texts must be lists of clean, corrupted, answer and foil.")
         return Task(**found)
-
-
-def _split(encode: Callable[[str], Sequence[int]], start: str, end: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of `start`, and those that `end` adds to them."""
-    ids, whole = tuple(encode(start)), tuple(encode(start + end))
-    if whole[: len(ids)] != ids:
-        raise ConfigError(
-            f"The tokens of {start + end!r} do not begin with those of {start!r}.",
-            "End the prompt where a token ends, for example before a space.",
-        )
-    return ids, whole[len(ids) :]
 
 
 def _checked_spans(task: str, spans: Any, clean: Rows) -> dict[str, Spans]:

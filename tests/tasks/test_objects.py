@@ -12,7 +12,7 @@ from saekit import lab
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel
 from saekit.names.ref import Ref
-from saekit.tasks import METRICS, Contrast, Labelled, Metric, Ranking, Span, Task
+from saekit.tasks import METRICS, Contrast, Labelled, Metric, Ranking, Span, Task, measured, values_of
 
 REFS = (Ref.head(1, 2), Ref.neuron(0, 4), Ref.feature("resid_post.2", 7), Ref.head(0, 0))
 
@@ -54,6 +54,19 @@ def test_a_ranking_as_a_table_and_as_a_picture() -> None:
     assert list(bars.x) == [-3.0, 2.0]
     assert list(bars.error_x.array) == [2.0, 3.0] and list(bars.error_x.arrayminus) == [1.0, 1.0]
     assert len(Ranking((), ()).plot().data[0].x) == 0
+
+
+def test_a_ranking_keeps_what_was_confirmed_and_the_scores_on_examples() -> None:
+    scores = torch.tensor([[1.0, 3.0], [-3.0, -3.0], [0.5, 0.0]])
+    found = Ranking(REFS[:3], (2.0, -3.0, 0.25), per_example=scores, confirmed=(1.5, None, 0.0))
+    top = found.top(2)
+    assert top.per_example is not None and torch.equal(top.per_example, scores[[1, 0]]) and top.confirmed == (None, 1.5)
+    assert top != found.top(2, by="lowest") and replace(found, per_example=None) != found
+    assert found.frame()["confirmed"].isna().tolist() == [False, True, False]
+    with pytest.raises(ConfigError, match="confirmed"):
+        Ranking(REFS[:2], (1.0, 2.0), confirmed=(1.0,))
+    with pytest.raises(ConfigError, match="shape"):
+        Ranking(REFS[:2], (1.0, 2.0), per_example=scores)
 
 
 def test_a_contrast_is_a_sequence_of_pairs() -> None:
@@ -115,6 +128,65 @@ def test_metrics_are_those_of_torch() -> None:
     ruled_out = logits.clone()
     ruled_out[:, :, 0] = -torch.inf
     assert replace(Metric("kl"), reference=ruled_out).per_prompt(ruled_out).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_answers_of_several_tokens_are_judged_as_a_whole() -> None:
+    logits = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    task = Task("t", ((1, 2), (1, 2, 3)), ((1, 5), (1, 5, 3)), ((4, 6, 7), (8,)), ((3,), (4,)), spans={"who": ((0, 1), (1, 3))})
+    forced, metric = measured(task, "log_probability")
+    assert isinstance(metric, Metric)
+    assert forced.clean == ((1, 2, 4, 6), (1, 2, 3)) and forced.corrupted == ((1, 5, 4, 6), (1, 5, 3))
+    assert forced.positions("last") == ((1,), (2,)) and forced.spans["who"] == task.spans["who"]
+    log_p = logits.log_softmax(-1)
+    expected = torch.stack([log_p[0, 1, 4] + log_p[0, 2, 6] + log_p[0, 3, 7], log_p[1, 2, 8]])
+    torch.testing.assert_close(metric.per_prompt(logits), expected)
+    _, probability = measured(task, "probability")
+    torch.testing.assert_close(values_of(probability, logits), expected.exp())
+    # The same from the last tokens of each row alone.
+    assert metric.reach == 3
+    last = torch.stack([logits[0, 1:4], logits[1, 0:3]])
+    torch.testing.assert_close(metric.at_the_end(3).per_prompt(last), expected)
+    torch.testing.assert_close(metric.of_prompts([1, 1, 0]).per_prompt(logits[[1, 1, 0]]), expected[[1, 1, 0]])
+    with pytest.raises(ConfigError, match="last 3 tokens"):
+        metric.at_the_end(1)
+    with pytest.raises(ConfigError, match=r"prompt 0 .* has 3 tokens; the metric logit_difference judges one.*first_tokens"):
+        measured(task)
+    with pytest.raises(ConfigError, match="do not cover"):
+        metric.per_prompt(logits[:, :3])
+    one, first = measured(task.first_tokens(), "probability")
+    assert one.clean == task.clean and isinstance(first, Metric) and first.reach == 1
+    torch.testing.assert_close(first.per_prompt(logits), torch.stack([log_p[0, 1, 4], log_p[1, 2, 8]]).exp())
+    open_ended = replace(task, answers=((), ()), foils=((), ()))
+    with pytest.raises(ConfigError, match="open-ended"):
+        measured(open_ended, "probability")
+    assert measured(open_ended, "cross_entropy")[1] == Metric("cross_entropy", rows=task.clean)
+
+
+def test_the_metric_of_kl_that_ranks_is_higher_near_the_reference() -> None:
+    logits, other = torch.randn(2, 2, 4, 7, generator=torch.Generator().manual_seed(0))
+    task = Task("t", ((1, 2), (1, 2, 3)), ((1, 5), (1, 5, 3)), ((4,), (6,)), ((3,), (4,)))
+    found = measured(task, "kl")[1]
+    assert isinstance(found, Metric) and found.kind == "negative_kl"
+    near = replace(found, reference=logits)
+    assert near(logits) == 0 > near(other) == -replace(near, kind="kl")(other)
+    # From the logits of the last tokens alone.
+    last = torch.stack([other[0, 1:2], other[1, 2:3]])
+    torch.testing.assert_close(near.at_the_end().per_prompt(last), near.per_prompt(other))
+
+
+def test_a_callable_without_gradient_is_refused_where_one_is_needed() -> None:
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    assert values_of(lambda logits: logits[:, -1, 0], logits, gradient=True).requires_grad
+    for wrong in (
+        lambda logits: logits[:, -1].argmax(-1),
+        lambda logits: float(logits.detach().sum()),
+        lambda logits: logits[:, 0, 0].detach(),
+    ):
+        assert values_of(wrong, logits).shape in ((2,), (1,))
+        with pytest.raises(ConfigError, match=r"<lambda> has no gradient.*method without gradients"):
+            values_of(wrong, logits, gradient=True)
+    with pytest.raises(ConfigError, match="one for each prompt"):
+        values_of(lambda logits: logits[0, :, 0], logits)
 
 
 def test_metrics_refuse_logits_of_other_prompts() -> None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +30,8 @@ def tasks(draw: st.DrawFn) -> Task:
     answers = tuple(draw(st.just(()) | st.just((1, 2))) for _ in prompts)
     foils = tuple((3,) if answer else () for answer in answers)
     texts = tuple((draw(TEXT), draw(TEXT), draw(TEXT), draw(TEXT)) for _ in prompts) if draw(st.booleans()) else ()
-    return Task(draw(TEXT), clean, corrupted, answers, foils, texts)  # type: ignore[arg-type]
+    spans = {draw(TEXT): tuple((0, draw(st.integers(1, len(row)))) for row in clean)} if draw(st.booleans()) else {}
+    return Task(draw(TEXT), clean, corrupted, answers, foils, texts, spans)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -49,7 +51,12 @@ def rankings(draw: st.DrawFn) -> Ranking:
     refs = tuple(draw(st.lists(REFS, unique=True, max_size=5)))
     scores = tuple(draw(NUMBERS) for _ in refs)
     intervals = tuple((draw(NUMBERS), draw(NUMBERS)) for _ in refs) if draw(st.booleans()) else ()
-    return Ranking(refs, scores, intervals, draw(st.dictionaries(TEXT, TEXT | st.integers() | st.none(), max_size=3)))
+    obtained = draw(st.dictionaries(TEXT, TEXT | st.integers() | st.none(), max_size=3))
+    width = draw(st.integers(1, 3))
+    rows = [[draw(st.floats(width=32)) for _ in range(width)] for _ in refs]
+    examples = torch.tensor(rows, dtype=draw(st.sampled_from([torch.float32, torch.float64]))).reshape(len(refs), width)
+    confirmed = tuple(draw(NUMBERS | st.none()) for _ in refs) if draw(st.booleans()) else ()
+    return Ranking(refs, scores, intervals, obtained, examples if draw(st.booleans()) else None, confirmed)
 
 
 CONTRASTS = st.builds(Contrast.of, TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=4))
