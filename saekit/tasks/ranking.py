@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError, UnknownRef
+from saekit.names.edge import Edge, parse_object
 from saekit.names.ref import Ref
 from saekit.tasks import values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Name = Ref
+Name = Ref | Edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Ranking(Mapping[Name, float]):
     confirmed: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "refs", tuple(map(parse, self.refs)))
+        object.__setattr__(self, "refs", tuple(map(parse_object, self.refs)))
         object.__setattr__(self, "confirmed", tuple(None if each is None else float(each) for each in self.confirmed))
         object.__setattr__(self, "scores", tuple(map(float, self.scores)))
         object.__setattr__(self, "intervals", tuple((float(low), float(high)) for low, high in self.intervals))
@@ -72,7 +73,7 @@ class Ranking(Mapping[Name, float]):
         return {ref: i for i, ref in enumerate(self.refs)}
 
     def __getitem__(self, ref: Name | str) -> float:
-        return self.scores[self._place[parse(ref)]]
+        return self.scores[self._place[parse_object(ref)]]
 
     def __iter__(self) -> Iterator[Name]:
         return iter(self.refs)
@@ -176,7 +177,7 @@ class Ranking(Mapping[Name, float]):
         if not all(isinstance(interval, list) and len(interval) == 2 for interval in data["intervals"]):
             raise ConfigError("An interval of a ranking must be a list of two numbers.")
         try:
-            refs = tuple(map(parse, values.texts(data["refs"], "refs")))
+            refs = tuple(map(parse_object, values.texts(data["refs"], "refs")))
         except UnknownRef as error:
             raise ConfigError(f"A ranking names an object that does not exist: {error.what}", error.hint) from error
         scores = [values.unpack_number(score, "score") for score in data["scores"]]
@@ -206,12 +207,3 @@ class Ranking(Mapping[Name, float]):
 
 _KEYS = ("refs", "scores", "intervals", "obtained")
 _OPTIONAL = ("per_example", "confirmed")  # written where there are any
-
-
-def parse(name: Name | str) -> Name:
-    """Read the name of an object.
-
-    Raises:
-        UnknownRef: the text is no name of an object.
-    """
-    return Ref.parse(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from saekit import lab
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel
+from saekit.names.edge import Edge
 from saekit.names.ref import Ref
 from saekit.tasks import METRICS, Contrast, Labelled, Metric, Ranking, Span, Task, measured, values_of
 
@@ -54,6 +56,13 @@ def test_a_ranking_as_a_table_and_as_a_picture() -> None:
     assert list(bars.x) == [-3.0, 2.0]
     assert list(bars.error_x.array) == [2.0, 3.0] and list(bars.error_x.arrayminus) == [1.0, 1.0]
     assert len(Ranking((), ()).plot().data[0].x) == 0
+
+
+def test_a_ranking_of_edges(tmp_path: Path) -> None:
+    found = Ranking(("head:0.1->q:1.2", "head:0.1->v:1.2", "head:0.1"), (1.0, 2.0, 3.0))  # type: ignore[arg-type]
+    assert found["head:0.1->v:1.2"] == 2.0 and found[Edge.parse("head:0.1->q:1.2")] == 1.0
+    found.save(tmp_path / "edges.json")
+    assert Ranking.load(tmp_path / "edges.json") == found
 
 
 def test_a_ranking_keeps_what_was_confirmed_and_the_scores_on_examples() -> None:
