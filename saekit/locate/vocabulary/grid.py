@@ -19,7 +19,7 @@ class TokenGrid:
         model: name of the model.
         tokens: the tokens of the text, as text, (T,).
         sites: names of the sites, from the first to the last, (L,).
-        cells: `cells[l][t]` are the top tokens there, the first one first.
+        cells: `cells[l][t]` are the top tokens there, the first one first; none where there is nothing to read.
         shades: `shades[l][t]` from 0 to 1: the strength of the cell's colour.
         value: what the numbers of the cells are: "probability" or "logit".
         shade: what the colour shows, in words.
@@ -52,10 +52,8 @@ class TokenGrid:
         """The first token of every cell: a row for each site, the last one first, and a column for each position."""
         names = [f"{t} {notebook.visible(token)}" for t, token in enumerate(self.tokens)]
         for site, row in reversed(list(zip(self.sites, self.cells))):
-            yield {
-                "site": site,
-                **{name: f"{notebook.visible(cell[0].token)} {cell[0].value:.2f}" for name, cell in zip(names, row)},
-            }
+            shown = [f"{notebook.visible(cell[0].token)} {cell[0].value:.2f}" if cell else "" for cell in row]
+            yield {"site": site, **dict(zip(names, shown))}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -19,6 +19,12 @@ def tiny(request: pytest.FixtureRequest) -> LanguageModel:
     return attach(request.param)
 
 
+@pytest.fixture
+def tiny_llama() -> LanguageModel:
+    """A tiny random Llama with grouped queries. Tests must leave it as they found it."""
+    return attach("llama")
+
+
 @pytest.fixture(scope="session")
 def exact() -> LanguageModel:
     """A tiny random GPT-2 in float64, which transformers computes in float64 throughout (norms of Llama are in float32)."""
@@ -59,3 +65,45 @@ def rows() -> list[list[int]]:
     """24 rows of 6 to 14 random ids, none of them special."""
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(3, 90, (6 + n % 9,), generator=generator).tolist() for n in range(24)]
+
+
+PLANTED = 24
+"""Tokens of the planted model; its heads shift and its neuron answers within them."""
+
+
+@pytest.fixture(scope="session")
+def planted() -> LanguageModel:
+    """A Llama of one layer over one-hot tokens whose circuits are known.
+
+    Head 0 writes the token that it reads, head 1 the opposite; both attend from token n to token n + 1. Neuron 5 reads token 7
+    with its gate and token 9 with its up projection, and writes token 11.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    V = PLANTED
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=V,
+        head_dim=V,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
+    eye, layer = torch.eye(V), model.model.layers[0]
+    model.model.embed_tokens.weight.copy_(eye)
+    model.lm_head.weight.copy_(eye)
+    attention, mlp = layer.self_attn, layer.mlp
+    attention.v_proj.weight.copy_(torch.cat([eye, eye]))
+    attention.o_proj.weight.copy_(torch.cat([eye, -eye], 1))
+    attention.q_proj.weight.copy_(torch.cat([eye.roll(1, 0)] * 2))
+    attention.k_proj.weight.copy_(torch.cat([eye] * 2))
+    for weight, place in ((mlp.gate_proj.weight, (5, 7)), (mlp.up_proj.weight, (5, 9)), (mlp.down_proj.weight, (11, 5))):
+        weight.mul_(0.01)
+        weight[place] = 1.0
+    return LanguageModel.attach(model, None, name="planted")
