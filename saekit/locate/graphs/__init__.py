@@ -9,6 +9,8 @@ from saekit.lazy import attributes
 if TYPE_CHECKING:
     from saekit.locate.graphs.attribution import GraphSettings, attribution_graph
     from saekit.locate.graphs.export import GRAPH_FORMATS, write_graph
+    from saekit.locate.graphs.faithfulness import feature_faithfulness, nodes_needed
+    from saekit.locate.graphs.features import feature_circuit, feature_edges
     from saekit.locate.graphs.graph import AttributionGraph, Effect, Link, Node, PrunedGraph
     from saekit.locate.graphs.verify import verified
 
@@ -21,6 +23,10 @@ __all__ = [
     "Node",
     "PrunedGraph",
     "attribution_graph",
+    "feature_circuit",
+    "feature_edges",
+    "feature_faithfulness",
+    "nodes_needed",
     "verified",
     "write_graph",
 ]
@@ -29,6 +35,8 @@ _HOMES = {
     **dict.fromkeys(["AttributionGraph", "Effect", "Link", "Node", "PrunedGraph"], "saekit.locate.graphs.graph"),
     **dict.fromkeys(["GraphSettings", "attribution_graph"], "saekit.locate.graphs.attribution"),
     **dict.fromkeys(["GRAPH_FORMATS", "write_graph"], "saekit.locate.graphs.export"),
+    **dict.fromkeys(["feature_circuit", "feature_edges"], "saekit.locate.graphs.features"),
+    **dict.fromkeys(["feature_faithfulness", "nodes_needed"], "saekit.locate.graphs.faithfulness"),
     "verified": "saekit.locate.graphs.verify",
 }
 __getattr__ = attributes(__name__, _HOMES)
