@@ -1,9 +1,9 @@
 """Feature circuits of SAEs with error nodes.
 
 Source: Marks et al., "Sparse feature circuits" (arXiv 2403.19647). A node is a feature, or the error of a dictionary, at one
-position or at all. Its score is the first-order effect of its value on the corrupted prompt: (a_clean - a_corrupted) dM/da, so that
-nodes which support the behaviour are positive. An edge is the part of a node's score that reaches the metric through another node,
-with the gradient stopped at all other dictionaries. A node's score is the sum of its edges to all later nodes and to the metric.
+position or at all. Its score is the first-order effect of its value on the corrupted prompt: (a_clean - a_corrupted) dM/da, which
+is positive for nodes that support the behaviour. An edge is the part of a node's score that reaches the metric through another
+node, with the gradient stopped at other dictionaries. A node's score is the sum of its edges to all later nodes and the metric.
 """
 
 from __future__ import annotations
