@@ -30,9 +30,12 @@ def _attention(
     """Eager attention; query is (B, H, Q, d), key and value are (B, Hkv, K, d)."""
     if kwargs.get("position_bias") is not None:
         raise UnsupportedModel("Attention with a position bias has no pattern here.")
+    # These belong to the pass of this thread: other threads may be here at the same time with other models.
+    owner = innermost_pass()
+    if (inputs := getattr(owner, "attention_inputs", None)) is not None:
+        query, key, value = inputs(module, query, key, value)
     pattern = attention_pattern(query, key, attention_mask, scaling, softcap, kwargs.get("s_aux"))
-    # The table belongs to the pass of this thread: other threads may be here at the same time with other models.
-    visit = getattr(innermost_pass(), "patterns", {}).get(module)
+    visit = getattr(owner, "patterns", {}).get(module)
     if visit is not None:
         pattern = visit(pattern)
     return attended(pattern, value), pattern

@@ -188,9 +188,9 @@ class RunnableModel(ModelLayout):
             forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, None))
         return Recording(tokens_BT, mask_BT, recorder.calls)
 
-    def bare_logits(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """(B, T, V) of the model as it is, without any hook."""
-        with innermost(object()):
+    def bare_logits(self, tokens_BT: Tensor, mask_BT: Tensor | None, owner: object = None) -> Tensor:
+        """(B, T, V) of the model as it is, without any hook but those of the pass `owner`."""
+        with innermost(owner or object()):
             return self._forward(tokens_BT, mask_BT, None)
 
     def _tokens(
