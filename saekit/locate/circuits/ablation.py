@@ -73,8 +73,10 @@ class EdgeAblator:
         ablation: Ablation | None = None,
         positions: Any = None,
     ) -> None:
-        self.lm, self.task, self.ablation = lm, task, ablation or Ablation()
-        self.measure, self.spans, self.wiring = Measure(task, metric), Spans.of(task, positions), Wiring.of(lm)
+        self.lm, self.ablation, self.wiring = lm, ablation or Ablation(), Wiring.of(lm)
+        self.measure = Measure(lm, task, metric)
+        self.task = task = self.measure.task
+        self.spans = Spans.of(task, positions)
         self._writes = Writes(lm, self.wiring)
         self._row = 8 * task.clean_BT.shape[1] * lm.d_model * (len(self.wiring.writers) + 8)
         size = max(1, self.ablation.memory // self._row) if self.measure.divisible else len(task)
@@ -131,10 +133,6 @@ class EdgeAblator:
             runs.append(taps.outputs())
         corrupted, clean = runs
         check_sums(self.lm, self.wiring, self._writes.difference(clean, corrupted), clean, corrupted)
-        if self.measure.needs_reference:
-            if rows.stop - rows.start < len(self.task):
-                raise ConfigError("The metric kl needs all prompts at once.", "Use fewer prompts, or give more memory.")
-            self.measure.set_reference(logits)
         with self.lm.lock, innermost(object()), patterns_through(self.lm):  # the masks must be those of this attention
             recording = self.lm.record(clean_BT)
         groups_BTS = self.spans.one_hot(rows).to(clean.embed)

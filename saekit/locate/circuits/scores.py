@@ -40,12 +40,14 @@ class EdgeScores:
         spans: the groups of positions.
         values_UVSB: the scores; 0 where there is no edge.
         obtained: how they were obtained, as JSON values.
+        metric: the metric that was used.
     """
 
     wiring: Wiring
     spans: Spans
     values_UVSB: Tensor
     obtained: dict[str, Any] = field(default_factory=dict)
+    metric: Any = None
 
     @property
     def mean_UVS(self) -> Tensor:
@@ -115,16 +117,17 @@ def score_edges(
         UnsupportedModel: the model's heads and MLPs do not add up to its residual stream.
         ConfigError: the metric has no gradient, or a setting does not fit.
     """
-    return _Scorer(lm, task, scoring or Scoring(), Measure(task, metric), Spans.of(task, positions)).run(progress)
+    measure = Measure(lm, task, metric)
+    return _Scorer(lm, scoring or Scoring(), measure, Spans.of(measure.task, positions)).run(progress)
 
 
 class _Scorer:
-    def __init__(self, lm: LanguageModel, task: Task, scoring: Scoring, measure: Measure, spans: Spans) -> None:
-        self.lm, self.task, self.scoring, self.measure, self.spans = lm, task, scoring, measure, spans
+    def __init__(self, lm: LanguageModel, scoring: Scoring, measure: Measure, spans: Spans) -> None:
+        self.lm, self.task, self.scoring, self.measure, self.spans = lm, measure.task, scoring, measure, spans
         self.wiring = Wiring.of(lm)
         self.writes = Writes(lm, self.wiring)
         U, V = self.wiring.possible_UV.shape
-        self.values = torch.zeros(U, V, len(spans), len(task), dtype=torch.promote_types(lm.dtype, torch.float32))
+        self.values = torch.zeros(U, V, len(spans), len(self.task), dtype=torch.promote_types(lm.dtype, torch.float32))
 
     def run(self, progress: bool) -> EdgeScores:
         """Score the prompts, some at a time."""
@@ -133,7 +136,8 @@ class _Scorer:
             for start in range(0, len(self.task), size):
                 self._score(slice(start, min(start + size, len(self.task))), some, bar)
         facts = {"steps": self.scoring.steps} if "ig" in self.scoring.method else {}
-        return EdgeScores(self.wiring, self.spans, self.values, {"method": self.scoring.method, "metric": self.measure.name, **facts})
+        facts = {"method": self.scoring.method, "metric": self.measure.name, **facts}
+        return EdgeScores(self.wiring, self.spans, self.values, facts, self.measure.metric)
 
     def _sizes(self) -> tuple[int, int]:
         """Prompts at a time, and steps of integrated gradients at a time."""
@@ -151,10 +155,6 @@ class _Scorer:
         plain = self.scoring.method == "eap"
         taps = Taps(self.lm, self.wiring, grad=plain)
         logits = taps.run(clean_BT)
-        if self.measure.needs_reference:
-            if rows.stop - rows.start < len(self.task):
-                raise ConfigError("The metric kl needs all prompts at once.", "Score fewer prompts, or give more memory.")
-            self.measure.set_reference(logits)
         clean = taps.outputs()
         moved = self.writes.difference(clean, corrupted)
         check_sums(self.lm, self.wiring, moved, clean, corrupted)
@@ -193,10 +193,11 @@ class _Scorer:
     def _add(self, rows: slice, moved: Tensor, taps: Taps, logits: list[Tensor], writers: range) -> None:
         """Add the scores of some writers, from the gradients of a run that has the prompts len(logits) times."""
         with torch.enable_grad():
-            total = sum(self.measure.gradient_total(self.measure.narrowed(each, rows), rows) for each in logits)
+            values = [self.measure(self.measure.narrowed(each, rows), rows, gradient=True) for each in logits]
+            total = torch.stack(values).sum()
         steps = self.scoring.steps if "ig" in self.scoring.method else 1
         groups_BTS = self.spans.one_hot(rows).to(moved)
-        for readers, before, grad in reader_gradients(taps, self.wiring, total, writers.start):  # type: ignore[arg-type]
+        for readers, before, grad in reader_gradients(taps, self.wiring, total, writers.start):
             last = min(before, writers.stop)
             mean = grad.unflatten(1, (len(logits), -1)).sum(1) / steps
             found = _products(moved[writers.start : last], mean, groups_BTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,19 +44,18 @@ class Spans:
             return cls((None,), torch.zeros(B, T, dtype=torch.long))
         if isinstance(positions, str) and positions == "each":
             return cls(tuple(map(str, range(T))), torch.arange(T).expand(B, T))
-        known: Mapping[str, Sequence[tuple[int, int]]] = getattr(task, "spans", None) or {}
         if isinstance(positions, str):
-            names: list[str] = list(known) if positions == "spans" else [positions]
+            names: list[str] = list(task.spans) if positions == "spans" else [positions]
         else:
             names = [str(position) for position in positions]
         if not names:
             raise ConfigError(f"Task {task.name!r} names no spans.", "Give positions='each', or places such as [0, 4].")
         group_BT = torch.full((B, T), len(names))
         for number, name in enumerate(names):
-            for b, (start, end) in enumerate(_places(task, name, known)):
-                if (group_BT[b, start:end] != len(names)).any():
-                    raise ConfigError(f"Span {name!r} of prompt {b} overlaps another one.", "Name spans that lie apart.")
-                group_BT[b, start:end] = number
+            for b, places in enumerate(task.positions(name)):
+                if (group_BT[b, list(places)] != len(names)).any():
+                    raise ConfigError(f"Positions {name!r} of prompt {b} overlap others.", "Name spans that lie apart.")
+                group_BT[b, list(places)] = number
         return cls((*names, REST), group_BT)
 
     def one_hot(self, rows: slice) -> Tensor:
@@ -67,18 +65,3 @@ class Spans:
     def __len__(self) -> int:
         return len(self.names)
 
-
-def _places(task: Task, name: str, known: Mapping[str, Sequence[tuple[int, int]]]) -> list[tuple[int, int]]:
-    """(start, end) of a span in every prompt."""
-    if name in known:
-        return [(int(start), int(end)) for start, end in known[name]]
-    last = [len(row) - 1 for row in task.clean]
-    if name == "last":
-        return [(place, place + 1) for place in last]
-    if not name.isdecimal():
-        raise ConfigError(
-            f"Task {task.name!r} has no span {name!r}.", f"Its spans: {', '.join(known) or 'none'}. Places are numbers from 0."
-        )
-    if int(name) > min(last):
-        raise ConfigError(f"A prompt of task {task.name!r} has no position {name}.", f"All have 0 to {min(last)}.")
-    return [(int(name), int(name) + 1)] * len(last)
