@@ -51,5 +51,21 @@ class Method:
         return {name: each for name, each in named.items() if name not in COMMON}
 
 
-METHODS: Registry[Method] = Registry("method", {})
+_CIRCUITS = "saekit.locate.circuits.methods"
+METHODS: Registry[Method] = Registry(
+    "method",
+    {
+        # These rank edges. Consensus, which runs cheap methods, compares single objects.
+        "eap": Method(
+            f"{_CIRCUITS}:eap", "task", "edges: the change of the input times the gradient there", gradient=True, cheap=False
+        ),
+        "eap-ig-inputs": Method(
+            f"{_CIRCUITS}:eap_ig_inputs", "task", "edges: EAP, integrated along the embedding", gradient=True, cheap=False
+        ),
+        "eap-ig-activations": Method(
+            f"{_CIRCUITS}:eap_ig_activations", "task", "edges: EAP, integrated along each output", gradient=True, cheap=False
+        ),
+        "acdc": Method(f"{_CIRCUITS}:acdc", "task", "edges: those whose removal, one by one, is noticed", cheap=False),
+    },
+)
 """Methods of locating, by the name that `--method` takes."""
