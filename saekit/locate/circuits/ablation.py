@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ class EdgeAblator:
             keep: (K, U, V, S) or (K, U, V) bool: the edges that each circuit keeps.
         """
         keep_KUVS = self._checked(keep)
-        columns = []
+        columns: list[Tensor] = []
         with track("running", len(keep_KUVS) * len(self._parts), unit="circuits", enabled=progress) as bar:
             for part in self._parts:
                 size = max(1, self.ablation.memory // (self._row * (part.rows.stop - part.rows.start)))
@@ -154,13 +153,23 @@ class EdgeAblator:
         embed = zero(corrupted.embed, means and means.embed)
         heads = [zero(z, means and means.heads[n]) for n, z in enumerate(corrupted.heads)]
         mlps = [None if x is None else zero(x, means and means.mlps[n]) for n, x in enumerate(corrupted.mlps)]
-        change = self._writes.difference(Outputs(embed, heads, mlps), corrupted)
-        sums = change.cumsum(0)
-        layers = list(enumerate(self.wiring.layers))
-        pre = [corrupted.pre[n] + sums[row.before - 1] for n, row in layers]
-        mid = [None if (x := corrupted.mid[n]) is None else x + sums[row.read_by_mlp - 1] for n, row in layers]
+        carried, layers = Outputs(embed, heads, mlps), list(enumerate(self.wiring.layers))
+        sums, written = (self._writes.of(each).cumsum(0) for each in (carried, corrupted))
+        biases = torch.stack(
+            [torch.zeros(self.lm.d_model).to(embed), *(self._writes.bias(n).to(embed) for n, _ in layers)]
+        ).cumsum(0)
+
+        def base(stream: Tensor, before: int, blocks: int) -> Tensor:
+            """What the ablated writers make of a stream: all but the writers is constant, and is best taken from the biases."""
+            rest = stream - written[before - 1]
+            constant = biases[blocks].expand_as(rest)
+            close = torch.allclose(rest, constant, rtol=0, atol=1e-4 * float(written[before - 1].abs().max()))
+            return sums[before - 1] + (constant if close else rest)
+
+        pre = [base(corrupted.pre[n], row.before, n) for n, row in layers]
+        mid = [None if (x := corrupted.mid[n]) is None else base(x, row.read_by_mlp, n + 1) for n, row in layers]
         assert corrupted.end is not None
-        return Outputs(embed, heads, mlps, pre, mid, corrupted.end + sums[-1])
+        return Outputs(embed, heads, mlps, pre, mid, base(corrupted.end, len(sums), len(layers)))
 
     @torch.no_grad()
     def _mean_outputs(self, size: int) -> Outputs:

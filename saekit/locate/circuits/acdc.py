@@ -1,9 +1,8 @@
-"""ACDC: remove edges one by one, from the logits down, wherever the model hardly notices (Conmy et al. 2023, arXiv 2304.14997)."""
+"""ACDC: remove edges one by one, from the logits down, where the model hardly notices (Conmy et al. 2023, arXiv 2304.14997)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -79,9 +78,7 @@ def _chain(keep: Tensor, v: int, batch: list[tuple[int, int]]) -> Tensor:
     return chain
 
 
-def _judge(
-    keep: Tensor, effects: Tensor, v: int, batch: list[tuple[int, int]], values: Tensor, tau: float
-) -> tuple[Tensor, int]:
+def _judge(keep: Tensor, effects: Tensor, v: int, batch: list[tuple[int, int]], values: Tensor, tau: float) -> tuple[Tensor, int]:
     """Remove the edges of a batch until one must stay; the metric of the circuit then, and how many were removed."""
     for i, (u, s) in enumerate(batch):
         effects[u, v, s] = values[i] - values[i + 1]

@@ -55,8 +55,8 @@ class Evaluation:
     Attributes:
         edges: number of its edges.
         share: share of the model's edges.
-        faithfulness: f(C) = (m(C) - m(0)) / (m(N) - m(0)), where m is the mean metric with all edges but those of C ablated, N the
-            whole model and 0 no edge.
+        faithfulness: f(C) = (m(C) - m(0)) / (m(N) - m(0)), where m is the mean metric with all edges but those of C ablated, N is
+            the whole model and 0 is no edge.
         completeness: f(N minus C): what the rest of the model does without the circuit. Near 0 for a complete circuit.
         minimality: f(C) - f(C minus e) for each edge e in the order of `Circuit.edges`; empty where it was not asked for.
         intact, ablated: m(N) and m(0).

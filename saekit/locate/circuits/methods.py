@@ -80,7 +80,7 @@ def acdc(
     edges, scores_NB = of_circuit(found.circuit, EdgeScores(ablator.wiring, ablator.spans, found.effects_UVSB))
     if not edges:
         raise ConfigError(f"No edge lowers the metric by tau = {tau} when it is removed.", "Choose a smaller tau.")
-    facts = {"tau": tau, "ablation": ablation}
+    facts: dict[str, Any] = {"tau": tau, "ablation": ablation}
     return ranked(edges, scores_NB, method="acdc", lm=lm, data=data, metric=ablator.measure.metric, **facts)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import innermost
-from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input, replace_output
+from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input
 from saekit.lm.run.attention_patterns import patterns_through
 from saekit.lm.run.prefix import Recording, replay
 from saekit.locate.circuits.taps import Outputs, Qkv, Writes
@@ -29,9 +29,9 @@ class _Captured(Exception):
 class CircuitRunner:
     """Runs many circuits on B prompts at once, K circuits on the row axis.
 
-    A block is called with its own arguments. Inside the call, the attention function takes queries, keys and values that were made
-    from the streams of their readers, and the MLP's norm takes in the stream of the MLP's reader. Readers of a layer that read
-    the same edges share one stream. Until two circuits differ, they share their rows.
+    A block is called with its own arguments. Inside the call, the attention function takes queries, keys and values that were
+    made from the streams of their readers, and the MLP's norm takes in the stream of the MLP's reader. Readers of a layer that
+    read the same edges share one stream. Until two circuits differ, they share their rows.
 
     Args:
         lm: the model.
@@ -62,8 +62,7 @@ class CircuitRunner:
         self._capture: Qkv | Tensor | None = None
         self._capturing = ""
         self._own: Qkv | None = None  # queries, keys and values for the block that runs
-        self._z: Tensor | None = None
-        self._mlp: Tensor | None = None
+        self._mlp_input: Tensor | None = None
 
     @contextmanager
     def hooked(self) -> Iterator[CircuitRunner]:
@@ -103,12 +102,12 @@ class CircuitRunner:
         if len(mine) < state.times:
             mine = mine.expand(state.times, *mine.shape[1:])
         self._own = self._queries_keys_values(layer, row, mine)
-        self._stream, self._mlp_input = mine, None
-        if row.mlp is not None and row.parallel:
-            streams = state.streams([(k, row.mlp_reader) for k in range(state.times)], mine, self._ablated.pre[layer], row.before)  # type: ignore[list-item]
+        self._mlp_input = None
+        if row.mlp_reader is not None and row.parallel:
+            reading = [(k, row.mlp_reader) for k in range(state.times)]
+            streams = state.streams(reading, mine, self._ablated.pre[layer], row.before)
             (self._mlp_input,) = self._captured(layer, streams.flatten(0, 1), "mlp")
-        out = [self._replay(layer, part) for part in [mine.flatten(0, 1)]]
-        return torch.cat(out)
+        return self._replay(layer, mine.flatten(0, 1))
 
     def _queries_keys_values(self, layer: int, row: Layer, mine: Tensor) -> Qkv:
         """Queries, keys and values (rows, H, T, d_head) of every query head, each from the stream of its reader."""
@@ -192,8 +191,10 @@ class CircuitRunner:
             return None
         if site.kind == "mlp_out":
             scale = self.lm.scale(site)
-            if row.mlp in state.used:
-                state.moved[row.mlp] = x * (scale.to(x) if isinstance(scale, Tensor) else scale) - self._ablated.mlps[layer]  # type: ignore[index,operator]
+            if row.mlp is not None and row.mlp in state.used:
+                carried = self._ablated.mlps[layer]
+                assert carried is not None
+                state.moved[row.mlp] = x * (scale.to(x) if isinstance(scale, Tensor) else scale) - carried
             return None
         assert row.mlp_reader is not None
         readers = [(k, row.mlp_reader) for k in range(state.times)]
@@ -213,6 +214,7 @@ class _State:
     def __init__(self, runner: CircuitRunner, keep_KUVS: Tensor) -> None:
         self.keep, self.K, self.times = keep_KUVS, len(keep_KUVS), 1
         possible = runner.wiring.possible_UV
+        # Writers from which no circuit has an edge need not be computed.
         self.used = set(keep_KUVS.any(3).any(2).any(0).nonzero().flatten().tolist())
         self.moved: dict[int, Tensor] = {0: (runner._clean.embed - runner._ablated.embed)[None]}
         self._groups_BTS = runner._groups_BTS
@@ -255,7 +257,7 @@ class _State:
             if not mine:
                 continue
             columns = self.keep[k][:before, [chosen[i][1] for i in mine]]  # (U, n, S)
-            writers = [u for u in columns.any(2).any(1).nonzero().flatten().tolist()]
+            writers: list[int] = columns.any(2).any(1).nonzero().flatten().tolist()
             if not writers:
                 continue
             moved = torch.stack([self.moved[u][k % len(self.moved[u])] for u in writers])

@@ -1,8 +1,8 @@
 """Scores of all edges at once, from gradients: EAP and EAP-IG.
 
-Positive scores support the behaviour: S[u, v] = sum over positions of (o_u(clean) - o_u(corrupted)) . dM / d in_v, where o_u is what
-writer u writes to the residual stream and in_v is the copy of the stream that reader v reads, before its norm. It is minus the
-first-order change of the metric M when the edge carries the corrupted instead of the clean value.
+Positive scores support the behaviour: S[u, v] = sum over positions of (o_u(clean) - o_u(corrupted)) . dM / d in_v, where o_u is
+what writer u writes to the residual stream and in_v is the copy of the stream that reader v reads, before its norm. It is minus
+the first-order change of the metric M when the edge carries the corrupted instead of the clean value.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def score_edges(
     """Score every edge of a model by gradients.
 
     `eap` (Syed et al. 2023, arXiv 2310.10348) takes the gradient of the clean run: two forward passes and one backward pass.
-    `eap-ig-inputs` (Hanna et al. 2024, arXiv 2403.17806) averages it over runs whose first block takes in corrupted + alpha (clean -
-    corrupted), at the midpoints alpha = (i + 1/2) / steps. `eap-ig-activations` moves, for the edges of the embedding, of the heads
-    of a layer or of an MLP, the outputs of these writers alone from corrupted to clean, on the clean prompt.
+    `eap-ig-inputs` (Hanna et al. 2024, arXiv 2403.17806) averages it over runs whose first block takes in corrupted + alpha
+    (clean - corrupted), at the midpoints alpha = (i + 1/2) / steps. `eap-ig-activations` moves, for the edges of the embedding,
+    of the heads of a layer or of an MLP, the outputs of these writers alone from corrupted to clean, on the clean prompt.
 
     Args:
         task: prompts; runs of rows padded on the right.
@@ -135,8 +135,8 @@ class _Scorer:
         with track("scoring", len(self.task), unit="prompts", enabled=progress) as bar:
             for start in range(0, len(self.task), size):
                 self._score(slice(start, min(start + size, len(self.task))), some, bar)
-        facts = {"steps": self.scoring.steps} if "ig" in self.scoring.method else {}
-        facts = {"method": self.scoring.method, "metric": self.measure.name, **facts}
+        facts: dict[str, Any] = {"steps": self.scoring.steps} if "ig" in self.scoring.method else {}
+        facts |= {"method": self.scoring.method, "metric": self.measure.name}
         return EdgeScores(self.wiring, self.spans, self.values, facts, self.measure.metric)
 
     def _sizes(self) -> tuple[int, int]:
@@ -204,14 +204,12 @@ class _Scorer:
             self.values[writers.start : last, readers.start : readers.stop, :, rows] += found.to(self.values)
 
 
-def reader_gradients(
-    taps: Taps, wiring: Wiring, total: Tensor, first_writer: int = 0
-) -> Iterator[tuple[range, int, Tensor]]:
+def reader_gradients(taps: Taps, wiring: Wiring, total: Tensor, first_writer: int = 0) -> Iterator[tuple[range, int, Tensor]]:
     """Gradients of a sum of metrics at the inputs of all readers that come after a writer.
 
-    One backward pass gives the gradients at the queries, keys and values of every query head, at the inputs of the MLPs' norms and
-    at the end of the stream. From queries, keys and values they are pulled back to the stream through the layer's projection and
-    norm only, head by head.
+    One backward pass gives the gradients at the queries, keys and values of every query head, at the inputs of the MLPs' norms
+    and at the end of the stream. From queries, keys and values they are pulled back to the stream through the layer's projection
+    and norm only, head by head.
 
     Yields:
         Readers, the number of writers before them, and the gradients (readers, rows, T, d_model).

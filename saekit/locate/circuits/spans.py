@@ -64,4 +64,3 @@ class Spans:
 
     def __len__(self) -> int:
         return len(self.names)
-

@@ -56,7 +56,7 @@ class Writes:
 
     def __init__(self, lm: LanguageModel, wiring: Wiring) -> None:
         sites = [Site("heads", layer) for layer in range(lm.n_layers)]
-        self.wiring = wiring
+        self.lm, self.wiring = lm, wiring
         self.W_O = [raw_space(lm, site).directions().detach() for site in sites]
         """By layer, (H, d_head, d_model)."""
 
@@ -64,14 +64,28 @@ class Writes:
         """(h, ..., T, d_model) the writes of some heads with outputs z (..., T, H, d_head)."""
         return torch.einsum("...hd,hdm->h...m", z[..., heads, :], self.W_O[layer][heads].to(z))
 
+    def of(self, outputs: Outputs) -> Tensor:
+        """(U, B, T, d_model) what every writer writes."""
+        parts = [outputs.embed[None]]
+        for layer, (z, mlp) in enumerate(zip(outputs.heads, outputs.mlps)):
+            parts.append(self.of_heads(layer, z))
+            if mlp is not None:
+                parts.append(mlp[None])
+        return torch.cat(parts)
+
     def difference(self, one: Outputs, other: Outputs) -> Tensor:
         """(U, B, T, d_model) what every writer writes in `one` minus what it writes in `other`."""
-        parts = [(one.embed - other.embed)[None]]
-        for layer, (z, z_other) in enumerate(zip(one.heads, other.heads)):
-            parts.append(self.of_heads(layer, z - z_other))
-            if (mlp := one.mlps[layer]) is not None:
-                parts.append((mlp - other.mlps[layer])[None])  # type: ignore[operator]
-        return torch.cat(parts)
+        heads = [a - b for a, b in zip(one.heads, other.heads)]
+        mlps = [None if a is None or b is None else a - b for a, b in zip(one.mlps, other.mlps)]
+        return self.of(Outputs(one.embed - other.embed, heads, mlps))
+
+    def bias(self, layer: int) -> Tensor:
+        """(d_model,) what the attention of a layer writes besides its heads: the bias of its output projection."""
+        site = Site("heads", layer)
+        bias, scale = getattr(self.lm.projection(site), "bias", None), self.lm.scale(site)
+        if bias is None:
+            return torch.zeros(self.lm.d_model)
+        return bias.detach() * (scale.to(bias) if isinstance(scale, Tensor) else scale)
 
 
 class Taps(ForwardPass):

@@ -176,7 +176,7 @@ def check_layer(lm: LanguageModel, layer: int) -> None:
             raise UnsupportedModel(f"{lm.name} has no circuits of heads and MLPs: {why}.", hint)
     if layout.others or "resid_pre" in layout.scales or _streams(lm, layer):
         raise UnsupportedModel(
-            f"{lm.name} has no circuits of heads and MLPs: layer {layer} adds something else to the residual stream, or scales it.",
+            f"{lm.name} has no circuits of heads and MLPs: layer {layer} adds something else to the stream, or scales it.",
             hint,
         )
     if not f"{layout.paths.o}.".startswith(f"{layout.paths.attn_out}."):

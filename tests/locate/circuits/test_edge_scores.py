@@ -234,8 +234,10 @@ def test_a_linear_model_is_exact() -> None:
         for layer in lm.model.model.layers:
             layer.self_attn.q_proj.weight.zero_()  # every query attends to all keys alike
             layer.mlp.down_proj.weight.zero_()
-            layer.input_layernorm.weight.mul_(3e4)
-        lm.model.model.norm.weight.mul_(3e4)
+            layer.input_layernorm.weight.mul_(3e5)
+            layer.self_attn.o_proj.weight.mul_(50)
+        lm.model.model.norm.weight.mul_(3e5)
+        lm.model.model.embed_tokens.weight.mul_(25)
     task = Task("pair", ((0, 5, 9, 13),), ((0, 5, 33, 13),), ((4,),), ((3,),))
     scores = score_edges(lm, task, progress=False)
     ablator = EdgeAblator(lm, task)
