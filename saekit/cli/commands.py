@@ -63,6 +63,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "steer": CommandRow(
             "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}
         ),
+        "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "eval": CommandRow(
             "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
         ),

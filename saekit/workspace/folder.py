@@ -41,6 +41,7 @@ class WorkspaceFolder:
         sae/<sites>/<name>/      other dictionaries of that site map
         features.sqlite          the features of its dictionaries, searchable
         vectors/                 decoder directions, memory-mapped
+        lenses/                  tuned and Jacobian lenses
         reports/                 evaluations and pages
         checksums.txt            checksums of these files
 
@@ -222,6 +223,16 @@ class WorkspaceFolder:
         """
         access.check_link(self.path, self.path / "reports")
         return self.path / "reports"
+
+    @property
+    def lenses(self) -> Path:
+        """The folder of fitted lenses, for writing.
+
+        Raises:
+            Unwritable: it is a symbolic link that leads out of the workspace.
+        """
+        access.check_link(self.path, self.path / "lenses")
+        return self.path / "lenses"
 
     @property
     def dictionaries(self) -> Dictionaries:

@@ -16,6 +16,7 @@ PARTS = {
     "database": "features",
     "vectors": "decoder directions",
     "rankings": "rankings",
+    "lenses": "fitted lenses",
     "reports": "evaluations and pages",
     "temporary": "temporary files",
     "other": "other files",
@@ -25,6 +26,7 @@ _FOLDERS = {
     "activations": "activations",
     "vectors": "vectors",
     "rankings": "rankings",
+    "lenses": "lenses",
     "reports": "reports",
     "sae": "dictionaries",
 }

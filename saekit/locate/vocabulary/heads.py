@@ -164,7 +164,7 @@ def _linear_logits(lm: LanguageModel, resid_ND: Tensor) -> Tensor:
     """(N, V) the linear part of the unembedding: its derivative at the origin, where norms multiply by a constant."""
     weight = lm.W_U
     x_ND = resid_ND.to(weight.device, weight.dtype)
-    _, effects = torch.func.jvp(lm.unembed, (torch.zeros_like(x_ND),), (x_ND,))
+    effects: Tensor = torch.func.jvp(lm.unembed, (torch.zeros_like(x_ND),), (x_ND,))[1]
     return effects.float().to(resid_ND.device)
 
 
