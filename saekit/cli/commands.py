@@ -64,6 +64,7 @@ COMMANDS: Registry[CommandRow] = Registry(
             "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}
         ),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
+        "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),
         "eval": CommandRow(
             "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
         ),

@@ -29,6 +29,7 @@ class Method:
         needs: the data that it takes: "task", "contrast", "labelled", "none", or several, as "task or contrast".
         summary: what its scores are, one line.
         gradient: it needs metrics that have a gradient.
+        weights: it can rank weights, which are no activations.
         cheap: its cost does not grow with the number of objects, as that of ablating each does. Consensus runs cheap methods.
     """
 
@@ -36,6 +37,7 @@ class Method:
     needs: str
     summary: str
     gradient: bool = False
+    weights: bool = False
     cheap: bool = True
 
     @property

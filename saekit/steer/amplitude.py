@@ -4,7 +4,8 @@ For a coefficient a: zero ablation a := 0, mean ablation a := E[a], clamp a := c
 patching a := a of another run. Changing feature j of an SAE adds (a' - a) W_dec[j] to the activation x; the SAE's reconstruction
 error stays part of x.
 
-Targets are refs (or their text), vectors, or lists of these. Strengths are numbers (raw), texts ('0.5norm', '2max', 'q.99'), or
+Targets are refs (or their text), vectors, lists of these, or rankings: `ablate(ranking.top(5))`. A ref with a position, such as
+`head:3.5[7]`, is changed there alone. Strengths are numbers (raw), texts ('0.5norm', '2max', 'q.99'), or
 lists of these with one for each prompt of a batch.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.lm.run.batches import text_rows
+from saekit.names.edge import Edge, parse_object
 from saekit.objects import Ref
 from saekit.steer.change import Change
 from saekit.steer.intervention import Intervention
@@ -28,7 +30,7 @@ from saekit.steer.target import Target, Vector, place, read_together
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
 
-Targets = Target | str | Iterable[Target | str]
+Targets = Target | str | Iterable[Target | Edge | str]
 AnyStrength = Strength | float | str | Tensor | Sequence[float | str]
 
 
@@ -108,10 +110,33 @@ def intervene(
 
 def _listed(targets: Targets) -> list[Target]:
     several = [targets] if isinstance(targets, (str, Ref, Vector)) else targets
-    return [Ref.parse(target) if isinstance(target, str) else target for target in several]
+    return [_target(target) for target in several]
+
+
+def _target(target: Target | Edge | str) -> Target:
+    """One target; a text is parsed."""
+    named = parse_object(target) if isinstance(target, str) else target
+    if isinstance(named, Edge):
+        raise InterventionError(f"{named} is an edge; only its ends have coefficients.", "Give the objects at its ends.")
+    return named
+
+
+def _placed(target: Target, positions: Positions | None) -> tuple[Target, Positions | None]:
+    """A target and where it is changed: where its ref says, or else at `positions`."""
+    if not isinstance(target, Ref) or target.position is None or target.kind in ("pattern", "position"):
+        return target, positions
+    if positions is not None:
+        raise InterventionError(f"{target} names a position, and other positions are given.", "Give one of them.")
+    if target.position != "last" and not target.position.isdecimal():
+        raise InterventionError(
+            f"Which tokens {target.position!r} of {target} means is known of a task only.",
+            f"Give the ref without its position, and positions=task.positions({target.position!r}).",
+        )
+    return target.at(None), [-1 if target.position == "last" else int(target.position)]
 
 
 def _each(
     op: str, targets: Targets, strength: Strength, positions: Positions | None, along: Tensor | None = None
 ) -> Intervention:
-    return Intervention(tuple(Change(op, target, strength, positions, along) for target in _listed(targets)))
+    placed = [_placed(target, positions) for target in _listed(targets)]
+    return Intervention(tuple(Change(op, target, strength, where, along) for target, where in placed))

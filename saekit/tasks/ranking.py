@@ -32,10 +32,11 @@ class Ranking(Mapping[Name, float]):
         obtained: JSON values that tell how the scores were obtained: method, model, metric, data.
         per_example: (N, B) float32 or float64 scores on each example, whose mean is the score; None where they were not kept.
         confirmed: the effect of each object by exact ablation, None for objects that were not ablated; empty where none was.
+        evidence: scores by other methods that this ranking was made from, by method; empty where there are none.
 
     Raises:
-        ConfigError: there are not as many scores, intervals, rows of `per_example` or confirmed effects as objects, or an object
-            occurs twice.
+        ConfigError: there are not as many scores, intervals, rows of `per_example`, confirmed effects or evidence as objects, or
+            an object occurs twice.
     """
 
     refs: tuple[Name, ...]
@@ -44,6 +45,7 @@ class Ranking(Mapping[Name, float]):
     obtained: Mapping[str, Any] = field(default_factory=dict)
     per_example: Tensor | None = field(default=None, repr=False)
     confirmed: tuple[float | None, ...] = ()
+    evidence: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "refs", tuple(map(parse_object, self.refs)))
@@ -60,6 +62,9 @@ class Ranking(Mapping[Name, float]):
                 f"A ranking of {len(self.refs)} objects has {len(self.confirmed)} confirmed effects.",
                 "Give one for each object, None where it was not ablated, or none at all.",
             )
+        object.__setattr__(self, "evidence", {name: tuple(map(float, each)) for name, each in self.evidence.items()})
+        if any(len(each) != len(self.refs) for each in self.evidence.values()):
+            raise ConfigError(f"The evidence for {len(self.refs)} objects is of another number.", "Give a score for each object.")
         if self.per_example is not None and (self.per_example.ndim != 2 or len(self.per_example) != len(self.refs)):
             raise ConfigError(
                 f"The scores of {len(self.refs)} objects on single examples have the shape {tuple(self.per_example.shape)}.",
@@ -83,7 +88,9 @@ class Ranking(Mapping[Name, float]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Ranking):
-            mine, theirs = ((r.refs, r.scores, r.intervals, r.confirmed, dict(r.obtained)) for r in (self, other))
+            mine, theirs = (
+                (r.refs, r.scores, r.intervals, r.confirmed, dict(r.evidence), dict(r.obtained)) for r in (self, other)
+            )
             return mine == theirs and values.same_array(self.per_example, other.per_example)
         return dict(self) == other if isinstance(other, Mapping) else NotImplemented
 
@@ -117,10 +124,11 @@ class Ranking(Mapping[Name, float]):
             self.obtained,
             None if self.per_example is None else self.per_example[list(order)],
             tuple(self.confirmed[i] for i in order) if self.confirmed else (),
+            {name: tuple(each[i] for i in order) for name, each in self.evidence.items()},
         )
 
     def frame(self) -> Any:
-        """A pandas DataFrame with the columns ref, score, low and high where there are intervals, and confirmed effects."""
+        """A pandas DataFrame with the columns ref, score, low and high where there are intervals, confirmed, and evidence."""
         import pandas as pd
 
         columns: dict[str, Any] = {"ref": [str(ref) for ref in self.refs], "score": self.scores}
@@ -128,7 +136,7 @@ class Ranking(Mapping[Name, float]):
             columns |= {"low": [low for low, _ in self.intervals], "high": [high for _, high in self.intervals]}
         if self.confirmed:
             columns["confirmed"] = pd.array(list(self.confirmed), dtype="Float64")
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns | dict(self.evidence))
 
     def plot(self, k: int = 30) -> Any:
         """A plotly figure: bars of the `k` objects of largest magnitude, with their intervals."""
@@ -146,6 +154,24 @@ class Ranking(Mapping[Name, float]):
         figure.update_yaxes(autorange="reversed")
         return figure
 
+    def _repr_html_(self) -> str:
+        """The first 20 objects in a notebook."""
+        from saekit import notebook
+
+        shown = self.top(20)
+        rows: list[dict[str, Any]] = []
+        for i, (ref, score) in enumerate(zip(shown.refs, shown.scores)):
+            row: dict[str, Any] = {"object": str(ref), "score": score}
+            if shown.intervals:
+                row["95 % interval"] = "{:.4g} to {:.4g}".format(*shown.intervals[i])
+            if shown.confirmed:
+                effect = shown.confirmed[i]
+                row["exact effect"] = "" if effect is None else f"{effect:.4g}"
+            rows.append(row | {name: scores[i] for name, scores in shown.evidence.items()})
+        facts = [str(self.obtained[name]) for name in ("method", "task", "metric") if self.obtained.get(name)]
+        count = notebook.quiet(f"the first {len(shown):,} of {len(self):,} objects; positive: supports the behaviour")
+        return notebook.block(notebook.table(rows, caption=" · ".join(facts)), notebook.line(count))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         optional: dict[str, Any] = {}
@@ -153,6 +179,8 @@ class Ranking(Mapping[Name, float]):
             optional["per_example"] = values.pack_array(self.per_example)
         if self.confirmed:
             optional["confirmed"] = [None if each is None else values.pack_number(each) for each in self.confirmed]
+        if self.evidence:
+            optional["evidence"] = {name: [values.pack_number(each) for each in scores] for name, scores in self.evidence.items()}
         return {
             "refs": [str(ref) for ref in self.refs],
             "scores": [values.pack_number(score) for score in self.scores],
@@ -176,6 +204,9 @@ class Ranking(Mapping[Name, float]):
             raise ConfigError("The scores, intervals and confirmed effects of a ranking must be lists.")
         if not all(isinstance(interval, list) and len(interval) == 2 for interval in data["intervals"]):
             raise ConfigError("An interval of a ranking must be a list of two numbers.")
+        evidence = data.get("evidence", {})
+        if not isinstance(evidence, Mapping) or not all(isinstance(each, list) for each in evidence.values()):
+            raise ConfigError("The evidence of a ranking must be lists of scores by method.")
         try:
             refs = tuple(map(parse_object, values.texts(data["refs"], "refs")))
         except UnknownRef as error:
@@ -189,6 +220,7 @@ class Ranking(Mapping[Name, float]):
             dict(data["obtained"]),
             values.unpack_array(data["per_example"], "scores on single examples") if "per_example" in data else None,
             tuple(None if each is None else values.unpack_number(each, "confirmed effect") for each in confirmed),
+            {name: tuple(values.unpack_number(each, "score") for each in scores) for name, scores in evidence.items()},
         )
 
     def save(self, path: str | Path) -> None:
@@ -206,4 +238,4 @@ class Ranking(Mapping[Name, float]):
 
 
 _KEYS = ("refs", "scores", "intervals", "obtained")
-_OPTIONAL = ("per_example", "confirmed")  # written where there are any
+_OPTIONAL = ("per_example", "confirmed", "evidence")  # written where there are any

@@ -120,6 +120,14 @@ class Task:
             foils=tuple(row[:1] for row in self.foils),
         )
 
+    def without_first_token(self) -> Task:
+        """The same prompts without their first token, such as a BOS with which texts of a model do not begin."""
+        return self._with(
+            clean=tuple(row[1:] for row in self.clean),
+            corrupted=tuple(row[1:] for row in self.corrupted),
+            spans={name: tuple((start - 1, end - 1) for start, end in rows) for name, rows in self.spans.items()},
+        )
+
     def forced(self) -> Task:
         """The prompts, each followed by all tokens of its answer but the last, so that one run predicts the whole answer.
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+_LARGEST = 1 << 30
+"""Bytes of the largest file: scores of a hundred thousand features on hundreds of prompts."""
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -43,7 +45,8 @@ def load(path: str | Path, kind: str, keys: Collection[str], optional: Collectio
     Raises:
         ConfigError: there is no such file, or it does not hold an object of this kind.
     """
-    content = read_json(Path(path), error=ConfigError, hint=f"Choose a file that a {kind} was saved to.")
+    hint = f"Choose a file that a {kind} was saved to."
+    content = read_json(Path(path), error=ConfigError, hint=hint, max_bytes=_LARGEST)
     if content.get("format") != f"saekit-{kind}" or type(content.get("version")) is not int:
         raise ConfigError(f"{path} does not hold a {kind}.", f'It lacks "format": "saekit-{kind}".')
     if content["version"] != VERSION:

@@ -42,6 +42,7 @@ class WorkspaceFolder:
         features.sqlite          the features of its dictionaries, searchable
         vectors/                 decoder directions, memory-mapped
         lenses/                  tuned and Jacobian lenses
+        rankings/                what `saekit locate` found
         reports/                 evaluations and pages
         checksums.txt            checksums of these files
 

@@ -118,3 +118,12 @@ def _current(ws: Workspace, address: Address) -> SAE:
                     "Put the previous model back, or start a new workspace.",
                 )
     return sae
+
+
+def attach_all(ws: Workspace) -> None:
+    """See :meth:`Workspace.attach_all`."""
+    found = ws.dictionaries.all()
+    unnamed = {place for place, name in found if not name}
+    for place, name in found:
+        if not name or place not in unnamed:
+            ws.lm.attach_sae(Address(SiteMap.parse(place), name), ws.sae(place, name))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saekit.names.site_map import SiteMap
     from saekit.sae import SAE
     from saekit.steer import Comparison, Intervention
+    from saekit.tasks import Ranking
     from saekit.workspace.verification import Verification
     from trainers import Plan, TrainConfig
 
@@ -263,6 +264,38 @@ class Workspace(WorkspaceFolder):
         from saekit.workspace import steering
 
         return steering.causal(self, features, name=name)
+
+    # Locating
+
+    def ranking(self, name: str) -> Ranking:
+        """A ranking that is kept in `rankings/`.
+
+        Raises:
+            WorkspaceError: there is none of that name.
+            ConfigError: its file is damaged.
+        """
+        from saekit.workspace import rankings
+
+        return rankings.read(self, name)
+
+    def keep_ranking(self, name: str, ranking: Ranking) -> Path:
+        """Keep a ranking in `rankings/`, in place of another of that name; returns its file.
+
+        Raises:
+            ConfigError: no ranking can have that name.
+            WorkspaceError: another command is writing here.
+            Unwritable, StorageFull: it cannot be written.
+        """
+        from saekit.workspace import rankings
+
+        with self.writing():
+            return rankings.keep(self, name, ranking)
+
+    def attach_all(self) -> None:
+        """Let the model's spaces give the features of the default dictionary of each site, or of the named ones without one."""
+        from saekit.workspace import steering
+
+        steering.attach_all(self)
 
     # Checking
 

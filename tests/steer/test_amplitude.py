@@ -14,6 +14,7 @@ from saekit.errors import ConfigError, InterventionError, UnknownRef
 from saekit.lm import LanguageModel, Site
 from saekit.sae import SAE
 from saekit.steer import DEFAULT, FeatureStats, Vector, ablate, add, clamp, intervene, measure, patch, scale
+from saekit.tasks import Ranking
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily saw a red ball. She was very happy!", "The cat ran to the tree."]
 
@@ -367,3 +368,28 @@ def test_operations_and_strengths_that_do_not_fit_are_refused(lm: LanguageModel)
     for positions in ("somewhere", [1.5], [True], [2**40], 3, [None]):
         with pytest.raises(ConfigError):
             clamp("neuron:2/17", 1.0, positions=positions)  # type: ignore[arg-type]
+
+
+def test_a_ranking_stands_where_objects_do(stories_lm: LanguageModel) -> None:
+    ranking = Ranking(("head:1.1", "head:2.3", "neuron:1/4"), (1.0, -3.0, 2.0))  # type: ignore[arg-type]
+    for made, plain in (
+        (ablate(ranking.top(2)), ablate(["head:2.3", "neuron:1/4"])),
+        (scale(ranking.top(1, by="highest"), 2.0), scale("neuron:1/4", 2.0)),
+    ):
+        assert str(made) == str(plain)
+        ids = stories_lm.text.ids(["Once upon a time"])
+        logits = [stories_lm.run(ids, edits=[each.bind(stories_lm)]).logits for each in (made, plain)]
+        assert torch.equal(*logits)  # type: ignore[arg-type]
+
+
+def test_refs_with_positions_are_changed_there(stories_lm: LanguageModel) -> None:
+    ids = stories_lm.text.ids(["Once upon a time"])
+    for ref, where in (("head:1.1[2]", [2]), ("head:1.1[last]", [-1])):
+        made, plain = ablate(ref).bind(stories_lm), ablate("head:1.1", positions=where).bind(stories_lm)
+        assert torch.equal(*(stories_lm.run(ids, edits=[each]).logits for each in (made, plain)))  # type: ignore[arg-type]
+    with pytest.raises(InterventionError, match=r"task.positions\('subject'\)"):
+        ablate("head:1.1[subject]")
+    with pytest.raises(InterventionError, match="Give one of them"):
+        ablate("head:1.1[2]", positions="last")
+    with pytest.raises(InterventionError, match="is an edge"):
+        ablate(Ranking(("head:0.1->q:1.2",), (1.0,)))  # type: ignore[arg-type]
