@@ -11,21 +11,22 @@ import typer
 
 from saekit.cli import completion, options
 from saekit.cli.output import emit, quiet_libraries, say, say_path, table
+from saekit.cli.subject import open_subject
 from saekit.cli.values import count
 from saekit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from saekit.lm import LanguageModel
     from saekit.tasks import Ranking
     from saekit.workspace.workspace import Workspace
 
-_FILE = "saekit.toml"
+_OF_DICTIONARIES = {"features", "error"}
 PLACE = Annotated[
     str | None,
     typer.Argument(
-        help="A workspace, whose dictionaries are attached; or a model: hub name, local folder, or lab: the built-in one.",
+        help="Folder of a workspace, whose dictionaries are attached; or hub name or local folder of a causal language model, or "
+        "lab: the built-in one.",
         show_default=False,
-        metavar="[WORKSPACE_OR_MODEL]",
+        metavar="[WS_OR_MODEL]",
         autocompletion=completion.workspaces,
     ),
 ]
@@ -164,7 +165,10 @@ def locate(
 
     row = METHODS.find(method.method)
     own = _pairs(method.option or ())
-    lm, ws = open_place(place, load)
+    subject = open_subject(place, load)
+    lm, ws = subject.lm, subject.workspace
+    if ws is not None and (not method.space or _OF_DICTIONARIES & set(method.space)):
+        ws.attach_all()
     choice = DataChoice(prompts.prompts, prompts.seed, prompts.split, prompts.first_token)  # type: ignore[arg-type]
     if task is None and row.needs != "none":
         raise ConfigError(f"The method {method.method} needs data of the kind {row.needs}.", "Give it with --task.")
@@ -186,25 +190,6 @@ def locate(
 
         write_ranking(ranking, result.html, max(result.top, 50))
     _show(ranking, result, as_json, kept)
-
-
-def open_place(place: str, load: options.LoadOptions) -> tuple[LanguageModel, Workspace | None]:
-    """The model of a workspace with its dictionaries attached, and the workspace; or a model, and None.
-
-    Raises:
-        ConfigError: an option of loading is given for a workspace, which records it.
-        ModelNotFound, WorkspaceError: there is no such model or workspace, or it is damaged.
-    """
-    from saekit.lm import LanguageModel
-
-    if not (Path(place) / _FILE).exists():
-        return LanguageModel.load(place, load.model_options()), None
-    from saekit.workspace.workspace import Workspace
-
-    placing = {name: value for name in ("device", "device_map", "trust_remote_code") if (value := getattr(load, name))}
-    ws = Workspace.open(place, **placing)
-    ws.attach_all()
-    return ws.lm, ws
 
 
 def _pairs(given: tuple[str, ...] | list[str]) -> dict[str, str]:
