@@ -1,0 +1,159 @@
+"use strict";
+// Draws the tables of the page as a graph. All texts come from the tables and are set as text, never as markup.
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const get = id => document.getElementById(id);
+  const tokens = [...get("tokens").children].map(item => item.textContent);
+  const layers = Number(get("canvas").dataset.layers);
+  const nodes = [...get("nodes").tBodies[0].rows].map((row, number) => ({
+    number, row, kind: row.dataset.kind, level: Number(row.dataset.row), position: Number(row.dataset.position),
+    name: row.dataset.name, influence: Number(row.dataset.influence), confirmed: row.dataset.confirmed,
+    inputs: [], outputs: [], pinned: false,
+  }));
+  const links = [...get("links").tBodies[0].rows].map(row => ({
+    source: nodes[row.dataset.source], target: nodes[row.dataset.target], weight: Number(row.dataset.weight),
+    verified: row.dataset.verified === "1",
+  }));
+  for (const link of links) {
+    link.source.outputs.push(link);
+    link.target.inputs.push(link);
+  }
+  const byWeight = (a, b) => Math.abs(b.weight) - Math.abs(a.weight);
+  for (const node of nodes) { node.inputs.sort(byWeight); node.outputs.sort(byWeight); }
+  let chosen = null;
+
+  const make = (name, attributes, parent, text) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text !== undefined) element.textContent = text;
+    if (parent) parent.append(element);
+    return element;
+  };
+  const html = (name, parent, text, className) => {
+    const element = document.createElement(name);
+    if (text !== undefined) element.textContent = text;
+    if (className) element.className = className;
+    if (parent) parent.append(element);
+    return element;
+  };
+
+  // Places: the nodes of one layer and token stand side by side, in as many lines as are needed.
+  const PER_LINE = 6, STEP = 16, LEFT = 64, GAP = 26;
+  const cells = new Map();
+  for (const node of nodes) {
+    const key = node.level * 1e6 + node.position;
+    if (!cells.has(key)) cells.set(key, []);
+    cells.get(key).push(node);
+  }
+  const widths = tokens.map((text, position) => {
+    const most = Math.max(1, ...[...cells.values()].filter(cell => cell[0].position === position).map(cell => cell.length));
+    return Math.max(Math.min(most, PER_LINE) * STEP, Math.min(text.length, 12) * 7.5) + GAP;
+  });
+  const starts = widths.map((_, position) => LEFT + widths.slice(0, position).reduce((a, b) => a + b, 0));
+  const heights = Array.from({length: layers + 2}, (_, level) => {
+    const most = Math.max(1, ...[...cells.values()].filter(cell => cell[0].level === level).map(cell => cell.length));
+    return Math.ceil(most / PER_LINE) * STEP + GAP;
+  });
+  const total = heights.reduce((a, b) => a + b, 0);
+  const tops = heights.map((height, level) => total - heights.slice(0, level + 1).reduce((a, b) => a + b, 0) + 10);
+  for (const cell of cells.values()) {
+    cell.sort((a, b) => a.influence - b.influence);
+    cell.forEach((node, index) => {
+      node.x = starts[node.position] + (index % PER_LINE) * STEP + STEP / 2;
+      node.y = tops[node.level] + Math.floor(index / PER_LINE) * STEP + STEP / 2;
+    });
+  }
+
+  const width = LEFT + widths.reduce((a, b) => a + b, 0), height = total + 40;
+  const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": "Attribution graph"}, get("canvas"));
+  heights.forEach((_, level) => {
+    const y = tops[level] - GAP / 2;
+    make("line", {x1: 0, x2: width, y1: y, y2: y, class: "grid"}, svg);
+    const name = level === 0 ? "tokens" : level === layers + 1 ? "output" : `layer ${level - 1}`;
+    make("text", {x: 4, y: tops[level] + STEP / 2 + 4}, svg, name);
+  });
+  tokens.forEach((text, position) => make("text", {x: starts[position], y: height - 14, class: "token"}, svg, text.length > 12 ? text.slice(0, 11) + "…" : text));
+
+  const largest = Math.max(1e-12, ...links.map(link => Math.abs(link.weight)));
+  const underlay = make("g", {}, svg), overlay = make("g", {}, svg);
+  for (const link of links) {
+    const {source, target} = link, middle = (source.y + target.y) / 2;
+    link.line = make("path", {
+      d: `M${source.x},${source.y} C${source.x},${middle} ${target.x},${middle} ${target.x},${target.y}`,
+      class: "link " + (link.weight > 0 ? "adds" : "takes"), "stroke-width": (0.4 + 3.6 * Math.abs(link.weight) / largest).toFixed(2),
+    }, underlay);
+    if (!link.verified) link.line.setAttribute("stroke-dasharray", "4 3");
+  }
+  for (const node of nodes) {
+    const mark = make("g", {class: "node " + node.kind + (node.confirmed === "0" ? " hollow" : ""), tabindex: 0, role: "button", "aria-label": node.name}, overlay);
+    const {x, y} = node;
+    if (node.kind === "feature") make("circle", {cx: x, cy: y, r: 5}, mark);
+    else if (node.kind === "error") make("path", {d: `M${x},${y - 5}L${x + 5},${y}L${x},${y + 5}L${x - 5},${y}Z`}, mark);
+    else make("rect", {x: x - 5, y: y - 5, width: 10, height: 10}, mark);
+    make("title", {}, mark, node.name);
+    mark.addEventListener("click", () => choose(node));
+    mark.addEventListener("keydown", event => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(node); }
+      if (event.key === "p") { pin(node); }
+    });
+    node.mark = mark;
+  }
+
+  const visible = node => {
+    if (get("only-pinned").checked) return node.pinned || node === chosen;
+    if (node.pinned || node.kind === "token" || node.kind === "logit") return true;
+    if (node.kind === "error" && !get("errors").checked) return false;
+    return node.influence <= Number(get("share").value) + 1e-9;
+  };
+  const draw = () => {
+    get("share-text").textContent = `${Math.round(100 * get("share").value)} %`;
+    for (const node of nodes) {
+      node.shown = visible(node);
+      node.mark.classList.toggle("gone", !node.shown);
+      node.mark.classList.toggle("chosen", node === chosen);
+      node.mark.classList.toggle("pinned", node.pinned);
+    }
+    for (const link of links) {
+      const near = link.source === chosen || link.target === chosen;
+      link.line.classList.toggle("gone", !(link.source.shown && link.target.shown));
+      link.line.classList.toggle("near", near);
+      link.line.classList.toggle("far", chosen !== null && !near);
+    }
+  };
+  const pin = node => { node.pinned = !node.pinned; if (node === chosen) panel(); draw(); };
+  const choose = node => { chosen = node === chosen ? null : node; panel(); draw(); };
+  const list = (title, found, end, into) => {
+    const part = html("div", into);
+    html("h3", part, `${title} (${found.length})`);
+    const items = html("ol", part, undefined, "ends");
+    for (const link of found.slice(0, 40)) {
+      const item = html("li", items);
+      const button = html("button", item, link[end].name);
+      button.type = "button";
+      button.addEventListener("click", () => choose(link[end]));
+      html("span", item, ` ${link.weight > 0 ? "+" : ""}${link.weight.toPrecision(3)}${link.verified ? "" : " (not verified)"}`, link.weight > 0 ? "adds" : "takes");
+    }
+    if (found.length > 40) html("p", part, `and ${found.length - 40} weaker ones in the table`, "note");
+  };
+  const panel = () => {
+    const card = get("panel");
+    card.replaceChildren();
+    if (chosen === null) { html("p", card, "No node is chosen.", "note"); return; }
+    const head = html("p", card);
+    html("b", head, chosen.name + " ");
+    const button = html("button", head, chosen.pinned ? "Unpin" : "Pin");
+    button.type = "button";
+    button.addEventListener("click", () => pin(chosen));
+    const titles = [...get("nodes").tHead.rows[0].cells].map(cell => cell.textContent);
+    const facts = [...chosen.row.cells].map((cell, n) => [titles[n], cell.textContent]).filter(([, text]) => text);
+    const dl = html("dl", card, undefined, "settings");
+    for (const [name, text] of facts) { html("dt", dl, name); html("dd", dl, text); }
+    const both = html("div", card, undefined, "both");
+    list("Inputs", chosen.inputs, "source", both);
+    list("Outputs", chosen.outputs, "target", both);
+  };
+  for (const id of ["share", "errors", "only-pinned"]) get(id).addEventListener("input", draw);
+  get("clear").addEventListener("click", () => { for (const node of nodes) node.pinned = false; panel(); draw(); });
+  get("drawing").hidden = false;
+  draw();
+})();
