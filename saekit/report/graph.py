@@ -30,7 +30,7 @@ def write_graph_page(graph: PrunedGraph, path: str | Path) -> Path:
 
 
 def render_graph(graph: PrunedGraph) -> str:
-    """The page as HTML. Every text of a model or a label is escaped; the script reads the tables, and its hash is in the policy."""
+    """The page as HTML. Every text of a model or a label is escaped. The policy of the page allows its own script by a hash."""
     script, digest = _script()
     template = environment().get_template("graph.html")
     return template.render(view=graph_view(graph), script=Markup(script), script_hash=digest)

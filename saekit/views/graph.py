@@ -111,7 +111,9 @@ def _settings(facts: Mapping[str, Any]) -> list[dict[str, str]]:
 def _remarks(graph: PrunedGraph) -> list[str]:
     found = []
     if (score := graph.facts.get("replacement_score", 1.0)) < 0.5:
-        found.append(f"Errors carry {1 - score:.0%} of the influence: the dictionaries explain less than half of this prediction.")
+        found.append(
+            f"Errors carry {1 - score:.0%} of the influence: the dictionaries explain less than half of this prediction."
+        )
     wrong = sum(link.verified is False for link in graph.links)
     if wrong:
         found.append(f"{wrong} links differ from their measured change; they are drawn dashed.")

@@ -44,6 +44,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
     known = {"-n", "--name", "--model", "--site", "--train-tokens", "--latents", "--l0", "--k", "--seed"}
     # What is added, removed, written, read, held out or computed live is what the command is about.
     known |= {"--add", "--remove", "--out", "--format", "--heldout", "--live", "--prompts"}
+    # So are the data, methods and pages of the commands that locate objects.
+    known |= {"--data", "--html", "--method", "--task", "--option", "--list", "--top", "--dictionary", "--context", "--texts"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
 
 

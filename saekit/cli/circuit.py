@@ -1,0 +1,141 @@
+"""The command circuit: which objects and connections carry a behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saekit.cli import options
+from saekit.cli.circuit_methods import CIRCUIT_METHODS, CircuitFound, CircuitRequest
+from saekit.cli.output import emit, quiet_libraries, say, say_path, table
+from saekit.cli.subject import WS_OR_MODEL, open_subject
+from saekit.cli.values import count
+from saekit.errors import ConfigError
+from saekit.plugins import nearest
+
+
+@dataclass(frozen=True)
+class CircuitOptions:
+    """How the circuit is found."""
+
+    method: Annotated[
+        str, typer.Option("--method", help="attribution-graph, or another method; `saekit circuit --list` shows all.")
+    ] = "attribution-graph"
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Task of methods that need one: a file, lab:NAME or gen:NAME.", show_default=False),
+    ] = None
+    dictionary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dictionary",
+            help=f"{options.SOURCE} May be repeated. [default: the dictionaries of the workspace]",
+            show_default=False,
+        ),
+    ] = None
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="An option of the method, as NAME=VALUE. May be repeated.", show_default=False),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What becomes of the circuit."""
+
+    top: Annotated[int, typer.Option("-n", "--top", help="Rows to show.", parser=count(1), metavar="COUNT")] = 20
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with an interactive graph to this file.", show_default=False)
+    ] = None
+    out: Annotated[Path | None, typer.Option("--out", help="Write the circuit to this file.", show_default=False)] = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Format of --out: circuit-tracer (also read by Neuronpedia), graphml or json. [default: the method's first]",
+            show_default=False,
+        ),
+    ] = None
+
+
+def circuit(
+    place: WS_OR_MODEL = "",
+    prompt: Annotated[str | None, typer.Argument(help="The text that the model continues.", metavar="[PROMPT]")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the methods.")] = False,
+    as_json: options.JSON = False,
+    *,
+    find: CircuitOptions,
+    output: OutputOptions,
+    load: options.LoadOptions,
+) -> None:
+    """Find the circuit of a prediction or a behaviour.
+
+    attribution-graph explains the next token after a prompt by features of transcoders. A workspace needs transcoders of its
+    layers, or one cross-layer transcoder: `saekit fit WORKSPACE --site 'mlp_in.0..3->mlp_out.0..3'`. Every link that is shown is
+    verified by an intervention in the frozen model, and the effect of every node is measured with nothing frozen. Its options are
+    nodes and edges (shares of influence that pruning keeps), logit_probability, most_logits, max_feature_nodes, row_share,
+    row_entries, memory, keep_first and verify.
+
+    Example: `saekit circuit pythia "The capital of France is" --html graph.html`
+
+    Example: `saekit circuit pythia "The capital of France is" --out graph.json --option nodes=.6`
+
+    Example: `saekit circuit --list`
+    """
+    if listing:
+        rows = [{"method": name, "needs": row.needs, "finds": row.summary} for name, row in CIRCUIT_METHODS.items()]
+        emit(rows) if as_json else table(rows)
+        return
+    row = CIRCUIT_METHODS.find(find.method)
+    if not place:
+        raise ConfigError("circuit needs a workspace or a model.", "Give one, or --list for the methods.")
+    if (given := prompt if row.needs == "prompt" else find.task) is None:
+        hint = 'Write: saekit circuit MODEL "TEXT".' if row.needs == "prompt" else "Give it with --task."
+        raise ConfigError(f"The method {find.method} needs a {row.needs}.", hint)
+    if not given.strip():
+        raise ConfigError(f"The {row.needs} is empty.", "Give at least one word.")
+    request = CircuitRequest(find.method, prompt, find.task, find.dictionary or (), _pairs(find.option or []), not as_json)
+    quiet_libraries()
+    found = row.function(open_subject(place, load), request)
+    written = _write(found, output)
+    if as_json:
+        emit({**found.facts, "files": [str(path) for path in written]})
+        return
+    table([dict(each) for each in found.rows[: output.top]])
+    for sentence in found.summary:
+        say(sentence)
+    for path in written:
+        say_path("written: ", path)
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    """Options as name and text."""
+    pairs = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--option {text!r} has no value.", "Write it as NAME=VALUE, like --option nodes=.6.")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _write(found: CircuitFound, output: OutputOptions) -> list[Path]:
+    """Write the files that were asked for; a format or page that does not exist is refused before any is written."""
+    from saekit.files import write_whole
+
+    name = output.format or next(iter(found.files), "")
+    if (output.out is not None or output.format) and name not in found.files:
+        raise ConfigError(f"This method has no format {name!r}.", nearest(name, found.files))
+    if output.html is not None and found.page is None:
+        raise ConfigError("This method has no page.", "Leave out --html.")
+    written = []
+    if output.out is not None:
+        write_whole(output.out, found.files[name]())
+        written.append(output.out)
+    if output.html is not None and found.page is not None:
+        found.page(output.html)
+        written.append(output.html)
+    return written

@@ -1,0 +1,113 @@
+"""What `saekit circuit --method attribution-graph` runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from saekit.cli.circuit_methods import CircuitFound, CircuitRequest
+from saekit.cli.subject import Subject
+from saekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from saekit.locate.graphs import PrunedGraph
+    from saekit.sae import SAE
+    from saekit.workspace.workspace import Workspace
+
+
+def attribution_graph(subject: Subject, request: CircuitRequest) -> CircuitFound:
+    """The pruned and verified attribution graph of a prompt."""
+    from saekit.locate import graphs
+    from saekit.locate.graphs import GRAPH_FORMATS
+    from saekit.report.graph import write_graph_page
+
+    chosen = request.options({"nodes": 0.8, "edges": 0.98, "verify": True, **asdict(graphs.GraphSettings())})
+    nodes, edges, verify = chosen.pop("nodes"), chosen.pop("edges"), chosen.pop("verify")
+    settings = graphs.GraphSettings(**chosen)
+    dictionaries = _dictionaries(subject, request)
+    assert request.prompt is not None
+    lm = subject.lm
+    graph = graphs.attribution_graph(lm, request.prompt, dictionaries=dictionaries, settings=settings, progress=request.progress)
+    shown = graph.pruned(nodes, edges)
+    if verify:
+        shown = graphs.verified(lm, graph, shown, dictionaries=dictionaries, progress=request.progress)
+    if subject.workspace is not None:
+        shown = shown.labelled(_labels(subject.workspace, shown))
+    files = {name: (lambda write=write: write(shown)) for name, write in GRAPH_FORMATS.items()}  # type: ignore[misc]
+    return CircuitFound(shown.to_dict(), _rows(shown), _summary(shown), files, lambda path: write_graph_page(shown, path))
+
+
+def _dictionaries(subject: Subject, request: CircuitRequest) -> list[SAE]:
+    """The transcoders that were named, or those of the workspace; a cross-layer transcoder goes before single ones."""
+    from saekit.names.site_map import Kind, SiteMap
+    from saekit.sae import SAE
+
+    if request.dictionaries:
+        return [SAE.load(source, device=subject.lm.device) for source in request.dictionaries]
+    found = []
+    if (ws := subject.workspace) is not None:
+        places = [place for place, name in ws.dictionaries.all() if not name]
+        kinds = {place: SiteMap.parse(place).kind for place in places}
+        clts = [place for place in places if kinds[place] is Kind.CLT]
+        singles = [place for place in places if kinds[place] is Kind.TRANSCODER]
+        found = [ws.sae(place) for place in (clts[:1] if len(clts) == 1 else clts or singles)]
+    if not found:
+        where = "No --dictionary is given" if ws is None else f"{ws.shown} has no transcoder"
+        raise ConfigError(
+            f"{where}, and an attribution graph is made of transcoder features.",
+            "Train one of all layers: saekit fit WORKSPACE --site 'mlp_in.0..3->mlp_out.0..3'; or give --dictionary FOLDER.",
+        )
+    return found
+
+
+def _labels(ws: Workspace, graph: PrunedGraph) -> dict[str, str]:
+    """Labels of features that the database of the workspace knows, by ref without position."""
+    from saekit.errors import UnknownRef
+
+    if not ws.database_path.exists():
+        return {}
+    found = {}
+    with ws.database() as database:
+        for ref in {node.ref.partition("[")[0] for node in graph.nodes if node.kind == "feature"}:
+            try:
+                found[ref] = database.feature(ref).label
+            except UnknownRef:  # its dictionary is not indexed; those of several sites never are
+                continue
+    return {ref: label for ref, label in found.items() if label}
+
+
+def _rows(graph: PrunedGraph) -> list[dict[str, Any]]:
+    """The nodes that are no tokens and no logits, the most influential ones first."""
+    order = sorted(range(len(graph.nodes)), key=lambda n: graph.influence[n])
+    rows = []
+    for n in order:
+        node, effect = graph.nodes[n], graph.effects.get(n)
+        if node.kind in ("feature", "error"):
+            rows.append(
+                {
+                    "node": node.ref,
+                    "token": graph.pieces[node.position],
+                    "label": node.text,
+                    "value": node.value,
+                    "influence": graph.influence[n],
+                    "predicted": "" if effect is None else effect.predicted,
+                    "effect": "" if effect is None else effect.measured,
+                }
+            )
+    return rows
+
+
+def _summary(graph: PrunedGraph) -> list[str]:
+    facts = graph.facts
+    logits = [f"{node.text!r} {node.probability:.1%}" for node in graph.nodes if node.kind == "logit"]
+    found = [
+        f"next tokens: {', '.join(logits)}",
+        f"replacement score {facts['replacement_score']:.3f}, completeness score {facts['completeness_score']:.3f}; "
+        f"{len(graph.nodes)} nodes and {len(graph.links)} links of {facts['active_features']:,} active features",
+    ]
+    if "verified_links" in facts:
+        found.append(
+            f"{facts['verified_links']} of {len(graph.links)} links verified in the frozen model; {facts['confirmed_nodes']} of "
+            f"{facts['tested_nodes']} nodes confirmed by their removal with nothing frozen"
+        )
+    return found
