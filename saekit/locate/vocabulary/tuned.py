@@ -87,10 +87,11 @@ def fit_tuned(
     with track("training", total=settings.steps, unit="batches", subject="the tuned lens", enabled=progress) as bar:
         for step, batch in enumerate(_endless(lm, trained, settings)):
             acts = _activations(lm, chosen, *batch)
-            losses = [_train(lm, site, maps[site], optimisers[site], acts) for site in chosen]
+            losses = _gradients(lm, maps, acts)
             if not math.isfinite(sum(losses)):
                 raise Diverged(f"The loss of the tuned lens is not finite at step {step}.", "Choose a smaller learning rate.")
             for optimiser in optimisers.values():
+                optimiser.step()
                 optimiser.param_groups[0]["lr"] = settings.lr * (1 - (step + 1) / settings.steps)
             bar.update(step + 1, note=f"KL {sum(losses) / len(losses):.3f} nats")
             if step + 1 == settings.steps:
@@ -128,10 +129,10 @@ def lens_kl(
         acts = _activations(lm, chosen, *padded)
         final_ND = acts.final_ND
         tokens += len(final_ND)
-        for site in chosen:
-            moved_ND = lens.to_final(lm, site, acts.by_site[site])
-            for rows in _chunks(lm, len(final_ND)):
-                sums[str(site)] += float(_kl(lm, final_ND[rows], moved_ND[rows]))
+        for rows in _chunks(lm, len(final_ND)):
+            log_p = log_probabilities(lm.unembed(final_ND[rows]))
+            for site in chosen:
+                sums[str(site)] += float(_kl(lm, log_p, lens.to_final(lm, site, acts.by_site[site][rows])))
     if not tokens:
         raise ConfigError("The texts have no ordinary token to measure a lens on.", "Give longer texts.")
     return {site: total / tokens for site, total in sums.items()}
@@ -153,35 +154,30 @@ def _activations(lm: LanguageModel, sites: Sequence[Site], tokens_BT: Tensor, ma
     return _Activations(kept, kept[final])
 
 
-def _train(
-    lm: LanguageModel, site: Site, pair: tuple[Tensor, Tensor], optimiser: torch.optim.Optimizer, acts: _Activations
-) -> float:
-    """One step of the map of one site; returns its loss."""
-    A_DD, b_D = pair
-    N = len(acts.final_ND)
-    if not N:
-        return 0.0
-    total, grads = 0.0, [torch.zeros_like(A_DD), torch.zeros_like(b_D)]
+def _gradients(lm: LanguageModel, maps: dict[Site, tuple[Tensor, Tensor]], acts: _Activations) -> list[float]:
+    """Set the gradients of the maps of all sites, and return the loss of each."""
+    losses, N = dict.fromkeys(maps, 0.0), len(acts.final_ND)
+    for A_DD, b_D in maps.values():
+        A_DD.grad, b_D.grad = torch.zeros_like(A_DD), torch.zeros_like(b_D)
     for rows in _chunks(lm, N):
-        x_nD = acts.by_site[site][rows]
-        wide_nD = x_nD.to(A_DD.dtype)
-        moved_nD = (wide_nD + wide_nD @ A_DD.T + b_D).to(x_nD.dtype)
-        loss = _kl(lm, acts.final_ND[rows], moved_nD) / N
-        # Of these two alone: the model's own weights may want gradients too.
-        for grad, part in zip(grads, torch.autograd.grad(loss, [A_DD, b_D])):
-            grad += part
-        total += float(loss.detach())
-    A_DD.grad, b_D.grad = grads
-    optimiser.step()
-    return total
+        log_p = log_probabilities(lm.unembed(acts.final_ND[rows])).detach()
+        for site, (A_DD, b_D) in maps.items():
+            x_nD = acts.by_site[site][rows]
+            wide_nD = x_nD.to(A_DD.dtype)
+            moved_nD = (wide_nD + wide_nD @ A_DD.T + b_D).to(x_nD.dtype)
+            loss = _kl(lm, log_p, moved_nD) / N
+            # Of these two alone: the model's own weights may want gradients too.
+            for parameter, part in zip((A_DD, b_D), torch.autograd.grad(loss, [A_DD, b_D])):
+                assert parameter.grad is not None
+                parameter.grad += part
+            losses[site] += float(loss.detach())
+    return list(losses.values())
 
 
-def _kl(lm: LanguageModel, final_nD: Tensor, moved_nD: Tensor) -> Tensor:
-    """Sum over rows of KL(model || lens)."""
-    with torch.no_grad():
-        log_p = log_probabilities(lm.unembed(final_nD))
+def _kl(lm: LanguageModel, log_p_nV: Tensor, moved_nD: Tensor) -> Tensor:
+    """Sum over rows of KL(model || lens), from the model's log-probabilities and residual vectors as the last layer has them."""
     log_q = log_probabilities(lm.unembed(moved_nD))
-    return (log_p.exp() * (log_p - log_q)).sum()
+    return (log_p_nV.exp() * (log_p_nV - log_q)).sum()
 
 
 def _chunks(lm: LanguageModel, n: int) -> Iterator[slice]:
