@@ -54,6 +54,7 @@ class Method:
 
 
 _CIRCUITS = "saekit.locate.circuits.methods"
+_VOCABULARY = "saekit.locate.vocabulary.methods"
 METHODS: Registry[Method] = Registry(
     "method",
     {
@@ -67,6 +68,14 @@ METHODS: Registry[Method] = Registry(
         "eap-ig-activations": Method(
             f"{_CIRCUITS}:eap_ig_activations", "task", "edges: EAP, integrated along each output", gradient=True, cheap=False
         ),
+        # These score weights alone. Consensus compares what happens on the prompts.
+        "vocabulary_projection": Method(
+            f"{_VOCABULARY}:vocabulary_projection",
+            "task",
+            "what an object's direction adds to the answer's logit over the foil's",
+            cheap=False,
+        ),
+        "ov_copying": Method(f"{_VOCABULARY}:ov_copying", "none", "heads: how much the OV circuit copies tokens", cheap=False),
         "acdc": Method(f"{_CIRCUITS}:acdc", "task", "edges: those whose removal, one by one, is noticed", cheap=False),
     },
 )

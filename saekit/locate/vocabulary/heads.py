@@ -113,9 +113,13 @@ def copying(lm: LanguageModel, head: Ref | str, *, top: int = 5, tokens: int | N
     Raises:
         UnknownRef: the model has no such head.
     """
-    ref, allowed_V, copied, start = Ref.parse(head), countable(lm), 0, 0
-    ids_N = source_tokens(lm, tokens)
-    z_Nd, W_dD = _values(lm, ref, ids_N)
+    ref, ids_N = Ref.parse(head), source_tokens(lm, tokens)
+    return copying_of(lm, *_values(lm, ref, ids_N), ids_N, top)
+
+
+def copying_of(lm: LanguageModel, z_Nd: Tensor, W_dD: Tensor, ids_N: Tensor, top: int) -> Copying:
+    """As :func:`copying`, from the head's outputs z (N, d_head) for the tokens and its output projection (d_head, d_model)."""
+    allowed_V, copied, start = countable(lm), 0, 0
     for logits_nV in logit_effects(lm, unit_rms(z_Nd @ W_dD)):
         logits_nV = logits_nV.masked_fill(~allowed_V, -torch.inf)
         own_n1 = logits_nV.gather(1, ids_N[start : start + len(logits_nV), None])
@@ -151,13 +155,24 @@ def _written(lm: LanguageModel, ref: Ref, ids_N: Tensor) -> Tensor:
 def _values(lm: LanguageModel, ref: Ref, ids_N: Tensor) -> tuple[Tensor, Tensor]:
     """(N, d_head) the head's output for each token alone, without biases, and its (d_head, d_model) output projection."""
     space = space_of(lm, ref)
-    assert ref.layer is not None
+    W_dD = space.directions([ref.unit])[0]
+    return heads_alone(lm, space.site, ids_N)[:, ref.unit].to(W_dD), W_dD
+
+
+@torch.no_grad()
+def heads_alone(lm: LanguageModel, site: Site, ids_N: Tensor) -> Tensor:
+    """(N, heads, d_head) the outputs of a layer's heads for the embedding of each token alone.
+
+    What they write for an empty residual stream, which comes from biases, is taken off.
+
+    Args:
+        site: the layer's `heads`.
+    """
+    assert site.layer is not None
     embedded_ND = embeddings(lm, ids_N)
     with_empty = torch.cat([embedded_ND, torch.zeros_like(embedded_ND[:1])])
-    (heads_NHd,) = read_alone(lm, ref.layer, with_empty, [space.site])
-    W_dD = space.directions([ref.unit])[0]
-    z_Nd = heads_NHd[:, ref.unit].to(W_dD)
-    return z_Nd[:-1] - z_Nd[-1], W_dD
+    (heads_NHd,) = read_alone(lm, site.layer, with_empty, [site])
+    return heads_NHd[:-1] - heads_NHd[-1:]
 
 
 def _linear_logits(lm: LanguageModel, resid_ND: Tensor) -> Tensor:
