@@ -53,6 +53,8 @@ class Method:
         return {name: each for name, each in named.items() if name not in COMMON}
 
 
+_MAGNITUDE = "saekit.locate.magnitude"
+_TEXTS, _SIDES = "contrast or labelled or task", "contrast or task or labelled"
 _CIRCUITS = "saekit.locate.circuits.methods"
 _VOCABULARY = "saekit.locate.vocabulary.methods"
 METHODS: Registry[Method] = Registry(
@@ -77,6 +79,18 @@ METHODS: Registry[Method] = Registry(
         ),
         "ov_copying": Method(f"{_VOCABULARY}:ov_copying", "none", "heads: how much the OV circuit copies tokens", cheap=False),
         "acdc": Method(f"{_CIRCUITS}:acdc", "task", "edges: those whose removal, one by one, is noticed", cheap=False),
+        "magnitude": Method(f"{_MAGNITUDE}.statistics:magnitude", _TEXTS, "norm, mean, max or frequency of activations"),
+        "mean_difference": Method(f"{_MAGNITUDE}.sides:mean_difference", _SIDES, "mean activation, positive minus negative"),
+        "standardised_difference": Method(
+            f"{_MAGNITUDE}.sides:standardised_difference", _SIDES, "Cohen's d of activations, positive against negative"
+        ),
+        "auc": Method(f"{_MAGNITUDE}.sides:auc", _SIDES, "2 AUC - 1 of activations, positive against negative"),
+        "style_neurons": Method(f"{_MAGNITUDE}.sides:style_neurons", _SIDES, "mean activation of neurons, source minus target"),
+        "trait_neurons": Method(
+            f"{_MAGNITUDE}.sides:trait_neurons", _SIDES, "how much more often neurons are active with a trait"
+        ),
+        "lape": Method(f"{_MAGNITUDE}.languages:lape", "labelled", "neurons that are active with few labels (languages)"),
+        "reason_score": Method(f"{_MAGNITUDE}.reasoning:reason_score", "labelled", "features at many words of reasoning"),
     },
 )
 """Methods of locating, by the name that `--method` takes."""

@@ -11,11 +11,11 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from saekit.evaluate.concepts import f1 as f1s
 from saekit.evaluate.concepts import recovery
-from saekit.evaluate.concepts.auc import auc
 from saekit.evaluate.concepts.compared import Measured, compared
 from saekit.evaluate.concepts.detection import detected_f1
 from saekit.evaluate.concepts.f1 import best_thresholds, counts_of_all, counts_of_pairs
 from saekit.evaluate.concepts.results import Detector, Recoveries, Recovery, Words
+from saekit.locate.magnitude.auc import auc
 from tests.kit.detection import cases, slow_threshold
 
 

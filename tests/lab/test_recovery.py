@@ -18,11 +18,11 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from saekit import LanguageModel, lab
 from saekit.errors import CorpusError
-from saekit.evaluate.concepts import auc as areas
 from saekit.evaluate.concepts import codes, recovery
-from saekit.evaluate.concepts.auc import auc
 from saekit.evaluate.concepts.recovery import concept_recovery
 from saekit.evaluate.concepts.results import Context, Detector, Recovery, Words
+from saekit.locate.magnitude import auc as areas
+from saekit.locate.magnitude.auc import auc
 from saekit.sae import SAE, SAEConfig
 from tests.kit.detection import cases, slow_auc, slow_threshold
 

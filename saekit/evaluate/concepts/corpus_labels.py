@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saekit.evaluate.concepts.auc import auc
 from saekit.evaluate.concepts.codes import feature_codes, label_matrix
 from saekit.evaluate.concepts.f1 import best_thresholds, counts_of_all
 from saekit.evaluate.dictionary.examples import labelled_tokens
+from saekit.locate.magnitude.auc import auc
 from saekit.progress import track
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saekit.evaluate.concepts.auc import auc, average_precision
 from saekit.evaluate.concepts.codes import feature_codes, label_matrix
 from saekit.evaluate.concepts.f1 import best_thresholds, counts_of_all
+from saekit.locate.magnitude.auc import auc, average_precision
 from saekit.progress import track
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Detection:
     Attributes:
         concepts: their names.
         f1_FC: (F, C) F1 of every feature on every other document, where the threshold is the best one on the remaining documents.
-        auc_FC: (F, C) area under the ROC curve on all documents (:func:`saekit.evaluate.concepts.auc.auc`).
+        auc_FC: (F, C) area under the ROC curve on all documents (:func:`saekit.locate.magnitude.auc.auc`).
         base_rate_C: (C,) share of the tokens that are the concept's.
     """
 
@@ -43,7 +43,7 @@ class Detection:
         self.base_rate_C = np.asarray(labels_NC.sum(axis=0)).ravel() / max(1, acts_NF.shape[0])
 
     def average_precision(self, feature: int, concept: str) -> float:
-        """Average precision of a feature for a concept (:func:`saekit.evaluate.concepts.auc.average_precision`)."""
+        """Average precision of a feature for a concept (:func:`saekit.locate.magnitude.auc.average_precision`)."""
         c = self.concepts.index(concept)
         return float(average_precision(self._acts_NF[:, [feature]], self._labels_NC[:, [c]]).item())
 

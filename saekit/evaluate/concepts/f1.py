@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saekit.evaluate.concepts.auc import column_blocks
+from saekit.locate.magnitude.auc import column_blocks
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array, csr_array

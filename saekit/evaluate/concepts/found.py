@@ -32,7 +32,7 @@ class Detector:
         recall: share of the concept's tokens that are detected.
         auc: chance that the feature fires more strongly on a random token of the concept than on a random other token. Ties count
             half. The threshold plays no part.
-        average_precision: of the feature without the threshold (:func:`saekit.evaluate.concepts.auc.average_precision`); to
+        average_precision: of the feature without the threshold (:func:`saekit.locate.magnitude.auc.average_precision`); to
             compare with the base rate of the concept.
         serves: number of other concepts for which the same feature is chosen.
     """

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saekit.errors import CorpusError
-from saekit.evaluate.concepts.auc import auc, average_precision
 from saekit.evaluate.concepts.codes import feature_codes, label_matrix
 from saekit.evaluate.concepts.f1 import Counts, best_thresholds, counts_of_pairs
 from saekit.evaluate.concepts.results import LEXICAL, Context, Detector, Recoveries, Recovery, Words
+from saekit.locate.magnitude.auc import auc, average_precision
 from saekit.progress import track
 
 if TYPE_CHECKING:
