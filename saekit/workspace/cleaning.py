@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _NEEDED = (FILE, "checksums.txt", ".lock", ".lock-held")
 _MANIFEST = "activations/manifest.json"
 _DATABASE = "features.sqlite"
+_AGAIN = {
+    "temporary": "",
+    "reports": "`saekit eval` and `saekit report` write reports again",
+    "lenses": "`saekit lens --fit` fits lenses again",
+}
+"""How parts of a workspace are made again."""
 
 
 @dataclass(frozen=True)
@@ -235,10 +241,7 @@ def _path(ws: WorkspaceFolder, path: Path) -> Removal:
         paths = (path, *(each for each in beside if each.exists()))
         return Removal(name, paths, _bytes(paths), _of_people(path))
     part = inventory.part_of(path.relative_to(ws.path))
-    again = {"temporary": "", "reports": "`saekit eval` and `saekit report` write reports again"}.get(
-        part, "it cannot be made again"
-    )
-    return Removal(name, (path,), _bytes([path]), again)
+    return Removal(name, (path,), _bytes([path]), _AGAIN.get(part, "it cannot be made again"))
 
 
 def _holds_dictionary(folder: Path) -> bool:

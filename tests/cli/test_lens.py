@@ -43,6 +43,8 @@ def test_a_lens_is_fitted_kept_and_used(saekit: Saekit, study: Path, stories_pat
     bare = saekit("lens", stories_path, TEXT, "--kind", "tuned", "--lens", facts["lens"], "--json").json
     assert read["cells"] == bare["cells"] and read["kind"] == "tuned"
     assert saekit("verify", study).status == 0
+    (removal,) = saekit("clean", study, "--name", "lenses", "--json").json["parts"]
+    assert "saekit lens --fit" in removal["again"]
     out, story = tmp_path / "j.safetensors", tmp_path / "a.txt"
     story.write_text("The little dog ran home. " * 20)
     fitted = saekit("lens", stories_path, "--fit", "jacobian", "--data", story, "--texts", 2, "--context", 8, "--out", out)
