@@ -116,11 +116,11 @@ def _remarks(graph: PrunedGraph) -> list[str]:
         )
     wrong = sum(link.verified is False for link in graph.links)
     if wrong:
-        found.append(f"{wrong} links differ from their measured change; they are drawn dashed.")
+        found.append(f"Links that differ from their measured change: {wrong}. They are drawn dashed.")
     against = sum(not effect.confirmed for effect in graph.effects.values())
     if against:
         found.append(
-            f"{against} nodes move the logits against the graph's prediction when they are removed with nothing frozen; "
-            "they are drawn hollow."
+            f"Nodes that move the logits against the graph's prediction when they are removed with nothing frozen: {against}. "
+            "They are drawn hollow."
         )
     return found

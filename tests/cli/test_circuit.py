@@ -1,0 +1,81 @@
+"""The command circuit: attribution graphs on a real model with random transcoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from saekit.sae import SAE
+from tests.kit.commands import Saekit
+
+PROMPT = "Once upon a time"
+FEW = ["--option", "max_feature_nodes=40"]
+
+
+@pytest.fixture(scope="module")
+def transcoders(make_sae: Callable[..., SAE], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """`--dictionary FOLDER` for two layers of the pretrained model."""
+    options = []
+    for layer in (1, 3):
+        folder = tmp_path_factory.mktemp(f"layer{layer}")
+        sae = make_sae("skip_transcoder", 64, 100, d_out=64, site=f"mlp_in.{layer}", site_out=f"mlp_out.{layer}", seed=layer)
+        sae.save(folder)
+        options += ["--dictionary", str(folder)]
+    return options
+
+
+def test_a_graph_is_printed_and_written(saekit: Saekit, stories_path: Path, transcoders: list[str], tmp_path: Path) -> None:
+    files = ["--html", str(tmp_path / "graph.html"), "--out", str(tmp_path / "graph.json")]
+    outcome = saekit("circuit", str(stories_path), PROMPT, *transcoders, *files, *FEW, "--json")
+    assert outcome.status == 0, outcome.stderr
+    found = json.loads(outcome.stdout)
+    assert found["links"] and all(link["verified"] for link in found["links"])
+    assert found["facts"]["feature_nodes"] == 40 and 0 < found["facts"]["replacement_score"] < 1
+    assert {node["kind"] for node in found["nodes"]} == {"feature", "error", "token", "logit"}
+    assert found["files"] == [str(tmp_path / "graph.json"), str(tmp_path / "graph.html")]
+    exported = json.loads((tmp_path / "graph.json").read_text())
+    assert len(exported["nodes"]) == len(found["nodes"])
+    assert "Once" in (tmp_path / "graph.html").read_text()
+    shown = saekit("circuit", str(stories_path), PROMPT, *transcoders, *FEW, "--option", "verify=no", "--option", "nodes=.4")
+    assert shown.status == 0 and "replacement score" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([PROMPT, "--option", "node=.5"], "nodes"),
+        ([PROMPT, "--option", "nodes=many"], "not a number"),
+        ([PROMPT, "--option", "nodes=2"], "not a share"),
+        ([PROMPT, "--option", "nodes"], "NAME=VALUE"),
+        ([PROMPT, "--method", "attribution"], "attribution-graph"),
+        ([], "needs a prompt"),
+        ([" "], "empty"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error(
+    saekit: Saekit, stories_path: Path, transcoders: list[str], arguments: list[str], said: str
+) -> None:
+    outcome = saekit("circuit", str(stories_path), *arguments, *transcoders)
+    assert outcome.status and said in outcome.stderr
+
+
+def test_a_format_that_does_not_exist_writes_nothing(
+    saekit: Saekit, stories_path: Path, transcoders: list[str], tmp_path: Path
+) -> None:
+    fast = ["--option", "verify=no", "--option", "max_feature_nodes=5"]
+    path = tmp_path / "g"
+    outcome = saekit("circuit", str(stories_path), PROMPT, *transcoders, *fast, "--out", str(path), "--format", "dot")
+    assert outcome.status and "graphml" in outcome.stderr and not path.exists()
+
+
+def test_without_transcoders_the_error_says_how_to_train_some(saekit: Saekit, stories_path: Path) -> None:
+    outcome = saekit("circuit", str(stories_path), PROMPT)
+    assert outcome.status and "saekit fit" in outcome.stderr
+
+
+def test_methods_are_listed(saekit: Saekit) -> None:
+    outcome = saekit("circuit", "--list", "--json")
+    assert outcome.status == 0 and "attribution-graph" in {row["method"] for row in json.loads(outcome.stdout)}
