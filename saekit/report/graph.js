@@ -64,8 +64,13 @@
     });
   }
 
+  get("drawing").hidden = false;
   const width = LEFT + widths.reduce((a, b) => a + b, 0), height = total + 40;
   const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": "Attribution graph"}, get("canvas"));
+  if (width <= 1.4 * get("canvas").clientWidth) {  // small enough to be scaled to the page
+    svg.setAttribute("width", "100%");
+    svg.removeAttribute("height");
+  }
   heights.forEach((_, level) => {
     const y = tops[level] - GAP / 2;
     make("line", {x1: 0, x2: width, y1: y, y2: y, class: "grid"}, svg);
@@ -154,6 +159,5 @@
   };
   for (const id of ["share", "errors", "only-pinned"]) get(id).addEventListener("input", draw);
   get("clear").addEventListener("click", () => { for (const node of nodes) node.pinned = false; panel(); draw(); });
-  get("drawing").hidden = false;
   draw();
 })();
