@@ -70,6 +70,13 @@ METHODS: Registry[Method] = Registry(
         "eap-ig-activations": Method(
             f"{_CIRCUITS}:eap_ig_activations", "task", "edges: EAP, integrated along each output", gradient=True, cheap=False
         ),
+        "feature-circuit": Method(
+            "saekit.locate.graphs.features:feature_circuit",
+            "task",
+            "features and errors of SAEs, or coordinates: clean minus corrupted value, times the gradient",
+            gradient=True,
+            cheap=False,
+        ),
         # These score weights alone. Consensus compares what happens on the prompts.
         "vocabulary_projection": Method(
             f"{_VOCABULARY}:vocabulary_projection",

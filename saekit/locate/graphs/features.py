@@ -64,6 +64,8 @@ def feature_circuit(
         ConfigError: a space is of another kind, or the metric has no gradient.
     """
     found = Nodes.of(lm, data, spaces, metric)
+    if positions not in (None, "each"):
+        raise ConfigError(f"A feature circuit has no positions {positions!r}.", "Use each, or none for all positions together.")
     if steps < 1 or batch_size < 1:
         raise ConfigError("steps and batch_size must be at least 1.")
     parts = []
