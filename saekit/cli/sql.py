@@ -22,7 +22,7 @@ def sql(
 
     Views: `features`, `labels`, `scores`, `notes`, `words`, `classes`, `examples`, `histograms`, `logit_histograms`, `partners`,
     `corpus_labels`, `failures`, `lists`, `dictionaries`. Their columns:
-    `saekit sql pythia "select * from features" -n 1`.
+    `saekit sql pythia "select * from features" -n 1`. Join views on `feature_id`.
 
     Example: `saekit sql pythia "select ref, label, density from features where kind = 'word' order by density desc" -n 10`
     """
