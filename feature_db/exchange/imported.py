@@ -207,7 +207,9 @@ class Imported:
             row = next(stat for stat in by_role[role] if stat.item == item)
             return round((row.hits or 0) / row.rate) if row.rate else 0
 
-        return Evidence(by_role, self._text, occurrences, fired, none, none, none, self.n_tokens, lambda word: (), lambda name: 0)
+        return Evidence(
+            by_role, self._text, occurrences, fired, none, none, none, none, self.n_tokens, lambda word: (), lambda name: 0
+        )
 
     def _text(self, role: str, item: int) -> str:
         return self._texts[item] if role in OF_TOKENS else self._word_texts[item]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from feature_db.index import kernels
 from feature_db.index.coactivation import AllPairs, Pairs, PartnersOf, Table
 from feature_db.labels.rules import LABEL_METHODS
-from feature_db.labels.token_classes import CLASSES
+from feature_db.labels.token_classes import CLASSES, counts
 from feature_db.store.examples import MAX_BYTES
 from feature_db.store.statistics import BINS
 from saekit.errors import ConfigError
@@ -97,6 +97,8 @@ class Moments(NamedTuple):
     """(F, BINS), see :func:`feature_db.store.statistics.bin_edges`."""
     classes: NDArray[np.int64]
     """(F, classes) firing tokens of each class of :data:`feature_db.labels.token_classes.CLASSES`."""
+    class_total: NDArray[np.float64]
+    """(F, classes) sum of the activation on them."""
 
     @classmethod
     def empty(cls, F: int) -> Moments:
@@ -107,6 +109,7 @@ class Moments(NamedTuple):
             np.zeros(F, np.float32),
             np.zeros((F, BINS), np.uint32),
             np.zeros((F, len(CLASSES)), np.int64),
+            np.zeros((F, len(CLASSES)), np.float64),
         )
 
 
@@ -242,7 +245,7 @@ class Accumulators:
         kernels.add_sample(own, first, reading.pieces, c.before, c.duplicate_radius, self.sample)
         self._pairs.add(block)
         self.token_count += np.bincount(block.tokens[block.counted], minlength=len(self.token_count))
-        self.class_count += ((reading.classes[block.counted, None] >> np.arange(len(CLASSES))) & 1).sum(0)
+        self.class_count += counts(reading.classes[block.counted])
         documents = block.document[block.counted]
         if len(documents):
             changes = np.count_nonzero(np.diff(documents, prepend=self.totals[2]))

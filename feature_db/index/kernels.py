@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
+from feature_db.labels.token_classes import BIT, LANGUAGE_SHIFT
 from feature_db.store.statistics import BINS, LOWEST
 from saekit.hashing import FIRST, GOLDEN, SECOND
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 # A bin is the exponent and the first three bits of the mantissa of a positive float32, shifted.
 _BIN_OFFSET = (127 + LOWEST) * 8
+_N_LOOKS = len(BIT)
+_LOOKS = (1 << _N_LOOKS) - 1
 
 
 @njit(cache=True, nogil=True)
@@ -56,7 +59,7 @@ def span_hashes(tokens: Array, joined: Array, counted: Array, longest: int) -> t
 
 @njit(cache=True, nogil=True)
 def add_moments(block: Block, classes: Array, m: Moments) -> int:
-    """Add counts, sums, maxima, histogram and counts by token class. Returns the first row with a non-finite value, or -1."""
+    """Add counts, sums, maxima, histogram, and the same by token class. Returns the first row with a value that is not finite, or -1."""
     bits = block.values.view(np.int32)
     for i in range(block.values.shape[0]):
         if not block.counted[i]:
@@ -73,10 +76,16 @@ def add_moments(block: Block, classes: Array, m: Moments) -> int:
             m.square[f] += np.float64(v) * v
             m.largest[f] = max(m.largest[f], v)
             m.histogram[f, min(max((bits[i, j] >> 20) - _BIN_OFFSET, 0), BINS - 1)] += 1
-            rest, c = classes[i], 0
+            rest, c = classes[i] & _LOOKS, 0
             while rest:
-                m.classes[f, c] += rest & 1
+                if rest & 1:
+                    m.classes[f, c] += 1
+                    m.class_total[f, c] += v
                 rest, c = rest >> 1, c + 1
+            language = classes[i] >> LANGUAGE_SHIFT
+            if language:
+                m.classes[f, _N_LOOKS + language - 1] += 1
+                m.class_total[f, _N_LOOKS + language - 1] += v
     return -1
 
 

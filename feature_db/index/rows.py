@@ -212,6 +212,7 @@ class Rows:
         a = self.accumulators
         classes, count = a.moments.classes[block], a.moments.firing[block]
         share = classes / np.maximum(count, 1)[:, None]
+        mass = a.moments.class_total[block] / np.maximum(a.moments.total[block], 1e-30)[:, None]
         recall, base = classes / np.maximum(a.class_count, 1), a.class_count / max(a.n_tokens, 1)
         by_role = {each.role: each.by_feature(len(count)) for each in stats}
         return [
@@ -221,6 +222,7 @@ class Rows:
                 self.occurrences,
                 n,
                 share[i],
+                mass[i],
                 recall[i],
                 base,
                 a.n_tokens,
@@ -248,7 +250,7 @@ class Rows:
 
 
 def _classes(evidence: Evidence) -> list[tuple[str, float, float, float]]:
-    precision, recall = evidence.class_share, evidence.class_recall
+    precision, recall = evidence.class_mass, evidence.class_recall
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     kept = (f1 >= _LEAST_F1) & (precision >= _LEAST_LIFT * evidence.class_base)
     return [(name, float(f1[c]), float(precision[c]), float(recall[c])) for c, name in enumerate(CLASSES) if kept[c]]

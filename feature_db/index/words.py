@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_db.labels.token_classes import BIT
+from feature_db.labels.token_classes import BIT, LANGUAGE_SHIFT
+from feature_db.meaning.languages import detect, languages_of
 from feature_db.meaning.parts_of_speech import classes_of
 
 MAX_FORMS = 1 << 20
@@ -124,7 +125,7 @@ class Reading:
     next_word: NDArray[np.int32]
     """Word that begins at the next row of the piece, or -1."""
     classes: NDArray[np.int32]
-    """Bits of :data:`feature_db.labels.token_classes.CLASSES`."""
+    """Classes of each token, as bits; see :mod:`feature_db.labels.token_classes`."""
 
 
 @dataclass
@@ -145,6 +146,8 @@ class Words:
     form_count: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     word_classes: list[int] = field(default_factory=list)
     """Bits of the classes that all tokens of a word belong to."""
+    word_languages: list[int] = field(default_factory=list)
+    """Bits of the languages of which a word is a frequent one."""
     _form_of: dict[int, int] = field(default_factory=dict)
     _word_of: dict[str, int] = field(default_factory=dict)
     _by_hash: tuple[NDArray[np.int64], NDArray[np.int32]] = field(
@@ -185,7 +188,7 @@ class Words:
         word, word_start = np.full(n, -1, np.int32), np.full(n, -1, np.int64)
         next_word = np.full(n, -1, np.int32)
         span = np.cumsum(begins)[counted] - 1
-        word_of_span, class_of_span = self._count(tokens, starts, hashes, lengths)
+        word_of_span, class_of_span, languages_of_span = self._count(tokens, starts, hashes, lengths)
         word[counted] = word_of_span[span]
         word_start[counted] = starts[span]
         follows = begins[1:] & ~new_piece[1:]
@@ -211,7 +214,12 @@ class Words:
         first = np.maximum(word_start, 0)
         named = (word >= 0) & ~starts_sentence[first] & ((v.classes[tokens[first]] & BIT["capitalised"]) > 0)
         classes[named] |= BIT["name"]
-        return Reading(np.append(np.flatnonzero(new_piece), n), word, word_start, next_word, classes)
+        pieces = np.append(np.flatnonzero(new_piece), n)
+        languages = np.zeros(n, np.int64)
+        languages[starts] = languages_of_span
+        language = detect(languages, begins & v.joins_right[tokens], pieces)
+        classes[counted] |= (language[counted].astype(np.int32) + 1) << LANGUAGE_SHIFT
+        return Reading(pieces, word, word_start, next_word, classes)
 
     def look_up(self, tokens: NDArray[np.int32], new_window: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Words in windows of the text and the rows where they begin, (S,). Unknown words and words at an edge are -1."""
@@ -242,8 +250,8 @@ class Words:
 
     def _count(
         self, tokens: NDArray[np.int32], starts: NDArray[np.int64], hashes: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The word of every span and its classes. New forms are added, and all forms are counted."""
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        """The word of every span, its classes and its languages. New forms are added, and all forms are counted."""
         distinct, first, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
         form_of = np.full(len(distinct), -1, np.int64)
         for j in np.argsort(first, kind="stable").tolist():
@@ -257,7 +265,8 @@ class Words:
         self.form_count[form_of[form_of >= 0]] += counts[form_of >= 0]
         words = np.array([self.form_word[form] if form >= 0 else -1 for form in form_of.tolist()], np.int32)
         classes = np.array([self.word_classes[word] if word >= 0 else 0 for word in words.tolist()], np.int32)
-        return words[inverse], classes[inverse]
+        languages = np.array([self.word_languages[word] if word >= 0 else 0 for word in words.tolist()], np.int64)
+        return words[inverse], classes[inverse], languages[inverse]
 
     def _add(self, key: int, form: tuple[int, ...]) -> int:
         text = "".join(self.vocabulary.texts[t] for t in form)
@@ -268,6 +277,7 @@ class Words:
             self._word_of[word] = len(self.texts)
             self.texts.append(word)
             self.word_classes.append(_grammar(word))
+            self.word_languages.append(languages_of(word))
         self.form_word.append(self._word_of[word])
         return len(self.forms) - 1
 

@@ -91,6 +91,8 @@ class Evidence:
     """Tokens on which the feature fires."""
     class_share: NDArray[np.float64]
     """Share of the firing tokens in each class of :data:`feature_db.labels.token_classes.CLASSES`."""
+    class_mass: NDArray[np.float64]
+    """Share of the activation on tokens of each class."""
     class_recall: NDArray[np.float64]
     """Share of each class's tokens on which the feature fires."""
     class_base: NDArray[np.float64]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_db.labels.evidence import Rule
-from feature_db.labels.token_classes import BIT
+from feature_db.labels.token_classes import CLASSES, in_class
 from feature_db.labels.word_classes import WORD_CLASSES
 from saekit.plugins import Registry
 
@@ -171,8 +171,11 @@ def near(text: Text, rule: Rule) -> Rows:
 
 def token_class(text: Text, rule: Rule) -> Rows:
     """Tokens in one of the classes of :data:`feature_db.labels.token_classes.CLASSES`."""
-    bits = sum(BIT[item] for item in set(rule.items) if isinstance(item, str) and item in BIT)
-    return np.flatnonzero((text.reading.classes & bits).astype(bool) & text.counted_N)
+    inside = np.zeros(len(text.tokens_N), bool)
+    for item in rule.items:
+        if item in CLASSES:
+            inside |= in_class(text.reading.classes, str(item))
+    return np.flatnonzero(inside & text.counted_N)
 
 
 def word_class(text: Text, rule: Rule) -> Rows:

@@ -1,8 +1,13 @@
-"""Classes of tokens by their looks, their place in the text, and the grammar of their word."""
+"""Classes of tokens by their looks, their place in the text, the grammar of their word, and the language of the text."""
 
 from __future__ import annotations
 
-CLASSES = {
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_db.meaning.languages import LANGUAGES
+
+_LOOKS = {
     "capitalised": "capitalised words",
     "upper": "words in capitals",
     "digits": "digits",
@@ -25,8 +30,26 @@ CLASSES = {
     "adverb": "adverbs",
     "function": "function words",
 }
-"""Name of each class, in the order of their bits, and the tokens in it as a label says them."""
-BIT = {name: 1 << i for i, name in enumerate(CLASSES)}
+BIT = {name: 1 << i for i, name in enumerate(_LOOKS)}
+"""The bits of a token that say to which classes it belongs."""
+LANGUAGE_SHIFT = 24
+"""The bits from here on are the number of the text's language, from 1; 0 for none."""
+CLASSES = {**_LOOKS, **{name: f"{name.capitalize()} text" for name in LANGUAGES}}
+"""Name of each class, and the tokens in it as a label says them. Those with bits come first, then languages."""
+
+
+def in_class(bits: NDArray[np.int32], name: str) -> NDArray[np.bool_]:
+    """Which tokens with these bits are in a class of :data:`CLASSES`."""
+    if name in BIT:
+        return (bits & BIT[name]).astype(bool)
+    return bits >> LANGUAGE_SHIFT == list(CLASSES).index(name) - len(BIT) + 1
+
+
+def counts(bits: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How many tokens with these bits are in each class, (classes,)."""
+    looks = ((bits[:, None] >> np.arange(len(BIT))) & 1).sum(0)
+    return np.concatenate([looks, np.bincount(bits >> LANGUAGE_SHIFT, minlength=len(LANGUAGES) + 1)[1:]])
+
 
 CALLED = {
     "capitalised": ("capital letter", "uppercase letter", "upper case letter", "capitalised", "capitalized", "capitalization"),
@@ -50,5 +73,6 @@ CALLED = {
     "adjective": ("adjective",),
     "adverb": ("adverb",),
     "function": ("function word", "stop word", "grammatical word"),
+    **{name: (name,) for name in LANGUAGES},
 }
 """What people call each class: the words of a name in any order, nouns in the singular."""

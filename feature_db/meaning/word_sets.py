@@ -22,6 +22,7 @@ from feature_db.meaning.categories import members as members_of
 from feature_db.meaning.categories import parts
 from feature_db.meaning.characters import characters_called
 from feature_db.meaning.embedders import KNOWN, unit
+from feature_db.meaning.languages import LANGUAGES, frequent_words
 from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases, inflected, is_word
 from feature_db.meaning.profile import Profile, WordSet, largest
 from feature_db.meaning.wordnet import wordnet
@@ -35,16 +36,18 @@ _CATEGORY, _OF_CATEGORY = 5, 0.4
 """Kinds of a thing that make it a category, and the weight of the words of a query for one."""
 _ALSO_ENGLISH = 0.2
 """Weight of a word of another language that is an English word, too."""
+_OF_LANGUAGE = 0.5
+"""Weight of the frequent words of a language. Features that fire on all of its text are found through token classes."""
 _BESIDES = 0.9
 """Weight of the kinds of a thing without the thing itself."""
 _OWN = 64
 """Nearest words among which the query's own are looked for."""
 _MOST_SPELLED = 100
-_UNSAID = FUNCTION_WORDS | {
+UNSAID = FUNCTION_WORDS | {
     form for word in ("word", "text", "language", "character", "symbol", "sign", "token") for form in (word, word + "s")
 }
 """Words that a query may have beside the name of what it is about: "French words"."""
-_LEAST_SHARE = 0.5
+LEAST_SHARE = 0.5
 """A query is about something else where a name has this share of its words or less."""
 _ALPHABET = frozenset(["letter", "alphabet", "single"])
 
@@ -77,11 +80,11 @@ class Asked:
         """
 
         def of(words: list[str]) -> float:
-            said = [word for word in words if word not in _UNSAID] or words
+            said = [word for word in words if word not in UNSAID] or words
             return sum(not names.isdisjoint(forms(word)) for word in said) / len(said)
 
         largest = max((of(re.findall(r"\w+", " ".join(part))) for part in parts(self.text)), default=0.0)
-        return largest if largest > _LEAST_SHARE else 0.0
+        return largest if largest > LEAST_SHARE else 0.0
 
     @cached_property
     def categories(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]]:
@@ -99,9 +102,12 @@ class Asked:
     def own(self) -> float:
         """How far the query's own words are meant, 0 to 1.
 
-        Less where it is a plural of a category with members in the corpus ("countries"), or of a class of tokens ("years").
+        Less where it is a plural of a category with members in the corpus ("countries"), or of a class of tokens ("years"), or
+        names a language: its text is meant rather than its name.
         """
         words = [word for part in parts(self.text) for word in part]
+        if len(words) == 1 and words[0].casefold() in LANGUAGES:
+            return _OF_CATEGORY
         if len(words) != 1 or forms(words[0]) == words:
             return 1.0
         members = any(others.sum() >= _CATEGORY for *_, others in self.categories)
@@ -238,9 +244,7 @@ def languages(asked: Asked) -> Iterable[WordSet]:
     names = [name for name in LANGUAGES if name in asked.all_words]
     if not names:
         return
-    import stopwordsiso
-
-    lists = {name: stopwordsiso.stopwords(code) for name, code in LANGUAGES.items()}
+    lists = frequent_words()
     for name in names:
         wanted = sorted(lists[name])
         words, texts = asked.find(f"text IN ({', '.join('?' * len(wanted))})", *wanted)
@@ -251,7 +255,9 @@ def languages(asked: Asked) -> Iterable[WordSet]:
         ]
         if texts:
             said = f"frequent words of {name.capitalize()}"
-            yield WordSet(said, words, np.array(weights, np.float32), evenly=True, open=True, share=asked.share(set(names)))
+            yield WordSet(
+                said, words, np.array(weights, np.float32), evenly=True, open=True, share=_OF_LANGUAGE * asked.share(set(names))
+            )
 
 
 def numbers(asked: Asked) -> Iterable[WordSet]:
@@ -333,12 +339,3 @@ CLOSED_CLASSES = {
     "season year": "spring summer autumn fall winter",
 }
 """Classes of words that are complete when listed: words of their names, in the singular, and their members."""
-
-LANGUAGES = {
-    "arabic": "ar", "bulgarian": "bg", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en",
-    "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi", "hungarian": "hu",
-    "indonesian": "id", "italian": "it", "japanese": "ja", "korean": "ko", "norwegian": "no", "persian": "fa", "polish": "pl",
-    "portuguese": "pt", "romanian": "ro", "russian": "ru", "spanish": "es", "swedish": "sv", "thai": "th", "turkish": "tr",
-    "ukrainian": "uk", "vietnamese": "vi",
-}  # fmt: skip
-"""English names of languages, and their ISO codes."""

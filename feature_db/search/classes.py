@@ -9,7 +9,8 @@ from itertools import islice
 import numpy as np
 
 from feature_db.labels.token_classes import CALLED, CLASSES
-from feature_db.meaning.word_sets import forms
+from feature_db.meaning.languages import LANGUAGES
+from feature_db.meaning.word_sets import LEAST_SHARE, UNSAID, forms
 from feature_db.search.lookup import Lookup, Match
 from feature_db.search.meaning import chance
 from feature_db.search.query import query_words
@@ -26,9 +27,11 @@ def classes(lookup: Lookup) -> dict[int, Match]:
     found: dict[int, Match] = {}
     for name, share in named(lookup.query).items():
         for feature, precision, recall, f1 in islice(_chosen(lookup, name), _MOST):
-            value = float(chance(np.array(min(f1, 1.0)))) * share
+            value = float(chance(np.array(min(f1, 1.0) ** 0.5))) * share
             if feature not in found or value > found[feature].value:
-                found[feature] = Match(value, f"fires on {CLASSES[name]} ({precision:.0%} of its tokens, {recall:.0%} of theirs)")
+                found[feature] = Match(
+                    value, f"fires on {CLASSES[name]} ({precision:.0%} of its activation, on {recall:.0%} of them)"
+                )
     return found
 
 
@@ -53,9 +56,12 @@ def named(query: str) -> dict[str, float]:
     said = {form for word in re.findall(r"\w+", query.casefold()) for form in forms(word)}
     names = {name: max((set(each.split()) for each in called if set(each.split()) <= said), key=len, default=set())
              for name, called in CALLED.items()}  # fmt: skip
-    wanted = [set(forms(word)) for word in query_words(query)]
-    return {
+    every = query_words(query)
+    wanted = [set(forms(word)) for word in every if word not in UNSAID] or [set(forms(word)) for word in every]
+    shares = {
         name: sum(not each.isdisjoint(words) for each in wanted) / max(len(wanted), 1)
         for name, words in names.items()
         if words and not any(words < other for other in names.values())
     }
+    # "French words" are of a language, "French fries" are not.
+    return {name: share for name, share in shares.items() if share > LEAST_SHARE or name not in LANGUAGES}

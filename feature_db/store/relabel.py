@@ -67,7 +67,7 @@ def _evidence(db: sqlite3.Connection, span: tuple[int, int], roles: set[str]) ->
                 stats,
                 lambda role, item, texts=texts: texts[role, item],  # type: ignore[misc]
                 lambda role, item, counts=counts: counts[role, item],  # type: ignore[misc]
-                *(0, none, none, none, 0),
+                *(0, none, none, none, none, 0),
                 lambda _: (),
                 lambda _: 0,
             ),

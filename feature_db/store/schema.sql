@@ -136,7 +136,7 @@ CREATE TABLE class_stat (
     class TEXT NOT NULL,                -- a name of feature_db.labels.token_classes.CLASSES
     f1 REAL NOT NULL,
     feature INTEGER NOT NULL,
-    precision REAL NOT NULL,            -- share of the firing tokens that are in the class
+    precision REAL NOT NULL,            -- share of the activation that is on tokens of the class
     recall REAL NOT NULL,               -- share of the tokens of the class on which it fires
     PRIMARY KEY (class, f1 DESC, feature)
 ) WITHOUT ROWID;

@@ -49,7 +49,7 @@ SELECT 'feature:' || dictionary_of(sae) || '/' || number, feature.id, role.name,
 FROM main.token_list JOIN main.feature ON feature.id = token_list.feature JOIN main.role ON role.id = token_list.role
 JOIN json_each(entries_of(token_list.entries)) AS entry JOIN main.term ON term.id = json_extract(entry.value, '$[0]');
 
--- Classes of tokens that features detect (quotation marks, plural nouns, ...). precision: share of the firing tokens in the class.
+-- Classes of tokens that features detect (quotation marks, plural nouns, ...). precision: share of the activation in the class.
 CREATE TEMP VIEW classes AS
 SELECT 'feature:' || dictionary_of(sae) || '/' || number AS ref, feature.id AS feature_id, class_stat.class AS class, precision, recall, f1
 FROM main.class_stat JOIN main.feature ON feature.id = class_stat.feature;
