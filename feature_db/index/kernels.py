@@ -59,7 +59,7 @@ def span_hashes(tokens: Array, joined: Array, counted: Array, longest: int) -> t
 
 @njit(cache=True, nogil=True)
 def add_moments(block: Block, classes: Array, m: Moments) -> int:
-    """Add counts, sums, maxima, histogram, and the same by token class. Returns the first row with a value that is not finite, or -1."""
+    """Add counts, sums, maxima, histogram, and sums by token class. Returns the first row with a non-finite value, or -1."""
     bits = block.values.view(np.int32)
     for i in range(block.values.shape[0]):
         if not block.counted[i]:
