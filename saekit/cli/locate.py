@@ -170,7 +170,7 @@ def locate(
     if ws is not None and (not method.space or _OF_DICTIONARIES & set(method.space)):
         ws.attach_all()
     choice = DataChoice(prompts.prompts, prompts.seed, prompts.split, prompts.first_token)  # type: ignore[arg-type]
-    if task is None and row.needs != "none":
+    if task is None and "none" not in row.needs.split(" or "):
         raise ConfigError(f"The method {method.method} needs data of the kind {row.needs}.", "Give it with --task.")
     data = None if task is None else data_of(lm, task, choice)
     ranking = rank(

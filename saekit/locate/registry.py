@@ -97,6 +97,28 @@ METHODS: Registry[Method] = Registry(
             f"{_MAGNITUDE}.sides:trait_neurons", _SIDES, "how much more often neurons are active with a trait"
         ),
         "lape": Method(f"{_MAGNITUDE}.languages:lape", "labelled", "neurons that are active with few labels (languages)"),
+        **{
+            name: Method(f"{_MAGNITUDE}.heads:{name}", "none or task or labelled or contrast", f"heads: {what}", cheap=False)
+            for name, what in {
+                "induction": "attention to what followed the token before",
+                "previous_token": "attention to the previous token",
+                "duplicate_token": "attention to the same token before",
+                "attention_mass": "attention of the last token to tokens= or span=",
+                "copy": "how often the most attended token comes next",
+                "pattern_entropy": "entropy of attention, in nats",
+            }.items()
+        },
+        "ships": Method(f"{_MAGNITUDE}.heads:ships", _TEXTS, "heads: KL when the head's q is near 0", cheap=False),
+        "layer_distance": Method(
+            f"{_MAGNITUDE}.layers:layer_distance", "contrast or task", "layers: distance in pairs", cheap=False
+        ),
+        "block_influence": Method(f"{_MAGNITUDE}.layers:block_influence", _TEXTS, "layers: 1 - cos of the stream", cheap=False),
+        "weight_statistics": Method(
+            f"{_MAGNITUDE}.weights:weight_statistics",
+            "none",
+            "weights: norm, outliers or kurtosis",
+            cheap=False,
+        ),
         "reason_score": Method(f"{_MAGNITUDE}.reasoning:reason_score", "labelled", "features at many words of reasoning"),
     },
 )
