@@ -16,9 +16,6 @@ from saekit.names.site import Site
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-_NUMBERS = 1 << 22
-"""Numbers of the largest tensor in a sum over latents."""
-
 
 @dataclass
 class Sources:
@@ -57,15 +54,16 @@ class Sources:
         n, T = len(self.active), self.T
         for number, reader in enumerate(self.replacement.readers):
             start, end = (int(self.active.start_R1[each]) for each in (number, number + 1))
-            for site, columns in reader.writes:
-                grad_KTD = gradients[site].float()
-                W = reader.dictionary.W_dec[:, columns]
-                for index in torch.arange(start, end).split(max(1, _NUMBERS // (K * grad_KTD.shape[-1]))):
-                    vectors = (W[self.active.latent_n[index]].float() * self.active.value_n[index, None].to(W.device)).to(
-                        grad_KTD
-                    )
-                    found = torch.einsum("knd,nd->kn", grad_KTD[:, self.active.position_n[index]], vectors)
-                    out_KS[:, index[0] : index[-1] + 1] += found.cpu()
+            # Latents of a reader are in the order of positions; those of one token share its gradient.
+            position_P, count_P = self.active.position_n[start:end].unique_consecutive(return_counts=True)
+            ends_P = start + count_P.cumsum(0)
+            for position, last, count in zip(position_P.tolist(), ends_P.tolist(), count_P.tolist()):
+                own = slice(last - count, last)
+                latent_n, value_n = self.active.latent_n[own], self.active.value_n[own]
+                for site, columns in reader.writes:
+                    grad_KD = gradients[site][:, position].float()
+                    vectors = reader.dictionary.W_dec[latent_n, columns].to(grad_KD)
+                    out_KS[:, own] += (grad_KD @ vectors.T).cpu() * value_n
         for place, site in enumerate(written):
             out_KS[:, n + place * T : n + (place + 1) * T] = torch.einsum(
                 "ktd,td->kt", gradients[site].float(), self.errors[site]
