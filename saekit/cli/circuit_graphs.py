@@ -33,7 +33,7 @@ def attribution_graph(subject: Subject, request: CircuitRequest) -> CircuitFound
         shown = graphs.verified(lm, graph, shown, dictionaries=dictionaries, progress=request.progress)
     if subject.workspace is not None:
         shown = shown.labelled(_labels(subject.workspace, shown))
-    files = {name: (lambda write=write: write(shown)) for name, write in GRAPH_FORMATS.items()}  # type: ignore[misc]
+    files = {name: (lambda write=write: write(shown)) for name, write in GRAPH_FORMATS.items()}
     return CircuitFound(shown.to_dict(), _rows(shown), _summary(shown), files, lambda path: write_graph_page(shown, path))
 
 
