@@ -22,6 +22,7 @@ class Error(Space):
     """
 
     label = "error"
+    relative = True
 
     def __init__(self, features: Features, to_residual: ToResidual | None = None) -> None:
         """Args:
@@ -61,6 +62,9 @@ class Error(Space):
         found = (out.to(precision) - decoded).unsqueeze(self._place)
         return found if units is None else found.index_select(self._place, self.check(units, found.device))
 
+    def read_each(self, h: Tensor, units_Nk: Tensor, *, out: Tensor | None = None) -> Tensor:
+        return self.read(h, out=out)
+
     def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
         if not len(self._check_written(units, h.device)):
             return h
@@ -73,6 +77,9 @@ class Error(Space):
         shape = (*h.shape[: h.ndim - len(self.token_shape_out)], 1, *self.token_shape_out)
         amounts = torch.as_tensor(amounts, device=h.device).to(precision).expand(shape)
         return (h.to(precision) + amounts.squeeze(self._place)).to(h.dtype)
+
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        return self.write(h, [0], values, current=current)
 
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
         found = grad_h.unsqueeze(self._place).to(wide(grad_h.dtype))

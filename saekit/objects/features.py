@@ -31,6 +31,7 @@ class Features(Space):
     """
 
     label = "feature"
+    relative = True
 
     def __init__(
         self,
@@ -87,6 +88,17 @@ class Features(Space):
         if self._rescales:
             amounts = amounts * self._scale(h)
         return add_vectors(h, amounts, self.vectors(units), len(self.token_shape_out))
+
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        if current is None:
+            return super().write_each(h, units_Nk, values)
+        precision = wide(h.dtype)
+        amounts = values.to(precision) - current.to(precision)
+        if self._rescales:
+            amounts = amounts * self._scale(h)
+        vectors_NkW = self.sae.W_dec[units_Nk.to(self.sae.device)].to(h.device, precision)
+        flat = h.flatten(1).to(precision) + torch.einsum("nk,nkw->nw", amounts.expand(units_Nk.shape), vectors_NkW)
+        return flat.to(h.dtype).reshape(h.shape)
 
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
         gradient = along(grad_h, self.vectors(units), len(self.token_shape_out))

@@ -34,6 +34,8 @@ class Space(ABC):
 
     label: str
     unit_shape: tuple[int, ...] = ()
+    relative = False
+    """Writes add the difference from the current coefficients, which must therefore be read; else they replace numbers."""
 
     def __init__(self, site: Site, n_units: int, token_shape: tuple[int, ...], to_residual: ToResidual | None = None) -> None:
         """Args:
@@ -62,6 +64,38 @@ class Space(ABC):
             values: anything that broadcasts to (..., n, *unit_shape).
             current: the result of `read(h, units)`, if it has been computed already.
         """
+
+    def read_each(self, h: Tensor, units_Nk: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Coefficients of other units in each row: (N, k, *unit_shape).
+
+        Args:
+            h: (N, *token_shape).
+            units_Nk: the units of each row.
+            out: the activation at `site_out`, where that is another site.
+        """
+        return self._by_units(units_Nk, lambda index, units: self.read(h[index], units))
+
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        """`h` (N, *token_shape) at `site_out` with the coefficients of other units set in each row.
+
+        Args:
+            units_Nk: the units of each row, different ones.
+            values: broadcasts to (N, k, *unit_shape).
+            current: what :meth:`read_each` returned, needed if the space is `relative`.
+        """
+        values = values.expand(*units_Nk.shape, *values.shape[2:])
+
+        def written(index: Tensor, units: Tensor) -> Tensor:
+            return self.write(h[index], units, values[index], current=None if current is None else current[index])
+
+        return self._by_units(units_Nk, written)
+
+    def _by_units(self, units_Nk: Tensor, made: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What `made` returns for rows that have the same units, in the order of the rows."""
+        different, which_N = units_Nk.unique(dim=0, return_inverse=True)
+        groups = [(which_N == number).nonzero().squeeze(1) for number in range(len(different))]
+        parts = [made(index, units) for index, units in zip(groups, different)]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
 
     @abstractmethod
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
@@ -168,6 +202,9 @@ class Coordinates(Space):
         values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(*flat.shape[:-1], len(index))
         return flat.index_copy(-1, index, values).reshape(h.shape)
 
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        return self._flat(h).scatter(-1, units_Nk, values.to(h.dtype).expand(units_Nk.shape)).reshape(h.shape)
+
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
         return self.read(grad_h, units)
 
@@ -202,6 +239,9 @@ class Heads(Space):
         values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(*h.shape[:-2], len(index), h.shape[-1])
         return h.index_copy(-2, index, values)
 
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        return scatter_vectors(h, units_Nk, values)
+
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
         return self.read(grad_h, units)
 
@@ -224,6 +264,7 @@ class Directions(Space):
     """
 
     label = "direction"
+    relative = True
 
     def __init__(
         self, site: Site, vectors_ND: Tensor, token_shape: tuple[int, ...], to_residual: ToResidual | None = None
@@ -261,6 +302,12 @@ class Directions(Space):
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which changes are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def scatter_vectors(h: Tensor, units_Nk: Tensor, values: Tensor) -> Tensor:
+    """`h` (N, units, d) with the vectors of other units set in each row to `values`, which broadcasts to (N, k, d)."""
+    shape = (*units_Nk.shape, h.shape[-1])
+    return h.scatter(-2, units_Nk[..., None].expand(shape), values.to(h.dtype).expand(shape))
 
 
 def along(grad_h: Tensor, vectors_NW: Tensor, token_dims: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from saekit.errors import UnknownSite
 from saekit.names.ref import Ref
 from saekit.names.site import Site
-from saekit.objects.spaces import Heads, Space, ToResidual, Units, wide
+from saekit.objects.spaces import Heads, Space, ToResidual, Units, scatter_vectors, wide
 
 
 class HeadVectors(Heads):
@@ -50,6 +50,10 @@ class Patterns(Space):
         values = torch.as_tensor(values, device=h.device).to(h.dtype).expand(shape)
         return h.index_copy(-3, index, values.transpose(-3, -2))
 
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        """As in other spaces, of single queries: `h` is (N, heads, keys), and `values` broadcasts to (N, k, keys)."""
+        return scatter_vectors(h, units_Nk, values)
+
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
         return self.read(grad_h, units)
 
@@ -85,6 +89,9 @@ class Whole(Space):
             return h
         shape = (*h.shape[: h.ndim - len(self.token_shape)], 1, *self.token_shape)
         return torch.as_tensor(values, device=h.device).to(h.dtype).expand(shape).squeeze(self._place).clone()
+
+    def write_each(self, h: Tensor, units_Nk: Tensor, values: Tensor, *, current: Tensor | None = None) -> Tensor:
+        return self.write(h, [0], values)
 
     def pullback(self, grad_h: Tensor, h: Tensor, units: Units | None = None) -> Tensor:
         return self.read(grad_h, units)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,15 @@ from saekit.lm.exclusive import innermost, innermost_pass, is_innermost
 from saekit.lm.layout.hook_points import HookPoint, find_input, find_output, replace_input, replace_output
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.run.attention_patterns import own_attention, patterns_through
-from saekit.lm.run.edits import Edit, TokenWindow
+from saekit.lm.run.edits import Edit
 from saekit.names.site import Site
+
+
+class Window(Protocol):
+    """Applies edits to the tokens of a pass; :class:`saekit.lm.run.edits.TokenWindow` is one."""
+
+    def apply(self, edit: Edit, x: Tensor) -> Tensor:
+        """The activation at the site of the edit after the edit; `x` itself where nothing is changed."""
 
 
 class _Stop(Exception):
@@ -51,7 +58,7 @@ class ForwardPass:
         self.patterns: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         self._stop = frozenset(stop)
         self._attention = ""  # the model's own attention, while this pass replaces it
-        self._window: TokenWindow | None = None
+        self._window: Window | None = None
         self._shape = (0, 0)
         self._order: Tensor | None = None
         self.replaced: dict[Site, Tensor] = {}
@@ -83,7 +90,7 @@ class ForwardPass:
                     stack.callback(self._hook(site, point).remove)
             yield self
 
-    def begin(self, B: int, T: int, window: TokenWindow | None = None, order_BT: Tensor | None = None) -> None:
+    def begin(self, B: int, T: int, window: Window | None = None, order_BT: Tensor | None = None) -> None:
         """Prepare for a forward pass over B rows of T tokens. Edits need its `window`.
 
         With `order_BT`, the model runs with column order_BT[b, t] of row b at place t, and sites are shown in the usual order.
@@ -91,6 +98,10 @@ class ForwardPass:
         self._shape, self._window, self._order = (B, T), window, order_BT
         self._pending = set(self._stop)
         self._missed = set(self.read | self.edits.keys())
+
+    def resize(self, B: int, T: int) -> None:
+        """Within a forward pass: the modules that run next are given B rows of T tokens."""
+        self._shape = (B, T)
 
     def finish(self, forward: Callable[[], Any]) -> Any:
         """Run `forward` and return its result, or None if the pass was stopped.
