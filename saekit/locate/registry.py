@@ -57,6 +57,7 @@ _MAGNITUDE = "saekit.locate.magnitude"
 _TEXTS, _SIDES = "contrast or labelled or task", "contrast or task or labelled"
 _CIRCUITS = "saekit.locate.circuits.methods"
 _VOCABULARY = "saekit.locate.vocabulary.methods"
+_GRADIENT = "saekit.locate.gradient"
 METHODS: Registry[Method] = Registry(
     "method",
     {
@@ -120,6 +121,46 @@ METHODS: Registry[Method] = Registry(
             cheap=False,
         ),
         "reason_score": Method(f"{_MAGNITUDE}.reasoning:reason_score", "labelled", "features at many words of reasoning"),
+        "gradient_norm": Method(
+            f"{_GRADIENT}:gradient_norm",
+            "task",
+            "length of the gradient: how sensitive the metric is, without a sign",
+            gradient=True,
+        ),
+        "gradient_x_activation": Method(
+            f"{_GRADIENT}:gradient_x_activation", "task", "zero ablation to first order", gradient=True
+        ),
+        "attribution_patching": Method(
+            f"{_GRADIENT}:attribution_patching",
+            "task",
+            "patching between clean and corrupted prompts to first order",
+            gradient=True,
+        ),
+        "atp_star": Method(
+            f"{_GRADIENT}:atp_star", "task", "attribution patching with the QK fix and GradDrop (AtP*)", gradient=True
+        ),
+        "integrated_gradients": Method(
+            f"{_GRADIENT}:integrated_gradients", "task", "change times the mean gradient on a path", gradient=True
+        ),
+        "conductance": Method(
+            f"{_GRADIENT}:conductance", "task", "the part of the metric's change that flows through each object", gradient=True
+        ),
+        # These rank weights and tokens, whatever the spaces. Consensus compares the objects of spaces.
+        "parameter_saliency": Method(
+            f"{_GRADIENT}:parameter_saliency",
+            "task",
+            "weights: length of the gradient of rows, heads or matrices",
+            gradient=True,
+            weights=True,
+            cheap=False,
+        ),
+        "token_attribution": Method(
+            f"{_GRADIENT}:token_attribution",
+            "task",
+            "input tokens: what each adds to the answer or to a later span",
+            gradient=True,
+            cheap=False,
+        ),
     },
 )
 """Methods of locating, by the name that `--method` takes."""

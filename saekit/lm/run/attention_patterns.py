@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
 
 from saekit.errors import UnsupportedModel
 from saekit.lm.exclusive import innermost_pass
-from saekit.lm.layout.attention import attended, attention_pattern
+from saekit.lm.layout.attention import AttentionCall, attended
 from saekit.lm.layout.layout import ModelLayout
 
 _NAME = "saekit_pattern"
+Weigh = Callable[[AttentionCall], Tensor]
+"""Takes what an attention function is given and returns the pattern (B, H, Q, K)."""
+_weights: ContextVar[Mapping[nn.Module, Weigh]] = ContextVar("weights", default={})  # noqa: B039, nothing changes it
 
 
 def _attention(
@@ -34,11 +38,23 @@ def _attention(
     owner = innermost_pass()
     if (inputs := getattr(owner, "attention_inputs", None)) is not None:
         query, key, value = inputs(module, query, key, value)
-    pattern = attention_pattern(query, key, attention_mask, scaling, softcap, kwargs.get("s_aux"))
+    call = AttentionCall(query, key, attention_mask, scaling, softcap, kwargs.get("s_aux"))
+    weigh = _weights.get().get(module)
+    pattern = call.pattern() if weigh is None else weigh(call)
     visit = getattr(owner, "patterns", {}).get(module)
     if visit is not None:
         pattern = visit(pattern)
     return attended(pattern, value), pattern
+
+
+@contextmanager
+def weighed_by(functions: Mapping[nn.Module, Weigh]) -> Iterator[None]:
+    """Within the block, passes of this thread that read or edit a pattern compute those of some attention modules like this."""
+    token = _weights.set(functions)
+    try:
+        yield
+    finally:
+        _weights.reset(token)
 
 
 @contextmanager
