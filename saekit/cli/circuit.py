@@ -22,12 +22,33 @@ class CircuitOptions:
     """How the circuit is found."""
 
     method: Annotated[
-        str, typer.Option("--method", help="attribution-graph, or another method; `saekit circuit --list` shows all.")
-    ] = "attribution-graph"
+        str | None,
+        typer.Option(
+            "--method",
+            help="attribution-graph, eap, eap-ig-inputs, eap-ig-activations, acdc, or another; `saekit circuit --list` shows all. "
+            "[default: eap-ig-inputs with --task, else attribution-graph]",
+            show_default=False,
+        ),
+    ] = None
     task: Annotated[
         str | None,
         typer.Option("--task", help="Task of methods that need one: a file, lab:NAME or gen:NAME.", show_default=False),
     ] = None
+    edges: Annotated[
+        str | None,
+        typer.Option(
+            "--edges",
+            help="Number of edges of a circuit. [default: 5 % of all]. For an attribution graph, the share of influence to keep.",
+            show_default=False,
+        ),
+    ] = None
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Ablate all edges outside the circuit: faithfulness, completeness, and the curve of circuits of growing size.",
+        ),
+    ] = False
     dictionary: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,7 +76,8 @@ class OutputOptions:
         str | None,
         typer.Option(
             "--format",
-            help="Format of --out: circuit-tracer (also read by Neuronpedia), graphml or json. [default: the method's first]",
+            help="Format of --out: circuit-tracer (also read by Neuronpedia), graphml or json. [default: the format that the name of "
+            "the file ends in, else the method's first]",
             show_default=False,
         ),
     ] = None
@@ -79,9 +101,18 @@ def circuit(
     nodes and edges (shares of influence that pruning keeps), logit_probability, most_logits, max_feature_nodes, row_share,
     row_entries, memory, keep_first and verify.
 
+    eap, eap-ig-inputs, eap-ig-activations and acdc find the edges between heads, MLPs, the embedding and the logits that carry the
+    behaviour of a task. An edge head:0.1->q:1.2 is what head 1 of layer 0 adds to the input of the queries of head 2 of layer 1. A
+    positive score says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude),
+    refine, steps, tau, metric, positions (each, spans, or names), ablation (counterfactual, mean or zero), prompts, seed and split.
+
     Example: `saekit circuit pythia "The capital of France is" --html graph.html`
 
     Example: `saekit circuit pythia "The capital of France is" --out graph.json --option nodes=.6`
+
+    Example: `saekit circuit lab --task lab:indirect_object --edges 50 --evaluate --html circuit.html`
+
+    Example: `saekit circuit gpt2 --task prompts.jsonl --method acdc --option tau=.02 --out circuit.graphml --format graphml`
 
     Example: `saekit circuit --list`
     """
@@ -89,15 +120,18 @@ def circuit(
         rows = [{"method": name, "needs": row.needs, "finds": row.summary} for name, row in CIRCUIT_METHODS.items()]
         emit(rows) if as_json else table(rows)
         return
-    row = CIRCUIT_METHODS.find(find.method)
+    method = find.method or ("attribution-graph" if find.task is None else "eap-ig-inputs")
+    row = CIRCUIT_METHODS.find(method)
     if not place:
         raise ConfigError("circuit needs a workspace or a model.", "Give one, or --list for the methods.")
     if (given := prompt if row.needs == "prompt" else find.task) is None:
         hint = 'Write: saekit circuit MODEL "TEXT".' if row.needs == "prompt" else "Give it with --task."
-        raise ConfigError(f"The method {find.method} needs a {row.needs}.", hint)
+        raise ConfigError(f"The method {method} needs a {row.needs}.", hint)
     if not given.strip():
         raise ConfigError(f"The {row.needs} is empty.", "Give at least one word.")
-    request = CircuitRequest(find.method, prompt, find.task, find.dictionary or (), _pairs(find.option or []), not as_json)
+    own = _pairs(find.option or []) | ({} if find.edges is None else {"edges": find.edges})
+    own |= {"evaluate": "yes"} if find.evaluate else {}
+    request = CircuitRequest(method, prompt, find.task, find.dictionary or (), own, not as_json)
     quiet_libraries()
     found = row.function(open_subject(place, load), request)
     written = _write(found, output)
@@ -126,7 +160,8 @@ def _write(found: CircuitFound, output: OutputOptions) -> list[Path]:
     """Write the files that were asked for; a format or page that does not exist is refused before any is written."""
     from saekit.files import write_whole
 
-    name = output.format or next(iter(found.files), "")
+    suffix = "" if output.out is None else output.out.suffix[1:]
+    name = output.format or (suffix if suffix in found.files else next(iter(found.files), ""))
     if (output.out is not None or output.format) and name not in found.files:
         raise ConfigError(f"This method has no format {name!r}.", nearest(name, found.files))
     if output.html is not None and found.page is None:

@@ -110,5 +110,14 @@ CIRCUIT_METHODS: Registry[CircuitMethod] = Registry(
             needs="prompt",
             summary="Which transcoder features lead to the next token of one prompt.",
         ),
+        **{
+            name: CircuitMethod("saekit.cli.circuit_edges:edges", needs="task", summary=summary)
+            for name, summary in {
+                "eap": "Edges between heads and MLPs, by the gradient of the clean run.",
+                "eap-ig-inputs": "The same, by gradients integrated along the embedding.",
+                "eap-ig-activations": "The same, by gradients integrated along the output of each writer.",
+                "acdc": "The same, by removing edges one by one.",
+            }.items()
+        },
     },
 )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from saekit.locate.circuits.acdc import Pruning, prune
     from saekit.locate.circuits.circuit import Circuit, above, choose, greedy, top
     from saekit.locate.circuits.evaluation import GRID, Curve, Evaluation, curve, evaluate, faithfulness
+    from saekit.locate.circuits.export import circuit_dict, circuit_graphml, read_edges, write_circuit
+    from saekit.locate.circuits.refinement import refine
     from saekit.locate.circuits.scores import EdgeScores, Scoring, score_edges
     from saekit.locate.circuits.spans import Spans
     from saekit.locate.circuits.wiring import Wiring
@@ -27,6 +29,8 @@ _HOMES = {
     "acdc": ("Pruning", "prune"),
     "circuit": ("Circuit", "above", "choose", "greedy", "top"),
     "evaluation": ("GRID", "Curve", "Evaluation", "curve", "evaluate", "faithfulness"),
+    "export": ("circuit_dict", "circuit_graphml", "read_edges", "write_circuit"),
+    "refinement": ("refine",),
     "scores": ("EdgeScores", "Scoring", "score_edges"),
     "spans": ("Spans",),
     "wiring": ("Wiring",),
@@ -46,13 +50,18 @@ __all__ = [
     "Wiring",
     "above",
     "choose",
+    "circuit_dict",
+    "circuit_graphml",
     "curve",
     "evaluate",
     "faithfulness",
     "greedy",
     "prune",
+    "read_edges",
+    "refine",
     "score_edges",
     "top",
+    "write_circuit",
 ]
 
 __getattr__ = attributes(__name__, {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ class Pruning:
     circuit: Circuit
     effects_UVSB: Tensor
     runs: int
+
+    def scored(self) -> Circuit:
+        """The circuit, with the mean effects of its edges as their scores."""
+        return replace(self.circuit, scores_UVS=self.effects_UVSB.mean(-1))
 
 
 def prune(ablator: EdgeAblator, tau: float, *, progress: bool = True) -> Pruning:

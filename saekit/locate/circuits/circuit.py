@@ -67,14 +67,15 @@ class Circuit:
         return len(self) / (self.wiring.n_edges * len(self.spans))
 
     @cached_property
+    def places(self) -> Tensor:
+        """(n, 3) the writer, the reader and the group of positions of each edge, ordered by reader, writer and group."""
+        return self.keep_UVS.transpose(0, 1).nonzero()[:, [1, 0, 2]]
+
+    @cached_property
     def edges(self) -> tuple[Edge, ...]:
-        """The edges, in the order of :attr:`Wiring.edge_places`."""
+        """The edges, in the order of :attr:`places`."""
         names = self.spans.names
-        return tuple(
-            self.wiring.edge(u, v, names[s])
-            for u, v in self.wiring.edge_places.tolist()
-            for s in self.keep_UVS[u, v].nonzero().flatten().tolist()
-        )
+        return tuple(self.wiring.edge(u, v, names[s]) for u, v, s in self.places.tolist())
 
     @property
     def nodes(self) -> tuple[Ref, ...]:
@@ -117,6 +118,14 @@ class Circuit:
         useful_V = torch.tensor([u is None or to_end[u] for u in owner])
         useful_UV = torch.tensor(from_start)[:, None] & useful_V
         return replace(self, keep_UVS=self.keep_UVS & useful_UV[..., None])
+
+
+def each_removed(circuit: Circuit) -> Tensor:
+    """(n, U, V, S) the edges of a circuit without each of them, in the order of :attr:`Circuit.places`."""
+    places = circuit.places
+    less = circuit.keep_UVS.expand(len(places), *circuit.keep_UVS.shape).clone()
+    less[torch.arange(len(places)), *places.T] = False
+    return less
 
 
 def strengths(scores: EdgeScores, by: By = "magnitude") -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.locate.circuits.ablation import EdgeAblator
-from saekit.locate.circuits.circuit import By, Circuit, choose
+from saekit.locate.circuits.circuit import By, Circuit, choose, each_removed
 from saekit.locate.circuits.scores import EdgeScores
 
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -90,13 +90,9 @@ def evaluate(ablator: EdgeAblator, circuit: Circuit, *, minimality: bool = False
 
     Minimality takes one run for every edge.
     """
-    keeps = [circuit.keep_UVS, circuit.complement().keep_UVS]
+    keeps = torch.stack([circuit.keep_UVS, circuit.complement().keep_UVS])
     if minimality:
-        for u, v in circuit.wiring.edge_places.tolist():
-            for s in circuit.keep_UVS[u, v].nonzero().flatten().tolist():
-                less = circuit.keep_UVS.clone()
-                less[u, v, s] = False
-                keeps.append(less)
+        keeps = torch.cat([keeps, each_removed(circuit)])
     f = _ratios(ablator, ablator.values(keeps, progress=progress)).tolist()
     drops = tuple(f[0] - each for each in f[2:])
     intact, ablated = float(ablator.intact_B.mean()), float(ablator.ablated_B.mean())

@@ -86,10 +86,7 @@ def acdc(
 
 def of_circuit(circuit: Circuit, scores: EdgeScores) -> tuple[list[Any], Any]:
     """The edges of a circuit, and their scores (N, B)."""
-    u, v, s = circuit.keep_UVS.nonzero(as_tuple=True)
-    names = scores.spans.names
-    edges = [scores.wiring.edge(a, b, names[c]) for a, b, c in zip(u.tolist(), v.tolist(), s.tolist())]
-    return edges, scores.values_UVSB[u, v, s]
+    return list(circuit.edges), scores.values_UVSB[tuple(circuit.places.T)]
 
 
 def ranking_of(lm: LanguageModel, data: Task, scores: EdgeScores) -> Ranking:

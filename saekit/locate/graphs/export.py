@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from saekit.files import write_whole
+from saekit.locate.graphml import graphml as as_graphml
 from saekit.locate.graphs.graph import Node, PrunedGraph
 from saekit.plugins import Registry
 from saekit.version import VERSION
@@ -119,33 +119,16 @@ def graphml(graph: PrunedGraph) -> str:
         "measured": ("edge", "double"),
         "verified": ("edge", "boolean"),
     }
-    lines = ['<?xml version="1.0" encoding="UTF-8"?>', '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">']
-    lines += [f'<key id="{name}" for="{place}" attr.name="{name}" attr.type="{kind}"/>' for name, (place, kind) in fields.items()]
-    lines.append('<graph edgedefault="directed">')
+    nodes = []
     for number, node in enumerate(graph.nodes):
         effect = graph.effects.get(number)
         data = {name: getattr(node, name) for name in ("ref", "kind", "layer", "position", "text", "value")}
-        data |= {"influence": graph.influence[number], "effect": None if effect is None else effect.measured}
-        lines.append(f'<node id="n{number}">{_data(data)}</node>')
-    for link in graph.links:
-        data = {"weight": link.weight, "measured": link.measured, "verified": link.verified}
-        lines.append(f'<edge source="n{link.source}" target="n{link.target}">{_data(data)}</edge>')
-    return "\n".join([*lines, "</graph>", "</graphml>", ""])
-
-
-def _data(values: dict[str, Any]) -> str:
-    """The values that are there; texts are escaped, and characters that XML cannot hold are written as their codes."""
-    shown = {
-        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items() if value is not None
-    }
-    return "".join(f'<data key="{name}">{quoteattr(_printable(text))[1:-1]}</data>' for name, text in shown.items())
-
-
-def _printable(text: str) -> str:
-    return "".join(
-        c if c in "\t\n" or (ord(c) >= 0x20 and not 0xD800 <= ord(c) < 0xE000 and ord(c) < 0xFFFE) else f"\\x{ord(c):02x}"
-        for c in text
-    )
+        nodes.append(data | {"influence": graph.influence[number], "effect": None if effect is None else effect.measured})
+    edges = [
+        (link.source, link.target, {"weight": link.weight, "measured": link.measured, "verified": link.verified})
+        for link in graph.links
+    ]
+    return as_graphml(fields, nodes, edges)
 
 
 def _json(data: Any) -> str:
