@@ -25,7 +25,7 @@ class CircuitOptions:
         str | None,
         typer.Option(
             "--method",
-            help="attribution-graph, eap, eap-ig-inputs, eap-ig-activations, acdc, or another; `saekit circuit --list` shows all. "
+            help="attribution-graph, eap, eap-ig-inputs, eap-ig-activations, acdc, or another of `saekit circuit --list`. "
             "[default: eap-ig-inputs with --task, else attribution-graph]",
             show_default=False,
         ),
@@ -76,8 +76,8 @@ class OutputOptions:
         str | None,
         typer.Option(
             "--format",
-            help="Format of --out: circuit-tracer (also read by Neuronpedia), graphml or json. [default: the format that the name of "
-            "the file ends in, else the method's first]",
+            help="Format of --out: circuit-tracer (also read by Neuronpedia), graphml or json. "
+            "[default: graphml for a file that ends in .graphml, else the method's first]",
             show_default=False,
         ),
     ] = None
@@ -101,10 +101,11 @@ def circuit(
     nodes and edges (shares of influence that pruning keeps), logit_probability, most_logits, max_feature_nodes, row_share,
     row_entries, memory, keep_first and verify.
 
-    eap, eap-ig-inputs, eap-ig-activations and acdc find the edges between heads, MLPs, the embedding and the logits that carry the
-    behaviour of a task. An edge head:0.1->q:1.2 is what head 1 of layer 0 adds to the input of the queries of head 2 of layer 1. A
-    positive score says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude),
-    refine, steps, tau, metric, positions (each, spans, or names), ablation (counterfactual, mean or zero), prompts, seed and split.
+    eap, eap-ig-inputs, eap-ig-activations and acdc find the edges between heads, MLPs, the embedding and the logits that carry
+    the behaviour of a task. An edge head:0.1->q:1.2 is what head 1 of layer 0 adds to the input of the queries of head 2 of layer
+    1. A positive score says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude),
+    refine, steps, tau, metric, positions (each, spans, or names), ablation (counterfactual, mean or zero), prompts, seed and
+    split.
 
     Example: `saekit circuit pythia "The capital of France is" --html graph.html`
 
@@ -112,7 +113,7 @@ def circuit(
 
     Example: `saekit circuit lab --task lab:indirect_object --edges 50 --evaluate --html circuit.html`
 
-    Example: `saekit circuit gpt2 --task prompts.jsonl --method acdc --option tau=.02 --out circuit.graphml --format graphml`
+    Example: `saekit circuit gpt2 --task prompts.jsonl --method acdc --option tau=.02 --out circuit.graphml`
 
     Example: `saekit circuit --list`
     """
@@ -160,8 +161,8 @@ def _write(found: CircuitFound, output: OutputOptions) -> list[Path]:
     """Write the files that were asked for; a format or page that does not exist is refused before any is written."""
     from saekit.files import write_whole
 
-    suffix = "" if output.out is None else output.out.suffix[1:]
-    name = output.format or (suffix if suffix in found.files else next(iter(found.files), ""))
+    drawn = output.out is not None and output.out.suffix == ".graphml" and "graphml" in found.files
+    name = output.format or ("graphml" if drawn else next(iter(found.files), ""))
     if (output.out is not None or output.format) and name not in found.files:
         raise ConfigError(f"This method has no format {name!r}.", nearest(name, found.files))
     if output.html is not None and found.page is None:

@@ -66,7 +66,6 @@ COMMANDS: Registry[CommandRow] = Registry(
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),
-        "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the edges between heads and MLPs that carry a behaviour."),
         "eval": CommandRow(
             "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
         ),

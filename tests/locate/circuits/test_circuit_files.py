@@ -75,7 +75,7 @@ def test_the_page_draws_every_object_and_escapes_names(found: Circuit) -> None:
     data = circuit_dict(found, {"task": EVIL, "model": "tiny"})
     page = render_circuit(data, {"faithfulness": 0.9, "curve": [{"share": 0.1, "edges": 3, "faithfulness": 0.5}] * 2})
     assert "<script" not in page
-    assert page.count('<g class="node">') == len(data["nodes"])
+    assert page.count('<g class="box">') == len(data["nodes"])
     assert page.count("<path class=") == len({(each["source"], each["input"]) for each in data["edges"]})
     assert "faithfulness" in page
 
@@ -137,7 +137,7 @@ def test_the_command_writes_and_evaluates_circuits(saekit: Saekit, tmp_path: Pat
     prompts.write_text("\n".join(map(json.dumps, lines)))
     out, page = tmp_path / "circuit.json", tmp_path / "circuit.html"
     common = ("circuit", induction_path(), "--task", prompts)
-    result = saekit(*common, "--edges", 8, "--steps", 4, "--evaluate", "--json", "--out", out, "--html", page)
+    result = saekit(*common, "--edges", 8, "--option", "steps=4", "--evaluate", "--json", "--out", out, "--html", page)
     assert result.status == 0, result.stderr
     data = result.json
     assert {each["edge"] for each in data["edges"]} >= INDUCTION
@@ -145,15 +145,16 @@ def test_the_command_writes_and_evaluates_circuits(saekit: Saekit, tmp_path: Pat
     assert len(data["obtained"]["evaluation"]["curve"]) == 10
     assert json.loads(out.read_text())["edges"] == data["edges"]
     assert "<svg" in page.read_text()
-    shown = saekit(*common, "--method", "acdc", "--tau", 0.5, "--metric", "logit_difference")
+    drawn = tmp_path / "circuit.graphml"
+    acdc = ("--method", "acdc", "--option", "tau=.5", "--option", "metric=logit_difference")
+    shown = saekit(*common, *acdc, "--out", drawn)
     assert shown.status == 0, shown.stderr
     assert "head:0.2->k:1.0" in shown.stdout
-    assert saekit(*common, "--refine", "--edges", 5, "--positions", "last", "--json").json["edges"]
-    for wrong in (
-        ("--out", "circuit.txt"),
-        ("--method", "none"),
-        ("--ablation", "median", "--evaluate"),
-        ("--positions", "there"),
-    ):
-        assert saekit(*common, *wrong).status == 2
-    assert saekit("circuit", induction_path()).status == 2
+    assert drawn.read_text().startswith("<?xml")
+    refined = saekit(*common, "--edges", 5, "--option", "refine=yes", "--option", "positions=last", "--json")
+    assert 0 < len(refined.json["edges"]) <= 5
+    for wrong in ("ablation=median", "positions=there", "steps=0", "choose=random", "metric=none", "tau=-1", "no=1"):
+        assert saekit(*common, "--option", wrong, *(acdc[:2] if wrong.startswith("tau") else ())).status == 2, wrong
+    assert saekit(*common, "--method", "none").status == 2
+    assert saekit(*common, "--edges", "-3").status == 2
+    assert saekit("circuit", induction_path(), "--method", "eap").status == 2
