@@ -66,6 +66,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),
+        "trace": CommandRow("saekit.cli.trace:trace", "Show at which layers and tokens a model recalls a subject."),
         "eval": CommandRow(
             "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
         ),

@@ -30,6 +30,7 @@ PLACE = Annotated[
         autocompletion=completion.workspaces,
     ),
 ]
+METRICS = "logit_difference, probability, log_probability, kl, cross_entropy, or module:function of a Python function of logits."
 TASK = Annotated[
     str | None,
     typer.Option(
@@ -87,8 +88,7 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--metric",
-            help="logit_difference, probability, log_probability, kl, cross_entropy, or module:function of a Python function of "
-            "logits. [default: logit_difference]",
+            help=f"{METRICS} [default: logit_difference]",
             show_default=False,
         ),
     ] = None

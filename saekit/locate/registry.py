@@ -55,12 +55,29 @@ class Method:
 
 _MAGNITUDE = "saekit.locate.magnitude"
 _TEXTS, _SIDES = "contrast or labelled or task", "contrast or task or labelled"
+_CAUSAL = "saekit.locate.causal"
 _CIRCUITS = "saekit.locate.circuits.methods"
 _VOCABULARY = "saekit.locate.vocabulary.methods"
 _GRADIENT = "saekit.locate.gradient"
 METHODS: Registry[Method] = Registry(
     "method",
     {
+        "ablation": Method(f"{_CAUSAL}:ablation", "task", "the drop of the metric when each object is ablated", cheap=False),
+        "patching": Method(
+            f"{_CAUSAL}:patching",
+            "task",
+            "the effect of each object's value in the other prompt, in both directions",
+            cheap=False,
+        ),
+        "causal_tracing": Method(
+            f"{_CAUSAL}:causal_tracing", "task", "what restoring each object undoes of noise on the subject", cheap=False
+        ),
+        "attention_knockout": Method(
+            f"{_CAUSAL}:attention_knockout", "task", "the drop when queries cannot attend to keys (last<-subject)", cheap=False
+        ),
+        "path_patching": Method(
+            f"{_CAUSAL}:path_patching", "task", "edges: the effect of a sender on a receiver along the direct path", cheap=False
+        ),
         # These rank edges. Consensus, which runs cheap methods, compares single objects.
         "eap": Method(
             f"{_CIRCUITS}:eap", "task", "edges: the change of the input times the gradient there", gradient=True, cheap=False

@@ -65,7 +65,7 @@ def by_hand(lm: LanguageModel, fresh: Repeats, off: Iterable[tuple[int, int]], f
 
 def top(effects: dict[str, float], layer: int) -> int:
     """The head of `layer` whose ablation has the largest effect."""
-    return min(range(4), key=lambda head: effects[f"head:{layer}.{head}"])
+    return max(range(4), key=lambda head: effects[f"head:{layer}.{head}"])
 
 
 def test_it_is_small_and_loads_in_full_precision(lm: LanguageModel) -> None:
@@ -142,7 +142,7 @@ def test_exhaustive_ablation_is_ablation_by_hand(lm: LanguageModel, to: Any) -> 
     assert list(found) == [Ref.head(layer, head) for layer in range(2) for head in range(4)]
     for ref, effect in found.items():
         assert ref.layer is not None
-        expected = float(fresh.log_probability(by_hand(lm, fresh, [(ref.layer, ref.unit)], fill))) - intact
+        expected = intact - float(fresh.log_probability(by_hand(lm, fresh, [(ref.layer, ref.unit)], fill)))
         assert effect == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_two_heads_are_necessary_and_sufficient(lm: LanguageModel, truth: dict[s
 
 
 def test_the_integral_of_gradients_equals_ablation(lm: LanguageModel, truth: dict[str, Any]) -> None:
-    """The effect of scaling a head from 1 to 0 is the integral of its derivative (Sundararajan et al. 2017).
+    """The effect of scaling a head from 0 to 1 is the integral of its derivative (Sundararajan et al. 2017).
 
     The derivative at the intact head (first-order ablation) only distinguishes active from idle heads. Where attention is
     saturated, it can even have the wrong sign.
@@ -199,7 +199,7 @@ def test_the_integral_of_gradients_equals_ablation(lm: LanguageModel, truth: dic
     exact = exhaustive_ablation(lm, heads(lm), fresh.rows, fresh.log_probability, progress=False)
     points = [(i + 0.5) / 20 for i in range(20)]
     for ref, effect in exact.items():
-        integral = -sum(derivative([ref], factor)[0] for factor in points) / len(points)
+        integral = sum(derivative([ref], factor)[0] for factor in points) / len(points)
         assert integral == pytest.approx(effect, rel=0.02, abs=1e-4), ref
     first_order = dict(zip(exact, derivative(list(exact), 1.0)))
     strongest = sorted(exact, key=lambda ref: -abs(first_order[ref]))[:2]

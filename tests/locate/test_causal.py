@@ -28,13 +28,14 @@ def tokens(stories_lm: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def last_log_probability(logits_BTV: torch.Tensor) -> torch.Tensor:
-    return logits_BTV[:, -1].float().log_softmax(-1)[:, 5].sum()
+    return logits_BTV[:, -1].float().log_softmax(-1)[:, 5].mean()
 
 
+@pytest.mark.parametrize("metric", [last_log_probability, Metric("log_probability", answers=(5, 5))])
 @pytest.mark.parametrize("to", ["zero", "mean"])
 @pytest.mark.parametrize("positions", [None, "last"])
 def test_it_is_a_whole_run_for_each_object(
-    stories_lm: LanguageModel, make_sae: Callable[..., SAE], tokens: Any, to: Any, positions: Any
+    stories_lm: LanguageModel, make_sae: Callable[..., SAE], tokens: Any, to: Any, positions: Any, metric: Any
 ) -> None:
     lm, (tokens_BT, mask_BT) = stories_lm, tokens
     site = lm.site("resid_post.1")
@@ -47,7 +48,7 @@ def test_it_is_a_whole_run_for_each_object(
             *(Ref.feature(site, unit) for unit in range(0, 32, 8)),
         ]
         found = exhaustive_ablation(
-            lm, refs, tokens_BT, last_log_probability, attention_mask=mask_BT, to=to, positions=positions, progress=False
+            lm, refs, tokens_BT, metric, attention_mask=mask_BT, to=to, positions=positions, progress=False
         )
         assert list(found) == refs
 
@@ -58,7 +59,7 @@ def test_it_is_a_whole_run_for_each_object(
 
         intact = measured([])
         for ref, effect in found.items():
-            whole = measured([ablate(ref, to).resolve(lm, texts=TEXTS)]) - intact
+            whole = intact - measured([ablate(ref, to).resolve(lm, texts=TEXTS)])
             assert effect == pytest.approx(whole, rel=1e-3, abs=1e-5), ref
         assert max(map(abs, found.values())) > 1e-3
     finally:
@@ -72,16 +73,19 @@ def test_prompts_with_numbers_of_their_own_have_an_interval(stories_lm: Language
     found = exhaustive_ablation(lm, refs, tokens_BT, metric, attention_mask=mask_BT, progress=False)
     for ref, interval in zip(refs, found.intervals, strict=True):
         runs = [lm.run(tokens_BT, attention_mask=mask_BT, edits=edits).logits for edits in ((), [ablate(ref)])]
-        changes = metric.per_prompt(runs[1]) - metric.per_prompt(runs[0])  # type: ignore[arg-type]
-        assert found[ref] == pytest.approx(float(changes.mean()), abs=1e-5)
-        error = 1.96 * float(changes.std()) / 2**0.5
-        assert interval == pytest.approx((found[ref] - error, found[ref] + error), abs=1e-5)
+        drops = metric.per_prompt(runs[0]) - metric.per_prompt(runs[1])  # type: ignore[arg-type]
+        assert found[ref] == pytest.approx(float(drops.mean()), abs=1e-5)
+        # Of two prompts, a quarter of the resamples hold the lower one twice, and a quarter the higher one.
+        assert interval == pytest.approx((float(drops.min()), float(drops.max())), abs=1e-5)
     facts = {"method": "exhaustive_ablation", "metric": "log_probability", "to": "zero", "prompts": 2, "positions": None}
     assert facts.items() <= found.obtained.items()
     assert found.top(1).refs[0] == max(refs, key=lambda ref: abs(found[ref]))
     callable_metric = exhaustive_ablation(lm, refs, tokens_BT, metric.per_prompt, attention_mask=mask_BT, progress=False)
-    assert (callable_metric.scores, callable_metric.intervals) == (found.scores, found.intervals)
-    with pytest.raises(ConfigError, match="returned shape"):
+    assert callable_metric.scores == pytest.approx(found.scores, abs=1e-5)
+    assert callable_metric.per_example is not None
+    assert found.per_example is not None
+    torch.testing.assert_close(callable_metric.per_example, found.per_example, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="returned the shape"):
         exhaustive_ablation(lm, refs, tokens_BT, lambda logits: logits[0, 0, :5], progress=False)
 
 
