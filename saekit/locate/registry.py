@@ -137,6 +137,9 @@ METHODS: Registry[Method] = Registry(
             "weights: norm, outliers or kurtosis",
             cheap=False,
         ),
+        "probe": Method(
+            "saekit.locate.probe.probes:probe", _SIDES, "layers or heads: accuracy of a probe of two classes", cheap=False
+        ),
         "reason_score": Method(f"{_MAGNITUDE}.reasoning:reason_score", "labelled", "features at many words of reasoning"),
         "gradient_norm": Method(
             f"{_GRADIENT}:gradient_norm",

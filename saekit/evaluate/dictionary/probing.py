@@ -11,6 +11,7 @@ import torch
 from saekit.errors import CorpusError
 from saekit.evaluate.dictionary.absorption import Absorption
 from saekit.evaluate.dictionary.probes import Probe, Probes, Score
+from saekit.locate.probe.fit import difference, largest
 from saekit.progress import track
 from saekit.sae.metrics import silent
 
@@ -115,8 +116,8 @@ def _probe(sae: SAE | None, examples: Examples, c: int, train: np.ndarray, test:
     x, x_test = examples.acts_ND[train], examples.acts_ND[test]
     codes, codes_test = examples.codes_NF[train], examples.codes_NF[test]
     dense = _Logistic(x, y)
-    difference_F, difference_D = _difference(codes, y), _difference(x, y)
-    latents, coordinates = _largest(np.abs(difference_F), max(ks)), _largest(np.abs(difference_D), max(ks))
+    difference_F, difference_D = difference(codes, y), difference(x, y)
+    latents, coordinates = largest(np.abs(difference_F), max(ks)), largest(np.abs(difference_D), max(ks))
     score = dense.score(x_test, y_test)
     absorption = None
     if sae is not None and score.accuracy >= _KNOWN:
@@ -170,23 +171,13 @@ class _Logistic:
         return (x_NK - self._mean_K) / self._size
 
 
-def _difference(x_NF: csr_array | np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """(F,) mean over examples with the label minus the mean over examples without it."""
-    return np.asarray(x_NF[label_N].mean(axis=0)) - np.asarray(x_NF[~label_N].mean(axis=0))
-
-
-def _largest(size_F: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest, the largest first."""
-    return np.argsort(-size_F, kind="stable")[:k]
-
-
 def _score(x: Any, y: np.ndarray, x_test: Any, y_test: np.ndarray, columns: np.ndarray) -> Score:
     return _Logistic(_dense(x, columns), y).score(_dense(x_test, columns), y_test)
 
 
 def _main(codes_NF: csr_array, label_N: np.ndarray, difference_F: np.ndarray) -> tuple[int, ...]:
     """The latents that represent a concept; several if the concept is split."""
-    latents = _largest(difference_F, min(_SPLITS, max(1, int((difference_F > 0).sum()))))
+    latents = largest(difference_F, min(_SPLITS, max(1, int((difference_F > 0).sum()))))
     best = -1.0
     for k in range(1, len(latents) + 1):
         x_NK = _dense(codes_NF, latents[:k])

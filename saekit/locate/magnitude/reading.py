@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,6 +64,7 @@ def read(
     positions: Any = None,
     pool: str = "tokens",
     change: Any = None,
+    of: Callable[[Space, Tensor], Any] = coefficients,
     progress: bool = True,
 ) -> Iterator[Reading]:
     """Readings of the ordinary tokens that have a class, batch by batch and space by space. A text is never divided.
@@ -72,6 +73,7 @@ def read(
         positions: None for all ordinary tokens, "last", or places counted from 0 without pads.
         pool: "tokens": each token is an example. "mean", "max", "last": a text and class are one example.
         change: applied to the coefficients before pooling; it must map 0 to 0.
+        of: reads coefficients (n, numbers) of a space at n tokens.
 
     Raises:
         ConfigError: `pool` or `positions` has another value, a space cannot be read token by token, or no token is left.
@@ -96,7 +98,7 @@ def read(
             text_n, class_n = np.array(chosen)[kept.nonzero()[0]], classes_BT[kept]
             seen += len(text_n)
             for number, space in enumerate(spaces):
-                x = coefficients(space, acts[space.site][kept_BT.to(acts[space.site].device)])
+                x = of(space, acts[space.site][kept_BT.to(acts[space.site].device)])
                 x = x if change is None else change(space, x)
                 reading = Reading(number, x, text_n, class_n, tokens_BT.numpy()[kept])
                 if len(text_n):
