@@ -136,6 +136,7 @@ METHODS: Registry[Method] = Registry(
             "none",
             "weights: norm, outliers or kurtosis",
             cheap=False,
+            weights=True,
         ),
         "probe": Method(
             "saekit.locate.probe.probes:probe", _SIDES, "layers or heads: accuracy of a probe of two classes", cheap=False
