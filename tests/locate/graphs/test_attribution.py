@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saekit.errors import ConfigError, StoreMismatch
+from saekit.errors import ConfigError, StoreMismatch, UnsupportedModel
 from saekit.lm import LanguageModel
 from saekit.locate.graphs import AttributionGraph, GraphSettings, Node, attribution_graph
 from saekit.sae import SAE
@@ -148,3 +148,13 @@ def test_what_does_not_fit_is_refused(stories_lm: LanguageModel, make_sae) -> No
         attribution_graph(lm, TOKENS, dictionaries=[frozen.transcoder(0, d=8)], progress=False)
     with pytest.raises(ConfigError, match="empty"):
         attribution_graph(lm, [], dictionaries=[frozen.transcoder(0)], progress=False)
+
+
+def test_a_model_that_is_not_linear_when_frozen_is_refused() -> None:
+    lm = frozen.model("llama")
+    handle = lm.model.model.layers[1].self_attn.o_proj.register_forward_hook(lambda module, args, y: y + y**3)
+    try:
+        with pytest.raises(UnsupportedModel, match="is not linear"):
+            attribution_graph(lm, TOKENS, dictionaries=[frozen.clt()], settings=ALL, progress=False)
+    finally:
+        handle.remove()
