@@ -48,6 +48,11 @@ def test_a_transcoder_from_the_cache_to_the_splice(
         assert [fired["feature"] for fired in steered.json["fired"]] == [refs[feature]], steered.stderr
     found = saekit("search", ws, "dog", "--json").json
     assert {hit["dictionary"] for hit in found} <= {"mlp_in.2", "mlp_in.2->mlp_out.2"}
+    graph = saekit("circuit", ws, "The dog ran home", "--option", "max_feature_nodes=20", "--json")
+    assert graph.status == 0, graph.stderr
+    nodes = {node["ref"].partition("[")[0]: node["text"] for node in graph.json["nodes"] if node["kind"] == "feature"}
+    labels = {ref: saekit("show", ws, ref.partition(":")[2], "--json").json["label"] for ref in list(nodes)[:3]}
+    assert labels and all(ref.startswith("feature:mlp_in.2->mlp_out.2/") and nodes[ref] == labels[ref] for ref in labels)
     not_cached = saekit("train", ws, "--site", "mlp_in.2", "--site-out", "mlp_out.3", *SMALL[2:], "--name", "third")
     assert not_cached.status == 2 and "has no activations at mlp_out.3" in not_cached.stderr
 
@@ -69,6 +74,10 @@ def test_dictionaries_of_several_sites_are_trained_and_measured(
     assert "share of decoder norm" in shown.stdout and (ws / "reports" / "eval-resid_post.1..2.html").exists()
     assert saekit("eval", ws).status == 2  # of two, which?
     assert "jumprelu_clt" in str(saekit("verify", ws, "--json").json)
+    graph = saekit("circuit", ws, "The dog ran home", "--option", "max_feature_nodes=20", "--json")
+    assert graph.status == 0, graph.stderr
+    refs = [node["ref"] for node in graph.json["nodes"] if node["kind"] == "feature"]
+    assert refs and all(ref.startswith("feature:mlp_in.2..3->mlp_out.2..3/") for ref in refs)
     for command in (("index", ws, "--site", "resid_post.1..2"), ("search", ws, "dog"), ("steer", ws, "--feature", "7", "Once")):
         refused = saekit(*command)
         assert refused.status == 2, command
