@@ -259,8 +259,8 @@ WANDB = Annotated[
 FEATURE = Annotated[
     str,
     typer.Argument(
-        help="A feature (1042, resid_post.3/1042, or resid_post.3@NAME/1042 of a dictionary with a name), a range (0-99), or a "
-        "list (@LIST).",
+        help="A feature (1042, resid_post.3/1042, or resid_post.3@NAME/1042 of a dictionary with a name), a range (0-99), a "
+        "list (@LIST), or the first of a ranking (@rankings/NAME/5).",
         metavar="FEATURE",
         show_default=False,
     ),

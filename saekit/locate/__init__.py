@@ -18,17 +18,35 @@ if TYPE_CHECKING:
         set_effect,
         trace,
     )
+    from saekit.locate.consensus import consensus
+    from saekit.locate.data import DataChoice, data_of
+    from saekit.locate.methods import rank
+    from saekit.locate.registry import METHODS, Method
 
 __all__ = [
+    "METHODS",
+    "DataChoice",
+    "Method",
     "ablation",
     "attention_knockout",
     "causal_tracing",
+    "consensus",
+    "data_of",
     "exhaustive_ablation",
     "heads",
     "patching",
     "path_patching",
+    "rank",
     "set_effect",
     "trace",
 ]
 
-__getattr__ = attributes(__name__, dict.fromkeys(__all__, "saekit.locate.causal"))
+_OTHERS = {
+    "consensus": "consensus",
+    "DataChoice": "data",
+    "data_of": "data",
+    "rank": "methods",
+    "METHODS": "registry",
+    "Method": "registry",
+}
+__getattr__ = attributes(__name__, {name: f"{__name__}.{_OTHERS.get(name, 'causal')}" for name in __all__})

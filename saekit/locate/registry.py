@@ -78,6 +78,12 @@ METHODS: Registry[Method] = Registry(
         "path_patching": Method(
             f"{_CAUSAL}:path_patching", "task", "edges: the effect of a sender on a receiver along the direct path", cheap=False
         ),
+        "consensus": Method(
+            "saekit.locate.consensus:consensus",
+            "task",
+            "cheap methods together, their first objects confirmed by exact ablation",
+            cheap=False,
+        ),
         # These rank edges. Consensus, which runs cheap methods, compares single objects.
         "eap": Method(
             f"{_CIRCUITS}:eap", "task", "edges: the change of the input times the gradient there", gradient=True, cheap=False

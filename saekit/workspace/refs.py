@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LIST = "@"
 """Stands before the name of a list."""
+_RANKED = re.compile(r"@rankings/(?P<name>[^/]+)(?:/(?P<k>[0-9]{1,6}))?")
+_TOP = 10
 _RANGE = re.compile(r"(?P<place>(?:.+/)?)(?P<first>[0-9]{1,9})(?:-|\.\.)(?P<last>[0-9]{1,9})")
 _LIST_NAME = re.compile(r"[\w.-]{1,100}")
 _MOST = 1 << 20
@@ -35,6 +37,8 @@ def is_single(text: str) -> bool:
 
 
 def _of_one(ws: WorkspaceFolder, text: str, name: str, within: str | None) -> Iterable[Ref]:
+    if ranked := _RANKED.fullmatch(text):
+        return _of_ranking(ws, ranked["name"], int(ranked["k"] or _TOP))
     if text.startswith(LIST):
         with ws.database() as database:
             return [entry.ref for entry in database.list_entries(text.removeprefix(LIST))]
@@ -48,6 +52,21 @@ def _of_one(ws: WorkspaceFolder, text: str, name: str, within: str | None) -> It
         raise UnknownRef(f"{text!r} is no range of features.", "Write the first and the last one: 0-99.")
     of_first = ws.ref(f"{span['place']}{first}", name)
     return [replace(of_first, unit=unit) for unit in range(first, last + 1)]
+
+
+def _of_ranking(ws: WorkspaceFolder, name: str, k: int) -> list[Ref]:
+    """The first `k` objects of a kept ranking, which must be features."""
+    from saekit.workspace import rankings
+
+    found: list[Ref] = []
+    for ref in rankings.read(ws, name).top(k):
+        if not isinstance(ref, Ref) or ref.kind != "feature":
+            raise UnknownRef(
+                f"{ref} of the ranking {name!r} is no feature.",
+                "In Python, saekit.steer takes all objects: ablate(ws.ranking(name).top(k)).",
+            )
+        found.append(ref.at(None))
+    return list(dict.fromkeys(found))
 
 
 def check_list_name(name: str) -> str:

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from saekit.names.site import Site
     from saekit.sae import SAE
     from saekit.steer import FeatureStats, Intervention
+    from saekit.tasks.ranking import Name
     from saekit.workspace.workspace import Workspace
 
 _NORM_TOKENS, _NORM_CONTEXT = 8192, 256
 
 
-def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) -> Intervention:
+def intervention(ws: Workspace, features: Iterable[str | Name], *, op: str, name: str) -> Intervention:
     """See :meth:`Workspace.intervention`."""
     from saekit.steer import combine, intervene, parse_feature
 
     with ws.database() as database:
         changes = []
-        for text in features:
+        for text in map(str, features):
             feature, strength = parse_feature(text, op=op)
             for ref in ws.refs(feature, name):
                 database.stats(ref)  # raises where there is no such feature
@@ -37,12 +38,12 @@ def intervention(ws: Workspace, features: Iterable[str], *, op: str, name: str) 
         return combine(changes).resolve(ws.lm, stats=feature_stats(database), norms=ws.median_norm)
 
 
-def causal(ws: Workspace, features: Iterable[str], *, name: str) -> list[dict[str, Any]]:
+def causal(ws: Workspace, features: Iterable[str | Name], *, name: str) -> list[dict[str, Any]]:
     """See :meth:`Workspace.causal`."""
     from saekit.steer import parse_feature
 
     with ws.database() as database:
-        refs = ws.refs([parse_feature(text)[0] for text in features], name)
+        refs = ws.refs([parse_feature(text)[0] for text in map(str, features)], name)
         found = [(ref, database.causal(ref)) for ref in refs]
     return [{"feature": str(ref), **dataclasses.asdict(each)} for ref, each in found if each is not None]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saekit.sae import SAE
     from saekit.steer import Comparison, Intervention
     from saekit.tasks import Ranking
+    from saekit.tasks.ranking import Name
     from saekit.workspace.verification import Verification
     from trainers import Plan, TrainConfig
 
@@ -225,11 +226,12 @@ class Workspace(WorkspaceFolder):
             self._norms[site] = steering.median_norm(self, site)
         return self._norms[site]
 
-    def intervention(self, features: Iterable[str], *, op: str = "clamp", name: str = "") -> Intervention:
+    def intervention(self, features: Iterable[str | Name], *, op: str = "clamp", name: str = "") -> Intervention:
         """An intervention on features by ID, with strengths resolved to coefficients.
 
         Args:
             features: `1042`, `1042:2` (times its maximum), `1042:0.5norm`, `resid_post.3/1042:q.99`, `resid_post.3@gemma/7`...
+                or a ranking of features; `@rankings/NAME/5` are the first 5 of a kept one.
             op: clamp, add, scale or ablate.
             name: of the dictionary of features that do not name it; empty for the default one of its site.
 
@@ -243,14 +245,14 @@ class Workspace(WorkspaceFolder):
         return steering.intervention(self, features, op=op, name=name)
 
     def steer(
-        self, prompts: list[str], features: Iterable[str], *, op: str = "clamp", name: str = "", **settings: Any
+        self, prompts: list[str], features: Iterable[str | Name], *, op: str = "clamp", name: str = "", **settings: Any
     ) -> Comparison:
         """Generate with and without an :meth:`intervention`, side by side; for `settings` see :func:`saekit.steer.compare`."""
         from saekit.steer import compare
 
         return compare(self.lm, prompts, self.intervention(features, op=op, name=name), **settings)
 
-    def causal(self, features: Iterable[str], *, name: str = "") -> list[dict[str, Any]]:
+    def causal(self, features: Iterable[str | Name], *, name: str = "") -> list[dict[str, Any]]:
         """What a clamp of each feature was measured to do: rows of `feature`, `output_score`, `effect`, `above`, `tokens`.
 
         See :class:`feature_db.records.Causal`. Features that were not measured are left out.

@@ -98,6 +98,16 @@ def test_a_workspace_attaches_its_dictionaries_and_keeps_rankings(saekit: Saekit
     (folder / "rankings" / "mine.json").write_text(json.dumps(content | {"scores": content["scores"][::-1]}))
     damaged = saekit("verify", folder)
     assert damaged.status == 2 and "rankings/mine.json" in damaged.stderr + damaged.stdout
+    assert saekit(*asked, "--space", "neurons", "--save", "mine").status == 0
+    assert saekit(*asked, "--space", "features", "--save", "features").status == 0
+    first = [str(ref) for ref in ws.ranking("features").top(2)]
+    steered = saekit("steer", folder, "--feature", "@rankings/features/2", "--op", "ablate", "--json", "Once upon a time")
+    assert steered.status == 0, steered.stderr
+    assert [each["feature"] for each in steered.json["fired"]] == first
+    assert [str(change.target) for change in ws.intervention(ws.ranking("features").top(2), op="ablate").changes] == first
+    for name, said in (("@rankings/mine/1", "is no feature"), ("@rankings/min", "Did you mean 'mine'")):
+        refused = saekit("steer", folder, "--feature", name, "Once upon a time")
+        assert refused.status == 2 and said in " ".join(refused.stderr.split())
     wrong = saekit(*asked, "--save", "../out")
     assert wrong.status == 2 and "cannot be called" in wrong.stderr
     assert not (tmp_path / "out.json").exists()
@@ -119,7 +129,6 @@ WRONG = [
     (["--task", "lab:indirect_object"], "--first-token"),
     (["--task", "nothing"], "gen:NAME"),
     (["--task", "lab:language_french"], "needs data of the kind task, and is given contrast"),
-    (["--prompts", "100000"], "fit this tokenizer"),
 ]
 
 

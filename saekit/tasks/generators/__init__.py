@@ -18,7 +18,7 @@ from saekit.tasks.task import Task
 __all__ = ["GENERATORS", "Draft", "Generator", "generate"]
 
 _PATIENCE = 400
-"""Draws in a row that bring no new prompt before a generator counts as exhausted."""
+"""Draws in a row that bring no new prompt before a generator counts as exhausted, and 4 more for each prompt that there is."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def generate(name: str, encode: Encode, n: int = 100, seed: int = 0) -> Task:
     seen: set[tuple[str, ...]] = set()
     barren = drawn = 0
     reason = ""
-    while len(rows) < n and barren < _PATIENCE + 20 * len(rows):
+    while len(rows) < n and barren < _PATIENCE + 4 * len(rows):
         draft = draw(Random(f"{seed}/{name}/{drawn}"))
         drawn, barren = drawn + 1, barren + 1
         if draft.texts in seen:
