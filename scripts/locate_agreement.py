@@ -26,7 +26,7 @@ from saekit import LanguageModel, lab
 from saekit.cli.output import table
 from saekit.errors import ConfigError
 from saekit.locate import DataChoice, data_of, rank
-from saekit.locate.consensus import CHEAP, spearman
+from saekit.locate.agreement import CHEAP, spearman
 from saekit.objects import Space
 from saekit.objects.registry import spaces_of
 from saekit.tasks import Ranking, Task

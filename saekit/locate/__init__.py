@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
+    from saekit.locate.agreement import consensus
     from saekit.locate.causal import (
         ablation,
         attention_knockout,
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
         set_effect,
         trace,
     )
-    from saekit.locate.consensus import consensus
     from saekit.locate.data import DataChoice, data_of
     from saekit.locate.methods import rank
     from saekit.locate.registry import METHODS, Method
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _OTHERS = {
-    "consensus": "consensus",
+    "consensus": "agreement",
     "DataChoice": "data",
     "data_of": "data",
     "rank": "methods",

@@ -79,7 +79,7 @@ METHODS: Registry[Method] = Registry(
             f"{_CAUSAL}:path_patching", "task", "edges: the effect of a sender on a receiver along the direct path", cheap=False
         ),
         "consensus": Method(
-            "saekit.locate.consensus:consensus",
+            "saekit.locate.agreement:consensus",
             "task",
             "cheap methods together, their first objects confirmed by exact ablation",
             cheap=False,

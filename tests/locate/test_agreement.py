@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel
+from saekit.locate.agreement import Votes, consensus, spearman
 from saekit.locate.causal import set_effects
-from saekit.locate.consensus import Votes, consensus, spearman
 from saekit.locate.data import DataChoice, data_of
 from saekit.locate.registry import METHODS, Method
 from saekit.locate.scored import ranked
