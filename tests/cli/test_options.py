@@ -46,6 +46,7 @@ def test_an_option_means_the_same_in_every_command() -> None:
     known |= {"--add", "--remove", "--out", "--format", "--heldout", "--live", "--prompts"}
     # So are the data, methods and pages of the commands that locate objects.
     known |= {"--data", "--html", "--method", "--task", "--option", "--list", "--top", "--dictionary", "--context", "--texts"}
+    known |= {"--positions", "--layers"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
 
 
