@@ -32,8 +32,9 @@ TASKS = ("indirect_object", "induction", "greater_than", "fact_capital")
 FAITHFUL = 0.85
 
 
-def dictionaries(lm: LanguageModel, workspace: Path | None, name: str) -> None:
+def dictionaries(lm: LanguageModel, workspace: Path | None, name: str, tokens: int) -> None:
     """Attach a dictionary of the residual stream after every layer: those of a workspace, or small ones that are trained now."""
+    from saekit.workspace.study import study_of
     from saekit.workspace.workspace import Workspace
     from trainers import TrainConfig
 
@@ -43,10 +44,11 @@ def dictionaries(lm: LanguageModel, workspace: Path | None, name: str) -> None:
             lm.attach_sae(site, SAE.load(workspace / "sae" / site / name))
         return
     with tempfile.TemporaryDirectory() as folder:
-        ws = Workspace.create(Path(folder) / "ws", model="lab", sites=sites, data="lab", tokens=100_000)
-        ws.cache(progress=True)
+        ws = Workspace.plan(Path(folder) / "ws", study_of("lab", tuple(sites), "lab", tokens=max(tokens // 3, 2000)))
+        ws.begin()
+        ws.cache()
         for site in sites:
-            lm.attach_sae(site, ws.train(site, TrainConfig(n_latents=1024, k=32, tokens=300_000)))
+            lm.attach_sae(site, ws.train(site, TrainConfig(n_latents=1024, l0=32, tokens=tokens)))
 
 
 def compare(lm: LanguageModel, n: int, steps: int) -> list[dict[str, Any]]:
@@ -117,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, help="workspace of lab with dictionaries at every resid_post")
     parser.add_argument("--name", default="", help="name of its dictionaries")
+    parser.add_argument("--train-tokens", type=int, default=300_000, help="tokens to train dictionaries on without a workspace")
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, default=5, help="steps of integrated gradients")
     parser.add_argument("--memory", action="store_true", help="measure the memory of a large graph instead")
@@ -131,7 +134,7 @@ def main() -> None:
         rows = [large(options.tokens, options.latents, options.layers, options.d_model, options.nodes)]
     else:
         lm = LanguageModel.load("lab", dtype="float32")
-        dictionaries(lm, options.workspace, options.name)
+        dictionaries(lm, options.workspace, options.name, options.train_tokens)
         rows = compare(lm, options.prompts, options.steps)
     if options.json:
         print(json.dumps(rows, indent=1))

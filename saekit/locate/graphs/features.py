@@ -258,11 +258,14 @@ class Prompts:
         nodes, B = self.nodes, len(self.mask_BT)
         sites = nodes.sites
         total = self.gradients()
-        cut = cut_run(nodes.lm, self.clean_BT, self.mask_BT, cut=sites, read=[*sites, nodes.lm._end])
+        end = Site("resid_post", nodes.lm.n_layers - 1)
+        cut = cut_run(nodes.lm, self.clean_BT, self.mask_BT, cut=sites, read=[*sites, end])
         out = torch.zeros(len(chosen) + 1, len(chosen), B)
         size = sum(leaf.numel() for leaf in cut.leaves.values()) * 4
         batch = max(1, memory // (3 * size))
-        logits = nodes.lm.unembed(self._spread(cut.arrived[nodes.lm._end]))
+        # A dictionary after the last block is between all nodes before it and the metric.
+        last = cut.leaves[end] if end in cut.leaves else cut.arrived[end]
+        logits = nodes.lm.unembed(self._spread(last))
         out[-1] = self._from_sources(cut.gradients(self.metric(logits).sum()[None], sites), chosen)[0]
         for target in sorted({nodes.spaces[each.space].site for each in chosen}):
             before = [site for site in sites if site < target]
@@ -319,7 +322,7 @@ class Prompts:
 def _through(space: Features, h_N: Tensor, grad_N: Tensor, unit: int | None = None) -> Tensor:
     """(N, d) sum over active features (or one) of (dM/da) da/dh: the gradient through encoder and decoder."""
     sae = space.sae
-    parameters = sae._parameters_of() if hasattr(sae, "_parameters_of") else {}
+    parameters = {name: sae.get_parameter(name) for name in sae.cfg.activation_function.parameters}
     if sae.cfg.normalizes or not parameters.keys() & {"b_enc", "b_gate"}:
         raise InterventionError(
             f"The encoder of {sae.name} has no gradient in closed form: it is not one matrix followed by an activation function.",

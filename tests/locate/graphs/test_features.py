@@ -74,8 +74,12 @@ def test_scores_are_derivatives_times_changes(lm: LanguageModel, positions: str 
         assert values[number].double() == pytest.approx((ends[1] - ends[0]) / 0.02, rel=2e-3, abs=5e-5)
 
 
-@pytest.mark.parametrize("positions", [None, "each"])
-def test_the_edges_of_a_node_add_up_to_its_score(lm: LanguageModel, positions: str | None) -> None:
+@pytest.mark.parametrize(("positions", "last"), [(None, False), ("each", False), (None, True)])
+def test_the_edges_of_a_node_add_up_to_its_score(
+    lm: LanguageModel, make_sae: Callable[..., SAE], positions: str | None, last: bool
+) -> None:
+    if last:  # nothing before the dictionary after the last block reaches the metric around it
+        lm.attach_sae("resid_post.2", make_sae("standard", frozen.D, 30, seed=9).double())
     ranking = feature_circuit(lm, TASK, positions=positions, batch_size=2, progress=False)  # type: ignore[arg-type]
     edges = feature_edges(lm, TASK, ranking.refs, batch_size=2, progress=False)
     sums = dict.fromkeys(ranking.refs, 0.0)
@@ -84,6 +88,9 @@ def test_the_edges_of_a_node_add_up_to_its_score(lm: LanguageModel, positions: s
         sums[edge.source] += score
     # A latent that fires only off the clean prompts has no derivative there, so every child of a node is in the ranking or at 0.
     assert [sums[ref] for ref in ranking.refs] == pytest.approx(list(ranking.scores), rel=1e-4, abs=1e-6)
+    if last:
+        to_metric = {edge.source.site for edge in edges if str(edge.target) == "site:logits"}
+        assert {str(site) for site in to_metric} == {"resid_post.2"}
     if positions == "each":
         assert all(int(e.source.position) <= int(e.target.position) for e in edges if e.target.position is not None)
 
