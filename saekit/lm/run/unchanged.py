@@ -51,7 +51,8 @@ class Unchanged:
 
     def act(self, site: Site) -> Tensor:
         """(B, T, *shape of one token), or (B, heads, T, T) at a pattern; kept once read."""
-        self.read([site])
+        if site not in self._acts:
+            self.read([site])
         return self._acts[site]
 
     def read(self, sites: Sequence[Site]) -> None:
