@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from saekit.cli.circuit_methods import CIRCUIT_METHODS
 from saekit.sae import SAE
 from tests.kit.commands import Saekit
 
@@ -79,3 +80,23 @@ def test_without_transcoders_the_error_says_how_to_train_some(saekit: Saekit, st
 def test_methods_are_listed(saekit: Saekit) -> None:
     outcome = saekit("circuit", "--list", "--json")
     assert outcome.status == 0 and "attribution-graph" in {row["method"] for row in json.loads(outcome.stdout)}
+
+
+def test_a_plugin_adds_a_method_with_a_format(
+    saekit: Saekit, stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "words_plugin.py"
+    plugin.write_text(
+        "from saekit.cli.circuit_methods import CIRCUIT_METHODS, CircuitFound, CircuitMethod\n"
+        "def words(subject, request):\n"
+        "    rows = [{'word': word} for word in request.prompt.split()]\n"
+        "    return CircuitFound({'words': len(rows)}, rows, (), {'text': lambda: request.prompt})\n"
+        "CIRCUIT_METHODS.register('words', CircuitMethod(words, 'prompt', 'The words of the prompt.'))\n"
+    )
+    monkeypatch.setenv("SAEKIT_PLUGINS", str(plugin))
+    out = tmp_path / "words.txt"
+    try:
+        outcome = saekit("circuit", str(stories_path), PROMPT, "--method", "words", "--out", str(out), "--json")
+        assert outcome.status == 0 and outcome.json["words"] == 4 and out.read_text() == PROMPT
+    finally:
+        CIRCUIT_METHODS.unregister("words")
