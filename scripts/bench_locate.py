@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SECTIONS = {
+    "circuits": "scripts.locate_circuits",
     "speed": "scripts.locate_speed",
 }
 """Name -> module. A new section is one file and one row."""
