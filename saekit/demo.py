@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from saekit.workspace.workspace import Workspace, study_of
 
 if TYPE_CHECKING:
     from feature_db import FeatureRecord
-    from saekit.evaluate.steering.dose_response import Sweep
+    from saekit.evaluate.steering.dose_response import Sampling, Sweep
     from saekit.evaluate.steering.mentions import Mentions
     from saekit.lab import Document
     from saekit.names.site import Site
@@ -31,11 +32,21 @@ LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": 
 LAB_RATE = 1.6e-3
 """Learning rate for the laboratory's model: the value that the rule gives to longer runs. With that for short runs, more concepts
 have a feature with an AUC of .9, but the three concepts above rank lower in a search."""
-STRENGTHS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Strengths of the scan, in median norms of the site."""
-AFFORDABLE = 1.3
-"""Largest perplexity ratio at which a strength is chosen. It is below 1.5, because the measurement on other prompts differs."""
+_CHOSEN_AT = 2.2
+"""Largest perplexity at which a strength is chosen, relative to natural texts of the concept. It is below the largest one that
+counts as a success, because the measurement on other prompts differs."""
+_TEMPERATURE = 0.5
+"""Of the sampling: strongly steered text falls apart at 1."""
+_NATURAL = 24
+"""Natural texts of the concept, of up to `_NATURAL_WORDS` words each."""
+_NATURAL_WORDS = 40
+_LEAST_NATURAL = 4
+"""With fewer, costs are relative to unsteered text."""
 _QUERY_WORDS = 24
+_HITS = 2
+"""Hits of the search that are tried."""
 _PROMPTS = 8
 _SHORTEST, _LONGEST = 5, 16
 """Fewest and most words of a prompt. A prompt is the first third of a document: after that many words the topic is settled, so a
@@ -252,6 +263,7 @@ def _holds(document: Document, concept: str) -> bool:
 
 def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig) -> Section:
     """Add the effect of the most effective feature to the section. Half of the prompts choose it, the other half measure it."""
+    from saekit.evaluate.steering.dose_response import Sampling
     from saekit.report import Steered
 
     assert section.mentions is not None
@@ -262,39 +274,68 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
     if len(prompts) < 2:
         raise CorpusError(f"{ws.corpus.source} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
-    scans = [(each, _sweep(ws, each, prompts[:half], STRENGTHS, section.mentions, config.seed + 1)) for each in candidates]
+    known = Known(section.mentions, natural_texts(ws, section.mentions, topic))
+    scans = [
+        (each, _sweep(ws, each, prompts[:half], STRENGTHS, known, Sampling(seed=config.seed + 1, temperature=_TEMPERATURE)))
+        for each in candidates
+    ]
     record, scan = max(scans, key=lambda pair: _promise(pair[1]))
-    (strength,) = scan.best(AFFORDABLE).strength.values
-    result = _sweep(ws, record, prompts[half:], [strength], section.mentions, config.seed + 2, n_samples=8, controls=3)
-    return replace(section, steered=Steered(record, scan, result))
+    (strength,) = scan.best(_CHOSEN_AT).strength.values
+    sampling = Sampling(n_samples=8, controls=3, seed=config.seed + 2, temperature=_TEMPERATURE)
+    return replace(section, steered=Steered(record, scan, _sweep(ws, record, prompts[half:], [strength], known, sampling)))
 
 
 def _promise(scan: Sweep) -> tuple[bool, float]:
     """Sort key of scans: whether a strength keeps the perplexity low enough, then the rate of mentions at that strength."""
-    arm = scan.best(AFFORDABLE).steered
-    return scan.cost(arm) <= AFFORDABLE, arm.rate.value
+    arm = scan.best(_CHOSEN_AT).steered
+    return scan.cost(arm) <= _CHOSEN_AT, arm.rate.value
+
+
+@dataclass(frozen=True)
+class Known:
+    """What tells how well steering works."""
+
+    mentions: Mentions
+    natural: list[str]
+    """Texts of the concept that nobody steered."""
+
+
+def natural_texts(ws: Workspace, mentions: Mentions, topic: Topic) -> list[str]:
+    """Beginnings of documents that mention the concept there; none if too few do."""
+    found: list[str] = []
+    for text in islice(_documents(ws, topic), _DOCUMENTS):
+        words = list(islice(re.finditer(r"\S+", text), _NATURAL_WORDS))
+        opening = text[: words[-1].end()] if words else ""
+        if mentions.spans(opening):
+            found.append(opening)
+        if len(found) == _NATURAL:
+            break
+    return found if len(found) >= _LEAST_NATURAL else []
+
+
+def _documents(ws: Workspace, topic: Topic) -> Iterable[str]:
+    """Documents in which the concept occurs, or may occur."""
+    if topic.concept is None:
+        return ws.corpus.texts()
+    from saekit.lab import documents
+
+    held = documents(_home(topic.concept), "heldout", seed=4, n=_DOCUMENTS)
+    return (document.text for document in held if _holds(document, str(topic.concept)))
 
 
 def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
-    """The two features that promote the concept most, and the first hit of the search."""
+    """The two features that promote the concept's words most, and the first hits of the search."""
+    said = " ".join(topic.words[:_QUERY_WORDS])
     with ws.database() as database:
-        promoting = [database.feature(hit.ref) for hit in database.search(topic.query, k=2, dictionary=site, by="promotes")]
-    both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:1])]}
+        promoting = [database.feature(hit.ref) for hit in database.search(said, k=2, dictionary=site, by="promotes")]
+    both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:_HITS])]}
     return list(both.values())
 
 
 def _sweep(
-    ws: Workspace,
-    record: FeatureRecord,
-    prompts: Sequence[str],
-    strengths: Sequence[float],
-    mentions: Mentions,
-    seed: int,
-    *,
-    n_samples: int = 4,
-    controls: int = 1,
+    ws: Workspace, record: FeatureRecord, prompts: Sequence[str], strengths: Sequence[float], known: Known, sampling: Sampling
 ) -> Sweep:
-    from saekit.evaluate.steering.dose_response import Sampling, sweep
+    from saekit.evaluate.steering.dose_response import sweep
     from saekit.steer import clamp
 
     ws.attach(record.dictionary)
@@ -303,8 +344,9 @@ def _sweep(
         prompts,
         lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm),
         strengths,
-        mentions,
-        sampling=Sampling(n_samples=n_samples, controls=controls, seed=seed),
+        known.mentions,
+        sampling=sampling,
+        natural=known.natural,
     )
 
 

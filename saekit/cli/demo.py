@@ -82,7 +82,7 @@ def _print_demo(found: Demo) -> None:
     table(hits, title="found")
     steered = [row for section in found.sections for row in _steered(section)]
     if steered:
-        table(steered, title="steered (rate: mentions of the concept per word; perplexity: under the unsteered model)")
+        table(steered, title="steered (rate: mentions of the concept per word; perplexity: of the text alone, over natural text)")
         for section in found.sections:
             _print_texts(section)
     say((f"done in {found.seconds:.0f} s", "dim"))
@@ -120,7 +120,7 @@ def _steered(section: Section) -> list[dict[str, Any]]:
             "strength": str(point.strength) if name != "baseline" else "",
             "rate": f"{arm.rate.value:.2%}",
             "of baseline": result.lift_text(arm) if name != "baseline" else "",
-            "perplexity": f"{result.cost(arm):.2f}×" if name != "baseline" else "",
+            "perplexity": f"{result.cost(arm):.2f}×",
         }
         for name, arm in result.arms(point).items()
     ]
@@ -135,6 +135,7 @@ def _print_texts(section: Section) -> None:
     result = section.steered.result
     (point,) = result.points
     say((section.title, "bold"))
+    say(result.verdict(point))
     for name, arm in result.arms(point).items():
         shown = Text(clean(result.sample(arm, 0, section.mentions).replace("\n", "↵")))
         for start, stop in section.mentions.spans(shown.plain):

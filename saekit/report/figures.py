@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from markupsafe import Markup
 
 from saekit.report.charts import Axis, Line, histogram, line_chart, percent, times
-
-COST = 1.5
-"""Perplexity ratio above which text differs too much from the model's own."""
 
 # Metric -> label of its axis, "log" for a logarithmic axis (if all values are positive), and how values are written.
 _CURVES: dict[str, tuple[str, str, Callable[[float], str] | None]] = {
@@ -70,10 +68,10 @@ def rate_by_strength(scan: Mapping[str, Any]) -> Markup:
 
 
 def cost_by_strength(scan: Mapping[str, Any]) -> Markup:
-    """The perplexity ratio at every strength, for the feature and for a random direction."""
-    values = [y for ys in scan["costs"].values() for y in ys]
-    axis = Axis.around("perplexity over the baseline's", [2.0, *values], log=True, show=times)
-    return _by_strength(scan, "costs", axis, limit=COST)
+    """The relative perplexity at every strength, for the feature and for a random direction."""
+    values = [y for ys in scan["costs"].values() for y in ys if isfinite(y)]
+    axis = Axis.around(f"perplexity over that of {scan['relative_to']}", [scan["affordable"], *values], log=True, show=times)
+    return _by_strength(scan, "costs", axis, limit=scan["affordable"])
 
 
 def _by_strength(scan: Mapping[str, Any], key: str, y: Axis, limit: float | None = None) -> Markup:

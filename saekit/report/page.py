@@ -49,5 +49,5 @@ def _steering_charts(scan: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """(title, drawing)."""
     return [
         ("Mentions per word", figures.rate_by_strength(scan)),
-        ("Perplexity over the baseline's", figures.cost_by_strength(scan)),
+        (f"Perplexity over that of {scan['relative_to']}", figures.cost_by_strength(scan)),
     ]

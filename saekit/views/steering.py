@@ -39,8 +39,10 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
         dictionary, site, name, feature, label: of the feature. strength: the chosen one, as text.
         words: of the concept; the first ones. more_words: whether there are others.
         samples: number of continuations of each prompt in each arm.
-        arms: rows of `name`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (perplexity over the
-            baseline's), `mentions` and `words`.
+        relative_to: what costs are relative to.
+        verdict: one sentence that says whether it worked.
+        arms: rows of `name`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (relative perplexity),
+            `mentions` and `words`.
         scan: `unit`, `strengths`, and `rates` and `costs` by arm, at strength 0 first.
         texts: for the first prompts, `prompt`, and for each arm its `name` and `pieces`: `text` and `named`, whether it names the
             concept. Every arm is shown by its sample with the most mentions.
@@ -57,6 +59,8 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
         "words": list(mentions.words[:_WORDS]),
         "more_words": len(mentions.words) > _WORDS,
         "samples": result.n_samples,
+        "relative_to": result.relative_to,
+        "verdict": result.verdict(point),
         "arms": [_arm(result, name, arm) for name, arm in result.arms(point).items()],
         "scan": _scan(steered.scan),
         "texts": [
@@ -79,12 +83,16 @@ def _arm(result: Sweep, name: str, arm: Arm) -> dict[str, Any]:
 
 
 def _scan(scan: Sweep) -> dict[str, Any]:
+    from saekit.evaluate.steering.dose_response import AFFORDABLE
+
     arms = {"feature": [point.steered for point in scan.points], "random": [point.random for point in scan.points]}
     return {
         "unit": scan.points[0].strength.unit,
         "strengths": [0.0, *(point.strength.values[0] for point in scan.points)],
         "rates": {name: [scan.baseline.rate.value, *(arm.rate.value for arm in own)] for name, own in arms.items()},
-        "costs": {name: [1.0, *(scan.cost(arm) for arm in own)] for name, own in arms.items()},
+        "costs": {name: [scan.cost(scan.baseline), *(scan.cost(arm) for arm in own)] for name, own in arms.items()},
+        "relative_to": scan.relative_to,
+        "affordable": AFFORDABLE,
     }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, inf, log
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, CorpusError
 from saekit.evaluate.report import Report, Section
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.evaluate.steering.side_effects import perplexity
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 _BATCH = 64
+AFFORDABLE = 2.5
+"""Largest perplexity, relative to natural text of the concept, at which steering counts as a success."""
+_CLEAR = 0.05
+"""Difference of rates from which on a reader sees the effect."""
 # The whole distribution: a concept that the model rarely names would not appear among its likeliest tokens.
-_SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+_SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,11 @@ class Sampling:
     """How a sweep samples.
 
     Attributes:
-        n_samples: continuations of each prompt, from the whole distribution at temperature 1.
+        n_samples: continuations of each prompt, from the whole distribution.
         max_new_tokens: length of a continuation in tokens.
         controls: number of random directions, each used for all prompts and strengths.
         seed: seed of the sampling and of the random directions.
+        temperature: divides the logits before sampling.
 
     Raises:
         ConfigError: there is less than one control.
@@ -41,6 +46,7 @@ class Sampling:
     max_new_tokens: int = 40
     controls: int = 1
     seed: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.controls < 1:
@@ -56,7 +62,9 @@ class Arm:
     rate: Rate
     """Mentions of the concept among the words of the continuations."""
     perplexity: float
-    """Perplexity of the continuations under the unsteered model."""
+    """Perplexity of the continuations after their prompts, under the unsteered model."""
+    alone: float | None = None
+    """Perplexity of the continuations without their prompts: text that changes its topic after the prompt is not improbable."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -65,6 +73,7 @@ class Arm:
             "mentions": self.rate.hits,
             "words": self.rate.words,
             "perplexity": self.perplexity,
+            "perplexity_alone": self.alone,
             "texts": self.texts,
         }
 
@@ -80,6 +89,16 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Natural:
+    """Texts of the concept that nobody steered."""
+
+    perplexity: float
+    """Under the unsteered model."""
+    rate: Rate
+    """Mentions of the concept among their words."""
+
+
+@dataclass(frozen=True)
 class Sweep(Report):
     """Result of :func:`sweep`."""
 
@@ -89,6 +108,8 @@ class Sweep(Report):
     baseline: Arm
     points: list[Point]
     """One for each strength, in the order given."""
+    natural: Natural | None = None
+    """Natural texts of the concept, which costs are relative to."""
 
     def arms(self, point: Point) -> dict[str, Arm]:
         """The arms to show side by side, by name."""
@@ -105,8 +126,36 @@ class Sweep(Report):
         return f"{bound}{self.lift(arm):.3g}×"
 
     def cost(self, arm: Arm) -> float:
-        """Perplexity of an arm / perplexity of the baseline."""
+        """Perplexity of the continuations by themselves / that of natural texts of the concept, or of unsteered continuations where
+        that is larger.
+
+        Without such texts: perplexity after the prompts / that of the baseline, which calls every change of the topic expensive.
+        """
+        if self.natural is not None and arm.alone is not None:
+            # A continuation begins in the middle of a text, so that it may be less probable without its prompt than a whole text.
+            return arm.alone / max(self.natural.perplexity, self.baseline.alone or 0.0)
         return arm.perplexity / self.baseline.perplexity
+
+    @property
+    def relative_to(self) -> str:
+        """What :meth:`cost` is relative to, in words."""
+        return "unsteered text" if self.natural is None else "natural text of the concept"
+
+    def verdict(self, point: Point) -> str:
+        """One sentence: whether steering worked at a strength, against the controls.
+
+        It worked if the rate is at least twice that of both controls and 5 percentage points above them, at a cost of at most
+        :data:`AFFORDABLE`.
+        """
+        steered, controls = point.steered.rate.value, (self.baseline.rate.value, point.random.rate.value)
+        clear = steered >= 2 * max(controls) and steered - max(controls) >= _CLEAR
+        paid = self.cost(point.steered)
+        said = "It worked" if clear and paid <= AFFORDABLE else "It did not work" if not clear else "It worked at a high price"
+        natural = "" if self.natural is None else f" and {self.natural.rate.value:.0%} in natural text"
+        return (
+            f"{said}: {steered:.0%} of the words name the concept, against {controls[0]:.0%} without steering, {controls[1]:.0%} "
+            f"with a random push of equal length{natural}, at {paid:.1f} times the perplexity of {self.relative_to}."
+        )
 
     def sample(self, arm: Arm, prompt: int, mentions: Mentions) -> str:
         """The continuation with most mentions among an arm's `n_samples` of a prompt; with several controls, of the first."""
@@ -114,7 +163,7 @@ class Sweep(Report):
         return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
 
     def best(self, cost: float) -> Point:
-        """The point of highest rate at a perplexity of at most `cost` times the baseline, or else the cheapest point."""
+        """The point of highest rate at a cost of at most `cost`, or else the cheapest point."""
         affordable = [point for point in self.points if self.cost(point.steered) <= cost]
         if not affordable:
             return min(self.points, key=lambda point: self.cost(point.steered))
@@ -125,6 +174,8 @@ class Sweep(Report):
         return {
             "prompts": self.prompts,
             "n_samples": self.n_samples,
+            "natural": None if self.natural is None else {"perplexity": self.natural.perplexity, "rate": self.natural.rate.value},
+            "perplexity_ratio_to": self.relative_to,
             "baseline": self.baseline.to_dict(),
             "points": [
                 {
@@ -164,6 +215,7 @@ def sweep(
     *,
     unit: str = "norm",
     sampling: Sampling | None = None,
+    natural: Sequence[str] = (),
 ) -> Sweep:
     """Sample continuations at several strengths with the same noise, and count the mentions of a concept.
 
@@ -175,6 +227,7 @@ def sweep(
         mentions: finds the concept's words.
         unit: unit of the strengths.
         sampling: how to sample; the defaults of :class:`Sampling` unless given.
+        natural: texts of the concept, about as long as the continuations, which the cost is relative to.
 
     Raises:
         ConfigError: there is no prompt or no strength.
@@ -196,6 +249,7 @@ def sweep(
             seed=sampling.seed,
             max_new_tokens=sampling.max_new_tokens,
             n_samples=sampling.n_samples,
+            temperature=sampling.temperature,
             **_SAMPLING,
         )
         found = []
@@ -203,7 +257,7 @@ def sweep(
             some = slice(start, start + block)
             texts = made.texts[some]
             cost = perplexity(lm, made.prompt_tokens[some], continuations=made.tokens[some], batch_size=_BATCH).overall
-            found.append(Arm(texts, mentions.rate(texts), cost))
+            found.append(Arm(texts, mentions.rate(texts), cost, _alone(lm, texts) if natural else None))
         return found
 
     (baseline,) = sampled(prompts, [])
@@ -212,11 +266,26 @@ def sweep(
     points = [
         Point(Strength(value, unit), arm, _pooled(parts)) for value, arm, *parts in zip(strengths, steered, *randoms, strict=True)
     ]
-    return Sweep(prompts, sampling.n_samples, baseline, points)
+    known = Natural(_alone(lm, natural), mentions.rate(natural)) if natural else None
+    return Sweep(prompts, sampling.n_samples, baseline, points, known)
+
+
+def _alone(lm: LanguageModel, texts: Sequence[str]) -> float:
+    """Perplexity of texts by themselves; infinite where there is nothing to predict."""
+    whole = [text for text in texts if text.strip()]
+    try:
+        return perplexity(lm, whole, batch_size=_BATCH).overall
+    except CorpusError:
+        return inf
 
 
 def _pooled(arms: Sequence[Arm]) -> Arm:
-    """Several directions as one arm; its perplexity is the geometric mean of theirs."""
+    """Several directions as one arm; its perplexities are the geometric means of theirs."""
     texts = [text for arm in arms for text in arm.texts]
-    cost = exp(sum(log(arm.perplexity) for arm in arms) / len(arms))
-    return Arm(texts, sum((arm.rate for arm in arms), Rate(0, 0)), cost)
+    alone = [arm.alone for arm in arms if arm.alone is not None]
+    cost = _mean([arm.perplexity for arm in arms])
+    return Arm(texts, sum((arm.rate for arm in arms), Rate(0, 0)), cost, _mean(alone) if alone else None)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return exp(sum(map(log, values)) / len(values))
