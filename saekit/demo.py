@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from saekit.lab import Document
     from saekit.names.site import Site
     from saekit.report import Section
+    from saekit.steer import Intervention, Strength
     from trainers import TrainConfig
 
 LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": "personas"}
@@ -32,14 +33,16 @@ LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": 
 LAB_RATE = 1.6e-3
 """Learning rate for the laboratory's model: the value that the rule gives to longer runs. With that for short runs, more concepts
 have a feature with an AUC of .9, but the three concepts above rank lower in a search."""
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Strengths of the scan, in median norms of the site."""
+STRENGTHS = (0.5, 0.8, 1.1, 1.4, 1.7)
+"""Strengths of the scan of a feature, in median norms of the site."""
+VECTOR_STRENGTHS = (0.5, 0.7, 0.9, 1.1, 1.3)
+"""The same of the mean difference."""
 _CHOSEN_AT = 2.2
 """Largest perplexity at which a strength is chosen, relative to natural texts of the concept. It is below the largest one that
 counts as a success, because the measurement on other prompts differs."""
 _TEMPERATURE = 0.5
 """Of the sampling: strongly steered text falls apart at 1."""
-_NATURAL = 24
+_NATURAL = 64
 """Natural texts of the concept, of up to `_NATURAL_WORDS` words each."""
 _NATURAL_WORDS = 40
 _LEAST_NATURAL = 4
@@ -55,6 +58,10 @@ _DOCUMENTS = 2000
 """Labelled documents of all genres on which hits are checked."""
 _HOLDING = 60
 """Fewest documents that hold a concept; if fewer of the above do, more documents are taken."""
+
+
+Change = Callable[["Strength"], "Intervention"]
+"""The intervention for a strength."""
 
 
 @dataclass(frozen=True)
@@ -275,14 +282,20 @@ def _steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tr
         raise CorpusError(f"{ws.corpus.source} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
     known = Known(section.mentions, natural_texts(ws, section.mentions, topic))
-    scans = [
-        (each, _sweep(ws, each, prompts[:half], STRENGTHS, known, Sampling(seed=config.seed + 1, temperature=_TEMPERATURE)))
-        for each in candidates
-    ]
+    choosing = Sampling(seed=config.seed + 1, temperature=_TEMPERATURE)
+    measuring = Sampling(n_samples=6, controls=2, seed=config.seed + 2, temperature=_TEMPERATURE)
+    scans = [(each, _sweep(ws, _clamp(ws, each), prompts[:half], STRENGTHS, known, choosing)) for each in candidates]
     record, scan = max(scans, key=lambda pair: _promise(pair[1]))
-    (strength,) = scan.best(_CHOSEN_AT).strength.values
-    sampling = Sampling(n_samples=8, controls=3, seed=config.seed + 2, temperature=_TEMPERATURE)
-    return replace(section, steered=Steered(record, scan, _sweep(ws, record, prompts[half:], [strength], known, sampling)))
+
+    def at_best(change: Change, scan: Sweep) -> Sweep:
+        return _sweep(ws, change, prompts[half:], scan.best(_CHOSEN_AT).strength.values, known, measuring)
+
+    vector = None
+    if known.natural:
+        others = (_beginning(text) for text in _heldout(ws, config, topic) if not section.mentions.spans(text))
+        push = _push(ws, site, known.natural, list(islice(others, _NATURAL)))
+        vector = at_best(push, _sweep(ws, push, prompts[:half], VECTOR_STRENGTHS, known, choosing))
+    return replace(section, steered=Steered(record, scan, at_best(_clamp(ws, record), scan), vector))
 
 
 def _promise(scan: Sweep) -> tuple[bool, float]:
@@ -304,13 +317,17 @@ def natural_texts(ws: Workspace, mentions: Mentions, topic: Topic) -> list[str]:
     """Beginnings of documents that mention the concept there; none if too few do."""
     found: list[str] = []
     for text in islice(_documents(ws, topic), _DOCUMENTS):
-        words = list(islice(re.finditer(r"\S+", text), _NATURAL_WORDS))
-        opening = text[: words[-1].end()] if words else ""
-        if mentions.spans(opening):
-            found.append(opening)
+        if mentions.spans(beginning := _beginning(text)):
+            found.append(beginning)
         if len(found) == _NATURAL:
             break
     return found if len(found) >= _LEAST_NATURAL else []
+
+
+def _beginning(text: str) -> str:
+    """The first words of a text, as they are written."""
+    words = list(islice(re.finditer(r"\S+", text), _NATURAL_WORDS))
+    return text[: words[-1].end()] if words else ""
 
 
 def _documents(ws: Workspace, topic: Topic) -> Iterable[str]:
@@ -324,30 +341,36 @@ def _documents(ws: Workspace, topic: Topic) -> Iterable[str]:
 
 
 def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
-    """The two features that promote the concept's words most, and the first hits of the search."""
+    """The feature that promotes the concept's words most, and the first hits of the search."""
     said = " ".join(topic.words[:_QUERY_WORDS])
     with ws.database() as database:
-        promoting = [database.feature(hit.ref) for hit in database.search(said, k=2, dictionary=site, by="promotes")]
+        promoting = [database.feature(hit.ref) for hit in database.search(said, k=1, dictionary=site, by="promotes")]
     both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:_HITS])]}
     return list(both.values())
 
 
-def _sweep(
-    ws: Workspace, record: FeatureRecord, prompts: Sequence[str], strengths: Sequence[float], known: Known, sampling: Sampling
-) -> Sweep:
-    from saekit.evaluate.steering.dose_response import sweep
+def _clamp(ws: Workspace, record: FeatureRecord) -> Change:
+    """Clamp a feature."""
     from saekit.steer import clamp
 
     ws.attach(record.dictionary)
-    return sweep(
-        ws.lm,
-        prompts,
-        lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm),
-        strengths,
-        known.mentions,
-        sampling=sampling,
-        natural=known.natural,
-    )
+    return lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm)
+
+
+def _push(ws: Workspace, site: Site, natural: Sequence[str], others: Sequence[str]) -> Change:
+    """Add the mean difference between texts of the concept and others."""
+    from saekit.steer import add, mean_difference
+
+    vector = mean_difference(ws.lm, site, natural, others)
+    return lambda strength: add(vector, strength).resolve(ws.lm, norms=ws.median_norm)
+
+
+def _sweep(
+    ws: Workspace, change: Change, prompts: Sequence[str], strengths: Sequence[float], known: Known, sampling: Sampling
+) -> Sweep:
+    from saekit.evaluate.steering.dose_response import sweep
+
+    return sweep(ws.lm, prompts, change, strengths, known.mentions, sampling=sampling, natural=known.natural)
 
 
 def _heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:

@@ -110,19 +110,17 @@ def _hits(section: Section) -> list[dict[str, Any]]:
 def _steered(section: Section) -> list[dict[str, Any]]:
     if section.steered is None:
         return []
-    result = section.steered.result
-    (point,) = result.points
     return [
         {
             "concept": section.title,
             "arm": name,
             "feature": str(section.steered.record.feature) if name == "steered" else "",
-            "strength": str(point.strength) if name != "baseline" else "",
+            "strength": strength if name != "baseline" else "",
             "rate": f"{arm.rate.value:.2%}",
             "of baseline": result.lift_text(arm) if name != "baseline" else "",
             "perplexity": f"{result.cost(arm):.2f}×",
         }
-        for name, arm in result.arms(point).items()
+        for name, (result, arm, strength) in section.steered.arms().items()
     ]
 
 
@@ -132,11 +130,10 @@ def _print_texts(section: Section) -> None:
 
     if section.steered is None or section.mentions is None:
         return
-    result = section.steered.result
-    (point,) = result.points
     say((section.title, "bold"))
-    say(result.verdict(point))
-    for name, arm in result.arms(point).items():
+    for said in section.steered.verdicts():
+        say(said)
+    for name, (result, arm, _) in section.steered.arms().items():
         shown = Text(clean(result.sample(arm, 0, section.mentions).replace("\n", "↵")))
         for start, stop in section.mentions.spans(shown.plain):
             shown.stylize("bold green", start, stop)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from saekit.steer.amplitude import ablate, add, clamp, intervene, patch, scale
     from saekit.steer.change import Change
     from saekit.steer.control import RandomControl
+    from saekit.steer.difference import mean_difference
     from saekit.steer.intervention import BoundIntervention, Intervention, combine
     from saekit.steer.measures import Measures, measure
     from saekit.steer.operations import OPERATIONS, Operation
@@ -24,6 +25,7 @@ _HOMES = {
     "saekit.steer.amplitude": ("ablate", "add", "clamp", "intervene", "patch", "scale"),
     "saekit.steer.change": ("Change",),
     "saekit.steer.control": ("RandomControl",),
+    "saekit.steer.difference": ("mean_difference",),
     "saekit.steer.intervention": ("BoundIntervention", "Intervention", "combine"),
     "saekit.steer.measures": ("Measures", "measure"),
     "saekit.steer.operations": ("OPERATIONS", "Operation"),
@@ -52,6 +54,7 @@ __all__ = [
     "combine",
     "compare",
     "intervene",
+    "mean_difference",
     "measure",
     "parse_feature",
     "patch",

@@ -22,11 +22,28 @@ class Steered:
         record: the feature.
         scan: the strengths among which one was chosen.
         result: the chosen strength, measured on other prompts and with other noise than it was chosen on.
+        vector: the same of the mean difference of activations between texts of the concept and others; None where there were too
+            few such texts.
     """
 
     record: FeatureRecord
     scan: Sweep
     result: Sweep
+    vector: Sweep | None = None
+
+    def arms(self) -> dict[str, tuple[Sweep, Arm, str]]:
+        """What is shown side by side, by name: where it was measured, the texts, and the strength."""
+        (point,) = self.result.points
+        found = {name: (self.result, arm, str(point.strength)) for name, arm in self.result.arms(point).items()}
+        if self.vector is not None:
+            (point,) = self.vector.points
+            found["vector"] = self.vector, point.steered, str(point.strength)
+        return found
+
+    def verdicts(self) -> list[str]:
+        """A sentence on the feature, and one on the vector."""
+        measured = [("The feature", self.result), ("The mean difference", self.vector)]
+        return [f"{name}: {sweep.verdict(sweep.points[0])}" for name, sweep in measured if sweep is not None]
 
 
 def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
@@ -40,9 +57,9 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
         words: of the concept; the first ones. more_words: whether there are others.
         samples: number of continuations of each prompt in each arm.
         relative_to: what costs are relative to.
-        verdict: one sentence that says whether it worked.
-        arms: rows of `name`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (relative perplexity),
-            `mentions` and `words`.
+        verdicts: a sentence that says whether it worked, of the feature and of the mean difference.
+        arms: rows of `name`, `strength`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (relative
+            perplexity), `mentions` and `words`.
         scan: `unit`, `strengths`, and `rates` and `costs` by arm, at strength 0 first.
         texts: for the first prompts, `prompt`, and for each arm its `name` and `pieces`: `text` and `named`, whether it names the
             concept. Every arm is shown by its sample with the most mentions.
@@ -60,15 +77,15 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
         "more_words": len(mentions.words) > _WORDS,
         "samples": result.n_samples,
         "relative_to": result.relative_to,
-        "verdict": result.verdict(point),
-        "arms": [_arm(result, name, arm) for name, arm in result.arms(point).items()],
+        "verdicts": steered.verdicts(),
+        "arms": [_arm(*each[:2], name, each[2]) for name, each in steered.arms().items()],
         "scan": _scan(steered.scan),
         "texts": [
             {
                 "prompt": prompt,
                 "arms": [
-                    {"name": name, "pieces": _marked(result.sample(arm, i, mentions), mentions)}
-                    for name, arm in result.arms(point).items()
+                    {"name": name, "pieces": _marked(sweep.sample(arm, i, mentions), mentions)}
+                    for name, (sweep, arm, _) in steered.arms().items()
                 ],
             }
             for i, prompt in enumerate(result.prompts[:_PROMPTS])
@@ -76,10 +93,10 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
     }
 
 
-def _arm(result: Sweep, name: str, arm: Arm) -> dict[str, Any]:
+def _arm(result: Sweep, arm: Arm, name: str, strength: str) -> dict[str, Any]:
     rate = arm.rate
     numbers = {"rate": rate.value, "mentions": rate.hits, "words": rate.words, "cost": result.cost(arm)}
-    return {"name": name, "lift": result.lift_text(arm), **numbers}
+    return {"name": name, "strength": "" if name == "baseline" else strength, "lift": result.lift_text(arm), **numbers}
 
 
 def _scan(scan: Sweep) -> dict[str, Any]:

@@ -126,8 +126,9 @@ class Sweep(Report):
         return f"{bound}{self.lift(arm):.3g}×"
 
     def cost(self, arm: Arm) -> float:
-        """Perplexity of the continuations by themselves / that of natural texts of the concept, or of unsteered continuations where
-        that is larger.
+        """Perplexity of the continuations by themselves / that of natural texts of the concept.
+
+        Where unsteered continuations by themselves have a larger one, it is relative to that.
 
         Without such texts: perplexity after the prompts / that of the baseline, which calls every change of the topic expensive.
         """

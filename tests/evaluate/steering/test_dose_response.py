@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saekit.errors import ConfigError, InterventionError
-from saekit.evaluate.steering.dose_response import Arm, Point, Sampling, Sweep, sweep
+from saekit.evaluate.steering.dose_response import AFFORDABLE, Arm, Natural, Point, Sampling, Sweep, sweep
 from saekit.evaluate.steering.mentions import Mentions, Rate
 from saekit.evaluate.steering.side_effects import perplexity
 from saekit.lm import LanguageModel
@@ -59,6 +59,34 @@ def test_strength_zero_gives_the_baseline(lm: LanguageModel) -> None:
     assert point.steered.texts == point.random.texts == found.baseline.texts
     assert found.cost(point.steered) == pytest.approx(1)
     assert found.lift(point.steered) == pytest.approx(1) or not found.baseline.rate.hits
+
+
+def test_costs_are_relative_to_natural_text(lm: LanguageModel) -> None:
+    natural, mentions = ["The girl saw the dog.", "She had the ball."], Mentions(["the"])
+    found = sweep(lm, PROMPTS, change(lm), [0.7], mentions, sampling=SETTINGS, natural=natural)
+    (point,) = found.points
+    assert found.natural is not None and found.natural.rate == mentions.rate(natural)
+    assert found.natural.perplexity == pytest.approx(perplexity(lm, natural).overall)
+    assert point.steered.alone == pytest.approx(perplexity(lm, point.steered.texts).overall)
+    assert found.baseline.alone is not None and point.steered.alone is not None
+    reference = max(found.natural.perplexity, found.baseline.alone)
+    assert found.cost(point.steered) == pytest.approx(point.steered.alone / reference)
+    without = sweep(lm, PROMPTS, change(lm), [0.7], mentions, sampling=SETTINGS)
+    assert without.points[0].steered.alone is None and without.relative_to == "unsteered text"
+
+
+@pytest.mark.parametrize(
+    ("rate", "random", "alone", "said"),
+    [(50, 0, 9.0, "It worked:"), (50, 0, 20.0, "It worked at a high price:"), (50, 30, 9.0, "It did not work:"),
+     (4, 0, 9.0, "It did not work:")],
+)  # fmt: skip
+def test_the_verdict_counts_controls_and_cost(rate: int, random: int, alone: float, said: str) -> None:
+    arms = [Arm([], Rate(hits, 100), 50.0, cost) for hits, cost in ((0, 5.0), (rate, alone), (random, 5.0))]
+    point = Point(Strength(1.0, "norm"), *arms[1:])
+    found = Sweep([], 1, arms[0], [point], Natural(6.0, Rate(60, 100)))
+    assert found.cost(arms[1]) == alone / 6 and AFFORDABLE < 20 / 6
+    verdict = found.verdict(point)
+    assert verdict.startswith(said) and f"{rate}% of the words" in verdict and "60% in natural text" in verdict
 
 
 def _arm(hits: int, words: int, cost: float) -> Arm:
