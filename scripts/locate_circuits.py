@@ -35,14 +35,14 @@ def measure(lm: LanguageModel, name: str, count: int, steps: int) -> dict[str, A
     task, other = both[:count], both[count:]
     ablator, judge = EdgeAblator(lm, task), EdgeAblator(lm, other)
     row: dict[str, Any] = {"task": name, "prompts": count}
-    for method in ("eap", "eap-ig-inputs", "eap-ig-activations"):
+    for method in ("eap", "eap_ig_inputs", "eap_ig_activations"):
         begun = time.perf_counter()
         scores = score_edges(lm, task, Scoring(method, steps), progress=False)
         row[f"{method}_seconds"] = time.perf_counter() - begun
         n = int(SHARE * scores.wiring.n_edges)
         circuit = greedy(scores, n, "highest")
         row[method], row[f"{method}_other"] = (faithfulness(each, [circuit])[0] for each in (ablator, judge))
-        if method == "eap-ig-inputs":
+        if method == "eap_ig_inputs":
             by_method = curve(ablator, scores, by="highest", how="greedy")
             row |= {"edges": len(circuit), "cpr": by_method.cpr}
             row["cmd"] = curve(ablator, scores, how="greedy").cmd
@@ -59,7 +59,7 @@ def _by_position(lm: LanguageModel, task: Task, other: Task, steps: int) -> dict
     """Circuits of 5 % of the edges of every position."""
     if task.clean_BT.shape[1] != other.clean_BT.shape[1]:
         other = task
-    scores = score_edges(lm, task, Scoring("eap-ig-inputs", steps), positions="each", progress=False)
+    scores = score_edges(lm, task, Scoring("eap_ig_inputs", steps), positions="each", progress=False)
     n = int(SHARE * scores.wiring.n_edges * len(scores.spans))
     circuit = greedy(scores, n, "highest")
     runners = (EdgeAblator(lm, each, positions="each") for each in (task, other))
@@ -104,7 +104,7 @@ def section(count: int = 48, steps: int = 10) -> list[dict[str, Any]]:
     rows = []
     for name in TASKS:
         rows.append(measure(lm, name, count, steps))
-        print(f"{name}: {rows[-1]['eap-ig-inputs']:.3f}", file=sys.stderr, flush=True)
+        print(f"{name}: {rows[-1]['eap_ig_inputs']:.3f}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -117,7 +117,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 "edges": row["edges"],
                 **{
                     name: f"{row[name]:.3f} / {row[f'{name}_other']:.3f}"
-                    for name in ("eap", "eap-ig-inputs", "eap-ig-activations")
+                    for name in ("eap", "eap_ig_inputs", "eap_ig_activations")
                 },
                 "refined": "" if row["refined"] is None else f"{row['refined']:.3f} / {row['refined_other']:.3f}",
                 "each position": f"{row['each_position']:.3f} / {row['each_position_other']:.3f}",

@@ -10,6 +10,7 @@ import typer
 
 from saekit.cli import options
 from saekit.cli.circuit_methods import CIRCUIT_METHODS, CircuitFound, CircuitRequest
+from saekit.cli.locate import PromptOptions
 from saekit.cli.output import emit, quiet_libraries, say, say_path, table
 from saekit.cli.subject import WS_OR_MODEL, open_subject
 from saekit.cli.values import count
@@ -25,8 +26,8 @@ class CircuitOptions:
         str | None,
         typer.Option(
             "--method",
-            help="attribution-graph, eap, eap-ig-inputs, eap-ig-activations, acdc, or another of `saekit circuit --list`. "
-            "[default: eap-ig-inputs with --task, else attribution-graph]",
+            help="attribution_graph, eap, eap_ig_inputs, eap_ig_activations, acdc, or another of `saekit circuit --list`. "
+            "[default: eap_ig_inputs with --task, else attribution_graph]",
             show_default=False,
         ),
     ] = None
@@ -90,22 +91,22 @@ def circuit(
     as_json: options.JSON = False,
     *,
     find: CircuitOptions,
+    prompts: PromptOptions,
     output: OutputOptions,
     load: options.LoadOptions,
 ) -> None:
     """Find the circuit of a prediction or a behaviour.
 
-    attribution-graph explains the next token after a prompt by features of transcoders. A workspace needs transcoders of its
+    attribution_graph explains the next token after a prompt by features of transcoders. A workspace needs transcoders of its
     layers, or one cross-layer transcoder: `saekit fit WORKSPACE --site 'mlp_in.0..3->mlp_out.0..3'`. Every link that is shown is
     verified by an intervention in the frozen model, and the effect of every node is measured with nothing frozen. Its options are
     nodes and edges (shares of influence that pruning keeps), logit_probability, most_logits, max_feature_nodes, row_share,
     row_entries, memory, keep_first and verify.
 
-    eap, eap-ig-inputs, eap-ig-activations and acdc find the edges between heads, MLPs, the embedding and the logits that carry
-    the behaviour of a task. An edge head:0.1->q:1.2 is what head 1 of layer 0 adds to the input of the queries of head 2 of layer
-    1. A positive score says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude),
-    refine, steps, tau, metric, positions (each, spans, or names), ablation (counterfactual, mean or zero), prompts, seed and
-    split.
+    eap, eap_ig_inputs, eap_ig_activations and acdc find the edges between heads, MLPs, the embedding and the logits that carry
+    the behaviour of a task. The edge head:0.1->q:1.2 is what one head adds to the input of the queries of another. A positive score
+    says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude), refine, steps, tau
+    (of acdc), metric, positions (each, spans, or names) and ablation (counterfactual, mean or zero).
 
     Example: `saekit circuit pythia "The capital of France is" --html graph.html`
 
@@ -121,7 +122,7 @@ def circuit(
         rows = [{"method": name, "needs": row.needs, "finds": row.summary} for name, row in CIRCUIT_METHODS.items()]
         emit(rows) if as_json else table(rows)
         return
-    method = find.method or ("attribution-graph" if find.task is None else "eap-ig-inputs")
+    method = find.method or ("attribution_graph" if find.task is None else "eap_ig_inputs")
     row = CIRCUIT_METHODS.find(method)
     if not place:
         raise ConfigError("circuit needs a workspace or a model.", "Give one, or --list for the methods.")
@@ -132,8 +133,13 @@ def circuit(
         raise ConfigError(f"The {row.needs} is empty.", "Give at least one word.")
     own = _pairs(find.option or []) | ({} if find.edges is None else {"edges": find.edges})
     own |= {"evaluate": "yes"} if find.evaluate else {}
-    request = CircuitRequest(method, prompt, find.task, find.dictionary or (), own, not as_json)
+    if row.needs == "prompt" and prompts != PromptOptions():
+        raise ConfigError(f"{method} explains one prompt.", "Leave out --prompts, --seed, --split and --first-token.")
     quiet_libraries()
+    from saekit.locate.data import DataChoice
+
+    choice = DataChoice(prompts.prompts, prompts.seed, prompts.split, prompts.first_token)  # type: ignore[arg-type]
+    request = CircuitRequest(method, prompt, find.task, choice, find.dictionary or (), own, not as_json)
     found = row.function(open_subject(place, load), request)
     written = _write(found, output)
     if as_json:

@@ -25,9 +25,6 @@ _DEFAULTS: dict[str, Any] = {
     "metric": "",
     "positions": "",
     "ablation": "counterfactual",
-    "prompts": 0,
-    "seed": 0,
-    "split": "heldout",
 }
 
 
@@ -40,16 +37,16 @@ def edges(subject: Subject, request: CircuitRequest) -> CircuitFound:
     """
     from saekit.files import document
     from saekit.locate.circuits import circuit_dict, circuit_graphml
-    from saekit.locate.data import DataChoice, data_of
+    from saekit.locate.data import data_of
     from saekit.report.circuit import write_circuit_page
     from saekit.tasks import Task
 
     chosen, lm = request.options(_DEFAULTS), subject.lm
     chosen["method"], chosen["progress"] = request.method, request.progress
-    if chosen["edges"] < 0 or chosen["prompts"] < 0:
-        raise ConfigError("A number of edges or prompts is negative.", "Give a number from 1.")
+    if chosen["edges"] < 0:
+        raise ConfigError("The number of edges is negative.", "Give a number from 1.")
     assert request.task is not None
-    data = data_of(lm, request.task, DataChoice(chosen["prompts"] or None, chosen["seed"], chosen["split"]))
+    data = data_of(lm, request.task, request.choice)
     if not isinstance(data, Task):
         raise ConfigError(
             f"{request.task} holds no clean and corrupted prompts.", "Give a file with clean, corrupted, answer and foil."

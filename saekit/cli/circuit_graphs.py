@@ -1,4 +1,4 @@
-"""What `saekit circuit --method attribution-graph` runs."""
+"""What `saekit circuit --method attribution_graph` runs."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from saekit.plugins import Registry, nearest, resolve
 
 if TYPE_CHECKING:
     from saekit.cli.subject import Subject
+    from saekit.locate.data import DataChoice
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class CircuitRequest:
         method: name of the method.
         prompt: a text, for methods that explain one prediction.
         task: file or name of a task, for methods that explain a behaviour on many prompts.
+        choice: which prompts of the task.
         dictionaries: folders of dictionaries that are used besides those of the workspace.
         given: options of the method, by name, as text.
         progress: whether to show progress bars.
@@ -35,6 +37,7 @@ class CircuitRequest:
     method: str
     prompt: str | None = None
     task: str | None = None
+    choice: DataChoice | None = None
     dictionaries: Sequence[str] = ()
     given: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
@@ -105,7 +108,7 @@ class CircuitMethod:
 CIRCUIT_METHODS: Registry[CircuitMethod] = Registry(
     "circuit method",
     {
-        "attribution-graph": CircuitMethod(
+        "attribution_graph": CircuitMethod(
             "saekit.cli.circuit_graphs:attribution_graph",
             needs="prompt",
             summary="Which transcoder features lead to the next token of one prompt.",
@@ -114,8 +117,8 @@ CIRCUIT_METHODS: Registry[CircuitMethod] = Registry(
             name: CircuitMethod("saekit.cli.circuit_edges:edges", needs="task", summary=summary)
             for name, summary in {
                 "eap": "Edges between heads and MLPs, by the gradient of the clean run.",
-                "eap-ig-inputs": "The same, by gradients integrated along the embedding.",
-                "eap-ig-activations": "The same, by gradients integrated along the output of each writer.",
+                "eap_ig_inputs": "The same, by gradients integrated along the embedding.",
+                "eap_ig_activations": "The same, by gradients integrated along the output of each writer.",
                 "acdc": "The same, by removing edges one by one.",
             }.items()
         },

@@ -88,13 +88,13 @@ METHODS: Registry[Method] = Registry(
         "eap": Method(
             f"{_CIRCUITS}:eap", "task", "edges: the change of the input times the gradient there", gradient=True, cheap=False
         ),
-        "eap-ig-inputs": Method(
+        "eap_ig_inputs": Method(
             f"{_CIRCUITS}:eap_ig_inputs", "task", "edges: EAP, integrated along the embedding", gradient=True, cheap=False
         ),
-        "eap-ig-activations": Method(
+        "eap_ig_activations": Method(
             f"{_CIRCUITS}:eap_ig_activations", "task", "edges: EAP, integrated along each output", gradient=True, cheap=False
         ),
-        "feature-circuit": Method(
+        "feature_circuit": Method(
             "saekit.locate.graphs.features:feature_circuit",
             "task",
             "features and errors of SAEs, or coordinates: clean minus corrupted value, times the gradient",

@@ -51,9 +51,10 @@ def test_a_graph_is_printed_and_written(saekit: Saekit, stories_path: Path, tran
         ([PROMPT, "--option", "nodes=many"], "not a number"),
         ([PROMPT, "--option", "nodes=2"], "not a share"),
         ([PROMPT, "--option", "nodes"], "NAME=VALUE"),
-        ([PROMPT, "--method", "attribution"], "attribution-graph"),
+        ([PROMPT, "--method", "attribution"], "attribution_graph"),
         ([], "needs a prompt"),
         ([" "], "empty"),
+        ([PROMPT, "--prompts", "3"], "one prompt"),
     ],
 )
 def test_what_cannot_be_done_is_an_error(
@@ -79,7 +80,7 @@ def test_without_transcoders_the_error_says_how_to_train_some(saekit: Saekit, st
 
 def test_methods_are_listed(saekit: Saekit) -> None:
     outcome = saekit("circuit", "--list", "--json")
-    assert outcome.status == 0 and "attribution-graph" in {row["method"] for row in json.loads(outcome.stdout)}
+    assert outcome.status == 0 and "attribution_graph" in {row["method"] for row in json.loads(outcome.stdout)}
 
 
 def test_a_plugin_adds_a_method_with_a_format(
@@ -100,3 +101,15 @@ def test_a_plugin_adds_a_method_with_a_format(
         assert outcome.status == 0 and outcome.json["words"] == 4 and out.read_text() == PROMPT
     finally:
         CIRCUIT_METHODS.unregister("words")
+
+
+def test_the_prompts_of_a_task_are_chosen_as_for_locate(saekit: Saekit, tmp_path: Path) -> None:
+    outcome = saekit("circuit", "lab", "--task", "lab:induction", "--method", "eap", "--prompts", 3, "--json")
+    assert outcome.status == 0 and outcome.json["prompts"] == 3
+    assert saekit("circuit", "lab", "--task", "lab:induction", "--prompts", 0).status
+
+
+def test_names_of_methods_and_of_their_functions_are_spelled_alike(saekit: Saekit) -> None:
+    for command in ("circuit", "locate"):
+        names = {row["method"] for row in saekit(command, "--list", "--json").json}
+        assert "eap_ig_inputs" in names and all(name.isidentifier() for name in names)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import commands
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -25,6 +27,20 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
 
 def _commands(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def _is_plain(command: str) -> bool:
+    """Whether a line is one saekit command, which no shell has to take apart."""
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", command)
+    return command.startswith("saekit ") and not re.search(r"[|<>&;$*?`\\]", unquoted)
+
+
+def _run_here(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a plain command in this process: most of the time of a short command goes into loading the libraries."""
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        done = commands.here(*shlex.split(command)[1:])
+    assert done.status == 0, f"$ {command}\n{done.stdout}{done.stderr}"
 
 
 def _run(command: str, folder: Path) -> None:
@@ -44,13 +60,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.name)
-def test_the_examples_of_a_page_run(page: Path, study: Path, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run(page: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(study, tmp_path / STUDY)
     code = []
     for kind, block in _blocks(page):
         if kind == "console":
             for command in _commands(block):
-                _run(command, tmp_path)
+                if _is_plain(command):
+                    _run_here(command, tmp_path, monkeypatch)
+                else:
+                    _run(command, tmp_path)
         else:
             code.append(block)
     if code:  # the blocks of a page share their names

@@ -2,7 +2,7 @@
 
 ::
 
-    scores = score_edges(lm, task, Scoring("eap-ig-inputs"))
+    scores = score_edges(lm, task, Scoring("eap_ig_inputs"))
     circuit = greedy(scores, n=50)
     print(evaluate(EdgeAblator(lm, task), circuit))
 """

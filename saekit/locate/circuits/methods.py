@@ -45,7 +45,7 @@ def eap_ig_inputs(
     progress: bool = True,
 ) -> Ranking:
     """EAP with integrated gradients along the embedding; see :func:`saekit.locate.circuits.score_edges`."""
-    return _scored(lm, data, Scoring("eap-ig-inputs", steps), spaces, metric, positions, progress)
+    return _scored(lm, data, Scoring("eap_ig_inputs", steps), spaces, metric, positions, progress)
 
 
 def eap_ig_activations(
@@ -59,7 +59,7 @@ def eap_ig_activations(
     progress: bool = True,
 ) -> Ranking:
     """EAP with integrated gradients along the writers' outputs; see :func:`saekit.locate.circuits.score_edges`."""
-    return _scored(lm, data, Scoring("eap-ig-activations", steps), spaces, metric, positions, progress)
+    return _scored(lm, data, Scoring("eap_ig_activations", steps), spaces, metric, positions, progress)
 
 
 def acdc(

@@ -27,7 +27,7 @@ from saekit.tasks import Task
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
-SCORINGS = ("eap", "eap-ig-inputs", "eap-ig-activations")
+SCORINGS = ("eap", "eap_ig_inputs", "eap_ig_activations")
 """Names of the methods that score edges by gradients."""
 
 
@@ -103,8 +103,8 @@ def score_edges(
     """Score every edge of a model by gradients.
 
     `eap` (Syed et al. 2023, arXiv 2310.10348) takes the gradient of the clean run: two forward passes and one backward pass.
-    `eap-ig-inputs` (Hanna et al. 2024, arXiv 2403.17806) averages it over runs whose first block takes in corrupted + alpha
-    (clean - corrupted), at the midpoints alpha = (i + 1/2) / steps. `eap-ig-activations` moves, for the edges of the embedding,
+    `eap_ig_inputs` (Hanna et al. 2024, arXiv 2403.17806) averages it over runs whose first block takes in corrupted + alpha
+    (clean - corrupted), at the midpoints alpha = (i + 1/2) / steps. `eap_ig_activations` moves, for the edges of the embedding,
     of the heads of a layer or of an MLP, the outputs of these writers alone from corrupted to clean, on the clean prompt.
 
     Args:
@@ -160,7 +160,7 @@ class _Scorer:
         check_sums(self.lm, self.wiring, moved, clean, corrupted)
         if plain:
             self._add(rows, moved, taps, [logits], range(len(self.wiring.writers)))
-        elif self.scoring.method == "eap-ig-inputs":
+        elif self.scoring.method == "eap_ig_inputs":
             site = Site("resid_pre", 0)
             for alphas in torch.arange(self.scoring.steps).split(some):
                 self._step(rows, clean_BT, moved, (site, raw[site], clean.embed), alphas, range(len(self.wiring.writers)))

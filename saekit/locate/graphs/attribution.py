@@ -208,12 +208,12 @@ def _graph(prepared: Prepared, rows: Rows, expanded: list[int], settings: GraphS
         raise UnsupportedModel(
             f"With patterns, scales and MLP outputs frozen, {lm.name} is not linear: a value differs from the sum of its "
             f"sources by {gap:.1%} of their magnitude.",
-            "Attribution graphs need a model whose blocks are attention, norms and MLPs; use `--method eap-ig` instead.",
+            "Attribution graphs need a model whose blocks are attention, norms and MLPs; use `--method eap_ig_inputs` instead.",
         )
     kept = [float(np.abs(row).sum()) / total for row, (_, total) in zip(rows.entries, rows.totals) if total]
     stored = float(np.abs(matrix.data).sum())
     facts = {
-        "method": "attribution-graph",
+        "method": "attribution_graph",
         "model": lm.name,
         "fingerprint": lm.fingerprint()["model"],
         "layers": lm.n_layers,

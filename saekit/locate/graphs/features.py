@@ -86,7 +86,7 @@ def feature_circuit(
             scores.append(of_units[fired])
     facts = {"positions": positions, "steps": steps}
     return ranked(
-        refs, torch.cat(scores), method="feature-circuit", lm=lm, data=data, metric=found.metric, spaces=found.spaces, **facts
+        refs, torch.cat(scores), method="feature_circuit", lm=lm, data=data, metric=found.metric, spaces=found.spaces, **facts
     )
 
 
@@ -129,7 +129,7 @@ def feature_edges(
     scores = (
         torch.stack([scores_TSB[target, source] for target, source in pairs]) if pairs else scores_TSB.new_zeros(0, len(data))
     )
-    return ranked(edges, scores, method="feature-circuit edges", lm=lm, data=data, metric=found.metric, spaces=found.spaces)
+    return ranked(edges, scores, method="feature_circuit edges", lm=lm, data=data, metric=found.metric, spaces=found.spaces)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ INDUCTION = {"site:embed->v:0.2", "head:0.2->k:1.0", "head:1.0->site:logits"}
 
 @pytest.fixture(scope="module")
 def found(lm: LanguageModel, task: Task) -> Circuit:
-    return greedy(score_edges(lm, task, Scoring("eap-ig-inputs", 3), progress=False), 12)
+    return greedy(score_edges(lm, task, Scoring("eap_ig_inputs", 3), progress=False), 12)
 
 
 def test_circuits_survive_a_file(found: Circuit, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_acdc_finds_the_induction_circuit(induction_lm: LanguageModel) -> None:
     assert faithfulness(ablator, [circuit])[0] > 0.95
 
 
-@pytest.mark.parametrize("method", ["eap-ig-inputs", "eap-ig-activations"])
+@pytest.mark.parametrize("method", ["eap_ig_inputs", "eap_ig_activations"])
 def test_integrated_gradients_find_the_induction_circuit_where_gradients_fail(induction_lm: LanguageModel, method: str) -> None:
     task = induction_task(8)
     ablator = EdgeAblator(induction_lm, task)

@@ -140,7 +140,7 @@ def test_other_families_run_the_identities(family: str, task: Task) -> None:
 
 def test_evaluation_of_a_circuit(lm: LanguageModel, task: Task) -> None:
     ablator = EdgeAblator(lm, task)
-    scores = score_edges(lm, task, Scoring("eap-ig-inputs"), progress=False)
+    scores = score_edges(lm, task, Scoring("eap_ig_inputs"), progress=False)
     circuit = greedy(scores, 12)
     found = evaluate(ablator, circuit, minimality=True)
     f, rest = faithfulness(ablator, [circuit, circuit.complement()])

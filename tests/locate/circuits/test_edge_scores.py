@@ -51,7 +51,7 @@ def by_hand(dense: DenseLlama, task: Task, method: str) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig-inputs"])
+@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs"])
 def test_scores_equal_the_formulas_in_float64(lm: LanguageModel, dense: DenseLlama, task: Task, method: str) -> None:
     found = score_edges(lm, task, Scoring(method, STEPS), progress=False).values_UVSB[:, :, 0].double()
     expected = by_hand(dense, task, method)
@@ -59,13 +59,13 @@ def test_scores_equal_the_formulas_in_float64(lm: LanguageModel, dense: DenseLla
     assert float(expected.abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig-inputs", "eap-ig-activations"])
+@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs", "eap_ig_activations"])
 def test_outgoing_edges_sum_to_the_writer(lm: LanguageModel, dense: DenseLlama, task: Task, method: str) -> None:
     """A writer that changes for all readers at once changes the residual stream: one gradient of its own output."""
     scores = score_edges(lm, task, Scoring(method, STEPS), progress=False)
     start, end = dense.embed(task.corrupted_BT), dense.embed(task.clean_BT)
     clean, corrupted = dense.run(end).written, dense.run(start).written
-    if method != "eap-ig-activations":
+    if method != "eap_ig_activations":
         everywhere = torch.zeros(dense.U, len(task), dtype=torch.float64)
         for step in range(STEPS if "ig" in method else 1):
             embedded = start + (step + 0.5) / STEPS * (end - start) if "ig" in method else end
@@ -91,18 +91,18 @@ def test_outgoing_edges_sum_to_the_writer(lm: LanguageModel, dense: DenseLlama, 
 
 
 def test_integrated_scores_of_the_embedding_are_complete(lm: LanguageModel, dense: DenseLlama, task: Task) -> None:
-    found = score_edges(lm, task, Scoring("eap-ig-inputs", 200), progress=False).nodes_U[0]
+    found = score_edges(lm, task, Scoring("eap_ig_inputs", 200), progress=False).nodes_U[0]
     runs = [difference(task, dense.run(dense.embed(tokens)).logits).mean() for tokens in (task.clean_BT, task.corrupted_BT)]
     assert float(found) == pytest.approx(float(runs[0] - runs[1]), rel=1e-2)
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig-inputs", "eap-ig-activations"])
+@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs", "eap_ig_activations"])
 def test_identical_pairs_give_zero(lm: LanguageModel, task: Task, method: str) -> None:
     same = replace(task, corrupted=task.clean)
     assert not score_edges(lm, same, Scoring(method, 2), progress=False).values_UVSB.any()
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig-inputs", "eap-ig-activations"])
+@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs", "eap_ig_activations"])
 def test_neither_the_batch_nor_pads_change_scores(lm: LanguageModel, task: Task, method: str) -> None:
     together = score_edges(lm, task, Scoring(method, 3), progress=False).values_UVSB
     one_by_one = score_edges(lm, task, Scoring(method, 3, memory=1), progress=False).values_UVSB
@@ -156,7 +156,7 @@ def test_an_edge_that_does_not_exist_has_no_score(lm: LanguageModel, task: Task)
 
 
 def test_rankings_of_edges(lm: LanguageModel, task: Task) -> None:
-    for name in ("eap", "eap-ig-inputs", "eap-ig-activations"):
+    for name in ("eap", "eap_ig_inputs", "eap_ig_activations"):
         ranking = METHODS[name].function(lm, task, progress=False)
         scores = score_edges(lm, task, Scoring(name), progress=False)
         assert ranking.obtained["method"] == name
@@ -172,7 +172,7 @@ def test_bad_input_is_refused(lm: LanguageModel, task: Task) -> None:
     with pytest.raises(ConfigError, match="one number for 3 prompts"):
         score_edges(lm, task, metric=lambda logits: logits.mean(), progress=False)
     with pytest.raises(ConfigError, match="no edge score"):
-        Scoring("eap-ig")
+        Scoring("eap_ig")
     with pytest.raises(ConfigError, match="take no spaces"):
         METHODS["eap"].function(lm, task, spaces=[lm.space("heads.0")], progress=False)
 
