@@ -105,7 +105,7 @@ def test_a_plugin_adds_a_method_with_a_format(
 
 def test_the_prompts_of_a_task_are_chosen_as_for_locate(saekit: Saekit, tmp_path: Path) -> None:
     outcome = saekit("circuit", "lab", "--task", "lab:induction", "--method", "eap", "--prompts", 3, "--json")
-    assert outcome.status == 0 and outcome.json["prompts"] == 3
+    assert outcome.status == 0 and outcome.json["facts"]["prompts"] == 3
     assert saekit("circuit", "lab", "--task", "lab:induction", "--prompts", 0).status
 
 
