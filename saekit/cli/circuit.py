@@ -103,10 +103,10 @@ def circuit(
     nodes and edges (shares of influence that pruning keeps), logit_probability, most_logits, max_feature_nodes, row_share,
     row_entries, memory, keep_first and verify.
 
-    eap, eap_ig_inputs, eap_ig_activations and acdc find the edges between heads, MLPs, the embedding and the logits that carry
-    the behaviour of a task. The edge head:0.1->q:1.2 is what one head adds to the queries of another. A positive score says that it
-    supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude), refine, steps, tau (of acdc), metric,
-    positions (each, spans, or names) and ablation (counterfactual, mean or zero).
+    eap, eap_ig_inputs, eap_ig_activations and acdc find the edges between heads, MLPs, the embedding and the logits that
+    carry the behaviour of a task. The edge head:0.1->q:1.2 is what one head adds to the queries of another. A positive score
+    says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude), refine, steps,
+    tau (of acdc), metric, positions (each, spans, or names) and ablation (counterfactual, mean or zero).
 
     Example: `saekit circuit pythia "The capital of France is" --html graph.html`
 
