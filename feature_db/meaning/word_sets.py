@@ -37,7 +37,7 @@ _CATEGORY, _OF_CATEGORY = 5, 0.4
 _ALSO_ENGLISH = 0.2
 """Weight of a word of another language that is an English word, too."""
 _OF_LANGUAGE = 0.5
-"""Weight of the frequent words of a language. Features that fire on all of its text are found through token classes."""
+"""Weight of the name of a language and of its frequent words. Features that fire on its text are found through token classes."""
 _BESIDES = 0.9
 """Weight of the kinds of a thing without the thing itself."""
 _OWN = 64
@@ -106,13 +106,19 @@ class Asked:
         names a language: its text is meant rather than its name.
         """
         words = [word for part in parts(self.text) for word in part]
-        if len(words) == 1 and words[0].casefold() in LANGUAGES:
-            return _OF_CATEGORY
+        if self.is_language:
+            return _OF_LANGUAGE
         if len(words) != 1 or forms(words[0]) == words:
             return 1.0
         members = any(others.sum() >= _CATEGORY for *_, others in self.categories)
         tokens = any(form in names for form in forms(words[0]) for names in CALLED.values())
         return _OF_CATEGORY if members or tokens else 1.0
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the query is the name of a language, so that its text is meant: not what is near the name in meaning."""
+        words = [word for part in parts(self.text) for word in part]
+        return len(words) == 1 and words[0].casefold() in LANGUAGES
 
     def without_opposites(self) -> Asked:
         """The same, where opposites of the query's words are like nothing: embeddings place "hot" near "cold"."""
@@ -191,14 +197,14 @@ def said(asked: Asked) -> Iterable[WordSet]:
 
 def near(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning to the query, the query's own words included."""
-    for words in asked.around[:1]:
+    for words in asked.around[:1] if not asked.is_language else ():
         # The words nearest to a phrase are less near to it than a word is to itself.
         yield words._replace(weights=asked.own * words.weights / np.sqrt(max(float(words.weights.max(initial=0)), 1e-9)))
 
 
 def members(asked: Asked) -> Iterable[WordSet]:
     """The words nearest in meaning without the query's own: what belongs to the category that a query names ("vehicle": car)."""
-    return asked.around[1:]
+    return asked.around[1:] if not asked.is_language else []
 
 
 def kinds(asked: Asked) -> Iterable[WordSet]:
@@ -206,7 +212,7 @@ def kinds(asked: Asked) -> Iterable[WordSet]:
 
     "countries" may mean the word or its members.
     """
-    for name, words, weights, others in asked.categories:
+    for name, words, weights, others in asked.categories if not asked.is_language else ():
         if len(words):
             yield WordSet(f"kinds of {name}", words, weights, evenly=True)
         if 0 < others.sum() < len(words):
