@@ -10,12 +10,14 @@ import typer
 
 from saekit.cli import options
 from saekit.cli.circuit_methods import CIRCUIT_METHODS, CircuitFound, CircuitRequest
-from saekit.cli.locate import PromptOptions
+from saekit.cli.locate import METRICS, PromptOptions
 from saekit.cli.output import emit, quiet_libraries, say, say_path, table
 from saekit.cli.subject import WS_OR_MODEL, open_subject
 from saekit.cli.values import count
 from saekit.errors import ConfigError
 from saekit.plugins import nearest
+
+_OTHER = {"prompt": "task", "task": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class CircuitOptions:
             help="Number of edges of a circuit. [default: 5 % of all]. For an attribution graph, the share of influence to keep.",
             show_default=False,
         ),
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help=f"With --task: {METRICS} [default: logit_difference; kl for acdc]", show_default=False),
     ] = None
     evaluate: Annotated[
         bool,
@@ -106,7 +112,7 @@ def circuit(
     eap, eap_ig_inputs, eap_ig_activations and acdc find the edges between heads, MLPs, the embedding and the logits that
     carry the behaviour of a task. The edge head:0.1->q:1.2 is what one head adds to the queries of another. A positive score
     says that it supports the behaviour. Their options are choose (greedy or top), by (highest or magnitude), refine, steps,
-    tau (of acdc), metric, positions (each, spans, or names) and ablation (counterfactual, mean or zero).
+    tau (of acdc), positions (each, spans, or names) and ablation (counterfactual, mean or zero).
 
     Example: `saekit circuit pythia "The capital of France is" --html graph.html`
 
@@ -132,7 +138,10 @@ def circuit(
     if not given.strip():
         raise ConfigError(f"The {row.needs} is empty.", "Give at least one word.")
     own = _pairs(find.option or []) | ({} if find.edges is None else {"edges": find.edges})
+    own |= {} if find.metric is None else {"metric": find.metric}
     own |= {"evaluate": "yes"} if find.evaluate else {}
+    if prompt is not None and find.task is not None:
+        raise ConfigError(f"{method} takes either a prompt or a task.", f"Leave out the {_OTHER[row.needs]}.")
     if row.needs == "prompt" and prompts != PromptOptions():
         raise ConfigError(f"{method} explains one prompt.", "Leave out --prompts, --seed, --split and --first-token.")
     quiet_libraries()

@@ -11,21 +11,26 @@ from saekit.errors import ConfigError
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.locate.circuits import Circuit, EdgeAblator, EdgeScores
+    from saekit.locate.circuits.measure import AnyMetric
     from saekit.tasks import Task
 
 _SHARE = 0.05
-_DEFAULTS: dict[str, Any] = {
-    "edges": 0,
+_COMMON: dict[str, Any] = {
     "evaluate": False,
-    "choose": "greedy",
-    "by": "highest",
-    "refine": False,
-    "steps": 10,
-    "tau": 0.01,
     "metric": "",
     "positions": "",
     "ablation": "counterfactual",
 }
+_OF_SCORES: dict[str, Any] = {"edges": 0, "choose": "greedy", "by": "highest", "refine": False}
+_STEPS: dict[str, Any] = {"steps": 10}
+_TAU: dict[str, Any] = {"tau": 0.01}
+
+
+def _options(method: str) -> dict[str, Any]:
+    """The options of a method, with their defaults."""
+    if method == "acdc":
+        return _COMMON | _TAU
+    return _COMMON | _OF_SCORES | ({} if method == "eap" else _STEPS)
 
 
 def edges(subject: Subject, request: CircuitRequest) -> CircuitFound:
@@ -41,7 +46,8 @@ def edges(subject: Subject, request: CircuitRequest) -> CircuitFound:
     from saekit.report.circuit import write_circuit_page
     from saekit.tasks import Task
 
-    chosen, lm = request.options(_DEFAULTS), subject.lm
+    lm = subject.lm
+    chosen = _COMMON | _OF_SCORES | _STEPS | _TAU | request.options(_options(request.method))
     chosen["method"], chosen["progress"] = request.method, request.progress
     if chosen["edges"] < 0:
         raise ConfigError("The number of edges is negative.", "Give a number from 1.")
@@ -54,7 +60,11 @@ def edges(subject: Subject, request: CircuitRequest) -> CircuitFound:
     found, scores, ablator = _find(lm, data, chosen)
     evaluation = _evaluated(found, scores, ablator, chosen) if chosen["evaluate"] and ablator is not None else None
     facts = {"model": lm.name, "task": data.name, "prompts": len(data), "method": request.method}
-    facts |= {"metric": _metric(chosen) or "logit_difference", "ablation": chosen["ablation"], "share": found.share}
+    facts |= {
+        "metric": chosen["metric"] or ("kl" if request.method == "acdc" else "logit_difference"),
+        "ablation": chosen["ablation"],
+        "share": found.share,
+    }
     facts |= {"evaluation": evaluation} if evaluation else {}
     written = circuit_dict(found, facts)
     rows = sorted(written["edges"], key=lambda each: -abs(each["score"] or 0.0))
@@ -67,8 +77,11 @@ def edges(subject: Subject, request: CircuitRequest) -> CircuitFound:
     )
 
 
-def _metric(chosen: dict[str, Any]) -> str | None:
-    return chosen["metric"] or ("kl" if chosen["method"] == "acdc" else None)
+def _metric(chosen: dict[str, Any]) -> AnyMetric:
+    """The metric; None for the default of the task."""
+    from saekit.locate.methods import named_metric
+
+    return named_metric(chosen["metric"] or ("kl" if chosen["method"] == "acdc" else None))
 
 
 def _find(lm: LanguageModel, data: Task, chosen: dict[str, Any]) -> tuple[Circuit, EdgeScores | None, EdgeAblator | None]:

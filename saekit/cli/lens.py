@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +119,7 @@ def lens(
     """
     if sum((text is not None, fit.fit is not None, bool(read.refs))) != 1:
         raise ConfigError("A text, --fit or --ref is needed, and only one of them.", 'Write: saekit lens MODEL "TEXT".')
+    _check_options(read, fit)
     quiet_libraries()
     subject = open_subject(place, load)
     if fit.fit is not None:
@@ -127,6 +128,19 @@ def lens(
         _show_objects(subject, read.refs, read.top, as_json)
     else:
         _read(subject, str(text), read, as_json)
+
+
+def _check_options(read: ReadOptions, fit: FitOptions) -> None:
+    """Refuse options that what is asked for does not use."""
+    if fit.fit is not None:
+        used, asked = {field.name for field in fields(fit)}, "--fit"
+    elif read.refs:
+        used, asked = {"refs", "top"}, "--ref"
+    else:
+        used, asked = {field.name for field in fields(read)}, "reading a text"
+    given = [field.name for each in (read, fit) for field in fields(each) if getattr(each, field.name) != field.default]
+    if unused := [f"--{name}" for name in given if name not in used]:
+        raise ConfigError(f"{asked} does not use {', '.join(unused)}.", "Leave it out.")
 
 
 def _read(subject: Subject, text: str, read: ReadOptions, as_json: bool) -> None:

@@ -98,7 +98,9 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
     if not rows:
         say(("nothing found", "dim"))
         return
-    grid = Table(title=title and clean(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    if title:
+        say((title, "italic"))  # a title of the table would be wrapped to its width
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in rows[0].items():
         grid.add_column(clean(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
     for row in rows:

@@ -108,7 +108,7 @@ def trace(
     Noise on the embeddings of the subject lowers the probability of the answer. Then the clean state of one layer and token at a
     time is put back: the indirect effect is how much of the probability returns (causal tracing, Meng et al. 2022).
 
-    Example: `saekit trace lab --task lab:facts --prompts 10`
+    Example: `saekit trace lab --task lab:fact_capital --prompts 10`
 
     Example: `saekit trace gpt2 "The Space Needle is in downtown" --subject "The Space Needle" --answer Seattle --html trace.html`
     """

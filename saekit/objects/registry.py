@@ -103,7 +103,13 @@ def spaces_of(lm: Layout, name: str, layers: Collection[int] | None = None) -> l
     if not made:
         everywhere = layers is None or not resolve(row.make)(lm, None)
         where = row.lacking(lm) if everywhere else f"not in the layers {', '.join(map(str, sorted(layers or ())))}"
-        raise ConfigError(f"{lm.name} has no {name}: {where}.", f"Spaces: {', '.join(SPACES)}.")
+        hint = (
+            "Give a workspace whose model has SAEs, attach one with lm.attach_sae, or"
+            if row.lacking is _no_dictionary
+            else "Choose"
+        )
+        others = [other for other in SPACES if other != name]
+        raise ConfigError(f"{lm.name} has no {name}: {where}.", f"{hint} choose another space: {', '.join(others)}.")
     return made
 
 

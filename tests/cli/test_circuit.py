@@ -105,7 +105,7 @@ def test_a_plugin_adds_a_method_with_a_format(
 
 def test_the_prompts_of_a_task_are_chosen_as_for_locate(saekit: Saekit, tmp_path: Path) -> None:
     outcome = saekit("circuit", "lab", "--task", "lab:induction", "--method", "eap", "--prompts", 3, "--json")
-    assert outcome.status == 0 and outcome.json["facts"]["prompts"] == 3
+    assert outcome.status == 0 and outcome.json["obtained"]["prompts"] == 3
     assert saekit("circuit", "lab", "--task", "lab:induction", "--prompts", 0).status
 
 
@@ -113,3 +113,31 @@ def test_names_of_methods_and_of_their_functions_are_spelled_alike(saekit: Saeki
     for command in ("circuit", "locate"):
         names = {row["method"] for row in saekit(command, "--list", "--json").json}
         assert "eap_ig_inputs" in names and all(name.isidentifier() for name in names)
+
+
+TASK = ["--task", "lab:induction", "--prompts", 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "acdc", "--edges", 4], "no option 'edges'"),
+        (["--method", "eap", "--option", "steps=4"], "no option 'steps'"),
+        (["--method", "eap", "--option", "tau=4"], "no option 'tau'"),
+        (["--metric", "nowhere:nothing"], "cannot be imported"),
+        ([PROMPT], "either a prompt or a task"),
+        ([PROMPT, "--method", "attribution_graph"], "either a prompt or a task"),
+    ],
+)
+def test_an_option_of_another_method_is_refused(saekit: Saekit, arguments: list[object], said: str) -> None:
+    outcome = saekit("circuit", "lab", *TASK, *arguments)
+    assert outcome.status == 2 and said in outcome.stderr
+
+
+def test_a_metric_is_given_as_for_locate(saekit: Saekit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "largest_logit.py").write_text("def largest(logits):\n    return logits[:, -1].max(-1).values\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = saekit("circuit", "lab", *TASK, "--method", "eap", "--metric", "largest_logit:largest", "--json")
+    assert own.status == 0 and own.json["obtained"]["metric"] == "largest_logit:largest"
+    known = saekit("circuit", "lab", *TASK, "--method", "eap", "--metric", "probability", "--json")
+    assert known.json["obtained"]["metric"] == "probability" and known.json["edges"] != own.json["edges"]

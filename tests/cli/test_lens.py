@@ -100,3 +100,16 @@ def test_a_kind_of_lens_is_a_row(saekit: Saekit, stories_path: Path, tinystories
     finally:
         LENSES.unregister("eye")
     assert read["cells"] == saekit("lens", stories_path, TEXT, "--json").json["cells"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unused"),
+    [
+        (["--fit", "tuned", "--out", "x.safetensors", "--layers", "1"], "--layers"),
+        (["--ref", "head:1.2", "--html", "page.html"], "--html"),
+        ([TEXT, "--steps", "3"], "--steps"),
+    ],
+)
+def test_an_option_that_is_not_used_is_refused(saekit: Saekit, stories_path: Path, arguments: list[str], unused: str) -> None:
+    outcome = saekit("lens", stories_path, *arguments)
+    assert outcome.status == 2 and f"does not use {unused}." in outcome.stderr
