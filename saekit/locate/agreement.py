@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from random import Random
@@ -17,14 +17,29 @@ from saekit.locate.registry import METHODS
 from saekit.locate.scored import ranked, with_confirmed
 from saekit.names.ref import Ref
 from saekit.objects import Space
+from saekit.plugins import nearest
 from saekit.tasks import Metric, Ranking, Task
 from saekit.tasks.ranking import Name
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
-CHEAP = ("attribution_patching", "integrated_gradients", "gradient_x_activation")
-"""Methods that consensus runs unless others are named."""
+_TO_NOTHING: dict[str, dict[str, Any]] = {
+    "gradient_x_activation": {},
+    "integrated_gradients": {"along": "activations", "baseline": "zero"},
+}
+CHEAP: dict[str, dict[str, dict[str, Any]]] = {
+    "zero": _TO_NOTHING,
+    "mean": _TO_NOTHING,
+    "resample": _TO_NOTHING,
+    "counterfactual": {"attribution_patching": {}, "atp_star": {}, "integrated_gradients": {"along": "activations"}},
+}
+"""For each replacement of ablation, the methods that consensus runs unless others are named, with their options.
+
+They agree best with exhaustive ablation of that kind, and what one overlooks another finds (scripts/locate_agreement.py). Methods
+that only compare activations, such as a mean difference, agree with none."""
+_FEWEST = 5
+"""The least number of objects that weights are fitted on."""
 
 
 def consensus(
@@ -44,16 +59,19 @@ def consensus(
 
     Each method ranks all objects. The union of their first `confirm` objects is ablated, one object at a time, and so is a random
     sample of the others. The score of an ablated object is its exact effect. The score of any other is a weighted sum of its
-    scores by the methods. The weights are the non-negative ones that predict the exact effects of the ablated objects with the
-    least squared error, each error relative to the size of the effect plus the median size (scipy's `nnls`).
+    scores by the methods. The weights are non-negative. They predict the exact effects of the sample with the least squared
+    error, each error relative to the size of the effect plus the median size (scipy's `nnls`): a method that finds the largest
+    effects need not order the small ones, and the sample stands for those that are not ablated. One factor for all weights is
+    then fitted in the same way to all ablated objects. All of them fit the weights where the sample has fewer than 5.
 
     Args:
         lm: the model.
         data: the task.
         spaces, metric, positions: as for all methods.
-        methods: names of methods that rank objects for a task; None: :data:`CHEAP`.
+        methods: names of methods that rank objects for a task; None: those that :data:`CHEAP` has for the replacement. Each runs
+            with the options that it has there.
         confirm: how many objects of each method are ablated.
-        sample: how many of the other objects are ablated, so that the weights are not fitted on conspicuous objects alone.
+        sample: how many of the other objects are ablated, so that the weights are fitted to inconspicuous objects.
         replacement: what ablated objects are replaced with, as for :func:`saekit.locate.causal.ablation`.
         progress: show bars.
 
@@ -65,7 +83,10 @@ def consensus(
     Raises:
         ConfigError: fewer than one method, an unknown one, one that ranks edges or takes other data; or `confirm` is less than 1.
     """
-    names = tuple(methods.split(",")) if isinstance(methods, str) else tuple(CHEAP if methods is None else methods)
+    if replacement not in CHEAP:
+        raise ConfigError(f"Consensus does not replace objects with {replacement!r}.", nearest(str(replacement), tuple(CHEAP)))
+    options = CHEAP[replacement]
+    names = tuple(methods.split(",")) if isinstance(methods, str) else tuple(options if methods is None else methods)
     if not names or len(set(names)) != len(names) or confirm < 1 or sample < 0:
         raise ConfigError(
             f"Consensus of the methods {', '.join(names) or 'of none'} with confirm {confirm} and sample {sample} is impossible.",
@@ -74,13 +95,13 @@ def consensus(
     for name in names:
         check_data(name, METHODS.find(name), data)
     common: dict[str, Any] = {"spaces": spaces, "metric": metric, "positions": positions, "progress": progress}
-    votes = Votes.of({name: rank(lm, data, name, **common) for name in names})
+    votes = Votes.of({name: rank(lm, data, name, options=options.get(name), **common) for name in names})
     chosen = votes.first(confirm)
     others = [ref for ref in votes.refs if ref not in chosen]
-    chosen |= dict.fromkeys(Random(0).sample(others, min(sample, len(others))))
-    effects_NB = _ablated(lm, data, list(chosen), metric, replacement, progress)
+    drawn = Random(0).sample(others, min(sample, len(others)))
+    effects_NB = _ablated(lm, data, [*chosen, *drawn], metric, replacement, progress)
     exact: dict[Name, float] = {ref: float(values.mean()) for ref, values in effects_NB.items()}
-    weights = votes.weights(exact)
+    weights = votes.weights(exact, drawn)
     scores_NB = votes.combined(weights)
     for i, ref in enumerate(votes.refs):
         if ref in effects_NB:
@@ -152,20 +173,24 @@ class Votes:
         index, effects = self._ablated(exact)
         return spearman(self.scores[name][index], effects)
 
-    def weights(self, exact: Mapping[Name, float]) -> dict[str, float]:
-        """The non-negative weights with which the scores predict the exact effects best; equal ones where none helps."""
-        from scipy.optimize import nnls
+    def weights(self, exact: Mapping[Name, float], sample: Collection[Ref] = ()) -> dict[str, float]:
+        """Non-negative weights with which the scores predict exact effects; equal ones where no method helps.
 
-        index, effects = self._ablated(exact)
+        Args:
+            exact: the effects of the ablated objects.
+            sample: those that the proportions of the weights are fitted to; fewer than 5: all.
+        """
+        drawn: Mapping[Name, float] = exact if len(sample) < _FEWEST else {ref: exact[ref] for ref in sample}
+        index, effects = self._ablated(drawn)
         scale = {name: float(scores.abs().max()) or 1.0 for name, scores in self.scores.items()}
-        columns = torch.stack([scores[index] / scale[name] for name, scores in self.scores.items()], dim=1)
-        # Relative errors count: else the few largest effects alone decide, and the order of all others is left to chance.
-        sizes = effects.abs()
-        importance = 1 / (sizes + sizes.median() + 1e-12)
-        fitted, _ = nnls((columns * importance[:, None]).numpy(), (effects * importance).numpy())
+        columns = torch.stack([self.scores[name] / scale[name] for name in scale], dim=1)
+        fitted = _nonnegative(columns[index], effects)
         if not fitted.any():
             return {name: 1.0 / (len(scale) * each) for name, each in scale.items()}
-        return {name: float(weight) / each for (name, each), weight in zip(scale.items(), fitted)}
+        index, effects = self._ablated(exact)
+        # The sample can leave the size of the estimates open; they must not exceed larger effects that are known.
+        factor = float(_nonnegative((columns[index] @ fitted)[:, None], effects)) or 1.0
+        return {name: factor * float(weight) / each for (name, each), weight in zip(scale.items(), fitted)}
 
     def combined(self, weights: Mapping[str, float]) -> Tensor:
         """(N, B) float64 the weighted sums of the scores on single examples; (N, 1) of the scores where a method has none."""
@@ -200,6 +225,17 @@ def _ablated(
 
     found = set_effects(lm, data, [[ref] for ref in refs], metric=metric, replacement=replacement, progress=progress)
     return {each.refs[0]: each.per_example for each in found}
+
+
+def _nonnegative(columns: Tensor, effects: Tensor) -> Tensor:
+    """(M,) float64: non-negative weights of the columns (n, M) that predict n effects with the least relative errors."""
+    from scipy.optimize import nnls
+
+    # Relative errors count: else the few largest effects alone decide, and the order of all others is left to chance.
+    sizes = effects.abs()
+    importance = 1 / (sizes + sizes.median() + 1e-12)
+    fitted, _ = nnls((columns * importance[:, None]).numpy(), (effects * importance).numpy())
+    return torch.from_numpy(fitted)
 
 
 def spearman(one: Tensor, other: Tensor) -> float | None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from saekit.errors import ConfigError
 from saekit.lm import LanguageModel
-from saekit.locate.agreement import Votes, consensus, spearman
+from saekit.locate.agreement import CHEAP, Votes, consensus, spearman
 from saekit.locate.causal import set_effects
 from saekit.locate.data import DataChoice, data_of
+from saekit.locate.methods import rank
 from saekit.locate.registry import METHODS, Method
 from saekit.locate.scored import ranked
 from saekit.names.ref import Ref
@@ -94,6 +95,41 @@ def test_methods_that_know_different_halves_add_up(stories_lm: LanguageModel, ta
     torch.testing.assert_close(votes.combined(weights), exact[[HEADS.index(ref) for ref in votes.refs]])
 
 
+def test_the_sample_decides_the_proportions_and_all_ablated_objects_the_size() -> None:
+    large, small = HEADS[:10], HEADS[10:40]
+    truth = {ref: 10.0 + i for i, ref in enumerate(large)} | {ref: 0.01 * (i + 1) for i, ref in enumerate(small)}
+    # One method knows the large effects alone. The other orders the small ones, and gives twice their size.
+    coarse = {ref: truth[ref] if ref in large else 0.01 * (i % 2) for i, ref in enumerate(HEADS)}
+    fine = {ref: 0.2 if ref in large else 2 * truth[ref] for ref in HEADS}
+    votes = Votes.of(
+        {name: Ranking(tuple(each), tuple(each.values())) for name, each in {"coarse": coarse, "fine": fine}.items()}
+    )
+    sample = small[::3]
+    exact = {ref: truth[ref] for ref in (*large, *sample)}
+    assert votes.weights(exact)["coarse"] > 0.5  # type: ignore[arg-type]
+    weights = votes.weights(exact, sample)  # type: ignore[arg-type]
+    assert weights["coarse"] == pytest.approx(0, abs=1e-9) and 0.4 < weights["fine"] <= 1
+    assert votes.weights(exact, sample[:4]) == votes.weights(exact)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("replacement", ["zero", "counterfactual"])
+def test_methods_approximate_the_replacement(stories_lm: LanguageModel, task: Task, replacement: str) -> None:
+    settings: Any = {"spaces": spaces_of(stories_lm, "heads"), "progress": False}
+    found = consensus(stories_lm, task, replacement=replacement, confirm=3, sample=6, **settings)
+    assert set(found.evidence) == set(CHEAP[replacement])
+    for name, options in CHEAP[replacement].items():
+        alone = rank(stories_lm, task, name, options=options, **settings)
+        assert found.evidence[name] == pytest.approx([alone[ref] for ref in found])
+    exact = rank(stories_lm, task, "ablation", options={"replacement": replacement}, **settings)
+    assert [each for each in found.confirmed if each is not None] == pytest.approx(
+        [exact[ref] for ref, each in zip(found, found.confirmed) if each is not None], abs=1e-6
+    )
+    # Named methods run with the same options.
+    (name, options), *_ = CHEAP[replacement].items()
+    one = consensus(stories_lm, task, replacement=replacement, methods=name, confirm=3, sample=6, **settings)
+    assert [one.evidence[name][one.refs.index(ref)] for ref in found] == pytest.approx(list(found.evidence[name]))
+
+
 def test_objects_that_one_method_leaves_out_count_as_zero() -> None:
     votes = Votes.of({"one": Ranking(tuple(HEADS[:2]), (1.0, float("nan"))), "two": Ranking(tuple(HEADS[1:3]), (2.0, -3.0))})
     assert votes.refs == tuple(HEADS[:3])
@@ -108,6 +144,8 @@ def test_objects_that_one_method_leaves_out_count_as_zero() -> None:
 
 def test_wrong_methods_are_refused(stories_lm: LanguageModel, task: Task) -> None:
     spaces = spaces_of(stories_lm, "heads")
+    with pytest.raises(ConfigError, match=r"'zeros'.*Did you mean 'zero'"):
+        consensus(stories_lm, task, spaces=spaces, replacement="zeros", progress=False)
     METHODS.register("texts", Method(lambda lm, data: None, "labelled", "no task"))
     try:
         for methods, said in (
