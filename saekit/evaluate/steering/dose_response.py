@@ -121,9 +121,8 @@ class Sweep(Report):
         return arm.rate.value / max(self.baseline.rate.value, 1 / words)
 
     def lift_text(self, arm: Arm) -> str:
-        """:meth:`lift` as text: "5.2×", or "≥ 5.2×" where it is a lower bound."""
-        bound = "" if self.baseline.rate.hits or arm is self.baseline else "≥ "
-        return f"{bound}{self.lift(arm):.3g}×"
+        """:meth:`lift` as text, such as "5.2×"; empty where the baseline has no mention, because nothing is relative to zero."""
+        return f"{self.lift(arm):.3g}×" if self.baseline.rate.hits else ""
 
     def cost(self, arm: Arm) -> float:
         """Perplexity of the continuations by themselves / that of natural texts of the concept.
