@@ -41,8 +41,8 @@ def ranking_view(ranking: Ranking, top: int) -> dict[str, Any]:
     """A ranking as plain data for a page.
 
     Returns:
-        title; facts: (name, text) of how it was obtained; rows: the first `top` objects; objects: how many there are; agreement:
-        of methods in pairs; heat_maps: see :func:`heat_maps`.
+        title; facts: (name, text) of how it was obtained; rows: the first `top` objects; objects: how many there are; intervals,
+        confirmed: whether rows have them; agreement: of methods in pairs; heat_maps: see :func:`heat_maps`.
     """
     obtained = ranking.obtained
     hidden = ("fingerprint", "agreement", "methods", "method")
@@ -56,6 +56,8 @@ def ranking_view(ranking: Ranking, top: int) -> dict[str, Any]:
         "facts": [(name, text) for name, text in facts if name != "model"],
         "rows": ranking_rows(ranking.top(top)),
         "objects": len(ranking),
+        "intervals": bool(ranking.intervals),
+        "confirmed": any(effect is not None for effect in ranking.confirmed or ()),
         "methods": methods if isinstance(methods, Mapping) else {},
         "agreement": obtained.get("agreement") or [],
         "heat_maps": heat_maps(ranking),
