@@ -63,6 +63,9 @@ COMMANDS: Registry[CommandRow] = Registry(
         "steer": CommandRow(
             "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}
         ),
+        "calibrate": CommandRow(
+            "saekit.cli.calibrate:calibrate", "Find the strength at which steering costs a given KL divergence."
+        ),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

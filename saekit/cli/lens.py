@@ -11,7 +11,7 @@ import typer
 
 from saekit.cli import options
 from saekit.cli.output import emit, number, quiet_libraries, say, say_path, table
-from saekit.cli.subject import WS_OR_MODEL, Subject, open_subject
+from saekit.cli.subject import WS_OR_MODEL, Subject, contexts, open_subject
 from saekit.cli.values import count
 from saekit.errors import ConfigError, WorkspaceError
 
@@ -212,7 +212,7 @@ def _fit(subject: Subject, fit: FitOptions, as_json: bool) -> None:
     if path is None or path.suffix != ".safetensors":
         raise ConfigError("The file of the lens is missing, or does not end in .safetensors.", f"Give --out {kind}.safetensors.")
     settings: dict[str, Any] = {"settings": TunedSettings(steps=fit.steps)} if kind == "tuned" else {}
-    fitted = fit_lens(subject.lm, kind, _rows(subject, fit), **settings)
+    fitted = fit_lens(subject.lm, kind, contexts(subject, fit.data, texts=fit.texts, context=fit.context), **settings)
     fitted.save(path)
     facts = {key: value for key, value in fitted.facts.items() if key != "fingerprint"}
     if as_json:
@@ -224,27 +224,6 @@ def _fit(subject: Subject, fit: FitOptions, as_json: bool) -> None:
         table([{"site": site, "logit lens": before[site], f"{kind} lens": after[site]} for site in after])
     say(f"fitted on {facts['texts']} texts")
     say_path("lens: ", path)
-
-
-def _rows(subject: Subject, fit: FitOptions) -> list[list[int]]:
-    """Contexts of token ids to fit on."""
-    from saekit.activations.corpus.base import Corpus
-    from saekit.activations.corpus.batches import token_batches
-    from saekit.activations.corpus.mixture import read_sources
-    from saekit.builtin import NAME, is_lab
-
-    lm, ws = subject.lm, subject.workspace
-    data = fit.data or ([NAME] if ws is None and is_lab(lm.name) else None)
-    if data is None and ws is None:
-        raise ConfigError("The texts to fit on are missing.", "Give --data.")
-    if data is None:
-        assert ws is not None
-        corpus = ws.corpus
-    else:
-        corpus = Corpus.open(data[0] if len(data) == 1 else read_sources(data))
-    context = min(fit.context, lm.max_context)
-    batches = token_batches(lm, corpus, context=context, n_tokens=context * fit.texts)
-    return [row[mask].tolist() for batch in batches for row, mask in zip(batch.tokens_BT, batch.mask_BT)]
 
 
 def _show_objects(subject: Subject, refs: list[str], top: int, as_json: bool) -> None:

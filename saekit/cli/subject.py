@@ -58,3 +58,35 @@ def open_subject(place: str, load: LoadOptions) -> Subject:
         )
     workspace = Workspace.open(place, **placing)
     return Subject(workspace.lm, workspace)
+
+
+def contexts(subject: Subject, data: list[str] | None, *, texts: int, context: int) -> list[list[int]]:
+    """Contexts of token ids: of the data given, or else of the workspace, or of the laboratory for its model.
+
+    Args:
+        data: sources, as `--data` takes them.
+        texts: number of contexts at most.
+        context: tokens in each at most.
+
+    Raises:
+        ConfigError: no data are given, and there are no others.
+        CorpusError: the data cannot be read.
+    """
+    from saekit.activations.corpus.base import Corpus
+    from saekit.activations.corpus.batches import token_batches
+    from saekit.activations.corpus.mixture import read_sources
+    from saekit.builtin import NAME, is_lab
+    from saekit.errors import ConfigError
+
+    lm, ws = subject.lm, subject.workspace
+    data = data or ([NAME] if ws is None and is_lab(lm.name) else None)
+    if data is None and ws is None:
+        raise ConfigError("Texts are missing.", "Give --data.")
+    if data is None:
+        assert ws is not None
+        corpus = ws.corpus
+    else:
+        corpus = Corpus.open(data[0] if len(data) == 1 else read_sources(data))
+    context = min(context, lm.max_context)
+    batches = token_batches(lm, corpus, context=context, n_tokens=context * texts)
+    return [row[mask].tolist() for batch in batches for row, mask in zip(batch.tokens_BT, batch.mask_BT)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import exp, log
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saekit.errors import ConfigError, CorpusError
+from saekit.errors import ConfigError
 from saekit.evaluate.report import Report, Section
 from saekit.evaluate.steering.mentions import Mentions, Rate
-from saekit.evaluate.steering.side_effects import perplexity
+from saekit.evaluate.steering.side_effects import perplexity, perplexity_alone
 from saekit.steer.control import RandomControl
 from saekit.steer.intervention import Intervention
 from saekit.steer.strength import Strength
@@ -257,7 +257,7 @@ def sweep(
             some = slice(start, start + block)
             texts = made.texts[some]
             cost = perplexity(lm, made.prompt_tokens[some], continuations=made.tokens[some], batch_size=_BATCH).overall
-            found.append(Arm(texts, mentions.rate(texts), cost, _alone(lm, texts) if natural else None))
+            found.append(Arm(texts, mentions.rate(texts), cost, perplexity_alone(lm, texts) if natural else None))
         return found
 
     (baseline,) = sampled(prompts, [])
@@ -266,17 +266,8 @@ def sweep(
     points = [
         Point(Strength(value, unit), arm, _pooled(parts)) for value, arm, *parts in zip(strengths, steered, *randoms, strict=True)
     ]
-    known = Natural(_alone(lm, natural), mentions.rate(natural)) if natural else None
+    known = Natural(perplexity_alone(lm, natural), mentions.rate(natural)) if natural else None
     return Sweep(prompts, sampling.n_samples, baseline, points, known)
-
-
-def _alone(lm: LanguageModel, texts: Sequence[str]) -> float:
-    """Perplexity of texts by themselves; infinite where there is nothing to predict."""
-    whole = [text for text in texts if text.strip()]
-    try:
-        return perplexity(lm, whole, batch_size=_BATCH).overall
-    except CorpusError:
-        return inf
 
 
 def _pooled(arms: Sequence[Arm]) -> Arm:

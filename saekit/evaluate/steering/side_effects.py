@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log2
+from math import ceil, exp, inf, log2, nan
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +23,31 @@ if TYPE_CHECKING:
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True)
+class TokenEffects:
+    """What an intervention does to the predictions at N tokens. All are float64 on the CPU, (N,).
+
+    A token without a next token of its text has NaN in all but `kl`.
+    """
+
+    kl: Tensor
+    """KL(base || steered) of the next-token distributions, in nats."""
+    text: Tensor
+    """Number of the text that each token is of (integers)."""
+    place: Tensor
+    """Its place in that text, from 0 (integers)."""
+    loss: Tensor
+    """Cross-entropy of the next token without the intervention, in nats."""
+    steered_loss: Tensor
+    """Cross-entropy of the next token with it."""
+    right: Tensor
+    """1 where the likeliest token is the next one without the intervention, 0 elsewhere."""
+    steered_right: Tensor
+    """The same with the intervention."""
+
+
 @torch.no_grad()
-def kl(
+def token_effects(
     lm: LanguageModel,
     intervention: Any,
     texts: Texts,
@@ -33,8 +56,8 @@ def kl(
     positions: Positions | None = None,
     prompt_of_text: Sequence[int] | None = None,
     batch_size: int = 8,
-) -> float:
-    """Mean of KL(base || steered) between next-token distributions, in nats a token.
+) -> TokenEffects:
+    """What an intervention does to every prediction, token by token.
 
     Args:
         lm: the model.
@@ -51,7 +74,7 @@ def kl(
         ConfigError: there are not as many continuations or prompt numbers as texts.
         CorpusError: there is no token to compare at.
     """
-    total, count = 0.0, 0
+    found: list[list[Tensor]] = []
     default = positions if positions is not None else "all" if continuations is None else GENERATION
     if prompt_of_text is not None and len(prompt_of_text) != len(texts):
         raise ConfigError(f"There are {len(prompt_of_text)} prompt numbers for {len(texts)} texts.", "Give one for each text.")
@@ -70,13 +93,49 @@ def kl(
             )
             for edits in ((), [intervention])
         ]
-        for _, logits in logits_of(lm, *runs):
+        b, t = batch.chosen
+        next_N = batch.tokens_BT.roll(-1, 1)[b, t]
+        followed_N = batch.followed_BT[b, t]
+        for some, logits in logits_of(lm, *runs):
             p, q = (one.log_softmax(-1) for one in logits)
-            total += float(kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp_min(0).double().sum())
-            count += len(p)
-    if not count:
+            kl_N = kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp_min(0)
+            target_N = next_N[some].to(p.device)
+            of_next = [value for one in (p, q) for value in _of_next(one, target_N, followed_N[some].to(p.device))]
+            found.append([batch.number_B[b[some]], t[some], kl_N.double().cpu(), *of_next])
+    if not any(len(part[0]) for part in found):
         raise CorpusError("There is no token to compare at.", "Give texts with at least one ordinary token.")
-    return total / count
+    text, place, kl_N, loss, right, steered_loss, steered_right = (torch.cat(parts) for parts in zip(*found))
+    return TokenEffects(kl_N, text, place, loss, steered_loss, right, steered_right)
+
+
+def _of_next(logp_NV: Tensor, next_N: Tensor, followed_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the next token, and whether it is the likeliest; NaN where no token follows."""
+    loss_N = -logp_NV.gather(1, next_N[:, None])[:, 0].double()
+    right_N = (logp_NV.argmax(1) == next_N).double()
+    return tuple(value.masked_fill(~followed_N, nan).cpu() for value in (loss_N, right_N))  # type: ignore[return-value]
+
+
+def kl(lm: LanguageModel, intervention: Any, texts: Texts, **settings: Any) -> float:
+    """Mean of KL(base || steered) between next-token distributions, in nats a token.
+
+    Args and errors: those of :func:`token_effects`.
+    """
+    return float(token_effects(lm, intervention, texts, **settings).kl.mean())
+
+
+EARLY, WORST = 50, 0.05
+"""The first tokens of a text that :func:`kl_tail` looks at, and the share of them that counts."""
+
+
+def kl_tail(effects: TokenEffects) -> float:
+    """Mean KL of the worst 5 % of the early tokens, in nats: an expected shortfall, which a mean over all tokens hides.
+
+    Early tokens have a place below :data:`EARLY` in their text. At least one token counts.
+    """
+    early = effects.kl[effects.place < EARLY]
+    if not len(early):
+        raise CorpusError("No text has an early token to compare at.", "Give texts with at least one ordinary token.")
+    return float(early.topk(max(1, ceil(WORST * len(early)))).values.mean())
 
 
 @dataclass(frozen=True)
@@ -116,6 +175,15 @@ def perplexity(
     if not count:
         raise CorpusError("There is no token to predict.", "Give longer texts.")
     return Perplexity([exp(s / n) if n else float("nan") for s, n in sums], exp(loss / count))
+
+
+def perplexity_alone(lm: LanguageModel, texts: Sequence[str], batch_size: int = 64) -> float:
+    """Perplexity of texts by themselves, without the prompts they continue; infinite where there is nothing to predict."""
+    whole = [text for text in texts if text.strip()]
+    try:
+        return perplexity(lm, whole, batch_size=batch_size).overall
+    except CorpusError:
+        return inf
 
 
 def distinct_n(rows: Sequence[Sequence[int]], n: int) -> float:
