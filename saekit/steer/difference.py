@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from saekit.errors import CorpusError
-from saekit.lm.run.batches import text_batches
 from saekit.names.site import Site
 from saekit.steer.target import Vector
+from saekit.steer.vectors.data import FitData
+from saekit.steer.vectors.diff_mean import diff_mean
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -36,17 +33,4 @@ def mean_difference(
         InterventionError: the means are equal.
     """
     place = lm.site(site)
-    return Vector(place, _mean(lm, place, positive, batch_size) - _mean(lm, place, negative, batch_size))
-
-
-@torch.no_grad()
-def _mean(lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int) -> Tensor:
-    total, count = torch.zeros((), dtype=torch.double), 0
-    for tokens_BT, mask_BT in text_batches(lm, texts, batch_size):
-        tokens_BT, mask_BT = tokens_BT.to(lm.device), mask_BT.to(lm.device)
-        acts = lm.run(tokens_BT, attention_mask=mask_BT, read=[site], logits=None)[site]
-        rows = acts[lm.ordinary(tokens_BT, mask_BT).to(acts.device)].flatten(1).double()
-        total, count = total + rows.sum(0).cpu(), count + len(rows)
-    if not count:
-        raise CorpusError("A side of a contrast has no ordinary token.", "Give texts of at least two tokens.")
-    return (total / count).float()
+    return Vector(place, diff_mean(FitData(lm, place, positive, negative, batch_size=batch_size)))

@@ -1,0 +1,195 @@
+"""Steering vectors against float64 sums, and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saekit.errors import ConfigError, InterventionError, StoreMismatch
+from saekit.lm import LanguageModel
+from saekit.names.site import Site
+from saekit.steer.vectors import FITS, FitData, SteeringVector, fit_vector, projections, sae_parts
+from saekit.steer.vectors.pca import pca
+from saekit.tasks import Contrast
+from tests.kit.tiny import make_lm
+
+SITE = "resid_post.2"
+POSITIVE = ("The girl saw a red ball.", "She was happy.", "A dog ran to the big old house and slept.", "They sang.")
+NEGATIVE = ("It rained.", "The boy went home to eat his cake.", "Tom had a box.", "He was sad and did not want to play.")
+PAIRS = Contrast("pairs", POSITIVE, NEGATIVE)
+
+
+@pytest.fixture
+def lm(lm_with_saes: LanguageModel) -> LanguageModel:
+    return lm_with_saes
+
+
+def rows(lm: LanguageModel, texts: tuple[str, ...]) -> list[torch.Tensor]:
+    """Activations of ordinary tokens in float64, one text at a time."""
+    found = []
+    for text in texts:
+        tokens, _ = lm.encode([text])
+        found.append(lm.run(tokens, read=[SITE])[SITE][lm.ordinary(tokens)].double())
+    return found
+
+
+def oracle(lm: LanguageModel, method: str) -> torch.Tensor:
+    positive, negative = rows(lm, POSITIVE), rows(lm, NEGATIVE)
+    if method == "diffmean":
+        return torch.cat(positive).mean(0) - torch.cat(negative).mean(0)
+    if method == "actadd":
+        return torch.stack([x[-1] for x in positive]).mean(0) - torch.stack([x[-1] for x in negative]).mean(0)
+    differences = torch.stack([p.mean(0) - n.mean(0) for p, n in zip(positive, negative)])
+    values, vectors = np.linalg.eigh((differences.T @ differences).numpy())
+    first = torch.from_numpy(vectors[:, values.argmax()])
+    return first * (differences.mean(0) @ first)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.parametrize("method", ["diffmean", "actadd", "pca"])
+def test_fits_are_the_sums_of_the_papers(lm: LanguageModel, method: str, batch_size: int) -> None:
+    found = fit_vector(lm, PAIRS, SITE, method, batch_size=batch_size)
+    torch.testing.assert_close(found.values.double(), oracle(lm, method), atol=1e-5, rtol=1e-4)
+
+
+def test_the_probe_separates_the_sides_as_scikit_learn_does(lm: LanguageModel) -> None:
+    found = fit_vector(lm, PAIRS, SITE, "probe")
+    gap = torch.stack([x.mean(0) for x in rows(lm, POSITIVE)]).mean(0) - torch.stack(
+        [x.mean(0) for x in rows(lm, NEGATIVE)]
+    ).mean(0)
+    assert found.norm == pytest.approx(float(gap.norm()), rel=1e-4)
+    on, off = projections(lm, found, POSITIVE), projections(lm, found, NEGATIVE)
+    assert on.min() > off.max()
+
+
+def test_the_random_control_is_as_long_as_the_mean_difference(lm: LanguageModel) -> None:
+    one, other = (fit_vector(lm, PAIRS, SITE, "random", options={"seed": seed}) for seed in (0, 1))
+    assert one.norm == pytest.approx(float(oracle(lm, "diffmean").norm()), rel=1e-4) == pytest.approx(other.norm, rel=1e-4)
+    assert abs(float(one.values @ other.values)) < 0.9 * one.norm**2
+
+
+@pytest.mark.parametrize("site", ["resid_post.2", "resid_post.3"])
+def test_all_features_and_the_error_are_the_mean_difference(lm: LanguageModel, site: str) -> None:
+    parts = sae_parts(FitData(lm, lm.site(site), POSITIVE, NEGATIVE))
+    whole = fit_vector(lm, PAIRS, site).values
+    torch.testing.assert_close(parts.vector(None, 1.0), whole, atol=1e-5, rtol=1e-5)
+    every = range(len(parts.delta_F))
+    torch.testing.assert_close(parts.vector(list(every), 1.0), whole, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(parts.vector(None, 0.0), whole, atol=1e-3)
+
+
+def test_the_parts_of_features_are_sums_over_tokens(lm: LanguageModel) -> None:
+    parts = sae_parts(FitData(lm, lm.site(SITE), POSITIVE, NEGATIVE, batch_size=2))
+    codes = [[parts.sae.encode_dense(x.float()).double() for x in rows(lm, side)] for side in (POSITIVE, NEGATIVE)]
+    on, off = (torch.cat(side) for side in codes)
+    torch.testing.assert_close(parts.delta_F, on.mean(0) - off.mean(0), atol=1e-5, rtol=1e-4)
+    fires = (on > 0).double().mean(0) - (off > 0).double().mean(0)
+    torch.testing.assert_close(parts.frequency_F, fires, atol=1e-6, rtol=0)
+    means = [torch.stack([x.mean(0) for x in side]) for side in codes]
+    gap = (means[0][:, None] - means[1][None]).float()
+    auc = ((gap > 0).double() + 0.5 * (gap == 0).double()).mean((0, 1))
+    assert (parts.auc_F - auc).abs().max() < 0.07  # ties of float32 and float64 may fall apart
+    listed = parts.shortlist(5)
+    assert len(listed) == 5 and all(parts.delta_F[j] > 0 for j in listed)
+
+
+def test_a_vector_of_features_records_them(lm: LanguageModel) -> None:
+    found = fit_vector(lm, PAIRS, SITE, "sae", options={"k": 6, "keep": 3, "beta": 0.5})
+    parts = sae_parts(FitData(lm, lm.site(SITE), POSITIVE, NEGATIVE))
+    units = [int(ref.rpartition("/")[2]) for ref in found.facts["refs"]]
+    assert len(units) == 3 and set(units) <= set(parts.shortlist(6))
+    assert found.facts["dictionary"] == parts.sae.fingerprint()
+    torch.testing.assert_close(found.values, parts.vector(units, 0.5), atol=1e-6, rtol=1e-5)
+
+
+def test_algebra() -> None:
+    site = Site.parse("resid_post.1")
+    happy, sad = (SteeringVector(torch.randn(8, generator=torch.Generator().manual_seed(seed)), site) for seed in (0, 1))
+    torch.testing.assert_close((2 * happy - sad).values, 2 * happy.values - sad.values)
+    torch.testing.assert_close(((happy + sad) / 2).values, (happy.values + sad.values) / 2)
+    apart = happy.orthogonal_to(sad, 3 * sad)
+    assert abs(float(apart.values @ sad.values)) < 1e-5
+    assert happy.blend(sad, 1.0).norm == pytest.approx(happy.norm, rel=1e-5)
+    with pytest.raises(InterventionError):
+        happy.orthogonal_to(2 * happy)
+    with pytest.raises(InterventionError):
+        happy - happy
+    with pytest.raises(InterventionError):
+        happy + SteeringVector(torch.ones(9), site)
+    with pytest.raises(InterventionError):
+        happy + SteeringVector(torch.ones(8), Site.parse("resid_post.0"))
+
+
+def test_the_file_keeps_everything(lm: LanguageModel, tmp_path: Path) -> None:
+    made = fit_vector(lm, PAIRS, SITE).with_facts(card={"kl": 0.1})
+    made.save(tmp_path / "v.safetensors")
+    back = SteeringVector.load(tmp_path / "v.safetensors", lm)
+    assert torch.equal(back.values, made.values) and back.site == made.site and back.facts == dict(made.facts)
+
+
+def test_a_changed_file_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = tmp_path / "v.safetensors"
+    fit_vector(lm, PAIRS, SITE).save(path)
+    with safe_open(path, "pt") as opened:
+        header = opened.metadata()
+    values = load_file(path)["values"]
+    save_file({"values": 2 * values}, path, header)
+    with pytest.raises(InterventionError, match="checksum"):
+        SteeringVector.load(path)
+    save_file({"values": values}, path, {"saekit": header["saekit"].replace("resid_post.2", "resid_post.3")})
+    with pytest.raises(InterventionError, match="checksum"):
+        SteeringVector.load(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InterventionError):
+        SteeringVector.load(path)
+
+
+def test_another_model_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    made = fit_vector(lm, PAIRS, SITE)
+    tiny = make_lm(d_model=16)
+    with pytest.raises(InterventionError, match="numbers"):
+        SteeringVector(made.values, Site.parse("resid_post.1")).check(tiny)
+    of_another = SteeringVector(torch.ones(16), Site.parse("resid_post.1"), {"fingerprint": make_lm(seed=1).fingerprint()})
+    with pytest.raises(StoreMismatch, match="differs"):
+        of_another.check(tiny)
+
+
+@pytest.mark.parametrize("strength", ["nan", float("nan"), 1e39, "2max"])
+def test_impossible_strengths_are_refused(strength: float | str) -> None:
+    with pytest.raises(InterventionError):
+        SteeringVector(torch.ones(4), Site.parse("resid_post.1")).intervention(strength)
+    with pytest.raises(InterventionError, match="infinite"):
+        SteeringVector(torch.full((4,), 1e20), Site.parse("resid_post.1")).intervention(1e25)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_push_equals_a_plain_hook(lm: LanguageModel, side: str) -> None:
+    vector = fit_vector(lm, PAIRS, SITE)
+    tokens, mask = lm.text.pad(lm.text.ids(list(POSITIVE)), side)  # type: ignore[arg-type]
+    kept = lm.ordinary(tokens, mask)
+    steered = lm.run(tokens, attention_mask=mask, edits=[vector.intervention(2.0)], positions="all").logits
+    for b, text in enumerate(POSITIVE):
+        alone, _ = lm.encode([text])
+        single = lm.run(alone, edits=[vector.intervention(2.0)], positions="all").logits
+        torch.testing.assert_close(steered[b][mask[b].bool()], single[0], atol=1e-4, rtol=1e-4)
+    plain = lm.run(tokens, attention_mask=mask, read=[SITE])[SITE]
+    pushed = lm.run(tokens, attention_mask=mask, read=[SITE], edits=[vector.intervention(2.0)], positions="all")[SITE]
+    torch.testing.assert_close(pushed[kept], plain[kept] + 2 * vector.values, atol=1e-5, rtol=1e-4)
+    erased = lm.run(tokens, attention_mask=mask, read=[SITE], edits=[vector.ablation()], positions="all")[SITE]
+    assert float((erased[kept] @ vector.values).abs().max()) < 1e-3 * vector.norm
+
+
+def test_unknown_options_are_refused(lm: LanguageModel) -> None:
+    with pytest.raises(ConfigError):
+        fit_vector(lm, PAIRS, SITE, "nothing")
+    with pytest.raises(ConfigError, match="no option"):
+        fit_vector(lm, PAIRS, SITE, "sae", options={"betta": 1})
+    with pytest.raises(ConfigError, match="pairs"):
+        pca(FitData(lm, lm.site(SITE), POSITIVE, NEGATIVE[:2]))
+    assert all(row.summary for row in FITS.values())
