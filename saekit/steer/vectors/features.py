@@ -143,6 +143,7 @@ def output_score_of(data: FitData, sae: SAE, features: Sequence[int], norm: floa
     for vector_D, ids_K in zip(vectors_ND, ids_NK):
         push = add(Vector(data.site, vector_D), 0.5 * norm / float(vector_D.norm()), positions="last")
         run = lm.run(tokens_PT.to(lm.device), attention_mask=mask_PT.to(lm.device), edits=[push], positions="last")
+        assert run.logits is not None, "the run was asked for logits"
         logp_PV = run.logits[:, -1].float().log_softmax(-1).cpu()
         scores.append(output_scores(logp_PV, ids_K.expand(len(rows), -1)).mean())
     return torch.stack(scores).nan_to_num(0.0)
