@@ -1,3 +1,4 @@
+"""Steering vectors: directions with their facts, ways to fit them from a contrast, algebra, and projections of texts."""
 
 from __future__ import annotations
 
