@@ -126,7 +126,7 @@ def circuit(
     """
     if listing:
         rows = [{"method": name, "needs": row.needs, "finds": row.summary} for name, row in CIRCUIT_METHODS.items()]
-        emit(rows) if as_json else table(rows)
+        emit(rows) if as_json else table(rows, whole="method")
         return
     method = find.method or ("attribution_graph" if find.task is None else "eap_ig_inputs")
     row = CIRCUIT_METHODS.find(method)

@@ -285,7 +285,8 @@ def _list(as_json: bool) -> None:
     if as_json:
         emit(rows)
         return
-    table([row | {"options": " ".join(f"{name}={value}" for name, value in row["options"].items())} for row in rows])
+    options_of = {row["method"]: " ".join(f"{name}={value}" for name, value in row["options"].items()) for row in rows}
+    table([row | {"options": options_of[row["method"]]} for row in rows], whole="method")
 
 
 def _default(value: Any) -> Any:

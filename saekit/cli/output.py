@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from saekit.errors import shown_path
 from saekit.files import document
@@ -90,8 +90,8 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
-    """Print rows that share their keys."""
+def table(rows: list[dict[str, Any]], *, title: str | None = None, whole: str | None = None) -> None:
+    """Print rows that share their keys. The column `whole` is not broken, so that names in it can be copied."""
     from rich import box
     from rich.table import Table
 
@@ -102,7 +102,8 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None) -> None:
         say((title, "italic"))  # a title of the table would be wrapped to its width
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in rows[0].items():
-        grid.add_column(clean(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if isinstance(value, int | float) else "left"
+        grid.add_column(clean(name), justify=justify, overflow="fold", no_wrap=name == whole)
     for row in rows:
         grid.add_row(*(text(number(value) if isinstance(value, int | float) else str(value)) for value in row.values()))
     console().print(grid)

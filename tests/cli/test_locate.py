@@ -169,3 +169,14 @@ def test_layers_choose_spaces(stories_lm: LanguageModel) -> None:
     found = rank(stories_lm, task, "size", spaces=["heads", *spaces_of(stories_lm, "neurons", [4])], layers=[1])
     assert {ref.layer for ref in found if ref.kind == "head"} == {1}  # type: ignore[union-attr]
     assert {ref.layer for ref in found if ref.kind == "neuron"} == {4}  # type: ignore[union-attr]
+
+
+def test_names_of_methods_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from saekit.cli.locate import _list
+
+    monkeypatch.setenv("COLUMNS", "80")
+    _list(as_json=False)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in METHODS) and max(map(len, printed.splitlines())) <= 80
