@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SECTIONS = {
     "circuits": "scripts.locate_circuits",
+    "induction": "scripts.locate_induction",
     "speed": "scripts.locate_speed",
+    "stories": "scripts.locate_stories",
 }
 """Name -> module. A new section is one file and one row."""
 

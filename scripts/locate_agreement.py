@@ -35,13 +35,13 @@ from saekit.workspace import Workspace
 FIRST = 10
 
 
-def compare(lm: LanguageModel, data: Task, spaces: Sequence[Space], confirm: int, sample: int) -> Iterator[dict[str, Any]]:
+def compare(lm: LanguageModel, data: Task, spaces: Sequence[Space], settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One row for each method: recall, correlation and seconds."""
     began = time.perf_counter()
-    exact = rank(lm, data, "ablation", spaces=spaces, progress=False)
+    exact = rank(lm, data, "ablation", spaces=spaces, options={"replacement": settings["replacement"]}, progress=False)
     exhaustive = time.perf_counter() - began
     began = time.perf_counter()
-    agreed = rank(lm, data, "consensus", spaces=spaces, options={"confirm": confirm, "sample": sample}, progress=False)
+    agreed = rank(lm, data, "consensus", spaces=spaces, options=settings, progress=False)
     together = time.perf_counter() - began
     refs = list(dict.fromkeys([*exact, *agreed]))
     truth = torch.tensor([exact.get(ref, 0.0) for ref in refs], dtype=torch.float64)
@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--confirm", type=int, default=10, help="objects of each method that consensus ablates")
     parser.add_argument("--sample", type=int, default=10, help="other objects that it ablates")
+    parser.add_argument("--replacement", choices=CHEAP, default="zero", help="of exhaustive ablation and of consensus")
+    parser.add_argument("--layers", type=int, nargs="+", help="of the objects; default: all")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.workspace is None:
@@ -80,7 +82,8 @@ def main() -> None:
         workspace = Workspace.open(options.workspace)
         workspace.attach_all()
         lm = workspace.lm
-    spaces = spaces_of(lm, options.space)
+    spaces = spaces_of(lm, options.space, options.layers)
+    settings = {name: getattr(options, name) for name in ("replacement", "confirm", "sample")}
     rows = []
     for name in options.task or lab.TASKS:
         try:
@@ -89,8 +92,8 @@ def main() -> None:
             print(f"{name} is left out: {error.what}", file=sys.stderr)
             continue
         if isinstance(data, Task) and all(data.answers):
-            rows += compare(lm, data, spaces, options.confirm, options.sample)
-    for name in (*CHEAP, "consensus"):
+            rows += compare(lm, data, spaces, settings)
+    for name in (*CHEAP[options.replacement], "consensus"):
         own = [row for row in rows if row["method"] == name]
         if own:
             means = {key: sum(row[key] for row in own) / len(own) for key in ("recall", "spearman", "seconds", "exhaustive")}

@@ -118,7 +118,8 @@ def _fixed(
 def _effect_of_scores(p: Tensor, d: Tensor, centred: Tensor) -> Tensor:
     """The closed form of the module's docstring, for each entry."""
     e = torch.expm1(torch.where(p > 0, d, 0.0).clamp(max=80.0))  # masked entries have p = 0; exp(80) is below float32's limit
-    return p * e / (1 + p * e) * centred
+    # An entry that is rounded to 1 leaves nothing to the others: its centred gradient is 0, and so is the effect, not 0 / 0.
+    return p * e / (1 + p * e).clamp_min(torch.finfo(p.dtype).tiny) * centred
 
 
 def _mean_slope(effect: Tensor, change: Tensor, slope: Tensor) -> Tensor:
