@@ -66,6 +66,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "calibrate": CommandRow(
             "saekit.cli.calibrate:calibrate", "Find the strength at which steering costs a given KL divergence."
         ),
+        "card": CommandRow("saekit.cli.card:card", "Measure the side effects of steering, with controls at equal KL."),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),
