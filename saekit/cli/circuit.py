@@ -47,7 +47,7 @@ class CircuitOptions:
     ] = None
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help=f"With --task: {METRICS} [default: logit_difference; kl for acdc]", show_default=False),
+        typer.Option("--metric", help=f"{METRICS} [default: logit_difference; kl for acdc]", show_default=False),
     ] = None
     evaluate: Annotated[
         bool,
