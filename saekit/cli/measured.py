@@ -26,7 +26,8 @@ class MeasuredOptions:
         typer.Option(
             "--feature",
             "-f",
-            help="Feature of the workspace and strength: 1042, 1042:0.8norm, resid_post.3@NAME/1042:2. May be repeated.",
+            help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
+            "@LIST:2 for the features of a list. May be repeated.",
             metavar="ID[:STRENGTH]",
             show_default=False,
         ),
@@ -35,7 +36,9 @@ class MeasuredOptions:
         Path | None,
         typer.Option("--intervention", help="File of a saved intervention, not with --feature.", show_default=False),
     ] = None
-    op: Annotated[str, typer.Option("--op", help="Operation on the features.")] = "clamp"
+    op: Annotated[
+        str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
+    ] = "clamp"
     data: Annotated[
         list[str] | None,
         typer.Option(
