@@ -31,7 +31,10 @@ class CommandRow:
         return resolve(self.target)
 
 
-GROUPS = {"lab": "The built-in language model and corpus whose true concepts are known."}
+GROUPS = {
+    "lab": "The built-in language model and corpus whose true concepts are known.",
+    "vector": "Steering vectors: fit, show and combine them.",
+}
 """Help of each group of commands; `"lab info"` is the command `info` in the group `lab`."""
 
 _TRAINING = {"--tokens": "--train-tokens", "--dtype": "--train-dtype", "--keep": "--keep-checkpoints"}
@@ -67,6 +70,9 @@ COMMANDS: Registry[CommandRow] = Registry(
             "saekit.cli.calibrate:calibrate", "Find the strength at which steering costs a given KL divergence."
         ),
         "card": CommandRow("saekit.cli.card:card", "Measure the side effects of steering, with controls at equal KL."),
+        "vector fit": CommandRow("saekit.cli.vector:fit", "Fit a steering vector to a contrast."),
+        "vector show": CommandRow("saekit.cli.vector:show", "Show steering vectors, or score texts by their projection."),
+        "vector combine": CommandRow("saekit.cli.vector:combine", "Add, subtract and orthogonalise steering vectors."),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

@@ -68,7 +68,7 @@ def removable(incomplete: str) -> list[str]:
 
     def known(ws: WorkspaceFolder) -> list[str]:
         dictionaries = [f"{place}@{name}" if name else place for place, name in ws.dictionaries.all()]
-        folders = (ws.path / "reports", ws.path / "rankings", ws.path / "lenses")
+        folders = (ws.path / "reports", ws.path / "rankings", ws.path / "lenses", ws.path / "steering")
         return [*dictionaries, *(str(path.relative_to(ws.path)) for folder in folders for path in sorted(folder.glob("*")))]
 
     return _begun(_of_workspace(known), incomplete)

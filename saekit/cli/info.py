@@ -74,6 +74,8 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("database", _database(database)))
     if facts["rankings"]:
         lines.append(("rankings", ", ".join(each["file"].removeprefix("rankings/") for each in facts["rankings"])))
+    if facts["steering"]:
+        lines.append(("vectors", ", ".join(each["file"].removeprefix("steering/") for each in facts["steering"])))
     if facts["reports"]:
         lines.append(("reports", ", ".join(each["file"].removeprefix("reports/") for each in facts["reports"])))
     sizes = {name: count for name, count in facts["sizes"].items() if count and name != "total"}

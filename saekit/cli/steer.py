@@ -10,6 +10,7 @@ import typer
 
 from saekit.cli import options
 from saekit.cli.output import console, emit, number, quiet_libraries, say, say_line, text
+from saekit.cli.subject import WS_OR_MODEL, open_subject
 from saekit.cli.values import count
 
 if TYPE_CHECKING:
@@ -57,33 +58,45 @@ class GenerationOptions:
 
 
 def steer(
-    workspace: options.WORKSPACE,
+    place: WS_OR_MODEL,
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", metavar="PROMPT")],
     feature: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--feature",
             "-f",
             help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
             "@LIST:2 for the features of a list. May be repeated.",
             metavar="ID[:STRENGTH]",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vector",
+            help="Steering vector to add, by name in the workspace or file, and strength: french:0.8norm. May be repeated.",
+            metavar="NAME_OR_FILE[:STRENGTH]",
+            show_default=False,
+        ),
+    ] = None,
     name: options.NAME = "",
     as_json: options.JSON = False,
     *,
     steering: SteeringOptions,
     generation: GenerationOptions,
-    load: options.PlaceOptions,
+    load: options.LoadOptions,
 ) -> None:
-    """Generate with and without a feature turned on, side by side and from the same seed.
+    """Generate with and without features or vectors turned on, side by side and from the same seed.
 
     1042 clamps the feature to half the typical norm of its site, 1042:0.8norm to 0.8 of that norm, 1042:2 to twice the feature's
     maximum activation, 1042:q.99 to the 0.99 quantile of its activations.
 
-    `--op` chooses the operation. clamp sets the coefficient of the feature to the strength, add adds the strength to the
-    coefficient, scale multiplies the coefficient by the strength (1042:2 doubles it), and ablate sets it to 0. ablate takes no
-    strength.
+    --vector french:0.8norm adds a vector of `saekit vector fit`, made 0.8 times as long as the typical activation; french:2 adds
+    twice the vector. It works with a model as well as with a workspace.
+
+    `--op` chooses the operation on features. clamp sets the coefficient of the feature to the strength, add adds the strength to
+    it, scale multiplies it by the strength (1042:2 doubles it), and ablate sets it to 0. ablate takes no strength.
 
     The random control shows whether the effect is specific to the feature: it changes the activations by the same norm in a
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
@@ -98,14 +111,24 @@ def steer(
     Example: `saekit steer pythia --feature resid_post.3@gemma/1042:0.5norm "Once upon a time"`
     """
     quiet_libraries()
-    from saekit.workspace.workspace import Workspace
+    from saekit.errors import ConfigError
+    from saekit.steer import combine, compare
+    from saekit.workspace import vectors
 
-    ws = Workspace.open(workspace, **load.changes())
-    result = ws.steer(
+    if not feature and not vector:
+        raise ConfigError("There is nothing to steer with.", "Give --feature or --vector.")
+    subject = open_subject(place, load)
+    ws, lm = subject.workspace, subject.lm
+    if feature and ws is None:
+        raise ConfigError(f"{place} is a model, and --feature needs a workspace.", "Name a workspace, or give --vector.")
+    norms = None if ws is None else ws.median_norm
+    changes = [vectors.push(ws, lm, each, norms) for each in vector or []]
+    if ws is not None and feature:
+        changes.append(ws.intervention(feature, op=steering.op, name=name))
+    result = compare(
+        lm,
         prompts,
-        feature,
-        op=steering.op,
-        name=name,
+        combine(changes),
         max_new_tokens=generation.max_new_tokens,
         do_sample=generation.sample or None,
         n_samples=generation.n_samples,
@@ -113,12 +136,13 @@ def steer(
         positions=steering.positions,
         seed=generation.seed,
     )
-    facts = {**result.to_dict(), "measured": ws.causal(feature, name=name)}
+    facts = {**result.to_dict(), "measured": ws.causal(feature, name=name) if ws is not None and feature else []}
     if as_json:
         emit(facts)
         return
     _print_steered(prompts, generation.n_samples, facts)
     for each in facts["measured"]:
+        assert ws is not None, "measures come from a workspace"
         _print_measured(ws, each)
 
 

@@ -30,7 +30,7 @@ def workspace_view(path: str | Path) -> dict[str, Any]:
             or None) and dates.
         database: `state` (fresh, stale, unknown, not covered, empty, none or damaged) and the dictionaries that it describes; not
             covered: the workspace does not have the dictionary, as after a merge.
-        rankings, reports: their files.
+        rankings, steering, reports: their files.
         sizes: bytes on disk of each part of :data:`saekit.workspace.inventory.PARTS`, and the total.
         jobs: commands that write here now (`running`) or were stopped (`stopped`), and unfinished parts (`unfinished`).
         problems: rows of `part`, `what` and `hint`.
@@ -47,6 +47,7 @@ def workspace_view(path: str | Path) -> dict[str, Any]:
     facts["dictionaries"] = parts.dictionaries(root, problems)
     facts["database"] = parts.database(root, problems)
     _compare(facts["dictionaries"], facts["database"])
+    facts["steering"] = parts.steering(root)
     facts["rankings"], facts["reports"] = parts.rankings(root, problems), parts.reports(root)
     facts["sizes"] = inventory.sizes(root)
     job = jobs.current(root)

@@ -224,6 +224,15 @@ def rankings(root: Path, problems: Problems) -> list[dict[str, Any]]:
     return found
 
 
+def steering(root: Path) -> list[dict[str, Any]]:
+    """The steering vectors in `steering/`."""
+    return [
+        {"file": path.relative_to(root).as_posix(), "bytes": _size(path), "changed": _changed(path)}
+        for path in _listed(root / "steering")
+        if path.suffix == ".safetensors"
+    ]
+
+
 def reports(root: Path) -> list[dict[str, Any]]:
     """The pages and evaluations in `reports/`."""
     return [

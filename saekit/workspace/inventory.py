@@ -17,6 +17,7 @@ PARTS = {
     "vectors": "decoder directions",
     "rankings": "rankings",
     "lenses": "fitted lenses",
+    "steering": "steering vectors",
     "reports": "evaluations and pages",
     "temporary": "temporary files",
     "other": "other files",
@@ -27,6 +28,7 @@ _FOLDERS = {
     "vectors": "vectors",
     "rankings": "rankings",
     "lenses": "lenses",
+    "steering": "steering",
     "reports": "reports",
     "sae": "dictionaries",
 }

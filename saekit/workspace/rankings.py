@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,199}")
 
 
-def check_name(name: str) -> str:
-    """The name, if a ranking can be kept under it.
+def check_name(name: str, what: str = "ranking") -> str:
+    """The name, if a ranking, or another object, can be kept under it.
 
     Raises:
         ConfigError: it cannot.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"A ranking cannot be called {name!r:.80}.", "Use letters, digits, and any of _ . + @ - within the name."
+            f"A {what} cannot be called {name!r:.80}.", "Use letters, digits, and any of _ . + @ - within the name."
         )
     return name
 

@@ -33,6 +33,7 @@ class FitData:
         batch_size: texts run at a time.
         progress: show a progress bar.
         found: facts that the method adds to the vector's.
+        norms: lengths (N,) of the activations that were read of negative texts, batch by batch.
     """
 
     lm: LanguageModel
@@ -43,6 +44,7 @@ class FitData:
     batch_size: int = 16
     progress: bool = False
     found: dict[str, Any] = field(default_factory=dict)
+    norms: list[Tensor] = field(default_factory=list)
 
     def ids(self, side: Side) -> list[list[int]]:
         """Token ids of the texts of a side."""
@@ -62,7 +64,10 @@ class FitData:
                 tokens_BT, mask_BT = self.lm.text.pad([rows[n] for n in chosen], "right")
                 tokens_BT, mask_BT = tokens_BT.to(self.lm.device), mask_BT.to(self.lm.device)
                 acts = self.lm.run(tokens_BT, attention_mask=mask_BT, read=[self.site], logits=None)[self.site]
-                yield chosen, acts.flatten(2).float().cpu(), self.lm.ordinary(tokens_BT, mask_BT).cpu()
+                acts_BTD, kept_BT = acts.flatten(2).float().cpu(), self.lm.ordinary(tokens_BT, mask_BT).cpu()
+                if side == "negative":
+                    self.norms.append(acts_BTD[kept_BT].norm(dim=-1))
+                yield chosen, acts_BTD, kept_BT
                 bar.update(start + len(chosen))
 
     def tokens(self, side: Side) -> Iterator[Tensor]:

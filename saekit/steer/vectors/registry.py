@@ -77,6 +77,8 @@ def fit_vector(
         InterventionError: the vector is zero.
         NonFiniteActivations: the vector is not finite.
     """
+    import torch
+
     from saekit.steer.vectors.data import FitData
     from saekit.steer.vectors.vector import SteeringVector
 
@@ -97,6 +99,7 @@ def fit_vector(
         "contrast": contrast.name,
         "texts": [len(contrast.positive), len(contrast.negative)],
         "unit": "norm",
+        "site_norm": float(torch.cat(data.norms).median()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return SteeringVector(values, place, {**facts, **data.options, **data.found})

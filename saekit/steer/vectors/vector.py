@@ -36,7 +36,8 @@ class SteeringVector:
     Attributes:
         values: (width,) float32.
         site: where the values were read and are to be added.
-        facts: JSON values. `fit_vector` records `method`, `model`, `fingerprint`, `date`, `contrast`, and for vectors of features
+        facts: JSON values. `fit_vector` records `method`, `model`, `fingerprint`, `date`, `contrast`, `site_norm` (median
+            length of the activations of the negative texts), and for vectors of features
             `dictionary`, `refs` and `deltas`. `unit` is the unit of a strength without one; `card` holds side effects.
 
     Raises:
