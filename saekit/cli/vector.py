@@ -93,7 +93,7 @@ def fit(
     from saekit.tasks import Contrast
 
     subject = open_subject(place, load)
-    data = data_of(subject.lm, contrast.contrast, DataChoice(contrast.pairs, contrast.seed, contrast.split))
+    data = data_of(subject.lm, contrast.contrast, DataChoice(contrast.pairs, contrast.seed, contrast.split))  # type: ignore[arg-type]
     if not isinstance(data, Contrast):
         raise ConfigError(f"{contrast.contrast} is no contrast.", "Give records with the fields positive and negative.")
     name = called or f"{data.name}-{method.method}"
