@@ -74,10 +74,14 @@ def test_as_data(again: Outcome, folder: Path, word: str) -> None:
         (point,) = found["points"]
         assert point["strength"] in [each["strength"] for each in scan["points"]]
         assert not set(scan["prompts"]) & set(found["prompts"])
-        for arm, texts in ((found["baseline"], 1), (point["steered"], 1), (point["random"], 3)):
+        for arm, texts in ((found["baseline"], 1), (point["steered"], 1), (point["random"], 2)):
             assert len(arm["texts"]) == texts * found["n_samples"] * len(found["prompts"])
             assert arm["mentions"] == Mentions(concept["words"]).rate(arm["texts"]).hits
         assert not any(word in prompt.lower().split() for prompt in found["prompts"] for word in concept["words"])
+        vector = concept["steering"]["vector"]
+        assert len(concept["steering"]["verdicts"]) == 1 + (vector is not None)
+        if vector is not None:
+            assert vector["prompts"] == found["prompts"] and vector["natural"]["rate"] > 0
 
 
 def test_the_page(again: Outcome, folder: Path) -> None:

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from feature_db import Hit
 from saekit import demo, lab
+from saekit.demo import topics
 from saekit.evaluate.steering.mentions import Mentions
 from saekit.names.site import Site
 from saekit.views.search import Found, Section
@@ -35,7 +36,7 @@ def _three_live_features(ws: Workspace, site: Site, topic: demo.Topic) -> Sectio
 def test_hits_are_checked_against_the_labels(
     saekit: Saekit, tiny_lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_DOCUMENTS", 400)
+    monkeypatch.setattr(topics, "_DOCUMENTS", 400)
     monkeypatch.setattr(demo, "_search", _three_live_features)
     sizes = ("--tokens", 20_000, "--train-tokens", 40_000, "--latents", 64, "--k", 4)
     outcome = saekit("demo", "--out", tmp_path / "ws", "--query", "birds", "--query", "the river", *sizes, "--json")

@@ -1,0 +1,114 @@
+"""Steering by what a search found: by the most effective feature, and by the mean difference of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from saekit.demo.topics import NATURAL, QUERY_WORDS, Topic, beginning, heldout, natural_texts, openings
+from saekit.errors import CorpusError
+from saekit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from feature_db import FeatureRecord
+    from saekit.evaluate.steering.dose_response import Sampling, Sweep
+    from saekit.evaluate.steering.mentions import Mentions
+    from saekit.names.site import Site
+    from saekit.report import Section
+    from saekit.steer import Intervention, Strength
+    from trainers import TrainConfig
+
+STRENGTHS = (0.5, 0.8, 1.1, 1.4, 1.7)
+"""Strengths of the scan of a feature, in median norms of the site."""
+VECTOR_STRENGTHS = (0.5, 0.7, 0.9, 1.1, 1.3)
+"""The same of the mean difference."""
+_CHOSEN_AT = 2.2
+"""Largest perplexity at which a strength is chosen, relative to natural texts of the concept. It is below the largest one that
+counts as a success, because the measurement on other prompts differs."""
+_TEMPERATURE = 0.5
+"""Of the sampling: strongly steered text falls apart at 1."""
+_HITS = 2
+"""Hits of the search that are tried."""
+_PROMPTS = 8
+Change = Callable[["Strength"], "Intervention"]
+"""The intervention for a strength."""
+
+
+def steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig) -> Section:
+    """Add the effect of the most effective feature to the section. Half of the prompts choose it, the other half measure it."""
+    from saekit.evaluate.steering.dose_response import Sampling
+    from saekit.report import Steered
+
+    assert section.mentions is not None
+    candidates = _candidates(ws, site, section, topic)
+    if not candidates:
+        return section
+    prompts = list(islice(openings(heldout(ws, config, topic), section.mentions), 2 * _PROMPTS))
+    if len(prompts) < 2:
+        raise CorpusError(f"{ws.corpus.source} has too few held-out documents to steer on.", "Cache more tokens.")
+    half = len(prompts) // 2
+    known = Known(section.mentions, natural_texts(ws, section.mentions, topic))
+    choosing = Sampling(seed=config.seed + 1, temperature=_TEMPERATURE)
+    measuring = Sampling(n_samples=6, controls=2, seed=config.seed + 2, temperature=_TEMPERATURE)
+    scans = [(each, _sweep(ws, _clamp(ws, each), prompts[:half], STRENGTHS, known, choosing)) for each in candidates]
+    record, scan = max(scans, key=lambda pair: _promise(pair[1]))
+
+    def at_best(change: Change, scan: Sweep) -> Sweep:
+        return _sweep(ws, change, prompts[half:], scan.best(_CHOSEN_AT).strength.values, known, measuring)
+
+    vector = None
+    if known.natural:
+        others = (beginning(text) for text in heldout(ws, config, topic) if not section.mentions.spans(text))
+        push = _push(ws, site, known.natural, list(islice(others, NATURAL)))
+        vector = at_best(push, _sweep(ws, push, prompts[:half], VECTOR_STRENGTHS, known, choosing))
+    return replace(section, steered=Steered(record, scan, at_best(_clamp(ws, record), scan), vector))
+
+
+def _promise(scan: Sweep) -> tuple[bool, float]:
+    """Sort key of scans: whether a strength keeps the perplexity low enough, then the rate of mentions at that strength."""
+    arm = scan.best(_CHOSEN_AT).steered
+    return scan.cost(arm) <= _CHOSEN_AT, arm.rate.value
+
+
+@dataclass(frozen=True)
+class Known:
+    """What tells how well steering works."""
+
+    mentions: Mentions
+    natural: list[str]
+    """Texts of the concept that nobody steered."""
+
+
+def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
+    """The feature that promotes the concept's words most, and the first hits of the search."""
+    said = " ".join(topic.words[:QUERY_WORDS])
+    with ws.database() as database:
+        promoting = [database.feature(hit.ref) for hit in database.search(said, k=1, dictionary=site, by="promotes")]
+    both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:_HITS])]}
+    return list(both.values())
+
+
+def _clamp(ws: Workspace, record: FeatureRecord) -> Change:
+    """Clamp a feature."""
+    from saekit.steer import clamp
+
+    ws.attach(record.dictionary)
+    return lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm)
+
+
+def _push(ws: Workspace, site: Site, natural: Sequence[str], others: Sequence[str]) -> Change:
+    """Add the mean difference between texts of the concept and others."""
+    from saekit.steer import add, mean_difference
+
+    vector = mean_difference(ws.lm, site, natural, others)
+    return lambda strength: add(vector, strength).resolve(ws.lm, norms=ws.median_norm)
+
+
+def _sweep(
+    ws: Workspace, change: Change, prompts: Sequence[str], strengths: Sequence[float], known: Known, sampling: Sampling
+) -> Sweep:
+    from saekit.evaluate.steering.dose_response import sweep
+
+    return sweep(ws.lm, prompts, change, strengths, known.mentions, sampling=sampling, natural=known.natural)
