@@ -97,3 +97,9 @@ def test_markup_in_data_is_text() -> None:
 
 def test_styles_of_our_own_still_show_on_a_terminal() -> None:
     assert "\x1b[1m" in printed(Text("x", "bold"), force_terminal=True, color_system="standard")
+
+
+def test_a_table_shows_nothing_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table([{"measure": "kl", "value": 0.5, "unsteered": None}])
+    shown = capsys.readouterr().out
+    assert "0.5" in shown and "None" not in shown

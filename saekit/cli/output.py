@@ -105,8 +105,15 @@ def table(rows: list[dict[str, Any]], *, title: str | None = None, whole: str | 
         justify: Literal["left", "right"] = "right" if isinstance(value, int | float) else "left"
         grid.add_column(clean(name), justify=justify, overflow="fold", no_wrap=name == whole)
     for row in rows:
-        grid.add_row(*(text(number(value) if isinstance(value, int | float) else str(value)) for value in row.values()))
+        grid.add_row(*(text(_cell(value)) for value in row.values()))
     console().print(grid)
+
+
+def _cell(value: Any) -> str:
+    """A value as a table shows it; nothing for None."""
+    if value is None:
+        return ""
+    return number(value) if isinstance(value, int | float) else str(value)
 
 
 def print_section(section: Section) -> None:

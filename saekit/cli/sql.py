@@ -33,6 +33,6 @@ def sql(
     if as_json:
         emit(rows)
         return
-    table([{name: "" if value is None else value for name, value in row.items()} for row in rows])
+    table(rows)
     if result.more:
         say((f"There are more than {limit} rows: see --limit.", "dim"))
