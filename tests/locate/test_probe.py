@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError
-from saekit.locate.probe.fit import fit
+from saekit.locate.probe.fit import Fitted, fit
 from saekit.locate.probe.probes import Probe, ProbeOptions, fit_probes, probe
-from saekit.locate.probe.scores import calibration, control_labels, correct, description_length, held_out
+from saekit.locate.probe.scores import Scores, calibration, control_labels, correct, description_length, held_out
+from saekit.names.ref import Ref
+from saekit.names.site import Site
 from saekit.objects.registry import spaces_of
 from saekit.steer import add
 from saekit.tasks import Contrast, Labelled, Span
@@ -145,9 +148,77 @@ def test_planted_labels_are_read_at_every_place(lm: LanguageModel, tmp_path: Pat
     plain = lm.run(ids, read=["resid_post.0"], logits=None)["resid_post.0"]
     change = (pushed - plain)[0, -1]
     assert torch.cosine_similarity(change, torch.from_numpy(one.direction_D), dim=0) == pytest.approx(1, abs=1e-4)
-    (tmp_path / "probe" / "probe.json").write_text("{}")
+
+
+def _saved(fitted: Fitted, folder: Path, accuracy: float = 0.9) -> Probe:
+    scores = Scores(accuracy, 0.9, 0.5, 0.4, 10.0, 2.0, 0.1, 0.1)
+    made = Probe(Ref.head(0, 1), Site("resid_post", 0), fitted, np.ones(8), "logistic", ("a", "b"), scores)
+    made.save(folder)
+    return made
+
+
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        Fitted(np.array([1.0, np.nan]), 0.5),
+        Fitted(np.ones(2), float("inf")),
+        Fitted(np.ones((2, 2)), 0.5),
+        Fitted(np.ones(2), 0.5, np.arange(3)),
+        Fitted(np.ones(2), 0.5, np.ones(2)),
+    ],
+)
+def test_a_damaged_probe_is_refused(fitted: Fitted, tmp_path: Path) -> None:
+    _saved(fitted, tmp_path)
     with pytest.raises(ConfigError, match="does not hold a probe"):
-        Probe.load(tmp_path / "probe")
+        Probe.load(tmp_path)
+    with pytest.raises(ConfigError):
+        Probe.load(tmp_path / "none")
+
+
+def test_a_bias_that_is_missing_is_refused(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    _saved(Fitted(np.ones(2), 0.5), tmp_path)
+    file = tmp_path / "probe.safetensors"
+    with safe_open(file, "np") as opened:
+        header = opened.metadata()
+    save_file({**load_file(file), "bias": np.array([])}, file, header)
+    with pytest.raises(ConfigError, match="does not hold a probe"):
+        Probe.load(tmp_path)
+
+
+def test_a_kill_while_saving_leaves_a_whole_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends at each replacement of a file in turn: weights and facts are always of one probe."""
+    import saekit.files
+
+    place, calls = saekit.files._place, [0]
+    for stop in range(1, 4):
+        _saved(Fitted(np.ones(2), 0.5), tmp_path, accuracy=0.5)
+        calls[0] = 0
+
+        def once(*args: object, stop: int = stop, **options: object) -> None:
+            calls[0] += 1
+            if calls[0] == stop:
+                raise KeyboardInterrupt
+            place(*args, **options)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(saekit.files, "_place", once)
+            with contextlib.suppress(KeyboardInterrupt):
+                _saved(Fitted(np.full(2, 7.0), 0.5), tmp_path, accuracy=0.75)
+        found = Probe.load(tmp_path)
+        assert (found.fitted.weight_K[0], found.scores.accuracy) in [(1.0, 0.5), (7.0, 0.75)]
+
+
+def test_values_on_examples_are_in_the_order_of_the_texts(lm: LanguageModel) -> None:
+    """Texts run by length. The wrong answers are those of the texts whose words are of the other class."""
+    texts = [" ".join(f"w{10 * (n % 2) + 1 + m % 9}" for m in range(2 + n % 5)) for n in range(40)]
+    odd = (3, 8)
+    labels = tuple("ab"[(n + (n in odd)) % 2] for n in range(40))
+    (first, *_) = fit_probes(lm, Labelled(tuple(texts), labels=labels), options=ProbeOptions("mass_mean"), progress=False)
+    _, right, _ = first
+    assert set(np.flatnonzero(right == 0)) == set(odd)
 
 
 def test_heads_features_and_tokens_can_be_probed(lm: LanguageModel, tmp_path: Path) -> None:

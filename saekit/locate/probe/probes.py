@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from saekit.errors import ConfigError
-from saekit.files import write_whole
-from saekit.json_files import read_json
+from saekit.errors import ConfigError, SaekitError
 from saekit.locate.magnitude.reading import POOLS, coefficients, read
 from saekit.locate.magnitude.result import no_metric
 from saekit.locate.magnitude.rows import sides
@@ -27,11 +25,14 @@ from saekit.objects.registry import spaces_of
 from saekit.progress import track
 from saekit.steer.target import Vector
 from saekit.tasks import Labelled
+from saekit.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.objects import Space
     from saekit.tasks import Ranking
+
+_FILE = "probe.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,22 +67,18 @@ class Probe:
         return Vector(self.site, torch.from_numpy(self.direction_D.astype(np.float32)))
 
     def save(self, folder: str | Path) -> None:
-        """Write `probe.safetensors` and `probe.json` to a folder.
+        """Write `probe.safetensors` to a folder, whole or not at all; its header holds the facts.
 
         Raises:
-            StorageFull, Unwritable: they cannot be written.
+            StorageFull, Unwritable: it cannot be written.
         """
-        from safetensors.numpy import save
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {"weight": self.fitted.weight_K, "bias": np.array([self.fitted.bias]), "direction": self.direction_D}
         if self.fitted.columns is not None:
             arrays["columns"] = self.fitted.columns
-        write_whole(folder / "probe.safetensors", save({name: np.ascontiguousarray(each) for name, each in arrays.items()}))
         facts = {"format": "saekit-probe", "version": 1, "ref": str(self.ref), "site": str(self.site), "kind": self.kind}
         facts |= {"classes": list(self.classes), "scores": self.scores.to_dict()}
-        write_whole(folder / "probe.json", (json.dumps(facts, indent=1) + "\n").encode())
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in arrays.items()}
+        write_tensors(Path(folder) / _FILE, tensors, json.dumps(facts))
 
     @classmethod
     def load(cls, folder: str | Path) -> Probe:
@@ -90,20 +87,23 @@ class Probe:
         Raises:
             ConfigError: the folder does not hold a probe.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        folder = Path(folder)
-        facts = read_json(folder / "probe.json", error=ConfigError, hint="Choose a folder that a probe was saved to.")
+        hint = "Choose a folder that a probe was saved to."
+        facts, tensors = read_tensors(Path(folder) / _FILE, "a probe", error=ConfigError, hint=hint)
         try:
             if facts["format"] != "saekit-probe" or facts["version"] != 1:
                 raise ValueError("another format or version")
-            arrays = load_file(folder / "probe.safetensors")
-            fitted = Fitted(arrays["weight"], float(arrays["bias"][0]), arrays.get("columns"))
-            one, other = facts["classes"]
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            weight_K, bias, columns = arrays["weight"], arrays["bias"], arrays.get("columns", np.arange(arrays["weight"].size))
+            if weight_K.ndim != 1 or arrays["direction"].ndim != 1 or bias.shape != (1,) or columns.shape != weight_K.shape:
+                raise ValueError("its numbers have wrong shapes")
+            if columns.dtype.kind != "i" or not all(np.isfinite(each).all() for each in arrays.values()):
+                raise ValueError("it has numbers that are not finite, or columns that are no integers")
+            fitted = Fitted(weight_K, float(bias[0]), arrays.get("columns"))
+            one, other = map(str, facts["classes"])
             place = Ref.parse(facts["ref"]), Site.parse(facts["site"])
-            return cls(*place, fitted, arrays["direction"], facts["kind"], (one, other), Scores(**facts["scores"]))
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+            scores = Scores(**{name: float(each) for name, each in facts["scores"].items()})
+            return cls(*place, fitted, arrays["direction"], str(facts["kind"]), (one, other), scores)
+        except (KeyError, TypeError, ValueError, AttributeError, SaekitError) as error:
             raise ConfigError(f"{folder} does not hold a probe: {error}.", "Save it again with Probe.save.") from error
 
 
@@ -166,6 +166,9 @@ def fit_probes(
         if each.number == 0:
             facts.append((each.class_n == 1, each.text_n, each.token_n))
     label_N, text_N, type_N = (np.concatenate(column) for column in zip(*facts))
+    # Texts are read by length. Here they come in their own order, as the values on single examples do.
+    order_N = np.argsort(text_N, kind="stable")
+    label_N, text_N, type_N = label_N[order_N], text_N[order_N], type_N[order_N]
     # A pooled text is a type of its own: its control label says nothing about another text.
     type_N = type_N if pool == "tokens" else text_N
     kept = np.sort(np.random.default_rng(0).permutation(len(label_N))[: options.most])
@@ -178,7 +181,7 @@ def fit_probes(
     with track("probing", total=len(places), unit="places", enabled=progress) as bar:
         for done, (n, unit) in enumerate(places):
             if joined[0] != n:
-                joined = n, _joined(parts[n])[kept]
+                joined = n, _joined(parts[n])[order_N[kept]]
                 parts[n] = []
             space = spaces[n]
             width = joined[1].shape[1] // space.n_units if unit is not None else 0
