@@ -150,10 +150,14 @@ class Lens:
             StoreMismatch: the lens was fitted on another model than `lm`.
         """
         facts, tensors = read_tensors(Path(path), "a lens", **_DAMAGED)
-        kind = facts.pop("kind", "")
+        kind, made = facts.pop("kind", ""), facts.get("fingerprint", {})
         parts: dict[str, dict[Site, Tensor]] = {"matrix": {}, "offset": {}}
         try:
             LENSES.find(kind)
+            if not isinstance(made, dict) or not all(isinstance(each, str | None) for each in made.values()):
+                raise ValueError("its fingerprint is no table of texts")
+            if made.get("weights", "") is None:
+                raise ValueError("its fingerprint has no weights")
             for name, tensor in tensors.items():
                 part, _, site = name.partition("/")
                 parts[part][Site.parse(site)] = tensor

@@ -125,6 +125,10 @@ def test_a_saved_lens_reads_alike_and_refuses_other_models(exact: LanguageModel,
     damaged = replace(lens, matrices={site: matrix * torch.nan for site, matrix in lens.matrices.items()})
     with pytest.raises(WorkspaceError, match="not finite"):
         Lens.load(damaged.save(tmp_path / "nan.safetensors"))
+    for fingerprint in (None, "x", {**lens.facts["fingerprint"], "weights": None}, {**lens.facts["fingerprint"], "weights": 3}):
+        changed = replace(lens, facts={**lens.facts, "fingerprint": fingerprint})
+        with pytest.raises(WorkspaceError, match="fingerprint"):
+            Lens.load(changed.save(tmp_path / "changed.safetensors"), exact)
     for refused in (lambda: Lens().save(tmp_path / "a.safetensors"), lambda: lens.save(tmp_path / "a.json")):
         with pytest.raises(ConfigError):
             refused()
