@@ -128,6 +128,13 @@ def test_layer_distance_and_block_influence_by_definition(tiny: LanguageModel) -
     assert influence["site:resid_post.1"] == pytest.approx(1 - float(cos.mean()), abs=1e-6)
 
 
+@pytest.mark.parametrize(("bos", "pool"), [(True, "mean"), (False, "mean"), (False, "last")])
+def test_a_pair_with_an_empty_text_has_no_distance(bos: bool, pool: str) -> None:
+    pairs = Contrast("pairs", ("w1 w2", "w3 w4"), ("w5 w6", ""))
+    with pytest.raises(ConfigError, match="negative or corrupted text of pair 1"):
+        layer_distance(make_lm(bos=bos), pairs, pool=pool, progress=False)
+
+
 def test_static_weights_find_a_planted_outlier() -> None:
     from scipy.stats import kurtosis
 

@@ -44,7 +44,7 @@ def layer_distance(
         distance: "cosine": 1 - cos. "relative": |a - b| / (|a| + |b|) * 2.
 
     Raises:
-        ConfigError: the data are not pairs, or an option has another value.
+        ConfigError: the data are not pairs, an option has another value, or a text has no token to measure on.
     """
     no_metric(metric, "layer_distance")
     if not isinstance(data, Contrast | Task):
@@ -52,12 +52,16 @@ def layer_distance(
     if pool not in ("last", "mean") or distance not in ("cosine", "relative") or positions is not None:
         raise ConfigError("Choose 'last' or 'mean', and 'cosine' or 'relative'.", "Leave positions out.")
     rows = sides(lm, data).rows
+    if not all(rows):
+        raise _silent(rows.index([]))
     sites = _sites(lm, spaces)
     pooled: dict[Site, list[torch.Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
     for numbers in batches(rows, _BATCH):
         tokens_BT, mask_BT = lm.text.pad([rows[n] for n in numbers], "right")
         acts = lm.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None).acts
         kept_BT = lm.ordinary(tokens_BT, mask_BT).cpu()
+        if pool == "mean" and not bool(kept_BT.any(1).all()):
+            raise _silent(numbers[int(kept_BT.any(1).int().argmin())])
         for site in sites:
             for b, n in enumerate(numbers):
                 x = acts[site][b].flatten(1).double().cpu()
@@ -110,6 +114,13 @@ def block_influence(
     refs = [Ref.whole(Site("resid_post", layer)) for layer in layers]
     task = data if hasattr(data, "name") else None
     return ranked(refs, torch.stack([found[n] for n in sorted(found)], 1), method="block_influence", lm=lm, data=task)
+
+
+def _silent(row: int) -> ConfigError:
+    side = "negative or corrupted" if row % 2 else "positive or clean"
+    return ConfigError(
+        f"The {side} text of pair {row // 2} has no token to measure on.", "Give texts of at least two tokens, or pool='last'."
+    )
 
 
 def _sites(lm: LanguageModel, spaces: Sequence[Space] | None) -> list[Site]:
