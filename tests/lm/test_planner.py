@@ -241,3 +241,24 @@ def test_what_does_not_fit(stories_lm: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="larger memory"):
         Planner(stories_lm, [[1, 5, 6]], memory=1000)
     assert planner.effects([], metric).shape == (0,)
+
+
+@pytest.mark.parametrize("n_prompts", [3, 4])
+def test_a_bias_with_a_row_for_each_head_is_not_divided_among_prompts(n_prompts: int) -> None:
+    """Blocks of MPT are given a bias (heads, 1, T): four heads are not four prompts."""
+    from transformers import MptConfig, MptForCausalLM
+
+    torch.manual_seed(0)
+    config = MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=32, vocab_size=96, expansion_ratio=2)
+    lm = LanguageModel.attach(MptForCausalLM(config).eval(), None, name="mpt")
+    rows = torch.randint(3, 90, (n_prompts, 6))
+    order = list(reversed(range(n_prompts)))
+    space = spaces_of(lm, "states")[0]
+    replaced = (Replace(space, [0], torch.zeros(1), [3]),)
+    found = torch.cat([logits for _, logits in Planner(lm, rows).logits([Variant(row, replaced) for row in order])])
+    for row, logits in zip(order, found):
+        assert torch.allclose(logits, by_hand(lm, rows[row].tolist(), replaced), atol=1e-5)
+    recording = lm.record(rows)
+    again = lm.run(start_at=(recording, 1, recording.resid_pre(1).repeat(2, 1, 1))).logits
+    assert again is not None
+    assert torch.allclose(again, lm.run(rows.repeat(2, 1)).logits, atol=1e-5)

@@ -22,7 +22,7 @@ from saekit.lm.padding import Padded, Side
 from saekit.lm.run.edits import TokenWindow, expand_edits
 from saekit.lm.run.exactness import Exactness
 from saekit.lm.run.hooks import ForwardPass, taken
-from saekit.lm.run.prefix import Recorder, Recording, replay
+from saekit.lm.run.prefix import Recorder, Recording, divisible, replay
 from saekit.lm.tokenization import Text
 from saekit.names.positions import DefaultPositions, Positions, check_positions
 from saekit.names.site import Site
@@ -169,8 +169,9 @@ class RunnableModel(ModelLayout):
         """
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, None)
         with self.lock:
-            if self.exact.replays and self._order(mask_BT, None) is None:
-                return self.record_calls(tokens_BT, mask_BT)
+            replays = self.exact.replays and self._order(mask_BT, None) is None
+            if replays and (recording := divisible(self.record_calls, tokens_BT, mask_BT)) is not None:
+                return recording
             sites = [Site("resid_pre", layer) for layer in range(self.n_layers)]
             run = self.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None)
         return Recording(tokens_BT, mask_BT, [((run[site],), {}) for site in sites], replayable=False)

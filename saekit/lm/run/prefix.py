@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,27 @@ def _repeat(value: Any, B: int, times: int) -> Any:
     if isinstance(value, dict):
         return {key: _repeat(item, B, times) for key, item in value.items()}
     return value
+
+
+def divisible(
+    record: Callable[[Tensor, Tensor | None], Recording], tokens_BT: Tensor, mask_BT: Tensor | None
+) -> Recording | None:
+    """A recording whose arguments of B rows have a row for each sequence; None where one has B rows for another reason.
+
+    A bias with a row for each head looks like an argument of as many sequences. A recording of one sequence tells them apart.
+    """
+    recording, B = record(tokens_BT, mask_BT), len(tokens_BT)
+    if B == 1:
+        return recording
+    one = record(tokens_BT[:1], None if mask_BT is None else mask_BT[:1])
+    return None if any(_has_sized(call, B) for call in one.calls) else recording
+
+
+def _has_sized(value: Any, size: int) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim > 1 and value.shape[0] == size
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    return any(_has_sized(item, size) for item in parts)
 
 
 class Recorder:
