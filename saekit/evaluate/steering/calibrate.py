@@ -153,7 +153,7 @@ def _bracket(measure: Any, costs: dict[float, tuple[float, float]], budget: floa
         least, most = min(costs), max(costs)
         below = costs[least][tail] >= budget
         if least < 1 / _WIDEST or most > _WIDEST:
-            limit = costs[least][tail] if below else max(cost[tail] for cost in costs.values())
+            limit = (min if below else max)(cost[tail] for cost in costs.values())
             side = "not less than" if below else "at most"
             raise InterventionError(
                 f"No strength costs {budget:g} nats: the KL is {side} {limit:.3g}.",
