@@ -36,7 +36,8 @@ def test_a_text_is_read_and_drawn(saekit: Saekit, stories_path: Path, tmp_path: 
 
 
 def test_a_lens_is_fitted_kept_and_used(saekit: Saekit, study: Path, stories_path: Path, tmp_path: Path) -> None:
-    assert f"saekit lens {study}" in saekit("lens", study, TEXT, "--kind", "tuned").stderr
+    missing = saekit("lens", study, TEXT, "--kind", "tuned").stderr
+    assert "saekit lens " in missing and f"/{study.name} --fit tuned" in missing
     facts = saekit("lens", study, "--fit", "tuned", "--texts", 12, "--context", 24, "--steps", 3, "--json").json
     assert Path(facts["lens"]) == study / "lenses" / "tuned.safetensors" and facts["heldout_texts"] == 1
     read = saekit("lens", study, TEXT, "--kind", "tuned", "--json").json

@@ -12,7 +12,8 @@ from saekit.cli.commands import COMMANDS
 from tests.kit.commands import Saekit
 from tests.kit.findable import findable
 
-NOT_YET_NAMED = ("fit", "cache", "demo", "choose")  # they make dictionaries, or take the name as an argument
+# They make dictionaries, take the name as an argument, or read a site of the model.
+NOT_YET_NAMED = ("fit", "cache", "demo", "choose", "vector fit")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NOT_YET_NAMED])
