@@ -147,7 +147,7 @@ class Words:
     word_classes: list[int] = field(default_factory=list)
     """Bits of the classes that all tokens of a word belong to."""
     word_languages: list[int] = field(default_factory=list)
-    """Bits of the languages of which a word is a frequent one."""
+    """Bits of the languages that have the word among their frequent ones."""
     _form_of: dict[int, int] = field(default_factory=dict)
     _word_of: dict[str, int] = field(default_factory=dict)
     _by_hash: tuple[NDArray[np.int64], NDArray[np.int32]] = field(

@@ -27,6 +27,7 @@ def classes(lookup: Lookup) -> dict[int, Match]:
     found: dict[int, Match] = {}
     for name, share in named(lookup.query).items():
         for feature, precision, recall, f1 in islice(_chosen(lookup, name), _MOST):
+            # The F1 counts the weakest activation as firing. With a threshold it would be higher: the root is about that F1.
             value = float(chance(np.array(min(f1, 1.0) ** 0.5))) * share
             if feature not in found or value > found[feature].value:
                 found[feature] = Match(

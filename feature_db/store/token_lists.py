@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from feature_db.arrays.rows import columns
 from feature_db.errors import damaged
-from feature_db.store import schema
+from feature_db.store import schema, stored
 
 _RATE, _PEAK, _HITS, _WIDE = 1, 2, 4, 8
+_NONE = 9e99
+"""What stands for NULL while rows become arrays: larger than any activation."""
 _AT_ONCE = 1 << 12
 """Packed values that are read at once."""
 
@@ -151,14 +153,14 @@ def read(
     cursor = db.execute(f"SELECT feature, role, entries FROM token_list WHERE {where} ORDER BY feature, role", span)
     parts = list(_unpacked(cursor, what, at))
     single = db.execute(
-        "SELECT feature, role, rank, term, value, score, COALESCE(rate, 9e99), COALESCE(peak, 9e99), COALESCE(hits, -1) "
+        f"SELECT feature, role, rank, term, value, score, COALESCE(rate, {_NONE}), COALESCE(peak, {_NONE}), COALESCE(hits, -1) "
         f"FROM token_stat WHERE {where} ORDER BY feature, role, rank",
         span,
     )
     kinds = (np.int64, np.int64, np.int64, np.int64, np.float64, np.float64, np.float64, np.float64, np.int64)
     others = TokenRows(*columns(what, single, kinds, lambda row: at(int(row[0]))))
     for column in (others.rate, others.peak):
-        column[column == 9e99] = np.nan
+        column[column == _NONE] = np.nan
     if not parts:
         return others
     found = TokenRows(*(np.concatenate(column) for column in zip(*parts, others)))
@@ -213,8 +215,6 @@ def terms(db: sqlite3.Connection, ids: NDArray[np.int64]) -> dict[int, Term]:
     Raises:
         DatabaseError: one is missing.
     """
-    from feature_db.store import stored
-
     wanted = np.unique(ids).tolist()
     sql = "SELECT id, text, token, count FROM term WHERE id IN (SELECT value FROM json_each(?))"
     kinds = (stored.INT, stored.TEXT, stored.INT_OR_NONE, stored.INT)

@@ -64,10 +64,7 @@ class CircuitOptions:
             show_default=False,
         ),
     ] = None
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="An option of the method, as NAME=VALUE. May be repeated.", show_default=False),
-    ] = None
+    option: options.METHOD_OPTIONS = None
 
 
 @dataclass(frozen=True)

@@ -21,24 +21,12 @@ if TYPE_CHECKING:
 class MeasuredOptions:
     """What is measured, and on which texts."""
 
-    feature: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--feature",
-            "-f",
-            help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
-            "@LIST:2 for the features of a list. May be repeated.",
-            metavar="ID[:STRENGTH]",
-            show_default=False,
-        ),
-    ] = None
+    feature: options.STRENGTHS = None
     intervention: Annotated[
         Path | None,
         typer.Option("--intervention", help="File of a saved intervention, not with --feature.", show_default=False),
     ] = None
-    op: Annotated[
-        str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
-    ] = "clamp"
+    op: options.OPERATION = "clamp"
     data: Annotated[
         list[str] | None,
         typer.Option(

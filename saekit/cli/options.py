@@ -273,6 +273,24 @@ FEATURES = Annotated[
         show_default=False,
     ),
 ]
+STRENGTHS = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feature",
+        "-f",
+        help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
+        "@LIST:2 for the features of a list. May be repeated.",
+        metavar="ID[:STRENGTH]",
+        show_default=False,
+    ),
+]
+OPERATION = Annotated[
+    str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
+]
+METHOD_OPTIONS = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of the method, as NAME=VALUE. May be repeated.", show_default=False),
+]
 QUERIES = Annotated[
     list[str] | None,
     typer.Option("--query", "-q", help="Concept to search for, in plain words. May be repeated.", show_default=False),

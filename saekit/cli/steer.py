@@ -24,9 +24,7 @@ WEAK = 0.25
 class SteeringOptions:
     """What to do with the features, and where."""
 
-    op: Annotated[
-        str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
-    ] = "clamp"
+    op: options.OPERATION = "clamp"
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer in a random direction, with a change of the same norm.")
     ] = True
@@ -60,17 +58,7 @@ class GenerationOptions:
 def steer(
     place: WS_OR_MODEL,
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", metavar="PROMPT")],
-    feature: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--feature",
-            "-f",
-            help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
-            "@LIST:2 for the features of a list. May be repeated.",
-            metavar="ID[:STRENGTH]",
-            show_default=False,
-        ),
-    ] = None,
+    feature: options.STRENGTHS = None,
     vector: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,7 +28,7 @@ class Metric:
         answers: (B,) the token that shows the behaviour.
         foils: (B,) the token that shows its absence.
         rows: token ids of the B texts whose tokens are predicted: whole rows for cross_entropy; for probability and
-            log_probability answers of several tokens, the first of which is predicted at `positions`.
+            log_probability answers of several tokens. `positions` predict the first token of each answer.
         reference: logits (B, T, V) of the run to compare with. Not part of the saved form.
 
     Raises:

@@ -10,7 +10,7 @@ SHORTEST, MOST = 6, 0.5
 
 
 def repetition(texts: Sequence[str]) -> float:
-    """Share of the words of a text that are its most frequent word, mean over the texts with a word; NaN where there is none."""
+    """Share of the words of a text that are its most frequent word, mean over the texts with a word; NaN without such a text."""
     shares = [share for text in texts if (share := _share(text)) is not None]
     return sum(shares) / len(shares) if shares else float("nan")
 

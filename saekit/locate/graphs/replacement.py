@@ -102,7 +102,7 @@ class Replacement:
             dictionaries: transcoders from an MLP's input to its output, and cross-layer transcoders. None: the attached ones.
 
         Raises:
-            ConfigError: there is none, one is of another kind, or two replace one layer's MLP.
+            ConfigError: no dictionary is given, a dictionary is of another kind, or two replace one layer's MLP.
             UnknownSite: the model lacks a site; the message says why.
             StoreMismatch: a dictionary was made for another width, or normalises its input.
         """

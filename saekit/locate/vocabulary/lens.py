@@ -198,7 +198,7 @@ def fitted_sites(lm: LanguageModel, sites: Sequence[Site | str] | None = None) -
     """The sites to fit a lens at: those given, or the output of every layer but the last.
 
     Raises:
-        ConfigError: there is none, or one is not in the residual stream.
+        ConfigError: no site is given, or a site is not in the residual stream.
     """
     chosen = [Site("resid_post", layer) for layer in range(lm.n_layers)] if sites is None else [lm.site(site) for site in sites]
     chosen = [site for site in dict.fromkeys(chosen) if site != _final(lm)]

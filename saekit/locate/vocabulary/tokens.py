@@ -36,7 +36,7 @@ def token_ids(lm: LanguageModel, words: Sequence[str | int]) -> list[int]:
     A word is tokenised as written, so that " Mary" and "Mary" may differ.
 
     Raises:
-        ConfigError: a word has no token, or an id is none of the vocabulary.
+        ConfigError: a word has no token, or the vocabulary has no such id.
     """
     from saekit.errors import ConfigError
 
