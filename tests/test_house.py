@@ -51,6 +51,7 @@ FLOORS = {
     "saekit.cli": 6,
     "saekit.demo": 6,
     "saekit.report": 6,
+    "saekit.serve": 6,
     "saekit.__main__": 7,
 }
 HEAVY = ("torch", "transformers", "sae_lens", "datasets", "wandb", "numba", "h5py", "plotly", "sklearn", "numpy")

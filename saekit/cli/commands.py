@@ -81,6 +81,7 @@ COMMANDS: Registry[CommandRow] = Registry(
             "saekit.cli.eval:evaluate", "Measure a dictionary on held-out documents.", renamed={"--model": "--other-model"}
         ),
         "report": CommandRow("saekit.cli.report:report", "Write an HTML page about a dictionary.", renamed={"--out": "--page"}),
+        "serve": CommandRow("saekit.cli.serve:serve", "Open workspaces in the browser, on this machine."),
         "info": CommandRow("saekit.cli.info:info", "Show where a workspace stands, and what to run next."),
         "label": CommandRow("saekit.cli.label:label", "Label features by hand."),
         "note": CommandRow("saekit.cli.note:note", "Write notes on features."),

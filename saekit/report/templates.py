@@ -19,9 +19,16 @@ _HERE = Path(__file__).parent
 
 @cache
 def environment() -> Environment:
-    """The templates, with their filters."""
+    """The templates of reports."""
+    environment = make_environment(_HERE)
+    environment.globals["style"] = Markup((_HERE / "style.css").read_text())
+    return environment
+
+
+def make_environment(folder: Path) -> Environment:
+    """The templates in a folder, with the filters that all pages share."""
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         finalize=_shown,
         undefined=StrictUndefined,
@@ -29,7 +36,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "short": short, "times": times, "visible": visible, "link": link, "cell": _cell}
-    environment.globals["style"] = Markup((_HERE / "style.css").read_text())
     return environment
 
 

@@ -1,0 +1,38 @@
+"""The workspaces, and where each stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from saekit.serve.rendering import html, json_response, page
+from saekit.serve.state import OpenedHere, Served, ServedHere
+from saekit.views.workspace import workspace_row, workspace_view
+
+router = APIRouter()
+
+
+def _workspaces(served: Served) -> dict[str, Any]:
+    return {"workspaces": [{"name": name, **workspace_row(each.workspace.path)} for name, each in served.workspaces.items()]}
+
+
+@router.get("/", include_in_schema=False)
+def start(served: ServedHere, request: Request) -> Response:
+    """The workspaces; where there is one only, it."""
+    if len(served.workspaces) == 1:
+        return RedirectResponse(f"/w/{next(iter(served.workspaces))}", 303)
+    return html(request, "workspaces.html", _workspaces(served))
+
+
+@router.get("/workspaces.json", tags=["pages"])
+def start_json(served: ServedHere) -> Response:
+    """The workspaces."""
+    return json_response(_workspaces(served))
+
+
+@page(router, "/w/{ws}", "workspace.html")
+def workspace(opened: OpenedHere) -> dict[str, Any]:
+    """Where a workspace stands."""
+    return workspace_view(opened.workspace.path)

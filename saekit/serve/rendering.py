@@ -1,0 +1,92 @@
+"""Pages out of plain dicts. Every page is there twice: as HTML, and under the same address with `.json` as data."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment
+
+from saekit.files import document
+from saekit.report.templates import make_environment
+from saekit.serve.routers import ROUTERS
+from saekit.serve.state import Served
+from saekit.serve.static_files import static_url
+from saekit.terminal import json_safe
+
+JSON = ".json"
+View = Callable[..., dict[str, Any]]
+
+
+@cache
+def environment() -> Environment:
+    """The templates."""
+    found = make_environment(Path(__file__).parent / "templates")
+    found.globals["static"] = static_url
+    return found
+
+
+def page(router: APIRouter, path: str, template: str) -> Callable[[View], View]:
+    """Make a page of a function that returns a dict: HTML at `path`, and the dict at `path` with `.json`.
+
+    Args:
+        router: gets both routes.
+        path: as FastAPI has it, without a slash at the end.
+        template: file in `templates/`. It gets the dict as `view`; see :func:`html` for what else it gets.
+    """
+
+    def made(view: View) -> View:
+        @router.get(path + JSON, name=f"{view.__name__}_json", tags=["pages"])
+        @functools.wraps(view)
+        def data(*args: Any, **values: Any) -> Response:
+            return json_response(view(*args, **values))
+
+        @functools.wraps(view)
+        def shown(*args: Any, request: Request, **values: Any) -> Response:
+            return html(request, template, view(*args, **values))
+
+        signature = inspect.signature(view)
+        extra = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+        shown.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), extra], return_annotation=Response
+        )
+        shown.__annotations__ = {**view.__annotations__, "request": Request, "return": Response}
+        router.get(path, response_class=HTMLResponse, include_in_schema=False)(shown)
+        return view
+
+    return made
+
+
+def json_response(data: Any, status: int = 200) -> Response:
+    """Plain data as JSON; NaN and infinities become null."""
+    return Response(json_safe(document(data)), status, media_type="application/json")
+
+
+def html(request: Request, template: str, view: dict[str, Any], status: int = 200) -> HTMLResponse:
+    """A page.
+
+    Args:
+        template: file in `templates/`. It gets `view`; `here`, which has the workspace's name `ws`, the page's `path`, its
+            JSON twin `json`, and whether the server is `read_only`; `navigation`; and `workspaces`, the names of all.
+    """
+    served: Served = request.app.state.served
+    ws = request.path_params.get("ws", "")
+    ws = ws if ws in served.workspaces else ""
+    query = f"?{request.url.query}" if request.url.query else ""
+    here = {
+        "ws": ws,
+        "path": request.url.path,
+        "json": request.url.path.rstrip("/") + JSON + query if request.url.path != "/" else "/workspaces.json",
+        "read_only": served.settings.read_only,
+    }
+    navigation = [{"title": row.title, "path": f"/w/{ws}/{row.path}".rstrip("/")} for row in ROUTERS.values() if row.title]
+    shown = environment().get_template(template)
+    return HTMLResponse(
+        shown.render(view=view, here=here, navigation=navigation if ws else [], workspaces=list(served.workspaces)), status
+    )

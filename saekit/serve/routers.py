@@ -1,0 +1,35 @@
+"""The registry of routers. A part of the application is one module with a router, and one row here.
+
+A plugin (:mod:`saekit.plugins`) adds a row with ``ROUTERS.register("mine", RouterRow(router, title="Mine", path="mine"))``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saekit.plugins import Registry
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+
+@dataclass(frozen=True)
+class RouterRow:
+    """One part of the application."""
+
+    target: str | APIRouter
+    """The router, or `"package.module:router"`, imported when the application is made."""
+    title: str = ""
+    """In the navigation of every page of a workspace; empty: no entry."""
+    path: str = ""
+    """The entry's page below the address of a workspace."""
+
+
+ROUTERS: Registry[RouterRow] = Registry(
+    "router",
+    {
+        "static": RouterRow("saekit.serve.static_files:router"),
+        "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
+    },
+)

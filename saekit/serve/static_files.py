@@ -1,0 +1,61 @@
+"""The style sheet and scripts. They are read by fixed names: no path of a request reaches the file system."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from fastapi import APIRouter, HTTPException, Request, Response
+
+router = APIRouter(include_in_schema=False)
+PLOTLY = "plotly.min.js"
+_HERE = Path(__file__).parent / "static"
+_KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+
+class _File(NamedTuple):
+    content: bytes
+    kind: str
+    version: str
+
+
+def _paths() -> dict[str, Path]:
+    """The files that are served, by name."""
+    own = {path.name: path for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS}
+    package = importlib.util.find_spec("plotly")  # found, not imported: that takes half a second
+    folders = list((package.submodule_search_locations if package is not None else None) or [])
+    return own | {PLOTLY: Path(folders[0]) / "package_data" / PLOTLY} if folders else own
+
+
+@cache
+def _file(name: str) -> _File:
+    path = _paths()[name]
+    content = path.read_bytes()
+    return _File(content, _KINDS[path.suffix], hashlib.sha256(content).hexdigest()[:12])
+
+
+def static_url(name: str) -> str:
+    """The address of a file. It has a hash of the content, so that browsers keep the file until it changes."""
+    return f"/static/{name}?v={_file(name).version}"
+
+
+@router.get("/static/{name}")
+def static(name: str, request: Request) -> Response:
+    """One file."""
+    if name not in _paths():
+        raise HTTPException(404, "There is no such file.")
+    file = _file(name)
+    headers = {"ETag": f'"{file.version}"', "Cache-Control": "max-age=31536000, immutable"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.kind, headers=headers)
+
+
+@router.get("/favicon.ico")
+def icon() -> Response:
+    """Browsers ask for it by themselves."""
+    file = _file("icon.svg")
+    return Response(file.content, media_type=file.kind, headers={"Cache-Control": "max-age=86400"})
