@@ -57,7 +57,7 @@ def read_bytes(
                 raise error(f"{path} is not a file.", hint)
             if status.st_size > max_bytes:
                 raise error(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read.", hint)
-            return file.read(max_bytes + 1)
+            return file.read(min(status.st_size, max_bytes) + 1)  # Python makes room for all that is asked for
     except FileNotFoundError as missing:
         raise error(f"There is no file {path}.", hint) from missing
     except OSError as unreadable:

@@ -16,7 +16,7 @@ from typing import Any
 
 PACKAGES = [
     *("saekit", "saekit.workspace", "saekit.lm", "saekit.objects", "saekit.steer", "saekit.tasks", "saekit.evaluate"),
-    "saekit.locate.vocabulary",
+    *("saekit.steer.weights", "saekit.locate.vocabulary"),
     *("saekit.sae", "saekit.activations", "saekit.lab", "trainers", "feature_db"),
 ]
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from saekit.builtin import PACKAGE, is_lab, model_folder
 from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.architecture import check_decoder
 from saekit.lm.edit_checks import check_layout
+from saekit.lm.edited import WeightEdit, edited, edited_sha256, edits_on, without_edits
 from saekit.lm.fingerprint import model_sha256, weights_text
 from saekit.lm.generate.generate import Generation, generate
 from saekit.lm.layout.families import PATHS_HINT
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 class LanguageModel(RunnableModel):
     """A causal language model with its tokenizer. Make one with :meth:`load` or :meth:`attach`.
 
-    The model is hooked and put into eval mode; nothing else of it changes. Several threads may use it, and several LanguageModels
-    may wrap the same modules: passes run one after the other.
+    The model is hooked and put into eval mode; nothing else of it changes, except inside :meth:`edited`. Several threads may use
+    it, and several LanguageModels may wrap the same modules: passes run one after the other.
 
     Attributes, besides those of :class:`saekit.lm.run.forward.RunnableModel`:
         revision: commit on the hub, or "".
@@ -149,11 +151,39 @@ class LanguageModel(RunnableModel):
         """What tells this model from another, for :func:`saekit.lm.fingerprint.differs`.
 
         {"model", "tokenizer"} as sha256, {"weights"} as numbers that are compared up to rounding, {"name", "revision"} as given.
-        The first three do not depend on the model's folder and device, the first two do not depend on its dtype.
+        The first three do not depend on the model's folder and device, the first two do not depend on its dtype. Inside
+        :meth:`edited`, "model" and "weights" are those of the edited model.
         """
-        if self._fingerprint is None:
-            self._fingerprint = {"model": model_sha256(self), "tokenizer": self.text.sha256, "weights": weights_text(self)}
+        with self.lock:
+            edits, facts = edits_on(self), self.unedited_fingerprint()
+            if edits:
+                facts |= {"model": edited_sha256(facts["model"], edits), "weights": weights_text(self)}
+        return facts
+
+    def unedited_fingerprint(self) -> dict[str, str]:
+        """The fingerprint of the weights without the edits that are on."""
+        with self.lock:
+            if self._fingerprint is None:
+                known = without_edits(self) or {"model": model_sha256(self), "weights": weights_text(self)}
+                self._fingerprint = {**known, "tokenizer": self.text.sha256}
         return {**self._fingerprint, "name": self.name, "revision": self.revision}
+
+    def edited(self, *edits: WeightEdit) -> AbstractContextManager[LanguageModel]:
+        """Inside the `with` block, edits are added to the weights; afterwards, also after an error, every bit is as before.
+
+        Edits of one parameter are added up at least in float32 and rounded once to its dtype. Blocks may be nested. Other
+        threads that use the model wait until the block ends. The fingerprint changes, so that stores, databases, vectors and
+        recordings of the unedited model are refused inside the block.
+
+        Args:
+            edits: such as :class:`saekit.steer.weights.WeightDelta`.
+
+        Raises:
+            StoreMismatch: an edit was made for another model.
+            InterventionError: the weights are quantised or not in memory, an edit does not fit a parameter or makes it infinite,
+                or the model is running.
+        """
+        return edited(self, *edits)
 
     def loading_facts(self) -> dict[str, Any]:
         """How the model was loaded, as plain data: its commit on the hub, and options that differ from their defaults.

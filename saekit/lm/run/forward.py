@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, StoreMismatch
+from saekit.lm.edited import edits_on
 from saekit.lm.exclusive import innermost
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.layout.resolve import Resolved
@@ -106,6 +107,7 @@ class RunnableModel(ModelLayout):
             ContextTooLong: there are more tokens than the model has positions for.
             UnsupportedModel: the model did not call the module of a site.
             ConfigError: tokens, mask, positions or edits do not fit.
+            StoreMismatch: the recording was made with other edits of the weights than those that are on.
         """
         check_positions(positions)
         tokens_BT, mask_BT = self._tokens(tokens_BT, attention_mask, start_at)
@@ -116,6 +118,8 @@ class RunnableModel(ModelLayout):
             by_site = expand_edits(self, edits)
             if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
                 raise ConfigError(f"The pass starts at layer {start_at[1]} and reaches no site before it.", "Start earlier.")
+            if start_at is not None and start_at[0].edits != edits_on(self):
+                raise StoreMismatch("The recording was made with other weights.", "Record again inside the same lm.edited.")
             if logits is None and not stop:
                 return Run({}, None)
             window = None
@@ -174,7 +178,7 @@ class RunnableModel(ModelLayout):
                 return recording
             sites = [Site("resid_pre", layer) for layer in range(self.n_layers)]
             run = self.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None)
-        return Recording(tokens_BT, mask_BT, [((run[site],), {}) for site in sites], replayable=False)
+            return Recording(tokens_BT, mask_BT, [((run[site],), {}) for site in sites], False, edits_on(self))
 
     def record_calls(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> Recording:
         """As :meth:`record`, of calls that are taken to be repeatable."""
@@ -187,7 +191,7 @@ class RunnableModel(ModelLayout):
             stack.enter_context(forward_pass.hooked())
             forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1])
             forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, None))
-        return Recording(tokens_BT, mask_BT, recorder.calls)
+            return Recording(tokens_BT, mask_BT, recorder.calls, edits=edits_on(self))
 
     def bare_logits(self, tokens_BT: Tensor, mask_BT: Tensor | None, owner: object = None) -> Tensor:
         """(B, T, V) of the model as it is, without any hook but those of the pass `owner`."""

@@ -21,12 +21,14 @@ class Recording:
         tokens_BT, mask_BT: its input; the mask is None if there were no pads.
         calls: (args, kwargs) of each block.
         replayable: blocks can be called again alone; else only their inputs are kept, and a pass runs the whole model.
+        edits: digests of the edits of weights that were on.
     """
 
     tokens_BT: Tensor
     mask_BT: Tensor | None
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     replayable: bool = True
+    edits: tuple[str, ...] = ()
 
     def start(self, layer: int, resid_pre: Tensor | None) -> Tensor:
         """The input of block `layer`: the one given, or the recorded one."""

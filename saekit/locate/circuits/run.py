@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,7 +141,7 @@ class CircuitRunner:
 
     def _replay(self, layer: int, x: Tensor) -> Tensor:
         recorded = self._recording
-        one = Recording(recorded.tokens_BT, recorded.mask_BT, recorded.calls[layer : layer + 1])
+        one = replace(recorded, calls=recorded.calls[layer : layer + 1])
         return replay(self.lm.blocks[layer : layer + 1], one, 0, x)
 
     def attention_inputs(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Qkv:
