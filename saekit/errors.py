@@ -135,6 +135,10 @@ class InterventionError(SaekitError):
     """An intervention cannot be applied: a strength lacks its measurement, a value has a wrong shape, or changes conflict."""
 
 
+class NotExportable(InterventionError):
+    """A format or a model cannot hold an intervention with equal effect: the message names the part that it cannot hold."""
+
+
 class ConfigError(SaekitError):
     """A setting is unknown or impossible; the message names it and the nearest valid one."""
 

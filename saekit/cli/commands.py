@@ -33,7 +33,7 @@ class CommandRow:
 
 GROUPS = {
     "lab": "The built-in language model and corpus whose true concepts are known.",
-    "vector": "Steering vectors: fit, show and combine them.",
+    "vector": "Steering vectors: fit, show, combine, export and import them.",
 }
 """Help of each group of commands; `"lab info"` is the command `info` in the group `lab`."""
 
@@ -73,6 +73,8 @@ COMMANDS: Registry[CommandRow] = Registry(
         "vector fit": CommandRow("saekit.cli.vector:fit", "Fit a steering vector to a contrast."),
         "vector show": CommandRow("saekit.cli.vector:show", "Show steering vectors, or score texts by their projection."),
         "vector combine": CommandRow("saekit.cli.vector:combine", "Add, subtract and orthogonalise steering vectors."),
+        "vector export": CommandRow("saekit.cli.vector_exchange:export", "Write steering in the format of another tool."),
+        "vector import": CommandRow("saekit.cli.vector_exchange:import_", "Read vectors that another tool wrote."),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

@@ -94,7 +94,7 @@ class SpaceEdit:
     groups: list[list[Placed]]
     """The changes that have each of these positions."""
     relay: Relay | None = None
-    plans: dict[tuple[int, ...], _Plan] = field(default_factory=dict)
+    plans: dict[tuple[int, ...], Plan] = field(default_factory=dict)
     """What is done where exactly these of the positions hold, made when first needed."""
 
     @classmethod
@@ -133,19 +133,19 @@ class SpaceEdit:
         units = sorted({each.unit for each in placed})
         return Reading(units, placed[0].space.read(rows, units))
 
-    def plan(self, which: tuple[int, ...]) -> _Plan:
+    def plan(self, which: tuple[int, ...]) -> Plan:
         """What is done where these of the choices hold and no other.
 
         Raises:
             InterventionError: a unit is set twice there, or amounts do not fit together.
         """
         if which not in self.plans:
-            self.plans[which] = _Plan.of([each for i in which for each in self.groups[i]])
+            self.plans[which] = Plan.of([each for i in which for each in self.groups[i]])
         return self.plans[which]
 
 
 @dataclass
-class _Plan:
+class Plan:
     """Changes to one space that hold at the same tokens."""
 
     space: Space
@@ -155,7 +155,7 @@ class _Plan:
     reads: bool
 
     @classmethod
-    def of(cls, placed: Sequence[Placed]) -> _Plan:
+    def of(cls, placed: Sequence[Placed]) -> Plan:
         space, placed = _together(sorted(placed, key=lambda each: _canonical(each.change)))
         units = sorted({each.unit for each in placed})
         column = {unit: i for i, unit in enumerate(units)}
@@ -193,11 +193,11 @@ class _Plan:
         new = current
         for name, columns, amounts in self.steps:
             columns = columns.to(new.device)
-            new = new.index_copy(1, columns, _applied(name, new.index_select(1, columns), amounts.at(at, new)))
+            new = new.index_copy(1, columns, applied(name, new.index_select(1, columns), amounts.at(at, new)))
         return self.space.write(rows, self.units, new, current=current)
 
 
-def _applied(name: str, current: Tensor, amounts: Tensor) -> Tensor:
+def applied(name: str, current: Tensor, amounts: Tensor) -> Tensor:
     made = OPERATIONS[name].apply(current, amounts)
     try:
         return made.to(current.dtype).expand(current.shape)

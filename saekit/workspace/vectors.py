@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saekit.steer.strength import NormSource
     from saekit.steer.vectors import SteeringVector
     from saekit.workspace.folder import WorkspaceFolder
+    from saekit.workspace.workspace import Workspace
 
 FOLDER = "steering"
 
@@ -69,6 +70,37 @@ def push(ws: WorkspaceFolder | None, lm: LanguageModel, text: str, norms: NormSo
     own = vector.facts.get("site_norm")
     known = {lm.site(vector.site): float(own)} if isinstance(own, int | float) else None
     return made.resolve(lm, norms=known if norms is None else norms)
+
+
+def change(ws: Workspace | None, lm: LanguageModel, text: str) -> Intervention:
+    """The resolved intervention of "french:0.8norm", as :func:`push` makes it, or that in a file of a saved intervention.
+
+    Args:
+        ws: the workspace that keeps the vector, and has the dictionaries of features; None: files and directions alone.
+        lm: the model.
+        text: name or file of a vector, with its strength; or file of an intervention.
+
+    Raises:
+        WorkspaceError: there is no such vector, or the workspace lacks a dictionary.
+        InterventionError: the file was changed, or a strength is not possible or lacks its measure.
+        StoreMismatch: it is of another model or dictionary.
+    """
+    from saekit.names.ref import Ref
+    from saekit.steer.files import read as read_file
+    from saekit.steer.intervention import FORMAT, Intervention
+    from saekit.workspace.steering import attach_dictionary_of
+
+    norms = None if ws is None else ws.median_norm
+    if not Path(text).is_file():
+        return push(ws, lm, text, norms)
+    values, tensors = read_file(Path(text))
+    if isinstance(values, dict) and values.get("format") != FORMAT and Path(text).suffix == SUFFIX:
+        return push(ws, lm, text, norms)
+    found = Intervention.from_dict(values, tensors)
+    for each in found.changes:
+        if ws is not None and isinstance(each.target, Ref) and each.target.kind == "feature":
+            attach_dictionary_of(ws, each.target)
+    return found.resolve(lm, norms=norms)
 
 
 def read(ws: WorkspaceFolder | None, name: str) -> SteeringVector:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from saekit.lm import LanguageModel
+from saekit.names.site import Site
+from saekit.steer import Intervention
 from saekit.steer.vectors import SteeringVector, fit_vector
 from saekit.tasks import Contrast
 from tests.kit.commands import Saekit
@@ -43,10 +46,48 @@ def test_fit_show_combine_and_steer(saekit: Saekit, stories_path: Path, stories_
 
 @pytest.mark.parametrize("strength", ["nan", "1e39", "3max"])
 def test_impossible_strengths_end_with_a_message(saekit: Saekit, stories_path: Path, tmp_path: Path, strength: str) -> None:
-    from saekit.names.site import Site
-
     path = tmp_path / "v.safetensors"
     SteeringVector(torch.ones(64), Site.parse("resid_post.1")).save(path)
     assert saekit("steer", stories_path, "--vector", f"{path}:{strength}", "Once").status == 2
     assert saekit("steer", stories_path, "--feature", "7", "Once").status == 2
     assert saekit("steer", stories_path, "Once").status == 2
+
+
+@pytest.mark.parametrize("name", ["v.gguf", "v.json", "steer.py"])
+def test_export_and_import(saekit: Saekit, stories_path: Path, stories_lm: LanguageModel, tmp_path: Path, name: str) -> None:
+    path, written = tmp_path / "v.safetensors", tmp_path / name
+    made = SteeringVector(torch.randn(64, generator=torch.Generator().manual_seed(0)), Site.parse("resid_post.2"))
+    made.save(path)
+    outcome = saekit("vector", "export", stories_path, f"{path}:1.5", "--out", written, "--json")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["path"] == str(written) and written.stat().st_size > 0
+    if name == "steer.py":
+        return
+    back = tmp_path / "back.json"
+    outcome = saekit("vector", "import", stories_path, written, "--out", back, "--json")
+    assert outcome.status == 0, outcome.stderr
+    (row,) = outcome.json["vectors"]
+    assert row["site"] == "resid_post.2" and row["length"] == pytest.approx(1.5 * made.norm, rel=1e-5)
+    settings = {"max_new_tokens": 4}
+    steered = stories_lm.generate("Once", interventions=Intervention.load(back), **settings)
+    assert steered == stories_lm.generate("Once", interventions=made.intervention(1.5), **settings)
+    again = saekit("vector", "export", stories_path, back, "--out", tmp_path / "again.py", "--json")  # a saved intervention
+    assert again.status == (0 if name == "v.gguf" else 2)  # a spec names its tokens, and hooks act at every one
+    assert saekit("vector", "export", stories_path, f"{path}:1.5", "--out", tmp_path / "v.onnx").status == 2
+    assert saekit("vector", "import", stories_path, written).status == 2
+
+
+def test_a_workspace_keeps_what_is_imported(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(workspace, tmp_path / "ws"))
+    written = tmp_path / "push.json"
+    outcome = saekit("vector", "export", folder, "--feature", "7:0.5norm", "--op", "add", "--out", written, "--json")
+    assert outcome.status == 0, outcome.stderr
+    outcome = saekit("vector", "import", folder, written, "--as", "seven", "--json")
+    assert outcome.status == 0, outcome.stderr
+    (shown,) = saekit("vector", "show", folder, "--json").json
+    assert shown["vector"] == "seven" and shown["method"] == "imported"
+    both = [
+        saekit("steer", folder, *chosen, "Once", "--max-new-tokens", 4, "--no-control", "--json").json["steered"]
+        for chosen in (("--vector", "seven:1"), ("--feature", "7:0.5norm", "--op", "add"))
+    ]
+    assert both[0] == both[1]
