@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.names.site import Site
+from saekit.objects import Ref, sae_at
 from saekit.steer.bind import Relay
 from saekit.steer.intervention import BoundIntervention, Intervention
 
@@ -55,13 +56,34 @@ class RandomControl:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         if self.along == "direction":
             vector = torch.randn(lm.width(site), generator=generator)
-        else:
-            vectors = [sae.feature_vectors() for home, sae in lm.attached.items() if site == sae.writes_at(home.site)]
-            if not vectors:
-                raise InterventionError(f"There are no features at {site} to draw one from.", "Use along='direction'.")
-            alive = vectors[0][vectors[0].norm(dim=1) > 0].detach().cpu().float()
+            return vector / vector.norm()
+        vector = random_feature(lm, site, generator, self.intervention)
+        if vector is None:
+            raise InterventionError(f"There are no features at {site} to draw one from.", "Use along='direction'.")
+        return vector
+
+
+def random_feature(
+    lm: LanguageModel, site: Site, generator: torch.Generator, steered: Intervention | BoundIntervention
+) -> Tensor | None:
+    """The direction (width,) of length 1 of a random live feature that writes at a site; None where there is none.
+
+    Features that `steered` changes are not drawn: they are what the control is compared with.
+    """
+    changes = steered.intervention.changes if isinstance(steered, BoundIntervention) else steered.changes
+    for address, sae in lm.attached.items():
+        if site != sae.writes_at(address.site):
+            continue
+        rows = sae.feature_vectors().detach().cpu().float()
+        free = rows.norm(dim=1) > 0
+        for ref in (change.target for change in changes if isinstance(change.target, Ref)):
+            if ref.kind == "feature" and sae_at({address: sae}, ref.address) is sae:
+                free[ref.unit] = False
+        alive = rows[free]
+        if len(alive):
             vector = alive[int(torch.randint(len(alive), (), generator=generator))]
-        return vector / vector.norm()
+            return vector / vector.norm()
+    return None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf, isnan, log
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from saekit.errors import ConfigError, InterventionError
-from saekit.evaluate.steering.side_effects import TokenEffects, kl_tail, token_effects
+from saekit.evaluate.steering.side_effects import TokenEffects, batch_effects, batch_residuals, batches_of, joined, kl_tail
 from saekit.lm.run.batches import text_rows
 from saekit.steer.intervention import Intervention
 from saekit.steer.scaling import scaled
@@ -18,8 +22,10 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
 
 _GRID = 8
-"""Strengths of a round, measured in one batch."""
-_ROUNDS = 8
+"""Strengths of a round that looks for a bracket, measured in one batch."""
+_TEXTS = 32
+"""Texts of a batch, counted once for each strength."""
+_ROUNDS = 24
 _WIDEST = 2.0**24
 TOLERANCE = 0.02
 """Largest difference from the budget, as a share of it."""
@@ -71,30 +77,15 @@ def effects_by_factor(
     """
     rows, K = text_rows(lm, texts), len(factors)
     bound = scaled(intervention, tuple(factors)).bind(lm)
-    # A row for each factor, side by side: texts of one length stay together, and a batch has all strengths.
-    effects = token_effects(
-        lm,
-        bound,
-        [row for row in rows for _ in factors],
-        positions=positions,
-        prompt_of_text=[k for _ in rows for k in range(K)],
-        batch_size=max(K, K * (8 // K)),
-    )
-    found = []
-    for k in range(K):
-        mine = effects.text % K == k
-        found.append(
-            TokenEffects(
-                effects.kl[mine],
-                effects.text[mine] // K,
-                effects.place[mine],
-                effects.loss[mine],
-                effects.steered_loss[mine],
-                effects.right[mine],
-                effects.steered_right[mine],
-            )
-        )
-    return found
+    parts: list[list[list[Tensor]]] = [[] for _ in factors]
+    for batch in batches_of(lm, rows, None, max(1, _TEXTS // K)):
+        number = torch.arange(K).repeat_interleave(len(batch.tokens_BT))
+        where = positions if positions is not None else "all"
+        base_ND = batch_residuals(lm, batch, None, where, batch.number_B)
+        steered_ND = batch_residuals(lm, batch, bound, where, number, copies=K)
+        found = batch_effects(lm, batch, base_ND, steered_ND.view(K, *base_ND.shape))
+        parts = [one + more for one, more in zip(parts, found, strict=True)]
+    return [joined(each) for each in parts]
 
 
 def calibrate(
@@ -106,10 +97,11 @@ def calibrate(
     tail: bool = False,
     positions: Positions | None = None,
 ) -> Calibrated:
-    """Find the least strength at which the KL on neutral text meets a budget: then interventions compare fairly.
+    """Find the least strength at which the KL on neutral text rises to a budget: then interventions compare fairly.
 
-    A round measures eight strengths in one batch. The first round spans a factor of 128 around the given strength; later rounds
-    narrow the interval in which the cost first passes the budget. There is no random choice.
+    The first round measures eight strengths in one batch, which span a factor of 128 around the given one; later rounds narrow
+    the interval in which the cost first rises past the budget. A clamp at 0 already ablates, so that its cost may fall
+    before it rises: the strength found is then the one after the fall. There is no random choice.
 
     Args:
         lm: the model.
@@ -123,49 +115,115 @@ def calibrate(
         CorpusError: there is no token to compare at.
         InterventionError: a change has no strength to vary, or no strength meets the budget.
     """
-    if not 0 < budget < float("inf"):
-        raise ConfigError(f"A budget of {budget} nats is not possible.", "Give a positive number, like 0.5.")
-    costs: dict[float, tuple[float, float]] = {}
-
-    def measure(factors: Sequence[float]) -> None:
-        for factor, effects in zip(factors, effects_by_factor(lm, intervention, factors, texts, positions), strict=True):
-            costs[factor] = float(effects.kl.mean()), kl_tail(effects)
-
-    low, high = _bracket(measure, costs, budget, tail)
-    for _ in range(_ROUNDS):
-        best = min(costs, key=lambda factor: (abs(costs[factor][tail] - budget), factor))
-        if abs(costs[best][tail] - budget) <= TOLERANCE * budget:
-            measured = tuple((factor, costs[factor][tail]) for factor in sorted(costs))
-            return Calibrated(scaled(intervention, best), best, budget, tail, *costs[best], measured)
-        step = (high / low) ** (1 / (_GRID + 1))
-        measure([low * step**i for i in range(1, _GRID + 1)])
-        low, high = _first_crossing(costs, budget, tail) or (low, high)
-    raise InterventionError(
-        f"The KL of the intervention jumps past {budget:g} nats near {high:g} times its strength.", "Choose another budget."
-    )
+    return Costs(lm, intervention, texts, tail=tail, positions=positions).meet(budget)[0]
 
 
-def _bracket(measure: Any, costs: dict[float, tuple[float, float]], budget: float, tail: bool) -> tuple[float, float]:
-    """The factors between which the cost first passes the budget."""
-    exponent = -4
-    measure([2.0 ** (exponent + i) for i in range(_GRID)])
-    while (found := _first_crossing(costs, budget, tail)) is None:
-        least, most = min(costs), max(costs)
-        below = costs[least][tail] >= budget
-        if least < 1 / _WIDEST or most > _WIDEST:
-            limit = (min if below else max)(cost[tail] for cost in costs.values())
-            side = "not less than" if below else "at most"
-            raise InterventionError(
-                f"No strength costs {budget:g} nats: the KL is {side} {limit:.3g}.",
-                "Choose another budget" + (", or add instead of clamp: clamp at 0 is an ablation." if below else "."),
-            )
-        measure([(least * 2.0**-i if below else most * 2.0**i) for i in range(1, _GRID + 1)])
-    return found
+class Costs:
+    """The cost of an intervention by strength. Several budgets share what was measured.
 
+    Args:
+        lm, intervention, texts, tail, positions: as for :func:`calibrate`.
+    """
 
-def _first_crossing(costs: dict[float, tuple[float, float]], budget: float, tail: bool) -> tuple[float, float] | None:
-    factors = sorted(costs)
-    for low, high in pairwise(factors):
-        if costs[low][tail] < budget <= costs[high][tail]:
-            return low, high
-    return None
+    def __init__(
+        self,
+        lm: LanguageModel,
+        intervention: Intervention,
+        texts: Texts,
+        *,
+        tail: bool = False,
+        positions: Positions | None = None,
+    ) -> None:
+        self.lm, self.intervention, self.tail, self.positions = lm, intervention, tail, positions
+        self.rows = text_rows(lm, texts)
+        self.measured: dict[float, tuple[float, float]] = {}
+        """Mean KL and KL of the tail, by factor."""
+
+    def meet(self, *budgets: float) -> list[Calibrated]:
+        """The least strength whose cost rises to each budget. Errors: those of :func:`calibrate`.
+
+        A round measures one strength for each budget that is not met, all in one batch: by interpolation of the logarithms
+        (regula falsi), and every third time in the middle of the interval.
+        """
+        for budget in budgets:
+            if not 0 < budget < inf:
+                raise ConfigError(f"A budget of {budget} nats is not possible.", "Give a positive number, like 0.5.")
+        if not budgets:
+            return []
+        for budget in budgets:
+            self._find_bracket(budget)
+        for turn in range(_ROUNDS):
+            best = {budget: self._nearest(budget) for budget in budgets}
+            open_ = [budget for budget in budgets if abs(self._cost(best[budget]) - budget) > TOLERANCE * budget]
+            if not open_:
+                return [self._met(budget, best[budget]) for budget in budgets]
+            self._measure(dict.fromkeys(self._between(budget, middle=turn % 3 == 2) for budget in open_))
+        _, high = self._bracket(open_[0])
+        raise InterventionError(
+            f"The KL of the intervention jumps past {open_[0]:g} nats near {high:g} times its strength.", "Choose another budget."
+        )
+
+    def _met(self, budget: float, factor: float) -> Calibrated:
+        measured = tuple((each, self._cost(each)) for each in sorted(self.measured))
+        return Calibrated(scaled(self.intervention, factor), factor, budget, self.tail, *self.measured[factor], measured)
+
+    def _nearest(self, budget: float) -> float:
+        """The end of the bracket whose cost is nearest to the budget."""
+        return min(self._bracket(budget), key=lambda factor: abs(self._cost(factor) - budget))
+
+    def _between(self, budget: float, middle: bool) -> float:
+        """The strength to try next in the bracket of a budget."""
+        low, high = self._bracket(budget)
+        costs = self._cost(low), self._cost(high)
+        share = 0.5
+        if not middle and 0 < costs[0] < costs[1] < inf:
+            share = min(max(log(budget / costs[0]) / log(costs[1] / costs[0]), 0.02), 0.98)
+        return low * (high / low) ** share
+
+    def _cost(self, factor: float) -> float:
+        """The cost that the budget is for; infinite where the predictions are not numbers."""
+        cost = self.measured[factor][self.tail]
+        return inf if isnan(cost) else cost
+
+    def _measure(self, factors: Iterable[float]) -> None:
+        new = [factor for factor in factors if factor not in self.measured]
+        found = effects_by_factor(self.lm, self.intervention, new, self.rows, self.positions) if new else []
+        for factor, effects in zip(new, found, strict=True):
+            self.measured[factor] = float(effects.kl.mean()), kl_tail(effects)
+
+    def _bracket(self, budget: float) -> tuple[float, float]:
+        """Neighbours between which the cost first rises past the budget; after :meth:`_find_bracket` there are some."""
+        found = self._crossing(budget)
+        assert found is not None, "measuring more strengths keeps a crossing"
+        return found
+
+    def _crossing(self, budget: float) -> tuple[float, float] | None:
+        pairs = pairwise(sorted(self.measured))
+        return next(((low, high) for low, high in pairs if self._cost(low) < budget <= self._cost(high)), None)
+
+    def _find_bracket(self, budget: float) -> None:
+        """Measure until the cost rises past the budget between two strengths."""
+        self._measure([2.0**exponent for exponent in range(-4, _GRID - 4)])
+        looked = False
+        while self._crossing(budget) is None:
+            factors = sorted(self.measured)
+            least, most = factors[0], factors[-1]
+            lowest = min(factors, key=self._cost)
+            too_low = self._cost(most) < budget
+            rises = too_low or lowest == most  # a clamp costs least where it hardly changes anything, and more beyond
+            if not rises and least < lowest and not looked:
+                # The cost falls and rises again: between the measured strengths it may be below the budget.
+                place = factors.index(lowest)
+                low, high = factors[place - 1], factors[place + 1]
+                self._measure([low * (high / low) ** (i / (_GRID + 1)) for i in range(1, _GRID + 1)])
+                looked = True
+                continue
+            if least < 1 / _WIDEST or most > _WIDEST:
+                raise self._out_of_reach(budget, too_low)
+            self._measure([(most * 2.0**i if rises else least * 2.0**-i) for i in range(1, _GRID + 1)])
+
+    def _out_of_reach(self, budget: float, too_low: bool) -> InterventionError:
+        costs = [self._cost(factor) for factor in self.measured]
+        said = f"at most {max(costs):.3g}" if too_low else f"not less than {min(costs):.3g}"
+        hint = "." if too_low else ", or add instead of clamp: clamp at 0 is an ablation."
+        return InterventionError(f"No strength costs {budget:g} nats: the KL is {said}.", f"Choose another budget{hint}")

@@ -27,6 +27,7 @@ from saekit.evaluate.steering.side_effects import (
 from saekit.locate.scored import bootstrap
 from saekit.names.ref import Ref
 from saekit.steer.amplitude import add
+from saekit.steer.control import random_feature
 from saekit.steer.intervention import BoundIntervention, Intervention
 from saekit.steer.target import Vector
 
@@ -219,7 +220,7 @@ def _controls(
     arms = dict(others)
     site = bound.bound_edits[0].site if bound.bound_edits else None
     if settings.controls and site is not None and budget > 0:
-        arms |= _random(lm, lm.site(site), settings.seed)
+        arms |= _random(lm, lm.site(site), settings.seed, bound)
     found: dict[str, Any] = {}
     for name, arm in arms.items():
         try:
@@ -242,15 +243,11 @@ def _controls(
     return found
 
 
-def _random(lm: LanguageModel, site: Site, seed: int) -> dict[str, Intervention]:
+def _random(lm: LanguageModel, site: Site, seed: int, steered: BoundIntervention) -> dict[str, Intervention]:
     generator = torch.Generator().manual_seed(seed)
     vectors = {"random_direction": torch.randn(lm.width(site), generator=generator)}
-    for address, sae in lm.attached.items():
-        if site == sae.writes_at(address.site):
-            rows = sae.feature_vectors().detach().cpu().float()
-            alive = rows[rows.norm(dim=1) > 0]
-            vectors["random_feature"] = alive[int(torch.randint(len(alive), (), generator=generator))]
-            break
+    if (feature := random_feature(lm, site, generator, steered)) is not None:
+        vectors["random_feature"] = feature
     return {name: add(Vector(site, vector / vector.norm()), 1.0) for name, vector in vectors.items()}
 
 

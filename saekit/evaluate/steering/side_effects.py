@@ -80,31 +80,61 @@ def token_effects(
         raise ConfigError(f"There are {len(prompt_of_text)} prompt numbers for {len(texts)} texts.", "Give one for each text.")
     for batch in batches_of(lm, texts, continuations, batch_size):
         number_B = batch.number_B if prompt_of_text is None else torch.tensor(prompt_of_text)[batch.number_B]
-        runs = [
-            last_residuals(
-                lm,
-                batch.tokens_BT,
-                batch.chosen,
-                attention_mask=batch.mask_BT,
-                edits=edits,
-                positions=default,
-                prompt_lengths=batch.prompt_B,
-                prompt_of_row=number_B,
-            )
-            for edits in ((), [intervention])
-        ]
-        b, t = batch.chosen
-        next_N = batch.tokens_BT.roll(-1, 1)[b, t]
-        followed_N = batch.followed_BT[b, t]
-        for some, logits in logits_of(lm, *runs):
-            p, q = (one.log_softmax(-1) for one in logits)
+        base_ND = batch_residuals(lm, batch, None, default, number_B)
+        found += batch_effects(lm, batch, base_ND, batch_residuals(lm, batch, intervention, default, number_B)[None])[0]
+    return joined(found)
+
+
+def batch_residuals(
+    lm: LanguageModel, batch: Batch, intervention: Any, positions: Positions, number_B: Tensor, copies: int = 1
+) -> Tensor:
+    """The residual vectors before the final norm at the chosen tokens of a batch, (N, d_model).
+
+    Args:
+        intervention: None for the unsteered model.
+        positions: tokens steered by changes that name none.
+        number_B: number of the prompt of each text, and of each of its copies.
+        copies: how often the batch is repeated in one run; N is then that many times the number of chosen tokens.
+    """
+    b, t = batch.chosen
+    size = len(batch.tokens_BT)
+    return last_residuals(
+        lm,
+        batch.tokens_BT.repeat(copies, 1),
+        (torch.cat([b + k * size for k in range(copies)]), t.repeat(copies)),
+        attention_mask=batch.mask_BT.repeat(copies, 1),
+        edits=() if intervention is None else [intervention],
+        positions=positions,
+        prompt_lengths=batch.prompt_B.repeat(copies),
+        prompt_of_row=number_B,
+    )
+
+
+def batch_effects(lm: LanguageModel, batch: Batch, base_ND: Tensor, steered_KND: Tensor) -> list[list[list[Tensor]]]:
+    """For each of K interventions, the parts of :class:`TokenEffects` at the chosen tokens of a batch, a few tokens at a time."""
+    b, t = batch.chosen
+    next_N = batch.tokens_BT.roll(-1, 1)[b, t]
+    followed_N = batch.followed_BT[b, t]
+    found: list[list[list[Tensor]]] = [[] for _ in steered_KND]
+    for some, logits in logits_of(lm, base_ND, *steered_KND):
+        p, *steered = (one.log_softmax(-1) for one in logits)
+        target_N, follows_N = next_N[some].to(p.device), followed_N[some].to(p.device)
+        of_base = _of_next(p, target_N, follows_N)
+        for q, parts in zip(steered, found, strict=True):
             kl_N = kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp_min(0)
-            target_N = next_N[some].to(p.device)
-            of_next = [value for one in (p, q) for value in _of_next(one, target_N, followed_N[some].to(p.device))]
-            found.append([batch.number_B[b[some]], t[some], kl_N.double().cpu(), *of_next])
-    if not any(len(part[0]) for part in found):
+            parts.append([batch.number_B[b[some]], t[some], kl_N.double().cpu(), *of_base, *_of_next(q, target_N, follows_N)])
+    return found
+
+
+def joined(parts: Sequence[Sequence[Tensor]]) -> TokenEffects:
+    """The effects at the tokens of several batches.
+
+    Raises:
+        CorpusError: there is no token.
+    """
+    if not any(len(part[0]) for part in parts):
         raise CorpusError("There is no token to compare at.", "Give texts with at least one ordinary token.")
-    text, place, kl_N, loss, right, steered_loss, steered_right = (torch.cat(parts) for parts in zip(*found))
+    text, place, kl_N, loss, right, steered_loss, steered_right = (torch.cat(one) for one in zip(*parts))
     return TokenEffects(kl_N, text, place, loss, steered_loss, right, steered_right)
 
 

@@ -11,7 +11,7 @@ from saekit.lm.run.forward import RunnableModel
 from saekit.names.site import Site
 
 _NUMBERS = 1 << 24
-"""Logits that are computed at once for each of the runs."""
+"""Logits that are computed at once for each of two runs; with more runs, fewer for each."""
 
 
 def last_residuals(lm: RunnableModel, tokens_BT: Tensor, chosen: tuple[Tensor, ...], **settings: Any) -> Tensor:
@@ -28,7 +28,7 @@ def last_residuals(lm: RunnableModel, tokens_BT: Tensor, chosen: tuple[Tensor, .
 
 def logits_of(lm: RunnableModel, *resids_ND: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield a slice of rows and their logits (n, V) in float32 for each of `resids_ND`, until all rows have been covered."""
-    step = max(1, _NUMBERS // lm.vocab_size)
+    step = max(1, _NUMBERS // (lm.vocab_size * max(1, len(resids_ND) // 2)))
     for start in range(0, len(resids_ND[0]), step):
         rows = slice(start, start + step)
         yield rows, [lm.unembed(resid_ND[rows]).float() for resid_ND in resids_ND]

@@ -12,6 +12,7 @@ from saekit.errors import InterventionError, UnknownRef
 from saekit.evaluate.steering.compare import compare
 from saekit.lm import LanguageModel
 from saekit.steer import Intervention, RandomControl, ablate, add, clamp, scale
+from saekit.steer.control import random_feature
 
 FEATURE = "feature:resid_post.2/7"
 TEXT = "Once upon a time, there was a big dog."
@@ -157,3 +158,14 @@ def test_a_feature_that_does_not_exist_is_refused_before_anything_is_generated(l
         compare(lm, "The dog", clamp("feature:resid_post.2/5000", 8.0))
     with pytest.raises(InterventionError, match="max"):
         compare(lm, "The dog", clamp(FEATURE, "2max"))
+
+
+def test_a_random_feature_is_not_the_steered_one(lm: LanguageModel) -> None:
+    site = lm.site("resid_post.2")
+    sae = lm.dictionaries[site]
+    most = [f"feature:resid_post.2/{unit}" for unit in range(1, sae.cfg.n_latents)]
+    for seed in range(3):  # feature 0 is the only one left
+        vector = random_feature(lm, site, torch.Generator().manual_seed(seed), clamp(most, 1.0))
+        expected = sae.feature_vectors([0])[0]
+        torch.testing.assert_close(vector, expected / expected.norm())
+    assert random_feature(lm, site, torch.Generator(), clamp([*most, "feature:resid_post.2/0"], 1.0)) is None

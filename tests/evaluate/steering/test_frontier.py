@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import log
+
+import pytest
+import torch
+
+from saekit.errors import ConfigError, InterventionError
+from saekit.evaluate.steering.calibrate import TOLERANCE, Costs
+from saekit.evaluate.steering.frontier import Goal, Prompting, frontier, prompting_kl
+from saekit.evaluate.steering.side_effects import kl
+from saekit.lm import LanguageModel
+from saekit.steer import Vector, ablate, add
+
+TEXTS = ["Once upon a time, there was a big dog.", "Lily.", "The cat ran to the tree. It was very happy and"]
+PROMPTS = ["One day, a girl", "The old man", "They saw a"]
+
+
+class Curve(Costs):
+    """Costs that follow a known curve, in place of a model's."""
+
+    def __init__(self, cost: object) -> None:
+        self.cost, self.tail, self.measured, self.intervention = cost, False, {}, None  # type: ignore[assignment]
+
+    def _measure(self, factors: Iterable[float]) -> None:
+        self.measured |= {factor: (self.cost(factor), 0.0) for factor in factors}  # type: ignore[operator]
+
+    def _met(self, budget: float, factor: float) -> float:  # type: ignore[override]
+        return factor
+
+
+def test_the_strength_is_found_where_the_cost_falls_before_it_rises() -> None:
+    # It falls from 8 at 0 to 0.1 near a factor of 300, and rises past 1 near 1,600.
+    (found,) = Curve(lambda f: 0.1 + abs(log(f / 300)) ** 2 / 3).meet(1.0)
+    assert 0.1 + log(found / 300) ** 2 / 3 == pytest.approx(1, rel=TOLERANCE) and found > 300
+    # It is below 1 between two neighbours of the first round only.
+    (found,) = Curve(lambda f: 0.1 + 60 * log(f / 2.8) ** 2).meet(1.0)
+    assert found > 2.8 and 0.1 + 60 * log(found / 2.8) ** 2 == pytest.approx(1, rel=TOLERANCE)
+    with pytest.raises(InterventionError, match="not less than 2"):
+        Curve(lambda f: 2 + f).meet(1.0)
+    with pytest.raises(InterventionError, match="at most"):
+        Curve(lambda f: f / (2 * f + 1)).meet(1.0)
+    with pytest.raises(InterventionError, match="jumps past 1 "):
+        Curve(lambda f: 0.0 if f < 3 else 4.0).meet(1.0)
+
+
+def test_several_budgets_share_their_measurements() -> None:
+    curve = Curve(lambda f: f**2)
+    for budget, factor in zip((0.5, 1.0, 4.0), curve.meet(0.5, 1.0, 4.0), strict=True):
+        assert factor**2 == pytest.approx(budget, rel=TOLERANCE)
+    assert len(curve.measured) <= 8 + 3 * 2  # a power is a line in logarithms
+
+
+def test_every_arm_is_measured_at_equal_cost(stories_lm: LanguageModel) -> None:
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    arms = {
+        "push": add(Vector(stories_lm.site("resid_post.2"), vector), 0.1),
+        "words": Prompting("A big dog ran. "),
+        "ablation": ablate("neuron:3/17"),
+    }
+    goal = Goal(lambda text: float("e" in text[:9]), PROMPTS, stories_lm.text.ids(TEXTS), 8)
+    found = frontier(stories_lm, arms, goal, (0.1, 0.4))
+    assert [each.budget for each in found.of("push")] == [0.1, 0.4]
+    for each in found.of("push"):
+        made = add(Vector(stories_lm.site("resid_post.2"), vector), 0.1 * (each.factor or 0))
+        assert kl(stories_lm, made, TEXTS) == pytest.approx(each.budget, rel=TOLERANCE + 1e-3)
+        alone = [
+            stories_lm.generate(prompt, interventions=[made], max_new_tokens=8, do_sample=False).texts[0] for prompt in PROMPTS
+        ]
+        assert list(each.scores) == [float("e" in text[:9]) for text in alone] and each.sample == alone[0]
+    (words,) = found.of("words")
+    made = stories_lm.generate(["A big dog ran. " + prompt for prompt in PROMPTS], max_new_tokens=8, do_sample=False)
+    assert words.factor is words.budget is None and words.sample == made.texts[0]
+    assert "no strength" in found.failures["ablation"] and not found.of("ablation")
+    rows = found.to_dict()
+    assert all(low <= row["success"] <= high for row in rows["points"] for low, high in [row["interval"]])
+
+
+def test_the_cost_of_a_prompt_is_that_of_each_text_alone(stories_lm: LanguageModel) -> None:
+    (opening,) = stories_lm.text.ids(["A big dog ran. "])
+    kls = []
+    for row in stories_lm.text.ids(TEXTS):
+        base, prompted = (
+            stories_lm.run([ids]).logits[0].double().log_softmax(-1)  # type: ignore[index]
+            for ids in (row, [*opening, *row[1:]])  # one BOS
+        )
+        kls += (base[1:].exp() * (base[1:] - prompted[len(opening) :])).sum(-1).tolist()
+    found = prompting_kl(stories_lm, Prompting("A big dog ran. "), stories_lm.text.ids(TEXTS), batch_size=2)
+    assert found == pytest.approx(sum(kls) / len(kls), rel=1e-4)
+
+
+def test_a_goal_needs_a_prompt() -> None:
+    with pytest.raises(ConfigError, match="no prompt"):
+        Goal(lambda _: 0.0, (), [[1]])
