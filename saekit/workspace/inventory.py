@@ -17,7 +17,7 @@ PARTS = {
     "vectors": "decoder directions",
     "rankings": "rankings",
     "lenses": "fitted lenses",
-    "steering": "steering vectors",
+    "steering": "steering vectors and interventions",
     "reports": "evaluations and pages",
     "temporary": "temporary files",
     "other": "other files",

@@ -57,16 +57,22 @@ def feature_stats(database: FeatureDB) -> Callable[[Ref], FeatureStats]:
 
 def median_norm(ws: Workspace, site: Site) -> float:
     """Median length of the activations at `site`, from 8,192 ordinary tokens of the cache or, without one, of the corpus."""
-    from saekit.activations import ActivationReader, token_batches
+    from saekit.activations import ActivationReader
     from saekit.steer.measures import measure
 
     if not ws.has_activations:
-        context = min(ws.study.context or _NORM_CONTEXT, ws.lm.max_context or _NORM_CONTEXT)
-        batches = token_batches(ws.lm, ws.corpus, context=context, n_tokens=_NORM_TOKENS)
-        rows = [row[keep].tolist() for batch in batches for row, keep in zip(batch.tokens_BT, batch.mask_BT.bool())]
-        return measure(ws.lm, [], [site], rows).norms[site]
+        return measure(ws.lm, [], [site], ordinary_rows(ws)).norms[site]
     reader = ActivationReader(ws.store(), [site], split="all", batch_size=_NORM_TOKENS, buffer_tokens=_NORM_TOKENS)
     return float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())
+
+
+def ordinary_rows(ws: Workspace, n_tokens: int = _NORM_TOKENS) -> list[list[int]]:
+    """Token ids of contexts of the corpus, to measure on; about `n_tokens` in all."""
+    from saekit.activations import token_batches
+
+    context = min(ws.study.context or _NORM_CONTEXT, ws.lm.max_context or _NORM_CONTEXT)
+    batches = token_batches(ws.lm, ws.corpus, context=context, n_tokens=n_tokens)
+    return [row[keep].tolist() for batch in batches for row, keep in zip(batch.tokens_BT, batch.mask_BT.bool())]
 
 
 def attach(ws: Workspace, place: AddressLike | None, name: str) -> None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from saekit.names.site import Site
     from saekit.names.site_map import SiteMap
     from saekit.sae import SAE
-    from saekit.steer import Comparison, Intervention
+    from saekit.steer import Comparison, FeatureStats, Intervention
+    from saekit.steer.target import Target
     from saekit.tasks import Ranking
     from saekit.tasks.ranking import Name
     from saekit.workspace.verification import Verification
@@ -41,6 +42,8 @@ class Workspace(WorkspaceFolder):
         super().__init__(path, study)
         self.attached: dict[Site, tuple[str, str]] = {}
         """(site map, name) of the dictionary that :meth:`attach` gave the model at each site."""
+        self.measured: dict[Target, FeatureStats] = {}
+        """Statistics of objects without a row in the database, once measured on the corpus."""
         self._norms: dict[Site, float] = {}
 
     # The steps
