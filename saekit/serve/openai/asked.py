@@ -40,7 +40,7 @@ class Asked(BaseModel):
         default_factory=list,
         max_length=64,
         description='Not in OpenAI\'s API: what to steer with, besides the model\'s own. `"1042:0.5norm"`, `"french:0.8norm"`, '
-        '`{"target": "neuron:2/17", "op": "clamp", "strength": "1max", "positions": "generated"}`, or the JSON of an intervention.',
+        '`{"target": "neuron:2/17", "op": "clamp", "strength": "1max", "positions": "generated"}`, or JSON of an intervention.',
     )
     positions: str | list[int] | None = Field(
         None,
