@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from saekit.errors import ContextTooLong, ModelNotFound
+from saekit.lm import Edit
+from saekit.names.site import Site
 from saekit.serve.rows import Row, Sampling
 from saekit.serve.stream import Begun, End, Stream, Token
 from saekit.serve.worker import Busy, Limits, Stopped, TooLong, Work, Worker
-from saekit.steer import add
 from tests.kit.tiny import make_lm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch import Tensor
 
     from saekit.lm import LanguageModel
 
@@ -142,12 +145,13 @@ def test_a_client_that_goes_away_stops_its_generation(worker: Worker, host: Any)
 
     class Watch:
         def edits(self, lm: LanguageModel) -> list[Any]:
-            found = add(["neuron:1/0"], 0.0).edits(lm)
-            fn = found[0].fn
-            object.__setattr__(
-                found[0], "fn", lambda rows, at: (made.append(1), len(made) == 3 and stream.close(), fn(rows, at))[-1]
-            )
-            return found
+            def fn(rows: Tensor, at: Any) -> Tensor:
+                made.append(1)
+                if len(made) == 3:
+                    stream.close()
+                return rows
+
+            return [Edit(Site.parse("resid_post.0"), fn)]
 
     stream = worker.generate("ws", host, prompt(max_tokens=20, intervention=Watch()))
     assert worker.call("ws", host, lambda lm: 1).result(10) == 1
