@@ -10,14 +10,17 @@ from saekit.errors import (
     ConfigError,
     DatabaseError,
     InterventionError,
+    ModelNotFound,
     SaekitError,
     StorageFull,
+    StoreMismatch,
     UnknownRef,
     UnknownSite,
     Unwritable,
     WorkspaceError,
 )
 from saekit.serve.rendering import JSON, html, json_response
+from saekit.serve.worker import Busy, Stopped, TooLong
 
 _STATUS: tuple[tuple[type[SaekitError], int], ...] = (
     (UnknownRef, 404),
@@ -27,9 +30,14 @@ _STATUS: tuple[tuple[type[SaekitError], int], ...] = (
     (StorageFull, 507),
     (Unwritable, 403),
     (WorkspaceError, 409),
+    (StoreMismatch, 409),
     (DatabaseError, 500),
+    (TooLong, 413),
+    (Busy, 429),
+    (Stopped, 503),
+    (ModelNotFound, 503),
 )
-_TITLES = {400: "Not possible", 403: "Refused", 404: "Not found", 405: "Not possible here", 409: "Not possible now"}
+_TITLES = {400: "Not possible", 403: "Refused", 404: "Not found", 405: "Not possible here", 409: "Not possible now", 429: "Busy"}
 
 
 def status_of(error: SaekitError) -> int:

@@ -31,5 +31,6 @@ ROUTERS: Registry[RouterRow] = Registry(
     {
         "static": RouterRow("saekit.serve.static_files:router"),
         "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
+        "openai": RouterRow("saekit.serve.openai.routes:router"),
     },
 )

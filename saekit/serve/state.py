@@ -13,6 +13,7 @@ from fastapi import Depends, HTTPException, Request
 
 from saekit.errors import UnknownRef
 from saekit.serve.settings import ServeSettings
+from saekit.serve.worker import Worker
 from saekit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -72,12 +73,16 @@ class Served:
     Args:
         workspaces: folders of workspaces.
 
+    Attributes:
+        worker: does all work with models.
+
     Raises:
         WorkspaceError: a folder is not a workspace.
     """
 
     def __init__(self, workspaces: Sequence[str | Path], settings: ServeSettings) -> None:
         self.settings = settings
+        self.worker = Worker()
         self.workspaces: dict[str, Opened] = {}
         for path in workspaces:
             opened = Workspace.open(path)
@@ -101,7 +106,8 @@ class Served:
         return self.workspaces[name]
 
     def close(self) -> None:
-        """Close all databases."""
+        """End the model worker, and close all databases."""
+        self.worker.close()
         for each in self.workspaces.values():
             each.close()
 

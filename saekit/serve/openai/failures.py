@@ -11,52 +11,46 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from saekit.errors import ContextTooLong, ModelNotFound, SaekitError, StoreMismatch, UnknownRef, WorkspaceError
+from saekit.errors import ContextTooLong, ModelNotFound, SaekitError, UnknownRef
+from saekit.serve.failures import status_of
 from saekit.serve.worker import Busy, Stopped, TooLong
 
 _log = logging.getLogger(__name__)
-_STATUS: tuple[tuple[type[SaekitError], int, str], ...] = (
-    (Busy, 429, "rate_limit_exceeded"),
-    (TooLong, 413, "request_too_large"),
-    (ContextTooLong, 400, "context_length_exceeded"),
-    (Stopped, 503, "server_shutting_down"),
-    (ModelNotFound, 503, "model_not_loaded"),
-    (StoreMismatch, 409, "mismatch"),
-    (UnknownRef, 404, "not_found"),
-    (WorkspaceError, 404, "not_found"),
-)
-_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class UnknownModel(UnknownRef):
     """No model is served under that name."""
 
 
-def status_of(error: Exception) -> int:
-    """The status of a response that an error makes."""
-    if not isinstance(error, SaekitError):
-        return 500
-    return next((status for kind, status, _ in _STATUS if isinstance(error, kind)), 400)
+_CODES: dict[type[SaekitError], str] = {
+    Busy: "rate_limit_exceeded",
+    TooLong: "request_too_large",
+    ContextTooLong: "context_length_exceeded",
+    Stopped: "server_shutting_down",
+    ModelNotFound: "model_not_loaded",
+    UnknownModel: "model_not_found",
+}
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 def facts(error: Exception) -> dict[str, Any]:
     """The body of an error."""
-    status = status_of(error)
-    if not isinstance(error, SaekitError):
-        message, code = f"An unexpected error: {type(error).__name__}. The server's terminal shows more.", None
-    else:
-        message, code = str(error), next((code for kind, _, code in _STATUS if isinstance(error, kind)), None)
-    if isinstance(error, UnknownModel):
-        code = "model_not_found"
-    kind = _TYPES.get(status, "invalid_request_error")
+    message, code = f"An unexpected error: {type(error).__name__}. The server's terminal shows more.", None
+    if isinstance(error, SaekitError):
+        message, code = str(error), _CODES.get(type(error))
+    kind = _TYPES.get(_status(error), "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _status(error: Exception) -> int:
+    return status_of(error) if isinstance(error, SaekitError) else 500
 
 
 def answer(error: Exception) -> Response:
     """A response that an error makes."""
     if not isinstance(error, SaekitError):
         _log.error("a request failed", exc_info=error)
-    status = status_of(error)
+    status = _status(error)
     return JSONResponse(facts(error), status, {"Retry-After": "2"} if status == 429 else None)
 
 
