@@ -45,6 +45,7 @@ FLOORS = {
     "saekit.evaluate": 4,
     "saekit.locate": 4,
     "saekit.dictionaries": 5,
+    "saekit.improve": 5,
     "saekit.study": 5,
     "saekit.views": 5,
     "saekit.workspace": 5,

@@ -75,6 +75,10 @@ COMMANDS: Registry[CommandRow] = Registry(
         "vector combine": CommandRow("saekit.cli.vector:combine", "Add, subtract and orthogonalise steering vectors."),
         "vector export": CommandRow("saekit.cli.vector_exchange:export", "Write steering in the format of another tool."),
         "vector import": CommandRow("saekit.cli.vector_exchange:import_", "Read vectors that another tool wrote."),
+        "improve": CommandRow(
+            "saekit.cli.improve:improve", "Run the survey's recipes from locating to a measured improvement.", resumes=True
+        ),
+        "papers": CommandRow("saekit.cli.papers:papers", "List the papers of the survey by object and method."),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

@@ -1,0 +1,78 @@
+"""What recipes change, and a model while the change is on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.steer import Intervention
+    from saekit.steer.weights.delta import WeightDelta
+
+
+@dataclass(frozen=True)
+class Change:
+    """Interventions, weight deltas and a prompt, which apply together.
+
+    Attributes:
+        interventions: changes of activations.
+        deltas: changes of weights.
+        prompt: text that is put before every prompt.
+        model: another model in place of the one under study, such as one with fewer bits; None keeps it.
+    """
+
+    interventions: tuple[Intervention, ...] = ()
+    deltas: tuple[WeightDelta, ...] = ()
+    prompt: str = ""
+    model: LanguageModel | None = None
+
+    @contextmanager
+    def on(self, lm: LanguageModel) -> Iterator[Changed]:
+        """The model with the change, for the time of the context. Weights are restored bit for bit at its end."""
+        lm = self.model or lm
+        if not self.deltas:
+            yield Changed(lm, tuple(each.bind(lm) for each in self.interventions), self.prompt)
+            return
+        with lm.edited(*self.deltas):
+            yield Changed(lm, tuple(each.bind(lm) for each in self.interventions), self.prompt)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A model with a change on. `run`, `generate` and `text` are those of the model, with the change.
+
+    What measures a model by these alone (:func:`saekit.evaluate.lab.measure_task`, for example) measures the changed one.
+    """
+
+    lm: LanguageModel
+    interventions: Sequence[Any] = ()
+    prompt: str = ""
+
+    @property
+    def text(self) -> Any:
+        """The tokenizer's side of the model."""
+        return self.lm.text
+
+    def prompted(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as the model gets them."""
+        return [self.prompt + each for each in prompts]
+
+    def prompted_rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Prompts as token ids, with those of the change's prompt before them and after BOS."""
+        if not self.prompt:
+            return [list(row) for row in rows]
+        bos = self.lm.text.bos_token_id
+        (before,) = self.lm.text.ids([self.prompt])
+        return [before + list(row[1:] if bos is not None and row[:1] == (bos,) else row) for row in rows]
+
+    def generate(self, prompts: Any, **settings: Any) -> Any:
+        """Continue prompts: texts get the prompt of the change."""
+        texts = isinstance(prompts, Sequence) and all(isinstance(each, str) for each in prompts)
+        return self.lm.generate(self.prompted(prompts) if texts else prompts, interventions=list(self.interventions), **settings)
+
+    def run(self, tokens_BT: Any, **settings: Any) -> Any:
+        """A forward pass. Interventions act at all tokens unless they name others."""
+        return self.lm.run(tokens_BT, **{"edits": list(self.interventions), "positions": "all"} | settings)

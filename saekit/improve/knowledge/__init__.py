@@ -1,0 +1,7 @@
+"""Knowledge management (section 5.2.2 of the survey)."""
+
+from __future__ import annotations
+
+from saekit.improve.registry import Recipe
+
+ROWS: dict[str, Recipe] = {}

@@ -1,0 +1,7 @@
+"""Multilingualism (section 5.2.1 of the survey)."""
+
+from __future__ import annotations
+
+from saekit.improve.registry import Recipe
+
+ROWS: dict[str, Recipe] = {}
