@@ -28,9 +28,12 @@ from feature_db.exchange.formats import Export, Written
 from feature_db.exchange.records import batches, context_length, directions
 from feature_db.exchange.writing import write_lines
 from saekit.names.site import Site
+from saekit.progress import Bar
 
 if TYPE_CHECKING:
-    from feature_db.records import FeatureRecord
+    from feature_db.db import FeatureDB
+    from feature_db.exchange.names import Names
+    from feature_db.records import FeatureRecord, IndexedSAE
 
 BATCH = 1024
 CREATOR = "clkht01d40000jv08hvalcvly"
@@ -58,6 +61,26 @@ def write(job: Export) -> Written:
         written.features += len(records)
     _config(job.folder / "config", used)
     return written
+
+
+def feature(database: FeatureDB, sae: IndexedSAE, names: Names, number: int) -> dict[str, Any]:
+    """One feature as Neuronpedia's `/api/feature/{model}/{source}/{index}` answers it: its row, with its activations and labels.
+
+    Raises:
+        UnknownRef: the dictionary has no such feature.
+    """
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+    job = Export(database, sae, [number], names, database.path.parent, Bar())
+    records = [database.feature(sae.dictionary, number)]
+    (row,) = _features(job, records, directions(job, records), now)
+    used: dict[str, set[str]] = {"explanation_type": set(), "explanation_model_type": set()}
+    return {
+        **row,
+        "activations": list(_activations(job, records, now)),
+        "explanations": list(_explanations(job, records, used)),
+        "comments": [],
+        "lists": [],
+    }
 
 
 def _facts(job: Export, folder: Path, now: str) -> None:

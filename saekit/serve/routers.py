@@ -32,5 +32,6 @@ ROUTERS: Registry[RouterRow] = Registry(
         "static": RouterRow("saekit.serve.static_files:router"),
         "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
         "openai": RouterRow("saekit.serve.openai.routes:router"),
+        "neuronpedia": RouterRow("saekit.serve.neuronpedia:router"),
     },
 )

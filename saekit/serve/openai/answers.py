@@ -151,8 +151,8 @@ class CompletionStyle:
         offsets = [start + sum(len(each.text) for each in chosen[:number]) for number in range(len(chosen))]
         return {
             "tokens": [each.text for each in chosen],
-            "token_logprobs": [_finite(each.logprob) for each in chosen],
-            "top_logprobs": [{each.text: _finite(each.logprob) for each in token.top} or None for token in tokens],
+            "token_logprobs": [finite(each.logprob) for each in chosen],
+            "top_logprobs": [{each.text: finite(each.logprob) for each in token.top} or None for token in tokens],
             "text_offset": offsets,
         }
 
@@ -189,9 +189,9 @@ def _content(tokens: Sequence[Token]) -> dict[str, Any] | None:
 
 
 def _likely(each: Likely) -> dict[str, Any]:
-    return {"token": each.text, "logprob": _finite(each.logprob), "bytes": list(each.text.encode())}
+    return {"token": each.text, "logprob": finite(each.logprob), "bytes": list(each.text.encode())}
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """null for what has no log-probability; JSON has no infinity."""
     return None if math.isnan(value) else max(value, -9999.0)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from saekit.serve.rows import Sampling
 
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
-_MOST_TEXT = 1 << 20
+MOST_TEXT = 1 << 20
 
 
 class StreamOptions(BaseModel):
@@ -79,8 +79,8 @@ class AskedCompletion(Asked):
     """The body of `POST /v1/completions`."""
 
     prompt: (
-        Annotated[str, Field(max_length=_MOST_TEXT)]
-        | Annotated[list[Annotated[str, Field(max_length=_MOST_TEXT)]], Field(min_length=1, max_length=16)]
+        Annotated[str, Field(max_length=MOST_TEXT)]
+        | Annotated[list[Annotated[str, Field(max_length=MOST_TEXT)]], Field(min_length=1, max_length=16)]
         | Annotated[list[int], Field(min_length=1)]
         | Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1, max_length=16)]
     ) = Field(description="A text, token ids, or several of these. BOS is put before a text, and not before ids.")
@@ -109,7 +109,7 @@ class Part(BaseModel):
     """A part of what a message says."""
 
     type: Literal["text"]
-    text: str = Field(max_length=_MOST_TEXT)
+    text: str = Field(max_length=MOST_TEXT)
 
 
 class Message(BaseModel):
@@ -118,7 +118,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, Field(max_length=_MOST_TEXT)] | list[Part]
+    content: Annotated[str, Field(max_length=MOST_TEXT)] | list[Part]
 
     @property
     def text(self) -> str:
