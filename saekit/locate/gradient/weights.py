@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.layout.matrices import Matrix, matrices
+from saekit.lm.layout.weight_parts import Part, head_parts
 from saekit.locate.gradient.backward import forward
 from saekit.locate.gradient.problem import Batch, MetricLike, Problem
 from saekit.locate.scored import ranked
 from saekit.names.ref import Ref
-from saekit.names.site import Site
 from saekit.objects import Space, Whole
 from saekit.plugins import nearest
 from saekit.progress import track
@@ -128,35 +128,27 @@ def weight_saliency(
                 yield Ref.of_matrix(matrix.layer, matrix.name), total * matrix.weight_OI.abs() if kind == "product" else total
 
 
-class _Part(NamedTuple):
-    """Part of a matrix: some of its rows or columns, or all of it."""
-
-    matrix: Matrix
-    rows: Tensor | slice = slice(None)
-    columns: Tensor | slice = slice(None)
-
-
 @dataclass(frozen=True)
 class _Object:
     """What is scored: one object whose weights are several parts, or each row of a matrix."""
 
     refs: tuple[Ref, ...]
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
 
 
 def _objects(lm: LanguageModel, level: Level) -> list[_Object]:
     every = matrices(lm)
     if level == "matrix":
-        found = [_Object((Ref.of_matrix(each.layer, each.name),), (_Part(each),)) for each in every]
+        found = [_Object((Ref.of_matrix(each.layer, each.name),), (Part(each),)) for each in every]
     elif level == "row":
         found = [
-            _Object(tuple(Ref.weight(each.layer, each.name, row) for row in range(len(each.weight_OI))), (_Part(each),))
+            _Object(tuple(Ref.weight(each.layer, each.name, row) for row in range(len(each.weight_OI))), (Part(each),))
             for each in every
         ]
     else:
         of_module = {each.module: each for each in every}
         layers = [site.layer for site in lm.sites() if site.kind == "heads" and site.layer is not None]
-        found = [_Object((Ref.head(n, head),), tuple(_of_head(lm, n, head, of_module))) for n in layers for head in _heads(lm, n)]
+        found = [_Object((Ref.head(n, head),), tuple(head_parts(lm, n, head, of_module))) for n in layers for head in _heads(lm, n)]
         found = [each for each in found if each.parts]
     if not found:
         raise UnsupportedModel(f"{lm.name} has no {level} of weights whose inputs can be seen.", "Choose another level.")
@@ -165,18 +157,6 @@ def _objects(lm: LanguageModel, level: Level) -> list[_Object]:
 
 def _heads(lm: LanguageModel, layer: int) -> range:
     return range(lm.size("n_heads", layer))
-
-
-def _of_head(lm: LanguageModel, layer: int, head: int, of_module: dict[nn.Module, Matrix]) -> Iterator[_Part]:
-    for kind in ("q", "k", "v", "heads"):
-        site = Site(kind, layer)
-        if lm.reason(site) is not None or (point := lm.hook_point(site)) is None or point.module not in of_module:
-            continue
-        H, d = lm.token_shape(site)
-        own = head * H // lm.size("n_heads", layer)  # the key-value head that it shares
-        starts = point.view.starts or tuple(range(0, H * d, d))
-        index = torch.arange(starts[own], starts[own] + d)
-        yield _Part(of_module[point.module], **{"columns" if kind == "heads" else "rows": index})
 
 
 def _scores(objects: Iterable[_Object], called: dict[Matrix, Linear], b: int, kind: Kind) -> Tensor:
