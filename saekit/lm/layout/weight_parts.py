@@ -14,6 +14,7 @@ from saekit.names.site import Site
 if TYPE_CHECKING:
     from saekit.lm.layout.layout import ModelLayout
 
+
 class Part(NamedTuple):
     """Part of a matrix: some of its rows or columns, or all of it."""
 

@@ -148,15 +148,12 @@ def _objects(lm: LanguageModel, level: Level) -> list[_Object]:
     else:
         of_module = {each.module: each for each in every}
         layers = [site.layer for site in lm.sites() if site.kind == "heads" and site.layer is not None]
-        found = [_Object((Ref.head(n, head),), tuple(head_parts(lm, n, head, of_module))) for n in layers for head in _heads(lm, n)]
+        heads = [(n, head) for n in layers for head in range(lm.size("n_heads", n))]
+        found = [_Object((Ref.head(n, head),), tuple(head_parts(lm, n, head, of_module))) for n, head in heads]
         found = [each for each in found if each.parts]
     if not found:
         raise UnsupportedModel(f"{lm.name} has no {level} of weights whose inputs can be seen.", "Choose another level.")
     return found
-
-
-def _heads(lm: LanguageModel, layer: int) -> range:
-    return range(lm.size("n_heads", layer))
 
 
 def _scores(objects: Iterable[_Object], called: dict[Matrix, Linear], b: int, kind: Kind) -> Tensor:

@@ -29,8 +29,8 @@ class TrainedActivations:
         form: a row of :data:`saekit.steer.optimise.forms.FORMS`.
         start: the trained numbers by site and name, as they begin.
         positions: tokens that are changed.
-        made: the parameters of the form from the trained numbers of a site; the second argument is False where the result is to be
-            kept, True in training, where it may be random. None: they are the same.
+        made: the parameters of the form from the trained numbers of a site; the second argument is True in
+            training, where they may be random. None: they are the same.
         penalty: a further term of the loss, from the trained numbers of all sites.
     """
 
@@ -86,7 +86,8 @@ class TrainedActivations:
     def edit(self, **facts: Any) -> ActivationEdit:
         """The finished change."""
         tensors = {
-            site: {name: each.detach().cpu().clone() for name, each in own.items()} for site, own in self.parameters(False).items()
+            site: {name: each.detach().cpu().clone() for name, each in own.items()}
+            for site, own in self.parameters(False).items()
         }
         own = {"model": self.lm.name, "fingerprint": self.lm.fingerprint()}
         return ActivationEdit(self.form, tensors, self.positions, {**own, **facts})

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 
-def mean_gradients(
-    lm: LanguageModel, loss: Loss, mask: WeightMask, *, batches: int, batch: int, seed: int
-) -> dict[str, Tensor]:
+def mean_gradients(lm: LanguageModel, loss: Loss, mask: WeightMask, *, batches: int, batch: int, seed: int) -> dict[str, Tensor]:
     """The gradient of the loss, the mean over some batches, of the parameters in a mask, by name.
 
     Memory: a gradient of each of these parameters.
@@ -29,7 +27,7 @@ def mean_gradients(
     with gradients_on(lm, mask) as weights:
         for _ in range(batches):
             with torch.inference_mode(False), torch.enable_grad():
-                loss(next(drawn)[1]).backward()  # type: ignore[no-untyped-call]
+                loss(next(drawn)[1]).backward()
         return {
             name: torch.zeros_like(weight) if weight.grad is None else weight.grad / batches for name, weight in weights.items()
         }

@@ -191,5 +191,5 @@ def _backward(loss: Tensor, step: int, weight: float = 1.0) -> float:
     if not torch.isfinite(loss.detach()):
         raise NonFiniteActivations(f"The loss is {value} at step {step}.", "Lower the learning rate, or run in float32.")
     with torch.inference_mode(False), torch.enable_grad():
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        (loss * weight).backward()
     return value

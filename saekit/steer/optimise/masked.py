@@ -29,12 +29,12 @@ class MaskedWeights:
 
     Memory beyond that of a forward pass: the copies, their gradients and moments, which grow with the number of masked weights;
     one byte for each weight of the parameters that have masked weights; and the dense gradient of one such parameter at a time,
-    because each is reduced to the mask as soon as autograd has made it. Autograd computes no gradient of the other parameters, and
-    none of activations below the first masked one.
+    because each is reduced to the mask as soon as autograd has made it. Autograd computes no gradient of other parameters, nor of
+    activations below the first masked one.
 
     Args:
         lm: the model.
-        masks: a mask, or disjoint masks by the groups whose examples train them; examples of every group train that of :data:`ALL`.
+        masks: a mask, or disjoint masks by the groups whose examples train them. Every example trains that of :data:`ALL`.
 
     Raises:
         ConfigError: a mask does not fit the model, or two masks overlap.
@@ -48,17 +48,18 @@ class MaskedWeights:
         self._numbers: dict[tuple[Groups, str], Tensor] = {}
         for group, mask in self.masks.items():
             for name, weight in trainable(lm, mask).items():
-                if any(own != group and bool((each.parts[name] & mask.parts[name]).any())
-                       for own, each in self.masks.items() if name in each.parts):
+                if any(
+                    own != group and bool((each.parts[name] & mask.parts[name]).any())
+                    for own, each in self.masks.items()
+                    if name in each.parts
+                ):
                     raise ConfigError(f"Two masks have weights of {name} in common.", "Give disjoint masks: a - b.")
                 self._weights[name] = weight
                 kind = torch.promote_types(weight.dtype, torch.float32)
                 values = weight.detach().masked_select(mask.parts[name].to(weight.device))
                 with torch.inference_mode(False):
                     self._numbers[group, name] = values.to(kind, copy=True).requires_grad_()
-        self._before = {
-            key: number.detach().to(self._weights[key[1]].dtype, copy=True) for key, number in self._numbers.items()
-        }
+        self._before = {key: number.detach().to(self._weights[key[1]].dtype, copy=True) for key, number in self._numbers.items()}
 
     def leaves(self, group: str | None = None) -> list[Tensor]:
         """The trained numbers; those that examples of a group train, or all for None."""

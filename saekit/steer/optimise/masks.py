@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,7 @@ class WeightMask:
         return WeightMask({name: mask & other.parts[name] for name, mask in self.parts.items() if name in other.parts})
 
     def __sub__(self, other: WeightMask) -> WeightMask:
-        return WeightMask(
-            {name: mask & ~other.parts[name] if name in other.parts else mask for name, mask in self.parts.items()}
-        )
+        return WeightMask({name: mask & ~other.parts[name] if name in other.parts else mask for name, mask in self.parts.items()})
 
     @classmethod
     def everything(cls, lm: LanguageModel, *, blocks: bool = False) -> WeightMask:
@@ -101,7 +99,7 @@ class WeightMask:
         for name in names:
             if not builder.add(name, most):
                 break
-        if not builder.parts:
+        if not builder.count:
             why = f"{names[0]} has more weights than {fraction:.2%} of the model" if names else "no object is given"
             raise ConfigError(f"The mask is empty: {why}.", "Give objects, and a fraction that the first of them fits into.")
         return cls(builder.parts)
@@ -122,7 +120,8 @@ def matrices_of(lm: LanguageModel) -> WeightMask:
     found: dict[str, Tensor] = {}
     for each in matrices(lm):
         weight = each.module.weight
-        if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.device.type != "meta":
+        assert isinstance(weight, Tensor)
+        if id(weight) in names and weight.is_floating_point() and weight.device.type != "meta":
             found[names[id(weight)]] = torch.ones_like(weight, dtype=torch.bool)
     if not found:
         raise UnsupportedModel(f"The blocks of {lm.name} have no matrices that can be trained.", "Load it unquantised.")
@@ -168,29 +167,24 @@ class _Builder:
         places = [place for end in ends for place in self._places(end)]
         if not places:
             raise UnknownRef(f"{name} has no weights in {self.lm.name}.", "Name neurons, heads, rows, matrices or layers.")
-        fresh: dict[str, Tensor] = {}
+        chosen: list[tuple[str, Any]] = []
         for weight, rows, columns in places:
             parameter, tensor = self._weights[id(weight)]
-            if parameter not in fresh:
-                old = self.parts.get(parameter)
-                fresh[parameter] = torch.zeros_like(tensor, dtype=torch.bool) if old is None else old.clone()
-            view = fresh[parameter]
-            if view.ndim == 1:
-                view[rows] = True
-            else:
-                _chosen(view, rows, columns)
-        more = sum(int(mask.sum()) - int(self.parts[each].sum() if each in self.parts else 0) for each, mask in fresh.items())
-        if self.count + more > most:
+            if parameter not in self.parts:
+                self.parts[parameter] = torch.zeros_like(tensor, dtype=torch.bool)
+            chosen.append((parameter, rows if isinstance(columns, slice) else (slice(None), columns)))
+        if self.count + sum(int((~self.parts[parameter][index]).sum()) for parameter, index in chosen) > most:
             return False
-        self.count += more
-        self.parts.update(fresh)
+        for parameter, index in chosen:
+            self.count += int((~self.parts[parameter][index]).sum())  # parts of one object may overlap
+            self.parts[parameter][index] = True
         return True
 
     def _places(self, ref: Ref) -> Iterator[tuple[Tensor, Tensor | slice, Tensor | slice]]:
         """(parameter, rows, columns) of an object, as the parameter is stored."""
         if ref.kind == "site" and ref.site is not None and ref.site.kind == "resid_post":
-            for weight in self.lm.blocks[self.lm.site(ref.site).layer or 0].parameters():
-                yield weight, slice(None), slice(None)
+            every = self.lm.blocks[self.lm.site(ref.site).layer or 0].parameters()
+            yield from ((each, slice(None), slice(None)) for each in every)
             return
         for matrix, rows, columns in self._of(ref):
             weight, bias = matrix.module.weight, getattr(matrix.module, "bias", None)
@@ -235,11 +229,3 @@ class _Builder:
     def _check(self, ref: Ref, size: int) -> None:
         if ref.unit >= size:
             raise UnknownRef(f"{self.lm.name} has no {ref}.", f"Numbers there are 0 to {size - 1}.")
-
-
-def _chosen(mask: Tensor, rows: Tensor | slice, columns: Tensor | slice) -> None:
-    """Set rows, or columns, or all."""
-    if isinstance(columns, slice):
-        mask[rows] = True
-    else:
-        mask[:, columns] = True

@@ -37,7 +37,8 @@ class Loss(Protocol):
         groups: the group of each example, such as its language; one name for all where there are no groups.
     """
 
-    groups: Sequence[str]
+    @property
+    def groups(self) -> Sequence[str]: ...
 
     def __call__(self, index: Sequence[int], edits: Sequence[Any] = ()) -> Tensor:
         """The mean loss, in nats, of some of the examples, with its graph."""
@@ -67,7 +68,7 @@ OBJECTIVES: Registry[ObjectiveRow] = Registry(
         "share": ObjectiveRow(f"{_HERE}:share", ("task",), "P(answer) / (P(answer) + P(foil)) becomes `share` (0.5: parity)"),
         "texts": ObjectiveRow(f"{_HERE}:texts", ("texts", "labelled", "contrast"), "cross-entropy of (positive) texts"),
         "prefer": ObjectiveRow(f"{_HERE}:prefer", ("contrast",), "positive texts above negative ones (DPO); `beta`"),
-        "forget": ObjectiveRow(f"{_HERE}:forget", ("texts", "labelled", "contrast"), "texts less likely than before (NPO); `beta`"),
+        "forget": ObjectiveRow(f"{_HERE}:forget", ("texts", "labelled", "contrast"), "texts become less likely (NPO); `beta`"),
     },
 )
 _DEFAULTS = {"task": "answers", "contrast": "prefer", "labelled": "texts", "texts": "texts"}
@@ -96,7 +97,8 @@ def objective(lm: LanguageModel, data: Data, name: str | None = None, options: M
     for option in options or {}:
         if option not in known:
             raise ConfigError(
-                f"The objective {name or _DEFAULTS[kind]} has no option {option!r:.40}.", nearest(option, known) if known else None
+                f"The objective {name or _DEFAULTS[kind]} has no option {option!r:.40}.",
+                nearest(option, known) if known else None,
             )
     found: Loss = make(lm, data, **dict(options or {}))
     return found
@@ -109,8 +111,8 @@ class Rows:
     Attributes:
         lm: the model.
         rows: token ids.
-        starts: the position of the first predicted token of each row; everything from there on is predicted, and what comes before
-            is the prompt that positions of edits refer to.
+        starts: the position of the first predicted token of each row; everything from there on is predicted, and what
+            comes before is the prompt that positions of edits refer to.
     """
 
     lm: LanguageModel
@@ -154,9 +156,7 @@ class Rows:
     def all_log_probabilities(self, batch: int = 32) -> Tensor:
         """(N,) of all rows, without gradients."""
         every = range(len(self.rows))
-        return torch.cat(
-            [self.log_probabilities(every[start : start + batch], grad=False)[0] for start in every[::batch]]
-        )
+        return torch.cat([self.log_probabilities(every[start : start + batch], grad=False)[0] for start in every[::batch]])
 
 
 def rows_of_texts(lm: LanguageModel, data: Sequence[str] | Sequence[Sequence[int]]) -> Rows:
@@ -220,9 +220,7 @@ class _Share:
     def __call__(self, index: Sequence[int], edits: Sequence[Any] = ()) -> Tensor:
         logp_BV, _, _ = self.rows.predictions(index, edits)
         pair_B2 = logp_BV.gather(1, self.pair_B2[list(index)].to(logp_BV.device))
-        return F.binary_cross_entropy_with_logits(
-            pair_B2[:, 0] - pair_B2[:, 1], torch.full_like(pair_B2[:, 0], self.goal)
-        )
+        return F.binary_cross_entropy_with_logits(pair_B2[:, 0] - pair_B2[:, 1], torch.full_like(pair_B2[:, 0], self.goal))
 
 
 def share(lm: LanguageModel, data: Task, share: float = 0.5) -> Loss:

@@ -118,7 +118,7 @@ TUNERS: Registry[Tuner] = Registry(
         "pinpoint": Tuner(f"{_HERE}.pinpoint:pinpoint", "q, k, v and output weights of located heads (SPT)", objects=True),
         "neft": Tuner(f"{_HERE}.neft:neft", "the rows that a short full fine-tuning turns most (NeFT)"),
         "sift": Tuner(f"{_HERE}.sift:sift", "the entries with the largest gradients (SIFT)"),
-        "landermt": Tuner(f"{_HERE}.landermt:landermt", "neurons that matter to all groups, or to the group of a batch (LANDeRMT)"),
+        "landermt": Tuner(f"{_HERE}.landermt:landermt", "neurons of all groups, and of a batch's own group (LANDeRMT)"),
         "outside_core": Tuner(f"{_HERE}.core:outside_core", "all but the weights that neutral text depends on"),
         "full": Tuner(f"{_HERE}.masked:full", "control: every weight"),
         "vector": Tuner(f"{_HERE}.bias:vector", "one vector at a site", weights=False),

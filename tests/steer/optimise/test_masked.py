@@ -273,5 +273,5 @@ def test_bad_input_is_refused(lm: LanguageModel, task: Task) -> None:
     with pytest.raises(ConfigError, match="none of that name"):
         MaskedWeights(lm, WeightMask({"nothing": torch.ones(2, 2, dtype=torch.bool)}))
     lm.model.lm_head.weight = torch.nn.Parameter(torch.zeros(63, 16, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(UnsupportedModel, match="stored as torch.int8"):
+    with pytest.raises(UnsupportedModel, match=r"stored as torch\.int8"):
         MaskedWeights(lm, WeightMask({"lm_head.weight": torch.ones(63, 16, dtype=torch.bool)}))

@@ -94,7 +94,12 @@ def test_a_shared_key_value_head_belongs_to_each_of_its_heads() -> None:
     one, other = WeightMask.of(lm, "head:0.2"), WeightMask.of(lm, "head:0.3")
     assert set((one & other).parts) == {f"model.layers.0.self_attn.{each}_proj.weight" for each in "kv"}
     assert (one & other).count == 2 * 4 * 16
-    assert WeightMask.of(lm, "k:0.1").parts["model.layers.0.self_attn.k_proj.weight"].nonzero()[:, 0].unique().tolist() == [4, 5, 6, 7]
+    assert WeightMask.of(lm, "k:0.1").parts["model.layers.0.self_attn.k_proj.weight"].nonzero()[:, 0].unique().tolist() == [
+        4,
+        5,
+        6,
+        7,
+    ]
 
 
 def test_rows_matrices_modules_and_layers() -> None:

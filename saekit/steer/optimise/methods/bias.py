@@ -1,7 +1,7 @@
 """Trained vectors: h + v at one site, or after every block ("bias-only" tuning).
 
-One vector: Subramani et al. 2022, "Extracting Latent Steering Vectors from Pretrained Language Models", arXiv 2205.05124. A vector
-after every block: Sinii et al. 2025, "Steering LLM Reasoning Through Bias-Only Adaptation", arXiv 2505.18706.
+One vector: Subramani et al. 2022, "Extracting Latent Steering Vectors from Pretrained Language Models", arXiv 2205.05124. A
+vector after every block: Sinii et al. 2025, "Steering LLM Reasoning Through Bias-Only Adaptation", arXiv 2505.18706.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """JoLA, joint localization and activation editing: Lai et al. 2025, arXiv 2502.01179.
 
 (1 + g2 A) * z + g1 v at the output z of each head, with a gate g1 of the shift v and a gate g2 of the scaling A. Gates are
-HardConcrete variables (Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization", arXiv 1712.01312): in training
+HardConcrete variables (Louizos et al. 2018, "Learning Sparse Neural Networks through L0 Regularization", arXiv 1712.01312). In
+training
 
     s = sigmoid((log u - log(1 - u) + log_alpha) / tau),  g = clamp(s (zeta - gamma) + gamma, 0, 1),  u uniform on (0, 1),
 

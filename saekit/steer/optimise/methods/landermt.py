@@ -2,14 +2,15 @@
 Translation", ACL 2024.
 
 The awareness of a group (a language, or a pair of languages) in a neuron is E |h dL/dh| over tokens, the first-order effect of
-the neuron on the loss (Taylor expansion). Neurons with a high awareness of all groups are general; the others are specific to some.
-A batch of one group trains the general neurons and those specific to its group: gradients are routed. The paper's gate, which also
-weighs the outputs of the neurons in the forward pass, is not part of this.
+the neuron on the loss (Taylor expansion). Neurons with a high awareness of all groups are general; the others are specific to
+some. A batch of one group trains the general neurons and those specific to its group: gradients are routed. The paper's gate,
+which also weighs the outputs of the neurons in the forward pass, is not part of this.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,7 +71,8 @@ def awareness(lm: LanguageModel, loss: Loss, *, batches: int, batch: int, seed: 
         totals, tokens = {site: torch.zeros(lm.width(site), dtype=torch.float64) for site in sites}, 0
         for _ in range(batches):
             seen: dict[Site, tuple[Tensor, Tensor]] = {}
-            loss([own[n] for n in next(drawn)[1]], [Edit(site, _watch(site, seen)) for site in sites]).backward()  # type: ignore[no-untyped-call]
+            edits = [Edit(site, _watch(site, seen)) for site in sites]
+            loss([own[n] for n in next(drawn)[1]], edits).backward()
             for site, (h_NF, zeros_NF) in seen.items():
                 assert zeros_NF.grad is not None, "every neuron is before the logits"
                 totals[site] += (h_NF * zeros_NF.grad).abs().double().sum(0).cpu()
@@ -79,7 +81,7 @@ def awareness(lm: LanguageModel, loss: Loss, *, batches: int, batch: int, seed: 
     return found
 
 
-def _watch(site: Site, seen: dict[Site, tuple[Tensor, Tensor]]) -> object:
+def _watch(site: Site, seen: dict[Site, tuple[Tensor, Tensor]]) -> Callable[[Tensor, At], Tensor]:
     """An edit that changes nothing: it adds zeros, whose gradient is that of the activation."""
 
     def add_zeros(rows: Tensor, at: At) -> Tensor:

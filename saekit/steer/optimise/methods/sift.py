@@ -1,8 +1,8 @@
 """SIFT, sparse increment fine-tuning: Song et al. 2024, "Sparse is Enough in Fine-tuning Pre-trained Large Language Models",
 arXiv 2312.11875.
 
-Gradients of pretrained models are nearly sparse. The entries with the largest |dL/dW| at the start, the same share of every matrix,
-are the only ones that are trained; they stay the same throughout.
+Gradients of pretrained models are nearly sparse. The entries with the largest |dL/dW| at the start, the same share of every
+matrix, are the only ones that are trained; they stay the same throughout.
 """
 
 from __future__ import annotations
