@@ -21,7 +21,8 @@ def export(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Vectors by name or file, with strengths, as french:0.8norm; and files of saved interventions.",
+            help="Vectors by name or file, with strengths, as french:0.8norm, french:ablate or french:erase; and files of saved "
+            "interventions.",
             metavar="VECTOR[:STRENGTH]",
             show_default=False,
         ),
@@ -48,7 +49,9 @@ def export(
     """Write steering for another tool: its effect there is the effect here, or the export is refused.
 
     gguf: a control vector of llama.cpp and repeng. easysteer: a steering spec of EasySteer. hooks: a Python file of PyTorch
-    hooks, which also holds ablations and clamps. gguf and hooks act at every token; a spec acts where `saekit steer` does.
+    hooks, which also holds ablations and clamps. bias: weights with the addition as a bias. orthogonal: weights without the
+    direction of NAME:erase. Weights are a model folder, or a weight delta where --out ends in .safetensors. All act at every
+    token, except that a spec acts where `saekit steer` does.
 
     Example: `saekit vector export lab french.safetensors:0.8norm --out french.gguf`
 

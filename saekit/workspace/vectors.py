@@ -54,6 +54,7 @@ def push(ws: WorkspaceFolder | None, lm: LanguageModel, text: str, norms: NormSo
         ws: the workspace that keeps the vector; None: files alone.
         lm: the model.
         text: name or file, and strength. Without a unit the strength multiplies the vector; without a strength it is 0.5norm.
+            "ablate" in its place projects the direction out at its site, "erase" at all residual sites.
         norms: median lengths of activations; None: that of the texts which the vector was fitted on.
 
     Raises:
@@ -66,6 +67,12 @@ def push(ws: WorkspaceFolder | None, lm: LanguageModel, text: str, norms: NormSo
     name, colon, strength = text.rpartition(":")
     vector = read(ws, name if colon else text)
     vector.check(lm)
+    if colon and strength == "ablate":
+        return vector.ablation().resolve(lm)
+    if colon and strength == "erase":
+        from saekit.steer.exchange.orthogonal import erase
+
+        return erase(lm, vector).resolve(lm)
     made = vector.intervention(Strength.parse(strength, default="raw") if colon else None)
     own = vector.facts.get("site_norm")
     known = {lm.site(vector.site): float(own)} if isinstance(own, int | float) else None

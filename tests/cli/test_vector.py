@@ -12,6 +12,7 @@ import torch
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
 from saekit.steer import Intervention
+from saekit.steer.exchange import erase
 from saekit.steer.vectors import SteeringVector, fit_vector
 from saekit.tasks import Contrast
 from tests.kit.commands import Saekit
@@ -75,6 +76,25 @@ def test_export_and_import(saekit: Saekit, stories_path: Path, stories_lm: Langu
     assert again.status == (0 if name == "v.gguf" else 2)  # a spec names its tokens, and hooks act at every one
     assert saekit("vector", "export", stories_path, f"{path}:1.5", "--out", tmp_path / "v.onnx").status == 2
     assert saekit("vector", "import", stories_path, written).status == 2
+
+
+def test_weights_without_a_direction(saekit: Saekit, stories_path: Path, stories_lm: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    made = SteeringVector(torch.randn(64, generator=torch.Generator().manual_seed(0)), Site.parse("resid_post.2"))
+    made.save(path)
+    written = tmp_path / "model"
+    outcome = saekit("vector", "export", stories_path, f"{path}:erase", "--format", "orthogonal", "--out", written, "--json")
+    assert outcome.status == 0 and outcome.json["error"] < 1e-3, outcome.stderr
+    texts = [saekit("steer", stories_path, "--vector", f"{path}:erase", "Once", "--positions", "all+first", "--json")]
+    assert texts[0].status == 0 and texts[0].json["steered"] != texts[0].json["baseline"]
+    refused = saekit("vector", "export", stories_path, f"{path}:ablate", "--format", "orthogonal", "--out", tmp_path / "no")
+    assert refused.status == 2 and "every residual site" in refused.stderr
+    folder = LanguageModel.load(written)
+    tokens_BT, _ = folder.encode("Once upon a time")
+    wanted = stories_lm.run(tokens_BT, edits=erase(stories_lm, made)).logits
+    found = folder.run(tokens_BT).logits
+    assert wanted is not None and found is not None
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_a_workspace_keeps_what_is_imported(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ FORMATS: Registry[Format] = Registry(
         "gguf": Format(f"{_HERE}.gguf:write", "control vector of llama.cpp and repeng", ".gguf", f"{_HERE}.gguf:read"),
         "easysteer": Format(f"{_HERE}.easysteer:write", "steering spec of EasySteer (vLLM)", ".json", f"{_HERE}.easysteer:read"),
         "hooks": Format(f"{_HERE}.hooks:write", "Python file of PyTorch hooks that needs no saekit", ".py"),
+        "bias": Format(f"{_HERE}.bias:write", "weights with the addition as a bias", ""),
+        "orthogonal": Format(f"{_HERE}.orthogonal:write", "weights with a direction removed (abliteration)", ""),
     },
 )
 
