@@ -132,13 +132,18 @@ class DefaultPositions:
 
 
 @dataclass(frozen=True)
+class EveryToken:
+    """Every real token, also BOS and other special ones, whatever the default of the run is."""
+
+
+@dataclass(frozen=True)
 class AnyPositions:
     """The tokens that at least one of several choices names; None stands for the default of `run` or `generate`."""
 
     choices: tuple[Choice | None, ...]
 
 
-Choice = Positions | DefaultPositions | AnyPositions
+Choice = Positions | DefaultPositions | AnyPositions | EveryToken
 """The positions of an edit, except None."""
 GENERATION = DefaultPositions("last+generated")
 """The positions of `generate` and of measures of generations, where the caller names none."""
@@ -151,7 +156,7 @@ def check_positions(positions: Choice | None) -> None:
             check_positions(choice)
     elif isinstance(positions, DefaultPositions):
         TokenPositions(positions.policy)
-    elif positions is not None:
+    elif positions is not None and not isinstance(positions, EveryToken):
         TokenPositions.parse(positions)
 
 
@@ -170,7 +175,7 @@ def check_reached(positions: Choice | None, lengths: Sequence[int], new: int) ->
         for choice in positions.choices:
             check_reached(choice, lengths, new)
         return
-    if positions is None or isinstance(positions, DefaultPositions) or not lengths:
+    if positions is None or isinstance(positions, DefaultPositions | EveryToken) or not lengths:
         return
     parsed = TokenPositions.parse(positions)
     listed = [(place, max(lengths)) for place in parsed.places or ()]

@@ -11,24 +11,52 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
-    from saekit.steer.amplitude import ablate, add, clamp, intervene, patch, scale
+    from saekit.steer.amplitude import (
+        ablate,
+        add,
+        cap,
+        clamp,
+        floor,
+        for_prompts,
+        intervene,
+        patch,
+        project_out,
+        resample,
+        scale,
+    )
     from saekit.steer.change import Change
+    from saekit.steer.condition import Condition
     from saekit.steer.control import RandomControl
     from saekit.steer.difference import mean_difference
     from saekit.steer.intervention import BoundIntervention, Intervention, combine
     from saekit.steer.measures import Measures, measure
     from saekit.steer.operations import OPERATIONS, Operation
+    from saekit.steer.schedule import Schedule
     from saekit.steer.strength import DEFAULT, FeatureStats, Strength, parse_feature
     from saekit.steer.target import Vector
 
 _HOMES = {
-    "saekit.steer.amplitude": ("ablate", "add", "clamp", "intervene", "patch", "scale"),
+    "saekit.steer.amplitude": (
+        "ablate",
+        "add",
+        "cap",
+        "clamp",
+        "floor",
+        "for_prompts",
+        "intervene",
+        "patch",
+        "project_out",
+        "resample",
+        "scale",
+    ),
     "saekit.steer.change": ("Change",),
+    "saekit.steer.condition": ("Condition",),
     "saekit.steer.control": ("RandomControl",),
     "saekit.steer.difference": ("mean_difference",),
     "saekit.steer.intervention": ("BoundIntervention", "Intervention", "combine"),
     "saekit.steer.measures": ("Measures", "measure"),
     "saekit.steer.operations": ("OPERATIONS", "Operation"),
+    "saekit.steer.schedule": ("Schedule",),
     "saekit.steer.strength": ("DEFAULT", "FeatureStats", "Strength", "parse_feature"),
     "saekit.steer.target": ("Vector",),
     # Above this package: named by string, so that nothing here imports it.
@@ -41,23 +69,30 @@ __all__ = [
     "BoundIntervention",
     "Change",
     "Comparison",
+    "Condition",
     "FeatureStats",
     "Intervention",
     "Measures",
     "Operation",
     "RandomControl",
+    "Schedule",
     "Strength",
     "Vector",
     "ablate",
     "add",
+    "cap",
     "clamp",
     "combine",
     "compare",
+    "floor",
+    "for_prompts",
     "intervene",
     "mean_difference",
     "measure",
     "parse_feature",
     "patch",
+    "project_out",
+    "resample",
     "scale",
 ]
 

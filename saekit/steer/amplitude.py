@@ -1,7 +1,8 @@
 """Amplitude manipulation: ablate, set, scale, add to or copy the coefficients of units.
 
 For a coefficient a: zero ablation a := 0, mean ablation a := E[a], clamp a := c, scaling a := c a, addition a := a + c,
-patching a := a of another run. Changing feature j of an SAE adds (a' - a) W_dec[j] to the activation x; the SAE's reconstruction
+patching a := a of another run, resample ablation a := a of a random token of other text, cap a := min(a, c), floor
+a := max(a, c). Changing feature j of an SAE adds (a' - a) W_dec[j] to the activation x; the SAE's reconstruction
 error stays part of x.
 
 Targets are refs (or their text), vectors, lists of these, or rankings: `ablate(ranking.top(5))`. A ref with a position, such as
@@ -22,7 +23,8 @@ from saekit.lm.run.batches import text_rows
 from saekit.names.edge import Edge, parse_object
 from saekit.objects import Ref
 from saekit.steer.change import Change
-from saekit.steer.intervention import Intervention
+from saekit.steer.condition import Condition
+from saekit.steer.intervention import Intervention, combine
 from saekit.steer.operations import OPERATIONS, named
 from saekit.steer.strength import Strength
 from saekit.steer.target import Target, Vector, place, read_together
@@ -63,6 +65,43 @@ def ablate(targets: Targets, to: Literal["zero", "mean"] = "zero", *, positions:
     return _each("ablate", targets, Strength(1.0, "mean") if to == "mean" else Strength(0.0), positions)
 
 
+def cap(targets: Targets, at_most: AnyStrength, *, positions: Positions | None = None) -> Intervention:
+    """Set coefficients above `at_most` to it: the projection onto the half-space below; a head is shortened to that length."""
+    return _each("cap", targets, Strength.of(at_most), positions)
+
+
+def floor(targets: Targets, at_least: AnyStrength, *, positions: Positions | None = None) -> Intervention:
+    """Set coefficients below `at_least` to it; a head is lengthened to that length."""
+    return _each("floor", targets, Strength.of(at_least), positions)
+
+
+def project_out(targets: Targets, *, positions: Positions | None = None) -> Intervention:
+    """Remove from the activation x its part along the directions that units write, x - V V^+ x, whether the units fire or not.
+
+    Without `positions`, `lm.generate` does so at all tokens.
+    """
+    return _each("project-out", targets, Strength(0.0), positions)
+
+
+def resample(
+    lm: LanguageModel, targets: Targets, texts: Sequence[str], *, seed: int = 0, positions: Positions | None = None
+) -> Intervention:
+    """Set coefficients to their values at random ordinary tokens of `texts`: resample ablation, which leaves typical values.
+
+    At a token, all units that are changed get their values from one token of `texts`, if they were measured together. The draw
+    depends on the seed, the number of the prompt and the position alone.
+
+    Raises:
+        InterventionError: the texts have no ordinary token.
+    """
+    return _each("resample", targets, Strength(float(seed)), positions).resolve(lm, texts=texts)
+
+
+def for_prompts(interventions: Sequence[Intervention | None]) -> Intervention:
+    """One intervention for a batch: the k-th of `interventions` in the k-th prompt alone; None leaves a prompt as it is."""
+    return combine(each.where(Condition("prompt", "==", number)) for number, each in enumerate(interventions) if each is not None)
+
+
 @torch.no_grad()
 def patch(
     lm: LanguageModel, targets: Targets, source: str | Sequence[int], *, positions: Positions | None = None
@@ -81,7 +120,8 @@ def patch(
     acts = lm.run([row], read={space.site for space, _ in places.values()}, logits=None).acts
     if positions is None:
         positions = lm.ordinary(torch.tensor(row)).nonzero().flatten().tolist()
-    values = read_together(places, {site: act[0] for site, act in acts.items()})
+    rows = {site: act[0].transpose(0, 1) if site.kind == "pattern" else act[0] for site, act in acts.items()}  # by query
+    values = read_together(places, rows)
     return Intervention(tuple(Change("patch", target, Strength(1.0), positions, amounts=values[target]) for target in listed))
 
 
@@ -102,7 +142,8 @@ def intervene(
     if strength is None:
         strength = operation.strength
         if strength is None:
-            raise InterventionError(f"{op} needs a factor.", "Write it after the feature, like 1042:0.5.")
+            what = "a factor" if operation.factor else "a strength"
+            raise InterventionError(f"{op} needs {what}.", "Write it after the object, like 1042:0.5.")
     elif operation.fixed:
         raise InterventionError(f"{op} takes no strength, and {strength} is given.", "To set a value, use clamp.")
     return _each(op, targets, Strength.of(strength), positions)
@@ -123,8 +164,10 @@ def _target(target: Target | Edge | str) -> Target:
 
 def _placed(target: Target, positions: Positions | None) -> tuple[Target, Positions | None]:
     """A target and where it is changed: where its ref says, or else at `positions`."""
-    if not isinstance(target, Ref) or target.position is None or target.kind in ("pattern", "position"):
+    if not isinstance(target, Ref) or target.position is None:
         return target, positions
+    if target.key is not None and target.position.isdecimal() and int(target.position) < target.key:
+        raise InterventionError(f"{target} does not exist: no query attends to a later token.", "Give an earlier key.")
     if positions is not None:
         raise InterventionError(f"{target} names a position, and other positions are given.", "Give one of them.")
     if target.position != "last" and not target.position.isdecimal():
@@ -132,7 +175,8 @@ def _placed(target: Target, positions: Positions | None) -> tuple[Target, Positi
             f"Which tokens {target.position!r} of {target} means is known of a task only.",
             f"Give the ref without its position, and positions=task.positions({target.position!r}).",
         )
-    return target.at(None), [-1 if target.position == "last" else int(target.position)]
+    place = [-1 if target.position == "last" else int(target.position)]
+    return target if target.key is not None else target.at(None), place
 
 
 def _each(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,16 +18,24 @@ from torch import Tensor
 
 from saekit.errors import InterventionError
 from saekit.lm import Edit
-from saekit.names.positions import AnyPositions, Choice, TokenPositions
+from saekit.names.positions import AnyPositions, Choice, EveryToken, TokenPositions
+from saekit.names.site import Site
 from saekit.objects import Directions, Ref, Space
+from saekit.objects.patterns import PatternEntries, PatternRows
+from saekit.steer.amounts import Amounts
+from saekit.steer.by_query import by_query
 from saekit.steer.change import Change
 from saekit.steer.operations import OPERATIONS, Operation
+from saekit.steer.readers import Relay, Watch
+from saekit.steer.schedule import Schedule
 
 if TYPE_CHECKING:
     from saekit.lm import At
 
 _AFTER_ALL = 1 << 30
 """Order of the edit that reads a transcoder's input: it comes after every change there."""
+_BEFORE_ALL = -_AFTER_ALL
+"""Order of the edits that read conditions."""
 
 
 class Placed(NamedTuple):
@@ -36,6 +44,8 @@ class Placed(NamedTuple):
     change: Change
     space: Space
     unit: int
+    watches: tuple[Watch, ...] = ()
+    """Find where the conditions of the change hold."""
 
     @property
     def operation(self) -> Operation:
@@ -52,16 +62,16 @@ class Reading(NamedTuple):
 
 
 def edits_of(placed: Iterable[Placed]) -> list[Edit]:
-    """One edit for each space, and one more where a transcoder is read, at the site that it reads.
+    """One edit for each space, and one more where a transcoder is read, at the site that it reads, and where a condition is.
 
     Raises:
-        InterventionError: two changes are known to conflict, or amounts do not fit together. Conflicts that depend on the
-            tokens are found when the edit is applied.
+        InterventionError: two changes are known to conflict, amounts do not fit together, or a condition is read after the
+            change. Conflicts that depend on the tokens are found when the edit is applied.
     """
     spaces: dict[Any, list[Placed]] = defaultdict(list)
     for each in sorted(placed, key=lambda each: _canonical(each.change)):
         spaces[each.space.key].append(each)  # neuron:2/3 and residual:neurons.2/3 are in one space
-    edits: list[Edit] = []
+    edits = _watching([each for group in spaces.values() for each in group])
     for group in spaces.values():
         space, setter = group[0].space, SpaceEdit.of(group)
         positions = setter.choices[0] if len(setter.choices) == 1 else AnyPositions(setter.choices)
@@ -74,9 +84,31 @@ def edits_of(placed: Iterable[Placed]) -> list[Edit]:
     return sorted(edits, key=lambda edit: edit.order)
 
 
+def _watching(placed: Sequence[Placed]) -> list[Edit]:
+    """The edits that read conditions, each condition once: at the site of its object, or at the first site that is changed."""
+    sites: dict[int, Site] = {}
+    edits = []
+    for each in placed:
+        for watch in each.watches:
+            if watch.condition.what in ("position", "prompt"):
+                continue
+            if id(watch) not in sites:
+                mine = [other.space.site_out for other in placed if watch in other.watches]
+                sites[id(watch)] = min(mine) if watch.space is None else watch.space.site
+                edits.append(Edit(sites[id(watch)], watch, _BEFORE_ALL, EveryToken()))
+            if each.space.site_out < sites[id(watch)]:
+                what, site = watch.condition.what, sites[id(watch)]
+                raise InterventionError(
+                    f"The condition on {what} is read at {site}, after {each.change.target} is changed.",
+                    f"Choose an object at {each.space.site_out} or before it.",
+                )
+    return edits
+
+
 def _canonical(change: Change) -> Any:
     """Sorts changes so that the order in which they were given makes no difference, not even to rounding."""
-    return OPERATIONS[change.op].order, change.op, _name(change), change.strength.values, change.strength.unit
+    where = repr([condition.key for condition in change.when]), str(change.decay)
+    return OPERATIONS[change.op].order, change.op, _name(change), change.strength.values, change.strength.unit, where
 
 
 def _name(change: Change) -> Any:
@@ -93,37 +125,55 @@ class SpaceEdit:
     """The different positions of the changes."""
     groups: list[list[Placed]]
     """The changes that have each of these positions."""
+    watches: tuple[tuple[Watch, ...], ...]
+    """The conditions of these changes. Changes of one place in these lists have the same ones."""
     relay: Relay | None = None
     plans: dict[tuple[int, ...], Plan] = field(default_factory=dict)
     """What is done where exactly these of the positions hold, made when first needed."""
 
     @classmethod
     def of(cls, group: Sequence[Placed]) -> SpaceEdit:
-        by_choice: dict[Choice | None, list[Placed]] = defaultdict(list)
+        together: dict[Any, list[Placed]] = defaultdict(list)
         for each in group:
-            by_choice[each.change.choice].append(each)
-        made = cls(tuple(by_choice), list(by_choice.values()))
-        for i in range(len(made.choices)):
+            together[each.change.choice, tuple(map(id, each.watches))].append(each)
+        groups = list(together.values())
+        made = cls(tuple(choice for choice, _ in together), groups, tuple(each[0].watches for each in groups))
+        for i in range(len(groups)):
             made.plan((i,))
-        for i, j in combinations(range(len(made.choices)), 2):
-            if surely_overlap(made.choices[i], made.choices[j]):
+        for i, j in combinations(range(len(groups)), 2):
+            conditional = made.watches[i] or made.watches[j]  # then the tokens decide
+            if not conditional and surely_overlap(made.choices[i], made.choices[j]):
                 made.plan((i, j))
         return made
 
     def __call__(self, rows: Tensor, at: At) -> Tensor:
+        if isinstance(self.groups[0][0].space, PatternRows | PatternEntries):
+            return by_query(rows, at, self._changed)
+        return self._changed(rows, at)
+
+    def _changed(self, rows: Tensor, at: At) -> Tensor:
         read = None if self.relay is None else Reading(self.relay.units, self.relay.take())
-        if len(self.choices) == 1:
+        if len(self.choices) == 1 and not self.watches[0]:
             return self.plan((0,)).apply(rows, at, read)
         read = read or self._reading(rows)
-        holds_NC = torch.stack([at.within(choice).to(rows.device) for choice in self.choices], 1)
+        holds_NC = torch.stack([self._holds(i, at).to(rows.device) for i in range(len(self.choices))], 1)
         different, which_N = holds_NC.unique(dim=0, return_inverse=True)
         new = rows
         for number, holds in enumerate(different):
+            if not bool(holds.any()):
+                continue
             index = (which_N == number).nonzero().squeeze(1)
             plan = self.plan(tuple(holds.nonzero().squeeze(1).tolist()))
             given = None if read is None else Reading(read.units, read.current[index])
             new = new.index_copy(0, index, plan.apply(rows[index], at.rows(index.to(at.batch_N.device)), given))
         return new
+
+    def _holds(self, number: int, at: At) -> Tensor:
+        """(N,) where the changes of a group are made."""
+        holds = at.within(self.choices[number])
+        for watch in self.watches[number]:
+            holds = holds & watch.holds(at).to(holds.device)
+        return holds
 
     def _reading(self, rows: Tensor) -> Reading | None:
         """The coefficients of all units at all rows, read once. None where nothing is read, or each plan numbers its units."""
@@ -144,14 +194,36 @@ class SpaceEdit:
         return self.plans[which]
 
 
+class _Step(NamedTuple):
+    """One operation on some of the units of a plan."""
+
+    op: str
+    columns: Tensor
+    """Which of the units."""
+    amounts: Amounts
+    decay: Schedule | None
+
+    def factor(self, at: At, like: Tensor) -> Tensor | None:
+        """The factor of the effect at each token, (N, 1, ...) with as many dimensions as `like`; None for 1."""
+        if self.decay is None:
+            return None
+        return self.decay.at(at.step_N).to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+    def made(self, current: Tensor, at: At) -> Tensor:
+        """The coefficients of its units after it."""
+        new = applied(self.op, current, self.amounts.at(at, current))
+        factor = self.factor(at, current)
+        return new if factor is None else torch.where(factor == 1, new, current + factor * (new - current))
+
+
 @dataclass
 class Plan:
     """Changes to one space that hold at the same tokens."""
 
     space: Space
     units: list[int]
-    steps: list[tuple[str, Tensor, _Amounts]]
-    """(operation, which of `units`, amounts), in the order in which they are made."""
+    steps: list[_Step]
+    """In the order in which they are made."""
     reads: bool
 
     @classmethod
@@ -160,14 +232,16 @@ class Plan:
         units = sorted({each.unit for each in placed})
         column = {unit: i for i, unit in enumerate(units)}
         steps = []
-        for name in sorted({each.change.op for each in placed}, key=lambda name: (OPERATIONS[name].order, name)):
-            operation, mine = OPERATIONS[name], [each for each in placed if each.change.op == name]
+        different = {(each.change.op, each.change.decay) for each in placed}
+        for name, decay in sorted(different, key=lambda step: (OPERATIONS[step[0]].order, step[0], str(step[1]))):
+            operation = OPERATIONS[name]
+            mine = [each for each in placed if (each.change.op, each.change.decay) == (name, decay)]
             if operation.merge is not None:
                 mine = _merged(mine, operation)
-            amounts = _Amounts.stack([each.change for each in mine], operation)
-            if operation.factor:
+            amounts = Amounts.stack([each.change for each in mine], operation)
+            if operation.factor or operation.length:
                 amounts.values = amounts.values.reshape(*amounts.values.shape[:2], *(1 for _ in space.unit_shape))
-            steps.append((name, torch.tensor([column[each.unit] for each in mine]), amounts))
+            steps.append(_Step(name, torch.tensor([column[each.unit] for each in mine]), amounts, decay))
         exclusive = [(each.operation.order, each.unit) for each in placed if each.operation.merge is None]
         for order, unit in exclusive:
             if exclusive.count((order, unit)) > 1:
@@ -179,10 +253,12 @@ class Plan:
         """`rows` changed; `read` are coefficients that have been read already, those of the units among them."""
         if not self.reads:
             total = None
-            for _, columns, amounts in self.steps:
-                given = amounts.at(at, rows)
+            for step in self.steps:
+                given = step.amounts.at(at, rows)
+                factor = step.factor(at, given)
+                given = given if factor is None else given * factor
                 part = given.new_zeros(len(given), len(self.units), *given.shape[2:])
-                part = part.index_copy(1, columns.to(rows.device), given)
+                part = part.index_copy(1, step.columns.to(rows.device), given)
                 total = part if total is None else total + part
             assert total is not None
             return self.space.add(rows, self.units, total)
@@ -191,9 +267,9 @@ class Plan:
         else:
             current = read.current[:, [read.units.index(unit) for unit in self.units]]
         new = current
-        for name, columns, amounts in self.steps:
-            columns = columns.to(new.device)
-            new = new.index_copy(1, columns, applied(name, new.index_select(1, columns), amounts.at(at, new)))
+        for step in self.steps:
+            columns = step.columns.to(new.device)
+            new = new.index_copy(1, columns, step.made(new.index_select(1, columns), at))
         return self.space.write(rows, self.units, new, current=current)
 
 
@@ -215,8 +291,7 @@ def _together(placed: Sequence[Placed]) -> tuple[Space, list[Placed]]:
     vectors: list[Tensor] = []
     numbered = []
     for each in placed:
-        assert not isinstance(each.change.target, Ref)
-        values = each.change.target.values
+        (values,) = each.space.vectors([each.unit])
         unit = next((i for i, vector in enumerate(vectors) if torch.equal(vector, values)), len(vectors))
         if unit == len(vectors):
             vectors.append(values)
@@ -239,7 +314,7 @@ def _merged(placed: list[Placed], operation: Operation) -> list[Placed]:
                     "Give each change as many strengths.",
                 )
             amounts = operation.merge(before.amounts, now.amounts)
-            each = each._replace(change=Change(now.op, now.target, now.strength, amounts=amounts))
+            each = each._replace(change=replace(now, amounts=amounts))
         by_unit[each.unit] = each
     return [by_unit[unit] for unit in sorted(by_unit)]
 
@@ -258,62 +333,3 @@ def surely_overlap(one: Choice | None, other: Choice | None) -> bool:
     count = max(len(rows), len(others))
     pairs = zip(rows * (count if one.rows is None else 1), others * (count if other.rows is None else 1))
     return any(mine and theirs and not set(mine).isdisjoint(theirs) for mine, theirs in pairs)
-
-
-@dataclass
-class _Amounts:
-    """The amounts of several units: (rows, units, *unit_shape), where rows are one for all, or prompts, or positions."""
-
-    values: Tensor
-    by_position: bool = False
-
-    @classmethod
-    def stack(cls, changes: list[Change], operation: Operation) -> _Amounts:
-        amounts = [change.amounts for change in changes if change.amounts is not None]
-        rows = max(len(amount) for amount in amounts)
-        if any(len(amount) not in ({rows} if operation.by_position else {1, rows}) for amount in amounts):
-            counts = sorted({len(amount) for amount in amounts})
-            raise InterventionError(f"Changes to one space have values for {counts} rows.", "Give each as many values.")
-        stacked = torch.stack([amount.expand(rows, *amount.shape[1:]) for amount in amounts], 1)
-        return cls(stacked, operation.by_position)
-
-    def at(self, at: At, like: Tensor) -> Tensor:
-        """(1 or N, units, *unit_shape) for these tokens, in the dtype of `like`."""
-        values = self.values.to(like.device, like.dtype)
-        if len(values) == 1 and not self.by_position:
-            return values
-        index = (at.position_N if self.by_position else at.batch_N).to(like.device)
-        if int(index.max()) >= len(values):
-            what = "positions" if self.by_position else "prompts"
-            raise InterventionError(
-                f"An intervention has values for {len(values)} {what}, and is applied to number {int(index.max())}.",
-                "Choose its positions." if self.by_position else "Give one strength, or one for each prompt.",
-            )
-        return values[index]
-
-
-@dataclass
-class Relay:
-    """Carries the coefficients read at a transcoder's input to the edit at its output, within one forward pass."""
-
-    space: Space
-    units: list[int]
-    current: Tensor | None = None
-
-    def __call__(self, rows: Tensor, at: At) -> Tensor:
-        self.current = self.space.read(rows, self.units)
-        return rows
-
-    def take(self) -> Tensor:
-        """The coefficients (N, units), once.
-
-        Raises:
-            InterventionError: the site that the transcoder reads was not reached in this pass.
-        """
-        if self.current is None:
-            raise InterventionError(
-                f"{self.space.site_out} was reached without {self.space.site}, where its features are read.",
-                "Start the run at an earlier layer.",
-            )
-        current, self.current = self.current, None
-        return current

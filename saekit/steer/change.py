@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,12 +13,17 @@ from saekit.errors import InterventionError
 from saekit.names.positions import DefaultPositions, Positions, TokenPositions
 from saekit.names.site import Site
 from saekit.objects import Ref, Space
+from saekit.steer.condition import Condition
 from saekit.steer.operations import OPERATIONS
+from saekit.steer.reading import keyed, numbers, text
+from saekit.steer.schedule import Schedule
 from saekit.steer.strength import FeatureStats, NormSource, StatsSource, Strength, look_up
 from saekit.steer.target import Target, Vector
 
 _REQUIRED = {"op", "target", "strength", "unit", "positions"}
 _OPTIONAL = {"along", "amounts"}
+_SECOND = {"when", "decay"}
+"""What a change may have since the second version of the format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +45,12 @@ class Change:
     along: Tensor | None = None
     """The vector that a strength of 1 stands for where the coefficient is a vector, as that of a head: (d_head,)."""
     amounts: Tensor | None = None
-    """Amounts of the operation, float64: (1 or prompts, *unit_shape), or of a patch (positions, *unit_shape). None until
-    :meth:`resolved`."""
+    """Amounts of the operation, float64: (1 or prompts, *unit_shape), or of a patch (positions, *unit_shape), or of a resample
+    (values to draw from, *unit_shape). None until :meth:`resolved`."""
+    when: tuple[Condition, ...] = ()
+    """The conditions that must hold at a token, all of them."""
+    decay: Schedule | None = None
+    """Factor of the effect by token."""
 
     def __post_init__(self) -> None:
         operation = OPERATIONS.find(self.op)
@@ -52,7 +61,14 @@ class Change:
             )
         if operation.by_position and self.amounts is None:
             raise InterventionError(f"{self.op} of {self.target} lacks its amounts.", "Make it with saekit.steer.patch.")
+        seed = self.strength.values[0]
+        if operation.drawn and (self.strength.unit != "raw" or len(self.strength.values) > 1 or seed < 0 or seed % 1):
+            raise InterventionError(
+                f"{self.op} by {self.strength} is not possible: its strength is the seed of a draw.", "Give an integer from 0."
+            )
         object.__setattr__(self, "positions", None if self.positions is None else TokenPositions.parse(self.positions))
+        object.__setattr__(self, "when", tuple(map(Condition.of, self.when)))
+        object.__setattr__(self, "decay", None if self.decay is None else Schedule.parse(self.decay))
         for name in ("along", "amounts"):
             if (tensor := getattr(self, name)) is not None:
                 tensor = tensor.detach().cpu().double()
@@ -80,9 +96,23 @@ class Change:
         return self.target.site
 
     @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is changed, and what its conditions are on."""
+        return (self.target, *(each.target for each in self.when if each.target is not None))
+
+    @property
+    def version(self) -> int:
+        """The first version of the format that can hold the change."""
+        return 2 if self.when or self.decay is not None else 1
+
+    @property
     def needs(self) -> str | None:
-        """The measure that turns the strength into a coefficient: "norm", "stats", or None if the strength needs no measure."""
-        if self.amounts is not None or self.strength.unit == "raw":
+        """The measure that the amounts need: "norm", "stats", "samples", or None if the strength needs no measure."""
+        if self.amounts is not None:
+            return None
+        if OPERATIONS[self.op].drawn:
+            return "samples"
+        if self.strength.unit == "raw":
             return None
         return "norm" if self.strength.unit == "norm" else "stats"
 
@@ -92,14 +122,23 @@ class Change:
         Raises:
             InterventionError: a measure is missing or useless, or the strength does not fit the space.
         """
-        vectors = bool(space.unit_shape) and not OPERATIONS[self.op].factor
+        operation = OPERATIONS[self.op]
+        vectors = bool(space.unit_shape) and not operation.factor and not operation.length
         if self.amounts is not None:
-            if tuple(self.amounts.shape[1:]) != (space.unit_shape if vectors else ()):
+            shape = tuple(self.amounts.shape[1:])
+            if shape != (space.unit_shape if vectors else ()) and not (vectors and space.unit_shape == (-1,) and len(shape) == 1):
                 raise InterventionError(
                     f"The amounts of {self.target} have shape {tuple(self.amounts.shape)}.",
                     f"Each must have the shape of its coefficient, {space.unit_shape if vectors else ()}.",
                 )
             return self
+        if operation.drawn:
+            samples = look_up(stats, self.target, "the values").samples
+            if samples is None:
+                raise InterventionError(
+                    f"{self.op} of {self.target} needs values to draw from.", "Give texts: resolve(lm, texts=...)."
+                )
+            return replace(self, amounts=samples)
         if vectors:
             return replace(self, amounts=self._vectors(space, stats, norms))
         if self.along is not None:
@@ -113,7 +152,8 @@ class Change:
         if kind == "norm":
             # The vector that the unit then writes is `values` times as long as a typical activation.
             norm = float(look_up(norms, space.site_out, "the median norm"))
-            length = float(space.lengths([unit], norm))
+            # A vector is as long as its own numbers are.
+            length = 1.0 if space.unit_shape else float(space.lengths([unit], norm))
             if not length > 0:
                 raise InterventionError(f"{self.target} writes nothing: its direction is zero.", "Choose a live one.")
             return values * norm / length
@@ -133,7 +173,12 @@ class Change:
         if kind == "mean":
             return values * torch.as_tensor(look_up(stats, self.target, "the mean").mean)
         if self.along is None and kind == "raw" and not values.any():
-            return values.new_zeros(len(values), *space.unit_shape)
+            return values.new_zeros(len(values), *map(abs, space.unit_shape))  # rows of a pattern have any length
+        if space.unit_shape == (-1,):
+            raise InterventionError(
+                f"A row of {self.target} is as long as its context, so that no strength sets it.",
+                "Scale or ablate it, or set an entry: pattern:3.5/7<-2.",
+            )
         if self.along is None or tuple(self.along.shape) != space.unit_shape:
             raise InterventionError(
                 f"The coefficient of {self.target} is a vector of {space.unit_shape[0]} numbers; a strength alone gives none.",
@@ -179,16 +224,20 @@ class Change:
             data["along"] = pack(self.along, "along")
         if self.amounts is not None:
             data["amounts"] = pack(self.amounts, "amounts")
+        if self.when:
+            data["when"] = [each.to_dict(f"{name}.when.{i}", tensors) for i, each in enumerate(self.when)]
+        if self.decay is not None:
+            data["decay"] = str(self.decay)
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
+    def from_dict(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int = 2) -> Change:
         """The change that :meth:`to_dict` was called on.
 
         Raises:
             SaekitError: a value is missing, unknown, of the wrong type, or names nothing.
         """
-        keyed(data, "A change", _REQUIRED, _OPTIONAL)
+        keyed(data, "A change", _REQUIRED, _OPTIONAL | (_SECOND if version > 1 else set()))
 
         def unpack(value: Any, dtype: torch.dtype, what: str) -> Tensor:
             if isinstance(value, Mapping):
@@ -197,14 +246,14 @@ class Change:
                 return tensors[value["tensor"]]
             return torch.tensor(numbers(value, what), dtype=dtype)
 
-        target, strength = data["target"], data["strength"]
-        if isinstance(target, Mapping):
-            keyed(target, "The target", {"site", "values"})
-            aim: Target = Vector(
-                Site.parse(text(target["site"], "The site")), unpack(target["values"], torch.float32, "The target")
-            )
-        else:
-            aim = Ref.parse(text(target, "The target"))
+        def vector(given: Any) -> Vector:
+            keyed(given, "The target", {"site", "values"})
+            return Vector(Site.parse(text(given["site"], "The site")), unpack(given["values"], torch.float32, "The target"))
+
+        target, strength, when = data["target"], data["strength"], data.get("when", [])
+        aim: Target = vector(target) if isinstance(target, Mapping) else Ref.parse(text(target, "The target"))
+        if not isinstance(when, list):
+            raise InterventionError(f"The conditions are {when!r:.80}, not a list.")
         numbers(strength, "The strength", depth=1)
         return cls(
             text(data["op"], "The operation"),
@@ -213,6 +262,8 @@ class Change:
             data["positions"],
             unpack(data["along"], torch.double, "along") if "along" in data else None,
             unpack(data["amounts"], torch.double, "amounts") if "amounts" in data else None,
+            tuple(Condition.from_dict(each, vector) for each in when),
+            Schedule.parse(text(data["decay"], "The schedule")) if "decay" in data else None,
         )
 
 
@@ -221,37 +272,3 @@ def _packed(positions: Any) -> Any:
     if positions is None or positions.policy is not None:
         return positions if positions is None else str(positions)
     return list(positions.places) if positions.places is not None else [list(row) for row in positions.rows]
-
-
-def keyed(data: Any, what: str, required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Raise InterventionError unless `data` is a mapping with all of the required keys and no unknown one."""
-    if not isinstance(data, Mapping):
-        raise InterventionError(f"{what} is {data!r:.80}, not an object with named values.")
-    if missing := sorted(required - data.keys()):
-        raise InterventionError(f"{what} lacks {', '.join(missing)}.")
-    if unknown := sorted(map(str, data.keys() - required - optional)):
-        raise InterventionError(
-            f"{what} has unknown values: {', '.join(unknown):.200}.", f"Known: {', '.join(sorted(required | optional))}."
-        )
-
-
-def text(value: Any, what: str) -> str:
-    """`value` if it is text; InterventionError otherwise."""
-    if not isinstance(value, str):
-        raise InterventionError(f"{what} is {value!r:.80}, not text.")
-    return value
-
-
-def numbers(value: Any, what: str, depth: int = 2) -> Any:
-    """`value` if it is a number or a list of numbers, nested at most `depth` times; InterventionError otherwise."""
-    if isinstance(value, list) and depth:
-        for each in cast("Sequence[Any]", value):
-            numbers(each, what, depth - 1)
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InterventionError(f"{what} is {value!r:.80}, not a number or a list of numbers.")
-    try:
-        float(value)
-    except OverflowError as error:
-        raise InterventionError(f"{what} has a number that is too large.") from error
-    return value

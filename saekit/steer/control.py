@@ -12,8 +12,8 @@ from torch import Tensor
 from saekit.errors import InterventionError
 from saekit.names.site import Site
 from saekit.objects import Ref, sae_at
-from saekit.steer.bind import Relay
 from saekit.steer.intervention import BoundIntervention, Intervention
+from saekit.steer.readers import Reader
 
 if TYPE_CHECKING:
     from saekit.lm import At, Edit, LanguageModel
@@ -47,7 +47,7 @@ class RandomControl:
         """
         edits = self.intervention.edits(lm)
         return [
-            edit if isinstance(edit.fn, Relay) else replace(edit, fn=_Push(edit, self._direction(lm, lm.site(edit.site), i)))
+            edit if isinstance(edit.fn, Reader) else replace(edit, fn=_Push(edit, self._direction(lm, lm.site(edit.site), i)))
             for i, edit in enumerate(edits)
         ]
 

@@ -14,16 +14,22 @@ from saekit.names.address import Address
 from saekit.objects import Ref, sae_at
 from saekit.steer import files
 from saekit.steer.bind import Placed, edits_of
-from saekit.steer.change import Change, keyed, text
+from saekit.steer.change import Change
+from saekit.steer.condition import Condition
 from saekit.steer.measures import measure
-from saekit.steer.strength import NormSource, StatsSource
-from saekit.steer.target import place
+from saekit.steer.operations import OPERATIONS
+from saekit.steer.reading import keyed, text
+from saekit.steer.schedule import Schedule
+from saekit.steer.strength import FeatureStats, NormSource, StatsSource, look_up
+from saekit.steer.target import Target, place
+from saekit.steer.watching import Watching
 
 if TYPE_CHECKING:
     from saekit.lm import Edit, LanguageModel, Positions
 
 FORMAT = "saekit-intervention"
-VERSION = 1
+VERSION = 2
+"""The newest version that is read. Conditions and schedules need it; an intervention without them is written as version 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +38,9 @@ class Intervention:
 
     Give it, or several, to `lm.generate(interventions=...)` or `lm.run(edits=...)`. At every token, all changes to one space are
     computed from one reading of its original activation: clamping two features sets each as if alone, however much their
-    directions overlap and however their positions are written. Changes of one unit are made in the order ablate, clamp or patch,
-    scale, add. Different spaces at one site (features and neurons, say) are changed one after the other, in the order of their
-    first operation that reads, each from what the one before left.
+    directions overlap and however their positions are written. Changes of one unit are made in the order of their operations:
+    ablate, clamp or patch, scale, add, cap, floor. Different spaces at one site (features and neurons, say) are changed one after
+    the other, in the order of their first operation that reads, each from what the one before left.
     """
 
     changes: tuple[Change, ...] = ()
@@ -62,6 +68,23 @@ class Intervention:
     def at(self, positions: Positions | None) -> Intervention:
         """The same changes at other tokens."""
         return replace(self, changes=tuple(replace(change, positions=positions) for change in self.changes))
+
+    def where(self, *conditions: Condition | str) -> Intervention:
+        """The same changes only where all conditions hold, and those that they have already; see :class:`Condition`.
+
+        Raises:
+            InterventionError: a text is not a condition.
+        """
+        added = tuple(map(Condition.of, conditions))
+        return replace(self, changes=tuple(replace(change, when=(*change.when, *added)) for change in self.changes))
+
+    def decaying(self, schedule: Schedule | str | None) -> Intervention:
+        """The same changes with effects that follow a schedule, such as "half:16"; see :class:`Schedule`. None ends it.
+
+        Raises:
+            InterventionError: the text is not a schedule.
+        """
+        return replace(self, changes=tuple(replace(change, decay=schedule) for change in self.changes))  # type: ignore[arg-type]
 
     def edits(self, lm: LanguageModel) -> list[Edit]:
         """The edits that `run` and `generate` apply. To use them more than once, :meth:`bind` is faster.
@@ -121,23 +144,30 @@ class Intervention:
     ) -> list[Placed]:
         """Every change with its amounts, in its space."""
         self._check_dictionaries(lm)
-        places = [place(lm, change.target) for change in self.changes]
+        places = [place(lm, change.target, onto=OPERATIONS[change.op].onto) for change in self.changes]
+        watching = Watching(lm, self.changes)
         if texts is not None:
+            wanted = [(change, space, change.needs) for change, (space, _) in zip(self.changes, places)]
+            wanted += [(change, space, change.needs) for change, space in watching.limits]
             measured = measure(
                 lm,
-                [change.target for change in self.changes if change.needs == "stats" and stats is None],
-                [space.site_out for change, (space, _) in zip(self.changes, places) if change.needs == "norm" and norms is None],
+                [c.target for c, _, needs in wanted if needs == "samples" or (needs == "stats" and stats is None)],
+                [space.site_out for _, space, needs in wanted if needs == "norm" and norms is None],
                 texts,
             )
-            stats, norms = stats or measured.stats, norms or measured.norms
+            stats = _first(measured.stats, stats)
+            norms = norms or measured.norms
+        watching.resolve(stats, norms)
         return [
-            Placed(change.resolved(space, unit, stats, norms), space, unit) for change, (space, unit) in zip(self.changes, places)
+            Placed(watching.resolved(change).resolved(space, unit, stats, norms), space, unit, watching.of(change))
+            for change, (space, unit) in zip(self.changes, places)
         ]
 
     def _with(self, lm: LanguageModel, placed: list[Placed]) -> Intervention:
         """The intervention with the changes of `placed`, and its SAEs on record."""
         changes = tuple(each.change for each in placed)
-        used = sorted({c.target.address for c in changes if isinstance(c.target, Ref) and c.target.kind == "feature"})
+        targets = [target for change in changes for target in change.targets]
+        used = sorted({target.address for target in targets if isinstance(target, Ref) and target.kind == "feature"})
         saes = {str(address): sae_at(lm.attached, address) for address in used}
         found = {address: sae.fingerprint() for address, sae in saes.items() if sae is not None}
         return replace(self, changes=changes, dictionaries=found)
@@ -159,7 +189,7 @@ class Intervention:
         """
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": max((change.version for change in self.changes), default=1),
             "changes": [change.to_dict(f"changes.{i}", tensors) for i, change in enumerate(self.changes)],
             "dictionaries": dict(self.dictionaries),
             "notes": dict(self.notes),
@@ -175,9 +205,9 @@ class Intervention:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise InterventionError("This is not an intervention of saekit.", f'It lacks "format": "{FORMAT}".')
         version = data.get("version")
-        if version != VERSION or not isinstance(version, int) or isinstance(version, bool):
+        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
             raise InterventionError(
-                f"The intervention has version {version!r:.20}; this saekit reads version {VERSION}.", "Update saekit."
+                f"The intervention has version {version!r:.20}; this saekit reads versions 1 to {VERSION}.", "Update saekit."
             )
         keyed(data, "The intervention", {"format", "version", "changes", "dictionaries", "notes"})
         listed, dictionaries = data["changes"], data["dictionaries"]
@@ -188,7 +218,7 @@ class Intervention:
         changes = []
         for number, each in enumerate(listed):
             try:
-                changes.append(Change.from_dict(each, tensors or {}))
+                changes.append(Change.from_dict(each, tensors or {}, version))
             except (SaekitError, TypeError, ValueError, OverflowError, RecursionError, RuntimeError) as error:
                 what = error.what if isinstance(error, SaekitError) else f"{type(error).__name__}: {error}."
                 hint = error.hint if isinstance(error, SaekitError) else None
@@ -254,6 +284,17 @@ class BoundIntervention:
 
     def __radd__(self, other: Intervention | int) -> BoundIntervention:
         return self if isinstance(other, int) else self + other  # sum() starts from 0; the order makes no difference
+
+
+def _first(measured: dict[Target, FeatureStats], given: StatsSource | None) -> StatsSource:
+    """The measures of `measured`, then those that were given."""
+    if given is None:
+        return measured
+
+    def found(target: Any) -> Any:
+        return measured[target] if target in measured else look_up(given, target, "the measures")
+
+    return found
 
 
 def combine(interventions: Intervention | Iterable[Intervention]) -> Intervention:

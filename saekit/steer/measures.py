@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,11 +14,16 @@ from saekit.errors import InterventionError
 from saekit.lm.run.batches import text_batches
 from saekit.names.site import Site
 from saekit.objects import Features, Space
+from saekit.objects.patterns import PatternEntries, PatternRows
 from saekit.steer.strength import FeatureStats
 from saekit.steer.target import Target, place, read_together
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
+
+
+SAMPLES = 1024
+"""Most coefficients of a unit that are kept to draw from."""
 
 
 class Measures(NamedTuple):
@@ -45,6 +51,8 @@ def measure(
         InterventionError: the texts have no ordinary token.
     """
     places = {target: place(lm, target) for target in dict.fromkeys(targets)}
+    if any(isinstance(space, PatternRows | PatternEntries) for space, _ in places.values()):
+        raise InterventionError("Attention patterns have no measures on text.", "Give a raw strength.")
     wanted = {lm.site(site) for site in sites}
     read = sorted(wanted | {space.site for space, _ in places.values()})
     values: dict[Target, list[Tensor]] = defaultdict(list)
@@ -62,9 +70,15 @@ def measure(
     if any(not sum(map(len, parts)) for parts in [*values.values(), *norms.values()]) or not (values or norms):
         raise InterventionError("The texts have no ordinary token to measure on.", "Give longer ones.")
     return Measures(
-        {target: FeatureStats.measured(torch.cat(parts), signed=_signed(places[target][0])) for target, parts in values.items()},
+        {target: _stats(torch.cat(parts), places[target][0]) for target, parts in values.items()},
         {site: float(torch.cat(parts).median()) for site, parts in norms.items()},
     )
+
+
+def _stats(values: Tensor, space: Space) -> FeatureStats:
+    # The same tokens for all units, so that units which are resampled together keep what they have in common.
+    drawn = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    return replace(FeatureStats.measured(values, signed=_signed(space)), samples=values[drawn].double())
 
 
 def _signed(space: Space) -> bool:

@@ -34,6 +34,10 @@ class Operation:
         reads: False where the result is current + amounts, so that the current coefficients need not be known.
         factor: whether an amount is a plain number even for units whose coefficient is a vector.
         by_position: whether amounts are listed by position instead of by prompt.
+        drawn: whether amounts are a list, of which each token gets one at random. The strength is the seed.
+        length: whether an amount is a number with a unit even for units whose coefficient is a vector: it bounds the length.
+        onto: whether the coefficient is that of the activation along the vector which the unit writes. A neuron or a feature then
+            stands for its direction, whether it fires or not.
         strength: the strength where none is given, as text or number; None where one is required.
         fixed: whether a strength other than that may not be given.
         unit: unit of a strength that is written without one on the command line.
@@ -47,6 +51,9 @@ class Operation:
     reads: bool = True
     factor: bool = False
     by_position: bool = False
+    drawn: bool = False
+    length: bool = False
+    onto: bool = False
     strength: str | float | None = None
     fixed: bool = False
     unit: str = "max"
@@ -66,14 +73,38 @@ def _scale(current: Any, amounts: Any) -> Any:
     return amounts * current
 
 
+def _cap(current: Any, amounts: Any) -> Any:
+    """The nearest coefficient that is at most `amounts`; for vectors, at most so long."""
+    if current.ndim == 2:
+        return current.minimum(amounts)
+    return current * (amounts / _length(current)).clamp(0, 1)
+
+
+def _floor(current: Any, amounts: Any) -> Any:
+    """The nearest coefficient that is at least `amounts`; for vectors, at least so long. A zero vector stays."""
+    if current.ndim == 2:
+        return current.maximum(amounts)
+    return current * (amounts / _length(current)).clamp_min(1)
+
+
+def _length(vectors: Any) -> Any:
+    lengths = vectors.flatten(2).norm(dim=2).clamp_min(1e-30)
+    return lengths.reshape(*lengths.shape, *[1] * (vectors.ndim - 2))
+
+
 OPERATIONS: Registry[Operation] = Registry(
     "operation",
     {
         "ablate": Operation(_set, order=0, strength=0.0, fixed=True, positions="all"),
+        "mean": Operation(_set, order=0, strength="1mean", fixed=True, positions="all"),
+        "resample": Operation(_set, order=0, drawn=True, strength=0.0, unit="raw", positions="all"),
+        "project-out": Operation(_set, order=0, onto=True, strength=0.0, fixed=True, positions="all"),
         "clamp": Operation(_set, order=1, strength="0.5norm"),
         "patch": Operation(_set, order=1, by_position=True, named=False),
         "scale": Operation(_scale, order=2, merge=lambda a, b: a * b, factor=True, unit="raw"),
         "add": Operation(_add, order=3, merge=lambda a, b: a + b, reads=False, strength="0.5norm"),
+        "cap": Operation(_cap, order=4, merge=lambda a, b: a.minimum(b), length=True),
+        "floor": Operation(_floor, order=5, merge=lambda a, b: a.maximum(b), length=True),
     },
 )
 

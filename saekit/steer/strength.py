@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -138,6 +138,8 @@ class FeatureStats:
     """Mean over all ordinary tokens, zeros included; a (d_head,) vector for a head."""
     quantiles: tuple[tuple[float, float], ...] = ()
     """(quantile, coefficient) pairs of the positive coefficients, ascending; other quantiles are interpolated linearly."""
+    samples: Tensor | None = field(default=None, compare=False, repr=False)
+    """Coefficients at tokens drawn at random, (S, *unit_shape): the same tokens for all units that were measured together."""
 
     @classmethod
     def measured(cls, values: Tensor, *, signed: bool = False) -> FeatureStats:

@@ -12,6 +12,7 @@ from torch import Tensor
 from saekit.errors import InterventionError
 from saekit.names.site import Site
 from saekit.objects import Directions, Ref, Space, space_of
+from saekit.objects.patterns import PatternEntries, PatternRows
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -42,16 +43,40 @@ class Vector:
 Target = Ref | Vector
 
 
-def place(lm: LanguageModel, target: Target) -> tuple[Space, int]:
+def place(lm: LanguageModel, target: Target, *, onto: bool = False) -> tuple[Space, int]:
     """The space that a target belongs to, and the target's number in it. A vector has a space of its own.
+
+    Args:
+        onto: take the direction that the object writes, instead of the object.
 
     Raises:
         UnknownRef, UnknownSite: the model has no such object or site.
+        InterventionError: the object has no direction.
     """
     if isinstance(target, Ref):
-        return space_of(lm, target), target.unit
+        space = space_of(lm, target)
+        if onto:
+            return direction(lm, target, space), 0
+        if target.kind == "pattern":
+            rows = PatternRows(space.site, space.n_units)
+            return rows if target.key is None else PatternEntries(rows), rows.unit_of(target.unit, target.key)
+        return space, target.unit
     site = lm.site(target.site)
     return Directions(site, target.values[None], lm.token_shape(site)), 0
+
+
+def direction(lm: LanguageModel, ref: Ref, space: Space | None = None) -> Directions:
+    """The vector that an object with a number for a coefficient adds to the activation at its site, as a space of one direction.
+
+    Raises:
+        UnknownRef: the model has no such object.
+        InterventionError: its coefficient is a vector.
+    """
+    space = space or space_of(lm, ref)
+    if space.unit_shape:
+        raise InterventionError(f"{ref} writes a whole vector, not one direction.", "Ablate it instead.")
+    site = space.site_out
+    return Directions(site, space.vectors([ref.unit]).detach(), lm.token_shape(site))
 
 
 def read_together(places: Mapping[Target, tuple[Space, int]], rows: Mapping[Site, Tensor]) -> dict[Target, Tensor]:

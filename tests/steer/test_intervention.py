@@ -238,7 +238,7 @@ def test_an_intervention_is_refused_with_another_dictionary(lm: LanguageModel, m
         ("{", "damaged"),
         ("[]", "a list, not an object"),
         ('{"format": "other"}', "not an intervention"),
-        ('{"format": "saekit-intervention", "version": 2}', "version 2"),
+        ('{"format": "saekit-intervention", "version": 3}', "version 3"),
         ('{"format": "saekit-intervention", "version": true}', "version True"),
         ('{"format": "saekit-intervention", "version": 1}', "lacks changes, dictionaries, notes"),
         ('{"format": "saekit-intervention", "version": 1, "changes": 3, "dictionaries": {}, "notes": {}}', "3, not a list"),

@@ -229,6 +229,7 @@ def _window(
         row_B=torch.tensor(prompt_of_row, device=ids.device).repeat_interleave(beams),
         special=lm.special_tensor,
         default=GENERATION if positions is None else positions,
+        mask_BC=real_BT,
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.ordinary_tokens import ordinary, positions_from_mask
-from saekit.names.positions import AnyPositions, Choice, DefaultPositions, Positions, TokenPositions, check_positions
+from saekit.names.positions import AnyPositions, Choice, DefaultPositions, EveryToken, Positions, TokenPositions, check_positions
 from saekit.names.site import Site
 
 
@@ -22,21 +22,61 @@ class At(NamedTuple):
     batch_N: the row of the batch that each belongs to; under `generate`, the prompt.
     position_N: its place in its sequence, counted from 0 without pads.
     within: takes positions (None: the run's default) and returns which of the rows they name, (N,) bool.
+    window: the tokens of the forward pass, (B, T).
+    row_N: the row of the pass, of B. Beams of one prompt are different rows.
+    column_N: the column of the pass, of T.
     """
 
     batch_N: Tensor
     position_N: Tensor
     within: Callable[[Choice | None], Tensor]
+    window: TokenWindow
+    row_N: Tensor
+    column_N: Tensor
 
     def to(self, device: torch.device) -> At:
         """The same rows, described on another device."""
-        within = self.within
-        return At(self.batch_N.to(device), self.position_N.to(device), lambda positions: within(positions).to(device))
+        within, moved = self.within, [each.to(device) for each in (self.row_N, self.column_N)]
+        return At(
+            self.batch_N.to(device),
+            self.position_N.to(device),
+            lambda positions: within(positions).to(device),
+            self.window,
+            *moved,
+        )
 
     def rows(self, index_n: Tensor) -> At:
         """Some of the rows, by their numbers (n,)."""
-        within = self.within
-        return At(self.batch_N[index_n], self.position_N[index_n], lambda positions: within(positions)[index_n])
+        within, some = self.within, [each[index_n] for each in (self.row_N, self.column_N)]
+        return At(
+            self.batch_N[index_n], self.position_N[index_n], lambda positions: within(positions)[index_n], self.window, *some
+        )
+
+    def of_row(self, values_B: Tensor) -> Tensor:
+        """(N,) the value of the row of the pass that each belongs to."""
+        return values_B.to(self.row_N.device)[self.row_N]
+
+    def of_token(self, values_BT: Tensor) -> Tensor:
+        """(N,) the value of each token of the pass."""
+        return values_BT.to(self.row_N.device)[self.row_N, self.column_N]
+
+    @property
+    def step_N(self) -> Tensor:
+        """Distance to the last token of the prompt, which has 0, as tokens before it do; the first generated token has 1."""
+        return (self.position_N - self.of_row(self.window.prompt_B) + 1).clamp_min(0)
+
+    def by_query(self) -> At:
+        """For a pattern, whose rows are (B,) and (B, T): each query as a row, (B T,)."""
+        B, T = self.position_N.shape
+        within, device = self.within, self.batch_N.device
+        return At(
+            self.batch_N.repeat_interleave(T),
+            self.position_N.flatten(),
+            lambda positions: within(positions).flatten(),
+            self.window,
+            torch.arange(B, device=device).repeat_interleave(T),
+            torch.arange(T, device=device).repeat(B),
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +170,8 @@ class TokenWindow:
     row_B: Tensor
     special: Tensor
     default: Positions | DefaultPositions | None = None
+    mask_BC: Tensor | None = None
+    """False at pads, for all columns from the first of the sequence on; None where `real_BT` begins with that."""
     _cache: dict[tuple[Any, torch.device], _Chosen] = field(default_factory=dict)
 
     @classmethod
@@ -168,6 +210,12 @@ class TokenWindow:
             return x
         return x.index_put(rows.place, _call(edit, x[rows.place], rows.at))
 
+    @property
+    def left_pads_B(self) -> Tensor:
+        """Number of pads before the first token of each row."""
+        mask = self.real_BT if self.mask_BC is None else self.mask_BC
+        return torch.zeros_like(self.row_B) if mask is None else (~mask).long().cumprod(1).sum(1)
+
     def chosen(self, positions: Choice | None) -> Tensor:
         """(B, T) True at the tokens that `positions` names; None is the default."""
         chosen_BT = self._rows(positions, self.tokens_BT.device).chosen_BT
@@ -180,8 +228,8 @@ class TokenWindow:
             chosen_BT = self._chosen(which)
             every_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
             b, t = every_BT.nonzero(as_tuple=True)
-            at = At(self.row_B[b], self.position_BT[b, t], lambda positions: self.chosen(positions)[b, t])
-            everywhere = At(self.row_B, self.position_BT, self.chosen)
+            at = At(self.row_B[b], self.position_BT[b, t], lambda positions: self.chosen(positions)[b, t], self, b, t)
+            everywhere = At(self.row_B, self.position_BT, self.chosen, self, b[:0], t[:0])  # not by tokens
             self._cache[which, device] = _Chosen(chosen_BT, (b, t), at, everywhere).to(device)
         return self._cache[which, device]
 
@@ -193,6 +241,8 @@ class TokenWindow:
         return self._single(positions)
 
     def _single(self, positions: Choice | None) -> TokenPositions | None:
+        if isinstance(positions, EveryToken):
+            return None
         if isinstance(positions, AnyPositions):
             raise ConfigError("A union of positions holds another union.", "Write all choices into one.")
         default = self.default

@@ -25,6 +25,7 @@ from saekit.objects.spaces import Coordinates, Heads
 from saekit.objects.vectors import HeadVectors
 from saekit.steer.bind import Plan, SpaceEdit, applied
 from saekit.steer.exchange.verify import check_logits
+from saekit.steer.readers import Watch
 from saekit.version import VERSION
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def write(lm: LanguageModel, intervention: Intervention, path: Path) -> dict[str
     changes = []
     for edit in intervention.bind(lm).bound_edits:
         setter = edit.fn
+        if isinstance(setter, Watch):
+            continue
         if not isinstance(setter, SpaceEdit) or setter.relay is not None:
             raise NotExportable(
                 f"The features at {edit.site} are read at another site than the one that they write.",
@@ -51,6 +54,8 @@ def write(lm: LanguageModel, intervention: Intervention, path: Path) -> dict[str
             )
         if any(each.change.positions is not None for group in setter.groups for each in group):
             raise NotExportable(f"The change at {edit.site} is restricted to some tokens.", "Leave the positions out.")
+        if any(each.change.when or each.change.decay is not None for group in setter.groups for each in group):
+            raise NotExportable(f"The change at {edit.site} has a condition or a schedule.", "Leave it out.")
         changes.append({**_place(lm, edit.site), **_numbers(setter.plan(tuple(range(len(setter.choices)))), edit.site)})
     text = _text(lm, changes)
     error = check_logits(lm, intervention, lambda ids: _run(lm, text, ids), "The file of hooks")
@@ -103,10 +108,11 @@ def _affine(plan: Plan, site: Site) -> tuple[list[float], list[float]]:
     """The factor and the constant of each unit: what the operations make of the coefficients 0, 1 and 2."""
     shape = plan.space.unit_shape
     made = torch.tensor([0.0, 1.0, 2.0], dtype=torch.double).view(3, 1, *(1 for _ in shape)).expand(3, len(plan.units), *shape)
-    for name, columns, amounts in plan.steps:
-        if len(amounts.values) != 1 or amounts.by_position:
+    for step in plan.steps:
+        if len(step.amounts.values) != 1 or step.amounts.by != "prompt":
             raise NotExportable(f"The change at {site} differs between prompts or positions.", "Give one strength.")
-        made = made.index_copy(1, columns, applied(name, made.index_select(1, columns), amounts.values.double()))
+        new = applied(step.op, made.index_select(1, step.columns), step.amounts.values.double())
+        made = made.index_copy(1, step.columns, new)
     constant, factor = made[0].flatten(), (made[1] - made[0]).flatten()
     if not torch.allclose(made[2].flatten(), constant + 2 * factor, rtol=1e-9, atol=1e-12):
         raise NotExportable(f"The operation at {site} is not affine in the coefficient.", "Use ablate, clamp, scale or add.")
