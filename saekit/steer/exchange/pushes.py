@@ -60,7 +60,9 @@ def _push(lm: LanguageModel, change: Change, format: str) -> tuple[Site, Tensor]
             "Use the operation add, or the format hooks.",
         )
     if change.when or change.decay is not None:
-        raise NotExportable(f"{change.op} of {change.target} has a condition or a schedule, which {format} cannot hold.", "Leave it out.")
+        raise NotExportable(
+            f"{change.op} of {change.target} has a condition or a schedule, which {format} cannot hold.", "Leave it out."
+        )
     if change.amounts is None:
         raise InterventionError(f"The strength {change.strength} of {change.target} is not resolved.", "Resolve it first.")
     if len(change.amounts) != 1:
