@@ -80,8 +80,8 @@ def fit(
 
     diffmean: the difference of mean activations. actadd: the difference at the last tokens. pca: the first principal component of
     the differences of pairs. probe: the weights of a logistic probe. sae: features of the dictionary at the site, re-ranked by
-    what they cause; options k (40, shortlist), keep (10, features kept), beta (0, share of the error's difference). random: a
-    control as long as diffmean; option seed.
+    what they cause; options k (200, shortlist), keep (80, features kept), beta (share of the error's difference, 1 where it
+    helps), output (1: re-rank by output score). random: a control as long as diffmean; option seed.
 
     A workspace keeps the vector in steering/. Steer with `saekit steer WORKSPACE --vector NAME:0.8norm PROMPT`.
 

@@ -57,10 +57,10 @@ class RandomControl:
         if self.along == "direction":
             vector = torch.randn(lm.width(site), generator=generator)
             return vector / vector.norm()
-        vector = random_feature(lm, site, generator, self.intervention)
-        if vector is None:
+        feature = random_feature(lm, site, generator, self.intervention)
+        if feature is None:
             raise InterventionError(f"There are no features at {site} to draw one from.", "Use along='direction'.")
-        return vector
+        return feature
 
 
 def random_feature(

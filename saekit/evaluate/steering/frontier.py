@@ -18,7 +18,7 @@ from torch.nn.functional import kl_div
 
 from saekit.errors import ConfigError, InterventionError
 from saekit.evaluate.steering.calibrate import Calibrated, Costs
-from saekit.evaluate.steering.degenerate import repetition
+from saekit.evaluate.steering.degenerate import repetition, warnings_of
 from saekit.evaluate.steering.side_effects import perplexity_alone
 from saekit.lm.run.next_token import last_residuals, logits_of
 from saekit.locate.scored import bootstrap
@@ -47,7 +47,7 @@ class Goal:
     """What steering is to achieve, and where that is measured.
 
     Attributes:
-        success: the share of the goal, 0 to 1, that a continuation reaches.
+        success: the share of the goal, 0 to 1, that a continuation reaches. An empty text, or one repeated word, reaches nothing.
         prompts: prompts that no arm was made from.
         neutral: texts as rows of token ids that have nothing to do with the goal; the KL is measured on them.
         max_new_tokens: length of a continuation, chosen greedily.
@@ -201,7 +201,7 @@ def _prompted(lm: LanguageModel, name: str, arm: Prompting, goal: Goal) -> Reach
 def _reached(
     lm: LanguageModel, arm: str, budget: float | None, kl: float, factor: float | None, texts: Sequence[str], goal: Goal
 ) -> Reached:
-    scores = tuple(float(goal.success(text)) for text in texts)
+    scores = tuple(0.0 if warnings_of([text]) else float(goal.success(text)) for text in texts)
     return Reached(arm, budget, kl, factor, scores, perplexity_alone(lm, texts), repetition(texts), texts[0])
 
 

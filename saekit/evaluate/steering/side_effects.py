@@ -19,6 +19,7 @@ from saekit.names.positions import GENERATION
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel, Positions
+    from saekit.names.positions import DefaultPositions
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
@@ -86,7 +87,7 @@ def token_effects(
 
 
 def batch_residuals(
-    lm: LanguageModel, batch: Batch, intervention: Any, positions: Positions, number_B: Tensor, copies: int = 1
+    lm: LanguageModel, batch: Batch, intervention: Any, positions: Positions | DefaultPositions, number_B: Tensor, copies: int = 1
 ) -> Tensor:
     """The residual vectors before the final norm at the chosen tokens of a batch, (N, d_model).
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from saekit.steer.amplitude import add
 from saekit.steer.output_score import output_scores
 from saekit.steer.target import Vector
 from saekit.steer.vectors.data import FitData, Side
+from saekit.steer.vectors.turning import turning_gradient
 
 if TYPE_CHECKING:
     from saekit.sae import SAE
@@ -46,19 +48,25 @@ class SAEParts:
 
     def vector(self, features: Sequence[int] | Tensor | None = None, beta: float = 0.0) -> Tensor:
         """v(J, beta), (D,) float32; `features` None takes all."""
-        rows = self.sae.feature_vectors(features).detach().cpu().double()
-        delta = self.delta_F if features is None else self.delta_F[torch.as_tensor(features)]
-        return (delta @ rows + beta * self.error_D).float()
+        chosen = slice(None) if features is None else torch.as_tensor(features)
+        return (self.delta_F[chosen] @ self.rows_FD[chosen] + beta * self.error_D).float()
+
+    @cached_property
+    def rows_FD(self) -> Tensor:
+        """Decoder rows, float64 on the CPU."""
+        return self.sae.feature_vectors().detach().cpu().double()
 
     def shortlist(self, k: int) -> list[int]:
-        """The k features that are best by the mean of three ranks: delta times length of f_j, frequency difference, and AUC.
+        """The k features that tell the sides apart best, by the mean of three ranks: |delta| times length of f_j, the frequency
+        difference, and the distance of the AUC from one half.
 
-        Only features with delta > 0, the concept's own, are taken.
+        Features of the other side, with delta < 0, count as well: DiffMean turns them off.
         """
-        sizes = self.delta_F * self.sae.feature_vectors().detach().cpu().double().norm(dim=1)
-        ranks = torch.stack([each.argsort(descending=True).argsort() for each in (sizes, self.frequency_F, self.auc_F)]).double()
-        order = ranks.mean(0).masked_fill(self.delta_F <= 0, torch.inf).argsort(stable=True)
-        return order[: min(k, int((self.delta_F > 0).sum()))].tolist()
+        sizes = self.delta_F.abs() * self.rows_FD.norm(dim=1)
+        measures = (sizes, self.frequency_F.abs(), (self.auc_F - 0.5).abs())
+        ranks = torch.stack([each.argsort(descending=True, stable=True).argsort() for each in measures]).double()
+        order = ranks.mean(0).masked_fill(self.delta_F == 0, torch.inf).argsort(stable=True)
+        return order[: min(k, int((self.delta_F != 0).sum()))].tolist()
 
 
 def sae_parts(data: FitData) -> SAEParts:
@@ -150,28 +158,35 @@ def output_score_of(data: FitData, sae: SAE, features: Sequence[int], norm: floa
 
 
 def sae_vector(data: FitData) -> Tensor:
-    """v(J, beta), (width,). Options: `k` (40, features of the shortlist), `keep` (10, of them after causal re-ranking; 0: no
-    re-ranking), `beta` (0.0). The features and their deltas are recorded as `refs` and `deltas`.
+    """v(J, beta), (width,): the part of DiffMean that makes the concept's words more probable.
 
-    The shortlist is re-ranked by delta_j |f_j| times the output score of feature j.
+    A shortlist of `k` (200) features is re-ranked by what its terms cause: delta_j times gradient . f_j, with the gradient of
+    :func:`saekit.steer.vectors.turning.turning_gradient`. Of the terms that help, the best `keep` (80) make the vector. The term
+    of the error is taken where it helps, or `beta` times, where `beta` is given. `keep=0` takes the shortlist as it is, and
+    `output=1` re-ranks by output score instead. The features and their deltas are recorded as `refs` and `deltas`.
 
     Raises:
         ConfigError: `k` is below 1, or `keep` is negative.
-        InterventionError: no feature fires more on the positive texts.
+        InterventionError: no feature tells the sides apart.
     """
-    k, keep = data.option("k", 40, int), data.option("keep", 10, int)
-    beta = float(data.option("beta", 0.0, (int, float)))
+    k, keep, output = data.option("k", 200, int), data.option("keep", 80, int), data.option("output", 0, int)
     if k < 1 or keep < 0:
         raise ConfigError(f"k={k} and keep={keep} are not possible.", "k must be at least 1, and keep at least 0.")
     parts = sae_parts(data)
     features = parts.shortlist(k)
     if not features:
-        raise InterventionError("No feature fires more on the positive texts.", "Use --method diffmean.")
+        raise InterventionError("No feature tells the two sides apart.", "Use --method diffmean.")
+    gradient_D = turning_gradient(data)
     if keep:
-        norm = torch.cat([rows.norm(dim=1) for rows in data.tokens("negative")]).median()
-        causal = output_score_of(data, parts.sae, features, float(norm))
-        size = parts.delta_F[features] * parts.sae.feature_vectors(features).detach().cpu().double().norm(dim=1)
-        features = [features[i] for i in (size * causal).argsort(descending=True)[:keep].tolist()]
+        effect = parts.delta_F[features]
+        if output:
+            effect = effect * parts.rows_FD[features].norm(dim=1) * output_score_of(data, parts.sae, features, _norm(data))
+        else:
+            effect = effect * (parts.rows_FD[features] @ gradient_D)
+        helping = max(1, int((effect > 0).sum()))
+        features = [features[i] for i in effect.argsort(descending=True, stable=True)[: min(keep, helping)].tolist()]
+    helps = 1.0 if float(parts.error_D @ gradient_D) > 0 else 0.0
+    beta = float(data.option("beta", helps, (int, float)))
     data.found.update(
         dictionary=parts.sae.fingerprint(),
         refs=[f"feature:{data.site}/{feature}" for feature in features],
@@ -179,3 +194,7 @@ def sae_vector(data: FitData) -> Tensor:
         beta=beta,
     )
     return parts.vector(features, beta)
+
+
+def _norm(data: FitData) -> float:
+    return float(torch.cat([rows.norm(dim=1) for rows in data.tokens("negative")]).median())

@@ -44,7 +44,9 @@ FITS: Registry[Fit] = Registry(
         "actadd": Fit(f"{_HERE}.act_add:act_add", "difference at the last tokens of two prompts"),
         "pca": Fit(f"{_HERE}.pca:pca", "first principal component of the differences of pairs"),
         "probe": Fit(f"{_HERE}.probe:probe", "weights of a logistic probe", ("c",)),
-        "sae": Fit(f"{_HERE}.features:sae_vector", "features of the SAE, re-ranked by output score", ("k", "keep", "beta")),
+        "sae": Fit(
+            f"{_HERE}.features:sae_vector", "features of the SAE, re-ranked by what they cause", ("k", "keep", "beta", "output")
+        ),
         "random": Fit(f"{_HERE}.random:random", "control: random direction as long as DiffMean", ("seed",)),
     },
 )

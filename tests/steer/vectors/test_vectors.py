@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saekit.errors import ConfigError, InterventionError, StoreMismatch
+from saekit.errors import ConfigError, CorpusError, InterventionError, StoreMismatch
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
+from saekit.steer import Vector, add
 from saekit.steer.vectors import FITS, FitData, SteeringVector, fit_vector, projections, sae_parts
 from saekit.steer.vectors.pca import pca
+from saekit.steer.vectors.turning import turning_gradient, turns
 from saekit.tasks import Contrast
 from tests.kit.tiny import make_lm
 
@@ -94,16 +96,59 @@ def test_the_parts_of_features_are_sums_over_tokens(lm: LanguageModel) -> None:
     auc = ((gap > 0).double() + 0.5 * (gap == 0).double()).mean((0, 1))
     assert (parts.auc_F - auc).abs().max() < 0.07  # ties of float32 and float64 may fall apart
     listed = parts.shortlist(5)
-    assert len(listed) == 5 and all(parts.delta_F[j] > 0 for j in listed)
+    assert len(listed) == 5 and all(parts.delta_F[j] != 0 for j in listed)
 
 
 def test_a_vector_of_features_records_them(lm: LanguageModel) -> None:
-    found = fit_vector(lm, PAIRS, SITE, "sae", options={"k": 6, "keep": 3, "beta": 0.5})
+    found = fit_vector(lm, PAIRS, SITE, "sae", options={"k": 60, "keep": 3, "beta": 0.5})
     parts = sae_parts(FitData(lm, lm.site(SITE), POSITIVE, NEGATIVE))
     units = [int(ref.rpartition("/")[2]) for ref in found.facts["refs"]]
-    assert len(units) == 3 and set(units) <= set(parts.shortlist(6))
+    assert len(units) == 3 and set(units) <= set(parts.shortlist(60))
     assert found.facts["dictionary"] == parts.sae.fingerprint()
     torch.testing.assert_close(found.values, parts.vector(units, 0.5), atol=1e-6, rtol=1e-5)
+
+
+def test_the_features_kept_are_those_that_help_most(lm: LanguageModel) -> None:
+    data = FitData(lm, lm.site(SITE), POSITIVE, NEGATIVE)
+    parts, gradient = sae_parts(data), turning_gradient(data)
+    effect = parts.delta_F * (parts.sae.feature_vectors().double() @ gradient)
+    for keep in (4, 200):
+        found = fit_vector(lm, PAIRS, SITE, "sae", options={"k": 100, "keep": keep})
+        listed = parts.shortlist(100)
+        helping = sorted((j for j in listed if effect[j] > 0), key=lambda j: -float(effect[j]))[:keep]
+        assert [int(ref.rpartition("/")[2]) for ref in found.facts["refs"]] == helping
+        assert found.facts["beta"] == float(parts.error_D @ gradient > 0)
+    assert any(parts.delta_F[j] < 0 for j in helping)  # what marks the other side is turned off
+    scored = fit_vector(lm, PAIRS, SITE, "sae", options={"k": 20, "keep": 4, "output": 1}).facts["refs"]
+    assert len(scored) <= 4 and all(parts.delta_F[int(ref.rpartition("/")[2])] > 0 for ref in scored)
+
+
+def test_the_gradient_of_a_turn_is_that_of_finite_differences(lm: LanguageModel) -> None:
+    pairs = [("Lily and her mom went home.", "Lily and her mom saw a cat."), ("The dog ran.", "A big bird sat in the tree.")]
+    data = FitData(lm, lm.site("resid_post.1"), *map(list, zip(*pairs)), batch_size=1)
+    rows = turns(data, after=3)
+    whole = [lm.text.ids([text])[0] for pair in pairs for text in pair]
+    shared = next(t for t in range(99) if whole[0][t] != whole[1][t])
+    assert rows[0] == (whole[0][:shared], whole[0][shared : shared + 3])  # they part after a common beginning
+    assert rows[1] == (whole[3][: len(whole[3]) // 3], whole[2][1:4])  # they have none
+    found = turning_gradient(data, rows)
+
+    def mean_log_probability(push: torch.Tensor) -> float:
+        total, count = 0.0, 0
+        for before, then in rows:
+            logits = lm.run([[*before, *then]], edits=[add(Vector(data.site, push), 1.0)], positions="all").logits
+            assert logits is not None
+            logp = logits[0].double().log_softmax(-1)
+            total += sum(float(logp[len(before) - 1 + i, token]) for i, token in enumerate(then))
+            count += len(then)
+        return total / count
+
+    for seed in range(3):
+        direction = torch.randn(64, generator=torch.Generator().manual_seed(seed))
+        rise = (mean_log_probability(0.01 * direction) - mean_log_probability(-0.01 * direction)) / 0.02
+        assert rise == pytest.approx(float(found @ direction.double()), rel=0.02, abs=1e-3)
+    with pytest.raises(CorpusError, match="No pair"):
+        turning_gradient(data, [])
 
 
 def test_algebra() -> None:
