@@ -16,6 +16,7 @@ from feature_db.effects.database import Measurements
 from feature_db.records import ActivationStats, FeatureRecord, IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.database import Searches
+from feature_db.search.table import ColumnCache, Tables
 from feature_db.store import read, set_aside, sql, stored, vectors, verification
 from feature_db.store.addressed import Addressed, FeatureName, Folders
 from feature_db.store.asked import AskedFeatures
@@ -28,7 +29,7 @@ from saekit.names.address import Address
 from saekit.names.site import Site
 
 
-class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
+class FeatureDB(Searches, Annotations, AskedFeatures, Measurements, Tables):
     """The features of one or more dictionaries, in one SQLite file. Use it as a context manager. It is safe to share by threads.
 
     ::
@@ -47,6 +48,7 @@ class FeatureDB(Searches, Annotations, AskedFeatures, Measurements):
         self.path = path
         self._connections = Connections(path)
         self._edits = Edits(path)
+        self._columns = ColumnCache(path)
         reading = self._connections.reading
         super().__init__(reading, Addressed(path, dictionaries, reading), Arrays.of(reading))
         self._end = weakref.finalize(self, _end, self._connections, self._edits)

@@ -17,7 +17,7 @@ from saekit.files import document
 from saekit.report.templates import make_environment
 from saekit.serve.routers import ROUTERS
 from saekit.serve.state import Served
-from saekit.serve.static_files import static_url
+from saekit.serve.static_files import injected_styles, static_url
 from saekit.terminal import json_safe
 
 JSON = ".json"
@@ -28,7 +28,7 @@ View = Callable[..., dict[str, Any]]
 def environment() -> Environment:
     """The templates."""
     found = make_environment(Path(__file__).parent / "templates")
-    found.globals["static"] = static_url
+    found.globals |= {"static": static_url, "injected_styles": injected_styles}
     return found
 
 

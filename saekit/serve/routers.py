@@ -33,5 +33,8 @@ ROUTERS: Registry[RouterRow] = Registry(
         "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
         "openai": RouterRow("saekit.serve.openai.routes:router"),
         "neuronpedia": RouterRow("saekit.serve.neuronpedia:router"),
+        "features": RouterRow("saekit.serve.pages.features:router", "Features", "features"),
+        "feature": RouterRow("saekit.serve.pages.feature:router"),
+        "search": RouterRow("saekit.serve.pages.search:router", "Search", "search"),
     },
 )

@@ -22,7 +22,10 @@ POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
+        # plotly adds its rules to an empty style element, of which this is the hash, and has elements with an attribute style
         "style-src 'self'",
+        "style-src-elem 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='",
+        "style-src-attr 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "connect-src 'self'",
         "form-action 'self'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,12 @@ def _file(name: str) -> _File:
 def static_url(name: str) -> str:
     """The address of a file. It has a hash of the content, so that browsers keep the file until it changes."""
     return f"/static/{name}?v={_file(name).version}"
+
+
+@cache
+def injected_styles() -> list[str]:
+    """Ids of the style elements that plotly would add for maps, which no page has. It leaves out those whose id exists."""
+    return sorted(set(re.findall(r'getElementById\("([0-9a-f]{64})"\)', _file(PLOTLY).content.decode())))
 
 
 @router.get("/static/{name}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saekit.evaluate.dictionary.measures import measures
 from saekit.evaluate.dictionary.remarks import remarks
+from saekit.views.densities import density_histogram
 from saekit.views.run_files import read_rows, read_settings
 from saekit.views.search import Section, search_view
 from saekit.workspace.imports import source_of
@@ -128,22 +128,6 @@ def dictionary_view(content: Content) -> dict[str, Any]:
         "sections": [search_view(section) for section in content.sections],
         "next_steps": content.next_steps,
     }
-
-
-def density_histogram(density_F: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Features by the log10 of the share of tokens on which they fire, in steps of 1/4; None if no feature fires.
-
-    Returns:
-        edges: n + 1 logarithms. counts: n numbers of features.
-    """
-    import numpy as np
-
-    logs = np.log10(density_F[density_F > 0])
-    if not len(logs):
-        return None
-    edges = np.arange(math.floor(4 * logs.min()), math.floor(4 * logs.max()) + 2) / 4
-    counts, _ = np.histogram(logs, edges)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _extreme(record: FeatureRecord) -> dict[str, Any]:

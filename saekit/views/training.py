@@ -13,7 +13,7 @@ from saekit.evaluate.dictionary.measures import Measure, measures
 from saekit.evaluate.dictionary.remarks import remarks
 from saekit.names.address import Address
 from saekit.names.site_map import SiteMap
-from saekit.views.dictionary import density_histogram
+from saekit.views.densities import density_histogram
 from saekit.views.links import link
 from saekit.views.run_files import Row, read_rows, read_settings
 from saekit.workspace.dictionaries import stem

@@ -9,7 +9,8 @@ from fastapi.responses import RedirectResponse
 
 from saekit.serve.rendering import html, json_response, page
 from saekit.serve.state import OpenedHere, Served, ServedHere
-from saekit.views.workspace import workspace_row, workspace_view
+from saekit.views.workspace import workspace_row
+from saekit.views.workspace_page import dictionary_page, running, workspace_page
 
 router = APIRouter()
 
@@ -34,5 +35,18 @@ def start_json(served: ServedHere) -> Response:
 
 @page(router, "/w/{ws}", "workspace.html")
 def workspace(opened: OpenedHere) -> dict[str, Any]:
-    """Where a workspace stands."""
-    return workspace_view(opened.workspace.path)
+    """Where a workspace stands: its parts, its training, what runs, and what to do next."""
+    return workspace_page(opened.workspace.path)
+
+
+@router.get("/w/{ws}/jobs.json", tags=["pages"])
+def running_jobs(opened: OpenedHere) -> Response:
+    """The command that writes to the workspace now, and how far it is."""
+    return json_response(running(opened.workspace.path))
+
+
+@page(router, "/w/{ws}/dictionary:{dictionary:path}", "dictionary.html")
+def dictionary(opened: OpenedHere, dictionary: str) -> dict[str, Any]:
+    """How good a dictionary is, its training, and how often its features fire."""
+    indexed = opened.workspace.database_path.exists()
+    return dictionary_page(opened.workspace.path, dictionary, opened.database if indexed else None)
