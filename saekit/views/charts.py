@@ -6,6 +6,7 @@ library is loaded here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,14 +61,14 @@ def curves(lines: Sequence[Curve], x: Scale, y: Scale) -> Chart:
 
 def bars(edges: Sequence[float], counts: Sequence[int], x: Scale, y: Scale) -> Chart:
     """A histogram: `counts[i]` between `edges[i]` and `edges[i + 1]`."""
-    middles = [(low + high) / 2 for low, high in zip(edges, edges[1:])]
+    bins = list(itertools.pairwise(edges))
     trace = {
         "type": "bar",
-        "x": middles,
+        "x": [(low + high) / 2 for low, high in bins],
         "y": list(counts),
-        "width": [high - low for low, high in zip(edges, edges[1:])],
+        "width": [high - low for low, high in bins],
         "marker": {"color": "--one"},
-        "customdata": [[short(low), short(high)] for low, high in zip(edges, edges[1:])],
+        "customdata": [[short(low), short(high)] for low, high in bins],
         "hovertemplate": "%{y:,} between %{customdata[0]} and %{customdata[1]}<extra></extra>",
     }
     return {"data": [trace], "layout": {"xaxis": _axis(x), "yaxis": _axis(y), "bargap": 0.04, "showlegend": False}}

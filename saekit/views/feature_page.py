@@ -79,7 +79,18 @@ def feature_page(record: FeatureRecord, place: str, shown: Shown | None = None) 
         "commands": commands_of(record, place),
         "shown": {"window": shown.window, "bucket": shown.bucket, "numbers": shown.numbers},
     }
-    for name in ("words", "tokens", "before", "peaks", "context", "promoted", "suppressed", "caused", "histogram", "logit_histogram"):
+    for name in (
+        "words",
+        "tokens",
+        "before",
+        "peaks",
+        "context",
+        "promoted",
+        "suppressed",
+        "caused",
+        "histogram",
+        "logit_histogram",
+    ):
         facts.pop(name)
     return facts
 
@@ -134,7 +145,9 @@ def _groups(record: FeatureRecord, shown: Shown) -> list[dict[str, Any]]:
     groups = []
     if shown.bucket in ("top", "all"):
         some = by_bucket.get("top", [])[: _TOP if shown.bucket == "top" else None]
-        groups.append({"title": "Strongest", "bucket": "top", "examples": [example_view(each, record.max, shown) for each in some]})
+        groups.append(
+            {"title": "Strongest", "bucket": "top", "examples": [example_view(each, record.max, shown) for each in some]}
+        )
     if shown.bucket in ("deciles", "all"):
         for number in range(10, 0, -1):
             some = by_bucket.get(f"decile {number}", [])

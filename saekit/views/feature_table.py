@@ -172,14 +172,24 @@ def feature_map(database: FeatureDB, asked: Asked, link: str, places: NDArray[np
     return view | {"chart": charts.dots(chart, Scale(""), Scale("")), "drawn": len(some), "known": len(known)}
 
 
+def chosen_dictionary(database: FeatureDB, asked: Asked) -> IndexedSAE:
+    """The dictionary that is asked for, or the first one.
+
+    Raises:
+        WorkspaceError: nothing is indexed.
+        UnknownSite: there is no such dictionary.
+    """
+    saes = database.saes()
+    if not saes:
+        raise WorkspaceError("No features are indexed yet.", "Run `saekit index` first.")
+    return database.dictionary(asked.dictionary) if asked.dictionary else saes[0]
+
+
 def _chosen(database: FeatureDB, asked: Asked) -> tuple[dict[str, Any], IndexedSAE, NDArray[np.int64]]:
     """What all views of features share, the dictionary, and the numbers of the features that pass, ascending."""
     import numpy as np
 
-    saes = database.saes()
-    if not saes:
-        raise WorkspaceError("No features are indexed yet.", "Run `saekit index` first.")
-    sae = database.dictionary(asked.dictionary) if asked.dictionary else saes[0]
+    sae, saes = chosen_dictionary(database, asked), database.saes()
     address = sae.dictionary
     passes = np.ones(sae.n_features, bool) if asked.dead else database.column(address, "count") > 0
     if asked.kind:

@@ -83,8 +83,8 @@ def search_page(database: FeatureDB, query: Query) -> dict[str, Any]:
 
     Returns:
         asked: the fields. modes, likenesses, dictionaries: what can be chosen.
-        hits: rows of `ref`, `dictionary`, `feature`, `label`, `kind`, `score`, `density`, `max`, `why`, and `spark`: the histogram
-            of the activations in characters.
+        hits: rows of `ref`, `dictionary`, `feature`, `label`, `kind`, `score`, `density`, `max`, `why`, and `spark`: the
+            histogram of the activations in characters.
         page, more: which page, and whether there is another one.
 
     Raises:

@@ -39,7 +39,7 @@ def workspace_page(path: Path) -> dict[str, Any]:
         curves: a chart of the FVU of the dictionaries over their training, at most six of them, or None.
     """
     facts = workspace_view(path)
-    lines = []
+    lines: list[Curve] = []
     for each in facts["dictionaries"]:
         rows = _rows(path / each["folder"])
         if len(lines) < _MOST_CURVES and (line := _curve(each["address"], rows, "fvu")) is not None:
@@ -139,8 +139,10 @@ def _rows(folder: Path) -> list[Row]:
 
 
 def _both(rows: Sequence[Row], name: str) -> list[Curve]:
-    """A metric in training and on held-out documents."""
-    lines = [_curve("training", rows, name), _curve("held out", rows, f"heldout/{name}", dots=True)]
+    """A metric in training and on held-out documents. These are too few to say which features are dead."""
+    lines = [_curve("training", rows, name)]
+    if name != "dead_fraction":
+        lines.append(_curve("held out", rows, f"heldout/{name}", dots=True))
     return [line for line in lines if line is not None]
 
 
@@ -148,5 +150,3 @@ def _curve(title: str, rows: Sequence[Row], name: str, *, dots: bool = False) ->
     own = [row for row in rows if row.get(name) is not None]
     own = own[:: max(1, -(-len(own) // _MOST_POINTS))]
     return Curve(title, [row["tokens"] for row in own], [row[name] for row in own], dots) if own else None
-
-

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 
 from saekit.serve.rendering import page
 from saekit.serve.state import Opened, OpenedHere
-from saekit.views.feature_table import PER_PAGE, Asked, feature_map, feature_scatter, feature_table
+from saekit.views.feature_table import PER_PAGE, Asked, chosen_dictionary, feature_map, feature_scatter, feature_table
 
 router = APIRouter()
 
@@ -31,10 +31,10 @@ def features(opened: OpenedHere, asked: AskedHere) -> dict[str, Any]:
         "previous": f"{base}?{urlencode(asked.fields(page=page - 1))}" if page > 1 else None,
         "next": f"{base}?{urlencode(asked.fields(page=page + 1))}" if page < pages else None,
     }
-    sorts = {
-        name: f"{base}?{urlencode(asked.fields(sort=name, down=not asked.down if name == asked.sort else name not in _UP, page=1))}"
-        for name in ("number", "label", "kind", *_COLUMNS)
-    }
+    sorts = {}
+    for name in (*_UP, *_COLUMNS):
+        down = not asked.down if name == asked.sort else name not in _UP
+        sorts[name] = f"{base}?{urlencode(asked.fields(sort=name, down=down, page=1))}"
     return view | turned | {"sorts": sorts, "columns": list(_COLUMNS), "per_page": PER_PAGE, **_tabs(opened, asked)}
 
 
@@ -48,8 +48,7 @@ def scatter(opened: OpenedHere, asked: AskedHere) -> dict[str, Any]:
 def map_of_directions(opened: OpenedHere, asked: AskedHere) -> dict[str, Any]:
     """The features that pass the filters on a map of their decoder directions."""
     database = opened.database
-    address = asked.dictionary or next((sae.dictionary for sae in database.saes()), "")
-    places, explained = database.map_of(address) if address else ([], (0.0, 0.0))
+    places, explained = database.map_of(chosen_dictionary(database, asked).dictionary)
     return feature_map(database, asked, _link(opened, asked), places) | {"explained": list(explained), **_tabs(opened, asked)}
 
 
@@ -58,8 +57,7 @@ _UP = ("number", "label", "kind")
 
 
 def _link(opened: Opened, asked: Asked) -> str:
-    database = opened.database
-    address = database.dictionary(asked.dictionary).dictionary if asked.dictionary else database.saes()[0].dictionary
+    address = chosen_dictionary(opened.database, asked).dictionary
     return f"/w/{opened.name}/feature:{quote(address, safe=':@,+')}/"
 
 
