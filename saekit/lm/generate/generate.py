@@ -20,6 +20,7 @@ from saekit.lm.ordinary_tokens import positions_from_mask
 from saekit.lm.run.edits import Edit, TokenWindow, expand_edits
 from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.hooks import ForwardPass
+from saekit.lm.run.logits import LogitsEdit, changed, logits_edits, sites_of
 from saekit.names.positions import GENERATION, Positions, check_positions, check_reached
 from saekit.names.site import Site
 
@@ -61,7 +62,8 @@ def generate(
     Args:
         prompts: texts, to which BOS is prepended; or token ids, which are taken as they are: one row, several rows, or a tensor
             (B, T) with pads on either side.
-        interventions: Edits, or anything with `.edits(lm)`. In `At.batch_N` an edit gets the numbers of prompts.
+        interventions: Edits, or anything with `.edits(lm)` or `.logits_edits(lm)`. In `At.batch_N` an edit gets the numbers of
+            prompts.
         positions: tokens touched by edits that name none; see :class:`saekit.names.positions.TokenPositions`. None is
             "last+generated", or the edit's own default: ablations touch all tokens.
         seed: of the sampling. A continuation depends on the seed, its prompt and its number among the samples, and not on the
@@ -96,7 +98,7 @@ def generate(
     wanted = [rows[p] for p in which]
 
     def run(samples: Sequence[int], settings: dict[str, Any]) -> list[list[int]]:
-        ids, edits = [wanted[s] for s in samples], expand_edits(lm, interventions)
+        ids, edits, rules = [wanted[s] for s in samples], expand_edits(lm, interventions), logits_edits(lm, interventions)
         for edit in chain.from_iterable(edits.values()):
             check_reached(edit.positions, lengths, settings["max_new_tokens"])
         if not lm.exact.cache:
@@ -106,7 +108,7 @@ def generate(
                     "Continue texts with lm.run, one token after the other.",
                 )
             settings = {**settings, "use_cache": False}
-        return _continue(lm, ids, [which[s] for s in samples], edits, positions, settings)
+        return _continue(lm, ids, [which[s] for s in samples], (edits, rules), positions, settings)
 
     with lm.lock:
         groups = _groups(lm, wanted)
@@ -153,13 +155,14 @@ def _continue(
     lm: RunnableModel,
     rows: list[list[int]],
     prompt_of_row: list[int],
-    edits: dict[Site, list[Edit]],
+    changes: tuple[dict[Site, list[Edit]], list[LogitsEdit]],
     positions: Positions | None,
     settings: dict[str, Any],
 ) -> list[list[int]]:
     """Continuations of `rows` as one batch. The caller holds the model's lock."""
+    edits, rules = changes
     tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
-    forward_pass = ForwardPass(lm, edits=edits)
+    forward_pass = ForwardPass(lm, sites_of(rules), edits)
 
     begun, columns = False, 0
 
@@ -180,10 +183,18 @@ def _continue(
         columns = start + ids.shape[1]
         forward_pass.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
 
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if is_innermost(forward_pass):
+            kept = output.logits.shape[1]  # transformers computes those of the last token alone
+            output.logits = changed(rules, output.logits, {site: act[:, -kept:] for site, act in forward_pass.acts.items()})
+        return output
+
     first = lm.model.register_forward_pre_hook(begin)
     with forward_pass.hooked(), ExitStack() as stack, torch.no_grad():
         stack.callback(first.remove)
-        if edits:
+        if rules:
+            stack.callback(lm.model.register_forward_hook(after).remove)
+        if edits or rules:
             stack.callback(lm.model.register_forward_pre_hook(before, with_kwargs=True).remove)
             # A compiled step of decoding would not call the hooks.
             settings = settings | {"disable_compile": True}
@@ -193,7 +204,7 @@ def _continue(
             if begun:
                 raise
             raise ConfigError(f"transformers refuses these settings of generation: {str(error).splitlines()[0]}") from error
-        if edits:
+        if edits or rules:
             forward_pass.check()
     eos = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
     ends = set(eos) if isinstance(eos, list | tuple) else {eos}

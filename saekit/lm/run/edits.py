@@ -102,8 +102,8 @@ def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
     """Edits by site, in the order in which they run.
 
     Args:
-        edits: Edits, and objects with `.edits(lm)`. Those of one class that can be added are added up first; `added_as` names
-            another class to be added to.
+        edits: Edits, and objects with `.edits(lm)`; objects that change logits alone are left out. Those of one class that can
+            be added are added up first; `added_as` names another class to be added to.
 
     Raises:
         ConfigError: one is neither an Edit nor has `.edits(lm)`, or has impossible positions.
@@ -111,6 +111,8 @@ def expand_edits(lm: ModelLayout, edits: Any) -> dict[Site, list[Edit]]:
     items: list[Any] = []
     summed: dict[type, int] = {}
     for item in edits if isinstance(edits, Iterable) else [edits]:
+        if hasattr(item, "logits_edits") and not hasattr(item, "edits"):
+            continue  # see saekit.lm.run.logits
         if not isinstance(item, Edit) and not hasattr(item, "edits"):
             raise ConfigError(f"{item!r} is not an intervention.", "Give an Edit, or an object with .edits(lm).")
         kind = getattr(item, "added_as", type(item))

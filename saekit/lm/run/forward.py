@@ -23,6 +23,7 @@ from saekit.lm.padding import Padded, Side
 from saekit.lm.run.edits import TokenWindow, expand_edits
 from saekit.lm.run.exactness import Exactness
 from saekit.lm.run.hooks import ForwardPass, taken
+from saekit.lm.run.logits import changed, last_real, logits_edits, sites_of
 from saekit.lm.run.prefix import Recorder, Recording, divisible, replay
 from saekit.lm.tokenization import Text
 from saekit.names.positions import DefaultPositions, Positions, check_positions
@@ -87,7 +88,7 @@ class RunnableModel(ModelLayout):
             tokens_BT: token ids.
             attention_mask: (B, T), 1 at real tokens; None if there are no pads.
             read: sites to return, as they are after their edits.
-            edits: Edits, or anything with `.edits(lm)`.
+            edits: Edits, or anything with `.edits(lm)` or `.logits_edits(lm)`.
             positions: tokens touched by edits that name none. None is every real token, including BOS and other special tokens;
                 :data:`saekit.names.positions.GENERATION` is the default of `generate`.
             prompt_lengths: (B,) number of real tokens in each row's prompt, for positions that tell prompt from generated tokens.
@@ -115,8 +116,10 @@ class RunnableModel(ModelLayout):
         logits, stop = self._ends(sites, logits, stop_after)
         # Edits are made under the lock too, so that the attached SAEs stay the same until the edits have run.
         with self.lock:
-            by_site = expand_edits(self, edits)
-            if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in [*sites, *by_site]):
+            edits = [*edits] if isinstance(edits, Iterable) else [edits]
+            by_site, rules = expand_edits(self, edits), logits_edits(self, edits) if logits is not None else []
+            reached = {*sites, *by_site, *sites_of(rules)}
+            if start_at is not None and any(site.layer is None or site.layer < start_at[1] for site in reached):
                 raise ConfigError(f"The pass starts at layer {start_at[1]} and reaches no site before it.", "Start earlier.")
             if start_at is not None and start_at[0].edits != edits_on(self):
                 raise StoreMismatch("The recording was made with other weights.", "Record again inside the same lm.edited.")
@@ -127,7 +130,8 @@ class RunnableModel(ModelLayout):
                 lengths_B = _per_row("prompt_lengths", prompt_lengths, tokens_BT)
                 row_B = _per_row("prompt_of_row", prompt_of_row, tokens_BT)
                 window = TokenWindow.of(tokens_BT, mask_BT, self.special_tensor, lengths_B, positions, row_B)
-            forward_pass = ForwardPass(self, sites | {self._end} if logits == "last" else sites, by_site, stop, grad)
+            wanted = sites | sites_of(rules) | ({self._end} if logits == "last" else set())
+            forward_pass = ForwardPass(self, wanted, by_site, stop, grad)
             if start_at is not None and not start_at[0].replayable:
                 forward_pass.replaced[Site("resid_pre", start_at[1])] = start_at[0].start(*start_at[1:])
                 start_at = None
@@ -135,8 +139,11 @@ class RunnableModel(ModelLayout):
             with forward_pass.hooked(), torch.set_grad_enabled(grad):
                 forward_pass.begin(tokens_BT.shape[0], tokens_BT.shape[1], window, order_BT)
                 out = forward_pass.finish(lambda: self._forward(tokens_BT, mask_BT, start_at, order_BT))
+                acts = forward_pass.acts
                 if logits == "last":
-                    out = self.unembed(_last_real(forward_pass.acts[self._end], mask_BT))
+                    out = self.unembed(last_real(acts[self._end], mask_BT))
+                    acts = {site: last_real(acts[site], mask_BT) for site in sites_of(rules)} if rules else acts
+                out = changed(rules, out, acts)
         return Run({site: forward_pass.acts[site] for site in sites}, out)
 
     def _order(self, mask_BT: Tensor | None, start_at: Any) -> Tensor | None:
@@ -343,12 +350,3 @@ def _integers(name: str, values: Any, *, floats: bool = False) -> Tensor:
     if read.is_complex() or (read.is_floating_point() and read.numel() and not floats):
         raise ConfigError(f"{name} of {read.dtype} are not integers.", "Give integers.")
     return read if floats else read.long()
-
-
-def _last_real(resid_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """(B, d_model) at the last real token of each row."""
-    if mask_BT is None:
-        return resid_BTD[:, -1]
-    T = resid_BTD.shape[1]
-    last_B = (T - 1 - mask_BT.flip(1).long().argmax(1)).to(resid_BTD.device)
-    return resid_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
