@@ -36,6 +36,23 @@ class SteeringOptions:
             show_default=False,
         ),
     ] = None
+    dola: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode by contrast with earlier layers (DoLa): low, high, or layers like 0,2,4.",
+            metavar="low|high|LAYERS",
+            show_default=False,
+        ),
+    ] = None
+
+    def decoding(self) -> list[Any]:
+        """The changes of logits."""
+        from saekit.steer.decode import DoLa
+
+        if self.dola is None:
+            return []
+        layers = self.dola.split(",")
+        return [DoLa([int(each) for each in layers] if all(each.strip().isdecimal() for each in layers) else self.dola)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,8 @@ def steer(
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
     shows an effect more reliably than one greedy continuation.
 
+    `--dola low` subtracts, at every token, what an early layer already predicts: alone, or with features and vectors.
+
     Steering works best with features that cause the tokens of a concept: `saekit search WORKSPACE CONCEPT --by causes`. A feature
     that fires on a concept's tokens does not necessarily make the model produce them. The last lines say what `saekit index`
     measured of each feature: its output score (how likely a clamp makes the tokens that it promotes) and the tokens that gain.
@@ -103,7 +122,8 @@ def steer(
     from saekit.steer import combine, compare
     from saekit.workspace import vectors
 
-    if not feature and not vector:
+    decoding = steering.decoding()
+    if not feature and not vector and not decoding:
         raise ConfigError("There is nothing to steer with.", "Give --feature or --vector.")
     subject = open_subject(place, load)
     ws, lm = subject.workspace, subject.lm
@@ -120,7 +140,8 @@ def steer(
         max_new_tokens=generation.max_new_tokens,
         do_sample=generation.sample or None,
         n_samples=generation.n_samples,
-        control=steering.control,
+        control=steering.control and bool(changes),
+        decoding=decoding,
         positions=steering.positions,
         seed=generation.seed,
     )

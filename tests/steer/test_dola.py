@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from saekit.errors import ConfigError
 from saekit.lm import LanguageModel
 from saekit.steer import Vector, add
 from saekit.steer.decode import DoLa, candidate_layers
+from tests.kit.commands import here
 from tests.kit.hooks import hooks_on
 
 PROMPTS = ["Once upon a time", "The big red ball was", "Tom"]
@@ -97,6 +99,14 @@ def test_candidates(stories_lm: LanguageModel) -> None:
     """As transformers chooses them, for 5 blocks with a tied embedding."""
     assert stories_lm.head.weight is stories_lm.embedding.weight
     assert candidate_layers(stories_lm, "low") == (2,) and candidate_layers(stories_lm, "high") == (2, 4)
+
+
+def test_on_the_command_line(stories_lm: LanguageModel, stories_path: Path) -> None:
+    done = here("steer", stories_path, "--dola", "0,2,4", "--max-new-tokens", NEW, *PROMPTS, "--json")
+    assert done.status == 0, done.stderr
+    assert done.json["steered"] == stories_lm.generate(PROMPTS, interventions=DoLa([0, 2, 4]), max_new_tokens=NEW).texts
+    assert done.json["kl"] == 0 and "random" not in done.json
+    assert here("steer", stories_path, "--dola", "middle", "Once").status == 2
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": 0}, {"alpha": 1.5}, {"layers": "middle"}, {"layers": ()}])

@@ -98,6 +98,7 @@ def compare(
     do_sample: bool | None = None,
     control: bool | Literal["direction", "feature"] = True,
     positions: Positions | None = None,
+    decoding: Sequence[Any] = (),
     **hf_kwargs: Any,
 ) -> Comparison:
     """Generate without and with an intervention on the same seed, and as a control with a random push of the same norm.
@@ -110,6 +111,8 @@ def compare(
         control: whether to make the control. "direction" (also True) pushes along a random direction, "feature" along that of a
             random feature.
         positions: tokens steered by changes that name none. None is "last+generated", and all tokens for ablations.
+        decoding: changes of logits, such as :class:`saekit.steer.decode.DoLa`, in all continuations but the baseline. The KL
+            divergence leaves them out, because they exclude tokens.
         hf_kwargs: as for `lm.generate`.
 
     Raises:
@@ -123,7 +126,7 @@ def compare(
     made: dict[str, Generation] = {
         name: lm.generate(
             prompts,
-            interventions=[] if arm is None else [arm],
+            interventions=[] if arm is None else [arm, *decoding],
             positions=positions,
             seed=seed,
             max_new_tokens=max_new_tokens,
