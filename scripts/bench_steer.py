@@ -20,7 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-SECTIONS: dict[str, str] = {}
+SECTIONS: dict[str, str] = {
+    "concepts": "scripts.steer_concepts",
+}
 """Name -> module. A new section is one file and one row."""
 
 

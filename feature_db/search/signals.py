@@ -28,6 +28,7 @@ from feature_db.search.classes import classes
 from feature_db.search.corpus_labels import told
 from feature_db.search.lookup import Lookup, Match, Scores
 from feature_db.search.meaning import NEAR, meaning, word_sets
+from feature_db.search.saying import says
 from feature_db.store.schema import feature_id
 from saekit.plugins import Registry
 
@@ -155,6 +156,7 @@ SIGNALS: Registry[Signal] = Registry(
         "label": Signal(label, 1.0),
         "promotes": Signal(partial(on_tokens, "promotes"), 0.05),
         "causes": Signal(partial(on_tokens, "causes"), 0.05, default=False),
+        "says": Signal(says, 0.9, default=False, whole=True),
         "corpus_label": Signal(told, 0.9, default=False),
         "deep": Signal(deep, 0.6, whole=True),
         # The words that these find, `near` finds too.

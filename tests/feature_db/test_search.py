@@ -85,6 +85,21 @@ def test_promoted_tokens_are_a_signal(index: Index, tiny_lm: LanguageModel, stor
     assert planted[17].score > plain.get(17, 0) + 0.01, "what it causes is weaker evidence than what it fires on"
 
 
+def test_a_feature_says_words_that_are_near_in_meaning(index: Index, tiny_lm: LanguageModel, store: PlantedStore) -> None:
+    """A feature that fires at random but promotes a word is found by another word of that meaning."""
+    sae = make_sae()
+    for token in tiny_lm.encode([" happ"], bos=False)[0][0].tolist():
+        sae.W_dec.data[17] += 30 * tiny_lm.W_U[:, token] / tiny_lm.W_U[:, token].norm()
+    database = index(sae=sae)
+    assert not database.search("joyful", 3, by="promotes")
+    first, *others = database.search("joyful", 99, by="says")
+    assert first.feature == 17 and "' happ'" in first.why
+    promoted = {effect.token: effect for hit in [first, *others] for effect in database.feature(hit.ref).promoted}
+    assert all(hit.why.split("'")[1] in promoted for hit in others)
+    assert "says" not in {part for hit in database.search("joyful", 99) for part in hit.why.split()}
+    assert not database.search("qqqxz", 3, by="says")
+
+
 def test_signals_can_be_chosen(searched: FeatureDB) -> None:
     assert {hit.feature for hit in searched.search("happy", 99, site=SITE, by="fires_word")} >= {2}
     suppressed = searched.search("happy", 99, site=SITE, by="suppresses")
