@@ -107,13 +107,9 @@ def steer(
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
     shows an effect more reliably than one greedy continuation.
 
-<<<<<<< HEAD
     `--dola low` subtracts, at every token, what an early layer already predicts: alone, or with features and vectors.
 
-    Steering works best with features that cause the tokens of a concept: `saekit search WORKSPACE CONCEPT --by causes`. A feature
-=======
     Steering works best with features that promote the words of a concept: `saekit search WORKSPACE CONCEPT --by says`. A feature
->>>>>>> e4feebb (search: a signal for what features make the model say)
     that fires on a concept's tokens does not necessarily make the model produce them. The last lines say what `saekit index`
     measured of each feature: its output score (how likely a clamp makes the tokens that it promotes) and the tokens that gain.
 
