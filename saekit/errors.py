@@ -139,6 +139,10 @@ class NotExportable(InterventionError):
     """A format or a model cannot hold an intervention with equal effect: the message names the part that it cannot hold."""
 
 
+class MergeError(SaekitError):
+    """Models cannot be merged: architectures, vocabularies or tensors differ, or a weight is not finite."""
+
+
 class ConfigError(SaekitError):
     """A setting is unknown or impossible; the message names it and the nearest valid one."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from saekit.lm.layout.layout import ModelLayout
 from saekit.lm.layout.offload import present
 
-_ESSENTIALS = (
+ESSENTIALS = (
     "hidden_act",
     "activation_function",
     "hidden_activation",
@@ -29,6 +29,7 @@ _ESSENTIALS = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
+"""Settings of a configuration, besides sizes, that change what weights mean."""
 _SIGNS, _SAMPLE, _PROJECTIONS = 64, 4096, 8
 # Relative changes of a tensor's size (root mean square) and of its projections that count as rounding. Rounding to bfloat16 moves
 # a number by at most 1/256 of itself, so the size by less than that, and the projections by about 0.0016 of the size. An edit of
@@ -45,7 +46,7 @@ def model_sha256(lm: ModelLayout) -> str:
     """
     digest = hashlib.sha256()
     sizes = {"type": lm.config.model_type, "heads": [lm.n_heads, lm.n_kv_heads, lm.d_head], "vocab": lm.vocab_size}
-    essentials = {key: getattr(lm.config, key) for key in _ESSENTIALS if getattr(lm.config, key, None) is not None}
+    essentials = {key: getattr(lm.config, key) for key in ESSENTIALS if getattr(lm.config, key, None) is not None}
     digest.update(json.dumps([sizes, essentials], sort_keys=True, default=str).encode())
     for name, weight in _weights(lm):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
