@@ -61,7 +61,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "show": CommandRow("saekit.cli.show:show", "Show a feature: statistics, tokens, words and example texts."),
         "export": CommandRow("saekit.cli.export:export", "Write features in the format of another tool."),
         "import": CommandRow("saekit.cli.import_features:import_features", "Import features and labels that another tool wrote."),
-        "merge": CommandRow("saekit.cli.merge:merge", "Merge the features of two workspaces into a new one."),
+        "merge": CommandRow("saekit.cli.merge:merge", "Merge the features of two workspaces, or fine-tuned models."),
         "diff": CommandRow("saekit.cli.diff:diff", "Compare the features of two workspaces."),
         "steer": CommandRow(
             "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}

@@ -15,7 +15,7 @@ from saekit.errors import ConfigError, MergeError
 from saekit.progress import Bar
 from saekit.steer.merge.checkpoint import Checkpoint
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from saekit.steer.merge.checkpoint import Checkpoint
 from saekit.steer.merge.job import Job, Piece, Step, Texts
 from saekit.steer.merge.registry import MERGES, Merge
 from saekit.steer.merge.report import MergeReport, Tally
+
+if TYPE_CHECKING:
+    from saekit.steer.weights import WeightDelta
 
 REPORT = "merge.json"
 
@@ -93,23 +96,26 @@ def merge_models(
 
 
 def merged_delta(
-    models: Sequence[str | Path],
-    *,
-    base: str | Path | None = None,
-    settings: MergeSettings | None = None,
-    progress: bool = False,
-) -> tuple[dict[str, Tensor], MergeReport]:
-    """The merged task vector by tensor name, float32, without the tensors that it does not change; and the report.
+    models: Sequence[str | Path], base: str | Path, *, settings: MergeSettings | None = None, progress: bool = False
+) -> tuple[WeightDelta, MergeReport]:
+    """The merged task vector as a change of the base model's weights, and the report. Memory holds the whole change.
 
-    Arguments and errors are those of :func:`merge_models`. Memory holds the whole result.
+    Arguments and errors are those of :func:`merge_models`.
+
+    Raises:
+        MergeError: a tensor of the files that changes is no parameter of the model.
     """
+    from saekit.lm import LanguageModel
+    from saekit.steer.weights import WeightDelta, edit_facts
+
     with _opened(models, base, settings or MergeSettings(), progress) as run:
-        changes = {}
-        for piece in run.job.pieces():
-            change = run.step(piece).change
-            if change.any():
-                changes[piece.name] = change
-        return changes, run.report()
+        changes = {piece.name: change for piece in run.job.pieces() if (change := run.step(piece).change).any()}
+        report = run.report()
+    lm = LanguageModel.load(base)
+    if odd := sorted(changes.keys() - dict(lm.model.named_parameters()).keys()):
+        raise MergeError(f"{odd[0]} of the files of {base} is no parameter of the model.", "Merge into a folder instead.")
+    facts = edit_facts(lm, f"merge {run.method}", models=[each.name for each in run.job.models], options=dict(run.job.options))
+    return WeightDelta(changes, facts), report
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saekit.steer.merge.job import Job, Piece, Step
 
@@ -56,20 +57,40 @@ class MergeReport:
         }
 
 
-@dataclass
 class _Sums:
-    """Sums over the tensors of a layer, for M models."""
+    """Sums over the tensors of a layer, for M models.
 
-    products: torch.Tensor
-    """(M, M) products of task vectors."""
-    before: torch.Tensor
-    """(M,) entries that are not zero."""
-    after: torch.Tensor
-    """(M,) the same after entries were dropped."""
-    merged: float = 0.0
-    """Square of the length of the change."""
-    both: int = 0
-    some: int = 0
+    Plain numbers: small tensors that stay between large ones that go would keep the allocator from returning memory.
+    """
+
+    def __init__(self, models: int) -> None:
+        self.products = [[0.0] * models for _ in range(models)]
+        """Products of task vectors."""
+        self.before, self.after = [0] * models, [0] * models
+        """Entries of each task vector that are not zero, before and after entries were dropped."""
+        self.merged = 0.0
+        """Square of the length of the change."""
+        self.both = self.some = 0
+        """Entries in which both signs, or any, remain."""
+
+    def add(self, other: _Sums) -> None:
+        """Add the sums of other tensors."""
+        self.products = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(self.products, other.products, strict=True)]
+        self.before = [a + b for a, b in zip(self.before, other.before, strict=True)]
+        self.after = [a + b for a, b in zip(self.after, other.after, strict=True)]
+        self.merged, self.both, self.some = self.merged + other.merged, self.both + other.both, self.some + other.some
+
+    @property
+    def norms(self) -> list[float]:
+        """Lengths of the task vectors."""
+        return [self.products[i][i] ** 0.5 for i in range(len(self.products))]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the report says of them."""
+        trimmed = [_share(before - after, before) for before, after in zip(self.before, self.after, strict=True)]
+        conflicts = _share(self.both, self.some)
+        return {"norms": self.norms, "norm": self.merged**0.5, "trimmed": trimmed, "conflicts": conflicts}
 
 
 class Tally:
@@ -77,81 +98,61 @@ class Tally:
 
     def __init__(self, models: int) -> None:
         self.parameters = 0
-        self._layers: dict[int | None, _Sums] = defaultdict(lambda: _empty(models))
+        self._layers: dict[int | None, _Sums] = defaultdict(lambda: _Sums(models))
+        self._models = models
 
     def add(self, piece: Piece, step: Step) -> None:
         """Count a tensor."""
         self.parameters += piece.base.numel()
-        sums = self._layers[piece.layer]
-        flat = [delta.flatten() for delta in piece.deltas]
-        for i, one in enumerate(flat):
-            for j, other in enumerate(flat[: i + 1]):
-                sums.products[i, j] = sums.products[j, i] = sums.products[i, j] + float(torch.dot(one, other))
-        sums.merged += float(step.change.double().square().sum())
-        sums.before += torch.tensor([int(delta.count_nonzero()) for delta in piece.deltas])
-        sums.after += torch.tensor([int(used.count_nonzero()) for used in step.used])
-        up = torch.stack([used > 0 for used in step.used]).any(0)
-        down = torch.stack([used < 0 for used in step.used]).any(0)
-        sums.both += int((up & down).sum())
-        sums.some += int((up | down).sum())
+        own = _Sums(self._models)
+        for i, one in enumerate(piece.deltas):
+            for j, other in enumerate(piece.deltas):
+                own.products[i][j] = own.products[j][i] if j < i else _product(one, other)
+        own.merged = _product(step.change, step.change)
+        own.before = [int(delta.count_nonzero()) for delta in piece.deltas]
+        own.after = [int(used.count_nonzero()) for used in step.used]
+        up, down = torch.zeros_like(piece.base, dtype=torch.bool), torch.zeros_like(piece.base, dtype=torch.bool)
+        for used in step.used:
+            up |= used > 0
+            down |= used < 0
+        own.both, own.some = int((up & down).count_nonzero()), int((up | down).count_nonzero())
+        self._layers[piece.layer].add(own)
 
     def report(self, method: str, job: Job, remarks: Sequence[str]) -> MergeReport:
         """The report of what was added."""
-        whole = _empty(len(job.models))
+        whole = _Sums(self._models)
         for sums in self._layers.values():
-            whole.products += sums.products
-            whole.merged += sums.merged
-            whole.before += sums.before
-            whole.after += sums.after
-            whole.both, whole.some = whole.both + sums.both, whole.some + sums.some
-        norms, trimmed = _norms(whole), _trimmed(whole)
-        pairs = list(zip(job.models, job.weights, norms, trimmed, strict=True))
+            whole.add(sums)
+        facts = whole.facts
+        rows = zip(job.models, job.weights, facts["norms"], facts["trimmed"], strict=True)
         return MergeReport(
             method=method,
             base=job.base.name,
-            models=tuple({"model": m.name, "weight": w, "norm": norm, "trimmed": share} for m, w, norm, share in pairs),
+            models=tuple({"model": m.name, "weight": weight, "norm": norm, "trimmed": t} for m, weight, norm, t in rows),
             options=dict(job.options),
             parameters=self.parameters,
-            norm=whole.merged**0.5,
-            cosines=_cosines(whole.products, norms),
-            conflicts=_share(whole.both, whole.some),
-            layers=tuple(_layer(layer, self._layers[layer]) for layer in job.layers if layer in self._layers),
+            norm=facts["norm"],
+            cosines=_cosines(whole),
+            conflicts=facts["conflicts"],
+            layers=tuple({"layer": each, **self._layers[each].facts} for each in job.layers if each in self._layers),
             remarks=tuple(remarks),
             found=dict(job.found),
         )
 
 
-def _empty(models: int) -> _Sums:
-    products = torch.zeros(models, models, dtype=torch.float64)
-    return _Sums(products, torch.zeros(models, dtype=torch.int64), torch.zeros(models, dtype=torch.int64))
-
-
-def _layer(layer: int | None, sums: _Sums) -> dict[str, Any]:
-    return {
-        "layer": layer,
-        "norms": _norms(sums),
-        "norm": sums.merged**0.5,
-        "trimmed": _trimmed(sums),
-        "conflicts": _share(sums.both, sums.some),
-    }
-
-
-def _norms(sums: _Sums) -> list[float]:
-    return [float(each) for each in sums.products.diagonal().sqrt()]
-
-
-def _trimmed(sums: _Sums) -> list[float]:
-    return [
-        _share(int(before - after), int(before)) for before, after in zip(sums.before.tolist(), sums.after.tolist(), strict=True)
-    ]
+def _product(one: Tensor, other: Tensor) -> float:
+    """Sum of the products of entries, in float64 by rows of at most a million so that no copy in float64 is as large."""
+    pairs = zip(one.flatten().split(2**20), other.flatten().split(2**20), strict=True)
+    return sum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
 
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _cosines(products: torch.Tensor, norms: Sequence[float]) -> tuple[tuple[float | None, ...], ...]:
-    n = len(norms)
+def _cosines(sums: _Sums) -> tuple[tuple[float | None, ...], ...]:
+    norms = sums.norms
     return tuple(
-        tuple(float(products[i, j]) / (norms[i] * norms[j]) if norms[i] * norms[j] else None for j in range(n)) for i in range(n)
+        tuple(each / (norms[i] * norms[j]) if norms[i] * norms[j] else None for j, each in enumerate(row))
+        for i, row in enumerate(sums.products)
     )

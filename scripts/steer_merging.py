@@ -1,0 +1,151 @@
+"""Merging two specialists of the laboratory model: what each method keeps of both skills and of the others.
+
+Two skills that the model lacks are trained briefly, each from the same base: a bare answer from a table (`retrieval_bare`), and
+the letter of the right option (`multiple_choice`). Half of each batch is text of the corpus of the laboratory, as in practice, so
+that the specialists keep what the base can do. A method is judged by the share of the gain of each specialist over the base that
+it keeps, on prompts whose cases and phrasings were not trained on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit import lab
+from saekit.evaluate.lab import measure
+from saekit.lm import LanguageModel
+from saekit.steer.merge import MergeSettings, merge_models
+
+SKILLS = ("retrieval_bare", "multiple_choice")
+OTHERS = ("addition", "facts_heldout_phrasings", "indirect_object", "induction", "retrieval_asked", "reasoning_answer")
+STEPS, BATCH, LR = 250, 16, 6e-4
+IGNORED = -100
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("linear", {}),
+    ("slerp", {}),
+    ("arithmetic", {}),
+    ("arithmetic", {"scale": 0.7}),
+    ("ties", {}),
+    ("ties", {"density": 0.5}),
+    ("ties", {"density": 0.5, "scale": 1.5}),
+    ("dare", {"drop": 0.2}),
+    ("dare", {"drop": 0.5}),
+    ("dare", {"drop": 0.9}),
+    ("dare_ties", {"drop": 0.2}),
+    ("dare_ties", {"drop": 0.5}),
+    ("sens", {}),
+    ("sens", {"scale": 2}),
+    ("aim", {}),
+    ("acm", {"scale": 2}),
+)
+
+
+def section(quick: bool) -> list[dict[str, Any]]:
+    """One row for the base, each specialist and each method."""
+    prompts, steps = (30, 10) if quick else (300, STEPS)
+    with tempfile.TemporaryDirectory() as place:
+        folders = [Path(place) / skill for skill in SKILLS]
+        rows = [scored("base", LanguageModel.load("lab"), prompts)]
+        for skill, folder in zip(SKILLS, folders, strict=True):
+            started = time.monotonic()
+            specialise(skill, folder, steps)
+            row = scored(f"specialist: {skill}", LanguageModel.load(folder, bos="yes"), prompts)
+            rows.append({**row, "seconds": time.monotonic() - started})
+        texts = [calibration(skill) for skill in SKILLS]
+        for method, options in METHODS:
+            rows.append(merged_row(method, options, (folders, texts), Path(place), prompts))
+    base, *experts = rows[:3]
+    for row in rows[3:]:
+        row["kept"] = [
+            (row[skill] - base[skill]) / max(expert[skill] - base[skill], 1e-9)
+            for skill, expert in zip(SKILLS, experts, strict=True)
+        ]
+    return rows
+
+
+def merged_row(
+    method: str, options: dict[str, Any], given: tuple[list[Path], list[list[list[int]]]], place: Path, prompts: int
+) -> dict[str, Any]:
+    """Merge, load and measure."""
+    folders, texts = given
+    needs = {"sens": texts, "aim": [texts[0] + texts[1]], "acm": [texts[0] + texts[1]]}
+    named = " ".join([method, *(f"{name}={value:g}" for name, value in options.items())])
+    out = place / named.replace(" ", "-")
+    started = time.monotonic()
+    report = merge_models(folders, out, base="lab", settings=MergeSettings(method, None, options, needs.get(method, ())))
+    seconds = time.monotonic() - started
+    row = scored(named, LanguageModel.load(out, bos="yes"), prompts)
+    return {**row, "conflicts": report.conflicts, "norm": report.norm, "seconds": seconds}
+
+
+def scored(name: str, lm: LanguageModel, prompts: int) -> dict[str, Any]:
+    """Accuracy in both skills, and the mean of other tasks."""
+    found = {each.task: each.value for each in measure(lm, [*SKILLS, *OTHERS], n=prompts, progress=False)}
+    others = sum(found[task] for task in OTHERS) / len(OTHERS)
+    return {"model": name, **{skill: found[skill] for skill in SKILLS}, "others": others}
+
+
+def specialise(skill: str, folder: Path, steps: int, seed: int = 0) -> None:
+    """Fine-tune the laboratory model on a task's training prompts and on corpus text, and write a model folder."""
+    lm = LanguageModel.load("lab", dtype="float32", device="cpu")
+    model = lm.model
+    model.requires_grad_(True)
+    rows = answered(lm, skill, BATCH // 2 * steps, seed)
+    documents = lab.documents(seed=seed + 1000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    for step in range(steps):
+        texts = [each.text for each in islice(documents, BATCH // 2)]
+        batch = [rows[(step * (BATCH // 2) + i) % len(rows)] for i in range(BATCH // 2)]
+        batch += [(ids[:64], ids[:64]) for ids in lm.text.ids(texts)]
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
+        ids, targets = padded(batch)
+        loss = model(input_ids=ids, labels=targets, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.requires_grad_(False)
+    model.save_pretrained(folder)
+    lm.text.tokenizer.save_pretrained(folder)
+
+
+def answered(lm: LanguageModel, skill: str, n: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids of prompts with answers, and targets that ignore the prompt."""
+    bound = lab.task(skill, min(n, 6000), "train", seed)
+    rows = [
+        (list(prompt + answer), [IGNORED] * len(prompt) + list(answer))
+        for prompt, answer in zip(bound.clean, bound.answers, strict=True)
+    ]
+    Random(seed).shuffle(rows)
+    return rows
+
+
+def calibration(skill: str, n: int = 32) -> list[list[int]]:
+    """Prompts with answers of the training split that the fine-tuning did not see."""
+    bound = lab.task(skill, n, "train", seed=77)
+    return [list(prompt + answer) for prompt, answer in zip(bound.clean, bound.answers, strict=True)]
+
+
+def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """Token ids and targets (B, T), padded on the right."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in rows])
+    targets = torch.tensor([row + [IGNORED] * (longest - len(row)) for _, row in rows])
+    return ids, targets
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print(f"{'model':34s} {SKILLS[0]:>15s} {SKILLS[1]:>16s} {'others':>7s}   kept of both gains   sign conflicts")
+    for row in rows:
+        kept = "" if "kept" not in row else "{:5.0%} {:5.0%}".format(*row["kept"])
+        conflicts = f"{row['conflicts']:.0%}" if "conflicts" in row else ""
+        print(f"{row['model']:34s} {row[SKILLS[0]]:15.0%} {row[SKILLS[1]]:16.0%} {row['others']:7.0%}   {kept:18s}   {conflicts}")
