@@ -19,7 +19,7 @@ def merge(
     places: Annotated[
         list[str],
         typer.Argument(
-            help="Two workspaces or database files; or models, as NAME or NAME:WEIGHT.", metavar="PLACE...", show_default=False
+            help="Two workspaces or database files; or models, as NAME or NAME:WEIGHT.", metavar="PLACE", show_default=False
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help=_OUT, show_default=False)],
