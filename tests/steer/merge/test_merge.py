@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from saekit.steer.weights import WeightDelta
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +17,7 @@ from saekit.errors import ConfigError, MergeError, ModelNotFound, SaekitError, U
 from saekit.lm import LanguageModel
 from saekit.steer.merge import MERGES, MergeSettings, merge_models, merged_delta
 from saekit.steer.merge.checkpoint import Checkpoint
+from saekit.steer.weights import WeightDelta
 from tests.kit.crash import die_at, killed
 from tests.kit.merging import Family, changed, rounded, save, weights
 from tests.kit.tiny import make_lm
