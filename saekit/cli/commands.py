@@ -33,6 +33,7 @@ class CommandRow:
 
 GROUPS = {
     "lab": "The built-in language model and corpus whose true concepts are known.",
+    "edit": "Edits of weights, kept as files: make, apply and revert them.",
     "vector": "Steering vectors: fit, show, combine, export and import them.",
 }
 """Help of each group of commands; `"lab info"` is the command `info` in the group `lab`."""
@@ -79,6 +80,9 @@ COMMANDS: Registry[CommandRow] = Registry(
             "saekit.cli.improve:improve", "Run the survey's recipes from locating to a measured improvement.", resumes=True
         ),
         "papers": CommandRow("saekit.cli.papers:papers", "List the papers of the survey by object and method."),
+        "edit tune": CommandRow(
+            "saekit.cli.edit_tune:edit_tune", "Tune the weights of located objects, or a small change of activations."
+        ),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

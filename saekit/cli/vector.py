@@ -100,7 +100,7 @@ def fit(
     _check_place(subject, out)
     if method.method == "sae" and subject.workspace is not None:
         subject.workspace.attach(method.site)
-    own = _settings(method.option or [])
+    own = numbers_of(method.option or [])
     made = fit_vector(subject.lm, data, method.site, method.method, options=own, progress=not as_json)
     _finish(subject, made.with_facts(name=name), name, out, as_json)
 
@@ -217,7 +217,7 @@ def _facts(made: SteeringVector) -> dict[str, Any]:
     return {"site": str(made.site), "method": made.facts.get("method", ""), "width": len(made.values), "length": made.norm}
 
 
-def _settings(given: list[str]) -> dict[str, int | float]:
+def numbers_of(given: list[str]) -> dict[str, int | float]:
     """Settings as numbers by name."""
     found: dict[str, int | float] = {}
     for text in given:

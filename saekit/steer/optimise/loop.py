@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -99,6 +99,7 @@ def train(
     neutral: Sequence[str] | Sequence[Sequence[int]] | None = None,
     settings: TuneSettings | None = None,
     *,
+    watch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Minimise loss + preserve * KL(unedited || edited), the KL per token of neutral texts.
@@ -113,6 +114,7 @@ def train(
         loss: the target.
         neutral: texts on which predictions are to stay; None: no preservation loss.
         settings: steps, batch, rates, seed.
+        watch: called with the number of steps done, after each step, while the model is as trained so far.
         progress: show a progress bar.
 
     Raises:
@@ -128,7 +130,12 @@ def train(
     neutral_batches = grouped_batches(["neutral"] * len(kept.rows), settings.batch, settings.seed + 1) if kept else None
     targets: list[float] = []
     kls: list[float] = []
-    with track("tuning", settings.steps, unit="steps", enabled=progress) as bar:
+    # The caller may be in torch.no_grad or torch.inference_mode.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        track("tuning", settings.steps, unit="steps", enabled=progress) as bar,
+    ):
         for step in range(settings.steps):
             group, index = next(batches)
             optimiser.zero_grad(set_to_none=True)
@@ -147,6 +154,8 @@ def train(
             optimiser.step()
             adjustment.stepped()
             schedule.step()
+            if watch is not None:
+                watch(step + 1)
             bar.update(step + 1, f"loss {targets[-1]:.3f}" + (f", KL {kls[-1]:.4f}" if kls else ""))
     return History(tuple(targets), tuple(kls))
 
@@ -190,6 +199,5 @@ def _backward(loss: Tensor, step: int, weight: float = 1.0) -> float:
     value = float(loss.detach())
     if not torch.isfinite(loss.detach()):
         raise NonFiniteActivations(f"The loss is {value} at step {step}.", "Lower the learning rate, or run in float32.")
-    with torch.inference_mode(False), torch.enable_grad():
-        (loss * weight).backward()
+    (loss * weight).backward()
     return value

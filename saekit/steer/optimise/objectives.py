@@ -87,21 +87,32 @@ def objective(lm: LanguageModel, data: Data, name: str | None = None, options: M
         ConfigError: there is no such objective or option, or it does not take such data.
         CorpusError: a text has fewer than two tokens, or there is none.
     """
-    kinds = {Task: "task", Contrast: "contrast", Labelled: "labelled"}
-    kind = next((name for cls, name in kinds.items() if isinstance(data, cls)), "texts")
+    row = _row(data, name)
+    known = known_options(name, data)
+    for option in options or {}:
+        if option not in known:
+            hint = nearest(option, known) if known else None
+            raise ConfigError(f"The objective {name or _DEFAULTS[_kind(data)]} has no option {option!r:.40}.", hint)
+    found: Loss = resolve(row.target)(lm, data, **dict(options or {}))
+    return found
+
+
+def known_options(name: str | None, data: Data) -> list[str]:
+    """The options of an objective; errors as for :func:`objective`."""
+    return list(inspect.signature(resolve(_row(data, name).target)).parameters)[2:]
+
+
+def _row(data: Data, name: str | None) -> ObjectiveRow:
+    kind = _kind(data)
     row = OBJECTIVES.find(name or _DEFAULTS[kind])
     if kind not in row.needs:
         raise ConfigError(f"The objective {name} takes no {kind}.", f"Give {' or '.join(row.needs)}.")
-    make = resolve(row.target)
-    known = list(inspect.signature(make).parameters)[2:]
-    for option in options or {}:
-        if option not in known:
-            raise ConfigError(
-                f"The objective {name or _DEFAULTS[kind]} has no option {option!r:.40}.",
-                nearest(option, known) if known else None,
-            )
-    found: Loss = make(lm, data, **dict(options or {}))
-    return found
+    return row
+
+
+def _kind(data: Data) -> str:
+    kinds = {Task: "task", Contrast: "contrast", Labelled: "labelled"}
+    return next((name for cls, name in kinds.items() if isinstance(data, cls)), "texts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,9 +267,14 @@ class _Against:
 
 def prefer(lm: LanguageModel, data: Contrast, beta: float = 0.1) -> Loss:
     """-log sigmoid(beta (log p/p0(positive) - log p/p0(negative))), with p0 the unedited model (DPO, arXiv 2305.18290, eq. 7)."""
-    positive, negative = rows_of_texts(lm, data.positive), rows_of_texts(lm, data.negative)
-    before = positive.all_log_probabilities(), negative.all_log_probabilities()
-    return _Against(positive, negative, before, beta, [data.name] * len(data))
+    return preference(lm, data.positive, data.negative, beta)
+
+
+def preference(lm: LanguageModel, positive: Any, negative: Any, beta: float) -> Loss:
+    """:func:`prefer` of texts, or rows of token ids, in pairs."""
+    better, worse = rows_of_texts(lm, positive), rows_of_texts(lm, negative)
+    before = better.all_log_probabilities(), worse.all_log_probabilities()
+    return _Against(better, worse, before, beta, ["pairs"] * len(better.rows))
 
 
 def forget(lm: LanguageModel, data: Any, beta: float = 0.1) -> Loss:

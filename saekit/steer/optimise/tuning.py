@@ -146,7 +146,10 @@ def tune(problem: Problem, method: str = "masked", options: Mapping[str, Any] | 
     if not row.objects and problem.objects is not None:
         takes = ", ".join(name for name, each in TUNERS.items() if each.objects)
         raise ConfigError(f"The method {method} chooses what it tunes; it takes no objects.", f"These take objects: {takes}.")
-    found: Tuned = resolve(row.target)(problem, **dict(options or {}))
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may be in torch.no_grad
+        found: Tuned = resolve(row.target)(problem, **dict(options or {}))
     return found
 
 

@@ -47,6 +47,7 @@ FITS: Registry[Fit] = Registry(
         "sae": Fit(
             f"{_HERE}.features:sae_vector", "features of the SAE, re-ranked by what they cause", ("k", "keep", "beta", "output")
         ),
+        "trained": Fit(f"{_HERE}.trained:trained", "makes the positive texts most likely", ("steps", "lr", "seed", "prefer")),
         "random": Fit(f"{_HERE}.random:random", "control: random direction as long as DiffMean", ("seed",)),
     },
 )

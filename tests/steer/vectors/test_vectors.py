@@ -13,6 +13,7 @@ from saekit.errors import ConfigError, CorpusError, InterventionError, StoreMism
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
 from saekit.steer import Vector, add
+from saekit.steer.optimise import objective
 from saekit.steer.vectors import FITS, FitData, SteeringVector, fit_vector, projections, sae_parts
 from saekit.steer.vectors.pca import pca
 from saekit.steer.vectors.turning import turning_gradient, turns
@@ -238,3 +239,18 @@ def test_unknown_options_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="pairs"):
         pca(FitData(lm, lm.site(SITE), POSITIVE, NEGATIVE[:2]))
     assert all(row.summary for row in FITS.values())
+
+
+@torch.no_grad()
+def test_the_trained_vector_makes_positive_texts_more_likely_than_any_fit_does(lm: LanguageModel) -> None:
+    loss = objective(lm, POSITIVE)
+
+    def cross_entropy(vector: SteeringVector, strength: float) -> float:
+        return float(loss(range(4), [vector.intervention(strength, positions="all")]))
+
+    found = fit_vector(lm, PAIRS, SITE, "trained", options={"steps": 40})
+    others = [fit_vector(lm, PAIRS, SITE, method) for method in ("diffmean", "pca", "probe", "random")]
+    assert cross_entropy(found, 1.0) < min(cross_entropy(each, strength) for each in others for strength in (0.25, 0.5, 1.0))
+    assert cross_entropy(found, 1.0) == pytest.approx(found.facts["loss"][1], rel=0.05)
+    preferred = fit_vector(lm, PAIRS, SITE, "trained", options={"steps": 40, "prefer": 1})
+    assert preferred.facts["loss"][1] < preferred.facts["loss"][0] == pytest.approx(float(np.log(2)), abs=1e-6)
