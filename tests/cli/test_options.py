@@ -47,6 +47,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
     # So are the data, methods and pages of the commands that locate objects.
     known |= {"--data", "--html", "--method", "--task", "--option", "--list", "--top", "--dictionary", "--context", "--texts"}
     known |= {"--positions", "--layers"}
+    # And what is trained, how, and what is to stay as it is.
+    known |= {"--lr", "--steps", "--neutral", "--ref"}
     # And the texts that a search, a label or a vector is about.
     known |= {"--text", "--contrast"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
