@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -65,6 +67,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
         return answer(request, 500, f"An unexpected error: {type(error).__name__}.", "The server's terminal shows the traceback.")
+
+
+def facts_of(error: Exception) -> dict[str, Any]:
+    """What programs are told of an error."""
+    if isinstance(error, SaekitError):
+        return {"error": type(error).__name__, "message": error.what, "hint": error.hint}
+    return {"error": "Error", "message": f"An unexpected error: {type(error).__name__}.", "hint": None}
 
 
 def answer(request: Request, status: int, what: str, hint: str | None = None, kind: str = "") -> Response:

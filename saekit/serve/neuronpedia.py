@@ -7,7 +7,7 @@ is `{layer}-{set}`, as in `2-resid-post-saekit`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -185,7 +185,7 @@ async def _answered(request: Request, served: Served, asked: AskedSteering, answ
         answer.take(event)
         yield sse(answer.whole())
 
-    def end(error: Exception | None) -> Iterable[str]:
+    async def end(error: Exception | None) -> AsyncIterator[str]:
         if error is not None:
             yield sse(facts(error))
 

@@ -31,6 +31,7 @@ ROUTERS: Registry[RouterRow] = Registry(
     {
         "static": RouterRow("saekit.serve.static_files:router"),
         "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
+        "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
         "openai": RouterRow("saekit.serve.openai.routes:router"),
         "neuronpedia": RouterRow("saekit.serve.neuronpedia:router"),
         "features": RouterRow("saekit.serve.pages.features:router", "Features", "features"),

@@ -166,7 +166,7 @@ class _Run:
             chosen, top = (None, ()) if row.top is None else self._likely(r, token, row.top)
             self._emit(number, Token(number, text, token, chosen, top))
         if reason is not None:
-            self._emit(number, End(number, reason, writer.rest()))
+            self._emit(number, End(number, reason, writer.rest(), token if token in self._ends else None))
         return reason is not None
 
     def _likely(self, r: int, token: int, top: int) -> tuple[Likely, tuple[Likely, ...]]:

@@ -47,7 +47,10 @@ async def collect(request: Request, stream: Stream, take: Callable[[Event], obje
 
 
 async def server_sent(
-    request: Request, stream: Stream, chunks: Callable[[Event], Iterable[str]], end: Callable[[Exception | None], Iterable[str]]
+    request: Request,
+    stream: Stream,
+    chunks: Callable[[Event], Iterable[str]],
+    end: Callable[[Exception | None], AsyncIterator[str]],
 ) -> StreamingResponse:
     """A response of server-sent events, once the first event of the stream is there: an error before it is raised.
 
@@ -75,7 +78,7 @@ async def server_sent(
                         yield text
             except Exception as raised:
                 error = raised
-            for text in end(error):
+            async for text in end(error):
                 yield text
         finally:
             stream.close()

@@ -65,6 +65,8 @@ class End:
     reason: Reason
     text: str = ""
     """Text that was held back."""
+    id: int | None = None
+    """The end-of-text token that ended the row."""
 
 
 Event = Begun | Token | End

@@ -136,7 +136,27 @@ def compare(
         )
         for name, arm in arms.items()
     }
-    base = made["baseline"]
+    return compared(lm, made, arms, positions=positions, n_samples=n_samples)
+
+
+def compared(
+    lm: LanguageModel,
+    made: Mapping[str, Generation],
+    arms: Mapping[str, Any],
+    *,
+    positions: Positions | None = None,
+    n_samples: int = 1,
+) -> Comparison:
+    """Measure what was generated under each condition.
+
+    Args:
+        lm: the model.
+        made: the continuations of `baseline`, `steered` and, with a control, `random`.
+        arms: the intervention of each; None for the baseline. `steered` is bound to the model.
+        positions: as they were given to `lm.generate`.
+        n_samples: continuations of each prompt.
+    """
+    base, bound = made["baseline"], arms["steered"]
     prompt_of = [n // n_samples for n in range(len(base.prompts))]
     kls = {
         name: kl(lm, arm, base.prompt_tokens, continuations=base.tokens, positions=positions, prompt_of_text=prompt_of)
@@ -144,18 +164,6 @@ def compare(
         if arm is not None
     }
     fired = firings(lm, bound, base.prompt_tokens, base.tokens, positions=positions)
-    return _comparison(lm, made, kls, bound.intervention, tuple(fired))
-
-
-def _comparison(
-    lm: LanguageModel,
-    made: Mapping[str, Generation],
-    kls: Mapping[str, float],
-    intervention: Intervention,
-    fired: tuple[Firing, ...],
-) -> Comparison:
-    """The comparison of what was generated under each condition, with its perplexity and repetition."""
-    base = made["baseline"]
     return Comparison(
         prompts=base.prompts,
         baseline=base.texts,
@@ -168,6 +176,6 @@ def _comparison(
             name: {"distinct_2": distinct_n(one.tokens, 2), "ngram_entropy": ngram_entropy(one.tokens)}
             for name, one in made.items()
         },
-        intervention=intervention,
-        firings=fired,
+        intervention=bound.intervention,
+        firings=tuple(fired),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -63,11 +63,12 @@ async def _answered(
         await collect(request, stream, lambda event: list(answer.take(event)))
         return JSONResponse(answer.whole())
 
-    def end(error: Exception | None) -> Iterable[str]:
+    async def end(error: Exception | None) -> AsyncIterator[str]:
         if error is not None:
             yield sse(facts(error))
             return
-        yield from map(sse, answer.last())
+        for chunk in answer.last():
+            yield sse(chunk)
         yield DONE
 
     return await server_sent(request, stream, lambda event: map(sse, answer.take(event)), end)
