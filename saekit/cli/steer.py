@@ -25,6 +25,16 @@ class SteeringOptions:
     """What to do with the features, and where."""
 
     op: options.OPERATION = "clamp"
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            help="Any object, vector or kept intervention, and its strength: neuron:2/17:1max, head:3.5:0, french, or JSON with "
+            "target, op, strength and positions. May be repeated.",
+            metavar="OBJECT[:STRENGTH]",
+            show_default=False,
+        ),
+    ] = None
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer in a random direction, with a change of the same norm.")
     ] = True
@@ -69,7 +79,23 @@ class GenerationOptions:
             "--samples", help="Continuations of each prompt. More than one implies --sample.", parser=count(1), metavar="COUNT"
         ),
     ] = 1
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits before sampling. Implies --sample.", show_default=False)
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample among the likeliest tokens whose probabilities add up to this.", show_default=False),
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample among this many of the likeliest tokens; 0: among all.", show_default=False)
+    ] = None
     seed: options.SEED = 0
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The settings of sampling that are given."""
+        given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def steer(
@@ -103,6 +129,9 @@ def steer(
     `--op` chooses the operation on features. clamp sets the coefficient of the feature to the strength, add adds the strength to
     it, scale multiplies it by the strength (1042:2 doubles it), and ablate sets it to 0. ablate takes no strength.
 
+    --with takes every kind of object: `--with neuron:2/17:1max`, `--with head:3.5:0` (a head's strength is a factor), the name of
+    a vector or intervention that the workspace keeps, or JSON as the steering bench of `saekit serve` writes it.
+
     The random control shows whether the effect is specific to the feature: it changes the activations by the same norm in a
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
     shows an effect more reliably than one greedy continuation.
@@ -120,19 +149,22 @@ def steer(
     quiet_libraries()
     from saekit.errors import ConfigError
     from saekit.steer import combine, compare
-    from saekit.workspace import vectors
+    from saekit.workspace import interventions, vectors
 
     decoding = steering.decoding()
-    if not feature and not vector and not decoding:
-        raise ConfigError("There is nothing to steer with.", "Give --feature or --vector.")
+    if not feature and not vector and not steering.by and not decoding:
+        raise ConfigError("There is nothing to steer with.", "Give --feature, --vector or --with.")
     subject = open_subject(place, load)
     ws, lm = subject.workspace, subject.lm
-    if feature and ws is None:
-        raise ConfigError(f"{place} is a model, and --feature needs a workspace.", "Name a workspace, or give --vector.")
+    if (feature or steering.by) and ws is None:
+        needs = "--feature needs" if feature else "--with needs"
+        raise ConfigError(f"{place} is a model, and {needs} a workspace.", "Name a workspace, or give --vector.")
     norms = None if ws is None else ws.median_norm
     changes = [vectors.push(ws, lm, each, norms) for each in vector or []]
     if ws is not None and feature:
         changes.append(ws.intervention(feature, op=steering.op, name=name))
+    if ws is not None and steering.by:
+        changes.append(interventions.described(ws, map(_description, steering.by)))
     result = compare(
         lm,
         prompts,
@@ -144,6 +176,7 @@ def steer(
         decoding=decoding,
         positions=steering.positions,
         seed=generation.seed,
+        **generation.sampling,
     )
     facts = {**result.to_dict(), "measured": ws.causal(feature, name=name) if ws is not None and feature else []}
     if as_json:
@@ -153,6 +186,14 @@ def steer(
     for each in facts["measured"]:
         assert ws is not None, "measures come from a workspace"
         _print_measured(ws, each)
+
+
+def _description(text: str) -> Any:
+    """What `--with` was given: JSON, or a text."""
+    from saekit.errors import ConfigError
+    from saekit.json_files import parse_json
+
+    return parse_json(text, where="--with", error=ConfigError) if text.lstrip().startswith("{") else text
 
 
 def _print_measured(ws: Workspace, facts: dict[str, Any]) -> None:

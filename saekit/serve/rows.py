@@ -281,14 +281,25 @@ class _OneRow:
     of: _OfRow
 
     def __call__(self, rows: Tensor, at: At) -> Tensor:
-        own = (at.batch_N == self.of.row).nonzero().squeeze(1)
-        if not len(own) or self.of.row in self.of.run.failed:
+        is_own = at.batch_N == self.of.row
+        if not bool(is_own.any()) or self.of.row in self.of.run.failed:
             return rows
-        mine = at.rows(own)
-        alone = mine._replace(batch_N=torch.zeros_like(mine.batch_N))  # the row is the only prompt of its request
-        index = own.to(rows.device)
         try:
-            return rows.index_copy(0, index, self.edit.fn(rows[index], alone))
+            return self._pattern(rows, at, is_own) if at.position_N.ndim == 2 else self._tokens(rows, at, is_own)
         except Exception as error:  # of this row alone: the others go on, and the worker reports it
             self.of.run.failed[self.of.row] = error
             return rows
+
+    def _tokens(self, rows: Tensor, at: At, is_own: Tensor) -> Tensor:
+        own = is_own.nonzero().squeeze(1)
+        index = own.to(rows.device)
+        return rows.index_copy(0, index, self.edit.fn(rows[index], _alone(at.rows(own))))
+
+    def _pattern(self, rows: Tensor, at: At, is_own: Tensor) -> Tensor:
+        """Patterns (B, H, Q, K) are edited whole, because their queries are found by their place in the batch."""
+        return torch.where(is_own.to(rows.device)[:, None, None, None], self.edit.fn(rows, _alone(at)), rows)
+
+
+def _alone(at: At) -> At:
+    """The same rows as those of the only prompt of a request."""
+    return at._replace(batch_N=torch.zeros_like(at.batch_N))

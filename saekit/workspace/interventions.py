@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saekit.workspace.workspace import Workspace
 
 SUFFIX = ".json"
+_HEADS = ("head", "q", "k", "v", "pattern")
 _KEYS = ("target", "op", "strength", "positions")
 _HINT = 'Write it like "1042:0.5norm", or {"target": "1042", "op": "clamp", "strength": "0.5norm", "positions": "generated"}.'
 
@@ -80,7 +81,7 @@ def described(ws: Workspace, asked: Iterable[str | Mapping[str, Any]], positions
     A description is
 
     - a text, as `--feature` and `--vector` of `saekit steer` take it: an object or the name of a vector or kept intervention,
-      and a strength. `"1042:0.5norm"`, `"neuron:2/17:1max"`, `"french:0.8norm"`;
+      and a strength. `"1042:0.5norm"`, `"neuron:2/17:1max"`, `"french:0.8norm"`, `"head:3.5:0"` (a factor);
     - `{"target": ..., "op": ..., "strength": ..., "positions": ...}`, where only the target is required;
     - the JSON of an intervention, as :meth:`Intervention.to_dict` gives it.
 
@@ -112,12 +113,12 @@ def resolved(ws: Workspace, intervention: Intervention) -> Intervention:
     Raises:
         UnknownRef, WorkspaceError: a dictionary, or a feature of it, does not exist.
     """
-    for change in intervention.changes:
-        if isinstance(change.target, Ref) and change.target.kind in ("feature", "error"):
-            if change.target.kind == "feature" and ws.database_path.exists():
-                with ws.database() as database:
-                    database.stats(change.target)  # raises where there is no such feature
-            steering.attach_dictionary_of(ws, change.target)
+    targets = [target for change in intervention.changes for target in change.targets]
+    for target in dict.fromkeys(each for each in targets if isinstance(each, Ref) and each.kind in ("feature", "error")):
+        if target.kind == "feature" and ws.database_path.exists():
+            with ws.database() as database:
+                database.stats(target)  # raises where there is no such feature
+        steering.attach_dictionary_of(ws, target)
     return intervention.resolve(ws.lm, stats=_stats(ws), norms=ws.median_norm)
 
 
@@ -168,7 +169,7 @@ def _by_name(ws: Workspace, text: str, op: str | None, positions: Any) -> Interv
     if not bare[:1].isdecimal() and not bare.startswith("@") and "/" not in text and bare not in FORMS:
         hint = nearest(bare, kept) if kept else f"`saekit vector fit {ws.shown} --contrast FILE` makes a vector."
         raise WorkspaceError(f"{ws.shown} has no vector or intervention {bare!r:.80}.", hint)
-    operation = op or "clamp"
+    operation = op or ("scale" if bare in _HEADS else "clamp")  # the coefficient of a head is a vector
     unit, given = parse_feature(text, op=operation)
     other = unit.split(":")[0] in FORMS and not unit.startswith("feature:")
     return intervene(operation, [Ref.parse(unit)] if other else ws.refs(unit), given, positions=positions)

@@ -48,6 +48,7 @@ def push(lm: LanguageModel, seed: int, length: float = 6.0) -> Any:
 
 def rows(lm: LanguageModel) -> list[Row]:
     """Other lengths, samplings and interventions."""
+    prompted = clamp(["neuron:1/9"], 90.0).where("neuron:0/4 > 0 in prompt", "position >= 1")
     sampled = Sampling(temperature=0.9, top_p=0.8, seed=5)
     return [
         Row(ids(lm, "w1 w2 w3"), 8, Sampling(temperature=0)),
@@ -61,6 +62,9 @@ def rows(lm: LanguageModel) -> list[Row]:
             intervention=clamp(["head:1.2"], 9.0, along=torch.ones(4)).bind(lm),
         ),
         Row(ids(lm, "w4 w5"), 6, Sampling(temperature=0), intervention=scale(["pattern:0.1/1<-0"], 0.0).bind(lm)),
+        Row(ids(lm, "w7"), 8, Sampling(temperature=0), intervention=clamp(["neuron:1/5"], 50.0).where('token == "w7"').bind(lm)),
+        Row(ids(lm, "w7 w8"), 8, Sampling(temperature=0), intervention=prompted.bind(lm)),
+        Row(ids(lm, "w8 w8"), 8, Sampling(temperature=0), intervention=prompted.decaying("half:2").bind(lm)),
     ]
 
 
@@ -100,7 +104,7 @@ def test_a_control_of_one_row(lm: LanguageModel) -> None:
     row = Row(ids(lm, "w1 w2"), 9, Sampling(temperature=0), intervention=control)
     heard = Heard()
     continue_rows(lm, [*rows(lm), row], heard)
-    assert heard.tokens(6) == alone(lm, row)
+    assert heard.tokens(9) == alone(lm, row)
 
 
 def test_a_stop_sequence_ends_a_row_and_is_not_given_out(lm: LanguageModel) -> None:

@@ -118,7 +118,7 @@ async def sweep(opened: OpenedHere, served: ServedHere, body: _Body) -> Response
 
 @router.post("/bench/run", tags=["bench"])
 async def run(request: Request, opened: OpenedHere, served: ServedHere, body: _Body) -> Response:
-    """Generate the three arms on one seed, as server-sent events: `text` and `end` of each arm, then `result` with its measures."""
+    """Generate the three arms on one seed, as events: `text` and `end` of each arm, then `result` with its measures."""
     made = Running(opened, served, _with_chips(body))
     stream = served.worker.generate(opened.name, opened.workspace, made.prepare)
     return await server_sent(request, stream, made.chunks, made.end)
