@@ -31,11 +31,11 @@ ROUTERS: Registry[RouterRow] = Registry(
     {
         "static": RouterRow("saekit.serve.static_files:router"),
         "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
-        "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
         "openai": RouterRow("saekit.serve.openai.routes:router"),
         "neuronpedia": RouterRow("saekit.serve.neuronpedia:router"),
         "features": RouterRow("saekit.serve.pages.features:router", "Features", "features"),
         "feature": RouterRow("saekit.serve.pages.feature:router"),
         "search": RouterRow("saekit.serve.pages.search:router", "Search", "search"),
+        "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
     },
 )

@@ -59,7 +59,7 @@
     }
     if (about?.kind === "feature") {
       const [where, unit] = [name.slice(0, name.lastIndexOf("/")), name.slice(name.lastIndexOf("/") + 1)];
-      who.querySelector("b").replaceChildren(element("a", { href: `${at.replace(/\/bench$/, "")}/feature/${where}/${unit}` }, name));
+      who.querySelector("b").replaceChildren(element("a", { href: `${at.replace(/\/bench$/, "")}/feature:${where}/${unit}` }, name));
     }
     const [value, unit] = split(chip.strength);
     const op = element("select", {}, ...["", ...view.operations].map((each) => element("option", { value: each, selected: each === chip.op }, each || "default")));
@@ -97,7 +97,9 @@
     showChips();
   };
   let asked = 0;
+  let typing = 0;
   const find = async (addFirst) => {
+    clearTimeout(typing);
     const text = byId("add").value.trim();
     const mine = (asked += 1);
     if (!text) return byId("found").replaceChildren();
@@ -114,8 +116,7 @@
     } catch (error) { say("add-said", error.message, true); }
     return undefined;
   };
-  let typing = 0;
-  byId("add").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(find, 250); });
+  byId("add").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => find(false), 250); });
   byId("add").addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); find(true); } });
   byId("add-button").addEventListener("click", () => find(true));
   byId("setup").addEventListener("submit", (event) => event.preventDefault());
@@ -168,7 +169,8 @@
       if (each.difference === null || Math.abs(each.difference) < 0.05) return [text];
       const sign = each.difference > 0 ? "up" : "down";
       const span = element("span", { className: sign + level(each.difference), title: `log-probability ${number(each.base)} without, ${number(each.steered)} with; KL here ${number(each.kl)}` }, text);
-      return [span, element("sub", {}, (each.difference > 0 ? "+" : "−") + Math.abs(each.difference).toFixed(1))];
+      const shown = Math.abs(each.difference) >= 1 ? [element("sub", {}, (each.difference > 0 ? "+" : "−") + Math.abs(each.difference).toFixed(1))] : [];
+      return [span, ...shown];
     }));
   };
   const showResult = () => {
