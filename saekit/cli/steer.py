@@ -28,7 +28,7 @@ class SteeringOptions:
     by: Annotated[
         list[str] | None,
         typer.Option(
-            "--with",
+            "--change",
             help="Any object, vector or kept intervention, and its strength: neuron:2/17:1max, head:3.5:0, french, or JSON with "
             "target, op, strength and positions. May be repeated.",
             metavar="OBJECT[:STRENGTH]",
@@ -129,8 +129,8 @@ def steer(
     `--op` chooses the operation on features. clamp sets the coefficient of the feature to the strength, add adds the strength to
     it, scale multiplies it by the strength (1042:2 doubles it), and ablate sets it to 0. ablate takes no strength.
 
-    --with takes every kind of object: `--with neuron:2/17:1max`, `--with head:3.5:0` (a head's strength is a factor), the name of
-    a vector or intervention that the workspace keeps, or JSON as the steering bench of `saekit serve` writes it.
+    --change takes every kind of object: `--change neuron:2/17:1max`, `--change head:3.5:0` (a head's strength is a factor), the
+    name of a vector or intervention that the workspace keeps, or JSON as the steering bench of `saekit serve` writes it.
 
     The random control shows whether the effect is specific to the feature: it changes the activations by the same norm in a
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
@@ -153,11 +153,11 @@ def steer(
 
     decoding = steering.decoding()
     if not feature and not vector and not steering.by and not decoding:
-        raise ConfigError("There is nothing to steer with.", "Give --feature, --vector or --with.")
+        raise ConfigError("There is nothing to steer with.", "Give --feature, --vector or --change.")
     subject = open_subject(place, load)
     ws, lm = subject.workspace, subject.lm
     if (feature or steering.by) and ws is None:
-        needs = "--feature needs" if feature else "--with needs"
+        needs = "--feature needs" if feature else "--change needs"
         raise ConfigError(f"{place} is a model, and {needs} a workspace.", "Name a workspace, or give --vector.")
     norms = None if ws is None else ws.median_norm
     changes = [vectors.push(ws, lm, each, norms) for each in vector or []]
@@ -189,11 +189,11 @@ def steer(
 
 
 def _description(text: str) -> Any:
-    """What `--with` was given: JSON, or a text."""
+    """What `--change` was given: JSON, or a text."""
     from saekit.errors import ConfigError
     from saekit.json_files import parse_json
 
-    return parse_json(text, where="--with", error=ConfigError) if text.lstrip().startswith("{") else text
+    return parse_json(text, where="--change", error=ConfigError) if text.lstrip().startswith("{") else text
 
 
 def _print_measured(ws: Workspace, facts: dict[str, Any]) -> None:

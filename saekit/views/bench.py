@@ -142,7 +142,7 @@ class Setup:
         for chip in self.chips:
             plain = chip.target if not chip.strength else f"{chip.target}:{chip.strength}"
             simple = not chip.op and not chip.positions
-            words += ["--with", plain if simple else json.dumps(chip.described(), ensure_ascii=False)]
+            words += ["--change", plain if simple else json.dumps(chip.described(), ensure_ascii=False)]
         words += ["--max-new-tokens", str(self.max_tokens), "--seed", str(self.seed)]
         for name, value in self.sampling().items():
             words += [f"--{name.replace('_', '-')}", f"{value:g}"]

@@ -92,7 +92,7 @@ def sweep_view(
     found = sweep(
         lm, prompts, lambda strength: scaled(intervention, strength.values), FACTORS, mentions, unit="raw", sampling=sampling
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for factor, point in zip(FACTORS, found.points, strict=True):
         cost = token_effects(lm, scaled(intervention, factor).bind(lm), neutral)
         rows.append(
@@ -106,11 +106,8 @@ def sweep_view(
                 "sample": found.sample(point.steered, 0, mentions),
             }
         )
-    for row in rows:
-        row["frontier"] = not any(
-            other["rate"] >= row["rate"] and other["kl"] <= row["kl"] and (other["rate"], other["kl"]) != (row["rate"], row["kl"])
-            for other in rows
-        )
+    front = best_at_their_cost([(row["kl"], row["rate"]) for row in rows])
+    rows = [{**row, "frontier": each} for row, each in zip(rows, front, strict=True)]
     return {
         "words": list(mentions.words),
         "baseline": {"rate": found.baseline.rate.value},
@@ -118,6 +115,14 @@ def sweep_view(
         "samples": _SAMPLES * len(prompts),
         "n_tokens": sum(map(len, neutral)),
     }
+
+
+def best_at_their_cost(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each (cost, gain), whether no other point gains as much or more at that cost or less (the Pareto front)."""
+    return [
+        not any(cost <= own_cost and gain >= own and (cost, gain) != (own_cost, own) for cost, gain in points)
+        for own_cost, own in points
+    ]
 
 
 def _finite(value: float | None) -> float | None:
