@@ -49,7 +49,7 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def section(quick: bool) -> list[dict[str, Any]]:
     """One row for the base, each specialist and each method."""
-    prompts, steps = (30, 10) if quick else (300, STEPS)
+    prompts, steps = (40, 10) if quick else (200, STEPS)
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place) / skill for skill in SKILLS]
         rows = [scored("base", LanguageModel.load("lab"), prompts)]
@@ -61,6 +61,11 @@ def section(quick: bool) -> list[dict[str, Any]]:
         texts = [calibration(skill) for skill in SKILLS]
         for method, options in METHODS:
             rows.append(merged_row(method, options, (folders, texts), Path(place), prompts))
+    return with_shares(rows)
+
+
+def with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the share of the gain of each specialist that each merged model keeps."""
     base, *experts = rows[:3]
     for row in rows[3:]:
         row["kept"] = [
@@ -87,7 +92,8 @@ def merged_row(
 
 def scored(name: str, lm: LanguageModel, prompts: int) -> dict[str, Any]:
     """Accuracy in both skills, and the mean of other tasks."""
-    found = {each.task: each.value for each in measure(lm, [*SKILLS, *OTHERS], n=prompts, progress=False)}
+    found = {each.task: each.value for each in measure(lm, SKILLS, n=prompts, progress=False)}
+    found |= {each.task: each.value for each in measure(lm, OTHERS, n=prompts // 4, progress=False)}
     others = sum(found[task] for task in OTHERS) / len(OTHERS)
     return {"model": name, **{skill: found[skill] for skill in SKILLS}, "others": others}
 

@@ -83,6 +83,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "edit tune": CommandRow(
             "saekit.cli.edit_tune:edit_tune", "Tune the weights of located objects, or a small change of activations."
         ),
+        "stitch": CommandRow("saekit.cli.stitch:stitch", "Carry steering vectors and an SAE from one model to another."),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

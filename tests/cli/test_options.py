@@ -51,6 +51,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
     known |= {"--lr", "--steps", "--neutral", "--ref"}
     # And the texts that a search, a label or a vector is about.
     known |= {"--text", "--contrast"}
+    # And what is carried from one model to another.
+    known |= {"--vector", "--sae"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
 
 
