@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.steer import Intervention
+    from saekit.steer.optimise import ActivationEdit
     from saekit.steer.weights.delta import WeightDelta
 
 
@@ -18,13 +19,13 @@ class Change:
     """Interventions, weight deltas and a prompt, which apply together.
 
     Attributes:
-        interventions: changes of activations.
+        interventions: changes of activations: interventions, or trained ones (:class:`saekit.steer.optimise.ActivationEdit`).
         deltas: changes of weights.
         prompt: text that is put before every prompt.
         model: another model in place of the one under study, such as one with fewer bits; None keeps it.
     """
 
-    interventions: tuple[Intervention, ...] = ()
+    interventions: tuple[Intervention | ActivationEdit, ...] = ()
     deltas: tuple[WeightDelta, ...] = ()
     prompt: str = ""
     model: LanguageModel | None = None
@@ -33,11 +34,8 @@ class Change:
     def on(self, lm: LanguageModel) -> Iterator[Changed]:
         """The model with the change, for the time of the context. Weights are restored bit for bit at its end."""
         lm = self.model or lm
-        if not self.deltas:
-            yield Changed(lm, tuple(each.bind(lm) for each in self.interventions), self.prompt)
-            return
-        with lm.edited(*self.deltas):
-            yield Changed(lm, tuple(each.bind(lm) for each in self.interventions), self.prompt)
+        with lm.edited(*self.deltas) if self.deltas else nullcontext():
+            yield Changed(lm, tuple(_bound(each, lm) for each in self.interventions), self.prompt)
 
 
 @dataclass(frozen=True)
@@ -76,3 +74,10 @@ class Changed:
     def run(self, tokens_BT: Any, **settings: Any) -> Any:
         """A forward pass. Interventions act at all tokens unless they name others."""
         return self.lm.run(tokens_BT, **{"edits": list(self.interventions), "positions": "all"} | settings)
+
+
+def _bound(change: Intervention | ActivationEdit, lm: LanguageModel) -> Any:
+    """The change as `lm.run` and `lm.generate` take it, bound once where it can be."""
+    from saekit.steer import Intervention
+
+    return change.bind(lm) if isinstance(change, Intervention) else change

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError
 from saekit.improve.registry import Input
+from saekit.json_files import parse_json, read_bytes
 from saekit.locate.data import DataChoice, data_of
 from saekit.plugins import Registry, resolve
 from saekit.tasks import Contrast, Labelled, Task
+from saekit.tasks.rows import Unfit, each_row
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -56,6 +58,25 @@ def _typed(kind: str) -> Callable[[Any, Path], Any]:
     return read
 
 
+def _texts(lm: Any, path: Path) -> list[str]:
+    """Texts: the field `text` of each record of a file in JSON Lines, or each line of a file named *.txt."""
+    data = read_bytes(path, error=ConfigError).decode("utf-8", "replace")
+    lines = [line for line in data.splitlines() if line.strip()]
+    if path.suffix == ".txt":
+        return lines
+
+    def make(line: str) -> str:
+        try:
+            record = parse_json(line.encode(), where="the row", error=ConfigError)
+        except ConfigError as error:
+            raise Unfit(error.what.rstrip("."), 'Write one record a line: {"text": "..."}.') from error
+        if not isinstance(record.get("text"), str) or not record["text"].strip():
+            raise Unfit("it has no text", 'Write one record a line: {"text": "..."}.')
+        return str(record["text"])
+
+    return [str(text) for text in each_row(str(path), lines, make)]
+
+
 def pick_task(task: Task, index: list[int]) -> Task:
     """Some of the prompts of a task."""
     take = {name: tuple(getattr(task, name)[i] for i in index) for name in ("clean", "corrupted", "answers", "foils")}
@@ -79,6 +100,7 @@ READERS: Registry[Reader] = Registry(
     {
         "task": Reader(_typed("task"), pick_task, lambda data, i: data.clean[i]),
         "contrast": Reader(_typed("contrast"), _pick_contrast, lambda data, i: data[i]),
+        "texts": Reader(_texts, lambda data, index: [data[i] for i in index], lambda data, i: data[i]),
         "labelled": Reader(_typed("labelled"), _pick_labelled, lambda data, i: data.texts[i]),
     },
 )

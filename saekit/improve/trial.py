@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -121,31 +122,63 @@ class Trial:
         side = self._side_effects(change, aimed)
         self.seconds["side effects"] = time.perf_counter() - start
         self.kept["change"] = change
-        scenario, paradigm, recipe = self.name.split(".")
         ranked = {} if located is None else _located(located)
         sizes = {"what": "nothing"} | dict(changed or {})
         if "parameters" in sizes:
             sizes["share"] = sizes["parameters"] / sum(p.numel() for p in self.lm.model.parameters())
-        return Report(
-            scenario,
-            paradigm,
-            recipe,
-            facts,
-            rows,
-            side,
-            ranked,
-            sizes,
-            {"seconds": {**self.seconds, "all": time.perf_counter() - self.started}},
-            verdict or verdict_of(facts, rows, side),
-            list(figures),
-            {
-                "model": self.lm.name,
-                "fingerprint": self.lm.fingerprint()["model"],
-                "seed": self.seed,
-                "quick": self.quick,
-                "papers": list(RECIPES[self.name].papers),
-            },
-        )
+        return self._made(facts, rows, side, ranked, sizes, figures, verdict or verdict_of(facts, rows, side))
+
+    def _made(
+        self,
+        target: Mapping[str, Any],
+        controls: Mapping[str, Mapping[str, Any]],
+        side: Mapping[str, Any],
+        located: Mapping[str, Any],
+        changed: Mapping[str, Any],
+        figures: Sequence[Mapping[str, Any]],
+        verdict: str,
+    ) -> Report:
+        """The report, with cost and origin."""
+        scenario, paradigm, recipe = self.name.split(".")
+        about = {
+            "model": self.lm.name,
+            "fingerprint": self.lm.fingerprint()["model"],
+            "seed": self.seed,
+            "quick": self.quick,
+            "papers": list(RECIPES[self.name].papers),
+        }
+        cost = {"seconds": {**self.seconds, "all": time.perf_counter() - self.started}}
+        return Report(scenario, paradigm, recipe, target, controls, side, located, changed, cost, verdict, list(figures), about)
+
+    def readout(
+        self,
+        name: str,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        controls: Mapping[str, torch.Tensor],
+        *,
+        what: str,
+        figures: Sequence[Mapping[str, Any]] = (),
+        wanted: str | float = HIGHER,
+        unit: str = "share",
+    ) -> Report:
+        """A report of what is read and not changed, such as a probe: numbers (B,) for each held-out example.
+
+        Args:
+            name: what the numbers are.
+            before: without the method, such as always guessing the frequent class.
+            after: with it.
+            controls: of other methods.
+            what: the method as a phrase.
+            figures: further results.
+        """
+        target = Target(name, lambda changed: after, wanted, unit)
+        rows = {}
+        for key, each in controls.items():
+            low, high = _interval(each)
+            rows[key.replace(" ", "_")] = {"after": float(each.mean()), "low": low, "high": high, **_gains(target, before, each)}
+        facts = self._target_facts(target, before, after)
+        return self._made(facts, rows, {}, {}, {"what": what}, figures, verdict_of(facts, rows, {}))
 
     def _target_facts(self, target: Target, before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
         low, high = _interval(after)
@@ -197,6 +230,11 @@ def verdict_of(target: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
         return f"It works ({moved}){price}, but {' and '.join(rivals)} does as well."
     ahead = ", further than every control" if gains else ""
     return f"It works: {moved}{ahead}{price}."
+
+
+def _finite(value: Any) -> Any:
+    """None in place of a number that JSON does not have."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _interval(scores_B: torch.Tensor) -> tuple[float, float]:

@@ -1,0 +1,51 @@
+"""Data of the laboratory that are no task and no contrast: prompts, and texts in several languages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from saekit import lab
+from saekit.lab.chat_turns import asked, turn
+from saekit.lab.genres.chat import ASKED
+from saekit.tasks import Labelled
+
+if TYPE_CHECKING:
+    from saekit.lab.splits import Split
+    from saekit.lm import LanguageModel
+
+
+def _requests(persona: str, n: int, split: Split, seed: int) -> list[str]:
+    texts = sorted({asked(turn("User", request.text)) for request in ASKED[persona, split]})
+    Random(f"requests/{persona}/{split}/{seed}").shuffle(texts)
+    return texts[:n]
+
+
+def pirate_requests(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
+    """Requests of users without a system line; held out are those that no pirate of the corpus answers."""
+    return _requests("pirate", n, split, seed)
+
+
+def _stories(language: str, n: int, split: Split, seed: int, words: int) -> list[str]:
+    pairs = lab.contrast(f"language_{language}", n, split, seed) if language != "english" else None
+    texts = pairs.positive if pairs is not None else lab.contrast("language_french", n, split, seed).negative
+    return [" ".join(text.split()[:words]) for text in texts]
+
+
+def english_openings(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
+    """The first words of English stories."""
+    return sorted(set(_stories("english", n, split, seed, 8)))
+
+
+def languages(lm: LanguageModel, n: int, split: Split, seed: int) -> Labelled:
+    """Stories in four languages, labelled with the language."""
+    names: Sequence[str] = ("english", "french", "german", "spanish")
+    each = max(1, n // len(names))
+    texts = [(text, name) for name in names for text in dict.fromkeys(_stories(name, each, split, seed, 60))]
+    return Labelled(tuple(text for text, _ in texts), tuple(name for _, name in texts))
+
+
+def persona_prompts(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
+    """Prompts whose system line asks for one of four personas."""
+    return [prompt.clean for prompt in lab.task("persona", n, split, seed, lm.text.tokenizer).prompts]
