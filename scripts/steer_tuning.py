@@ -2,7 +2,7 @@
 
 Biases. Heads or neurons are located by attribution patching on training prompts, as many as fit into 2 % of the parameters, and
 tuned towards parity with KL to the unedited model on training documents. Bias, tasks and KL are measured on held-out prompts and
-documents before and after. Control: random objects of equal number, and a trained vector at one site.
+documents before and after. Control: random objects, as many as fit into the same share.
 
 Relearning. French is unlearned (negative preference optimisation) by tuning the neurons that LAPE finds for it. Then the whole
 model is fine-tuned on a few French texts. The cross-entropy of held-out French is compared with that of a model that was never
@@ -23,11 +23,12 @@ import torch
 from saekit import LanguageModel, lab
 from saekit.cli.output import table
 from saekit.evaluate.lab import Measurement, measure
+from saekit.evaluate.steering.tuned import preservation
 from saekit.lab.bench import bind
 from saekit.lab.registry import TASKS
 from saekit.locate.registry import METHODS
-from saekit.steer.optimise import MaskedWeights, Problem, Tuned, TuneSettings, WeightMask, objective, train, tune
-from saekit.steer.optimise.objectives import Loss, rows_of_texts
+from saekit.steer.optimise import MaskedWeights, Problem, TuneSettings, WeightMask, objective, train, tune
+from saekit.steer.optimise.objectives import Loss
 from saekit.tasks import Labelled, Ranking, Task
 
 FRACTION = 0.02
@@ -75,7 +76,7 @@ def located(lm: LanguageModel, task: Task, kind: str) -> Ranking:
 
 
 def fixed(lm: LanguageModel, bias: str, kind: str, before: dict[str, Measurement], settings: TuneSettings) -> dict[str, Any]:
-    """Tune the located objects, random ones, and a vector; measure the bias and every task."""
+    """Tune the located objects, and random ones; measure the bias and every task."""
     started = time.monotonic()
     names = BIASES[bias]
     tasks = [bind(name, 150, 1, "train", 0, lm.text.tokenizer) for name in names]
@@ -86,10 +87,10 @@ def fixed(lm: LanguageModel, bias: str, kind: str, before: dict[str, Measurement
     seconds = time.monotonic() - started
     row: dict[str, Any] = {"part": "bias", "bias": bias, "objects": kind, "count": found.count, "share": found.share}
     held = documents(lm, 100, "heldout")
-    row["kl"] = after_kl(lm, found, held)
+    row["kl"] = preservation(lm, found, held)
     with found.on(lm):
         after = {each.task: each for each in measure(lm, tuple(before), n=max(m.n for m in before.values()), progress=False)}
-        row["targets"] = {name: (before_of(lm, name, before), strength(lm, name)) for name in names}
+        row["targets"] = {name: (before[name].value, after[name].value) for name in names}
     losses = {name: points_lost(before[name], after[name]) for name in before if name not in names}
     worst = max(losses, key=lambda name: losses[name])
     row |= {"worst_task": worst, "points_lost": losses[worst], "over_2_points": {n: v for n, v in losses.items() if v > 2}}
@@ -99,13 +100,8 @@ def fixed(lm: LanguageModel, bias: str, kind: str, before: dict[str, Measurement
     control = tune(replace(problem, objects=Ranking(tuple(order), scores)), "masked")
     with control.on(lm):
         row["random"] = {name: strength(lm, name) for name in names}
-    row["random_kl"] = after_kl(lm, control, held)
+    row["random_kl"] = preservation(lm, control, held)
     return row | {"tuning_seconds": seconds}
-
-
-def before_of(lm: LanguageModel, name: str, before: dict[str, Measurement]) -> float:
-    """The planted share before tuning."""
-    return before[name].value if name in before else float("nan")
 
 
 def strength(lm: LanguageModel, name: str, n: int = 200) -> float:
@@ -120,20 +116,6 @@ def points_lost(before: Measurement, after: Measurement) -> float:
     if task.metric == "strength":
         return abs(change)
     return change if task.at_most is not None else -change
-
-
-@torch.no_grad()
-def after_kl(lm: LanguageModel, tuned: Tuned, rows: Sequence[Sequence[int]]) -> float:
-    """KL(unedited || tuned) in nats a token."""
-    texts = rows_of_texts(lm, rows)
-    total, count = 0.0, 0
-    for start in range(0, len(rows), 20):
-        index = list(range(start, min(start + 20, len(rows))))
-        before, _, _ = texts.predictions(index, grad=False)
-        with tuned.on(lm) as edits:
-            after, _, _ = texts.predictions(index, edits, grad=False)
-        total, count = total + float((before.exp() * (before - after)).sum()), count + len(before)
-    return total / count
 
 
 def relearned(lm: LanguageModel, settings: TuneSettings, quick: bool) -> list[dict[str, Any]]:

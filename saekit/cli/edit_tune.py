@@ -14,6 +14,7 @@ from saekit.cli.output import emit, number, quiet_libraries, say, say_path, tabl
 from saekit.cli.subject import WS_OR_MODEL, Subject, contexts, open_subject
 from saekit.cli.values import count
 from saekit.errors import ConfigError
+from saekit.tensor_files import SUFFIX
 
 if TYPE_CHECKING:
     from saekit.steer.optimise import Tuned
@@ -137,12 +138,7 @@ class LoopOptions:
 
 def edit_tune(
     place: WS_OR_MODEL,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", help="File to write. [default: NAME-METHOD.safetensors in edits/ of the workspace]", show_default=False
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="File to write the edit to, ending in .safetensors.", show_default=False)],
     as_json: options.JSON = False,
     *,
     data: DataOptions,
@@ -157,7 +153,7 @@ def edit_tune(
 
     Example: `saekit edit tune lab --data lab:position_bias --objective share --ref head:3.2 --out parity.safetensors`
 
-    Example: `saekit edit tune study --data prompts.jsonl --ranking heads --method pinpoint --fraction 0.02`
+    Example: `saekit edit tune study --data prompts.jsonl --ranking heads --method pinpoint --out heads.safetensors`
 
     Example: `saekit edit tune gpt2 --data pairs.jsonl --method reft --site resid_post.6 --option rank=4 --out reft.safetensors`
     """
@@ -169,7 +165,6 @@ def edit_tune(
     lm = subject.lm
     settings = TuneSettings(loop.steps, loop.batch, loop.lr, loop.weight_decay, loop.preserve, seed=loop.seed)
     train, held, name = _split(subject, data, loop.seed)
-    path = _path(subject, out, f"{name}-{method.method}")
     neutral, neutral_held = _neutral(subject, data)
     of_objective, of_method = _options(data.objective, train, method)
     problem = Problem(
@@ -182,6 +177,8 @@ def edit_tune(
         method.site or (),
         progress=not as_json,
     )
+    if out.suffix != SUFFIX:
+        raise ConfigError(f"The file {out} cannot hold an edit.", f"Give a name that ends in {SUFFIX}.")
     started = time.monotonic()
     found = tune(problem, method.method, of_method)
     seconds = time.monotonic() - started
@@ -196,9 +193,8 @@ def edit_tune(
         "seconds": seconds,
         "seed": loop.seed,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(found.change, facts={**found.change.facts, "tuned_on": name, "measured": facts}).save(path)
-    _show(found, facts, path, as_json)
+    replace(found.change, facts={**found.change.facts, "tuned_on": name, "measured": facts}).save(out)
+    _show(found, facts, out, as_json)
 
 
 def _split(subject: Subject, data: DataOptions, seed: int) -> tuple[Data, Data, str]:
@@ -264,16 +260,6 @@ def _options(name: str | None, data: Data, method: MethodOptions) -> tuple[dict[
 
     given, known = numbers_of(method.option or []), known_options(name, data)
     return {k: v for k, v in given.items() if k in known}, {k: v for k, v in given.items() if k not in known}
-
-
-def _path(subject: Subject, out: Path | None, name: str) -> Path:
-    if out is not None:
-        return out
-    if subject.workspace is None:
-        raise ConfigError("The file of the edit is missing.", "Give --out FILE.safetensors.")
-    from saekit.workspace.rankings import check_name
-
-    return Path(subject.workspace.path) / "edits" / f"{check_name(name, 'edit')}.safetensors"
 
 
 def _show(found: Tuned, facts: dict[str, Any], path: Path, as_json: bool) -> None:

@@ -103,3 +103,4 @@ def test_what_cannot_be_tuned_ends_with_a_message(
     assert message in outcome.stderr + outcome.stdout
     assert not path.exists()
     assert saekit("edit", "tune", stories_path, "--data", prompts, "--ref", "head:1.1").status == 2  # no --out
+    assert saekit("edit", "tune", stories_path, "--data", prompts, "--ref", "head:1.1", "--out", tmp_path / "x.pt").status == 2

@@ -174,24 +174,10 @@ def grouped_batches(groups: Sequence[str], size: int, seed: int) -> Iterator[tup
             yield batches[n]
 
 
-def mean_kl(
-    lm: LanguageModel, neutral: Sequence[str] | Sequence[Sequence[int]], adjustment: Adjustment, batch: int = 16
-) -> float:
-    """KL(unedited || edited) in nats a token over neutral texts, inside `adjustment.training()`."""
-    rows = rows_of_texts(lm, neutral)
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(rows.rows), batch):
-            index = list(range(start, min(start + batch, len(rows.rows))))
-            n = sum(len(rows.rows[i]) - 1 for i in index)
-            total, count = total + n * float(_kl(adjustment, rows, index, grad=False)), count + n
-    return total / count
-
-
-def _kl(adjustment: Adjustment, rows: Rows, index: Sequence[int], *, grad: bool = True) -> Tensor:
+def _kl(adjustment: Adjustment, rows: Rows, index: Sequence[int]) -> Tensor:
     with adjustment.off() as edits:
         before_NV = rows.predictions(index, edits, grad=False)[0]
-    return kl_to(before_NV, rows.predictions(index, adjustment.edits(), grad=grad)[0])
+    return kl_to(before_NV, rows.predictions(index, adjustment.edits())[0])
 
 
 def _backward(loss: Tensor, step: int, weight: float = 1.0) -> float:

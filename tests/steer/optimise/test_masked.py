@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saekit.errors import ConfigError, CorpusError, NonFiniteActivations, UnsupportedModel
+from saekit.evaluate.steering.tuned import preservation
 from saekit.lm import LanguageModel
-from saekit.steer.optimise import MaskedWeights, TuneSettings, WeightMask, objective, train
-from saekit.steer.optimise.loop import mean_kl
+from saekit.steer.optimise import History, MaskedWeights, Tuned, TuneSettings, WeightMask, objective, train
 from saekit.steer.optimise.masked import ALL, Groups
 from saekit.tasks import Contrast, Labelled, Task
 
@@ -200,7 +200,7 @@ def test_half_precision_weights_are_trained_in_float32(task: Task) -> None:
         train(lm, adjustment, loss, None, TuneSettings(steps=20, lr=1e-4), progress=False)
         trained = {name: weight.detach().clone() for name, weight in lm.model.named_parameters()}
         value = float(loss([0, 1, 2]).detach())
-    with lm.edited(adjustment.delta("masked")):
+    with lm.edited(adjustment.delta("masked")), torch.no_grad():
         assert float(loss([0, 1, 2])) == value
         assert all(torch.equal(weight, trained[name]) for name, weight in lm.model.named_parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
@@ -243,11 +243,12 @@ def test_texts_count_each_token_once(lm: LanguageModel) -> None:
 def test_the_preservation_is_kl_by_hand(lm: LanguageModel, neutral: list[list[int]]) -> None:
     before = [logits(lm, row)[:-1].log_softmax(-1) for row in neutral]
     adjustment = MaskedWeights(lm, WeightMask.of(lm, "neuron:1/3"))
-    with adjustment.training():
-        with torch.no_grad():
-            adjustment.leaves()[0].mul_(3)
-        adjustment.stepped()
-        found = mean_kl(lm, neutral, adjustment)
+    with adjustment.training(), torch.no_grad():
+        adjustment.leaves()[0].mul_(3)
+    mask = adjustment.masks[ALL]
+    tuned = Tuned(adjustment.delta("masked"), mask.count, mask.share(lm), History((), ()), mask)
+    found = preservation(lm, tuned, neutral)
+    with tuned.on(lm):
         wanted = float(kl_by_hand(lm, before, neutral))
     assert found == pytest.approx(wanted, rel=1e-9)
     assert wanted > 1e-6
