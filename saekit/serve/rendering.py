@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from saekit.serve.static_files import injected_styles, static_url
 from saekit.terminal import json_safe
 
 JSON = ".json"
-View = Callable[..., dict[str, Any]]
+PART = "x-part"
+"""A script that asks with this header gets the part of a page that is new, to put it into the page that is open."""
+View = Callable[..., dict[str, Any] | Awaitable[dict[str, Any]]]
 
 
 @cache
@@ -32,35 +34,58 @@ def environment() -> Environment:
     return found
 
 
-def page(router: APIRouter, path: str, template: str) -> Callable[[View], View]:
+def page(
+    router: APIRouter, path: str, template: str, *, method: str = "GET", tags: Sequence[str] = ("pages",)
+) -> Callable[[View], View]:
     """Make a page of a function that returns a dict: HTML at `path`, and the dict at `path` with `.json`.
 
     Args:
         router: gets both routes.
         path: as FastAPI has it, without a slash at the end.
         template: file in `templates/`. It gets the dict as `view`; see :func:`html` for what else it gets.
+        method: POST for pages that take a form.
+        tags: of the routes in OpenAPI.
     """
 
     def made(view: View) -> View:
-        @router.get(path + JSON, name=f"{view.__name__}_json", tags=["pages"])
-        @functools.wraps(view)
-        def data(*args: Any, **values: Any) -> Response:
-            return json_response(view(*args, **values))
+        def shown(request: Request, found: dict[str, Any]) -> Response:
+            return html(request, template, found)
 
-        @functools.wraps(view)
-        def shown(*args: Any, request: Request, **values: Any) -> Response:
-            return html(request, template, view(*args, **values))
+        def data(request: Request, found: dict[str, Any]) -> Response:
+            return json_response(found)
 
-        signature = inspect.signature(view)
-        extra = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-        shown.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), extra], return_annotation=Response
-        )
-        shown.__annotations__ = {**view.__annotations__, "request": Request, "return": Response}
-        router.get(path, response_class=HTMLResponse, include_in_schema=False)(shown)
+        both: dict[str, Any] = {"methods": [method], "tags": list(tags)}
+        router.add_api_route(path + JSON, _answering(view, data), name=f"{view.__name__}_json", **both)
+        router.add_api_route(path, _answering(view, shown), response_class=HTMLResponse, include_in_schema=False, **both)
         return view
 
     return made
+
+
+def _answering(view: View, answer: Callable[[Request, dict[str, Any]], Response]) -> Callable[..., Any]:
+    """A route's function: calls `view` with what FastAPI gives it, and makes a response of its dict."""
+    route: Callable[..., Any]
+    if inspect.iscoroutinefunction(view):
+
+        async def waiting(*args: Any, request: Request, **values: Any) -> Response:
+            return answer(request, await view(*args, **values))
+
+        route = waiting
+    else:
+
+        def calling(*args: Any, request: Request, **values: Any) -> Response:
+            found = view(*args, **values)
+            assert isinstance(found, dict)
+            return answer(request, found)
+
+        route = calling
+    functools.update_wrapper(route, view)
+    del route.__wrapped__  # type: ignore[attr-defined]
+    signature = inspect.signature(view, eval_str=True)
+    extra = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    parameters = [*signature.parameters.values(), extra]
+    route.__signature__ = signature.replace(parameters=parameters, return_annotation=Response)  # type: ignore[attr-defined]
+    return route
 
 
 def json_response(data: Any, status: int = 200) -> Response:
@@ -86,6 +111,8 @@ def html(request: Request, template: str, view: dict[str, Any], status: int = 20
         "read_only": served.settings.read_only,
     }
     navigation = [{"title": row.title, "path": f"/w/{ws}/{row.path}".rstrip("/")} for row in ROUTERS.values() if row.title]
+    if request.headers.get(PART):
+        template = f"part_{template}"
     shown = environment().get_template(template)
     return HTMLResponse(
         shown.render(view=view, here=here, navigation=navigation if ws else [], workspaces=list(served.workspaces)), status

@@ -35,6 +35,7 @@ ROUTERS: Registry[RouterRow] = Registry(
         "neuronpedia": RouterRow("saekit.serve.neuronpedia:router"),
         "features": RouterRow("saekit.serve.pages.features:router", "Features", "features"),
         "feature": RouterRow("saekit.serve.pages.feature:router"),
+        "live": RouterRow("saekit.serve.pages.live:router"),
         "search": RouterRow("saekit.serve.pages.search:router", "Search", "search"),
         "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
     },

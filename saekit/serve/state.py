@@ -18,6 +18,7 @@ from saekit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from feature_db import FeatureDB
+    from saekit.sae import SAE
 
 
 class Opened:
@@ -31,6 +32,7 @@ class Opened:
     def __init__(self, name: str, workspace: Workspace) -> None:
         self.name, self.workspace = name, workspace
         self._database: FeatureDB | None = None
+        self._saes: dict[tuple[str, int], SAE] = {}
         self._lock = threading.Lock()
 
     @property
@@ -44,6 +46,21 @@ class Opened:
             if self._database is None:
                 self._database = self.workspace.database()
             return self._database
+
+    def sae(self, address: str) -> SAE:
+        """A dictionary with its weights. The last two are kept; call this in the model worker.
+
+        Raises:
+            WorkspaceError: there is no such dictionary.
+            SAEFormatError: its files are damaged.
+        """
+        weights = self.workspace.dictionaries.folder(*self.workspace.dictionaries.find(address)) / "sae_weights.safetensors"
+        key = address, weights.stat().st_mtime_ns if weights.exists() else 0
+        if key not in self._saes:
+            while len(self._saes) > 1:
+                del self._saes[next(iter(self._saes))]
+            self._saes[key] = self.workspace.sae(address)
+        return self._saes[key]
 
     @contextmanager
     def writing(self) -> Iterator[FeatureDB]:

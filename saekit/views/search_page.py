@@ -23,6 +23,7 @@ MODES: dict[str, str] = {
 }
 """What the box may hold."""
 LIKENESSES = {"decoder": "decoder directions", "words": "words that they fire on", "coactivation": "activations"}
+POOLS = {"best": "tells it from other texts", "max": "maximum over its tokens", "mean": "sum over its tokens"}
 _SIGNALS = {
     "fires_word": ("fires_word", "peaks"),
     "promotes": ("promotes",),
@@ -48,8 +49,8 @@ class Query:
     """With the mode `text`: a text on which not to fire."""
     by: str = "decoder"
     """With the mode `like`: what is compared."""
-    pool: str = "max"
-    """With the mode `text`: `max` over the tokens, or their `sum`."""
+    pool: str = "best"
+    """With the mode `text`: `best` at telling the text from others, or by the `max` or the `mean` over its tokens."""
     dictionary: str = ""
     where: str = ""
     page: int = 1
@@ -68,7 +69,7 @@ class Query:
         return cls(**found)
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", MODES), ("by", LIKENESSES), ("pool", {"max": "", "sum": ""})):
+        for name, known in (("mode", MODES), ("by", LIKENESSES), ("pool", POOLS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.40}.", nearest(getattr(self, name), known))
 
@@ -82,7 +83,7 @@ def search_page(database: FeatureDB, query: Query) -> dict[str, Any]:
     """The features that a query finds, without the model.
 
     Returns:
-        asked: the fields. modes, likenesses, dictionaries: what can be chosen.
+        asked: the fields. modes, likenesses, pools, dictionaries: what can be chosen.
         hits: rows of `ref`, `dictionary`, `feature`, `label`, `kind`, `score`, `density`, `max`, `why`, and `spark`: the
             histogram of the activations in characters.
         page, more: which page, and whether there is another one.
@@ -104,6 +105,7 @@ def search_frame(database: FeatureDB, query: Query) -> dict[str, Any]:
         "asked": asdict(query),
         "modes": MODES,
         "likenesses": LIKENESSES,
+        "pools": POOLS,
         "dictionaries": [sae.dictionary for sae in saes],
         "page": query.page,
     }
