@@ -1,0 +1,113 @@
+"""How fast the web application answers: the first page after its start, a feature, filtered tables of many features, searches.
+
+The server runs as a process of its own. Each page is asked for several times over HTTP; reported are the first answer, the median
+and the slowest of the others. Without a workspace, the database is synthetic.
+
+Example:
+    python -m scripts.bench_serve --features 65536
+    python -m scripts.bench_serve pythia
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from saekit.cli.output import table
+from saekit.workspace.study import FILE, Study
+from scripts.synthetic_database import SITE, make
+
+REPEATS = 15
+_PATIENCE = 60.0
+
+
+def measure(folder: Path, dictionary: str, feature: int) -> list[dict[str, Any]]:
+    """Milliseconds of each page of a workspace."""
+    command = [sys.executable, "-m", "saekit", "serve", str(folder), "--no-open", "--port", "0", "--json"]
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            text = ""
+            while not text.endswith("\n}\n"):
+                text += server.stdout.readline()
+            said = json.loads(text)
+            base = f"{said['url']}w/{next(iter(said['workspaces']))}"
+            _get(base)
+            rows = [{"page": "start to the first page", "first": 1000 * (time.perf_counter() - started)}]
+            rows += [{"page": name, **_times(base + path)} for name, path in _pages(dictionary, feature).items()]
+            return rows
+        finally:
+            server.terminate()
+
+
+def _pages(dictionary: str, feature: int) -> dict[str, str]:
+    table_of = f"/features?dictionary={dictionary}"
+    return {
+        "workspace": "",
+        "feature": f"/feature:{dictionary}/{feature}",
+        "feature as JSON": f"/feature:{dictionary}/{feature}.json",
+        "table": table_of,
+        "table, density": f"{table_of}&density_min=0.0001&density_max=0.01&sort=max",
+        "table, output score": f"{table_of}&output_score_min=0.1&kind=word&sort=output_score",
+        "table, label source": f"{table_of}&source=words&sort=label&down=0",
+        "table, condition": f"{table_of}&where=label+like+%27%25a%25%27",
+        "scatter": f"/scatter?dictionary={dictionary}&y=max",
+        "map": f"/map?dictionary={dictionary}",
+        "search": "/search?q=music",
+        "like": f"/search?q={feature}&mode=like&dictionary={dictionary}",
+    }
+
+
+def _times(address: str) -> dict[str, float]:
+    taken = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        _get(address)
+        taken.append(1000 * (time.perf_counter() - started))
+    return {"first": taken[0], "median": statistics.median(taken[1:]), "slowest": max(taken[1:])}
+
+
+def _get(address: str) -> bytes:
+    request = urllib.request.Request(address, headers={"Accept": "text/html"})
+    with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+        return bytes(answer.read())
+
+
+def _synthetic(folder: Path, n: int) -> Path:
+    """A workspace with a synthetic database of n features."""
+    if not (folder / "features.sqlite").exists():
+        make(folder, n)
+        Study(model="none", sites=[SITE], data="none").save(folder)
+    assert (folder / FILE).exists()
+    return folder
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workspace", type=Path, nargs="?")
+    parser.add_argument("--features", type=int, default=65536, help="size of the synthetic database")
+    parser.add_argument("--dictionary", default=SITE)
+    parser.add_argument("--feature", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, help="where to keep the synthetic database")
+    options = parser.parse_args()
+    if options.workspace is not None:
+        rows = measure(options.workspace, options.dictionary, options.feature)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = _synthetic(options.folder or Path(temporary) / "synthetic", options.features)
+            rows = measure(folder, options.dictionary, options.feature)
+    table([{"page": row["page"], **{name: f"{row[name]:.0f} ms" if name in row else "" for name in ("first", "median", "slowest")}} for row in rows])
+
+
+if __name__ == "__main__":
+    main()
