@@ -106,7 +106,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = _synthetic(options.folder or Path(temporary) / "synthetic", options.features)
             rows = measure(folder, options.dictionary, options.feature)
-    table([{"page": row["page"], **{name: f"{row[name]:.0f} ms" if name in row else "" for name in ("first", "median", "slowest")}} for row in rows])
+    table(
+        [
+            {
+                "page": row["page"],
+                **{name: f"{row[name]:.0f} ms" if name in row else "" for name in ("first", "median", "slowest")},
+            }
+            for row in rows
+        ]
+    )
 
 
 if __name__ == "__main__":

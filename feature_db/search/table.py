@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from feature_db.records import IndexedSAE
 from feature_db.search.arrays import Arrays
 from feature_db.search.columns import column
-from feature_db.search.lookup import Lookup
 from feature_db.search.query import Filter
-from feature_db.search.where import condition
+from feature_db.search.where import Columns, condition
 from feature_db.store import stored, vectors
 from feature_db.store.addressed import Addressed
 from feature_db.store.read import label_of
@@ -45,14 +44,14 @@ class ColumnCache:
         self._kept: dict[tuple[int, str, str], tuple[_State, NDArray[Any]]] = {}
         self._maps: dict[tuple[int, str], tuple[NDArray[np.float32], tuple[float, float]]] = {}
 
-    def of(self, db: sqlite3.Connection, sae: IndexedSAE, name: str) -> NDArray[Any]:
-        """(F,) values of a column: float64 with NaN for unknown ones, or text."""
-        key, state = (sae.id, sae.fingerprint, name), self._state()
+    def of(self, db: sqlite3.Connection, sae: IndexedSAE, name: str, *, ranked: bool = False) -> NDArray[Any]:
+        """(F,) values of a column: float64 with NaN for unknown ones, or text; or the ranks of these texts."""
+        key, state = (sae.id, sae.fingerprint, f"{name} ranks" if ranked else name), self._state()
         with self._lock:
             known = self._kept.get(key)
         if known is not None and known[0] == state:
             return known[1]
-        found = _read(db, sae, name)
+        found = np.unique(self.of(db, sae, name).astype(str), return_inverse=True)[1] if ranked else _read(db, sae, name)
         with self._lock:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
@@ -139,12 +138,21 @@ class Tables:
         """Numbers of the features of a dictionary that fulfil a condition (:mod:`feature_db.search.where`), ascending."""
         sae = self._addressed.one(dictionary)
         chosen = Filter([sae.id], None, (0.0, 1.0), False, condition(where))
-        ids = np.arange(sae.n_features) + feature_id(sae.id, 0)
+        every = np.arange(sae.n_features)
         with self._reading() as db:
-            lookup = Lookup(db, chosen, "", lambda _: self._arrays.features.of(sae))
-            ids = ids[lookup.passes(ids)]
-            ids = ids[lookup.may_fulfil_rest(ids)]
-            return ids[lookup.fulfil_rest(ids)] - feature_id(sae.id, 0)
+            arrays = self._arrays.features.of(sae)
+            passes = chosen.passes(Columns(arrays, every, db))
+            for each in chosen.rest:
+                sql = f"SELECT number FROM feature WHERE sae = ? AND {each.sql}"
+                found = db.execute(sql, (sae.id, *each.parameters)).fetchall()
+                passes &= np.isin(every, [number for (number,) in stored.rows("the features", found, stored.INT)])
+        return every[passes]
+
+    def ranks(self, dictionary: str | Site | Address, name: str) -> NDArray[np.int64]:
+        """(F,) the place of each feature's value among all different values of a column of text, in alphabetical order."""
+        sae = self._addressed.one(dictionary)
+        with self._reading() as db:
+            return self._columns.of(db, sae, name, ranked=True)
 
     def map_of(self, dictionary: str | Site | Address) -> tuple[NDArray[np.float32], tuple[float, float]]:
         """The decoder directions of a dictionary in two dimensions: :func:`projected`, computed once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -18,18 +18,20 @@ from feature_db.exchange import neuronpedia
 from feature_db.exchange.names import Names
 from feature_db.records import IndexedSAE
 from saekit.errors import ConfigError, UnknownRef
-from saekit.lm import LanguageModel
 from saekit.serve.openai.answers import finite, sse
 from saekit.serve.openai.asked import MOST_TEXT, Message
 from saekit.serve.openai.failures import facts
 from saekit.serve.prompts import chat_prompt, text_ids
 from saekit.serve.rendering import json_response
-from saekit.serve.rows import Row, Sampling
+from saekit.serve.sampling import Row, Sampling
 from saekit.serve.sending import collect, server_sent
 from saekit.serve.state import Opened, Served, ServedHere
 from saekit.serve.stream import End, Event, Likely, Token
 from saekit.serve.worker import Work
 from saekit.workspace.interventions import described
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
 
 router = APIRouter(prefix="/api", tags=["Neuronpedia"])
 _ARMS = ("DEFAULT", "STEERED")

@@ -228,9 +228,10 @@ def _sorted(database: FeatureDB, sae: IndexedSAE, numbers: NDArray[np.int64], as
     """The numbers in order; unknown values are last, ties are ordered by number."""
     import numpy as np
 
-    values = database.column(sae.dictionary, asked.sort)[numbers]
-    if values.dtype.kind != "f":
-        _, values = np.unique(values.astype(str), return_inverse=True)
+    column = database.ranks if asked.sort == "label" else database.column
+    values = column(sae.dictionary, asked.sort)[numbers]
+    if values.dtype.kind == "U":
+        _, values = np.unique(values, return_inverse=True)
     return numbers[np.lexsort((numbers, -values if asked.down else values))]
 
 

@@ -25,6 +25,8 @@ def test_every_column_is_that_of_the_records(db: FeatureDB) -> None:
     assert db.column(SITE, "kind").tolist() == [each.kind for each in records]
     assert db.column(SITE, "label").tolist() == [each.label for each in records] == db.shown_labels(SITE, range(n))
     assert db.column(SITE, "label_source").tolist() == [each.labels[0].method if each.labels else "" for each in records]
+    labels = [each.label for each in records]
+    assert db.ranks(SITE, "label").tolist() == [sorted(set(labels)).index(label) for label in labels]
     assert {*COLUMNS} >= {"density", "label_source"}
     with pytest.raises(ConfigError, match="column"):
         db.column(SITE, "secret")
@@ -39,7 +41,17 @@ def test_a_column_is_read_again_when_the_database_changes(db: FeatureDB) -> None
     assert db.column(SITE, "label")[1:].tolist() == before[1:].tolist()
 
 
-@pytest.mark.parametrize("where", ["density > 0", "count >= 3 and kind = 'word'", "label like '%o%'", "list = 'mine'", "max < 0"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "density > 0",
+        "count >= 3 and kind = 'word'",
+        "label like '%o%'",
+        "list = 'mine'",
+        "max < 0",
+        "not label like '%o%' or count > 5",
+    ],
+)
 def test_matching_features_are_those_of_browsing(db: FeatureDB, where: str) -> None:
     db.add_to_list("mine", [(SITE, 2), (SITE, 0)])
     wanted = [hit.feature for hit in db.browse(k=1000, live=False, where=where)]

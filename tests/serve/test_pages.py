@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from starlette.testclient import TestClient
 from saekit.workspace.workspace import Workspace
 from tests.serve.conftest import Client
 
+ROOT = Path(__file__).parents[2]
 SITE = "resid_post.2"
 PAGES = [
     "/w/study",
@@ -270,3 +273,18 @@ def test_the_files_of_pages_are_kept_by_browsers(client: TestClient) -> None:
         answer = client.get(f"/static/{name}")
         assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"]
         assert client.get(f"/static/{name}", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+
+
+def test_reading_loads_no_torch(served_workspace: Path) -> None:
+    """The model's libraries take seconds to load, so that nothing but a request for the model may load them."""
+    code = f"""
+import sys
+from starlette.testclient import TestClient
+from saekit.serve.app import create_app
+with TestClient(create_app([{str(served_workspace)!r}]), base_url="http://127.0.0.1") as client:
+    for path in {PAGES!r}:
+        assert client.get(path).status_code == 200, path
+        print(path, [name for name in ("torch", "transformers", "plotly") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {line.split(" ", 1)[1] for line in done.stdout.splitlines()} == {"[]"}, done.stdout

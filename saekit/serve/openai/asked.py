@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from saekit.serve.rows import Sampling
+from saekit.serve.sampling import Sampling
 
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
 MOST_TEXT = 1 << 20

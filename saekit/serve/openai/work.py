@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saekit.serve.openai.asked import Asked, AskedChat, AskedCompletion
 from saekit.serve.openai.models import Model
 from saekit.serve.prompts import chat_prompt, text_ids
-from saekit.serve.rows import Row, score
+from saekit.serve.sampling import Row
 from saekit.serve.worker import Limits, Work
 from saekit.workspace.interventions import described
 
@@ -23,6 +23,8 @@ def completion_work(model: Model, asked: AskedCompletion) -> Prepare:
     """The rows of `POST /v1/completions`: the `n` answers to the first prompt, then those to the second, and so on."""
 
     def prepare(lm: LanguageModel) -> Work:
+        from saekit.serve.rows import score
+
         intervention = steering(model, asked, lm)
         most = 16 if asked.max_tokens is None else asked.max_tokens
         rows = _rows(asked, [_ids(lm, prompt) for prompt in prompts_of(asked)], most, asked.logprobs, intervention)
