@@ -64,28 +64,31 @@ def page(
 
 def _answering(view: View, answer: Callable[[Request, dict[str, Any]], Response]) -> Callable[..., Any]:
     """A route's function: calls `view` with what FastAPI gives it, and makes a response of its dict."""
-    route: Callable[..., Any]
     if inspect.iscoroutinefunction(view):
 
         async def waiting(*args: Any, request: Request, **values: Any) -> Response:
             return answer(request, await view(*args, **values))
 
-        route = waiting
-    else:
+        return _signed(waiting, view)
 
-        def calling(*args: Any, request: Request, **values: Any) -> Response:
-            found = view(*args, **values)
-            assert isinstance(found, dict)
-            return answer(request, found)
+    def calling(*args: Any, request: Request, **values: Any) -> Response:
+        found = view(*args, **values)
+        assert isinstance(found, dict)
+        return answer(request, found)
 
-        route = calling
+    return _signed(calling, view)
+
+
+def _signed(route: Any, view: View) -> Callable[..., Any]:
+    """`route` with the parameters of `view`, which FastAPI reads, and the request."""
     functools.update_wrapper(route, view)
-    del route.__wrapped__  # type: ignore[attr-defined]
+    del route.__wrapped__  # FastAPI would look at it instead
     signature = inspect.signature(view, eval_str=True)
     extra = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
     parameters = [*signature.parameters.values(), extra]
-    route.__signature__ = signature.replace(parameters=parameters, return_annotation=Response)  # type: ignore[attr-defined]
-    return route
+    route.__signature__ = signature.replace(parameters=parameters, return_annotation=Response)
+    found: Callable[..., Any] = route
+    return found
 
 
 def json_response(data: Any, status: int = 200) -> Response:

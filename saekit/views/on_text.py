@@ -128,7 +128,7 @@ def pooled(database: FeatureDB, query: Query, found: Fired, other: Fired | None)
 
     address = query.dictionary
     largest_F = database.column(address, "max")
-    score_F = _pooled(found, largest_F, query.pool)
+    score_F: NDArray[Any] = _pooled(found, largest_F, query.pool)
     if other is not None:
         score_F = score_F - _pooled(other, largest_F, query.pool)
     score_F = np.round(np.minimum(score_F, 1.0), 6)

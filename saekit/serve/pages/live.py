@@ -53,9 +53,11 @@ async def test(opened: OpenedHere, served: ServedHere, dictionary: str, number: 
 async def steer(opened: OpenedHere, served: ServedHere, dictionary: str, number: int, form: Sent) -> dict[str, Any]:
     """A prompt (`prompt`) continued without and with a feature turned on (`strength`, `op`, `tokens`, `seed`)."""
     record = await run_in_threadpool(opened.database.feature, (dictionary, number))
-    given = {name: value for name in Steering._fields if (value := form.text(name))}
-    numbers = {name: _whole(name, given.pop(name)) for name in ("tokens", "seed") if name in given}
-    asked = Steering(**{"prompt": "", **given, **numbers})
+    given: dict[str, Any] = {name: value for name in Steering._fields if (value := form.text(name))}
+    for name in ("tokens", "seed"):
+        if name in given:
+            given[name] = _whole(name, given[name])
+    asked = Steering(**{"prompt": "", **given})
     _bounded(asked.prompt)
     return await with_model(served, opened, lambda _: steered(opened.workspace, record, asked))
 
