@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, cast, get_args
 
 from saekit.errors import ConfigError
@@ -84,6 +85,7 @@ class TokenPositions:
             raise ConfigError(f"{given!r:.80} are no positions.", hint) from error
 
     @classmethod
+    @cache
     def _read(cls, text: str) -> TokenPositions:
         rows = [[place for place in row.split(",") if place.strip()] for row in text.removesuffix("|").split("|")]
         if not text.strip() or not all(_PLACE.fullmatch(place) for row in rows for place in row):

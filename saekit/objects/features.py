@@ -70,7 +70,7 @@ class Features(Space):
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
         rows = self._rows(h)
-        acts = self.sae.encode_dense(rows) if units is None else self.sae.encode_features(rows, self.check(units))
+        acts = self.sae.encode_dense(rows) if units is None else self.sae.encode_features(rows, self._checked(units))
         return acts.to(h.device, wide(h.dtype)).reshape(*self._leading(h), acts.shape[-1])
 
     def write(self, h: Tensor, units: Units, values: Tensor | float, *, current: Tensor | None = None) -> Tensor:
@@ -105,7 +105,7 @@ class Features(Space):
         return gradient * self._scale(h) if self._rescales else gradient
 
     def vectors(self, units: Units | None = None) -> Tensor:
-        vectors = self.sae.feature_vectors(None if units is None else self.check(units))
+        vectors = self.sae.feature_vectors(None if units is None else self._checked(units))
         return vectors.to(wide(vectors.dtype))
 
     def lengths(self, units: Units, norm: float) -> Tensor:
@@ -119,6 +119,11 @@ class Features(Space):
     def ref(self, unit: int) -> Ref:
         self.check([unit])
         return Ref.feature(self.address, unit)
+
+    def _checked(self, units: Units) -> Units:
+        """Units that exist. A list stays a list, which the SAE reads faster than a tensor."""
+        index = self.check(units)
+        return units if isinstance(units, list) else index
 
     @property
     def key(self) -> Hashable:

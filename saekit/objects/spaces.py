@@ -157,6 +157,8 @@ class Space(ABC):
         """
         if units is None:
             return torch.arange(self.n_units, device=device)
+        if isinstance(units, list) and all(type(unit) is int and 0 <= unit < self.n_units for unit in units):
+            return torch.tensor(units, dtype=torch.long, device=device)
         index = torch.as_tensor(units, dtype=torch.long).reshape(-1).cpu()
         wrong = index[(index < 0) | (index >= self.n_units)]
         if wrong.numel():
@@ -168,7 +170,8 @@ class Space(ABC):
 
     def _check_written(self, units: Units, device: torch.device) -> Tensor:
         index = self.check(units)
-        if index.unique().numel() != index.numel():
+        different = len(set(units)) if isinstance(units, list) else index.unique().numel()
+        if different != index.numel():
             raise InterventionError(f"A {self.label} at {self.site} is written twice at once.", "Name each unit once.")
         return index.to(device)
 

@@ -376,6 +376,8 @@ class SAE(nn.Module):
         return self.b_dec
 
     def _features(self, features: Sequence[int] | Tensor) -> Tensor:
+        if isinstance(features, list) and all(type(each) is int and 0 <= each < self.cfg.n_latents for each in features):
+            return torch.tensor(features, dtype=torch.int64, device=self.device)
         wanted = torch.as_tensor(features, dtype=torch.int64, device=self.device).reshape(-1)
         wrong = wanted[(wanted < 0) | (wanted >= self.cfg.n_latents)]
         if len(wrong):

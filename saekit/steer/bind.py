@@ -202,6 +202,8 @@ class _Step(NamedTuple):
     """Which of the units."""
     amounts: Amounts
     decay: Schedule | None
+    every: bool
+    """`columns` are all units in their order."""
 
     def factor(self, at: At, like: Tensor) -> Tensor | None:
         """The factor of the effect at each token, (N, 1, ...) with as many dimensions as `like`; None for 1."""
@@ -241,7 +243,8 @@ class Plan:
             amounts = Amounts.stack([each.change for each in mine], operation)
             if operation.factor or operation.length:
                 amounts.values = amounts.values.reshape(*amounts.values.shape[:2], *(1 for _ in space.unit_shape))
-            steps.append(_Step(name, torch.tensor([column[each.unit] for each in mine]), amounts, decay))
+            columns = [column[each.unit] for each in mine]
+            steps.append(_Step(name, torch.tensor(columns), amounts, decay, columns == list(range(len(units)))))
         exclusive = [(each.operation.order, each.unit) for each in placed if each.operation.merge is None]
         for order, unit in exclusive:
             if exclusive.count((order, unit)) > 1:
@@ -257,9 +260,10 @@ class Plan:
                 given = step.amounts.at(at, rows)
                 factor = step.factor(at, given)
                 given = given if factor is None else given * factor
-                part = given.new_zeros(len(given), len(self.units), *given.shape[2:])
-                part = part.index_copy(1, step.columns.to(rows.device), given)
-                total = part if total is None else total + part
+                if not step.every:
+                    part = given.new_zeros(len(given), len(self.units), *given.shape[2:])
+                    given = part.index_copy(1, step.columns.to(rows.device), given)
+                total = given if total is None else total + given
             assert total is not None
             return self.space.add(rows, self.units, total)
         if read is None:
@@ -268,6 +272,9 @@ class Plan:
             current = read.current[:, [read.units.index(unit) for unit in self.units]]
         new = current
         for step in self.steps:
+            if step.every:
+                new = step.made(new, at)
+                continue
             columns = step.columns.to(new.device)
             new = new.index_copy(1, columns, step.made(new.index_select(1, columns), at))
         return self.space.write(rows, self.units, new, current=current)

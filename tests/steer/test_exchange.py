@@ -19,7 +19,7 @@ from saekit.errors import ConfigError, InterventionError, NotExportable
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
 from saekit.sae import SAE
-from saekit.steer import Intervention, Vector, ablate, add, clamp, scale
+from saekit.steer import Intervention, Vector, ablate, add, clamp, intervene, scale
 from saekit.steer.exchange import export, import_
 from tests.kit.tiny import make_lm
 
@@ -170,6 +170,9 @@ REFUSED: list[tuple[str, Callable[[LanguageModel], Intervention], str]] = [
     ("easysteer", lambda lm: add("neuron:1/3", 1.0), "block's output"),
     ("hooks", lambda lm: add(vector(lm, "resid_post.1"), 1.0, positions="last"), "restricted"),
     ("hooks", lambda lm: clamp(vector(lm, "resid_post.1"), [1.0, 2.0]), "differs between prompts"),
+    ("hooks", lambda lm: intervene("cap", "neuron:1/3", "4raw"), "not affine"),
+    ("hooks", lambda lm: add(vector(lm, "resid_post.1"), 1.0).decaying("half:4"), "condition or a schedule"),
+    ("gguf", lambda lm: add(vector(lm, "resid_post.1"), 1.0).decaying("half:4"), "condition or a schedule"),
 ]
 
 

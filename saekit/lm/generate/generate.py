@@ -16,8 +16,8 @@ from saekit.errors import ConfigError, UnsupportedModel
 from saekit.lm.exclusive import is_innermost
 from saekit.lm.generate.sampling import noise_seed, own_noise, sampled
 from saekit.lm.generate.settings import check_number, decoding_settings
-from saekit.lm.ordinary_tokens import positions_from_mask
-from saekit.lm.run.edits import Edit, TokenWindow, expand_edits
+from saekit.lm.generate.tracker import Tracker
+from saekit.lm.run.edits import Edit, expand_edits
 from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.hooks import ForwardPass
 from saekit.lm.run.logits import LogitsEdit, changed, logits_edits, sites_of
@@ -164,7 +164,9 @@ def _continue(
     tokens_BT, mask_BT = (tensor.to(lm.device) for tensor in lm.text.pad(rows, "left"))
     forward_pass = ForwardPass(lm, sites_of(rules), edits)
 
-    begun, columns = False, 0
+    default = GENERATION if positions is None else positions
+    tracker = Tracker(mask_BT, prompt_of_row, lm.special_tensor, default, bool(settings.get("prefill_chunk_size")))
+    begun = False
 
     def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal begun
@@ -174,14 +176,8 @@ def _continue(
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not is_innermost(forward_pass):
             return
-        nonlocal columns
-        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
-        # A cache without keys and values does not know its length. A pass over several columns is then over all of them, unless
-        # the prompt is read in chunks.
-        goes_on = ids.shape[1] == 1 or settings.get("prefill_chunk_size")
-        start = _cached(cache) or (columns if goes_on else 0)
-        columns = start + ids.shape[1]
-        forward_pass.begin(ids.shape[0], ids.shape[1], _window(lm, ids, start, mask_BT, prompt_of_row, positions))
+        ids = kwargs["input_ids"]
+        forward_pass.begin(*ids.shape, tracker.window(ids, kwargs.get("past_key_values")))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if is_innermost(forward_pass):
@@ -212,36 +208,6 @@ def _continue(
     if settings.get("stop_strings"):
         found = [_until_string(row, ids, settings) for row, ids in zip(rows, found)]
     return found
-
-
-def _cached(cache: Any) -> int:
-    """The length of a cache; 0 if there is none, or if it only holds the states of recurrent layers."""
-    try:
-        return 0 if cache is None else int(cache.get_seq_length())
-    except (AttributeError, ValueError):
-        return 0
-
-
-def _window(
-    lm: RunnableModel, ids: Tensor, start: int, mask_BT: Tensor, prompt_of_row: list[int], positions: Positions | None
-) -> TokenWindow:
-    """The window of a forward pass over the columns from `start` on, of sequences whose prompts are where `mask_BT` is 1.
-
-    `start` is the length of the cache. Chunks of a prompt and steps of decoding therefore need no distinction.
-    """
-    beams, end = ids.shape[0] // mask_BT.shape[0], start + ids.shape[1]
-    grown_BT = torch.nn.functional.pad(mask_BT, (0, max(0, end - mask_BT.shape[1])), value=1)
-    real_BT = grown_BT.bool().repeat_interleave(beams, 0)
-    return TokenWindow(
-        tokens_BT=ids,
-        real_BT=real_BT[:, start:end],
-        position_BT=positions_from_mask(real_BT)[:, start:end],
-        prompt_B=mask_BT.sum(1).repeat_interleave(beams),
-        row_B=torch.tensor(prompt_of_row, device=ids.device).repeat_interleave(beams),
-        special=lm.special_tensor,
-        default=GENERATION if positions is None else positions,
-        mask_BC=real_BT,
-    )
 
 
 def _rows(lm: RunnableModel, prompts: Any, attention_mask: Any) -> tuple[list[list[int]], list[str]]:

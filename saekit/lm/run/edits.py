@@ -139,15 +139,15 @@ class _Chosen(NamedTuple):
     chosen_BT: Tensor | None  # None: every token
     place: tuple[Tensor, Tensor]
     at: At
-    everywhere: At  # (B,) and (B, T), for patterns
 
     def to(self, device: torch.device) -> _Chosen:
         b, t = self.place
+        if b.device == device:
+            return self
         return _Chosen(
             None if self.chosen_BT is None else self.chosen_BT.to(device),
             (b.to(device), t.to(device)),
             self.at.to(device),
-            self.everywhere.to(device),
         )
 
 
@@ -204,7 +204,9 @@ class TokenWindow:
         """`x` (B, T, ...), or a pattern (B, H, T, K), with the edit's tokens changed; `x` itself if it touches none."""
         rows = self._rows(edit.positions, x.device)
         if edit.site.kind == "pattern":
-            new = _call(edit, x, rows.everywhere)
+            none = rows.at.row_N[:0]
+            everywhere = At(self.row_B, self.position_BT, self.chosen, self, none, none)  # not by tokens
+            new = _call(edit, x, everywhere.to(x.device))
             return new if rows.chosen_BT is None else torch.where(rows.chosen_BT[:, None, :, None], new, x)
         if rows.chosen_BT is None:
             return _call(edit, x.flatten(0, 1), rows.at).reshape(x.shape)
@@ -228,12 +230,21 @@ class TokenWindow:
         which = self._effective(positions)
         if (which, device) not in self._cache:
             chosen_BT = self._chosen(which)
-            every_BT = torch.ones_like(self.tokens_BT, dtype=torch.bool) if chosen_BT is None else chosen_BT
-            b, t = every_BT.nonzero(as_tuple=True)
-            at = At(self.row_B[b], self.position_BT[b, t], lambda positions: self.chosen(positions)[b, t], self, b, t)
-            everywhere = At(self.row_B, self.position_BT, self.chosen, self, b[:0], t[:0])  # not by tokens
-            self._cache[which, device] = _Chosen(chosen_BT, (b, t), at, everywhere).to(device)
+            if chosen_BT is not None and bool(chosen_BT.all()):
+                chosen_BT = None  # the usual step of decoding: nothing is taken apart
+            b, t = self._every if chosen_BT is None else chosen_BT.nonzero(as_tuple=True)
+            whole = chosen_BT is None and self.tokens_BT.shape[1] == 1
+            places = (self.row_B, self.position_BT[:, 0]) if whole else (self.row_B[b], self.position_BT[b, t])
+            at = At(*places, lambda positions: self.chosen(positions)[b, t], self, b, t)
+            self._cache[which, device] = _Chosen(chosen_BT, (b, t), at).to(device)
         return self._cache[which, device]
+
+    @property
+    def _every(self) -> tuple[Tensor, Tensor]:
+        """Row and column of every token, row by row."""
+        B, T = self.tokens_BT.shape
+        number = torch.arange(B * T, device=self.tokens_BT.device)
+        return (number, torch.zeros_like(number)) if T == 1 else (number // T, number % T)
 
     def _effective(self, positions: Choice | None) -> _Effective:
         """`positions` with the default filled in; None is every real token, a set is a union."""

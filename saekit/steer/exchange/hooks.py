@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.steer.intervention import Intervention
 
+_AFFINE = ("ablate", "clamp", "scale", "add")
 _TEMPLATE = Path(__file__).with_name("hooks_template.txt")
 
 
@@ -105,18 +106,18 @@ def _vectors(space: Features | Directions, units: list[int]) -> Tensor:
 
 
 def _affine(plan: Plan, site: Site) -> tuple[list[float], list[float]]:
-    """The factor and the constant of each unit: what the operations make of the coefficients 0, 1 and 2."""
+    """The factor and the constant of each unit: what the operations make of the coefficients 0 and 1."""
     shape = plan.space.unit_shape
-    made = torch.tensor([0.0, 1.0, 2.0], dtype=torch.double).view(3, 1, *(1 for _ in shape)).expand(3, len(plan.units), *shape)
+    made = torch.tensor([0.0, 1.0], dtype=torch.double).view(2, 1, *(1 for _ in shape)).expand(2, len(plan.units), *shape)
     for step in plan.steps:
+        if step.op not in _AFFINE:
+            raise NotExportable(f"{step.op} at {site} is not affine in the coefficient.", f"Use {', '.join(_AFFINE)}.")
         if len(step.amounts.values) != 1 or step.amounts.by != "prompt":
             raise NotExportable(f"The change at {site} differs between prompts or positions.", "Give one strength.")
         new = applied(step.op, made.index_select(1, step.columns), step.amounts.values.double())
         made = made.index_copy(1, step.columns, new)
-    constant, factor = made[0].flatten(), (made[1] - made[0]).flatten()
-    if not torch.allclose(made[2].flatten(), constant + 2 * factor, rtol=1e-9, atol=1e-12):
-        raise NotExportable(f"The operation at {site} is not affine in the coefficient.", "Use ablate, clamp, scale or add.")
-    return factor.tolist(), constant.tolist()
+    constant = made[0].flatten()
+    return (made[1].flatten() - constant).tolist(), constant.tolist()
 
 
 def _encoder(space: Features, units: list[int]) -> dict[str, Any]:
