@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SECTIONS: dict[str, str] = {
     "concepts": "scripts.steer_concepts",
+    "overhead": "scripts.steer_overhead",
     "tuning": "scripts.steer_tuning",
 }
 """Name -> module. A new section is one file and one row."""

@@ -1,8 +1,8 @@
 """Overhead per generated token of steering, against plain transformers: section `overhead` of scripts/bench_steer.py.
 
-A model of 12 layers and width 384, batches of 4: one feature of a 16k JumpReLU dictionary by its number, and a vector. Runs alternate
-(plain, feature, plain, vector, plain, ...), and each is compared with the plain runs before and after it. Times are those of the
-processor, on one thread, so that other programs do not count.
+A model of 12 layers and width 384, batches of 4: one feature of a 16k JumpReLU dictionary by its number, and a vector. Runs
+alternate (plain, feature, plain, vector, plain, ...), and each is compared with the plain runs before and after it. Times are
+those of the processor, on one thread, so that other programs do not count.
 """
 
 from __future__ import annotations

@@ -20,12 +20,14 @@ from saekit.lm.edit_checks import check_layout
 from saekit.lm.edited import WeightEdit, edited, edited_sha256, edits_on, without_edits
 from saekit.lm.fingerprint import model_sha256, weights_text
 from saekit.lm.generate.generate import Generation, generate
+from saekit.lm.generate.steered import steered
 from saekit.lm.layout.families import PATHS_HINT
 from saekit.lm.layout.resolve import Paths, Resolved, resolve_layout
 from saekit.lm.loading import load_pretrained
 from saekit.lm.run.forward import RunnableModel
 from saekit.model_options import ModelOptions, with_changes
 from saekit.names.address import Address
+from saekit.names.positions import Positions
 from saekit.names.site import Site
 from saekit.objects import Space, space_at
 
@@ -184,6 +186,23 @@ class LanguageModel(RunnableModel):
                 or the model is running.
         """
         return edited(self, *edits)
+
+    def steered(self, interventions: Any, *, positions: Positions | None = None) -> AbstractContextManager[LanguageModel]:
+        """Inside the `with` block, the user's own calls of the transformers model are steered: `model.generate(...)` with any
+        settings, pipelines, streamers in other threads, and plain forward passes with and without a cache.
+
+        `model.generate` says where prompts end. Outside of it, a pass that goes on with the cache of the pass before generates,
+        and every other pass is a prompt. Other threads that use this LanguageModel wait until the block ends; `lm.run` and
+        `lm.generate` inside it are steered by their own interventions alone.
+
+        Args:
+            interventions: as for :meth:`generate`.
+            positions: as for :meth:`generate`.
+
+        Raises:
+            InterventionError: the model runs or is steered already, or as for :meth:`generate`.
+        """
+        return steered(self, interventions, positions)
 
     def loading_facts(self) -> dict[str, Any]:
         """How the model was loaded, as plain data: its commit on the hub, and options that differ from their defaults.

@@ -177,7 +177,7 @@ def _continue(
         if not is_innermost(forward_pass):
             return
         ids = kwargs["input_ids"]
-        forward_pass.begin(*ids.shape, tracker.window(ids, kwargs.get("past_key_values")))
+        forward_pass.begin(ids.shape[0], ids.shape[1], tracker.window(ids, kwargs.get("past_key_values")))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if is_innermost(forward_pass):

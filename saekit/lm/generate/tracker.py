@@ -51,6 +51,10 @@ class Tracker:
             real_BT, position_BT = mask_BC[:, start:end], positions_from_mask(mask_BC)[:, start:end]
         return TokenWindow(tokens_BT, real_BT, position_BT, prompt_B, row_B, self.special, self.default, mask_BC)
 
+    def continues(self, rows: int, length: int) -> bool:
+        """Whether a pass over `rows` rows after `length` columns goes on where the last one ended."""
+        return self._columns == length and rows % len(self.mask_BT) == 0
+
     def _rows(self, beams: int) -> tuple[Tensor, Tensor, Tensor]:
         """For the rows of a pass: where the prompt has tokens, its length, and its number."""
         if beams not in self._of_beams:

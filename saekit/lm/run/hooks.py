@@ -38,6 +38,7 @@ class ForwardPass:
         edits: changes by site, in the order in which they run.
         stop: end a forward pass once all of these sites have been seen. Empty: run to the end.
         grad: keep the activations in the graph, with their gradients.
+        anywhere: act also when another thread calls the bare model.
 
     Attributes:
         acts: the activations of the last forward pass, by site.
@@ -52,7 +53,9 @@ class ForwardPass:
         edits: Mapping[Site, list[Edit]] | None = None,
         stop: Iterable[Site] = (),
         grad: bool = False,
+        anywhere: bool = False,
     ) -> None:
+        self._anywhere = anywhere
         self.lm, self.read, self.edits, self.grad = lm, frozenset(read), dict(edits or {}), grad
         self.acts: dict[Site, Tensor] = {}
         self.patterns: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
@@ -90,6 +93,10 @@ class ForwardPass:
                     stack.callback(self._hook(site, point).remove)
             yield self
 
+    def acts_now(self) -> bool:
+        """Whether the hooks act in a pass of this thread that runs now."""
+        return is_innermost(self) or (self._anywhere and innermost_pass() is None)
+
     def begin(self, B: int, T: int, window: Window | None = None, order_BT: Tensor | None = None) -> None:
         """Prepare for a forward pass over B rows of T tokens. Edits need its `window`.
 
@@ -126,11 +133,11 @@ class ForwardPass:
 
     def _hook(self, site: Site, point: HookPoint) -> Any:
         if point.attach is not None:
-            return point.attach(lambda raw: self._visit(site, point, raw) if is_innermost(self) else raw)
+            return point.attach(lambda raw: self._visit(site, point, raw) if self.acts_now() else raw)
         if point.side == "in":
 
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if not is_innermost(self):
+                if not self.acts_now():
                     return None
                 where, raw = find_input(args, kwargs)
                 new = self._visit(site, point, raw)
@@ -139,7 +146,7 @@ class ForwardPass:
             return point.module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if not is_innermost(self):
+            if not self.acts_now():
                 return None
             raw = find_output(output)
             new = self._visit(site, point, raw)
