@@ -18,7 +18,7 @@ from saekit.serve.stream import Begun, Event, Stream
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
-    from saekit.serve.rows import Row
+    from saekit.serve.sampling import Row
     from saekit.serve.stream import Token
 
 T = TypeVar("T")

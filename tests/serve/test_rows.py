@@ -9,7 +9,8 @@ import torch
 
 from saekit.lm import Edit, LanguageModel
 from saekit.names.site import Site
-from saekit.serve.rows import Row, Sampling, continue_rows, score
+from saekit.serve.rows import continue_rows, score
+from saekit.serve.sampling import Row, Sampling
 from saekit.serve.stream import End, Event, Token
 from saekit.steer import RandomControl, add, clamp, scale
 from tests.kit.tiny import make_lm

@@ -12,7 +12,7 @@ import pytest
 from saekit.errors import ContextTooLong, ModelNotFound
 from saekit.lm import Edit
 from saekit.names.site import Site
-from saekit.serve.rows import Row, Sampling
+from saekit.serve.sampling import Row, Sampling
 from saekit.serve.stream import Begun, End, Stream, Token
 from saekit.serve.worker import Busy, Limits, Stopped, TooLong, Work, Worker
 from tests.kit.tiny import make_lm

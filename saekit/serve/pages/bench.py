@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
 from saekit.errors import ConfigError
-from saekit.lm import Generation, LanguageModel
 from saekit.serve.failures import facts_of
 from saekit.serve.openai.answers import sse
 from saekit.serve.prompts import chat_prompt, text_ids
 from saekit.serve.rendering import json_response, page
-from saekit.serve.rows import Row, Sampling
+from saekit.serve.sampling import Row, Sampling
 from saekit.serve.sending import server_sent
 from saekit.serve.state import WRITES, Opened, OpenedHere, Served, ServedHere
 from saekit.serve.stream import Begun, End, Event, Token
 from saekit.serve.worker import Work
-from saekit.steer import RandomControl
 from saekit.views.bench import ARMS, Setup, bench_view, object_view, read_run, run_file, suggestions
 from saekit.views.bench_results import NEUTRAL_TOKENS, measures_view, sweep_view
 from saekit.workspace import bench_runs, interventions, steering
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
 
 router = APIRouter(prefix="/w/{ws}")
 _Body = Annotated[dict[str, Any], Body()]
@@ -144,6 +145,8 @@ class Running:
 
     def prepare(self, lm: LanguageModel) -> Work:
         """The three rows: the same noise, and a random push as long as the steering."""
+        from saekit.steer import RandomControl
+
         setup = self.setup
         bound = interventions.described(self.opened.workspace, setup.described()).bind(lm)
         self.arms = {"baseline": None, "steered": bound, "random": RandomControl(bound, setup.seed)}
@@ -183,6 +186,8 @@ class Running:
         yield sse({"event": "error", **facts_of(error)})
 
     def _result(self, lm: LanguageModel) -> dict[str, Any]:
+        from saekit.lm import Generation
+
         made = {
             arm: Generation([""], [self.texts[arm]], [self.tokens[arm]], [list(self.prompts[row])])
             for row, arm in enumerate(ARMS)
