@@ -79,7 +79,7 @@ def keep_run(opened: OpenedHere, name: str, body: _Body) -> Response:
     return json_response({"run": name, "runs": bench_runs.names(opened.workspace)})
 
 
-@router.post("/bench/open", tags=["bench"])
+@router.post("/bench/open", tags=["bench", "compute"])
 def open_run(opened: OpenedHere, body: _Body) -> Response:
     """Check a file that somebody shared, and give it back with what is known of its objects."""
     setup, result = read_run(body)
@@ -101,7 +101,7 @@ async def keep_model(opened: OpenedHere, served: ServedHere, name: str, body: _B
     return json_response({"model": f"base+{name}", "steerers": interventions.steerers(opened.workspace)})
 
 
-@router.post("/bench/sweep", tags=["bench"])
+@router.post("/bench/sweep", tags=["bench", "compute"])
 async def sweep(opened: OpenedHere, served: ServedHere, body: _Body) -> Response:
     """The target and the cost at multiples of the strengths. `words` of the setup are the target."""
     setup = _with_chips(body)
@@ -117,7 +117,7 @@ async def sweep(opened: OpenedHere, served: ServedHere, body: _Body) -> Response
     return json_response(await asyncio.wrap_future(served.worker.call(opened.name, ws, measure)))
 
 
-@router.post("/bench/run", tags=["bench"])
+@router.post("/bench/run", tags=["bench", "compute"])
 async def run(request: Request, opened: OpenedHere, served: ServedHere, body: _Body) -> Response:
     """Generate the three arms on one seed, as events: `text` and `end` of each arm, then `result` with its measures."""
     made = Running(opened, served, _with_chips(body))
