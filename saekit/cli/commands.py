@@ -84,6 +84,14 @@ COMMANDS: Registry[CommandRow] = Registry(
             "saekit.cli.edit_tune:edit_tune", "Tune the weights of located objects, or a small change of activations."
         ),
         "stitch": CommandRow("saekit.cli.stitch:stitch", "Carry steering vectors and an SAE from one model to another."),
+        "edit rome": CommandRow("saekit.cli.edit_facts:rome", "Write facts into one MLP, one after the other."),
+        "edit memit": CommandRow("saekit.cli.edit_facts:memit", "Write many facts at once, spread over several MLPs."),
+        "edit alphaedit": CommandRow(
+            "saekit.cli.edit_facts:alphaedit", "Write many facts in directions that other texts hardly use."
+        ),
+        "edit apply": CommandRow("saekit.cli.edit_apply:apply", "Write an edited model as a folder."),
+        "edit revert": CommandRow("saekit.cli.edit_apply:revert", "Write the unedited model of an edited folder."),
+        "edit show": CommandRow("saekit.cli.edit_apply:show", "Show what edits change, and measure what they do."),
         "circuit": CommandRow("saekit.cli.circuit:circuit", "Find the objects and connections that carry a behaviour."),
         "lens": CommandRow("saekit.cli.lens:lens", "Show what every layer of a model says in tokens."),
         "locate": CommandRow("saekit.cli.locate:locate", "Rank the objects that are responsible for a behaviour."),

@@ -12,6 +12,7 @@ from saekit.cli import completion
 from saekit.cli.options import LoadOptions, PlaceOptions
 
 if TYPE_CHECKING:
+    from saekit.activations.corpus.base import Corpus
     from saekit.lm import LanguageModel
     from saekit.workspace.workspace import Workspace
 
@@ -60,6 +61,31 @@ def open_subject(place: str, load: LoadOptions) -> Subject:
     return Subject(workspace.lm, workspace)
 
 
+def corpus_of(subject: Subject, data: list[str] | None) -> Corpus:
+    """The corpus of the data given, or else of the workspace, or of the laboratory for its model.
+
+    Args:
+        data: sources, as `--data` takes them.
+
+    Raises:
+        ConfigError: no data are given, and there are no others.
+        CorpusError: the data cannot be read.
+    """
+    from saekit.activations.corpus.base import Corpus
+    from saekit.activations.corpus.mixture import read_sources
+    from saekit.builtin import NAME, is_lab
+    from saekit.errors import ConfigError
+
+    ws = subject.workspace
+    data = data or ([NAME] if ws is None and is_lab(subject.lm.name) else None)
+    if data is None and ws is None:
+        raise ConfigError("Texts are missing.", "Give --data.")
+    if data is None:
+        assert ws is not None
+        return ws.corpus
+    return Corpus.open(data[0] if len(data) == 1 else read_sources(data))
+
+
 def contexts(subject: Subject, data: list[str] | None, *, texts: int, context: int) -> list[list[int]]:
     """Contexts of token ids: of the data given, or else of the workspace, or of the laboratory for its model.
 
@@ -72,21 +98,9 @@ def contexts(subject: Subject, data: list[str] | None, *, texts: int, context: i
         ConfigError: no data are given, and there are no others.
         CorpusError: the data cannot be read.
     """
-    from saekit.activations.corpus.base import Corpus
     from saekit.activations.corpus.batches import token_batches
-    from saekit.activations.corpus.mixture import read_sources
-    from saekit.builtin import NAME, is_lab
-    from saekit.errors import ConfigError
 
-    lm, ws = subject.lm, subject.workspace
-    data = data or ([NAME] if ws is None and is_lab(lm.name) else None)
-    if data is None and ws is None:
-        raise ConfigError("Texts are missing.", "Give --data.")
-    if data is None:
-        assert ws is not None
-        corpus = ws.corpus
-    else:
-        corpus = Corpus.open(data[0] if len(data) == 1 else read_sources(data))
+    lm, corpus = subject.lm, corpus_of(subject, data)
     context = min(context, lm.max_context)
     batches = token_batches(lm, corpus, context=context, n_tokens=context * texts)
     return [row[mask].tolist() for batch in batches for row, mask in zip(batch.tokens_BT, batch.mask_BT)]

@@ -33,8 +33,7 @@ def save_delta(delta: WeightDelta, path: Path) -> None:
         InterventionError: the name does not end in .safetensors, or the facts hold something that JSON cannot.
         StorageFull: there is no room for the file.
     """
-    if path.suffix != SUFFIX:
-        raise InterventionError(f"The file {path} cannot hold a weight delta.", f"Give a name that ends in {SUFFIX}.")
+    check_name(path)
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for key, tensor in delta.parts().items():
@@ -52,6 +51,16 @@ def save_delta(delta: WeightDelta, path: Path) -> None:
         raise InterventionError(f"The delta cannot be written to {path}: {error}.", "Keep to JSON values in facts.") from error
     parse_json(content, where=f"The delta for {path}", error=InterventionError)
     write_tensors(path, stored, content)
+
+
+def check_name(path: Path) -> None:
+    """Refuse names that do not end in .safetensors, before long work.
+
+    Raises:
+        InterventionError: the name ends otherwise.
+    """
+    if path.suffix != SUFFIX:
+        raise InterventionError(f"The file {path} cannot hold a weight delta.", f"Give a name that ends in {SUFFIX}.")
 
 
 def load_delta(path: Path) -> WeightDelta:
