@@ -37,6 +37,7 @@ ROUTERS: Registry[RouterRow] = Registry(
         "feature": RouterRow("saekit.serve.pages.feature:router"),
         "live": RouterRow("saekit.serve.pages.live:router"),
         "search": RouterRow("saekit.serve.pages.search:router", "Search", "search"),
+        "inspect": RouterRow("saekit.serve.pages.inspect:router", "Inspect", "inspect"),
         "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
     },
 )
