@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, UnknownSite
 from saekit.names.address import Address
+from saekit.names.site_map import SiteMap
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
@@ -18,9 +19,10 @@ _LENSES = ("tuned", "jacobian")
 
 
 def dictionaries(ws: Workspace) -> list[str]:
-    """Addresses of the dictionaries that can be read on a text: those of one site."""
-    found = (str(ws.dictionaries.short(ws.dictionaries.address(place, name))) for place, name in ws.dictionaries.all())
-    return [each for each in found if Address.parse(each).site_out is None and "+" not in each]
+    """Addresses of the dictionaries that can be read on a text: those that read one site and write to one."""
+    routes = [(SiteMap.parse(place), name) for place, name in ws.dictionaries.all()]
+    simple = [(route, name) for route, name in routes if len(route.reads) == len(route.writes) == 1]
+    return [str(ws.dictionaries.short(ws.dictionaries.address(str(route), name))) for route, name in simple]
 
 
 def lenses(ws: Workspace) -> list[str]:
@@ -74,21 +76,26 @@ def _features(ws: Workspace, lm: LanguageModel, ids: Sequence[int], place: str, 
 
     address = Address.parse(ws.dictionaries.short(ws.dictionaries.address(place)))
     sae = ws.sae(address)
+    out = sae.writes_at(address.site)
     with torch.no_grad():
-        x_TD = lm.run([list(ids)], read=[address.site], logits=None)[address.site][0].flatten(1).to(sae.device, sae.dtype)
-        code_TF = sae.encode_dense(x_TD)
-        error_T = (x_TD - sae.decode(code_TF)).float().pow(2).sum(1) / x_TD.float().pow(2).sum(1).clamp_min(1e-12)
-    best = code_TF.topk(min(top, code_TF.shape[1]), dim=1)
+        acts = lm.run([list(ids)], read={address.site, out}, logits=None).acts
+        x_TD, y_TD = (acts[site][0].flatten(1).to(sae.device, sae.dtype) for site in (address.site, out))
+        code = sae.encode_sparse(x_TD)
+        left_T = (y_TD - sae.decode(code, x_TD)).float().pow(2).sum(1) / y_TD.float().pow(2).sum(1).clamp_min(1e-12)
+    fired: list[dict[int, float]] = [{} for _ in ids]
+    for t, unit, value in zip(*(each.tolist() for each in code.fired()), strict=True):
+        fired[t][unit] = value
     positions = [
         {
-            "features": [{"feature": unit, "value": value} for unit, value in zip(units, values) if value > 0],
+            "features": [{"feature": unit, "value": row[unit]} for unit in sorted(row, key=lambda unit: -abs(row[unit]))[:top]],
             "error": share,
         }
-        for units, values, share in zip(best.indices.tolist(), best.values.tolist(), error_T.tolist(), strict=True)
+        for row, share in zip(fired, left_T.tolist(), strict=True)
     ]
     used = sorted({each["feature"] for row in positions for each in row["features"]})
     about = _about(ws, str(address), used)
-    found = {str(unit): {**about.get(unit, {"label": "", "max": None}), "values": code_TF[:, unit].tolist()} for unit in used}
+    nothing = {"label": "", "max": None}
+    found = {str(unit): {**about.get(unit, nothing), "values": [row.get(unit, 0.0) for row in fired]} for unit in used}
     return {"positions": positions, "features": found}
 
 
@@ -97,8 +104,9 @@ def _about(ws: Workspace, place: str, numbers: Sequence[int]) -> dict[int, dict[
     if not ws.database_path.exists():
         return {}
     with ws.database() as database:
-        sae = next((each for each in database.saes() if each.dictionary == place), None)
-        if sae is None:
+        try:
+            sae = database.dictionary(place)
+        except UnknownSite:
             return {}
         records = database.records(sae, [number for number in numbers if number < sae.n_features])
     return {record.feature: {"label": record.label or "", "max": record.max} for record in records}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from saekit.lm import LanguageModel
 from saekit.serve.prompts import chat_prompt, text_ids
 from saekit.serve.rendering import json_response, page
 from saekit.serve.state import OpenedHere, ServedHere
 from saekit.views.inspector import dictionaries, inspector_view, lenses, patterns_view
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
 
 router = APIRouter(prefix="/w/{ws}")
 _MOST = 20_000
