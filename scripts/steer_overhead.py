@@ -1,8 +1,8 @@
 """Overhead per generated token of steering, against plain transformers: section `overhead` of scripts/bench_steer.py.
 
 A model of 12 layers and width 384, batches of 4: one feature of a 16k JumpReLU dictionary by its number, and a vector. Runs
-alternate (plain, feature, plain, vector, plain, ...), and each is compared with the plain runs before and after it. Times are
-those of the processor, on one thread, so that other programs do not count.
+alternate (plain, feature, plain, vector, plain, ...). Times are those of the processor on one thread, without the time in which
+other programs run; these still fill the caches, so that the fastest runs of each kind are compared, and the medians are given.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def model() -> Any:
 
 
 def measure(rounds: int, new: int) -> list[dict[str, Any]]:
-    """Milliseconds a step of plain transformers, and for each kind of steering the median overhead with its quartiles."""
+    """Milliseconds a step of plain transformers, and the overhead of each kind of steering in percent."""
     from saekit.steer import Vector, add, clamp
 
     lm = model()
@@ -67,33 +67,33 @@ def measure(rounds: int, new: int) -> list[dict[str, Any]]:
     }
     for warm in (plain, *runs.values()):
         warm()
-    ratios: dict[str, list[float]] = {name: [] for name in runs}
-    seconds = [_timed(plain)]
+    seconds: dict[str, list[float]] = {"plain": [], **{name: [] for name in runs}}
     for _ in range(rounds):
         for name, run in runs.items():
-            took = _timed(run)
-            seconds.append(_timed(plain))
-            ratios[name].append(100 * (took / ((seconds[-2] + seconds[-1]) / 2) - 1))
-    step = 1000 * statistics.median(seconds) / new
-    rows = []
-    for name, each in ratios.items():
-        low, middle, high = statistics.quantiles(each, n=4)
-        rows.append({"steering": name, "step_ms": step, "percent": middle, "quartiles": [low, high], "goal": GOALS[name]})
-    return rows
+            seconds["plain"].append(_timed(plain))
+            seconds[name].append(_timed(run))
+    step = 1000 * min(seconds["plain"]) / new
+    return [
+        {"steering": name, "step_ms": step, "goal": GOALS[name]}
+        | {
+            kind: 100 * (of(seconds[name]) / of(seconds["plain"]) - 1)
+            for kind, of in (("percent", min), ("median", statistics.median))
+        }
+        for name in runs
+    ]
 
 
 def section(quick: bool) -> list[dict[str, Any]]:
     """The rows; `quick` takes few rounds."""
     torch.set_num_threads(1)
-    return measure(*(2, 8) if quick else (10, 32))
+    return measure(*(2, 8) if quick else (20, 32))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows."""
     for row in rows:
-        low, high = row["quartiles"]
         print(
-            f"{row['steering']}: {row['percent']:+.1f} % a token (quartiles {low:+.1f}, {high:+.1f}; goal {row['goal']:g} %), "
+            f"{row['steering']}: {row['percent']:+.1f} % a token (medians {row['median']:+.1f} %; goal {row['goal']:g} %), "
             f"a plain step takes {row['step_ms']:.1f} ms"
         )
 

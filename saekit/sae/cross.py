@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 
 from saekit.errors import StoreMismatch
 from saekit.names.site import Site
+from saekit.sae.activations import Threshold
 from saekit.sae.code import Code, SparseCode
 from saekit.sae.kernels import encode_above
 from saekit.sae.modules import SAE
@@ -99,7 +100,9 @@ class CrossCoder(SAE):
         x_ND = x_BD.reshape(-1, x_BD.shape[-1]).to(self.device, self.dtype)
         layers_ND = x_ND.new_zeros(len(x_ND), self.cfg.d_in)
         layers_ND.view(len(x_ND), len(self.cfg.sites), -1)[:, layer] = x_ND
-        code_NF = self._activate(layers_ND, own)
+        function = self.cfg.activation_function
+        assert isinstance(function, Threshold)
+        code_NF = self._activate(layers_ND, own, function)
         return (code_NF @ self.W_dec[own]).reshape(*x_BD.shape[:-1], self.cfg.d_out)
 
     @torch.no_grad()

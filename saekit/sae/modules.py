@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from saekit.errors import ConfigError, StoreMismatch, UnknownRef
 from saekit.names.site import Site
 from saekit.sae import files, folding, identity, kernels, sources
-from saekit.sae.activations import Selection, Threshold
+from saekit.sae.activations import Activation, Selection, Threshold
 from saekit.sae.assemble import check_tensors
 from saekit.sae.code import Code, SparseCode
 from saekit.sae.config import DTYPES, SAEConfig
@@ -130,8 +130,8 @@ class SAE(nn.Module):
         """
         wanted = self._features(features)
         x_ND, lead = self._rows(x_BD)
-        if not self.cfg.selects:
-            return self._activate(self._centre(x_ND), wanted).reshape(*lead, len(wanted))
+        if isinstance(function := self.cfg.activation_function, Threshold):
+            return self._activate(self._centre(x_ND), wanted, function).reshape(*lead, len(wanted))
         values_NK, indices_NK = self._select(self._centre(x_ND))
         unique, inverse = wanted.unique(return_inverse=True)
         column_F = torch.full((self.cfg.n_latents,), len(unique), device=unique.device)  # the last column collects the rest
@@ -328,15 +328,15 @@ class SAE(nn.Module):
             x_ND, _, _ = normalize(x_ND, self.cfg.normalize_activations)
         return x_ND - self.b_dec if self.cfg.apply_b_dec_to_input else x_ND
 
-    def _parameters_of(self, features: Tensor | None = None) -> dict[str, Tensor]:
+    def _parameters_of(self, features: Tensor | None = None, function: Activation | None = None) -> dict[str, Tensor]:
         """The (F,) tensors of the activation, or those of some latents."""
-        named: dict[str, Tensor] = {name: self.get_parameter(name) for name in self.cfg.activation_function.parameters}
+        function = function or self.cfg.activation_function
+        named: dict[str, Tensor] = {name: getattr(self, name) for name in function.parameters}
         return named if features is None else {name: tensor[features] for name, tensor in named.items()}
 
-    def _activate(self, x_ND: Tensor, features: Tensor) -> Tensor:
+    def _activate(self, x_ND: Tensor, features: Tensor, function: Threshold) -> Tensor:
         """Coefficients (N, n) of some latents on centred rows, for activations that act on each latent alone."""
-        function, p = self.cfg.activation_function, self._parameters_of(features)
-        assert isinstance(function, Threshold)
+        p = self._parameters_of(features, function)
         pre_Nn = self._project(x_ND, features, function.bias(p))
         return function.values(pre_Nn, p).masked_fill(pre_Nn <= function.floor(p), 0)
 
