@@ -38,6 +38,7 @@ ROUTERS: Registry[RouterRow] = Registry(
         "live": RouterRow("saekit.serve.pages.live:router"),
         "search": RouterRow("saekit.serve.pages.search:router", "Search", "search"),
         "inspect": RouterRow("saekit.serve.pages.inspect:router", "Inspect", "inspect"),
+        "rankings": RouterRow("saekit.serve.pages.rankings:router", "Rankings", "rankings"),
         "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
     },
 )

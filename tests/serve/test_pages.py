@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from saekit.locks import lock
+from saekit.names.ref import Ref
+from saekit.tasks import Ranking
 from saekit.workspace.workspace import Workspace
 from tests.serve.conftest import Client
 
@@ -27,6 +30,7 @@ PAGES = [
     f"/w/study/feature:{SITE}/7",
     f"/w/study/compare?f={SITE}/7&f={SITE}/9",
     "/w/study/search",
+    "/w/study/rankings",
     "/w/study/search?q=happy",
 ]
 SCRIPT = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
@@ -288,3 +292,49 @@ with TestClient(create_app([{str(served_workspace)!r}]), base_url="http://127.0.
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert {line.split(" ", 1)[1] for line in done.stdout.splitlines()} == {"[]"}, done.stdout
+
+
+def test_rankings_are_tables_and_heat_maps(own_workspace: Path, open_client: Client) -> None:
+    scores = {"head:0.0": 0.5, "head:0.1": -1.25, "head:1.0": 2.0, "head:1.1": float("nan"), f"feature:{SITE}/7": 0.25}
+    obtained = {"method": "made up", "model": SCRIPT, "n": 3}
+    ws = Workspace.open(own_workspace)
+    ws.keep_ranking("first", Ranking(list(map(Ref.parse, scores)), list(scores.values()), [], obtained))
+    (own_workspace / "rankings" / "damaged.json").write_text("{")
+    client = open_client(own_workspace)
+    listed = {each["name"]: each for each in data(client, "/w/study/rankings")["rankings"]}
+    assert (listed["first"]["objects"], listed["damaged"]["problem"] is None) == (5, False)
+    view = data(client, "/w/study/ranking:first")
+    assert {row["ref"]: row["score"] for row in view["rows"]} == {ref: None if s != s else s for ref, s in scores.items()}
+    (heat,) = [each["chart"]["data"][0] for each in view["maps"]]
+    assert (heat["z"], heat["y"], heat["x"]) == ([[0.5, -1.25], [2.0, None]], ["0", "1"], ["0", "1"])
+    for path in ("/w/study/rankings", "/w/study/ranking:first"):
+        page = Page(client.get(path).text)
+        assert SCRIPT in page.text and "img" not in [tag for tag, a in page.elements if a.get("src") == "x"]
+    assert f"/w/study/feature:{SITE}/7" in [a.get("href") for _, a in page.elements]
+    assert client.get("/w/study/ranking:damaged").status_code == 400
+    for name in ("nothing", "..%2f..%2fsaekit", "%2e%2e", "a%20b"):
+        assert client.get(f"/w/study/ranking:{name}").status_code in (400, 404, 409)
+
+
+def test_a_running_command_is_shown_with_its_progress(own_workspace: Path, open_client: Client) -> None:
+    client = open_client(own_workspace)
+    assert client.get("/w/study/jobs.json").json() == {"job": None, "progress": []}
+    folder = own_workspace / "sae" / SITE
+    (folder / "cfg.json").rename(folder / "cfg.away")  # as while it is trained
+    with lock(own_workspace / ".lock", RuntimeError("busy")):
+        found = client.get("/w/study/jobs.json").json()
+        page = Page(client.get("/w/study").text)
+    assert found["job"]["state"] == "running" and found["job"]["command"] in page.text
+    (row,) = found["progress"]
+    assert row == {"what": f"training {SITE}", "done": row["of"], "of": 60_000} or row["done"] >= 59_000
+    bars = [attributes for tag, attributes in page.elements if tag == "progress"]
+    assert [(int(a["value"]), int(a["max"])) for a in bars] == [(row["done"], row["of"])]
+
+
+def test_a_workspace_without_features_says_what_to_do(own_workspace: Path, open_client: Client) -> None:
+    (own_workspace / "features.sqlite").unlink()
+    client = open_client(own_workspace)
+    assert client.get("/w/study").status_code == 200
+    for path in ("/w/study/features", f"/w/study/feature:{SITE}/7", "/w/study/search?q=happy"):
+        answer = client.get(path)
+        assert answer.status_code == 409 and "saekit index" in answer.text
