@@ -24,6 +24,8 @@ SECTIONS: dict[str, str] = {
     "concepts": "scripts.steer_concepts",
     "overhead": "scripts.steer_overhead",
     "tuning": "scripts.steer_tuning",
+    "merging": "scripts.steer_merging",
+    "stitching": "scripts.steer_stitching",
 }
 """Name -> module. A new section is one file and one row."""
 

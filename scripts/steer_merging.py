@@ -2,8 +2,8 @@
 
 Two skills that the model lacks are trained briefly, each from the same base: a bare answer from a table (`retrieval_bare`), and
 the letter of the right option (`multiple_choice`). Half of each batch is text of the corpus of the laboratory, as in practice, so
-that the specialists keep what the base can do. A method is judged by the share of the gain of each specialist over the base that
-it keeps, on prompts whose cases and phrasings were not trained on.
+that the specialists keep what the base can do. A method is judged by the share of the accuracy of each specialist that it
+keeps, and by the share of its gain over the base, on prompts whose cases and phrasings were not trained on.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ SKILLS = ("retrieval_bare", "multiple_choice")
 OTHERS = ("addition", "facts_heldout_phrasings", "indirect_object", "induction", "retrieval_asked", "reasoning_answer")
 STEPS, BATCH, LR = 250, 16, 6e-4
 IGNORED = -100
-METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("linear", {}),
-    ("slerp", {}),
-    ("arithmetic", {}),
-    ("arithmetic", {"scale": 0.7}),
-    ("ties", {}),
-    ("ties", {"density": 0.5}),
-    ("ties", {"density": 0.5, "scale": 1.5}),
-    ("dare", {"drop": 0.2}),
-    ("dare", {"drop": 0.5}),
-    ("dare", {"drop": 0.9}),
-    ("dare_ties", {"drop": 0.2}),
-    ("dare_ties", {"drop": 0.5}),
-    ("sens", {}),
-    ("sens", {"scale": 2}),
-    ("aim", {}),
-    ("acm", {"scale": 2}),
+METHODS: tuple[tuple[str, dict[str, Any], tuple[float, float]], ...] = (
+    ("linear", {}, (1, 1)),
+    ("slerp", {}, (1, 1)),
+    ("arithmetic", {}, (1, 1)),
+    ("arithmetic", {"scale": 0.7}, (1, 1)),
+    ("ties", {}, (1, 1)),
+    ("ties", {"density": 0.5}, (1, 1)),
+    ("ties", {"density": 0.5, "scale": 1.5}, (1, 1)),
+    ("dare", {"drop": 0.2}, (1, 1)),
+    ("dare", {"drop": 0.5}, (1, 1)),
+    ("dare", {"drop": 0.9}, (1, 1)),
+    ("dare_ties", {"drop": 0.2}, (1, 1)),
+    ("dare_ties", {"drop": 0.5}, (1, 1)),
+    ("sens", {}, (1, 1)),
+    ("sens", {"scale": 2}, (1, 1)),
+    ("aim", {}, (1, 1)),
+    ("acm", {"scale": 2}, (1, 1)),
+    ("arithmetic", {}, (0.5, 1)),
+    ("arithmetic", {}, (0.4, 1)),
+    ("ties", {"density": 0.5, "scale": 1.2}, (0.5, 1)),
 )
 
 
@@ -59,16 +62,17 @@ def section(quick: bool) -> list[dict[str, Any]]:
             row = scored(f"specialist: {skill}", LanguageModel.load(folder, bos="yes"), prompts)
             rows.append({**row, "seconds": time.monotonic() - started})
         texts = [calibration(skill) for skill in SKILLS]
-        for method, options in METHODS:
-            rows.append(merged_row(method, options, (folders, texts), Path(place), prompts))
+        for settings in METHODS:
+            rows.append(merged_row(settings, (folders, texts), Path(place), prompts))
     return with_shares(rows)
 
 
 def with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the share of the gain of each specialist that each merged model keeps."""
+    """The rows with the shares of the accuracy and of the gain of each specialist that each merged model keeps."""
     base, *experts = rows[:3]
     for row in rows[3:]:
-        row["kept"] = [
+        row["accuracy kept"] = [row[skill] / max(expert[skill], 1e-9) for skill, expert in zip(SKILLS, experts, strict=True)]
+        row["gain kept"] = [
             (row[skill] - base[skill]) / max(expert[skill] - base[skill], 1e-9)
             for skill, expert in zip(SKILLS, experts, strict=True)
         ]
@@ -76,15 +80,21 @@ def with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merged_row(
-    method: str, options: dict[str, Any], given: tuple[list[Path], list[list[list[int]]]], place: Path, prompts: int
+    settings: tuple[str, dict[str, Any], tuple[float, float]],
+    given: tuple[list[Path], list[list[list[int]]]],
+    place: Path,
+    prompts: int,
 ) -> dict[str, Any]:
     """Merge, load and measure."""
-    folders, texts = given
+    (method, options, weights), (folders, texts) = settings, given
     needs = {"sens": texts, "aim": [texts[0] + texts[1]], "acm": [texts[0] + texts[1]]}
-    named = " ".join([method, *(f"{name}={value:g}" for name, value in options.items())])
+    shown = [f"{name}={value:g}" for name, value in options.items()] + ["weights={:g},{:g}".format(*weights)] * (
+        weights != (1, 1)
+    )
+    named = " ".join([method, *shown])
     out = place / named.replace(" ", "-")
     started = time.monotonic()
-    report = merge_models(folders, out, base="lab", settings=MergeSettings(method, None, options, needs.get(method, ())))
+    report = merge_models(folders, out, base="lab", settings=MergeSettings(method, weights, options, needs.get(method, ())))
     seconds = time.monotonic() - started
     row = scored(named, LanguageModel.load(out, bos="yes"), prompts)
     return {**row, "conflicts": report.conflicts, "norm": report.norm, "seconds": seconds}
@@ -150,8 +160,9 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"{'model':34s} {SKILLS[0]:>15s} {SKILLS[1]:>16s} {'others':>7s}   kept of both gains   sign conflicts")
+    print(f"{'model':44s} {SKILLS[0]:>15s} {SKILLS[1]:>16s} {'others':>7s}   accuracy kept   gain kept   sign conflicts")
     for row in rows:
-        kept = "" if "kept" not in row else "{:5.0%} {:5.0%}".format(*row["kept"])
+        kept = ["{:5.0%} {:5.0%}".format(*row[key]) if key in row else "" for key in ("accuracy kept", "gain kept")]
         conflicts = f"{row['conflicts']:.0%}" if "conflicts" in row else ""
-        print(f"{row['model']:34s} {row[SKILLS[0]]:15.0%} {row[SKILLS[1]]:16.0%} {row['others']:7.0%}   {kept:18s}   {conflicts}")
+        scores = f"{row[SKILLS[0]]:15.0%} {row[SKILLS[1]]:16.0%} {row['others']:7.0%}"
+        print(f"{row['model']:44s} {scores}   {kept[0]:13s}   {kept[1]:11s} {conflicts}")
