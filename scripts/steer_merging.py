@@ -88,10 +88,8 @@ def merged_row(
     """Merge, load and measure."""
     (method, options, weights), (folders, texts) = settings, given
     needs = {"sens": texts, "aim": [texts[0] + texts[1]], "acm": [texts[0] + texts[1]]}
-    shown = [f"{name}={value:g}" for name, value in options.items()] + ["weights={:g},{:g}".format(*weights)] * (
-        weights != (1, 1)
-    )
-    named = " ".join([method, *shown])
+    shown = [f"{name}={value:g}" for name, value in options.items()]
+    named = " ".join([method, *shown, *(["weights={:g},{:g}".format(*weights)] if weights != (1, 1) else [])])
     out = place / named.replace(" ", "-")
     started = time.monotonic()
     report = merge_models(folders, out, base="lab", settings=MergeSettings(method, weights, options, needs.get(method, ())))
