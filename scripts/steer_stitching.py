@@ -1,7 +1,7 @@
 """Stitching: what affine maps between two models lose, and whether carried steering vectors point where fitted ones do.
 
 Pairs: the laboratory model and a specialist that was fine-tuned from it, at one site, and two layers of the laboratory model.
-Maps are fitted on 400 documents of the corpus and measured on 100 others. The vectors are mean differences of laboratory contrasts.
+Maps are fitted on 400 documents of the corpus and measured on 100 others. The vectors are mean differences of contrasts.
 """
 
 from __future__ import annotations
