@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saekit.cli import options
+from saekit.cli.interventions import InterventionOptions
 from saekit.cli.measured import MeasuredOptions
 from saekit.cli.output import emit, number, quiet_libraries, say, say_path, table
 from saekit.cli.subject import WS_OR_MODEL, open_subject
@@ -22,8 +23,10 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Save the intervention at the strength found to this file.", show_default=False)
     ] = None,
+    name: options.NAME = "",
     as_json: options.JSON = False,
     *,
+    given: InterventionOptions,
     measured: MeasuredOptions,
     load: options.LoadOptions,
 ) -> None:
@@ -39,7 +42,7 @@ def calibrate(
     quiet_libraries()
     subject = open_subject(place, load)
     rows = measured.rows(subject)
-    intervention = measured.resolved(subject, rows)
+    intervention = given.resolved(subject, lambda: rows, name)
     from saekit.evaluate.steering import calibrate as search
 
     found = search.calibrate(subject.lm, intervention, kl, rows, tail=tail)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from saekit.cli import options
+from saekit.cli.interventions import InterventionOptions
 from saekit.cli.measured import MeasuredOptions
 from saekit.cli.output import emit, quiet_libraries, say, say_path, table
 from saekit.cli.subject import WS_OR_MODEL, open_subject
@@ -29,8 +30,10 @@ def card(
     out: Annotated[
         Path | None, typer.Option("--out", help="Save the intervention with its card to this file.", show_default=False)
     ] = None,
+    name: options.NAME = "",
     as_json: options.JSON = False,
     *,
+    given: InterventionOptions,
     measured: MeasuredOptions,
     load: options.LoadOptions,
 ) -> None:
@@ -41,12 +44,14 @@ def card(
 
     Example: `saekit card pythia --feature 1042:0.5norm`
 
+    Example: `saekit card gpt2 --data pile.txt --ref neuron:2/17:2max --when 'text ~ "French"'`
+
     Example: `saekit card pythia --intervention change.json --natural french.txt --out change.json`
     """
     quiet_libraries()
     subject = open_subject(place, load)
     rows = measured.rows(subject)
-    intervention = measured.resolved(subject, rows)
+    intervention = given.resolved(subject, lambda: rows, name)
     from saekit.errors import ConfigError
     from saekit.evaluate.steering.card import CardSettings
     from saekit.evaluate.steering.card import card as measure

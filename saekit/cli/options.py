@@ -278,14 +278,19 @@ STRENGTHS = Annotated[
     typer.Option(
         "--feature",
         "-f",
-        help="Feature and strength: 1042, 1042:0.8norm or 1042:2, resid_post.3@NAME/1042:2 of a dictionary with a name, or "
-        "@LIST:2 for the features of a list. May be repeated.",
-        metavar="ID[:STRENGTH]",
+        help="Feature and strength: 1042, 1042:0.8norm or 1042:2, 1042:cap:2 with an operation, resid_post.3@NAME/1042:2 of a "
+        "dictionary with a name, or @LIST:2 for the features of a list. May be repeated.",
+        metavar="ID[:OPERATION][:STRENGTH]",
         show_default=False,
     ),
 ]
 OPERATION = Annotated[
-    str, typer.Option("--op", help="Operation on the feature: clamp, add, scale or ablate, or one of a plugin.")
+    str,
+    typer.Option(
+        "--op",
+        help="Operation on features, objects and rankings that name none: clamp, add, scale, cap, floor, ablate, mean, "
+        "resample, project-out, or one of a plugin.",
+    ),
 ]
 METHOD_OPTIONS = Annotated[
     list[str] | None,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saekit.cli import options
-from saekit.cli.output import console, emit, number, quiet_libraries, say, say_line, text
-from saekit.cli.subject import WS_OR_MODEL, open_subject
+from saekit.cli.interventions import InterventionOptions
+from saekit.cli.output import console, emit, number, print_section, quiet_libraries, say, say_line, say_path, text
+from saekit.cli.scatter import scatter
+from saekit.cli.subject import WS_OR_MODEL, contexts, open_subject
 from saekit.cli.values import count
 
 if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
+    from saekit.steer import Intervention
     from saekit.workspace.workspace import Workspace
 
 WEAK = 0.25
@@ -22,19 +28,8 @@ WEAK = 0.25
 
 @dataclass(frozen=True)
 class SteeringOptions:
-    """What to do with the features, and where."""
+    """Where to steer, and what to compare with."""
 
-    op: options.OPERATION = "clamp"
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--change",
-            help="Any object, vector or kept intervention, and its strength: neuron:2/17:1max, head:3.5:0, french, or JSON with "
-            "target, op, strength and positions. May be repeated.",
-            metavar="OBJECT[:STRENGTH]",
-            show_default=False,
-        ),
-    ] = None
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer in a random direction, with a change of the same norm.")
     ] = True
@@ -63,6 +58,35 @@ class SteeringOptions:
             return []
         layers = self.dola.split(",")
         return [DoLa([int(each) for each in layers] if all(each.strip().isdecimal() for each in layers) else self.dola)]
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """Whether to scan strengths."""
+
+    scan: Annotated[
+        str | None,
+        typer.Option(
+            "--scan",
+            help="Generate at several strengths in one batch, and show the target against its costs: .2:1.5 (eight strengths), "
+            ".2:1.5:5, or .2,.5,1. They multiply the strength that is given, or 1norm.",
+            metavar="STRENGTHS",
+            show_default=False,
+        ),
+    ] = None
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help="Word that a scan counts. May be repeated. [default: the 20 tokens that steering raises most]",
+            metavar="WORD",
+            show_default=False,
+        ),
+    ] = None
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with the pictures of a scan to this file.", show_default=False),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -101,36 +125,45 @@ class GenerationOptions:
 def steer(
     place: WS_OR_MODEL,
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", metavar="PROMPT")],
-    feature: options.STRENGTHS = None,
-    vector: Annotated[
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Write each prompt as a user's message, with the tokenizer's chat template.")
+    ] = False,
+    data: Annotated[
         list[str] | None,
         typer.Option(
-            "--vector",
-            help="Steering vector to add, by name in the workspace or file, and strength: french:0.8norm. May be repeated.",
-            metavar="NAME_OR_FILE[:STRENGTH]",
+            "--data",
+            help=f"Texts of a model without a workspace to measure strengths on. {options.TEXTS} May be repeated. "
+            "[default: lab for lab]",
             show_default=False,
         ),
     ] = None,
     name: options.NAME = "",
     as_json: options.JSON = False,
     *,
+    given: InterventionOptions,
     steering: SteeringOptions,
+    scanning: ScanOptions,
     generation: GenerationOptions,
     load: options.LoadOptions,
 ) -> None:
-    """Generate with and without features or vectors turned on, side by side and from the same seed.
+    """Generate with and without features, other objects or vectors turned on, side by side and from the same seed.
 
     1042 clamps the feature to half the typical norm of its site, 1042:0.8norm to 0.8 of that norm, 1042:2 to twice the feature's
     maximum activation, 1042:q.99 to the 0.99 quantile of its activations.
 
-    --vector french:0.8norm adds a vector of `saekit vector fit`, made 0.8 times as long as the typical activation; french:2 adds
-    twice the vector. It works with a model as well as with a workspace.
+    --ref takes any object by its name, --ranking the first objects that `saekit locate` found, --vector a vector of `saekit
+    vector fit`, which is added: french:0.8norm makes it 0.8 times as long as the typical activation, french:2 adds twice the
+    vector. All but --feature work with a model as well as with a workspace.
 
-    `--op` chooses the operation on features. clamp sets the coefficient of the feature to the strength, add adds the strength to
-    it, scale multiplies it by the strength (1042:2 doubles it), and ablate sets it to 0. ablate takes no strength.
+    An operation stands before the strength, 1042:cap:2, or for all objects in --op. clamp sets the coefficient to the strength,
+    add adds the strength, scale multiplies by it, cap and floor limit it; ablate sets 0, mean the mean over text, resample
+    values of random tokens, and project-out removes the object's direction from the activation. These four take no strength.
 
-    --change takes every kind of object: `--change neuron:2/17:1max`, `--change head:3.5:0` (a head's strength is a factor), the
-    name of a vector or intervention that the workspace keeps, or JSON as the steering bench of `saekit serve` writes it.
+    --when 'feature:resid_post.3/12 > 2' steers only at tokens where the condition holds, '... in prompt' only if the largest
+    value of the prompt meets it. --decay half:16 halves the effect every 16 tokens.
+
+    --change takes any of these, the name of an intervention that the workspace keeps, or JSON as the steering bench of `saekit
+    serve` writes it.
 
     The random control shows whether the effect is specific to the feature: it changes the activations by the same norm in a
     random direction. `--no-control` leaves it out. `--samples 8` generates eight continuations of each prompt by sampling, which
@@ -144,31 +177,40 @@ def steer(
 
     Example: `saekit steer pythia --feature 1042:0.5norm "Once upon a time"`
 
+    --scan .2:1.5 generates at eight strengths in one batch and prints the target against KL, perplexity and repetition.
+
+    Example: `saekit steer pythia --feature 1042 --scan .2:1.5 --html scan.html "Once upon a time"`
+
+    Example: `saekit steer gpt2 --ref neuron:2/17:ablate --when "position > 4" "Once upon a time"`
+
     Example: `saekit steer pythia --feature resid_post.3@gemma/1042:0.5norm "Once upon a time"`
     """
     quiet_libraries()
     from saekit.errors import ConfigError
     from saekit.steer import combine, compare
-    from saekit.workspace import interventions, vectors
+    from saekit.workspace.asked import asked_for
 
-    decoding = steering.decoding()
-    if not feature and not vector and not steering.by and not decoding:
-        raise ConfigError("There is nothing to steer with.", "Give --feature, --vector or --change.")
     subject = open_subject(place, load)
     ws, lm = subject.workspace, subject.lm
-    if (feature or steering.by) and ws is None:
-        needs = "--feature needs" if feature else "--change needs"
-        raise ConfigError(f"{place} is a model, and {needs} a workspace.", "Name a workspace, or give --vector.")
-    norms = None if ws is None else ws.median_norm
-    changes = [vectors.push(ws, lm, each, norms) for each in vector or []]
-    if ws is not None and feature:
-        changes.append(ws.intervention(feature, op=steering.op, name=name))
-    if ws is not None and steering.by:
-        changes.append(interventions.described(ws, map(_description, steering.by)))
+    rows = partial(contexts, subject, data, texts=32, context=64)
+    decoding = steering.decoding()
+    asked = given.asked(name, "1norm" if scanning.scan else None)
+    changes = [asked_for(ws, lm, asked, rows)] if asked.any or not decoding else []
+    intervention = combine(changes)
+    texts: Any = chats(lm, prompts) if chat else prompts
+    if scanning.scan is not None:
+        if decoding or generation.sampling:
+            raise ConfigError(
+                "A scan decodes with the model's own settings.", "Leave out --dola, --temperature, --top-p, --top-k."
+            )
+        show_scan(lm, texts, intervention, scanning, steering, generation, as_json)
+        return
+    if scanning.html is not None or scanning.target:
+        raise ConfigError("--html and --target belong to a scan.", "Give --scan .2:1.5, or leave them out.")
     result = compare(
         lm,
-        prompts,
-        combine(changes),
+        texts,
+        intervention,
         max_new_tokens=generation.max_new_tokens,
         do_sample=generation.sample or None,
         n_samples=generation.n_samples,
@@ -178,7 +220,7 @@ def steer(
         seed=generation.seed,
         **generation.sampling,
     )
-    facts = {**result.to_dict(), "measured": ws.causal(feature, name=name) if ws is not None and feature else []}
+    facts = {**result.to_dict(), "measured": ws.causal(given.feature, name=name) if ws is not None and given.feature else []}
     if as_json:
         emit(facts)
         return
@@ -188,12 +230,65 @@ def steer(
         _print_measured(ws, each)
 
 
-def _description(text: str) -> Any:
-    """What `--change` was given: JSON, or a text."""
-    from saekit.errors import ConfigError
-    from saekit.json_files import parse_json
+def show_scan(
+    lm: LanguageModel,
+    prompts: Any,
+    intervention: Intervention,
+    scanning: ScanOptions,
+    steering: SteeringOptions,
+    generation: GenerationOptions,
+    as_json: bool,
+) -> None:
+    """Scan strengths, and show the table and the picture."""
+    from saekit.evaluate.steering.mentions import Mentions
+    from saekit.evaluate.steering.scan import ScanSettings, parse_strengths, scan
 
-    return parse_json(text, where="--change", error=ConfigError) if text.lstrip().startswith("{") else text
+    assert scanning.scan is not None
+    settings = ScanSettings(
+        generation.n_samples,
+        generation.sample or None,
+        generation.max_new_tokens,
+        generation.seed,
+        steering.control,
+        steering.positions,
+    )
+    mentions = Mentions(scanning.target) if scanning.target else None
+    found = scan(lm, prompts, intervention, parse_strengths(scanning.scan), mentions, settings)
+    if scanning.html is not None:
+        from saekit.report.scan import write_scan
+
+        write_scan(found, scanning.html)
+    if as_json:
+        emit(found.to_dict() | ({"page": str(scanning.html)} if scanning.html is not None else {}))
+        return
+    print_section(found.section)
+    if found.raised:
+        say("the tokens: " + ", ".join(map(repr, found.raised)))
+    if scanning.html is not None:
+        say_path("page: ", scanning.html)
+        return
+    arms = {"steered": "●", "random": "○"} if steering.control else {"steered": "●"}
+    curves = found.curves()
+    for line in scatter([(x, y, arms[name]) for name in reversed(arms) for x, y in curves[name]], "KL", "target"):
+        say_line("", line)
+    say("   ".join(f"{mark} {name}" for name, mark in arms.items()))
+
+
+def chats(lm: LanguageModel, prompts: list[str]) -> list[list[int]]:
+    """Token ids of each prompt as a user's message, up to where the answer begins.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+    """
+    from saekit.errors import ConfigError
+    from saekit.lm.chat import ChatTemplate
+
+    try:
+        template = ChatTemplate(lm.text)
+    except ConfigError as error:
+        raise ConfigError(f"{lm.name} has no chat template.", "Use a model for chats, or leave out --chat.") from error
+    rendered = [template.render([{"role": "user", "content": prompt}], to_answer=True) for prompt in prompts]
+    return lm.text.plain_ids(rendered)
 
 
 def _print_measured(ws: Workspace, facts: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import options
+from saekit.cli.interventions import InterventionOptions
 from saekit.cli.output import emit, number, quiet_libraries, say, say_path, table
-from saekit.cli.subject import WS_OR_MODEL, Subject, open_subject
+from saekit.cli.subject import WS_OR_MODEL, Subject, contexts, open_subject
 from saekit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ def export(
             show_default=False,
         ),
     ] = None,
-    feature: options.STRENGTHS = None,
-    op: options.OPERATION = "clamp",
     positions: Annotated[
         str | None,
         typer.Option("--positions", help="Tokens to steer at, as for `saekit steer`; most formats act at every token."),
@@ -44,6 +43,7 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", help="File or folder to write.", show_default=False)] = None,
     as_json: options.JSON = False,
     *,
+    given: InterventionOptions,
     load: options.LoadOptions,
 ) -> None:
     """Write steering for another tool: its effect there is the effect here, or the export is refused.
@@ -70,15 +70,14 @@ def export(
         if format is None:
             raise ConfigError(f"The name of {out} does not tell a format.", f"Give --format: {', '.join(FORMATS)}.")
     FORMATS.find(format)
-    if not what and not feature:
+    asked = given.asked()
+    if not what and not asked.any:
         raise ConfigError("There is nothing to export.", "Name a vector, or give --feature.")
     subject = open_subject(place, load)
     ws, lm = subject.workspace, subject.lm
-    if feature and ws is None:
-        raise ConfigError(f"{place} is a model, and --feature needs a workspace.", "Name a workspace.")
     changes = [vectors.change(ws, lm, each) for each in what or []]
-    if ws is not None and feature:
-        changes.append(ws.intervention(feature, op=op))
+    if asked.any:
+        changes.append(given.resolved(subject, lambda: contexts(subject, None, texts=32, context=64)))
     whole = combine(changes)
     facts = write(lm, whole if positions is None else whole.at(positions), out, format)
     if as_json:

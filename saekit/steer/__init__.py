@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from saekit.steer.measures import Measures, measure
     from saekit.steer.operations import OPERATIONS, Operation
     from saekit.steer.schedule import Schedule
-    from saekit.steer.strength import DEFAULT, FeatureStats, Strength, parse_feature
+    from saekit.steer.strength import DEFAULT, FeatureStats, Strength, parse_change, parse_feature
     from saekit.steer.target import Vector
 
 _HOMES = {
@@ -57,7 +57,7 @@ _HOMES = {
     "saekit.steer.measures": ("Measures", "measure"),
     "saekit.steer.operations": ("OPERATIONS", "Operation"),
     "saekit.steer.schedule": ("Schedule",),
-    "saekit.steer.strength": ("DEFAULT", "FeatureStats", "Strength", "parse_feature"),
+    "saekit.steer.strength": ("DEFAULT", "FeatureStats", "Strength", "parse_change", "parse_feature"),
     "saekit.steer.target": ("Vector",),
     # Above this package: named by string, so that nothing here imports it.
     "saekit.evaluate.steering.compare": ("Comparison", "compare"),
@@ -89,6 +89,7 @@ __all__ = [
     "intervene",
     "mean_difference",
     "measure",
+    "parse_change",
     "parse_feature",
     "patch",
     "project_out",

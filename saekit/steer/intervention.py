@@ -102,7 +102,7 @@ class Intervention:
         *,
         stats: StatsSource | None = None,
         norms: NormSource | None = None,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[str] | Sequence[Sequence[int]] | None = None,
     ) -> BoundIntervention:
         """The intervention on one model: spaces, amounts and edits are made once. Arguments and errors as for :meth:`resolve`.
 
@@ -118,7 +118,7 @@ class Intervention:
         *,
         stats: StatsSource | None = None,
         norms: NormSource | None = None,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[str] | Sequence[Sequence[int]] | None = None,
     ) -> Intervention:
         """The same intervention with every strength turned into an amount, and the fingerprints of its SAEs recorded.
 
@@ -126,7 +126,7 @@ class Intervention:
             lm: the model, with the SAEs attached.
             stats: statistics of single units by ref, for example from a feature database.
             norms: median activation norms by site.
-            texts: measures that are needed, and not given by `stats` or `norms`, are taken on these.
+            texts: measures that are needed, and not given by `stats` or `norms`, are taken on these texts or rows of token ids.
 
         Raises:
             InterventionError: a measure is needed and neither given nor measurable. No value is assumed in its place.
@@ -140,7 +140,7 @@ class Intervention:
         lm: LanguageModel,
         stats: StatsSource | None = None,
         norms: NormSource | None = None,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[str] | Sequence[Sequence[int]] | None = None,
     ) -> list[Placed]:
         """Every change with its amounts, in its space."""
         self._check_dictionaries(lm)

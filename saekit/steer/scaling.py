@@ -31,7 +31,7 @@ def scaled(intervention: Intervention, factors: float | Sequence[float]) -> Inte
 
 def _scaled(change: Change, factors: tuple[float, ...]) -> Change:
     operation = OPERATIONS.find(change.op)
-    if operation.fixed or operation.factor or operation.by_position:
+    if operation.fixed or operation.factor or operation.by_position or operation.drawn:
         raise InterventionError(f"{change.op} of {change.target} has no strength that can vary.", "Use clamp or add.")
     if change.amounts is None:
         raise InterventionError(f"The strength {change.strength} of {change.target} is not resolved.", "Resolve it first.")

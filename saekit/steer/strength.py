@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,6 +122,35 @@ def parse_feature(text: str, *, op: str = "clamp") -> tuple[str, Strength | None
     if not colon or name in FORMS:
         return text, None
     return name, Strength.parse(last, default=unit)
+
+
+class Wanted(NamedTuple):
+    """What is written in short: an object, an operation, and a strength, which is None where none is written."""
+
+    name: str
+    op: str
+    strength: Strength | None
+
+
+def parse_change(text: str, *, op: str = "clamp") -> Wanted:
+    """Split '1042:0.5norm', '1042:cap:2' or 'head:3.5:ablate' into an object, an operation and a strength.
+
+    Args:
+        op: the operation where the text names none. A strength without a unit has the unit of the operation.
+
+    Raises:
+        ConfigError: there is no operation `op`.
+        InterventionError: the text after the name is neither an operation nor a strength.
+    """
+    OPERATIONS.find(op)
+    head, colon, last = text.rpartition(":")
+    if colon and last in OPERATIONS:
+        return Wanted(head, last, None)
+    before, inner, middle = head.rpartition(":")
+    if inner and middle in OPERATIONS:
+        return Wanted(before, middle, Strength.parse(last, default=OPERATIONS[middle].unit))
+    name, strength = parse_feature(text, op=op)
+    return Wanted(name, op, strength)
 
 
 @dataclass(frozen=True)

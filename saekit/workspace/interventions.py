@@ -119,7 +119,8 @@ def resolved(ws: Workspace, intervention: Intervention) -> Intervention:
             with ws.database() as database:
                 database.stats(target)  # raises where there is no such feature
         steering.attach_dictionary_of(ws, target)
-    return intervention.resolve(ws.lm, stats=_stats(ws), norms=ws.median_norm)
+    texts = steering.to_draw_from(ws, intervention)
+    return intervention.resolve(ws.lm, stats=_stats(ws), norms=ws.median_norm, texts=texts)
 
 
 def _stats(ws: Workspace) -> Callable[[Any], FeatureStats]:
@@ -158,7 +159,7 @@ def _described(ws: Workspace, asked: str | Mapping[str, Any]) -> Intervention:
 
 def _by_name(ws: Workspace, text: str, op: str | None, positions: Any) -> Intervention:
     """The intervention of "1042:0.5norm", "french:0.8norm" or "my-run"."""
-    from saekit.steer import Strength, intervene, parse_feature
+    from saekit.steer import Strength, intervene, parse_change
 
     kept, (name, _, last) = steerers(ws), text.rpartition(":")
     if text in kept:
@@ -169,10 +170,10 @@ def _by_name(ws: Workspace, text: str, op: str | None, positions: Any) -> Interv
     if not bare[:1].isdecimal() and not bare.startswith("@") and "/" not in text and bare not in FORMS:
         hint = nearest(bare, kept) if kept else f"`saekit vector fit {ws.shown} --contrast FILE` makes a vector."
         raise WorkspaceError(f"{ws.shown} has no vector or intervention {bare!r:.80}.", hint)
-    operation = op or ("scale" if bare in _HEADS else "clamp")  # the coefficient of a head is a vector
-    unit, given = parse_feature(text, op=operation)
-    other = unit.split(":")[0] in FORMS and not unit.startswith("feature:")
-    return intervene(operation, [Ref.parse(unit)] if other else ws.refs(unit), given, positions=positions)
+    wanted = parse_change(text, op=op or ("scale" if bare in _HEADS else "clamp"))  # the coefficient of a head is a vector
+    other = wanted.name.split(":")[0] in FORMS and not wanted.name.startswith("feature:")
+    targets = [Ref.parse(wanted.name)] if other else ws.refs(wanted.name)
+    return intervene(wanted.op, targets, wanted.strength, positions=positions)
 
 
 def _kept(ws: Workspace, name: str, strength: Strength | None, op: str | None, positions: Any) -> Intervention:

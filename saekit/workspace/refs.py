@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 LIST = "@"
 """Stands before the name of a list."""
 _RANKED = re.compile(r"@rankings/(?P<name>[^/]+)(?:/(?P<k>[0-9]{1,6}))?")
-_TOP = 10
+TOP = 10
+"""Objects of a ranking that are meant where no number is given."""
 _RANGE = re.compile(r"(?P<place>(?:.+/)?)(?P<first>[0-9]{1,9})(?:-|\.\.)(?P<last>[0-9]{1,9})")
 _LIST_NAME = re.compile(r"[\w.-]{1,100}")
 _MOST = 1 << 20
@@ -38,7 +39,7 @@ def is_single(text: str) -> bool:
 
 def _of_one(ws: WorkspaceFolder, text: str, name: str, within: str | None) -> Iterable[Ref]:
     if ranked := _RANKED.fullmatch(text):
-        return _of_ranking(ws, ranked["name"], int(ranked["k"] or _TOP))
+        return _of_ranking(ws, ranked["name"], int(ranked["k"] or TOP))
     if text.startswith(LIST):
         with ws.database() as database:
             return [entry.ref for entry in database.list_entries(text.removeprefix(LIST))]

@@ -24,26 +24,31 @@ _NORM_TOKENS, _NORM_CONTEXT = 8192, 256
 
 def intervention(ws: Workspace, features: Iterable[str | Name], *, op: str, name: str) -> Intervention:
     """See :meth:`Workspace.intervention`."""
-    from saekit.steer import combine, intervene, parse_feature
+    from saekit.steer import combine, intervene, parse_change
 
     with ws.database() as database:
         changes = []
         for text in map(str, features):
-            feature, strength = parse_feature(text, op=op)
-            for ref in ws.refs(feature, name):
+            wanted = parse_change(text, op=op)
+            for ref in ws.refs(wanted.name, name):
                 database.stats(ref)  # raises where there is no such feature
                 attach_dictionary_of(ws, ref)
-                changes.append(intervene(op, ref, strength))
+                changes.append(intervene(wanted.op, ref, wanted.strength))
+        made = combine(changes)
+        return made.resolve(ws.lm, stats=feature_stats(database), norms=ws.median_norm, texts=to_draw_from(ws, made))
 
-        return combine(changes).resolve(ws.lm, stats=feature_stats(database), norms=ws.median_norm)
+
+def to_draw_from(ws: Workspace, intervention: Intervention) -> list[list[int]] | None:
+    """Contexts of the corpus from which coefficients are drawn; None where none are."""
+    return ordinary_rows(ws) if any(change.needs == "samples" for change in intervention.changes) else None
 
 
 def causal(ws: Workspace, features: Iterable[str | Name], *, name: str) -> list[dict[str, Any]]:
     """See :meth:`Workspace.causal`."""
-    from saekit.steer import parse_feature
+    from saekit.steer import parse_change
 
     with ws.database() as database:
-        refs = ws.refs([parse_feature(text)[0] for text in map(str, features)], name)
+        refs = ws.refs([parse_change(text).name for text in map(str, features)], name)
         found = [(ref, database.causal(ref)) for ref in refs]
     return [{"feature": str(ref), **dataclasses.asdict(each)} for ref, each in found if each is not None]
 
@@ -56,11 +61,11 @@ def feature_stats(database: FeatureDB) -> Callable[[Ref], FeatureStats]:
 
 
 def median_norm(ws: Workspace, site: Site) -> float:
-    """Median length of the activations at `site`, from 8,192 ordinary tokens of the cache or, without one, of the corpus."""
+    """Median length of the activations at `site`, from 8,192 ordinary tokens of the cache, or else of the corpus."""
     from saekit.activations import ActivationReader
     from saekit.steer.measures import measure
 
-    if not ws.has_activations:
+    if not ws.has_activations or site not in ws.store().sites:
         return measure(ws.lm, [], [site], ordinary_rows(ws)).norms[site]
     reader = ActivationReader(ws.store(), [site], split="all", batch_size=_NORM_TOKENS, buffer_tokens=_NORM_TOKENS)
     return float(reader.sample(_NORM_TOKENS)[site].norm(dim=1).median())

@@ -54,7 +54,8 @@ def push(ws: WorkspaceFolder | None, lm: LanguageModel, text: str, norms: NormSo
         ws: the workspace that keeps the vector; None: files alone.
         lm: the model.
         text: name or file, and strength. Without a unit the strength multiplies the vector; without a strength it is 0.5norm.
-            "ablate" in its place projects the direction out at its site, "erase" at all residual sites.
+            "ablate" in its place projects the direction out at its site, "erase" at all residual sites. With another operation,
+            as in "french:cap:0", the coefficient of the activation along the vector is changed.
         norms: median lengths of activations; None: that of the texts which the vector was fitted on.
 
     Raises:
@@ -62,20 +63,30 @@ def push(ws: WorkspaceFolder | None, lm: LanguageModel, text: str, norms: NormSo
         InterventionError: the file was changed, or the strength is not possible.
         StoreMismatch: the vector is of another model.
     """
+    from saekit.steer.amplitude import intervene
+    from saekit.steer.operations import OPERATIONS
     from saekit.steer.strength import Strength
 
     name, colon, strength = text.rpartition(":")
+    before, inner, op = name.rpartition(":")
+    if colon and strength in OPERATIONS:  # without a strength
+        op, strength = strength, ""
+    elif inner and op in OPERATIONS:
+        name = before
+    else:
+        op = "add"
     vector = read(ws, name if colon else text)
     vector.check(lm)
-    if colon and strength == "ablate":
-        return vector.ablation().resolve(lm)
     if colon and strength == "erase":
         from saekit.steer.exchange.orthogonal import erase
 
         return erase(lm, vector).resolve(lm)
-    made = vector.intervention(Strength.parse(strength, default="raw") if colon else None)
+    given = Strength.parse(strength, default="raw") if colon and strength else None
+    made = vector.intervention(given) if op == "add" else intervene(op, vector.target, given)
     own = vector.facts.get("site_norm")
     known = {lm.site(vector.site): float(own)} if isinstance(own, int | float) else None
+    if any(change.needs in ("stats", "samples") for change in made.changes):
+        return made  # measured together with the other objects
     return made.resolve(lm, norms=known if norms is None else norms)
 
 

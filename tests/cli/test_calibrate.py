@@ -23,5 +23,5 @@ def test_a_saved_intervention_is_calibrated(saekit: Saekit, stories_path: Path, 
 
 
 def test_what_is_missing_is_said(saekit: Saekit, stories_path: Path, tinystories_path: Path) -> None:
-    assert "--feature ID" in saekit("calibrate", stories_path, "--data", tinystories_path).stderr
+    assert "--feature, --ref, --vector" in saekit("calibrate", stories_path, "--data", tinystories_path).stderr
     assert "workspace" in saekit("calibrate", stories_path, "--data", tinystories_path, "--feature", "3").stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isnan, log
@@ -14,7 +14,8 @@ from torch import Tensor
 from saekit.errors import ConfigError, InterventionError
 from saekit.evaluate.steering.side_effects import TokenEffects, batch_effects, batch_residuals, batches_of, joined, kl_tail
 from saekit.lm.run.batches import text_rows
-from saekit.steer.intervention import Intervention
+from saekit.names.positions import GENERATION
+from saekit.steer.intervention import BoundIntervention, Intervention
 from saekit.steer.scaling import scaled
 
 if TYPE_CHECKING:
@@ -65,7 +66,14 @@ class Calibrated:
 
 
 def effects_by_factor(
-    lm: LanguageModel, intervention: Intervention, factors: Sequence[float], texts: Texts, positions: Positions | None = None
+    lm: LanguageModel,
+    intervention: Intervention,
+    factors: Sequence[float],
+    texts: Texts,
+    positions: Positions | None = None,
+    *,
+    continuations: Sequence[Sequence[int]] | None = None,
+    arm: Callable[[BoundIntervention], Any] | None = None,
 ) -> list[TokenEffects]:
     """The effects on predictions at several strengths, which run in one batch.
 
@@ -73,14 +81,17 @@ def effects_by_factor(
         intervention: resolved; see :func:`saekit.steer.scaling.scaled`.
         factors: what its strengths are multiplied by.
         texts: neutral texts or rows of token ids.
-        positions: tokens steered by changes that name none; None is "all".
+        positions: tokens steered by changes that name none; None is "all", or with continuations what `lm.generate` does.
+        continuations: token ids that follow each text; the effects are then those on their tokens.
+        arm: makes what is measured from the intervention at all strengths, such as its control; None measures itself.
     """
     rows, K = text_rows(lm, texts), len(factors)
-    bound = scaled(intervention, tuple(factors)).bind(lm)
+    bound: Any = scaled(intervention, tuple(factors)).bind(lm)
+    bound = bound if arm is None else arm(bound)
     parts: list[list[list[Tensor]]] = [[] for _ in factors]
-    for batch in batches_of(lm, rows, None, max(1, _TEXTS // K)):
+    for batch in batches_of(lm, rows, continuations, max(1, _TEXTS // K)):
         number = torch.arange(K).repeat_interleave(len(batch.tokens_BT))
-        where = positions if positions is not None else "all"
+        where = positions if positions is not None else "all" if continuations is None else GENERATION
         base_ND = batch_residuals(lm, batch, None, where, batch.number_B)
         steered_ND = batch_residuals(lm, batch, bound, where, number, copies=K)
         found = batch_effects(lm, batch, base_ND, steered_ND.view(K, *base_ND.shape))

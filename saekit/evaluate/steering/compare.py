@@ -89,7 +89,7 @@ class Comparison(Report):
 
 def compare(
     lm: LanguageModel,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
     intervention: Intervention | BoundIntervention | Sequence[Intervention],
     *,
     seed: int = 0,
@@ -105,7 +105,7 @@ def compare(
 
     Args:
         lm: the model, with the SAEs attached that the intervention needs.
-        prompts: one or more texts.
+        prompts: one or more texts, or rows of token ids.
         intervention: an intervention that is resolved or has raw strengths; several are applied together.
         seed: seed of the sampling and of the control's direction.
         control: whether to make the control. "direction" (also True) pushes along a random direction, "feature" along that of a
