@@ -72,10 +72,10 @@ def test_measures_of_a_model_are_taken_on_texts(saekit: Saekit, stories_path: Pa
 def test_objects_of_a_workspace(saekit: Saekit, workspace: Path, tmp_path: Path) -> None:
     ws = Path(shutil.copytree(workspace, tmp_path / "ws"))
     (ws / "rankings").mkdir(exist_ok=True)
-    Ranking(("feature:resid_post.2/7", "neuron:2/17"), (3.0, 1.0)).save(ws / "rankings" / "mine.json")
+    Ranking(("feature:resid_post.2/7", "neuron:3/17"), (3.0, 1.0)).save(ws / "rankings" / "mine.json")
     steer = ("steer", ws, PROMPT, "--no-control", *SHORT)
     both = changes(saekit(*steer, "--ranking", "mine", "--op", "ablate", "--when", "7 > 0.1max"))
-    assert [each["target"] for each in both] == ["feature:resid_post.2/7", "neuron:2/17"]
+    assert [each["target"] for each in both] == ["feature:resid_post.2/7", "neuron:3/17"]
     assert both[0]["when"][0]["what"] == "feature:resid_post.2/7" and both[0]["when"][0]["threshold"] > 0
     mixed = changes(saekit(*steer, "--feature", "7:cap:0.5", "--feature", "9:mean", "--ref", "neuron:3/1:0.5norm"))
     assert [each["op"] for each in mixed] == ["cap", "mean", "clamp"]
@@ -83,7 +83,7 @@ def test_objects_of_a_workspace(saekit: Saekit, workspace: Path, tmp_path: Path)
     assert changes(saekit(*steer, "--feature", "7:resample"))[0]["op"] == "resample"
     assert changes(saekit(*steer, "--ref", "feature:resid_post.2/7:2")) == changes(saekit(*steer, "--feature", "7:2"))
     measured = ("--data", "lab", "--texts", 2, "--json")
-    card = saekit("card", ws, "--ref", "neuron:2/17:2raw", "--when", "7 > 0 in prompt", "--no-controls", *measured)
+    card = saekit("card", ws, "--ref", "neuron:3/17:2raw", "--when", "7 > 0 in prompt", "--no-controls", *measured)
     assert card.status == 0 and card.json["kl"]["value"] >= 0, card.stderr
 
 
