@@ -231,3 +231,21 @@ def test_a_vector_for_more_blocks_than_there_are(lm: LanguageModel, tmp_path: Pa
         step()
     with pytest.raises(InterventionError, match="block 7"):
         import_(lm, tmp_path / "v.gguf")
+
+
+@pytest.mark.parametrize("name", ["change.json", "change.safetensors"])
+def test_a_saved_intervention_that_was_changed_is_refused(lm: LanguageModel, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    change = add(vector(lm, "resid_post.1"), 1.5) + ablate("neuron:1/3", positions=[0, 2])
+    change.bind(lm).intervention.save(path)
+    close(logits(lm, Intervention.load(path)), logits(lm, change))
+    whole = path.read_bytes()
+    for old, new in ((b"neuron:1/3", b"neuron:1/4"), (b"1.5", b"2.5")):
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(InterventionError, match="changed after it was written"):
+            Intervention.load(path)
+    if name == "change.safetensors":
+        path.write_bytes(whole[:-3] + b"\x01\x02\x03")
+        with pytest.raises(InterventionError, match="changed after it was written"):
+            Intervention.load(path)
