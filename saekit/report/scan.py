@@ -49,7 +49,9 @@ def _charts(scan: Scan) -> list[tuple[str, Markup]]:
     every = [pair for curve in curves.values() for pair in curve]
     x = Axis.around("KL to the unsteered model, nats a token", [kl for kl, _ in every], zero=True)
     y = Axis.around("target", [target for _, target in every], zero=True, show=percent)
-    frontier = [Line(name, *zip(*curve, strict=True), styles[name]) for name, curve in curves.items()]
+    frontier = [
+        Line(name, [kl for kl, _ in curve], [target for _, target in curve], styles[name]) for name, curve in curves.items()
+    ]
     factors = [0.0, *(point.factor for point in scan.points)]
     steered = [scan.baseline, *(point.steered for point in scan.points)]
     strength = Axis.around("multiple of the strength", factors, zero=True)

@@ -54,7 +54,7 @@ def test_an_option_means_the_same_in_every_command() -> None:
     # And what is carried from one model to another.
     known |= {"--vector", "--sae"}
     # Objects are read by one command and changed by others. Learning rates decay, and effects do.
-    known |= {"--ref", "--decay"}
+    known |= {"--ref", "--ranking", "--decay"}
     assert not {flag: dict(found) for flag, found in meanings.items() if len(found) > 1 and flag not in known}
 
 

@@ -233,10 +233,10 @@ def scan(
         )
         for arm in arms
     )
-    random_kls = [float(each.kl.mean()) for each in others[0]] if others else [None] * len(factors)
+    random_kls: list[float | None] = [float(each.kl.mean()) for each in others[0]] if others else [None for _ in factors]
     points = [
-        ScanPoint(factor, _strengths(intervention, factor), float(cost.kl.mean()), kl_tail(cost), *rest)
-        for factor, cost, *rest in zip(factors, effects, steered, randoms, random_kls, strict=True)
+        ScanPoint(factor, _strengths(intervention, factor), float(cost.kl.mean()), kl_tail(cost), arm, control, random_kl)
+        for factor, cost, arm, control, random_kl in zip(factors, effects, steered, randoms, random_kls, strict=True)
     ]
     what = "words that name the concept" if mentions is not None else f"the {len(raised)} tokens that steering raises most"
     shown = lm.text.token_strings(raised) if raised else []
