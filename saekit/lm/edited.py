@@ -146,7 +146,8 @@ def _add(parameters: Mapping[str, nn.Parameter], name: str, edits: Iterable[Weig
     changed = total.to(weight.dtype)
     if not bool(torch.isfinite(changed).all()):
         raise InterventionError(f"The edit makes {name} infinite or NaN.", "Make the edit smaller.")
-    weight.copy_(changed)
+    # Where the sum is the weight, it keeps its bits: -0.0 + 0.0 would be 0.0.
+    weight.copy_(torch.where(changed == weight, weight, changed))
 
 
 def _canonical(parameters: Mapping[str, nn.Parameter], name: str) -> str:
