@@ -38,6 +38,8 @@ BIASES = {
     "sycophancy": ("sycophancy",),
 }
 """Tasks whose share of answers is tuned to one half. Objects are located on the first."""
+PRESERVE = (1.0, 10.0)
+"""Weights of the KL to the unedited model."""
 RELEARN = (0, 1, 2, 4, 8, 16, 32)
 
 
@@ -50,7 +52,8 @@ def section(quick: bool) -> list[dict[str, Any]]:
     rows = []
     for bias in ("answer position",) if quick else tuple(BIASES):
         for kind in ("heads", "neurons"):
-            rows.append(fixed(lm, bias, kind, before, settings))
+            for preserve in PRESERVE[:1] if quick else PRESERVE:
+                rows.append(fixed(lm, bias, kind, before, replace(settings, preserve=preserve)))
     return rows + relearned(lm, settings, quick)
 
 
@@ -85,7 +88,14 @@ def fixed(lm: LanguageModel, bias: str, kind: str, before: dict[str, Measurement
     problem = Problem(lm, loss, documents(lm, 400, "train"), settings, ranking, FRACTION, progress=False)
     found = tune(problem, "pinpoint" if kind == "heads" else "masked")
     seconds = time.monotonic() - started
-    row: dict[str, Any] = {"part": "bias", "bias": bias, "objects": kind, "count": found.count, "share": found.share}
+    row: dict[str, Any] = {
+        "part": "bias",
+        "bias": bias,
+        "preserve": settings.preserve,
+        "objects": kind,
+        "count": found.count,
+        "share": found.share,
+    }
     held = documents(lm, 100, "heldout")
     row["kl"] = preservation(lm, found, held)
     with found.on(lm):
@@ -172,6 +182,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         [
             {
                 "bias": row["bias"],
+                "preserve": row["preserve"],
                 "tuned": f"{row['objects']}, {row['count']:,} ({row['share']:.2%})",
                 "before -> after": ", ".join(f"{b:.1%} -> {a:.1%}" for b, a in row["targets"].values()),
                 "KL": f"{row['kl']:.5f}",
