@@ -54,9 +54,12 @@ def rome(statistics: KeyStatistics, layer: int, keys_IN: Tensor, options: EditOp
 
 
 def memit(statistics: KeyStatistics, layer: int, keys_IN: Tensor, options: EditOptions) -> Tensor:
-    """(N, I) K^T (lambda C + K K^T)^-1 = (lambda + K^T C^-1 K)^-1 K^T C^-1."""
+    """(N, I) K^T (lambda C + K K^T)^-1 = (lambda + K^T C^-1 K)^-1 K^T C^-1.
+
+    lambda is `preserve` times I, which is the mean of k^T C^-1 k over the corpus.
+    """
     solved_IN = statistics.solve(layer, keys_IN)
-    return _small(keys_IN.T @ solved_IN, options.preserve, solved_IN.T)
+    return _small(keys_IN.T @ solved_IN, options.preserve * len(keys_IN), solved_IN.T)
 
 
 def alphaedit(statistics: KeyStatistics, layer: int, keys_IN: Tensor, options: EditOptions) -> Tensor:

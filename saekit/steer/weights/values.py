@@ -39,7 +39,8 @@ class EditOptions:
         decay: weight of (|change| / |output|)^2.
         largest: the change is at most so many times as long as the output.
         contexts: texts of the model's own that stand before each prompt, besides none.
-        preserve: MEMIT's weight of the corpus, lambda in R K^T (lambda C + K K^T)^-1; AlphaEdit's weight of a small change.
+        preserve: MEMIT's weight of the corpus, lambda / I in R K^T (lambda C + K K^T)^-1 for keys of I numbers; AlphaEdit's
+            weight of a small change.
         null: AlphaEdit changes nothing along directions of the keys but those that together hold this share of C.
     """
 
@@ -49,7 +50,7 @@ class EditOptions:
     decay: float = 0.01
     largest: float = 4.0
     contexts: int = 10
-    preserve: float = 1.0
+    preserve: float = 0.1
     null: float = 0.02
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ def test_rome_is_the_constrained_least_squares_solution(statistics: KeyStatistic
 def test_memit_is_the_ridge_regression(statistics: KeyStatistics) -> None:
     K, R = keys_and_changes()
     C = ridged(statistics.moment(0))
-    expected = R @ K.T @ torch.linalg.inv(0.7 * C + K @ K.T)
+    expected = R @ K.T @ torch.linalg.inv(0.7 * 24 * C + K @ K.T)
     torch.testing.assert_close(R @ memit(statistics, 0, K, EditOptions(preserve=0.7)), expected)
 
 
