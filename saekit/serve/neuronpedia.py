@@ -14,9 +14,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from feature_db.exchange import neuronpedia
-from feature_db.exchange.names import Names
-from feature_db.records import IndexedSAE
 from saekit.errors import ConfigError, UnknownRef
 from saekit.serve.openai.answers import finite, sse
 from saekit.serve.openai.asked import MOST_TEXT, Message
@@ -31,6 +28,8 @@ from saekit.serve.worker import Work
 from saekit.workspace.interventions import described
 
 if TYPE_CHECKING:
+    from feature_db.exchange.names import Names
+    from feature_db.records import IndexedSAE
     from saekit.lm import LanguageModel
 
 router = APIRouter(prefix="/api", tags=["Neuronpedia"])
@@ -80,6 +79,8 @@ class AskedSteerChat(AskedSteering):
 def feature(served: ServedHere, model: str, source: str, index: int) -> Response:
     """One feature: statistics, logits, activations and explanations."""
     opened, sae, names = _find(served, model, source)
+    from feature_db.exchange import neuronpedia
+
     return json_response(neuronpedia.feature(opened.database, sae, names, index))
 
 
@@ -200,6 +201,8 @@ def _find(served: Served, model: str, source: str) -> tuple[Opened, IndexedSAE, 
     Raises:
         UnknownRef: there is none; the message lists those that there are.
     """
+    from feature_db.exchange.names import Names
+
     known = []
     for opened in served.workspaces.values():
         if not opened.workspace.database_path.exists():
