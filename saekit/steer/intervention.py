@@ -209,7 +209,7 @@ class Intervention:
             raise InterventionError(
                 f"The intervention has version {version!r:.20}; this saekit reads versions 1 to {VERSION}.", "Update saekit."
             )
-        keyed(data, "The intervention", {"format", "version", "changes", "dictionaries", "notes"})
+        keyed(data, "The intervention", {"format", "version", "changes", "dictionaries", "notes"}, {"sha256"})
         listed, dictionaries = data["changes"], data["dictionaries"]
         if not isinstance(listed, list | tuple):
             raise InterventionError(f"The changes of the intervention are {listed!r:.80}, not a list.")
