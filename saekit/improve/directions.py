@@ -101,8 +101,6 @@ def best_addition(
             value = float(trial.measure(target, change).mean())
             kl = on_neutral_text(trial.lm, change, trial.neutral[:4])["kl"]
             tried.append({"site": site, "strength": sign * strength, "value": value, "kl": kl})
-            within = kl <= budget
-            found.append(
-                (within, target.gain(before, value) if within else -kl, Addition(vector, sign * strength, change, tried))
-            )
-    return max(found, key=lambda each: each[:2])[2]
+            score = (True, target.gain(before, value), -kl) if kl <= budget else (False, -kl, 0.0)
+            found.append((score, Addition(vector, sign * strength, change, tried)))
+    return max(found, key=lambda each: each[0])[1]

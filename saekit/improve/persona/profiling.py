@@ -52,7 +52,7 @@ def foresee(trial: Trial) -> Report:
 def _read(trial: Trial, prompts: list[str], sites: list[str]) -> dict[str, Any]:
     """(B, width) activations of the last token of each prompt, by site."""
     rows = trial.lm.text.ids(prompts)
-    found = {site: [None] * len(rows) for site in sites}
+    found: dict[str, list[Any]] = {site: [None] * len(rows) for site in sites}
     for some, tokens_BT, mask_BT in batches(trial.lm, rows, 32):
         run = trial.lm.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None)
         for site in sites:
