@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,18 @@ class Change:
     prompt: str = ""
     model: LanguageModel | None = None
 
+    def __add__(self, other: Change) -> Change:
+        """Both changes: the deltas of `other` after those of this one."""
+        interventions, deltas = self.interventions + other.interventions, self.deltas + other.deltas
+        return Change(interventions, deltas, self.prompt + other.prompt, other.model or self.model)
+
     @contextmanager
     def on(self, lm: LanguageModel) -> Iterator[Changed]:
         """The model with the change, for the time of the context. Weights are restored bit for bit at its end."""
         lm = self.model or lm
-        with lm.edited(*self.deltas) if self.deltas else nullcontext():
+        with ExitStack() as stack:
+            for delta in self.deltas:  # one inside the other: a later delta may have been made while an earlier one was on
+                stack.enter_context(lm.edited(delta))
             yield Changed(lm, tuple(_bound(each, lm) for each in self.interventions), self.prompt)
 
 

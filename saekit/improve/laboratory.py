@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from saekit import lab
 from saekit.lab.chat_turns import asked, turn
 from saekit.lab.genres.chat import ASKED
-from saekit.tasks import Labelled
+from saekit.tasks import Labelled, Task
 
 if TYPE_CHECKING:
     from saekit.lab.splits import Split
@@ -49,3 +49,10 @@ def languages(lm: LanguageModel, n: int, split: Split, seed: int) -> Labelled:
 def persona_prompts(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
     """Prompts whose system line asks for one of four personas."""
     return [prompt.clean for prompt in lab.task("persona", n, split, seed, lm.text.tokenizer).prompts]
+
+
+def professions(lm: LanguageModel, n: int, split: Split, seed: int) -> Task:
+    """Prompts with a profession; the answer is the pronoun that the corpus prefers for it, the foil the other one."""
+    parts = [lab.task(f"gender_bias_{which}", max(2, n // 2), split, seed, lm.text.tokenizer) for which in ("he", "she")]
+    names = ("clean", "corrupted", "answers", "foils", "texts")
+    return Task("professions", **{name: tuple(row for part in parts for row in getattr(part, name)) for name in names})
