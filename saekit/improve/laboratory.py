@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saekit import lab
 from saekit.lab.chat_turns import asked, turn
@@ -54,5 +54,7 @@ def persona_prompts(lm: LanguageModel, n: int, split: Split, seed: int) -> list[
 def professions(lm: LanguageModel, n: int, split: Split, seed: int) -> Task:
     """Prompts with a profession; the answer is the pronoun that the corpus prefers for it, the foil the other one."""
     parts = [lab.task(f"gender_bias_{which}", max(2, n // 2), split, seed, lm.text.tokenizer) for which in ("he", "she")]
-    names = ("clean", "corrupted", "answers", "foils", "texts")
-    return Task("professions", **{name: tuple(row for part in parts for row in getattr(part, name)) for name in names})
+    fields: dict[str, Any] = {}
+    for name in ("clean", "corrupted", "answers", "foils", "texts"):
+        fields[name] = tuple(row for part in parts for row in getattr(part, name))
+    return Task("professions", **fields)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from saekit.improve.changed import Change
 from saekit.improve.fairness.gender import stereotyped
 from saekit.improve.objects import best_scaling
 from saekit.improve.report import Report
 from saekit.improve.trial import Trial
-from saekit.locate.probe.probes import fit_probes
+from saekit.locate.probe.probes import Probe, fit_probes
 from saekit.objects.registry import spaces_of
 from saekit.steer import intervene
 
@@ -32,7 +34,7 @@ def probed_heads(trial: Trial) -> Report:
     ranking = trial.rank("probe", trial.fit("pairs"), spaces=["heads"])
     heads_of = spaces_of(trial.lm, "heads")
     found = fit_probes(trial.lm, trial.fit("pairs"), spaces=heads_of, progress=trial.progress)
-    fitted = {each.ref: each for each, _, _ in found}
+    fitted: dict[Any, Probe] = {each.ref: each for each, _, _ in found}
     on_fit, options = stereotyped(trial.fit("prompts")), []
     before = float(trial.measure(on_fit).mean())
     for k in (2,) if trial.quick else (1, 2, 4, 8):

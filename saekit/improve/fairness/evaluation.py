@@ -11,6 +11,7 @@ from saekit.improve.objects import FACTORS, best_scaling
 from saekit.improve.report import Report
 from saekit.improve.target import Target, preference
 from saekit.improve.trial import Trial
+from saekit.names.site import Site
 from saekit.steer import intervene
 from saekit.steer.target import Vector
 from saekit.tasks import Task
@@ -66,5 +67,5 @@ def direction(trial: Trial) -> Report:
 
 
 def _scaled(direction_D: torch.Tensor, layer: int, factor: float) -> Change:
-    vector = Vector(f"resid_post.{layer}", direction_D / direction_D.norm())
+    vector = Vector(Site("resid_post", layer), direction_D / direction_D.norm())
     return Change((intervene("scale", vector, f"{factor:g}raw", positions="all"),))

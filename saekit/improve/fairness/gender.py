@@ -35,7 +35,7 @@ def stereotyped(task: Task) -> Target:
 
 def _tuned_to_parity(trial: Trial, ranking: Ranking, k: int) -> Report:
     loss = objective(trial.lm, trial.fit("prompts"), "share", {"share": _PARITY})
-    method = "pinpoint" if {ref.kind for ref in ranking} == {"head"} else "masked"
+    method = "pinpoint" if kinds(list(ranking)) == "heads" else "masked"
     chosen = ranking.top(k)
     located = tuned(trial, loss, method, chosen)
     controls = {

@@ -11,6 +11,7 @@ from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, LOWER, batches, cross_entropy, preference
 from saekit.improve.trial import Trial
 from saekit.improve.tuning import tuned
+from saekit.names.site import Site
 from saekit.steer import intervene
 from saekit.steer.optimise import objective
 from saekit.steer.target import Vector
@@ -30,7 +31,7 @@ def refusal(trial: Trial) -> Report:
         options.append((float(trial.measure(on_fit, change).mean()), layer, direction, change))
     _, layer, direction, change = min(options, key=lambda option: option[0])
     random = torch.randn(direction.shape, generator=torch.Generator().manual_seed(trial.seed))
-    added = Change((intervene("add", Vector(f"resid_post.{layer}", direction), "1raw", positions="all"),))
+    added = Change((intervene("add", Vector(Site("resid_post", layer), direction), "1raw", positions="all"),))
     harmless = _swapped(trial.held_out("prompts"))
     refused = preference(harmless, "refusals of harmless requests")
     figures = [{"direction of layer": option[1], "refusals on the data for fitting": option[0]} for option in options] + [
@@ -122,7 +123,7 @@ def _erased(trial: Trial, direction_D: torch.Tensor) -> Change:
     """The direction projected out of the embedding and of the residual stream after every block."""
     sites = ["embed", *(f"resid_post.{layer}" for layer in range(trial.lm.n_layers))]
     unit = direction_D / direction_D.norm()
-    return Change((intervene("ablate", [Vector(site, unit) for site in sites]),))
+    return Change((intervene("ablate", [Vector(Site.parse(site), unit) for site in sites]),))
 
 
 def _swapped(task: Task) -> Task:
