@@ -52,7 +52,7 @@ def inspect(opened: OpenedHere, text: Annotated[str, Query(max_length=2000)] = "
     return {"text": text, "dictionaries": dictionaries(ws), "lenses": lenses(ws)}
 
 
-@router.post("/inspect/read", tags=["inspector"])
+@router.post("/inspect/read", tags=["inspector", "compute"])
 async def read(opened: OpenedHere, served: ServedHere, asked: Inspected) -> Response:
     """The strongest features, the error share and the lens at each token."""
     ws = opened.workspace
@@ -63,7 +63,7 @@ async def read(opened: OpenedHere, served: ServedHere, asked: Inspected) -> Resp
     return json_response(await asyncio.wrap_future(served.worker.call(opened.name, ws, view)))
 
 
-@router.post("/inspect/patterns", tags=["inspector"])
+@router.post("/inspect/patterns", tags=["inspector", "compute"])
 async def patterns(opened: OpenedHere, served: ServedHere, asked: Inspected) -> Response:
     """The attention patterns of a layer."""
     call = served.worker.call(opened.name, opened.workspace, lambda lm: patterns_view(lm, asked.ids(lm), asked.layer))
