@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SECTIONS: dict[str, str] = {
     "concepts": "scripts.steer_concepts",
+    "stories": "scripts.steer_stories",
     "edits": "scripts.steer_edits",
     "overhead": "scripts.steer_overhead",
     "tuning": "scripts.steer_tuning",

@@ -82,7 +82,7 @@ def _print_demo(found: Demo) -> None:
     table(hits, title="found")
     steered = [row for section in found.sections for row in _steered(section)]
     if steered:
-        table(steered, title="steered (rate: mentions of the concept per word; perplexity: of the text alone, over natural text)")
+        table(steered, title="steered (texts and words that name the concept; perplexity: of the text alone, over natural text)")
         for section in found.sections:
             _print_texts(section)
     say((f"done in {found.seconds:.0f} s", "dim"))
@@ -116,7 +116,8 @@ def _steered(section: Section) -> list[dict[str, Any]]:
             "arm": name,
             "feature": str(section.steered.record.feature) if name == "steered" else "",
             "strength": strength if name != "baseline" else "",
-            "rate": f"{arm.rate.value:.2%}",
+            "of texts": f"{arm.of_texts:.0%}",
+            "of words": f"{arm.rate.value:.1%}",
             "of baseline": result.lift_text(arm) if name != "baseline" else "",
             "perplexity": f"{result.cost(arm):.2f}×",
         }

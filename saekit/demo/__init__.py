@@ -25,7 +25,7 @@ __all__ = ["LAB_QUERIES", "Demo", "Sizes", "Subject", "Topic", "labelled", "next
 
 LAB_RATE = 1.6e-3
 """Learning rate for the laboratory's model: the value that the rule gives to longer runs. With that for short runs, more concepts
-have a feature with an AUC of .9, but the three concepts above rank lower in a search."""
+have a feature with an AUC of .9, but three concepts that were searched for ranked lower."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run(
 
     Args:
         folder: folder of the workspace.
-        queries: concepts in plain words, or names of concepts of the laboratory. The default is three concepts of the laboratory.
+        queries: concepts in plain words, or names of concepts of the laboratory. The default is :data:`LAB_QUERIES`.
 
     Raises:
         ConfigError: the model is not the laboratory's, and there is no data or no query.
@@ -157,10 +157,13 @@ def _plan(folder: str | Path, subject: Subject, tokens: int) -> tuple[Workspace,
 
 
 def _search(ws: Workspace, site: Site, topic: Topic) -> Section:
+    """Features about the concept: those that detect it, and those that make the model say it, which steer."""
+    from feature_db.search import SIGNALS
     from saekit import report
     from saekit.evaluate.steering.mentions import Mentions
 
-    return replace(report.search(ws, site, topic.query), name=topic.concept or "", mentions=Mentions(topic.words))
+    by = [*(name for name, signal in SIGNALS.items() if signal.default), "says"]
+    return replace(report.search(ws, site, topic.query, by=by), name=topic.concept or "", mentions=Mentions(topic.words))
 
 
 def _check(sections: list[Section], topics: Sequence[Topic], ws: Workspace, site: Site, progress: bool) -> list[Section]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from saekit.demo.topics import NATURAL, QUERY_WORDS, Topic, beginning, heldout, natural_texts, openings
+from saekit.demo.topics import NATURAL, Topic, beginning, heldout, natural_texts, openings
 from saekit.errors import CorpusError
 from saekit.workspace.workspace import Workspace
 
@@ -29,30 +29,28 @@ _CHOSEN_AT = 2.2
 counts as a success, because the measurement on other prompts differs."""
 _TEMPERATURE = 0.5
 """Of the sampling: strongly steered text falls apart at 1."""
-_HITS = 2
-"""Hits of the search that are tried."""
 _PROMPTS = 8
 Change = Callable[["Strength"], "Intervention"]
 """The intervention for a strength."""
 
 
 def steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: TrainConfig) -> Section:
-    """Add the effect of the most effective feature to the section. Half of the prompts choose it, the other half measure it."""
+    """Add the effect of the most effective hit to the section. Half of the prompts choose it, the other half measure it."""
     from saekit.evaluate.steering.dose_response import Sampling
     from saekit.report import Steered
 
     assert section.mentions is not None
-    candidates = _candidates(ws, site, section, topic)
-    if not candidates:
+    if not section.found:
         return section
     prompts = list(islice(openings(heldout(ws, config, topic), section.mentions), 2 * _PROMPTS))
     if len(prompts) < 2:
         raise CorpusError(f"{ws.corpus.source} has too few held-out documents to steer on.", "Cache more tokens.")
     half = len(prompts) // 2
     known = Known(section.mentions, natural_texts(ws, section.mentions, topic))
-    choosing = Sampling(seed=config.seed + 1, temperature=_TEMPERATURE)
+    choosing = Sampling(n_samples=2, seed=config.seed + 1, temperature=_TEMPERATURE)
     measuring = Sampling(n_samples=6, controls=2, seed=config.seed + 2, temperature=_TEMPERATURE)
-    scans = [(each, _sweep(ws, _clamp(ws, each), prompts[:half], STRENGTHS, known, choosing)) for each in candidates]
+    records = [found.record for found in section.found]
+    scans = [(each, _sweep(ws, _clamp(ws, each), prompts[:half], STRENGTHS, known, choosing)) for each in records]
     record, scan = max(scans, key=lambda pair: _promise(pair[1]))
 
     def at_best(change: Change, scan: Sweep) -> Sweep:
@@ -67,9 +65,9 @@ def steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tra
 
 
 def _promise(scan: Sweep) -> tuple[bool, float]:
-    """Sort key of scans: whether a strength keeps the perplexity low enough, then the rate of mentions at that strength."""
+    """Sort key of scans: whether a strength keeps the perplexity low enough, then the success at that strength."""
     arm = scan.best(_CHOSEN_AT).steered
-    return scan.cost(arm) <= _CHOSEN_AT, arm.rate.value
+    return scan.cost(arm) <= _CHOSEN_AT, scan.share(arm)
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,6 @@ class Known:
     mentions: Mentions
     natural: list[str]
     """Texts of the concept that nobody steered."""
-
-
-def _candidates(ws: Workspace, site: Site, section: Section, topic: Topic) -> list[FeatureRecord]:
-    """The feature that promotes the concept's words most, and the first hits of the search."""
-    said = " ".join(topic.words[:QUERY_WORDS])
-    with ws.database() as database:
-        promoting = [database.feature(hit.ref) for hit in database.search(said, k=1, dictionary=site, by="promotes")]
-    both = {record.feature: record for record in [*promoting, *(found.record for found in section.found[:_HITS])]}
-    return list(both.values())
 
 
 def _clamp(ws: Workspace, record: FeatureRecord) -> Change:

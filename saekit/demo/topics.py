@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from saekit.lab import Document
     from trainers import TrainConfig
 
-LAB_QUERIES = {"french": "stories", "toxic_speech": "personas", "pirate_words": "personas"}
-"""Concepts of the laboratory, each with the genre of the prompts to steer. The concept does not occur in that genre."""
+LAB_QUERIES = {"French": ("french", "stories"), "music": ("music", "stories"), "anger": ("anger", "stories")}
+"""Everyday names of concepts of the laboratory, each with the concept and the genre of the prompts to steer. Prompts with the
+concept are left out."""
 NATURAL = 64
 """Natural texts of the concept, of up to `_NATURAL_WORDS` words each."""
 _NATURAL_WORDS = 40
 _LEAST_NATURAL = 4
 """With fewer, costs are relative to unsteered text."""
-QUERY_WORDS = 24
 _SHORTEST, _LONGEST = 5, 16
 """Fewest and most words of a prompt. A prompt is the first third of a document: after that many words the topic is settled, so a
 change of topic is an effect of steering."""
@@ -46,16 +46,17 @@ class Topic:
 
 
 def topic(query: str, *, laboratory: bool) -> Topic:
-    """The topic of a query: a concept of the laboratory, named by `query`, or the plain words of `query`.
+    """The topic of a query: a concept of the laboratory, by its everyday or its own name, or the plain words of `query`.
 
     Raises:
         ConfigError: the query has no word.
     """
     if laboratory:
-        from saekit.lab import CONCEPTS
+        from saekit.lab import CONCEPTS, words_of
 
-        if (concept := CONCEPTS.get(query)) is not None and concept.words:
-            return Topic(" ".join(concept.words[:QUERY_WORDS]), concept.words, query)
+        name, _ = LAB_QUERIES.get(query, (query, ""))
+        if (concept := CONCEPTS.get(name)) is not None and concept.words:
+            return Topic(query.replace("_", " "), words_of(name), name)
     from feature_db.search import query_words
 
     if not query.strip():
@@ -119,7 +120,7 @@ def heldout(ws: Workspace, config: TrainConfig, topic: Topic) -> Iterator[str]:
     if topic.concept is not None:
         from saekit.lab import documents
 
-        genre = LAB_QUERIES.get(topic.concept) or _home(topic.concept)
+        genre = dict(LAB_QUERIES.values()).get(topic.concept) or _home(topic.concept)
         for document in documents(genre, "heldout", seed=3, n=_DOCUMENTS):
             if not holds(document, topic.concept):
                 yield document.text

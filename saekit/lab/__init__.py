@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import saekit.lab.genres  # noqa: F401  the import registers all genres, tasks, contrasts, concepts
-from saekit.lab.bench import BoundTask, concepts, contrast, task
+from saekit.lab.bench import BoundTask, concepts, contrast, task, words_of
 from saekit.lab.concepts import CONCEPTS, Concept
 from saekit.lab.corpus import Document, documents
 from saekit.lab.labels import Labelled, label
@@ -40,4 +40,5 @@ __all__ = [
     "documents",
     "label",
     "task",
+    "words_of",
 ]

@@ -144,6 +144,18 @@ def concepts() -> list[Concept]:
     return [CONCEPTS[name] for name in sorted(CONCEPTS)]
 
 
+def words_of(name: str) -> tuple[str, ...]:
+    """The words by which a text names a concept; of a language, all words that English texts do not have.
+
+    Raises:
+        ConfigError: there is no such concept.
+    """
+    from saekit.lab.genres.foreign_stories import LANGUAGES, vocabulary
+
+    concept = find(CONCEPTS, name, "concept")
+    return tuple(sorted(vocabulary(name) - vocabulary("english"))) if name in LANGUAGES else concept.words
+
+
 def find(known: Mapping[str, Named], name: str, what: str) -> Named:
     """`known[name]`, or an error that suggests the nearest name."""
     if name in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,16 +67,19 @@ class Section:
         return self.name or self.query
 
 
-def search(ws: Workspace, site: AddressLike, query: str, k: int = 3, *, name: str = "") -> Section:
+def search(
+    ws: Workspace, site: AddressLike, query: str, k: int = 3, *, name: str = "", by: Sequence[str] | None = None
+) -> Section:
     """Search the features of a dictionary, and read everything that the database has about those found.
 
     Args:
         site: the address of the dictionary, or the site that it reads.
         name: of the dictionary, where `site` does not have it; empty for the default one.
+        by: signals of the search; None: the default ones.
     """
     address = ws.dictionaries.address(site, name)
     with ws.database() as database:
-        hits = database.search(query, k=k, dictionary=address)
+        hits = database.search(query, k=k, dictionary=address, by=by)
         return Section(query, [Found(hit, database.feature(hit.ref)) for hit in hits])
 
 

@@ -59,7 +59,7 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
         relative_to: what costs are relative to.
         verdicts: a sentence that says whether it worked, of the feature and of the mean difference.
         arms: rows of `name`, `strength`, `rate` (mentions per word), `lift` (over the baseline, as text), `cost` (relative
-            perplexity), `mentions` and `words`.
+            perplexity), `mentions` and `words`, and `texts` (share that mentions the concept).
         scan: `unit`, `strengths`, and `rates` and `costs` by arm, at strength 0 first.
         texts: for the first prompts, `prompt`, and for each arm its `name` and `pieces`: `text` and `named`, whether it names the
             concept. Every arm is shown by its sample with the most mentions.
@@ -95,7 +95,7 @@ def steering_view(steered: Steered, mentions: Mentions) -> dict[str, Any]:
 
 def _arm(result: Sweep, arm: Arm, name: str, strength: str) -> dict[str, Any]:
     rate = arm.rate
-    numbers = {"rate": rate.value, "mentions": rate.hits, "words": rate.words, "cost": result.cost(arm)}
+    numbers = {"rate": rate.value, "mentions": rate.hits, "words": rate.words, "texts": arm.of_texts, "cost": result.cost(arm)}
     return {"name": name, "strength": "" if name == "baseline" else strength, "lift": result.lift_text(arm), **numbers}
 
 

@@ -22,7 +22,10 @@ _BATCH = 64
 AFFORDABLE = 2.5
 """Largest perplexity, relative to natural text of the concept, at which steering counts as a success."""
 _CLEAR = 0.05
-"""Difference of rates from which on a reader sees the effect."""
+"""Difference of shares from which on a reader sees the effect."""
+_OF_WORDS = 0.3
+"""A concept that names itself in this share of the words of its natural text, such as a language, is counted by words; one that
+names itself more rarely, by texts."""
 # The whole distribution: a concept that the model rarely names would not appear among its likeliest tokens.
 _SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0}
 
@@ -65,11 +68,19 @@ class Arm:
     """Perplexity of the continuations after their prompts, under the unsteered model."""
     alone: float | None = None
     """Perplexity of the continuations without their prompts: text that changes its topic after the prompt is not improbable."""
+    named: tuple[bool, ...] = ()
+    """Whether each of the texts mentions the concept."""
+
+    @property
+    def of_texts(self) -> float:
+        """Share of the texts that mention the concept."""
+        return sum(self.named) / len(self.named) if self.named else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "rate": self.rate.value,
+            "of_texts": self.of_texts,
             "mentions": self.rate.hits,
             "words": self.rate.words,
             "perplexity": self.perplexity,
@@ -115,6 +126,24 @@ class Sweep(Report):
         """The arms to show side by side, by name."""
         return {"baseline": self.baseline, "steered": point.steered, "random": point.random}
 
+    @property
+    def by_words(self) -> bool:
+        """Whether success is the share of words that name the concept, instead of the share of texts."""
+        return self.natural is None or self.natural.rate.value >= _OF_WORDS
+
+    def share(self, arm: Arm) -> float:
+        """The success of an arm: the share of its words that name the concept, or of its texts that do (:attr:`by_words`)."""
+        return arm.rate.value if self.by_words else arm.of_texts
+
+    def share_of_prompts(self, arm: Arm, mentions: Mentions) -> list[float]:
+        """:meth:`share` of the continuations of each prompt; with several controls, of the first."""
+        found = []
+        for start in range(0, self.n_samples * len(self.prompts), self.n_samples):
+            texts = arm.texts[start : start + self.n_samples]
+            named = [bool(mentions.spans(text)) for text in texts]
+            found.append(mentions.rate(texts).value if self.by_words else sum(named) / max(len(named), 1))
+        return found
+
     def lift(self, arm: Arm) -> float:
         """Rate of an arm / rate of the baseline. A baseline without mentions counts as having one, which gives a lower bound."""
         words = max(self.baseline.rate.words, 1)
@@ -144,17 +173,19 @@ class Sweep(Report):
     def verdict(self, point: Point) -> str:
         """One sentence: whether steering worked at a strength, against the controls.
 
-        It worked if the rate is at least twice that of both controls and 5 percentage points above them, at a cost of at most
-        :data:`AFFORDABLE`.
+        It worked if the share (:meth:`share`) is at least twice that of both controls and 5 percentage points above them, at a
+        cost of at most :data:`AFFORDABLE`.
         """
-        steered, controls = point.steered.rate.value, (self.baseline.rate.value, point.random.rate.value)
+        steered, controls = self.share(point.steered), (self.share(self.baseline), self.share(point.random))
         clear = steered >= 2 * max(controls) and steered - max(controls) >= _CLEAR
         paid = self.cost(point.steered)
         said = "It worked" if clear and paid <= AFFORDABLE else "It did not work" if not clear else "It worked at a high price"
-        natural = "" if self.natural is None else f" and {self.natural.rate.value:.0%} in natural text"
+        natural = f" and {self.natural.rate.value:.0%} in natural text" if self.natural is not None and self.by_words else ""
+        counted = "words" if self.by_words else "texts"
         return (
-            f"{said}: {steered:.0%} of the words name the concept, against {controls[0]:.0%} without steering, {controls[1]:.0%} "
-            f"with a random push of equal length{natural}, at {paid:.1f} times the perplexity of {self.relative_to}."
+            f"{said}: {steered:.0%} of the {counted} name the concept, against {controls[0]:.0%} without steering, "
+            f"{controls[1]:.0%} with a random push of equal length{natural}, "
+            f"at {paid:.1f} times the perplexity of {self.relative_to}."
         )
 
     def sample(self, arm: Arm, prompt: int, mentions: Mentions) -> str:
@@ -163,11 +194,11 @@ class Sweep(Report):
         return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
 
     def best(self, cost: float) -> Point:
-        """The point of highest rate at a cost of at most `cost`, or else the cheapest point."""
+        """The point of largest share at a cost of at most `cost`, or else the cheapest point; of equal shares, the cheaper."""
         affordable = [point for point in self.points if self.cost(point.steered) <= cost]
         if not affordable:
             return min(self.points, key=lambda point: self.cost(point.steered))
-        return max(affordable, key=lambda point: point.steered.rate.value)
+        return max(affordable, key=lambda point: (self.share(point.steered), -self.cost(point.steered)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -176,6 +207,7 @@ class Sweep(Report):
             "n_samples": self.n_samples,
             "natural": None if self.natural is None else {"perplexity": self.natural.perplexity, "rate": self.natural.rate.value},
             "perplexity_ratio_to": self.relative_to,
+            "success": "words" if self.by_words else "texts",
             "baseline": self.baseline.to_dict(),
             "points": [
                 {
@@ -257,7 +289,8 @@ def sweep(
             some = slice(start, start + block)
             texts = made.texts[some]
             cost = perplexity(lm, made.prompt_tokens[some], continuations=made.tokens[some], batch_size=_BATCH).overall
-            found.append(Arm(texts, mentions.rate(texts), cost, perplexity_alone(lm, texts) if natural else None))
+            named = tuple(bool(mentions.spans(text)) for text in texts)
+            found.append(Arm(texts, mentions.rate(texts), cost, perplexity_alone(lm, texts) if natural else None, named))
         return found
 
     (baseline,) = sampled(prompts, [])
@@ -275,7 +308,8 @@ def _pooled(arms: Sequence[Arm]) -> Arm:
     texts = [text for arm in arms for text in arm.texts]
     alone = [arm.alone for arm in arms if arm.alone is not None]
     cost = _mean([arm.perplexity for arm in arms])
-    return Arm(texts, sum((arm.rate for arm in arms), Rate(0, 0)), cost, _mean(alone) if alone else None)
+    named = tuple(each for arm in arms for each in arm.named)
+    return Arm(texts, sum((arm.rate for arm in arms), Rate(0, 0)), cost, _mean(alone) if alone else None, named)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -89,6 +89,20 @@ def test_the_verdict_counts_controls_and_cost(rate: int, random: int, alone: flo
     assert verdict.startswith(said) and f"{rate}% of the words" in verdict and "60% in natural text" in verdict
 
 
+def test_a_concept_that_texts_name_rarely_is_counted_by_texts(lm: LanguageModel) -> None:
+    mentions = Mentions(["the", "she"])
+    found = sweep(lm, PROMPTS, change(lm), [0.3], mentions, sampling=SETTINGS, natural=["Tom saw the dog run away from home."])
+    arm = found.points[0].steered
+    assert not found.by_words and arm.named == tuple(bool(mentions.spans(text)) for text in arm.texts)
+    assert found.share(arm) == arm.of_texts == sum(arm.named) / len(arm.texts)
+    halves = [sum(arm.named[i : i + 2]) / 2 for i in (0, 2)]
+    assert found.share_of_prompts(arm, mentions) == halves
+    assert f"{arm.of_texts:.0%} of the texts name the concept" in found.verdict(found.points[0])
+    often = replace(found, natural=Natural(6.0, Rate(60, 100)))
+    assert often.by_words and often.share(arm) == arm.rate.value
+    assert often.share_of_prompts(arm, mentions) == [mentions.rate(arm.texts[i : i + 2]).value for i in (0, 2)]
+
+
 def _arm(hits: int, words: int, cost: float) -> Arm:
     return Arm([], Rate(hits, words), cost)
 
