@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from saekit.steer import Intervention, Strength
     from trainers import TrainConfig
 
-STRENGTHS = (0.5, 0.8, 1.1, 1.4, 1.7)
-"""Strengths of the scan of a feature, in median norms of the site."""
-VECTOR_STRENGTHS = (0.5, 0.7, 0.9, 1.1, 1.3)
-"""The same of the mean difference."""
+STRENGTHS = (1.0, 1.4, 1.8, 2.2, 2.6)
+"""Strengths at the first generated token, in median norms of the site."""
+DECAY = "half:16"
+"""How the strength falls: a constant push that turns a text degenerates into repetition, and a turned text goes on by itself."""
 _CHOSEN_AT = 2.2
 """Largest perplexity at which a strength is chosen, relative to natural texts of the concept. It is below the largest one that
 counts as a success, because the measurement on other prompts differs."""
-_TEMPERATURE = 0.5
+_TEMPERATURE = 0.3
 """Of the sampling: strongly steered text falls apart at 1."""
 _PROMPTS = 8
 Change = Callable[["Strength"], "Intervention"]
@@ -48,20 +48,26 @@ def steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tra
     half = len(prompts) // 2
     known = Known(section.mentions, natural_texts(ws, section.mentions, topic))
     choosing = Sampling(n_samples=2, seed=config.seed + 1, temperature=_TEMPERATURE)
-    measuring = Sampling(n_samples=6, controls=2, seed=config.seed + 2, temperature=_TEMPERATURE)
-    records = [found.record for found in section.found]
-    scans = [(each, _sweep(ws, _clamp(ws, each), prompts[:half], STRENGTHS, known, choosing)) for each in records]
-    record, scan = max(scans, key=lambda pair: _promise(pair[1]))
+    measuring = Sampling(n_samples=4, controls=2, seed=config.seed + 2, temperature=_TEMPERATURE)
+    record = _best(ws, section, prompts[:half], known, replace(choosing, n_samples=1))
+    scan = _sweep(ws, _clamp(ws, record), prompts[:half], known, choosing)
 
     def at_best(change: Change, scan: Sweep) -> Sweep:
-        return _sweep(ws, change, prompts[half:], scan.best(_CHOSEN_AT).strength.values, known, measuring)
+        return _sweep(ws, change, prompts[half:], known, measuring, scan.best(_CHOSEN_AT).strength.values)
 
     vector = None
     if known.natural:
         others = (beginning(text) for text in heldout(ws, config, topic) if not section.mentions.spans(text))
         push = _push(ws, site, known.natural, list(islice(others, NATURAL)))
-        vector = at_best(push, _sweep(ws, push, prompts[:half], VECTOR_STRENGTHS, known, choosing))
+        vector = at_best(push, _sweep(ws, push, prompts[:half], known, choosing))
     return replace(section, steered=Steered(record, scan, at_best(_clamp(ws, record), scan), vector))
+
+
+def _best(ws: Workspace, section: Section, prompts: Sequence[str], known: Known, sampling: Sampling) -> FeatureRecord:
+    """The hit that steers best on half of the prompts."""
+    records = [found.record for found in section.found]
+    some = prompts[: max(1, len(prompts) // 2)]
+    return max(records, key=lambda each: _promise(_sweep(ws, _clamp(ws, each), some, known, sampling)))
 
 
 def _promise(scan: Sweep) -> tuple[bool, float]:
@@ -84,7 +90,7 @@ def _clamp(ws: Workspace, record: FeatureRecord) -> Change:
     from saekit.steer import clamp
 
     ws.attach(record.dictionary)
-    return lambda strength: clamp(record.ref, strength).resolve(ws.lm, norms=ws.median_norm)
+    return lambda strength: clamp(record.ref, strength).decaying(DECAY).resolve(ws.lm, norms=ws.median_norm)
 
 
 def _push(ws: Workspace, site: Site, natural: Sequence[str], others: Sequence[str]) -> Change:
@@ -92,11 +98,16 @@ def _push(ws: Workspace, site: Site, natural: Sequence[str], others: Sequence[st
     from saekit.steer import add, mean_difference
 
     vector = mean_difference(ws.lm, site, natural, others)
-    return lambda strength: add(vector, strength).resolve(ws.lm, norms=ws.median_norm)
+    return lambda strength: add(vector, strength).decaying(DECAY).resolve(ws.lm, norms=ws.median_norm)
 
 
 def _sweep(
-    ws: Workspace, change: Change, prompts: Sequence[str], strengths: Sequence[float], known: Known, sampling: Sampling
+    ws: Workspace,
+    change: Change,
+    prompts: Sequence[str],
+    known: Known,
+    sampling: Sampling,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> Sweep:
     from saekit.evaluate.steering.dose_response import sweep
 
