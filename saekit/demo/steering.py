@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saekit.steer import Intervention, Strength
     from trainers import TrainConfig
 
-STRENGTHS = (1.0, 1.4, 1.8, 2.2, 2.6)
+STRENGTHS = (1.2, 1.5, 1.8, 2.0, 2.3)
 """Strengths at the first generated token, in median norms of the site."""
 DECAY = "half:16"
 """How the strength falls: a constant push that turns a text degenerates into repetition, and a turned text goes on by itself."""

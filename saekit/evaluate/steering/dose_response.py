@@ -23,6 +23,8 @@ AFFORDABLE = 2.5
 """Largest perplexity, relative to natural text of the concept, at which steering counts as a success."""
 _CLEAR = 0.05
 """Difference of shares from which on a reader sees the effect."""
+_ENOUGH = 0.9
+"""Share of the largest success that is enough: more strength than that costs much for little."""
 _OF_WORDS = 0.3
 """A concept that names itself in this share of the words of its natural text, such as a language, is counted by words; one that
 names itself more rarely, by texts."""
@@ -194,11 +196,13 @@ class Sweep(Report):
         return max(arm.texts[start : start + self.n_samples], key=lambda text: len(mentions.spans(text)))
 
     def best(self, cost: float) -> Point:
-        """The point of largest share at a cost of at most `cost`, or else the cheapest point; of equal shares, the cheaper."""
+        """The cheapest point with at least 90 % of the largest share at a cost of at most `cost`; or else the cheapest."""
         affordable = [point for point in self.points if self.cost(point.steered) <= cost]
         if not affordable:
             return min(self.points, key=lambda point: self.cost(point.steered))
-        return max(affordable, key=lambda point: (self.share(point.steered), -self.cost(point.steered)))
+        enough = _ENOUGH * max(self.share(point.steered) for point in affordable)
+        good = [point for point in affordable if self.share(point.steered) >= enough]
+        return min(good, key=lambda point: self.cost(point.steered))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
