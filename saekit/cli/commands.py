@@ -65,7 +65,9 @@ COMMANDS: Registry[CommandRow] = Registry(
         "merge": CommandRow("saekit.cli.merge:merge", "Merge the features of two workspaces, or fine-tuned models."),
         "diff": CommandRow("saekit.cli.diff:diff", "Compare the features of two workspaces."),
         "steer": CommandRow(
-            "saekit.cli.steer:steer", "Generate with and without a feature turned on.", renamed={"-n": "--samples"}
+            "saekit.cli.steer:steer",
+            "Generate with and without objects changed: features, vectors, ...",
+            renamed={"-n": "--samples"},
         ),
         "calibrate": CommandRow(
             "saekit.cli.calibrate:calibrate", "Find the strength at which steering costs a given KL divergence."
