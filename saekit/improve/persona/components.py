@@ -65,7 +65,7 @@ def pinpoint(trial: Trial) -> Report:
 def trait_neurons(trial: Trial) -> Report:
     """Raise the neurons that are active more often in texts with the trait (Deng et al. 2024, NPTI)."""
     lm, pairs = trial.lm, trial.fit("pairs")
-    ranking = trial.rank("trait_neurons", pairs, spaces=["neurons"])
+    ranking = trial.rank("trait_neurons", pairs, spaces=["neurons"], options={"threshold": 0.02})
     judge = judge_of(pairs)
     on_fit = judged(trial.fit("prompts")[:24], judge, "replies in the persona", max_new_tokens=20)
     before = float(trial.measure(on_fit).mean())
