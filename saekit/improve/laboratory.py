@@ -58,3 +58,8 @@ def professions(lm: LanguageModel, n: int, split: Split, seed: int) -> Task:
     for name in ("clean", "corrupted", "answers", "foils", "texts"):
         fields[name] = tuple(row for part in parts for row in getattr(part, name))
     return Task("professions", **fields)
+
+
+def documents(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
+    """Documents of all genres."""
+    return list(dict.fromkeys(each.text for each in lab.documents(n=n, split=split, seed=seed)))

@@ -2,6 +2,50 @@
 
 from __future__ import annotations
 
-from saekit.improve.registry import Recipe
+from saekit.improve.registry import Input, Recipe
 
-ROWS: dict[str, Recipe] = {}
+_HERE = "saekit.improve.inference"
+TEXTS = Input(
+    "texts",
+    "saekit.improve.laboratory:documents",
+    "texts on which quality is measured",
+    ({"text": "Once there was a big boy called Jack."}, {"text": "The capital of France is Paris."}),
+    n=60,
+)
+RETRIEVAL = Input(
+    "task",
+    "retrieval",
+    "prompts whose answer stands far back in the prompt",
+    (
+        {
+            "clean": "Presents: Tom ball, Mary kite. They waited.\nQuestion: Which are the gifts?\nAnswer: Tom",
+            "corrupted": "Presents: Tom kite, Mary ball. They waited.\nQuestion: Which are the gifts?\nAnswer: Tom",
+            "answer": " ball",
+            "foil": " kite",
+        },
+    ),
+)
+
+ROWS = {
+    "inference.selective.layers": Recipe(
+        f"{_HERE}.selective:layers",
+        "Skipping the layer of least Block Influence costs less than skipping random layers.",
+        ("Men et al. 2024, ShortGPT (Block Influence, arXiv 2403.03853)",),
+        {"texts": TEXTS},
+        ("MHA & FFN", "Magnitude Analysis", "Amplitude Manipulation"),
+    ),
+    "inference.selective.kv_cache": Recipe(
+        f"{_HERE}.kv_cache:kv_cache",
+        "Retrieval heads keep all keys and the others a few: more is kept of the quality than with random heads.",
+        ("Xiao et al. 2024, DuoAttention (arXiv 2410.10819)", "Tang et al. 2024, RazorAttention"),
+        {"prompts": RETRIEVAL},
+        ("MHA", "Magnitude Analysis", "Amplitude Manipulation"),
+    ),
+    "inference.precision.bits": Recipe(
+        f"{_HERE}.precision:bits",
+        "Bits per layer by sensitivity, kurtosis or vocabulary overlap, against uniform bits of equal size.",
+        ("Zeng et al. 2024, LSAQ", "Zhang et al. 2025, KurtBoost and SensiBoost"),
+        {"texts": TEXTS},
+        ("MHA & FFN", "Magnitude Analysis", "-"),
+    ),
+}

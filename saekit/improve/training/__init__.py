@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
-from saekit.improve.registry import Recipe
+from saekit.improve.registry import Input, Recipe
 
-ROWS: dict[str, Recipe] = {}
+_HERE = "saekit.improve.training"
+SKILL = Input(
+    "task",
+    "retrieval_bare",
+    "prompts of a skill that the model lacks, with answers",
+    (
+        {
+            "clean": "Toys: Tom ball, Mary kite. They played.\nTom",
+            "corrupted": "Toys: Tom kite, Mary ball. They played.\nTom",
+            "answer": " ball",
+            "foil": " kite",
+        },
+    ),
+    n=200,
+)
+
+ROWS = {
+    "training.sparse.subsets": Recipe(
+        f"{_HERE}.sparse:subsets",
+        "Fine-tuning a located one percent of the parameters against all of them, at equal steps.",
+        ("Song et al. 2024, SIFT (sparse increment fine-tuning)", "Xu et al. 2025, NeFT", "Zhu et al. 2024, LANDeRMT"),
+        {"prompts": SKILL},
+        ("Neuron", "Gradient Detection", "Targeted Optimization"),
+    ),
+    "training.dynamics.grokking": Recipe(
+        f"{_HERE}.grokking:grokking",
+        "Restricted loss and the density of Fourier frequencies foresee grokking on modular addition.",
+        ("Nanda et al. 2023, Progress measures for grokking (arXiv 2301.05217)",),
+        {},
+        ("MHA & FFN", "Magnitude Analysis", "-"),
+    ),
+}

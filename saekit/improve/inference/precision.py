@@ -1,0 +1,109 @@
+"""Layers by bits: which weights can be stored with fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from saekit.improve.changed import Change
+from saekit.improve.report import Report
+from saekit.improve.target import LOWER, cross_entropy
+from saekit.improve.trial import Trial
+from saekit.steer.weights import WeightDelta
+from saekit.steer.weights.delta import edit_facts
+
+_BITS = 3
+"""Bits of every layer where all have the same number; layers get one more or one less."""
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """Weights rounded to 2^bits - 1 steps that are symmetric around 0, with a scale for each row (round to nearest)."""
+    levels = 2 ** (bits - 1) - 1
+    scale = weight.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / levels
+    return ((weight.float() / scale).round().clamp(-levels, levels) * scale).to(weight.dtype)
+
+
+def bits(trial: Trial) -> Report:
+    """Give the layers that matter most a bit more and those that matter least a bit less, at equal size.
+
+    How much a layer matters: the rise of the cross-entropy where it alone has few bits (as SensiBoost), the kurtosis of its
+    weights (KurtBoost), or how little the vocabulary projections of its input and output share (LSAQ). The measure is chosen
+    on the data for fitting. The state before is uniform bits.
+    """
+    lm = trial.lm
+    on_fit = cross_entropy(trial.fit("texts"), "cross-entropy")
+    layers = range(lm.n_layers)
+    uniform = _stored(trial, dict.fromkeys(layers, _BITS))
+    measures = {
+        "sensitivity": {layer: float(trial.measure(on_fit, _stored(trial, {layer: 2})).mean()) for layer in layers},
+        "kurtosis": {layer: _kurtosis(trial, layer) for layer in layers},
+        "vocabulary": {layer: 1 - _shared_tokens(trial, layer) for layer in layers},
+    }
+    options = {name: _by(values) for name, values in measures.items()}
+    options["random"] = _by({layer: trial.random.random() for layer in layers})
+    changes = {name: _stored(trial, chosen) for name, chosen in options.items()}
+    values = {name: float(trial.measure(on_fit, change).mean()) for name, change in changes.items()}
+    rows = [
+        {"measure": name, "bits by layer": str(list(options[name].values())), "cross-entropy on the data for fitting": value}
+        for name, value in values.items()
+    ]
+    best = min(measures, key=lambda name: values[name])
+    target = cross_entropy(trial.held_out("texts"), "cross-entropy of held-out texts", LOWER)
+    return trial.report(
+        target,
+        changes[best],
+        before=uniform,
+        controls={"random_layers": changes["random"], "full_precision": Change()},
+        changed={"what": f"{_BITS} bits a weight on average, by {best}: {list(options[best].values())}; before: {_BITS} each"},
+        figures=rows,
+    )
+
+
+def _matrices(trial: Trial, layer: int) -> dict[str, Tensor]:
+    """The matrices of a block by parameter name."""
+    block = trial.lm.blocks[layer]
+    names = {id(parameter): name for name, parameter in trial.lm.model.named_parameters()}
+    return {names[id(parameter)]: parameter.detach() for parameter in block.parameters() if parameter.ndim == 2}
+
+
+def _stored(trial: Trial, chosen: Mapping[int, int]) -> Change:
+    """The change to weights of a few bits, by layer."""
+    tensors = {
+        name: quantised(weight, count).float() - weight.float()
+        for layer, count in chosen.items()
+        for name, weight in _matrices(trial, layer).items()
+    }
+    return Change(deltas=(WeightDelta(tensors, edit_facts(trial.lm, "round to nearest", bits=str(dict(chosen)))),))
+
+
+def _by(importance: Mapping[int, float]) -> dict[int, int]:
+    """Bits by layer: one more for the first two fifths, one less for the last two."""
+    order = sorted(importance, key=lambda layer: -importance[layer])
+    k = max(1, 2 * len(order) // 5)
+    given = dict.fromkeys(order, _BITS) | dict.fromkeys(order[:k], _BITS + 1) | dict.fromkeys(order[-k:], _BITS - 1)
+    return {layer: given[layer] for layer in sorted(given)}
+
+
+def _kurtosis(trial: Trial, layer: int) -> float:
+    """Largest kurtosis of a matrix of the layer."""
+    found = []
+    for weight in _matrices(trial, layer).values():
+        centred = weight.double().flatten() - weight.double().mean()
+        found.append(float((centred**4).mean() / (centred**2).mean() ** 2))
+    return max(found)
+
+
+@torch.no_grad()
+def _shared_tokens(trial: Trial, layer: int, k: int = 10) -> float:
+    """Jaccard index of the k likeliest tokens of the lens before and after a block, mean over tokens of texts (LSAQ)."""
+    lm = trial.lm
+    before, after = f"resid_pre.{layer}", f"resid_post.{layer}"
+    found = []
+    for row in lm.text.ids(trial.fit("texts")[:8]):
+        run = lm.run(torch.tensor([row]), read=[before, after], logits=None)
+        one, two = (lm.unembed(run[site][0]).topk(k).indices for site in (before, after))
+        for a, b in zip(one.tolist(), two.tolist()):
+            found.append(len(set(a) & set(b)) / len(set(a) | set(b)))
+    return sum(found) / len(found)

@@ -1,0 +1,96 @@
+"""Primitives of efficiency against closed forms: windows of attention, rounding, Fourier measures."""
+
+from __future__ import annotations
+
+import torch
+
+from saekit.improve.changed import Change
+from saekit.improve.inference.kv_cache import Window
+from saekit.improve.inference.precision import quantised
+from saekit.improve.inference.selective import skipped
+from saekit.improve.training.grokking import Adder, key_frequencies, measured, project, spectrum
+from saekit.lm import LanguageModel
+from saekit.names.site import Site
+
+
+def test_a_window_keeps_sink_and_recent_keys_of_its_heads(stories_lm: LanguageModel) -> None:
+    (row,) = stories_lm.text.ids(["Once upon a time there was a big dog who liked to play."])
+    tokens, site = torch.tensor([row]), Site("pattern", 1)
+    plain = stories_lm.run(tokens, read=[site])
+    found = stories_lm.run(tokens, read=[site], edits=[Window({1: [0, 2]}, sink=1, recent=3)])
+    before, after = plain[site][0], found[site][0]
+    query, key = torch.arange(len(row))[:, None], torch.arange(len(row))[None]
+    kept = (key < 1) | ((key > query - 3) & (key <= query))
+    for head in (0, 2):
+        expected = before[head] * kept
+        assert torch.allclose(after[head], expected / expected.sum(-1, keepdim=True), atol=1e-6)
+    assert torch.equal(after[1], before[1])
+    assert not torch.equal(found.logits, plain.logits)
+
+
+def test_a_window_knows_left_pads(stories_lm: LanguageModel) -> None:
+    rows = stories_lm.text.ids(["Once upon a time there was a big dog who liked to play.", "A cat ran."])
+    window = Window({0: [0, 1], 3: [2]}, sink=1, recent=2)
+    tokens, mask = stories_lm.text.pad(rows, "left")
+    together = stories_lm.run(tokens, attention_mask=mask, edits=[window], positions="all").logits[:, -1]
+    alone = [stories_lm.run(torch.tensor([row]), edits=[window], positions="all").logits[0, -1] for row in rows]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-4)
+
+
+def test_a_wide_window_changes_nothing(stories_lm: LanguageModel) -> None:
+    (row,) = stories_lm.text.ids(["Once upon a time there was a big dog."])
+    plain = stories_lm.run(torch.tensor([row])).logits
+    wide = stories_lm.run(torch.tensor([row]), edits=[Window({0: [0, 1, 2, 3]}, recent=100)], positions="all").logits
+    assert torch.allclose(plain, wide, atol=1e-5)
+
+
+def test_a_skipped_layer_leaves_the_stream_as_it_was(stories_lm: LanguageModel) -> None:
+    (row,) = stories_lm.text.ids(["Once upon a time there was a big dog."])
+    sites = [Site("resid_post", 1), Site("resid_post", 2)]
+    with skipped([2]).on(stories_lm) as changed:
+        run = changed.run(torch.tensor([row]), read=sites)
+    assert torch.equal(run[sites[0]], run[sites[1]])
+
+
+def test_rounding_has_as_many_steps_as_bits_allow() -> None:
+    weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
+    for bits in (2, 3, 4, 8):
+        found = quantised(weight, bits)
+        assert max(len(row.unique()) for row in found) <= 2**bits - 1
+        step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        assert ((found - weight).abs() <= step / 2 + 1e-6).all()
+        assert torch.equal(quantised(found, bits), found)
+
+
+def test_the_spectrum_of_a_wave_is_its_frequency() -> None:
+    p = 29
+    wave = torch.cos(2 * torch.pi * 5 * torch.arange(p) / p)[:, None]
+    share = spectrum(wave + 3)
+    assert int(share.argmax()) + 1 == 5 and torch.isclose(share[4], torch.tensor(1.0, dtype=torch.float64))
+    assert key_frequencies(wave) == [5]
+
+
+def test_the_projection_keeps_waves_of_the_sum_alone() -> None:
+    p = 13
+    a, b, c = torch.meshgrid(*[torch.arange(p).double()] * 3, indexing="ij")
+    kept = torch.cos(2 * torch.pi * 3 * (a + b - c) / p)
+    dropped = torch.cos(2 * torch.pi * 4 * (a + b - c) / p) + torch.cos(2 * torch.pi * 3 * (a - b) / p) * c
+    assert torch.allclose(project(kept + dropped, [3]), kept + dropped.mean((0, 1), keepdim=True), atol=1e-9)
+
+
+def test_a_network_of_one_frequency_needs_nothing_else() -> None:
+    p = 29
+    model = Adder(p, 8, torch.Generator().manual_seed(0))
+    pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))
+    sums, trained = pairs.sum(1) % p, torch.zeros(p * p, dtype=torch.bool)
+    trained[:400] = True
+    found = measured(model, pairs, sums, trained, 7)
+    logits = model(pairs).detach().double()
+    assert abs(found.train_loss - float(torch.nn.functional.cross_entropy(logits[:400], sums[:400]))) < 1e-9
+    assert found.step == 7 and 0 <= found.density <= 1 and 0 <= found.test_accuracy <= 1
+
+
+def test_no_change_is_no_change(stories_lm: LanguageModel) -> None:
+    (row,) = stories_lm.text.ids(["Once upon a time."])
+    with Change().on(stories_lm) as changed:
+        assert torch.equal(changed.run(torch.tensor([row])).logits, stories_lm.run(torch.tensor([row])).logits)
