@@ -178,7 +178,8 @@ def _keep(folder: Path, trial: Trial, report: Report, settings: Settings) -> Non
             each.save(folder / f"{name}.json")
         elif isinstance(each, Change):
             for i, intervention in enumerate(each.interventions):
-                intervention.save(folder / f"intervention{i or ''}.json")
+                if hasattr(intervention, "save"):  # edits that only measure, such as a skipped layer, have no file
+                    intervention.save(folder / f"intervention{i or ''}.json")
             for i, delta in enumerate(each.deltas):
                 delta.save(folder / f"delta{i or ''}.safetensors")
     facts = report.to_dict() | {"of": _facts(trial.lm, trial.name, settings)}

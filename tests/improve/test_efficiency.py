@@ -16,8 +16,8 @@ from saekit.names.site import Site
 def test_a_window_keeps_sink_and_recent_keys_of_its_heads(stories_lm: LanguageModel) -> None:
     (row,) = stories_lm.text.ids(["Once upon a time there was a big dog who liked to play."])
     tokens, site = torch.tensor([row]), Site("pattern", 1)
-    plain = stories_lm.run(tokens, read=[site])
-    found = stories_lm.run(tokens, read=[site], edits=[Window({1: [0, 2]}, sink=1, recent=3)])
+    plain = stories_lm.run(tokens, read=[site], logits="all")
+    found = stories_lm.run(tokens, read=[site], edits=[Window({1: [0, 2]}, sink=1, recent=3)], logits="all")
     before, after = plain[site][0], found[site][0]
     query, key = torch.arange(len(row))[:, None], torch.arange(len(row))[None]
     kept = (key < 1) | ((key > query - 3) & (key <= query))

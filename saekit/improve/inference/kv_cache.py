@@ -14,6 +14,7 @@ from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, preference
 from saekit.improve.trial import Trial
 from saekit.lm import Edit
+from saekit.names.positions import EveryToken
 from saekit.names.site import Site
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Window:
     def edits(self, lm: LanguageModel) -> list[Edit]:
         """One edit of the attention pattern of each layer."""
         return [
-            Edit(Site("pattern", layer), lambda pattern, at, heads=heads: self._kept(pattern, at, heads), 0, "all")
+            Edit(Site("pattern", layer), lambda pattern, at, heads=heads: self._kept(pattern, at, heads), 0, EveryToken())
             for layer, heads in self.heads.items()
             if heads
         ]
@@ -64,22 +65,20 @@ def kv_cache(trial: Trial) -> Report:
 
     A head's role is measured on prompts for fitting: its attention mass outside of sink and window, from the last token.
     """
-    lm, task = trial.lm, trial.fit("prompts")
-    far = _far_attention(trial, task.clean)
+    far = _far_attention(trial, trial.fit("prompts").clean)
     order = sorted(far, key=lambda head: -far[head])
     k = max(1, round(_KEEP * len(order)))
     every, random = set(order), set(trial.random.sample(order, k))
     target = preference(trial.held_out("prompts"), "answers from far back", HIGHER)
     size = _cache(trial.held_out("prompts").clean, k / len(order))
-    rows: list[dict[str, Any]] = [{"head": f"{layer}.{head}", "far attention": far[layer, head]} for layer, head in order[:10]]
+    rows = [{"head": f"{layer}.{head}", "far attention": far[layer, head]} for layer, head in order[:10]]
+    what = f"{len(order) - k} of {len(order)} heads keep {_SINK} + {_RECENT} keys; {size:.0%} of the cache is left"
     return trial.report(
         target,
         _windowed(every - set(order[:k])),
         before=_windowed(every),
         controls={"random_heads": _windowed(every - random), "whole_cache": Change()},
-        changed={
-            "what": f"{len(order) - k} of {len(order)} heads keep {_SINK} + {_RECENT} keys: {size:.0%} of the cache is left"
-        },
+        changed={"what": what},
         figures=rows,
     )
 

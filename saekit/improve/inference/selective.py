@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from saekit.improve.changed import Change
 from saekit.improve.report import Report
 from saekit.improve.target import LOWER, cross_entropy
 from saekit.improve.trial import Trial
-from saekit.steer import intervene
+from saekit.lm import Edit
+from saekit.names.positions import EveryToken
+from saekit.names.site import Site
 from saekit.tasks import Labelled
+
+if TYPE_CHECKING:
+    from saekit.lm import LanguageModel
 
 
 def layers(trial: Trial) -> Report:
@@ -45,9 +53,21 @@ def layers(trial: Trial) -> Report:
     )
 
 
+@dataclass(frozen=True)
+class Skip:
+    """Blocks that add nothing to the residual stream, at any token."""
+
+    layers: tuple[int, ...]
+
+    def edits(self, lm: LanguageModel) -> list[Edit]:
+        """Zeros in place of the outputs of attention and MLP."""
+        sites = [Site(kind, layer) for layer in self.layers for kind in ("attn_out", "mlp_out")]
+        return [Edit(site, lambda rows, at: torch.zeros_like(rows), 0, EveryToken()) for site in sites]
+
+
 def skipped(which: list[int]) -> Change:
-    """Blocks that add nothing to the residual stream."""
-    return Change((intervene("ablate", [f"site:{kind}.{layer}" for layer in which for kind in ("attn_out", "mlp_out")]),))
+    """Blocks that are skipped, as a change."""
+    return Change((Skip(tuple(which)),))  # type: ignore[arg-type]
 
 
 def _score(ranking: Any, layer: int) -> float:
