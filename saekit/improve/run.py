@@ -19,6 +19,7 @@ from saekit.improve.report import Report
 from saekit.improve.trial import Trial
 from saekit.json_files import read_json
 from saekit.plugins import nearest
+from saekit.steer.weights.quantise import Quantised
 from saekit.tasks import Ranking
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ def _keep(folder: Path, trial: Trial, report: Report, settings: Settings) -> Non
     for name, each in trial.kept.items():
         if isinstance(each, Ranking):
             each.save(folder / f"{name}.json")
+        elif isinstance(each, Quantised):
+            each.save(folder / f"{name}.safetensors")
         elif isinstance(each, Change):
             for i, intervention in enumerate(each.interventions):
                 if hasattr(intervention, "save"):  # edits that only measure, such as a skipped layer, have no file

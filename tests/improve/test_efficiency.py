@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
+from saekit.errors import InterventionError
 from saekit.improve.changed import Change
 from saekit.improve.inference.kv_cache import Window
-from saekit.improve.inference.precision import quantised
 from saekit.improve.inference.selective import skipped
 from saekit.improve.training.grokking import Adder, key_frequencies, measured, project, spectrum
 from saekit.lm import LanguageModel
 from saekit.names.site import Site
+from saekit.steer.weights.quantise import Quantised, pack, quantise, rounded, unpack
 
 
 def test_a_window_keeps_sink_and_recent_keys_of_its_heads(stories_lm: LanguageModel) -> None:
@@ -52,14 +56,40 @@ def test_a_skipped_layer_leaves_the_stream_as_it_was(stories_lm: LanguageModel) 
     assert torch.equal(run[sites[0]], run[sites[1]])
 
 
+def _as_stored(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    codes, scales = rounded(weight, bits)
+    assert torch.equal(unpack(pack(codes, bits), bits, list(codes.shape)), codes)
+    assert pack(codes, bits).numel() == codes.numel() * bits // 8
+    return codes.float() * scales[:, None]
+
+
+def test_packed_weights_load_again_as_the_same_model(stories_lm: LanguageModel, tmp_path: Path) -> None:
+    made = quantise(stories_lm, {0: 3, 2: 5})
+    made.save(tmp_path / "packed.safetensors")
+    found = Quantised.load(tmp_path / "packed.safetensors")
+    assert found.bits == made.bits and found.facts == made.facts
+    parameters = dict(stories_lm.model.named_parameters())
+    with stories_lm.edited(found.delta(stories_lm)):
+        for name in made.codes:
+            assert torch.allclose(parameters[name], made.weight(name), atol=1e-6)
+    assert (tmp_path / "packed.safetensors").stat().st_size < made.bytes + 10_000
+
+
+def test_a_file_without_quantised_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none.safetensors").write_bytes(b"no tensors")
+    for name in ("none", "missing"):
+        with pytest.raises(InterventionError, match="quantised"):
+            Quantised.load(tmp_path / f"{name}.safetensors")
+
+
 def test_rounding_has_as_many_steps_as_bits_allow() -> None:
     weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
     for bits in (2, 3, 4, 8):
-        found = quantised(weight, bits)
+        found = _as_stored(weight, bits)
         assert max(len(row.unique()) for row in found) <= 2**bits - 1
         step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
         assert ((found - weight).abs() <= step / 2 + 1e-6).all()
-        assert torch.equal(quantised(found, bits), found)
+        assert torch.equal(_as_stored(found, bits), found)
 
 
 def test_the_spectrum_of_a_wave_is_its_frequency() -> None:

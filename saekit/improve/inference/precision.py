@@ -11,18 +11,10 @@ from saekit.improve.changed import Change
 from saekit.improve.report import Report
 from saekit.improve.target import LOWER, cross_entropy
 from saekit.improve.trial import Trial
-from saekit.steer.weights import WeightDelta
-from saekit.steer.weights.delta import edit_facts
+from saekit.steer.weights.quantise import quantise
 
 _BITS = 3
 """Bits of every layer where all have the same number; layers get one more or one less."""
-
-
-def quantised(weight: Tensor, bits: int) -> Tensor:
-    """Weights rounded to 2^bits - 1 steps that are symmetric around 0, with a scale for each row (round to nearest)."""
-    levels = 2 ** (bits - 1) - 1
-    scale = weight.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / levels
-    return ((weight.float() / scale).round().clamp(-levels, levels) * scale).to(weight.dtype)
 
 
 def bits(trial: Trial) -> Report:
@@ -35,7 +27,8 @@ def bits(trial: Trial) -> Report:
     lm = trial.lm
     on_fit = cross_entropy(trial.fit("texts"), "cross-entropy")
     layers = range(lm.n_layers)
-    uniform = _stored(trial, dict.fromkeys(layers, _BITS))
+    even = quantise(lm, dict.fromkeys(layers, _BITS))
+    uniform = Change(deltas=(even.delta(lm),))
     measures = {
         "sensitivity": {layer: float(trial.measure(on_fit, _stored(trial, {layer: 2})).mean()) for layer in layers},
         "kurtosis": {layer: _kurtosis(trial, layer) for layer in layers},
@@ -50,6 +43,8 @@ def bits(trial: Trial) -> Report:
         for name, value in values.items()
     ]
     best = min(measures, key=lambda name: values[name])
+    packed = trial.kept["quantised"] = quantise(lm, options[best])
+    rows.append({"measure": "bytes of the packed weights", "bits by layer": f"{best}: {packed.bytes}; uniform: {even.bytes}"})
     target = cross_entropy(trial.held_out("texts"), "cross-entropy of held-out texts", LOWER)
     return trial.report(
         target,
@@ -70,12 +65,7 @@ def _matrices(trial: Trial, layer: int) -> dict[str, Tensor]:
 
 def _stored(trial: Trial, chosen: Mapping[int, int]) -> Change:
     """The change to weights of a few bits, by layer."""
-    tensors = {
-        name: quantised(weight, count).float() - weight.float()
-        for layer, count in chosen.items()
-        for name, weight in _matrices(trial, layer).items()
-    }
-    return Change(deltas=(WeightDelta(tensors, edit_facts(trial.lm, "round to nearest", bits=str(dict(chosen)))),))
+    return Change(deltas=(quantise(trial.lm, chosen).delta(trial.lm),))
 
 
 def _by(importance: Mapping[int, float]) -> dict[int, int]:
