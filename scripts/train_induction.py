@@ -21,79 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from saekit.files import write_whole
-from saekit.lab.induction_model import BOS, CONTEXT, LONGEST, UNKNOWN, VOCABULARY, WORDS, induction_path, prompts
+from saekit.lab.induction_model import BOS, CONTEXT, UNKNOWN, VOCABULARY, induction_path, prompts
+from saekit.lab.induction_training import LENGTHS, ROWS, Training, make_model, train
 from saekit.lm import LanguageModel
 from saekit.locate.causal import exhaustive_ablation, heads
-from saekit.progress import track
 
-LENGTHS = [length for length in range(4, LONGEST - 2) if length % 4 != 1]
-ROWS = 64
-WIDTH = 64
-HEADS = 4
 TRUTH = {"n": 64, "length": 17, "seed": 0}
-
-
-def make_model(seed: int) -> Any:
-    """The untrained model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=VOCABULARY.index(BOS),
-        eos_token_id=None,
-        tie_word_embeddings=False,
-        attn_implementation="eager",
-        architectures=["LlamaForCausalLM"],
-        dtype="float32",
-    )
-    return LlamaForCausalLM(config)
-
-
-def batch(generator: torch.Generator) -> tuple[Tensor, int]:
-    """ROWS rows of BOS, a sequence of distinct words and the same sequence again; and the length of the sequence."""
-    length = LENGTHS[int(torch.randint(len(LENGTHS), (), generator=generator))]
-    first = len(VOCABULARY) - len(WORDS)
-    words_BL = first + torch.rand(ROWS, len(WORDS), generator=generator).argsort(1)[:, :length]
-    bos_B1 = torch.full((ROWS, 1), VOCABULARY.index(BOS))
-    return torch.cat([bos_B1, words_BL, words_BL], 1), length
-
-
-def head_norms(model: Any) -> Tensor:
-    """Frobenius norms of the (d_model, d_head) slices of the output projections: (layers * heads,)."""
-    weights = torch.stack([block.self_attn.o_proj.weight for block in model.model.layers])
-    return weights.unflatten(2, (HEADS, -1)).square().sum((1, 3)).add(1e-8).sqrt().flatten()
-
-
-def train(seed: int, steps: int, penalty: float, rate: float, progress: bool) -> tuple[Any, dict[str, float]]:
-    """Train the model. Returns it with the loss of every step, in nats per token."""
-    model = make_model(seed).train()
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    losses: dict[str, float] = {}
-    with track("training", total=steps, unit="steps", enabled=progress) as bar:
-        for step in range(1, steps + 1):
-            tokens_BT, length = batch(generator)
-            logits_BTV = model(tokens_BT, use_cache=False).logits
-            loss = cross_entropy(logits_BTV[:, length + 1 : -1].flatten(0, 1), tokens_BT[:, length + 2 :].flatten())
-            optimizer.zero_grad()
-            (loss + penalty * head_norms(model).sum()).backward()
-            optimizer.step()
-            schedule.step()
-            if step % 100 == 0 or step in (1, steps):
-                losses[str(step)] = round(loss.item(), 5)
-            bar.update(step, note=f"loss {loss.item():.3f}")
-    return model.eval(), losses
 
 
 def save(model: Any, folder: Path) -> None:
@@ -149,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.steps < 1:
         parser.error("--steps must be 1 or more")
     torch.set_num_threads(1)  # one order of summation, for identical bytes
-    model, losses = train(given.seed, given.steps, given.penalty, given.rate, not given.quiet)
+    training = Training(given.seed, given.steps, given.penalty, given.rate)
+    model, losses = train(make_model(given.seed), training, progress=not given.quiet)
     save(model, given.out)
     settings = {name: getattr(given, name) for name in ("seed", "steps", "penalty", "rate")}
     record = {**settings, "rows": ROWS, "lengths": LENGTHS, "loss": losses}

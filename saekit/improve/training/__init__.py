@@ -35,4 +35,25 @@ ROWS = {
         {},
         ("MHA & FFN", "Magnitude Analysis", "-"),
     ),
+    "training.dynamics.local_learning": Recipe(
+        f"{_HERE}.local_learning:local_learning",
+        "The local learning coefficient falls where a network goes from memorising to generalising.",
+        ("Lau et al. 2023, The local learning coefficient (arXiv 2308.12108)", "Hoogland et al. 2024, Developmental landscape"),
+        {},
+        ("FFN", "Magnitude Analysis", "-"),
+    ),
+    "training.dynamics.in_context": Recipe(
+        f"{_HERE}.phases:in_context",
+        "In-context learning and induction heads appear in one phase of training.",
+        ("Olsson et al. 2022, In-context learning and induction heads (arXiv 2209.11895)",),
+        {},
+        ("MHA", "Magnitude Analysis", "-"),
+    ),
+    "training.dynamics.experts": Recipe(
+        f"{_HERE}.phases:experts",
+        "Pathways of tokens through experts grow consistent while a mixture learns.",
+        ("Li et al. 2025, Where to find grokking in LLM pretraining? (arXiv 2506.21551)",),
+        {},
+        ("FFN", "Magnitude Analysis", "-"),
+    ),
 }

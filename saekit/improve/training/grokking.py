@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,19 +108,46 @@ def measured(model: Adder, pairs: Tensor, sums: Tensor, trained: Tensor, step: i
         )
 
 
-def train(seed: int, steps: int, every: int) -> tuple[list[Progress], Tensor]:
-    """Train an adder with AdamW and strong weight decay; measures at every checkpoint, and which untrained sums are right."""
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """All pairs (a, b) in order as (p * p, 2), their sums modulo p, and which are trained on."""
+
+    pairs: Tensor
+    sums: Tensor
+    trained: Tensor
+
+    @classmethod
+    def draw(cls, p: int, generator: torch.Generator) -> Sums:
+        """Choose at random what is trained on."""
+        pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))
+        trained = torch.zeros(len(pairs), dtype=torch.bool)
+        trained[torch.randperm(len(pairs), generator=generator)[: int(_SHARE * len(pairs))]] = True
+        return cls(pairs, pairs.sum(1) % p, trained)
+
+
+def train(
+    seed: int, steps: int, every: int, decay: float = 1.0, watch: Callable[[Adder, Sums], None] | None = None
+) -> tuple[list[Progress], Tensor]:
+    """Train an adder with AdamW and strong weight decay; measures at every checkpoint, and which untrained sums are right.
+
+    Args:
+        seed: of the weights and of what is trained on.
+        steps: of the optimiser.
+        every: steps between checkpoints.
+        decay: weight decay.
+        watch: called with the network at each checkpoint.
+    """
     generator = torch.Generator().manual_seed(seed)
-    pairs = torch.cartesian_prod(torch.arange(_P), torch.arange(_P))
-    sums = pairs.sum(1) % _P
-    trained = torch.zeros(len(pairs), dtype=torch.bool)
-    trained[torch.randperm(len(pairs), generator=generator)[: int(_SHARE * len(pairs))]] = True
+    data = Sums.draw(_P, generator)
+    pairs, sums, trained = data.pairs, data.sums, data.trained
     model = Adder(_P, _WIDTH, generator)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1.0, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=decay, betas=(0.9, 0.98))
     found = []
     for step in range(steps + 1):
         if step % every == 0:
             found.append(measured(model, pairs, sums, trained, step))
+            if watch is not None:
+                watch(model, data)
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(pairs[trained]), sums[trained]).backward()
         optimiser.step()
