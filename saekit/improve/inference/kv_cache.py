@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ class Window:
     def edits(self, lm: LanguageModel) -> list[Edit]:
         """One edit of the attention pattern of each layer."""
         return [
-            Edit(Site("pattern", layer), lambda pattern, at, heads=heads: self._kept(pattern, at, heads), 0, EveryToken())
+            Edit(Site("pattern", layer), partial(self._kept, heads=heads), 0, EveryToken())
             for layer, heads in self.heads.items()
             if heads
         ]

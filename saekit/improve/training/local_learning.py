@@ -51,7 +51,7 @@ def _coefficients(trial: Trial, steps: int, every: int, decay: float) -> tuple[l
     """The measures of checkpoints, and (chains,) coefficients of each."""
     found: list[Tensor] = []
     size = {"steps": 5, "burn_in": 5} if trial.quick else {"steps": 100, "burn_in": 100}
-    sampler = Sampler(chains=4, rate=1e-5, pull=100.0, seed=trial.seed, **size)
+    sampler = Sampler(chains=4, rate=1e-3, pull=300.0, seed=trial.seed, **size)
 
     def watch(model: Adder, data: Sums) -> None:
         pairs, sums = data.pairs[data.trained], data.sums[data.trained]

@@ -120,6 +120,7 @@ TUNERS: Registry[Tuner] = Registry(
         "sift": Tuner(f"{_HERE}.sift:sift", "the entries with the largest gradients (SIFT)"),
         "landermt": Tuner(f"{_HERE}.landermt:landermt", "neurons of all groups, and of a batch's own group (LANDeRMT)"),
         "outside_core": Tuner(f"{_HERE}.core:outside_core", "all but the weights that neutral text depends on"),
+        "lora": Tuner(f"{_HERE}.lora:lora", "a low-rank change of every matrix (LoRA, through peft)"),
         "full": Tuner(f"{_HERE}.masked:full", "control: every weight"),
         "vector": Tuner(f"{_HERE}.bias:vector", "one vector at a site", weights=False),
         "bias": Tuner(f"{_HERE}.bias:bias", "a vector after every block", weights=False),
