@@ -96,7 +96,7 @@ def best_addition(
     tried: list[dict[str, Any]] = []
     for site in layers_tried(trial):
         vector = fit_vector(trial.lm, contrast, site, method)
-        for strength in strengths[1:3] if trial.quick else strengths:
+        for strength in strengths[1:2] if trial.quick else strengths:
             change = addition(vector, sign * strength)
             value = float(trial.measure(target, change).mean())
             kl = on_neutral_text(trial.lm, change, trial.neutral[:4])["kl"]

@@ -69,7 +69,7 @@ def fewest(trial: Trial, ranking: Ranking, target: Target, *, share: float = 0.0
     most = max(1, int(share * len(ranking)))
     order = list(ranking.top(most, by=by))
     tried: list[dict[str, Any]] = []
-    for k in counts(most)[-2:] if trial.quick else counts(most):
+    for k in counts(most)[-1:] if trial.quick else counts(most):
         value = float(trial.measure(target, Change((intervene("ablate", order[:k]),))).mean())
         tried.append({"objects": k, "value": value, "gain": target.gain(before, value)})
     best = max(row["gain"] for row in tried)

@@ -25,7 +25,8 @@ from saekit.tasks import Ranking
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
-_QUICK = 12
+_QUICK = 8
+"""Examples in quick mode, each for fitting and for measuring."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,9 @@ def _neutral(lm: LanguageModel, settings: Settings) -> Sequence[Sequence[int]]:
         return settings.neutral
     from saekit import lab
 
-    rows = lm.text.ids([each.text for each in lab.documents(n=32, split="heldout", seed=10_007)])
-    return [row[: min(128, lm.max_context)] for row in rows]
+    n, length = (4, 32) if settings.quick else (32, 128)
+    rows = lm.text.ids([each.text for each in lab.documents(n=n, split="heldout", seed=10_007)])
+    return [row[: min(length, lm.max_context)] for row in rows]
 
 
 def _facts(lm: LanguageModel, name: str, settings: Settings) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class Trial:
         found: dict[str, Any] = dict(effects.on_neutral_text(self.lm, change, rows))
         if effects.has_lab_tasks(self.lm):
             n = 4 if self.quick else 100
-            names = effects.lab_tasks()[:2] if self.quick else effects.lab_tasks()
+            names = effects.lab_tasks()[:1] if self.quick else effects.lab_tasks()
             if not self.baseline:
                 self.baseline |= effects.measured_tasks(self.lm, Change(), names, n, self.seed)
             found["tasks"] = effects.lost_tasks(

@@ -40,11 +40,12 @@ def tuned(
     Args:
         loss: made by :func:`saekit.steer.optimise.objective` of data for fitting.
         objects: refs or a ranking, for methods that take them.
-        steps, lr, preserve: of the loop; 3 steps in quick mode.
+        steps, lr, preserve: of the loop; 2 steps of half the size in quick mode.
         fraction: share of the parameters, for methods that choose.
         options: of the method.
     """
-    settings = TuneSettings(steps=3 if trial.quick else steps, batch=8, lr=lr, preserve=preserve, seed=trial.seed)
+    steps, batch = (2, 4) if trial.quick else (steps, 8)
+    settings = TuneSettings(steps=steps, batch=batch, lr=lr, preserve=preserve, seed=trial.seed)
     neutral = trial.neutral if preserve else None
     problem = Problem(trial.lm, loss, neutral, settings, objects, fraction, progress=trial.progress)
     found = tune(problem, method, options)

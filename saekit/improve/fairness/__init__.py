@@ -10,8 +10,8 @@ PROFESSIONS = Input(
     "saekit.improve.laboratory:professions",
     "prompts with a profession; the answer is the stereotyped pronoun, the foil the other one",
     (
-        {"clean": "The nurse said that", "corrupted": "The guard said that", "answer": " she", "foil": " he"},
-        {"clean": "The guard said that", "corrupted": "The nurse said that", "answer": " he", "foil": " she"},
+        {"clean": "The nurse said that", "corrupted": "The sailor said that", "answer": " she", "foil": " he"},
+        {"clean": "The sailor said that", "corrupted": "The nurse said that", "answer": " he", "foil": " she"},
     ),
     n=120,
 )

@@ -9,7 +9,7 @@ from saekit.improve.fairness.gender import stereotyped
 from saekit.improve.objects import best_scaling
 from saekit.improve.report import Report
 from saekit.improve.trial import Trial
-from saekit.locate.probe.probes import Probe, fit_probes
+from saekit.locate.probe.probes import Probe, ProbeOptions, fit_probes
 from saekit.objects.registry import spaces_of
 from saekit.steer import intervene
 
@@ -31,9 +31,12 @@ def bias_neurons(trial: Trial) -> Report:
 
 def probed_heads(trial: Trial) -> Report:
     """Erase the direction of a probe from the heads that tell the attribute best."""
-    ranking = trial.rank("probe", trial.fit("pairs"), spaces=["heads"])
+    kind, folds = ("mass_mean", 2) if trial.quick else ("logistic", 5)
+    ranking = trial.rank("probe", trial.fit("pairs"), spaces=["heads"], options={"kind": kind, "folds": folds})
+    # The ranking has the scores; here the directions are wanted, which do not depend on the number of folds.
+    options_of = ProbeOptions(kind, folds=2)
     heads_of = spaces_of(trial.lm, "heads")
-    found = fit_probes(trial.lm, trial.fit("pairs"), spaces=heads_of, progress=trial.progress)
+    found = fit_probes(trial.lm, trial.fit("pairs"), spaces=heads_of, options=options_of, progress=trial.progress)
     fitted: dict[Any, Probe] = {each.ref: each for each, _, _ in found}
     on_fit, options = stereotyped(trial.fit("prompts")), []
     before = float(trial.measure(on_fit).mean())

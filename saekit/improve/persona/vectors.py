@@ -49,17 +49,19 @@ def monitor(trial: Trial) -> Report:
     shares = (0.0, 1.0) if trial.quick else (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     target = _in_persona(trial, trial.held_out("prompts"), LOWER)
     rows: list[dict[str, Any]] = []
+    data, plain = list[str](), Change()
     for share in shares:
         data = _mixed(pairs, share)
         projected = float(projections(lm, found.vector, data).nanmean())
-        after = float(trial.measure(target, _tuned(trial, data)).mean())
+        plain = _tuned(trial, data)
+        after = float(trial.measure(target, plain).mean())
         rows.append({"share of the persona": share, "projection": projected, "replies in the persona": after})
-    data = _mixed(pairs, shares[-1])
+    # `data` and `plain` are now those of the persona alone.
     on_fit = _in_persona(trial, trial.fit("prompts"), LOWER, fit=True)
     stronger = [found.times(factor) for factor in ((1.0,) if trial.quick else (1.0, 1.5, 2.0))]
     options = [(_tuned(trial, data, each), each) for each in stronger]
     prevented, chosen = min(options, key=lambda option: float(trial.measure(on_fit, option[0]).mean()))
-    plain, random = _tuned(trial, data), _tuned(trial, data, chosen.random(trial.seed))
+    random = _tuned(trial, data, chosen.random(trial.seed))
     figures = [*rows, {"rank correlation of projection and drift": _spearman(rows)}]
     return trial.report(
         target,
@@ -78,7 +80,8 @@ def _mixed(pairs: Contrast, share: float) -> list[str]:
 
 def _tuned(trial: Trial, texts: list[str], prevent: Addition | None = None) -> Change:
     """A short fine-tuning of all weights. With a vector it is added while the model trains, and taken away afterwards."""
-    settings = TuneSettings(steps=4 if trial.quick else 40, batch=8, lr=3e-4, preserve=0.0, seed=trial.seed)
+    steps, batch = (2, 4) if trial.quick else (40, 8)
+    settings = TuneSettings(steps=steps, batch=batch, lr=3e-4, preserve=0.0, seed=trial.seed)
     loss = objective(trial.lm, texts, "texts")
     if prevent is not None:
         loss = _Steered(loss, prevent.change.interventions)
