@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 
 from saekit.errors import InterventionError
 from saekit.improve.changed import Change
+from saekit.improve.inference.experts import _probability
 from saekit.improve.inference.kv_cache import Window
 from saekit.improve.inference.selective import skipped
+from saekit.improve.inference.tokens import _largest, _limited
 from saekit.improve.training.grokking import Adder, key_frequencies, measured, project, spectrum
-from saekit.lm import LanguageModel
+from saekit.lab.induction_model import prompts
+from saekit.lab.induction_training import make_moe
+from saekit.lm import Edit, LanguageModel
+from saekit.names.positions import EveryToken
 from saekit.names.site import Site
 from saekit.steer.weights.quantise import Quantised, pack, quantise, rounded, unpack
 
@@ -124,3 +130,48 @@ def test_no_change_is_no_change(stories_lm: LanguageModel) -> None:
     (row,) = stories_lm.text.ids(["Once upon a time."])
     with Change().on(stories_lm) as changed:
         assert torch.equal(changed.run(torch.tensor([row])).logits, stories_lm.run(torch.tensor([row])).logits)
+
+
+def test_a_mixture_without_its_second_experts_is_one_of_one_expert() -> None:
+    both, one = make_moe(0).eval(), make_moe(0).eval()
+    one.config.num_experts_per_tok = 1
+    for block in one.model.layers:
+        block.mlp.gate.top_k = 1
+    fresh = prompts(4, 9)
+    shares: list[float] = []
+    found = {
+        flag: _probability(both, fresh, lambda layer, w_N2, flag=flag: torch.full((len(w_N2),), flag), shares)
+        for flag in (False, True)
+    }
+    tokens = torch.tensor(fresh.rows)
+    for flag, model in ((False, both), (True, one)):
+        with torch.no_grad():
+            said = fresh.log_probability(model(tokens, use_cache=False).logits)
+        assert torch.isclose(found[flag].mean(), said.double(), atol=1e-5)
+    assert shares == [0, 0, 1, 1] and not torch.allclose(found[True], found[False], atol=1e-6)
+
+
+def test_the_largest_keys_and_the_ends_are_kept() -> None:
+    score = torch.tensor([[0.0, 3, 1, 2, 5, 0], [9.0, 1, 2, 4, 3, 9]])
+    assert _largest(score, 8).tolist() == [
+        [True, True, False, False, True, True],
+        [True, False, False, True, True, True],
+    ]
+
+
+def test_dropped_keys_get_no_attention(stories_lm: LanguageModel) -> None:
+    (row,) = stories_lm.text.ids(["Once upon a time there was a big dog."])
+    tokens, site = torch.tensor([row]), Site("pattern", 2)
+    keep = torch.ones(stories_lm.run(tokens, read=[site])[site].shape[1], len(row), dtype=torch.bool)
+    for last in (False, True):
+        whole = Edit(site, partial(_limited, keep_HT=keep, last=last), 0, EveryToken())
+        assert torch.allclose(stories_lm.run(tokens, edits=[whole]).logits, stories_lm.run(tokens).logits, atol=1e-5)
+        some = keep.clone()
+        some[0, 3] = False
+        edit = Edit(site, partial(_limited, keep_HT=some, last=last), 0, EveryToken())
+        before = stories_lm.run(tokens, read=[site])[site][0]
+        after = stories_lm.run(tokens, read=[site], edits=[edit])[site][0]
+        assert after[0, -1, 3] == 0 and torch.allclose(after.sum(-1), torch.ones(after.shape[:2]), atol=1e-5)
+        assert torch.allclose(after[0, -1, 2] / after[0, -1, 4], before[0, -1, 2] / before[0, -1, 4], atol=1e-4)
+        assert bool(after[0, -2, 3] > 0) is last
+        assert torch.allclose(after[1], before[1], atol=1e-6)

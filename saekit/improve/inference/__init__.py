@@ -41,6 +41,27 @@ ROWS = {
         {"prompts": RETRIEVAL},
         ("MHA", "Magnitude Analysis", "Amplitude Manipulation"),
     ),
+    "inference.selective.tokens": Recipe(
+        f"{_HERE}.tokens:pruning",
+        "Dropping the tokens that get least attention costs less than dropping random tokens.",
+        ("Chen et al. 2024, FastV (arXiv 2403.06764)",),
+        {"prompts": RETRIEVAL},
+        ("Token Embedding", "Magnitude Analysis", "Amplitude Manipulation"),
+    ),
+    "inference.selective.vatp": Recipe(
+        f"{_HERE}.tokens:vatp",
+        "A cache of the tokens with much attention and large values answers better than one of random tokens.",
+        ("Guo et al. 2024, Value-aware token pruning (VATP, arXiv 2406.12335)",),
+        {"prompts": RETRIEVAL},
+        ("Token Embedding", "Magnitude Analysis", "Amplitude Manipulation"),
+    ),
+    "inference.selective.experts": Recipe(
+        f"{_HERE}.experts:skipping",
+        "Second experts of small weight can be skipped: this costs less than skipping random ones.",
+        ("Lu et al. 2024, Not all experts are equal (arXiv 2402.14800)",),
+        {},
+        ("FFN", "Magnitude Analysis", "Amplitude Manipulation"),
+    ),
     "inference.precision.bits": Recipe(
         f"{_HERE}.precision:bits",
         "Bits per layer by sensitivity, kurtosis or vocabulary overlap, against uniform bits of equal size.",

@@ -91,7 +91,7 @@ def experts(trial: Trial) -> Report:
     The target is the consistency of each sequence's pathways between the last two checkpoints; before: between the first two.
     The control compares the last checkpoint with an untrained mixture.
     """
-    steps, every = (6, 3) if trial.quick else (300, 30)
+    steps, every = (6, 3) if trial.quick else (700, 70)
     fresh = prompts(8 if trial.quick else 32, _LENGTH, seed=trial.seed)
     kept: list[list[list[Pathway]]] = []
     rows: list[dict[str, Any]] = []
