@@ -16,8 +16,8 @@ from saekit.tasks import Ranking, Task
 _METHODS = {"heads": "ablation", "neurons": "attribution_patching"}
 _SHARE = {"heads": 0.1, "neurons": 0.05}
 """Most objects that are suppressed."""
-_FACTORS = (0.0, -1.0)
-"""Factors that are tried: 0 takes what an object adds away, -1 also takes away what others add in its direction."""
+_FACTORS = (0.0, -1.0, -2.0)
+"""Factors that are tried: 0 takes away what an object adds; negative ones also what others add in its direction."""
 _GOAL = 0.4
 """Points by which the choice is to move."""
 

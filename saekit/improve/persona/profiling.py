@@ -8,8 +8,8 @@ import torch
 
 from saekit.improve.changed import Change
 from saekit.improve.judges import judge_of
+from saekit.improve.probing import auc, last_tokens, probe, sites_of, validated
 from saekit.improve.report import Report
-from saekit.improve.target import batches
 from saekit.improve.trial import Trial
 
 
@@ -21,17 +21,17 @@ def foresee(trial: Trial) -> Report:
     """
     judge = judge_of(trial.fit("pairs"))
     fit, held_out = trial.fit("prompts"), trial.held_out("prompts")
-    sites = ["embed", *(f"resid_post.{layer}" for layer in range(trial.lm.n_layers))]
-    x_fit, x_out = _read(trial, fit, sites), _read(trial, held_out, sites)
+    sites = sites_of(trial.lm)
+    x_fit, x_out = (last_tokens(trial.lm, trial.lm.text.ids(prompts), sites) for prompts in (fit, held_out))
     y_fit, y_out = _spoken(trial, fit, judge), _spoken(trial, held_out, judge)
     rows: list[dict[str, Any]] = []
     for site in sites:
-        auc = _auc(x_fit[site], y_fit, x_out[site], y_out)
-        rows.append({"site": site, "cross-validated AUC": _validated(x_fit[site], y_fit), "held-out AUC": auc})
+        told = auc(x_fit[site], y_fit, x_out[site], y_out)
+        rows.append({"site": site, "cross-validated AUC": validated(x_fit[site], y_fit), "held-out AUC": told})
     best = str(max(rows[1:], key=lambda row: _or_zero(row["cross-validated AUC"]))["site"])
     shuffled = [y_fit[i] for i in trial.random.sample(range(len(y_fit)), len(y_fit))]
-    auc = _auc(x_fit[best], shuffled, x_out[best], y_out)
-    rows.append({"site": f"{best}, shuffled labels", "cross-validated AUC": None, "held-out AUC": auc})
+    told = auc(x_fit[best], shuffled, x_out[best], y_out)
+    rows.append({"site": f"{best}, shuffled labels", "cross-validated AUC": None, "held-out AUC": told})
     right = {
         "probe": _right(x_fit[best], y_fit, x_out[best], y_out),
         "embeddings": _right(x_fit["embed"], y_fit, x_out["embed"], y_out),
@@ -48,50 +48,15 @@ def foresee(trial: Trial) -> Report:
     )
 
 
-@torch.no_grad()
-def _read(trial: Trial, prompts: list[str], sites: list[str]) -> dict[str, Any]:
-    """(B, width) activations of the last token of each prompt, by site."""
-    rows = trial.lm.text.ids(prompts)
-    found: dict[str, list[Any]] = {site: [None] * len(rows) for site in sites}
-    for some, tokens_BT, mask_BT in batches(trial.lm, rows, 32):
-        run = trial.lm.run(tokens_BT, attention_mask=mask_BT, read=sites, logits=None)
-        for site in sites:
-            acts_BTD = run[site]
-            for b, last in zip(some, (mask_BT.sum(1) - 1).tolist()):
-                found[site][b] = acts_BTD[some.index(b), last].float().cpu().numpy()
-    return found
-
-
 def _spoken(trial: Trial, prompts: list[str], judge: Any) -> list[bool]:
     """Whether the greedy reply to each prompt is in the persona."""
     with Change().on(trial.lm) as changed:
         return [bool(judge(text)) for text in changed.generate(prompts, max_new_tokens=20, do_sample=False).texts]
 
 
-def _probe(x: Any, y: list[bool]) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced")).fit(x, y)
-
-
 def _or_zero(value: Any) -> float:
     return 0.0 if value is None else float(value)
 
 
-def _auc(x: Any, y: list[bool], x_out: Any, y_out: list[bool]) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(y_out, _probe(x, y).decision_function(x_out))) if 0 < sum(y_out) < len(y_out) else None
-
-
-def _validated(x: Any, y: list[bool]) -> float | None:
-    from sklearn.model_selection import cross_val_score
-
-    folds = min(5, sum(y), len(y) - sum(y))
-    return float(cross_val_score(_probe(x, y), x, y, cv=folds, scoring="roc_auc").mean()) if folds > 1 else None
-
-
 def _right(x: Any, y: list[bool], x_out: Any, y_out: list[bool]) -> list[float]:
-    return [float(found == label) for found, label in zip(_probe(x, y).predict(x_out), y_out)]
+    return [float(found == label) for found, label in zip(probe(x, y).predict(x_out), y_out)]

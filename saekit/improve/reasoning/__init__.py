@@ -15,6 +15,20 @@ SUMS = Input(
     ),
     n=150,
 )
+PROBLEMS = Input(
+    "task",
+    "reasoning_answer",
+    "word problems; the answer is a solution whose steps are sums and whose last line is `Answer: NUMBER`",
+    (
+        {
+            "clean": "Problem: Tom has 36 pens. He finds 3 pens. How many pens does he have?",
+            "corrupted": "Problem: Tom has 38 pens. He finds 3 pens. How many pens does he have?",
+            "answer": "\nHe has 36 and finds 3, so 36+3=39.\nAnswer: 39.",
+            "foil": " He has 38 and finds 3, so 38+3=41.\nAnswer: 41.",
+        },
+    ),
+    n=150,
+)
 _ARITHMETIC = (
     "Zhang et al. 2024, Interpreting and improving large language models in arithmetic calculation (arXiv 2409.01659)",
     "Stolfo et al. 2023, A mechanistic interpretation of arithmetic reasoning (arXiv 2305.15054)",
@@ -27,5 +41,15 @@ ROWS = {
         _ARITHMETIC,
         {"sums": SUMS},
         ("MHA", "Causal Attribution", "Targeted Optimization"),
+    ),
+    "reasoning.diagnosis.alarm": Recipe(
+        f"{_HERE}.diagnosis:alarm",
+        "A probe foresees wrong steps before they are written; solutions are written again on its alarm.",
+        (
+            "Zhang et al. 2025, Reasoning models know when they're right (arXiv 2504.05419)",
+            "Sun et al. 2025, Probing for arithmetic errors in language models",
+        ),
+        {"problems": PROBLEMS},
+        ("Residual Stream", "Probing", "-"),
     ),
 }
