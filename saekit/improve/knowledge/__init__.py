@@ -30,6 +30,34 @@ FROM_MEMORY = Input(
         },
     ),
 )
+FIRST_SKILL = Input(
+    "task",
+    "retrieval_bare",
+    "questions of a skill that the model lacks",
+    (
+        {
+            "clean": "Colors: Tom red, Anna blue.\nQuestion: Which color is for Tom?\nAnswer:",
+            "corrupted": "Colors: Tom blue, Anna red.\nQuestion: Which color is for Tom?\nAnswer:",
+            "answer": " red",
+            "foil": " blue",
+        },
+    ),
+    n=200,
+)
+SECOND_SKILL = Input(
+    "task",
+    "translation",
+    "questions of another skill",
+    (
+        {
+            "clean": "English: Anna sees the apple.\nFrench: Anna voit la",
+            "corrupted": "English: Anna sees the pear.\nFrench: Anna voit la",
+            "answer": " pomme",
+            "foil": " poire",
+        },
+    ),
+    n=200,
+)
 _CONFLICT = (
     "Jin et al. 2024, Cutting off the head ends the conflict (PH3, arXiv 2402.18154)",
     "Li et al. 2025, Taming knowledge conflicts in language models",
@@ -49,5 +77,17 @@ ROWS = {
         _CONFLICT,
         {"prompts": FROM_MEMORY},
         ("MHA", "Causal Attribution", "Amplitude Manipulation"),
+    ),
+    "knowledge.consolidation.merge": Recipe(
+        f"{_HERE}.consolidation:merge",
+        "Two fine-tuned specialists are merged into one model that keeps both skills.",
+        (
+            "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)",
+            "Yu et al. 2023, DARE (arXiv 2311.03099)",
+            "Liu et al. 2025, Sens-Merging (arXiv 2502.12420)",
+            "Nobari et al. 2025, Activation-informed merging (arXiv 2502.02421)",
+        ),
+        {"first": FIRST_SKILL, "second": SECOND_SKILL},
+        ("MHA & FFN", "Gradient Detection", "Vector Arithmetic"),
     ),
 }

@@ -29,6 +29,19 @@ PROBLEMS = Input(
     ),
     n=150,
 )
+STEPS = Input(
+    "task",
+    "correction",
+    "solutions up to a wrong step, corrupted up to the right one; the answer takes the step back, the foil goes on",
+    (
+        {
+            "clean": "Problem: Tom has 36 pens. He finds 3. He finds 4.\nHe has 36 and finds 3, so 36+3=38.",
+            "corrupted": "Problem: Tom has 36 pens. He finds 3. He finds 4.\nHe has 36 and finds 3, so 36+3=39.",
+            "answer": " Wait",
+            "foil": " He",
+        },
+    ),
+)
 _ARITHMETIC = (
     "Zhang et al. 2024, Interpreting and improving large language models in arithmetic calculation (arXiv 2409.01659)",
     "Stolfo et al. 2023, A mechanistic interpretation of arithmetic reasoning (arXiv 2305.15054)",
@@ -51,5 +64,22 @@ ROWS = {
         ),
         {"problems": PROBLEMS},
         ("Residual Stream", "Probing", "-"),
+    ),
+    "reasoning.trajectory.wait_vector": Recipe(
+        f"{_HERE}.trajectory:wait_vector",
+        "A fraction of a backtracking direction makes the model take back a wrong step.",
+        (
+            "Ward et al. 2025, Reasoning-finetuning repurposes latent representations (arXiv 2507.12638)",
+            "Venhoff et al. 2025, Understanding reasoning in thinking models via steering vectors (arXiv 2506.18167)",
+        ),
+        {"steps": STEPS},
+        ("Residual Stream", "Causal Attribution", "Vector Arithmetic"),
+    ),
+    "reasoning.trajectory.bias_only": Recipe(
+        f"{_HERE}.trajectory:bias_only",
+        "A trained vector after each block, and nothing else, makes the model take back wrong steps.",
+        ("Sinii et al. 2025, Steering LLM reasoning through bias-only adaptation (arXiv 2505.18706)",),
+        {"steps": STEPS},
+        ("Residual Stream", "Causal Attribution", "Targeted Optimization"),
     ),
 }
