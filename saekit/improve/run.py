@@ -175,6 +175,8 @@ def _kept(folder: Path, lm: LanguageModel, name: str, settings: Settings) -> Rep
 
 def _keep(folder: Path, trial: Trial, report: Report, settings: Settings) -> None:
     """Write what was located and changed, and the report last, so that a folder with a report is whole."""
+    from saekit.steer import Intervention
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, each in trial.kept.items():
         if isinstance(each, Ranking):
@@ -184,7 +186,8 @@ def _keep(folder: Path, trial: Trial, report: Report, settings: Settings) -> Non
         elif isinstance(each, Change):
             for i, intervention in enumerate(each.interventions):
                 if hasattr(intervention, "save"):  # edits that only measure, such as a skipped layer, have no file
-                    intervention.save(folder / f"intervention{i or ''}.json")
+                    suffix = "json" if isinstance(intervention, Intervention) else "safetensors"  # trained ones hold tensors
+                    intervention.save(folder / f"intervention{i or ''}.{suffix}")
             for i, delta in enumerate(each.deltas):
                 delta.save(folder / f"delta{i or ''}.safetensors")
     facts = report.to_dict() | {"of": _facts(trial.lm, trial.name, settings)}
