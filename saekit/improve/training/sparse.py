@@ -75,7 +75,7 @@ def _methods(trial: Trial) -> dict[str, dict[str, Any]]:
     skill = [text.clean + text.answer for text in task.texts][:60]
     neutral = [lm.decode(row[1:]) for row in trial.neutral][:60]
     labels = ("skill",) * len(skill) + ("neutral",) * len(neutral)
-    lape = trial.rank("lape", Labelled((*skill, *neutral), labels), label="skill", share=0.05)
+    lape = trial.rank("lape", Labelled((*skill, *neutral), labels), options={"label": "skill", "share": 0.05})
     circuit = trial.rank("eap", pick_task(task, list(range(min(32, len(task))))))
     neurons = [Ref.neuron(layer, unit) for layer in range(lm.n_layers) for unit in range(lm.width(Site("neurons", layer)))]
     drawn = trial.random.sample(neurons, max(1, int(_FRACTION * len(neurons))))

@@ -65,8 +65,10 @@ class LowRank:
         with self.lm.lock, ExitStack() as stack:
             before = {path: model.get_submodule(path) for path in self._paths}
             wanted = [(weight, weight.requires_grad) for weight in model.parameters()]
-            stack.callback(lambda: [weight.requires_grad_(flag) for weight, flag in wanted])
-            stack.callback(lambda: [_put(model, path, module) for path, module in before.items()])
+            for weight, flag in wanted:
+                stack.callback(weight.requires_grad_, flag)
+            for path, module in before.items():
+                stack.callback(_put, model, path, module)
             had = "peft_config" in vars(model)
             stack.callback(lambda: None if had else vars(model).pop("peft_config", None))
             with torch.random.fork_rng(devices=[]):
