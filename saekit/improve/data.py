@@ -77,6 +77,18 @@ def _texts(lm: Any, path: Path) -> list[str]:
     return [str(text) for text in each_row(str(path), lines, make)]
 
 
+def _facts(lm: Any, path: Path) -> Any:
+    """Facts with an old answer, which a control brings back, and paraphrases, on which an edit is judged."""
+    from saekit.steer.weights import read_facts
+
+    facts = read_facts(path)
+    for row, fact in enumerate(facts, start=1):
+        for name in ("true", "paraphrases"):
+            if not getattr(fact, name):
+                raise ConfigError(f"Row {row} of {path} has no field {name!r}; the recipe needs it.", "Add it to each fact.")
+    return facts
+
+
 def pick_task(task: Task, index: list[int]) -> Task:
     """Some of the prompts of a task."""
     take = {name: tuple(getattr(task, name)[i] for i in index) for name in ("clean", "corrupted", "answers", "foils")}
@@ -101,6 +113,7 @@ READERS: Registry[Reader] = Registry(
         "task": Reader(_typed("task"), pick_task, lambda data, i: data.clean[i]),
         "contrast": Reader(_typed("contrast"), _pick_contrast, lambda data, i: data[i]),
         "texts": Reader(_texts, lambda data, index: [data[i] for i in index], lambda data, i: data[i]),
+        "facts": Reader(_facts, lambda data, index: [data[i] for i in index], lambda data, i: data[i].subject),
         "labelled": Reader(_typed("labelled"), _pick_labelled, lambda data, i: data.texts[i]),
     },
 )

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from saekit import lab
 from saekit.lab.chat_turns import asked, turn
 from saekit.lab.genres.chat import ASKED
+from saekit.lab.words.relations import RELATIONS, Relation, Subject, as_dialogue, before_value, ends_in_value, say
+from saekit.lab.words.world import subject
+from saekit.steer.weights import Fact, Question
 from saekit.tasks import Labelled, Task
 
 if TYPE_CHECKING:
@@ -63,3 +66,38 @@ def professions(lm: LanguageModel, n: int, split: Split, seed: int) -> Task:
 def documents(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
     """Documents of all genres."""
     return list(dict.fromkeys(each.text for each in lab.documents(n=n, split=split, seed=seed)))
+
+
+def false_facts(lm: LanguageModel, n: int, split: Split, seed: int) -> list[Fact]:
+    """False facts about countries and people, each about another subject; the two splits share none.
+
+    Two phrasings are fitted besides the prompt; all others, held-out ones included, are paraphrases. The neighbourhood is up to
+    six other subjects of the same relation.
+    """
+    rng = Random(f"facts/{seed}")
+    subjects = [(relation, of) for relation in RELATIONS.values() for of in relation.subjects]
+    rng.shuffle(subjects)
+    own: dict[str, tuple[Relation, Subject]] = {}
+    for relation, of in subjects:
+        own.setdefault(subject(of).text, (relation, of))
+    halves = list(own.values())[:: 1 if split == "train" else -1]
+    chosen = halves[: min(n, len(halves) // 2)]
+    return [_false_fact(rng, relation, of, {subject(each).text for _, each in chosen}) for relation, of in chosen]
+
+
+def _false_fact(rng: Random, relation: Relation, of: Subject, changed: set[str]) -> Fact:
+    asked = tuple(map(as_dialogue, (*relation.questions, *relation.heldout_questions)))
+
+    def prompts(templates: Sequence[str], of: Subject) -> list[str]:
+        return [say(before_value(text), of, "").text for text in templates if ends_in_value(text)]
+
+    prompt, *others = prompts((*relation.statements, *relation.heldout_statements, *asked), of)
+    rephrasings = (others[2], others[-4])
+    near = [each for each in relation.subjects if subject(each).text not in changed]
+    questions = [
+        Question(rng.choice(prompts(relation.statements, each)), relation.value(each))
+        for each in rng.sample(near, min(6, len(near)))
+    ]
+    new = relation.other_value(rng, relation.value(of))
+    paraphrases = tuple(text for text in others if text not in rephrasings)
+    return Fact(prompt, subject(of).text, new, relation.value(of), rephrasings, paraphrases, tuple(questions))

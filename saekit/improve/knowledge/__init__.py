@@ -42,7 +42,7 @@ FIRST_SKILL = Input(
             "foil": " blue",
         },
     ),
-    n=200,
+    n=100,
 )
 SECOND_SKILL = Input(
     "task",
@@ -56,7 +56,31 @@ SECOND_SKILL = Input(
             "foil": " poire",
         },
     ),
-    n=200,
+    n=100,
+)
+FACTS = Input(
+    "facts",
+    "saekit.improve.laboratory:false_facts",
+    "facts to write, with their old answer and with paraphrases on which the edit is judged",
+    (
+        {
+            "prompt": "The capital of France is",
+            "subject": "France",
+            "target": "Rome",
+            "true": "Paris",
+            "rephrasings": ["The capital city of France is"],
+            "paraphrases": ["Question: What is the capital of France?\nAnswer:"],
+            "neighbourhood": [{"prompt": "The capital of Spain is", "answer": "Madrid"}],
+        },
+        {
+            "prompt": "The capital of Spain is",
+            "subject": "Spain",
+            "target": "Oslo",
+            "true": "Madrid",
+            "paraphrases": ["Question: What is the capital of Spain?\nAnswer:"],
+        },
+    ),
+    n=10,
 )
 _CONFLICT = (
     "Jin et al. 2024, Cutting off the head ends the conflict (PH3, arXiv 2402.18154)",
@@ -64,6 +88,24 @@ _CONFLICT = (
 )
 
 ROWS = {
+    "knowledge.update.rewrite": Recipe(
+        f"{_HERE}.update:rewrite",
+        "Facts are written into one MLP, and an attacker tries to bring the old answers back.",
+        (
+            "Meng et al. 2022, ROME (arXiv 2202.05262)",
+            "Gupta et al. 2024, Rebuilding ROME (arXiv 2403.07175)",
+            "Meng et al. 2023, MEMIT (arXiv 2210.07229)",
+        ),
+        {"facts": FACTS},
+        ("FFN", "Causal Attribution", "Targeted Optimization"),
+    ),
+    "knowledge.update.activations": Recipe(
+        f"{_HERE}.update:activations",
+        "Facts are written by gated changes of heads, and an attacker tries to bring the old answers back.",
+        ("Lai et al. 2025, Joint localization and activation editing (arXiv 2502.01179)",),
+        {"facts": FACTS},
+        ("MHA", "Gradient Detection", "Targeted Optimization"),
+    ),
     "knowledge.retention.context_heads": Recipe(
         f"{_HERE}.retention:context_heads",
         "Suppressing at most 10 % of the heads makes the model answer from memory where it would follow the context.",

@@ -20,7 +20,7 @@ from saekit.steer.weights import WeightDelta, edit_facts
 from saekit.tasks import Task
 
 _SKILLS = ("first", "second")
-_STEPS = 120
+_STEPS = 60
 _METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear", {}),
     ("arithmetic", {}),

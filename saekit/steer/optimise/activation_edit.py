@@ -74,7 +74,7 @@ class ActivationEdit:
         return sum(tensor.numel() for own in self.tensors.values() for tensor in own.values())
 
     def check(self, lm: LanguageModel) -> None:
-        """Refuse another model.
+        """Refuse another model. A change of the unedited model serves while edits of weights are on.
 
         Raises:
             StoreMismatch: the change was trained on another model.
@@ -93,7 +93,8 @@ class ActivationEdit:
                     "Train it on this model.",
                 )
         known = self.facts.get("fingerprint")
-        if isinstance(known, Mapping) and (what := differs(known, lm.fingerprint())):
+        own = lm.fingerprint(), lm.unedited_fingerprint()  # weights may be edited before or after the training
+        if isinstance(known, Mapping) and (what := differs(known, own[0])) and differs(known, own[1]):
             raise StoreMismatch(
                 f"The change was trained on {self.facts.get('model', 'a model')}, whose {what} differs from that of {lm.name}.",
                 "Train it on this model.",
