@@ -10,6 +10,7 @@ import typer
 from saekit.cli import options
 from saekit.cli.output import emit, quiet_libraries, say, table
 from saekit.cli.values import count
+from saekit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,24 @@ class PaperOptions:
     search: Annotated[str, typer.Option("--search", help="Words of the title.")] = ""
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Whether the triple of a paper is run."""
+
+    run: Annotated[
+        bool, typer.Option("--run", help="Locate and steer as the paper's triple says, on a task of the built-in model.")
+    ] = False
+    quick: Annotated[bool, typer.Option("--quick", help="With --run: few prompts and steps.")] = False
+    place: Annotated[
+        str,
+        typer.Option(
+            "--workspace",
+            help="With --run: a workspace of the built-in model with dictionaries, which triples of SAE features need.",
+            metavar="WS",
+        ),
+    ] = "lab"
+
+
 def papers(
     number: Annotated[
         int | None, typer.Argument(help="Number of a paper.", show_default=False, metavar="NUMBER", parser=count(1))
@@ -41,6 +60,7 @@ def papers(
     as_json: options.JSON = False,
     *,
     which: PaperOptions,
+    how: RunOptions,
 ) -> None:
     """List the papers of the survey "Locate, Steer, and Improve" (arXiv 2601.14004, Table 2).
 
@@ -49,6 +69,8 @@ def papers(
     Example: `saekit papers --object neuron --steer targeted`
 
     Example: `saekit papers 2`
+
+    Example: `saekit papers 2 --run`
     """
     quiet_libraries()
     from saekit.improve.papers import find_papers, paper_of
@@ -58,6 +80,11 @@ def papers(
         found = find_papers({name: part for name, part in given.items() if part}, which.search)
     else:
         found = [paper_of(number)]
+    if how.run:
+        if number is None:
+            raise ConfigError("--run takes the number of one paper.", "`saekit papers --search WORDS` shows the numbers.")
+        _run(found[0].triple, how, as_json)
+        return
     if as_json:
         emit([asdict(paper) for paper in found])
         return
@@ -75,3 +102,24 @@ def papers(
         ]
     )
     say((f"{len(found)} papers", "dim"))
+
+
+def _run(triple: tuple[str, str, str], how: RunOptions, as_json: bool) -> None:
+    """Run a triple and show what it gave."""
+    from saekit.cli.subject import LoadOptions, open_subject
+    from saekit.improve.triple import run_triple
+
+    found = run_triple(open_subject(how.place, LoadOptions()).lm, triple, quick=how.quick)
+    if as_json:
+        emit(found.to_dict())
+        return
+    say(" + ".join(triple))
+    for text in found.left_open:
+        say(f"left open: {text}")
+    if found.objects:
+        table([{"object": ref, "score": f"{score:.4g}"} for ref, score in found.objects])
+    if found.after is not None:
+        say(f"changed: {found.change}")
+        say(f"{found.measure}: {found.before:.3f} to {found.after:.3f}; KL on neutral text {found.kl:.3f} nats a token")
+    else:
+        say(f"{found.measure}: {found.before:.3f}")

@@ -79,6 +79,7 @@ def best_addition(
     sign: int = 1,
     budget: float = 1.0,
     strengths: Sequence[float] = STRENGTHS,
+    sites: Sequence[str] = (),
 ) -> Addition:
     """The vector of a contrast with the layer and strength that gain most on the data for fitting; if equal, with the least KL.
 
@@ -90,11 +91,12 @@ def best_addition(
         sign: -1 to subtract the vector.
         budget: largest mean KL on neutral text, in nats a token; where every strength exceeds it, the one with the least KL.
         strengths: those that are tried.
+        sites: those that are tried; empty: after blocks in the middle of the model.
     """
     before = float(trial.measure(target).mean())
     found: list[tuple[tuple[bool, float, float], Addition]] = []
     tried: list[dict[str, Any]] = []
-    for site in layers_tried(trial):
+    for site in sites or layers_tried(trial):
         vector = fit_vector(trial.lm, contrast, site, method)
         for strength in strengths[1:2] if trial.quick else strengths:
             change = addition(vector, sign * strength)

@@ -77,21 +77,33 @@ def improve(lm: LanguageModel, pattern: str, settings: Settings | None = None) -
         if kept is not None and not settings.force and (report := _kept(kept, lm, name, settings)) is not None:
             found.append(report)
             continue
-        trial = Trial(
-            lm,
-            name,
-            _data(lm, RECIPES[name], settings),
-            _neutral(lm, settings),
-            settings.seed,
-            settings.quick,
-            settings.progress,
-            baseline,
-        )
+        trial = trial_of(lm, name, settings, baseline)
         report = RECIPES[name].function(trial)
         if kept is not None:
             _keep(kept, trial, report, settings)
         found.append(report)
     return found
+
+
+def trial_of(lm: LanguageModel, name: str, settings: Settings, baseline: dict[str, float] | None = None) -> Trial:
+    """What a recipe works with.
+
+    Args:
+        lm: the model.
+        name: of the recipe.
+        settings: data and sizes.
+        baseline: values of the laboratory's tasks on the unchanged model, shared by trials.
+    """
+    return Trial(
+        lm,
+        name,
+        _data(lm, RECIPES[name], settings),
+        _neutral(lm, settings),
+        settings.seed,
+        settings.quick,
+        settings.progress,
+        {} if baseline is None else baseline,
+    )
 
 
 def write_examples(pattern: str, folder: str | Path) -> list[Path]:
