@@ -248,7 +248,7 @@ def test_bad_input_is_refused(lm: LanguageModel, one: Task) -> None:
     with pytest.raises(ConfigError, match=r"no option 'ranks'.*Did you mean 'rank'"):
         tune(problem, "reft", {"ranks": 2})
     with pytest.raises(ConfigError, match="There is no method of tuning"):
-        tune(problem, "lora")
+        tune(problem, "qlora")
     with pytest.raises(InterventionError, match="needs R, W, b"):
         ActivationEdit("loreft", {SITE: {"R": torch.eye(2)}})
     with pytest.raises(InterventionError, match="has the shape"):
