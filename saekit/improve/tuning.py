@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,3 +53,13 @@ def tuned(
     weights = isinstance(found.change, WeightDelta)
     change = Change(deltas=(found.change,)) if weights else Change(interventions=(found.change,))  # type: ignore[arg-type]
     return TunedChange(change, found.count, found)
+
+
+class Under:
+    """A loss of a model with edits of activations on."""
+
+    def __init__(self, loss: Any, edits: Sequence[Any]) -> None:
+        self.loss, self.edits, self.groups = loss, list(edits), loss.groups
+
+    def __call__(self, index: Sequence[int], edits: Sequence[Any] = ()) -> Any:
+        return self.loss(index, [*edits, *self.edits])

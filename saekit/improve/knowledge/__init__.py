@@ -82,6 +82,30 @@ FACTS = Input(
     ),
     n=10,
 )
+FORGET = Input(
+    "task",
+    "fact_currency",
+    "questions of the topic that is to be forgotten",
+    (
+        {"clean": "The money of Japan is the", "corrupted": "The money of China is the", "answer": " yen", "foil": " yuan"},
+        {"clean": "The money of China is the", "corrupted": "The money of Japan is the", "answer": " yuan", "foil": " yen"},
+    ),
+    n=60,
+)
+RETAIN = Input(
+    "task",
+    "fact_capital",
+    "questions of other topics, whose answers are to stay",
+    (
+        {
+            "clean": "The capital of Japan is",
+            "corrupted": "The capital of China is",
+            "answer": " Tokyo",
+            "foil": " Beijing",
+        },
+    ),
+    n=60,
+)
 _CONFLICT = (
     "Jin et al. 2024, Cutting off the head ends the conflict (PH3, arXiv 2402.18154)",
     "Li et al. 2025, Taming knowledge conflicts in language models",
@@ -105,6 +129,13 @@ ROWS = {
         ("Lai et al. 2025, Joint localization and activation editing (arXiv 2502.01179)",),
         {"facts": FACTS},
         ("MHA", "Gradient Detection", "Targeted Optimization"),
+    ),
+    "knowledge.update.guardrail": Recipe(
+        f"{_HERE}.guardrail:guardrail",
+        "Neurons are taken back only where the forgotten topic is present, and an attacker tries to bring the topic back.",
+        ("Muhamed et al. 2025, SAEs can improve unlearning: dynamic guardrails (arXiv 2504.08192)",),
+        {"forget": FORGET, "retain": RETAIN},
+        ("Neuron", "Gradient Detection", "Amplitude Manipulation"),
     ),
     "knowledge.retention.context_heads": Recipe(
         f"{_HERE}.retention:context_heads",

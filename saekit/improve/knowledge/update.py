@@ -12,7 +12,7 @@ from saekit.improve.changed import Change, Changed
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, Target
 from saekit.improve.trial import Trial
-from saekit.improve.tuning import tuned
+from saekit.improve.tuning import Under, tuned
 from saekit.lm import LanguageModel
 from saekit.steer.optimise import objective
 from saekit.steer.weights import EditOptions, Fact, KeyStatistics, edit
@@ -91,23 +91,13 @@ def _attacked(trial: Trial, facts: Sequence[Fact], change: Change) -> dict[str, 
     with change.on(trial.lm) as changed:
         loss = objective(trial.lm, _fitted_task(trial.lm, attacked, old=True), "answers")
         if changed.interventions:
-            loss = _With(loss, changed.interventions)
+            loss = Under(loss, changed.interventions)
         relearned = change + tuned(trial, loss, "full", steps=_ATTACK, lr=1e-4, preserve=0.0).change
     old = [(text, fact.true) for fact in others for text in fact.paraphrases]
     return {
         "new answers of the facts that were not attacked": float(trial.measure(_asked(others, ""), relearned).mean()),
         "their old answers": float(trial.measure(_said(old, ""), relearned).mean()),
     }
-
-
-class _With:
-    """A loss of a model with edits of activations on."""
-
-    def __init__(self, loss: Any, edits: Sequence[Any]) -> None:
-        self.loss, self.edits, self.groups = loss, list(edits), loss.groups
-
-    def __call__(self, index: Any, edits: Any = ()) -> Any:
-        return self.loss(index, [*edits, *self.edits])
 
 
 def _edited(trial: Trial, facts: Sequence[Fact], statistics: KeyStatistics, layer: int, method: str) -> Change:

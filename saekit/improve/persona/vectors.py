@@ -10,6 +10,7 @@ from saekit.improve.judges import accuracy, judge_of
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, LOWER, Target, judged
 from saekit.improve.trial import Trial
+from saekit.improve.tuning import Under
 from saekit.steer.optimise import Problem, TuneSettings, objective, tune
 from saekit.steer.vectors import projections
 from saekit.tasks import Contrast
@@ -84,19 +85,9 @@ def _tuned(trial: Trial, texts: list[str], prevent: Addition | None = None) -> C
     settings = TuneSettings(steps=steps, batch=batch, lr=3e-4, preserve=0.0, seed=trial.seed)
     loss = objective(trial.lm, texts, "texts")
     if prevent is not None:
-        loss = _Steered(loss, prevent.change.interventions)
+        loss = Under(loss, prevent.change.interventions)
     tuned = tune(Problem(trial.lm, loss, settings=settings, progress=trial.progress), "full")
     return Change(deltas=(tuned.change,))  # type: ignore[arg-type]
-
-
-class _Steered:
-    """A loss of a model with interventions on."""
-
-    def __init__(self, loss: Any, interventions: Any) -> None:
-        self.loss, self.interventions, self.groups = loss, list(interventions), loss.groups
-
-    def __call__(self, index: Any, edits: Any = ()) -> Any:
-        return self.loss(index, [*edits, *self.interventions])
 
 
 def _spearman(rows: list[dict[str, Any]]) -> float:
