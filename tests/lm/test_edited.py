@@ -184,6 +184,6 @@ def test_other_threads_wait_and_see_unedited_weights(lm: LanguageModel) -> None:
         thread.start()
         thread.join(0.2)
         assert not found
-    thread.join(20)
+    thread.join(120)
     assert torch.equal(found[0][0], plain)
     assert found[0][1] == fingerprint

@@ -236,7 +236,7 @@ def test_errors_are_in_the_format_of_the_api(client: OpenAI, fields: dict[str, A
 def test_a_full_queue_is_429_and_the_rest_is_answered(client: OpenAI, at: tuple[str, Served]) -> None:
     worker, opened = at[1].worker, at[1].workspaces["study"]
     go = threading.Event()
-    held = worker.call("study", opened.workspace, lambda lm: go.wait(20))
+    held = worker.call("study", opened.workspace, lambda lm: go.wait(120))
     _until(lambda: worker.running == 1)
     waiting = [worker.call("study", opened.workspace, lambda lm: 1) for _ in range(worker.limits.waiting)]
     try:
@@ -245,8 +245,8 @@ def test_a_full_queue_is_429_and_the_rest_is_answered(client: OpenAI, at: tuple[
         assert client.models.list().data
     finally:
         go.set()
-    assert held.result(20)
-    assert all(each.result(20) == 1 for each in waiting)
+    assert held.result(120)
+    assert all(each.result(120) == 1 for each in waiting)
 
 
 def test_200_slow_clients_and_one_that_works(client: OpenAI, at: tuple[str, Served]) -> None:
@@ -264,7 +264,7 @@ def test_200_slow_clients_and_one_that_works(client: OpenAI, at: tuple[str, Serv
             each.close()
     start = time.perf_counter()
     assert client.models.list().data
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30  # what an idle server needs is milliseconds; the rest is for busy machines
     for each in slow:
         each.close()
     _until(lambda: at[1].worker.waiting == 0 and at[1].worker.running == 0)
@@ -278,13 +278,13 @@ def test_a_client_that_hangs_up_stops_its_generation(client: OpenAI, at: tuple[s
     lm = at[1].workspaces["study"].workspace.lm
     hook = lm.model.register_forward_pre_hook(lambda *_: (steps.append(1), time.sleep(0.01))[1])
     try:
-        stream = client.completions.create(model="base", prompt=PROMPT, max_tokens=400, stream=True, temperature=1.9)
+        stream = client.completions.create(model="base", prompt=PROMPT, max_tokens=400, stream=True, temperature=1.9, seed=0)
         next(iter(stream))
         stream.close()
         _until(lambda: worker.running == 0)
         streamed = len(steps)
         with pytest.raises(openai.APITimeoutError):
-            client.completions.create(model="base", prompt=PROMPT, max_tokens=400, temperature=1.9, timeout=0.3)
+            client.completions.create(model="base", prompt=PROMPT, max_tokens=400, temperature=1.9, seed=0, timeout=0.3)
         _until(lambda: worker.running == 0)
     finally:
         hook.remove()
@@ -299,7 +299,7 @@ def test_posts_of_other_sites_are_refused(open_client: Client, workspace: Path) 
         assert refused.status_code == 403
 
 
-def _until(true: Callable[[], bool], seconds: float = 20) -> None:
+def _until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"

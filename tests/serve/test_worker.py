@@ -53,11 +53,11 @@ class Held:
     def __init__(self, worker: Worker, host: Any) -> None:
         self.begun, self._go = threading.Event(), threading.Event()
         self.done = worker.call("ws", host, self._wait)
-        assert self.begun.wait(10)
+        assert self.begun.wait(120)
 
     def _wait(self, lm: LanguageModel) -> str:
         self.begun.set()
-        assert self._go.wait(10)
+        assert self._go.wait(120)
         return lm.name
 
     def end(self) -> None:
@@ -71,12 +71,12 @@ def test_the_model_is_loaded_on_first_need_and_shown_as_loading(worker: Worker) 
         @property
         def lm(self) -> LanguageModel:
             reached.set()
-            assert go.wait(10)
+            assert go.wait(120)
             return lm
 
     assert worker.state("ws") == "not loaded"
     stream = worker.generate("ws", Slow(), prompt())
-    assert reached.wait(10)
+    assert reached.wait(120)
     assert worker.state("ws") == "loading"
     go.set()
     begun, *events = list(stream)
@@ -134,7 +134,7 @@ def test_a_full_queue_refuses_and_a_client_that_left_makes_room(worker: Worker, 
     streams[1].close()
     last = worker.call("ws", host, lambda lm: lm.n_layers)
     held.end()
-    assert last.result(10) == 2
+    assert last.result(120) == 2
     assert [bool(tokens(stream)) for stream in streams] == [True, False, True, True]
 
 
@@ -154,7 +154,7 @@ def test_a_client_that_goes_away_stops_its_generation(worker: Worker, host: Any)
             return [Edit(Site.parse("resid_post.0"), fn)]
 
     stream = worker.generate("ws", host, prompt(max_tokens=20, intervention=Watch()))
-    assert worker.call("ws", host, lambda lm: 1).result(10) == 1
+    assert worker.call("ws", host, lambda lm: 1).result(120) == 1
     assert 3 <= len(made) <= 4
 
 
@@ -185,8 +185,8 @@ def test_the_context_of_the_model_is_respected(host: Any) -> None:
 
 def test_a_call_that_fails_fails_alone(worker: Worker, host: Any) -> None:
     with pytest.raises(ZeroDivisionError):
-        worker.call("ws", host, lambda lm: 1 / 0).result(10)
-    assert worker.call("ws", host, lambda lm: lm.name).result(10) == "tiny"
+        worker.call("ws", host, lambda lm: 1 / 0).result(120)
+    assert worker.call("ws", host, lambda lm: lm.name).result(120) == "tiny"
 
 
 def test_a_call_that_is_cancelled_in_the_queue_is_not_made(worker: Worker, host: Any) -> None:
@@ -194,7 +194,7 @@ def test_a_call_that_is_cancelled_in_the_queue_is_not_made(worker: Worker, host:
     call = worker.call("ws", host, lambda lm: made.append(1))
     assert call.cancel()
     held.end()
-    assert worker.call("ws", host, lambda lm: 2).result(10) == 2
+    assert worker.call("ws", host, lambda lm: 2).result(120) == 2
     assert not made
 
 
