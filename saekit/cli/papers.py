@@ -42,7 +42,7 @@ class RunOptions:
     run: Annotated[
         bool, typer.Option("--run", help="Locate and steer as the paper's triple says, on a task of the built-in model.")
     ] = False
-    quick: Annotated[bool, typer.Option("--quick", help="With --run: few prompts and steps.")] = False
+    quick: Annotated[bool, typer.Option("--quick", help="Few examples and steps, to see whether a recipe runs.")] = False
     place: Annotated[
         str,
         typer.Option(

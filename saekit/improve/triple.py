@@ -57,7 +57,7 @@ _SPECIAL = {
     ("Token Embedding", "Gradient Detection"): "token_attribution",
     ("SAE Feature", "Circuit Discovery"): "feature_circuit",
 }
-"""Methods where the usual one does not rank such objects."""
+"""Methods where the usual one does not rank such objects. No magnitude ranks input tokens: their attribution, a gradient, does."""
 _MANY = ("FFN", "MHA & FFN", "Neuron", "SAE Feature")
 """Objects of which a model has thousands: ablated one by one in the middle layer alone."""
 
@@ -154,7 +154,7 @@ def _located(trial: Trial, triple: tuple[str, str, str], task: Task) -> tuple[st
     if method in ("eap", "layer_distance", "token_attribution"):
         spaces = None
     if method == "vocabulary_projection" and kind == "Residual Stream":
-        spaces = ["blocks"]
+        spaces = ["neurons"]  # what writes to the stream: states have no direction to project
     if kind == "Token Embedding" and method == "ablation":
         settings["positions"] = "each"
         task = _equally_long(task)
