@@ -57,7 +57,7 @@ _SPECIAL = {
     ("Token Embedding", "Gradient Detection"): "token_attribution",
     ("SAE Feature", "Circuit Discovery"): "feature_circuit",
 }
-"""Methods where the usual one does not rank such objects. No magnitude ranks input tokens: their attribution, a gradient, does."""
+"""Methods where the usual one does not rank such objects. Input tokens have no magnitude: attribution, a gradient, ranks them."""
 _MANY = ("FFN", "MHA & FFN", "Neuron", "SAE Feature")
 """Objects of which a model has thousands: ablated one by one in the middle layer alone."""
 
