@@ -57,7 +57,7 @@ ROWS = {
     ),
     "reasoning.diagnosis.alarm": Recipe(
         f"{_HERE}.diagnosis:alarm",
-        "A probe foresees wrong steps before they are written; solutions are written again on its alarm.",
+        "A probe foresees wrong steps before they are written; a step is written again on its alarm.",
         (
             "Zhang et al. 2025, Reasoning models know when they're right (arXiv 2504.05419)",
             "Sun et al. 2025, Probing for arithmetic errors in language models",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from saekit.errors import ConfigError
 from saekit.improve.changed import Changed
 from saekit.improve.probing import auc, last_tokens, probe, sites_of, validated
-from saekit.improve.reasoning.steps import answer_of, steps_of
+from saekit.improve.reasoning.steps import Step, answer_of, steps_of
 from saekit.improve.report import Report
 from saekit.improve.target import Target
 from saekit.improve.trial import Trial
@@ -19,43 +20,75 @@ from saekit.tasks import Task
 _RIGHT = 0.8
 """The model is weakened until it solves at most this share of the problems."""
 _TOKENS = 80
-_TRIES = 4
-"""Solutions that are sampled after an alarm."""
+_ROUNDS = 3
+"""Steps of a solution that are taken back at most."""
+_AGAIN = "{step}{said}. Wait, that is wrong. It is {step}"
+"""How a step is taken back."""
 
 
 def alarm(trial: Trial) -> Report:
     """Probe the equals sign of each step, before the result is written, for whether the result will be wrong.
 
-    The model is weakened first, so that steps go wrong. Where the probe is alarmed, further solutions are sampled, and the one
-    whose greatest alarm is least is taken. Controls: a random solution at as many problems, and the likeliest result by a vote.
+    The model is weakened first, so that steps go wrong. Where the probe is alarmed, the step is taken back in words and written
+    again. Controls: alarms at random, as frequent, and an alarm at every step.
     """
     fit, held_out = trial.fit("problems"), trial.held_out("problems")
+    trial_random = trial.random
     weak, scale = weakened(trial, _solved(fit), _RIGHT)
     with weak.on(trial.lm) as changed:
-        first = _solutions(changed, held_out, None)
-        others = [_solutions(changed, held_out, trial.seed + 1 + i) for i in range(1 if trial.quick else _TRIES)]
-        layer, rows, found = _fitted(trial, changed, (fit, _solutions(changed, fit, None)), (held_out, first))
-        risk_SB = torch.tensor([_risks(changed, held_out, said, found, layer) for said in (first, *others)])
-    right_SB = torch.stack([_right(held_out, said) for said in (first, *others)])
-    every = torch.arange(len(held_out))
-    alarmed_B = risk_SB[0] > 0
-    after = torch.where(alarmed_B, right_SB[risk_SB.argmin(0), every], right_SB[0])
-    drawn_B = torch.zeros(len(held_out), dtype=torch.bool)
-    drawn_B[trial.random.sample(range(len(held_out)), int(alarmed_B.sum()))] = True
-    random = torch.where(drawn_B, right_SB[1], right_SB[0])
-    share = float(alarmed_B.float().mean())
+        first = _solutions(changed, _prompts(held_out))
+        fitted = _fitted(trial, changed, (fit, _solutions(changed, _prompts(fit))), (held_out, first))
+        layer, rows, _ = fitted
+        after, alarms = _again(changed, held_out, first, lambda risk: risk > 0, fitted)
+        share = alarms / max(1, sum(len(_parts(text)) for text in first))
+        random, _ = _again(changed, held_out, first, lambda risk: trial_random.random() < share, fitted)
+        always, _ = _again(changed, held_out, first, lambda risk: True, fitted)
     return trial.readout(
         "problems that are solved",
-        right_SB[0],
-        after,
-        {
-            "random alarm": random,
-            "samples without a probe": right_SB[1:].mean(0),
-            "vote": _vote(held_out, [first, *others]),
-        },
-        what=f"a solution is written again where a probe at resid_post.{layer} is alarmed, at {share:.0%} of the problems",
+        _right(held_out, first),
+        _right(held_out, after),
+        {"random_alarm": _right(held_out, random), "every_step_again": _right(held_out, always)},
+        what=f"a step is written again where a probe at resid_post.{layer} is alarmed, {alarms} times",
         figures=[*rows, {"figure": "noise, relative to the weights", "value": scale}],
     )
+
+
+def _again(
+    changed: Changed, task: Task, solutions: list[str], alarm: Callable[[float], bool], fitted: tuple[int, Any, Any]
+) -> tuple[list[str], int]:
+    """Take back the first alarmed step of each solution and go on from there, some rounds; the solutions, and how many steps."""
+    layer, _, found = fitted
+    site = f"resid_post.{layer}"
+    prompts, texts = _prompts(task), list(solutions)
+    seen, count = [0] * len(texts), 0
+    for _ in range(_ROUNDS):
+        chosen: list[tuple[int, str]] = []
+        for b, text in enumerate(texts):
+            steps = [step for step in _parts(text) if step.start > seen[b]]
+            if not steps:
+                continue
+            rows = changed.text.ids([prompts[b] + text[: step.start] for step in steps])
+            risks = found.decision_function(last_tokens(changed.lm, rows, [site])[site]).tolist()
+            step = next((step for step, risk in zip(steps, risks) if alarm(risk)), None)
+            if step is not None:
+                again = _AGAIN.format(step=step.text, said=step.said)
+                chosen.append((b, text[: step.start - len(step.text)] + again))
+        if not chosen:
+            break
+        made = _solutions(changed, [prompts[b] + begun for b, begun in chosen])
+        for (b, begun), text in zip(chosen, made):
+            texts[b], seen[b] = begun + text, len(begun)
+        count += len(chosen)
+    return texts, count
+
+
+def _parts(text: str) -> list[Step]:
+    """The steps before the answer."""
+    return steps_of(text.partition("Answer:")[0])
+
+
+def _prompts(task: Task) -> list[str]:
+    return [each.clean for each in task.texts]
 
 
 def _fitted(trial: Trial, changed: Changed, *solved: tuple[Task, list[str]]) -> tuple[int, list[dict[str, Any]], Any]:
@@ -67,7 +100,7 @@ def _fitted(trial: Trial, changed: Changed, *solved: tuple[Task, list[str]]) -> 
     sites = sites_of(trial.lm)[-2 if trial.quick else 0 :]
     data = []
     for task, said in solved:
-        rows, wrong, _ = _steps(changed, task, said)
+        rows, wrong = _steps(changed, task, said)
         data.append((last_tokens(changed.lm, rows, sites), wrong))
     (x, y), (x_out, y_out) = data
     if not 1 < sum(y) < len(y) - 1:
@@ -90,50 +123,25 @@ def _fitted(trial: Trial, changed: Changed, *solved: tuple[Task, list[str]]) -> 
 
 def _solved(task: Task) -> Target:
     def score(changed: Changed) -> torch.Tensor:
-        return _right(task, _solutions(changed, task, None))
+        return _right(task, _solutions(changed, _prompts(task)))
 
     return Target("problems that are solved", score)
 
 
-def _solutions(changed: Changed, task: Task, seed: int | None) -> list[str]:
-    """A solution of each problem: greedy, or sampled with a seed."""
-    sampling: dict[str, Any] = {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 0.7, "seed": seed}
-    texts: list[str] = changed.generate([each.clean for each in task.texts], max_new_tokens=_TOKENS, **sampling).texts
+def _solutions(changed: Changed, prompts: list[str]) -> list[str]:
+    """Greedy continuations."""
+    texts: list[str] = changed.generate(prompts, max_new_tokens=_TOKENS, do_sample=False).texts
     return texts
 
 
-def _steps(changed: Changed, task: Task, said: list[str]) -> tuple[list[list[int]], list[bool], list[int]]:
-    """Of each step up to the answer: token ids up to its equals sign, whether it goes wrong, and the number of its problem."""
-    texts, wrong, owner = [], [], []
-    for b, (prompt, text) in enumerate(zip(task.texts, said)):
-        for step in steps_of(text.partition("Answer:")[0]):
-            texts.append(prompt.clean + text[: step.start])
-            wrong.append(step.is_wrong)
-            owner.append(b)
-    return changed.text.ids(texts), wrong, owner
-
-
-def _risks(changed: Changed, task: Task, said: list[str], found: Any, layer: int) -> list[float]:
-    """The greatest log-odds of a wrong step in each solution; that of a solution without steps is high."""
-    rows, _, owner = _steps(changed, task, said)
-    risk = [float("-inf")] * len(said)
-    if rows:
-        odds = found.decision_function(last_tokens(changed.lm, rows, [f"resid_post.{layer}"])[f"resid_post.{layer}"])
-        for b, value in zip(owner, odds.tolist()):
-            risk[b] = max(risk[b], value)
-    return [1e9 if value == float("-inf") else value for value in risk]
+def _steps(changed: Changed, task: Task, said: list[str]) -> tuple[list[list[int]], list[bool]]:
+    """Of each step up to the answer: token ids up to its equals sign, and whether it goes wrong."""
+    steps = [
+        (prompt.clean + text[: step.start], step.is_wrong) for prompt, text in zip(task.texts, said) for step in _parts(text)
+    ]
+    return changed.text.ids([text for text, _ in steps]), [wrong for _, wrong in steps]
 
 
 def _right(task: Task, said: list[str]) -> torch.Tensor:
     wanted = [answer_of(each.answer) for each in task.texts]
     return torch.tensor([answer_of(text) == right for text, right in zip(said, wanted)]).double()
-
-
-def _vote(task: Task, solutions: list[list[str]]) -> torch.Tensor:
-    """1 where the most frequent answer among the solutions is right; of equally frequent ones the first counts."""
-    found = []
-    for b, each in enumerate(task.texts):
-        answers = [answer_of(said[b]) for said in solutions]
-        given = [answer for answer in answers if answer is not None]
-        found.append(bool(given) and max(given, key=given.count) == answer_of(each.answer))
-    return torch.tensor(found).double()
