@@ -25,7 +25,7 @@ from saekit.tasks import Ranking
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
-_QUICK = 8
+_QUICK = 12
 """Examples in quick mode, each for fitting and for measuring."""
 
 

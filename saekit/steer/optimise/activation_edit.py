@@ -93,8 +93,8 @@ class ActivationEdit:
                     "Train it on this model.",
                 )
         known = self.facts.get("fingerprint")
-        own = lm.fingerprint(), lm.unedited_fingerprint()  # weights may be edited before or after the training
-        if isinstance(known, Mapping) and (what := differs(known, own[0])) and differs(known, own[1]):
+        prints = lm.fingerprint(), lm.unedited_fingerprint()  # weights may be edited before or after the training
+        if isinstance(known, Mapping) and (what := differs(known, prints[0])) and differs(known, prints[1]):
             raise StoreMismatch(
                 f"The change was trained on {self.facts.get('model', 'a model')}, whose {what} differs from that of {lm.name}.",
                 "Train it on this model.",
