@@ -80,7 +80,7 @@ FACTS = Input(
             "paraphrases": ["Question: What is the capital of Spain?\nAnswer:"],
         },
     ),
-    n=10,
+    n=8,
 )
 FORGET = Input(
     "task",

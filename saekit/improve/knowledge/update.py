@@ -38,14 +38,21 @@ def rewrite(trial: Trial) -> Report:
     )
     statistics = KeyStatistics.collect(lm, corpus, layers, n_tokens=20_000, progress=trial.progress)
     tried: list[dict[str, Any]] = []
-    for method in _METHODS[:1] if trial.quick else _METHODS:
-        for layer in layers:
-            change = _edited(trial, fit, statistics, layer, method)
-            tried.append({"method": method, "layer": layer, **_measured(trial, fit, change)})
-    best = max(tried, key=lambda row: float(row["paraphrases"]) + float(row["neighbours kept"]))
+    trials = [(_METHODS[0], layer, fit[:2]) for layer in layers]
+    for number, (method, layer, some) in enumerate(trials):
+        tried.append(
+            {"method": method, "layer": layer, **_measured(trial, some, _edited(trial, some, statistics, layer, method))}
+        )
+        if number == len(layers) - 1 and not trial.quick:  # methods are compared at the best layer
+            trials += [(each, int(_best(tried)["layer"]), fit[:4]) for each in _METHODS[1:]]
+    best = _best(tried)
     change = _edited(trial, facts, statistics, int(best["layer"]), str(best["method"]))
     what = f"{len(facts)} facts written into the MLP of layer {best['layer']} by {best['method']}"
     return _report(trial, facts, change, {"what": what, "parameters": _parameters(change)}, tried)
+
+
+def _best(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(tried, key=lambda row: float(row["paraphrases"]) + float(row["neighbours kept"] or 0.0))
 
 
 def activations(trial: Trial) -> Report:
