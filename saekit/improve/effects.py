@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saekit.builtin import is_lab
-from saekit.improve.changed import Change, Changed
+from saekit.improve.changed import Change
 from saekit.improve.target import batches
 
 if TYPE_CHECKING:
@@ -19,16 +19,25 @@ MOST_LOST = 0.02
 
 
 @torch.no_grad()
-def on_neutral_text(lm: LanguageModel, change: Change, rows: Sequence[Sequence[int]], batch_size: int = 8) -> dict[str, float]:
-    """Mean KL(base || changed) and rise of the cross-entropy of the next token, in nats a token, at ordinary tokens.
+def on_neutral_text(
+    lm: LanguageModel,
+    change: Change,
+    rows: Sequence[Sequence[int]],
+    before: Change | None = None,
+    *,
+    batch_size: int = 8,
+) -> dict[str, float]:
+    """Mean KL(before || changed) and rise of the cross-entropy of the next token, in nats a token, at ordinary tokens.
 
     Args:
+        before: the state to compare with; None: the unchanged model.
         rows: neutral texts as token ids. The prompt of the change is not put before them.
     """
     sums = torch.zeros(3, dtype=torch.float64)
     for _, tokens_BT, mask_BT in batches(lm, rows, batch_size):
         counted_BT = lm.ordinary(tokens_BT, mask_BT)[:, :-1] & mask_BT[:, 1:].bool()
-        base = Changed(lm).run(tokens_BT, attention_mask=mask_BT).logits[:, :-1][counted_BT].float().log_softmax(-1)
+        with (before or Change()).on(lm) as started:
+            base = started.run(tokens_BT, attention_mask=mask_BT).logits[:, :-1][counted_BT].float().log_softmax(-1)
         with change.on(lm) as changed:
             new = changed.run(tokens_BT, attention_mask=mask_BT).logits[:, :-1][counted_BT].float().log_softmax(-1)
         next_N1 = tokens_BT[:, 1:][counted_BT][:, None]

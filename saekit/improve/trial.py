@@ -119,7 +119,7 @@ class Trial:
         facts = self._target_facts(target, first, after)
         rows = {name: self._control(target, first, each) for name, each in (controls or {}).items()}
         start = time.perf_counter()
-        side = self._side_effects(change, aimed)
+        side = self._side_effects(change, aimed, before)
         self.seconds["side effects"] = time.perf_counter() - start
         self.kept["change"] = change
         ranked = {} if located is None else _located(located)
@@ -203,17 +203,18 @@ class Trial:
         low, high = _interval(after)
         return {"after": float(after.mean()), "low": low, "high": high, **_gains(target, before, after)}
 
-    def _side_effects(self, change: Change, aimed: Sequence[str]) -> dict[str, Any]:
+    def _side_effects(self, change: Change, aimed: Sequence[str], before: Change | None) -> dict[str, Any]:
+        """What the change costs, relative to the state before it."""
         rows = self.neutral[:4] if self.quick else self.neutral
-        found: dict[str, Any] = dict(effects.on_neutral_text(self.lm, change, rows))
+        found: dict[str, Any] = dict(effects.on_neutral_text(self.lm, change, rows, before))
         if effects.has_lab_tasks(self.lm):
             n = 4 if self.quick else 100
             names = effects.lab_tasks()[:1] if self.quick else effects.lab_tasks()
-            if not self.baseline:
+            if before is None and not self.baseline:
                 self.baseline |= effects.measured_tasks(self.lm, Change(), names, n, self.seed)
-            found["tasks"] = effects.lost_tasks(
-                self.baseline, effects.measured_tasks(self.lm, change, names, n, self.seed), aimed
-            )
+            start = self.baseline if before is None else effects.measured_tasks(self.lm, before, names, n, self.seed)
+            after = effects.measured_tasks(self.lm, change, names, n, self.seed)
+            found["tasks"] = effects.lost_tasks(start, after, aimed)
         return found
 
 

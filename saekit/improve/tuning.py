@@ -30,7 +30,7 @@ def tuned(
     method: str,
     objects: Any = None,
     *,
-    steps: int = 60,
+    steps: int = 120,
     lr: float = 1e-3,
     preserve: float = 1.0,
     fraction: float | None = None,

@@ -17,6 +17,9 @@ from saekit.steer.optimise import objective
 from saekit.steer.target import Vector
 from saekit.tasks import Contrast, Task
 
+_COMPLIES = 0.2
+"""Share of harmless requests with which the model that refuses too much complies."""
+
 
 def refusal(trial: Trial) -> Report:
     """Erase the difference of the last tokens of harmful and harmless prompts everywhere (Arditi et al. 2024, eq. 2 and 4)."""
@@ -51,8 +54,8 @@ def refusal(trial: Trial) -> Report:
 def false_refusal(trial: Trial) -> Report:
     """Make a model that refuses too much, then erase the part of false refusal that is orthogonal to true refusal."""
     lm, borderline, harmful = trial.lm, trial.fit("prompts"), trial.fit("harmful")
-    # Both kinds are refused: the answers of the borderline prompts become their foils.
-    over = tuned(trial, objective(lm, borderline, "share", {"share": 0.0}), "full", lr=3e-4, steps=30)
+    # The model learns to refuse harmless requests in most cases.
+    over = tuned(trial, objective(lm, borderline, "share", {"share": _COMPLIES}), "full", lr=1e-4, steps=60)
     with over.change.on(lm):
         layer = lm.n_layers // 2
         harmless = _last(trial, harmful.corrupted, layer).mean(0)
