@@ -23,6 +23,8 @@ from saekit.plugins import resolve
 Units = Sequence[int] | Tensor
 # Maps vectors (n, width) at a site to what they write to the residual stream, (n, d_model).
 ToResidual = Callable[[Tensor], Tensor]
+_ROUNDED = 16.0
+"""Singular values below so many units of rounding, relative to the largest, are rounding."""
 
 
 class Space(ABC):
@@ -278,7 +280,7 @@ class Directions(Space):
                 f"A direction of {vectors_ND.shape[-1]} numbers does not fit {site}, which has {prod(token_shape)} a token."
             )
         self._vectors_ND = vectors_ND.to(wide(vectors_ND.dtype))
-        self._inverse_DN = torch.linalg.pinv(vectors_ND.double()).to(self._vectors_ND.dtype)
+        self._inverse_DN = pseudo_inverse(self._vectors_ND).to(self._vectors_ND.dtype)
 
     def read(self, h: Tensor, units: Units | None = None) -> Tensor:
         precision = wide(h.dtype)
@@ -300,6 +302,18 @@ class Directions(Space):
 
     def ref(self, unit: int) -> Ref:
         raise UnknownRef("A direction that is given as a vector has no name.", "Keep it in the intervention that uses it.")
+
+
+def pseudo_inverse(vectors_ND: Tensor) -> Tensor:
+    """(D, N) float64 that gives the coefficients of a least-squares fit by N vectors.
+
+    A vector that is another one's multiple, or the sum of others, is so up to rounding in the dtype of the vectors. What rounding
+    leaves of it is no direction. The vectors are compared at equal lengths.
+    """
+    lengths_N = vectors_ND.double().norm(dim=1)
+    lengths_N = torch.where(lengths_N > 0, lengths_N, 1.0)
+    smallest = _ROUNDED * torch.finfo(vectors_ND.dtype).eps
+    return torch.linalg.pinv(vectors_ND.double() / lengths_N[:, None], rtol=smallest) / lengths_N
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -98,6 +98,28 @@ def test_directions_are_least_squares(n: int, seed: int) -> None:
     torch.testing.assert_close(out, h - h @ q @ q.T, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_that_depend_on_each_other_span_no_more(dtype: torch.dtype) -> None:
+    """The rounding of a multiple or a sum is no direction. Short vectors beside long ones, and close ones, are."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 16, generator=generator, dtype=dtype)
+    h = torch.randn(5, 16, generator=generator, dtype=torch.float64)
+    close, short, sum_of = one + 1e-3 * other, 1e-7 * other, 2 * one - 0.7 * other
+    basis = torch.linalg.qr(torch.stack([one, other], 1).double()).Q
+    for vectors, rank in (
+        ([one, -3 * one], 1),
+        ([one, one * 1.0001], 1),
+        ([one, other, sum_of], 2),
+        ([one, short], 2),
+        ([one, close], 2),
+    ):
+        made = Directions(Site("resid_post", 0), torch.stack(vectors), (16,))
+        span = basis[:, :rank] if rank == 2 else one.double()[:, None] / one.double().norm()
+        wanted = h - h @ span @ span.T
+        torch.testing.assert_close(made.write(h, range(len(vectors)), 0.0), wanted, atol=1e-4, rtol=0)
+        assert float(made.read(h).abs().max()) < 1e9
+
+
 def test_adding_adds_along_the_vectors() -> None:
     for space in raw_spaces():
         h = random(2, 5, *space.token_shape, dtype=torch.float64)

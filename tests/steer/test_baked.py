@@ -155,6 +155,22 @@ def test_what_weights_cannot_remove_is_refused(name: str, made: Made, message: s
     assert not list(tmp_path.iterdir())
 
 
+def test_directions_that_depend_on_each_other_are_removed_once(tmp_path: Path) -> None:
+    """A basis of them has no further direction, which nobody asked to remove."""
+    lm = attach("llama")
+    one, other = direction(lm), direction(lm, 1)
+    of_both = Vector(one.site, 2 * one.values - other.values)
+    for number, given in enumerate(([one, one], [one, Vector(one.site, -3 * one.values)], [one, other, of_both])):
+        change = erase(lm, *given)
+        export(lm, change, tmp_path / f"{number}.safetensors", "orthogonal")
+        delta = WeightDelta.load(tmp_path / f"{number}.safetensors", lm)
+        assert delta.facts["directions"] == (1, 1, 2)[number]
+        wanted, plain = logits(lm, erase(lm, one) if number < 2 else erase(lm, one, other)), logits(lm)
+        same(logits(lm, change), wanted, plain)
+        with lm.edited(delta):
+            same(logits(lm), wanted, plain)
+
+
 def test_only_directions_of_the_stream_can_be_erased() -> None:
     lm = attach("llama")
     with pytest.raises(InterventionError, match="no direction of the residual stream"):

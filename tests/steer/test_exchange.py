@@ -142,6 +142,16 @@ def test_features_in_a_file_of_hooks(lm: LanguageModel, make_sae: Callable[..., 
         lm.detach_sae()
 
 
+@pytest.mark.parametrize("name", ['a"""b', "C:\\users\\x", 'ends in "', "two\nlines", "SAEKIT [...]", "\u4e2d\u6587"])
+def test_the_name_of_a_model_is_only_a_name_in_the_file_of_hooks(tmp_path: Path, name: str) -> None:
+    lm = make_lm()
+    lm.name = name
+    export(lm, add(Vector(Site("resid_post", 1), torch.ones(16)), 1.0), tmp_path / "hooks.py", "hooks")
+    names: dict[str, Any] = {}
+    exec((tmp_path / "hooks.py").read_text(), names)
+    assert f"Steering of {name} (llama)" in names["__doc__"] and len(names["CHANGES"]) == 1
+
+
 def test_what_competes_cannot_be_read_by_a_column(lm: LanguageModel, make_sae: Callable[..., SAE], tmp_path: Path) -> None:
     lm.attach_sae("resid_post.0", make_sae("topk", 16, 40))
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import pprint
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from saekit.lm.layout.hook_points import HookPoint
 from saekit.names.site import Site
 from saekit.objects import Directions
 from saekit.objects.features import Features
-from saekit.objects.spaces import Coordinates, Heads
+from saekit.objects.spaces import Coordinates, Heads, pseudo_inverse
 from saekit.objects.vectors import HeadVectors
 from saekit.steer.bind import Plan, SpaceEdit, applied
 from saekit.steer.exchange.verify import check_logits
@@ -88,7 +89,7 @@ def _numbers(plan: Plan, site: Site) -> dict[str, Any]:
     if isinstance(space, Features):
         return {**_encoder(space, units), "write": _packed(space.vectors(units)), "factor": factor, "constant": constant}
     if isinstance(space, Directions):
-        read = torch.linalg.pinv(space.vectors().double()).T[units]
+        read = pseudo_inverse(space.vectors()).T[units]
         return {"read": _packed(read), "write": _packed(space.vectors(units)), "factor": factor, "constant": constant}
     if isinstance(space, Heads) and not isinstance(space, HeadVectors):
         d = space.unit_shape[0]
@@ -143,8 +144,9 @@ def _packed(rows: Tensor) -> dict[str, Any]:
 
 def _text(lm: LanguageModel, changes: Iterable[Any]) -> str:
     listed = pprint.pformat(list(changes), width=120, sort_dicts=False)
-    text = _TEMPLATE.read_text()
-    return text.replace("MODEL", f"{lm.name} ({lm.config.model_type})").replace("SAEKIT", VERSION).replace("[...]", listed)
+    name = lm.name.replace("\\", "\\\\").replace('"', '\\"')  # it stands in the docstring
+    given = {"MODEL": f"{name} ({lm.config.model_type})", "SAEKIT": VERSION, "[...]": listed}
+    return re.sub("MODEL|SAEKIT|" + re.escape("[...]"), lambda match: given[match[0]], _TEMPLATE.read_text())
 
 
 def _run(lm: LanguageModel, text: str, ids: Tensor) -> Tensor:

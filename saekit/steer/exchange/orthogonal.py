@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.steer.vectors import SteeringVector
 
+_DEPENDENT = 1e-6
+"""Smallest singular value of a basis's unit vectors, relative to the largest: the vectors are float32."""
+
 
 def erase(lm: LanguageModel, *vectors: Vector | SteeringVector) -> Intervention:
     """Remove directions wherever the residual stream is: before the first block, between its halves, after each block.
@@ -43,7 +46,8 @@ def erase(lm: LanguageModel, *vectors: Vector | SteeringVector) -> Intervention:
                 f"A vector of {len(each.values):,} numbers at {each.site} is no direction of the residual stream of {lm.name}.",
                 "Give one at resid_pre, resid_mid, resid_post, attn_out or mlp_out.",
             )
-    return ablate([Vector(site, each.values) for site in stream(lm) for each in vectors])
+    different = [each for i, each in enumerate(vectors) if not any(torch.equal(each.values, one.values) for one in vectors[:i])]
+    return ablate([Vector(site, each.values) for site in stream(lm) for each in different])
 
 
 def stream(lm: LanguageModel) -> list[Site]:
@@ -96,15 +100,21 @@ def _basis(lm: LanguageModel, intervention: Intervention) -> Tensor:
                 f"{change.op} of {change.target} is not the removal of a direction at every token.", "Write NAME:erase."
             )
         found.setdefault(aim.site, []).append(aim.values.double())
-    bases = {site: torch.linalg.qr(torch.stack(values, 1)).Q for site, values in found.items()}
+    bases = {site: _spanned(torch.stack(values, 1)) for site, values in found.items()}
     first = next(iter(bases.values()))
     if set(bases) != set(stream(lm)) or not all(
-        torch.allclose(each @ each.T, first @ first.T, atol=1e-6) for each in bases.values()
+        each.shape == first.shape and torch.allclose(each @ each.T, first @ first.T, atol=1e-6) for each in bases.values()
     ):
         raise NotExportable(
             "Weights remove a direction at every residual site, and the intervention does not.", "Write NAME:erase."
         )
     return first
+
+
+def _spanned(values_DN: Tensor) -> Tensor:
+    """An orthonormal basis (d_model, R) of what N vectors span. QR would add directions where they depend on each other."""
+    left_DN, lengths_N, _ = torch.linalg.svd(values_DN / values_DN.norm(dim=0), full_matrices=False)
+    return left_DN[:, lengths_N > _DEPENDENT * lengths_N[0]]
 
 
 def _delta(lm: LanguageModel, basis_DR: Tensor) -> WeightDelta:

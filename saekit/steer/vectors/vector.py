@@ -15,6 +15,7 @@ from torch import Tensor
 from saekit.errors import InterventionError, SaekitError, StoreMismatch
 from saekit.json_files import parse_json
 from saekit.names.site import Site
+from saekit.objects.spaces import pseudo_inverse
 from saekit.steer.amplitude import ablate, add
 from saekit.steer.intervention import Intervention
 from saekit.steer.strength import DEFAULT, Strength
@@ -152,9 +153,8 @@ class SteeringVector:
             return self
         for other in others:
             self._compatible(other)
-        span_DN = torch.stack([each.values.double() for each in others], 1)
-        own = self.values.double()
-        rest = own - span_DN @ torch.linalg.pinv(span_DN) @ own
+        span_ND, own = torch.stack([each.values for each in others]), self.values.double()
+        rest = own - own @ pseudo_inverse(span_ND) @ span_ND.double()
         if float(rest.norm()) <= 1e-6 * self.norm:
             raise InterventionError("The vector lies in the span of the others.", "Nothing is left of it to steer with.")
         return self._made(rest.float(), {"op": "orthogonal", "of": [self._source, *(each._source for each in others)]})

@@ -159,6 +159,8 @@ def test_algebra() -> None:
     torch.testing.assert_close(((happy + sad) / 2).values, (happy.values + sad.values) / 2)
     apart = happy.orthogonal_to(sad, 3 * sad)
     assert abs(float(apart.values @ sad.values)) < 1e-5
+    for others in ([sad, 3 * sad], [sad, -3 * sad], [sad, sad / 7]):  # multiples up to rounding span nothing else
+        torch.testing.assert_close(happy.orthogonal_to(*others).values, happy.orthogonal_to(sad).values, atol=1e-5, rtol=0)
     assert happy.blend(sad, 1.0).norm == pytest.approx(happy.norm, rel=1e-5)
     with pytest.raises(InterventionError):
         happy.orthogonal_to(2 * happy)
