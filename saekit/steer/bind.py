@@ -152,7 +152,7 @@ class SpaceEdit:
         return self._changed(rows, at)
 
     def _changed(self, rows: Tensor, at: At) -> Tensor:
-        read = None if self.relay is None else Reading(self.relay.units, self.relay.take())
+        read = None if self.relay is None else Reading(self.relay.units, self.relay.take(at))
         if len(self.choices) == 1 and not self.watches[0]:
             return self.plan((0,)).apply(rows, at, read)
         read = read or self._reading(rows)

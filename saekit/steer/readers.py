@@ -21,29 +21,41 @@ if TYPE_CHECKING:
 
 @dataclass
 class Relay:
-    """Carries the coefficients read at a transcoder's input to the edit at its output, within one forward pass."""
+    """Carries the coefficients read at a transcoder's input to the edit at its output, within one forward pass.
+
+    Both may be called several times in a pass, each time with other tokens: rows of one generation may share an intervention.
+    """
 
     space: Space
     units: list[int]
-    current: Tensor | None = None
+    waiting: list[tuple[At, Tensor]] = field(default_factory=list, repr=False)
 
     def __call__(self, rows: Tensor, at: At) -> Tensor:
-        self.current = self.space.read(rows, self.units)
+        self.waiting = [each for each in self.waiting if each[0].window is at.window and not _same_tokens(each[0], at)]
+        self.waiting.append((at, self.space.read(rows, self.units)))
         return rows
 
-    def take(self) -> Tensor:
-        """The coefficients (N, units), once.
+    def take(self, at: At) -> Tensor:
+        """The coefficients (N, units) that were read at these tokens, once.
 
         Raises:
             InterventionError: the site that the transcoder reads was not reached in this pass.
         """
-        if self.current is None:
+        place = next((i for i, (read, _) in enumerate(self.waiting) if _same_tokens(read, at)), None)
+        if place is None:
             raise InterventionError(
                 f"{self.space.site_out} was reached without {self.space.site}, where its features are read.",
                 "Start the run at an earlier layer.",
             )
-        current, self.current = self.current, None
-        return current
+        return self.waiting.pop(place)[1]
+
+
+def _same_tokens(one: At, other: At) -> bool:
+    """Whether both describe the same tokens of one pass."""
+    if one.window is not other.window:
+        return False
+    pairs = (one.row_N, other.row_N), (one.column_N, other.column_N)
+    return all(mine is theirs or torch.equal(mine, theirs.to(mine.device)) for mine, theirs in pairs)
 
 
 @dataclass
@@ -72,11 +84,12 @@ class Watch:
         if at.position_N.ndim == 2:
             at = at.by_query()
             at = at.rows(at.within(EveryToken()).nonzero().squeeze(1))
-        self.window = at.window
+        new, self.window = self.window is not at.window, at.window
         if self.condition.what == "text":
             self._collect(at)
         elif self.condition.scope == "token":
-            self.held = torch.zeros(at.window.tokens_BT.shape, dtype=torch.bool, device=at.row_N.device)
+            if self.held is None or new:  # else other rows of this pass have been read already
+                self.held = torch.zeros(at.window.tokens_BT.shape, dtype=torch.bool, device=at.row_N.device)
             self.held[at.row_N, at.column_N] = self._found(rows, at).to(at.row_N.device) > 0
         else:
             self._enlarge(rows, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,28 @@ def test_a_push_of_one_row_reaches_no_other(lm: LanguageModel) -> None:
     continue_rows(lm, [*heavy, *asked], heard)
     for number, row in enumerate(asked):
         assert heard.tokens(len(heavy) + number) == alone(lm, row)
+
+
+SHARED: list[Any] = [
+    lambda: add("residual:resid_post.1/5", 40.0, positions="all").where("token ~ 'w[0-9]+'"),
+    lambda: add("residual:resid_post.1/5", 40.0, positions="all").where("neuron:0/4 > 0"),
+    lambda: clamp("feature:mlp_in.0/3", 60.0, positions="all"),
+    lambda: clamp("feature:mlp_in.0/3", 60.0, positions="all").where("text ~ 'w2'"),
+]
+
+
+@pytest.mark.parametrize("made", SHARED)
+@pytest.mark.parametrize("texts", [("w1 w2 w3", "w4 w5 w6"), ("w1 w2 w3", "w4 w2")])
+def test_rows_share_a_bound_intervention(make_sae: Any, made: Any, texts: tuple[str, str]) -> None:
+    """As the answers to one request do. What is read for one row is not taken for another."""
+    lm = make_lm()
+    lm.attach_sae("mlp_in.0", make_sae("transcoder", 16, 40, d_out=16, site_out="mlp_out.0"))
+    shared, greedy, heard = made().bind(lm), Sampling(temperature=0), Heard()
+    asked = [Row(ids(lm, text), 6, greedy, intervention=shared) for text in texts]
+    assert not continue_rows(lm, asked, heard)
+    own = [alone(lm, replace(row, intervention=made().bind(lm))) for row in asked]
+    assert [heard.tokens(number) for number in range(2)] == own
+    assert own != [alone(lm, replace(row, intervention=None)) for row in asked]
 
 
 def test_a_control_of_one_row(lm: LanguageModel) -> None:
