@@ -126,7 +126,9 @@ class Condition:
     def key(self) -> tuple[Any, ...]:
         """Equal for conditions that hold at the same tokens."""
         what = (str(self.what.site), *self.what.values.tolist()) if isinstance(self.what, Vector) else str(self.what)
-        return self.scope, what, self.sign, str(self.value), self.threshold
+        # A strength as text has six digits, which two thresholds may share.
+        value = (self.value.values, self.value.unit) if isinstance(self.value, Strength) else str(self.value)
+        return self.scope, what, self.sign, value, self.threshold
 
     def holds(self, values: Tensor) -> Tensor:
         """Whether numbers, or coefficients of the object, fulfil it."""

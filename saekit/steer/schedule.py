@@ -91,4 +91,10 @@ class Schedule:
         return factors[step_N.clamp_max(len(self.factors) - 1)]
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.number:g}" if self.kind else ",".join(f"{factor:g}" for factor in self.factors)
+        """The text that :meth:`parse` reads, with all digits."""
+        return f"{self.kind}:{_digits(self.number)}" if self.kind else ",".join(map(_digits, self.factors))
+
+
+def _digits(number: float) -> str:
+    """The shortest text that is read as the same number."""
+    return repr(float(number)).removesuffix(".0")

@@ -200,6 +200,22 @@ def test_conditions_and_schedules_are_saved(
         Intervention.from_dict(made.to_dict() | {"version": 1})
 
 
+@pytest.mark.parametrize("text", ["half:16.1234567", "first:1234567", ".123456789,.1", "half:16", "1,.8,.6"])
+def test_a_schedule_is_saved_with_all_its_digits(text: str) -> None:
+    made = add(PUSH, 1.0).decaying(text)
+    assert Intervention.from_dict(made.to_dict()).changes[0].decay == made.changes[0].decay
+
+
+def test_thresholds_that_differ_in_the_last_digit_are_two_conditions(lm: LanguageModel) -> None:
+    value = float(acts(lm)[0][3, 7])
+    apart = 4e-7 * abs(value)
+    first, second = (f"residual:resid_post.2/7 > {value + sign * apart!r}" for sign in (-1, 1))
+    assert str(Condition.of(first).value) == str(Condition.of(second).value)  # as they are shown
+    made = add("residual:resid_post.3/1", 3.0).where(first) + add("residual:resid_post.3/2", 3.0).where(second)
+    before, after = acts(lm, "resid_post.3")[0][3], acts(lm, "resid_post.3", edits=[made], positions="all")[0][3]
+    assert ((after - before)[1:3] != 0).tolist() == [True, False]
+
+
 def test_thresholds_have_units(lm: LanguageModel, busy: tuple[str, float, list[Tensor]]) -> None:
     feature, _, values = busy
     made = add(PUSH, 3.0).where(f"{feature} > 0.5max").resolve(lm, texts=TEXTS)
