@@ -23,10 +23,22 @@ def scaled(intervention: Intervention, factors: float | Sequence[float]) -> Inte
 
     Raises:
         InterventionError: a change has no strength that can vary (ablate, patch, scale), is not resolved, or has a strength for
-            each prompt.
+            each prompt; or, with several factors, it has a condition on the number of the prompt, or places for each prompt.
     """
     values = (factors,) if isinstance(factors, int | float) else tuple(factors)
+    if not isinstance(factors, int | float):
+        for change in intervention.changes:
+            _check_prompts(change)
     return replace(intervention, changes=tuple(_scaled(change, values) for change in intervention.changes))
+
+
+def _check_prompts(change: Change) -> None:
+    """Refuse a change that depends on the number of the prompt, which here is the number of the factor."""
+    if any(each.what == "prompt" for each in change.when) or getattr(change.positions, "rows", None) is not None:
+        raise InterventionError(
+            f"The change of {change.target} depends on the number of the prompt, so that its strength cannot be varied.",
+            "Vary the strength of the intervention on one prompt, without the condition or the places for each prompt.",
+        )
 
 
 def _scaled(change: Change, factors: tuple[float, ...]) -> Change:
@@ -40,7 +52,7 @@ def _scaled(change: Change, factors: tuple[float, ...]) -> Change:
     factor_K = torch.tensor(factors, dtype=change.amounts.dtype)
     amounts = change.amounts * factor_K.view(-1, *[1] * (change.amounts.ndim - 1))
     if change.strength.unit == "quantile":  # a multiple of a quantile is none
-        strength = Strength(tuple(amounts.flatten(1)[:, 0].tolist()))
+        strength = Strength(tuple(amounts.reshape(len(factors), -1)[:, 0].tolist()))
     else:
         strength = Strength(tuple(change.strength.values[0] * factor for factor in factors), change.strength.unit)
     if len(factors) == 1:

@@ -11,7 +11,8 @@ from saekit.evaluate.steering.calibrate import TOLERANCE, Costs
 from saekit.evaluate.steering.frontier import Goal, Prompting, frontier, prompting_kl
 from saekit.evaluate.steering.side_effects import kl
 from saekit.lm import LanguageModel
-from saekit.steer import Vector, ablate, add
+from saekit.steer import Vector, ablate, add, clamp, for_prompts
+from saekit.steer.scaling import scaled
 
 TEXTS = ["Once upon a time, there was a big dog.", "Lily.", "The cat ran to the tree. It was very happy and"]
 PROMPTS = ["One day, a girl", "The old man", "They saw a"]
@@ -88,6 +89,26 @@ def test_the_cost_of_a_prompt_is_that_of_each_text_alone(stories_lm: LanguageMod
         kls += (base[1:].exp() * (base[1:] - prompted[len(opening) :])).sum(-1).tolist()
     found = prompting_kl(stories_lm, Prompting("A big dog ran. "), stories_lm.text.ids(TEXTS), batch_size=2)
     assert found == pytest.approx(sum(kls) / len(kls), rel=1e-4)
+
+
+def test_a_quantile_is_scaled_as_its_amount(stories_lm: LanguageModel) -> None:
+    texts = [stories_lm.text.ids(["Once upon a time there was a dog."])[0]]
+    made = clamp("neuron:2/3", "q.9").resolve(stories_lm, texts=texts)
+    amount = made.changes[0].amounts
+    assert amount is not None
+    change = scaled(made, (1.0, 2.0)).changes[0]
+    assert change.strength.unit == "raw" and change.strength.values == pytest.approx([float(amount), 2 * float(amount)])
+    assert scaled(made, 2.0).changes[0].strength.values == pytest.approx([2 * float(amount)])
+
+
+def test_strengths_do_not_vary_with_the_number_of_a_prompt(stories_lm: LanguageModel) -> None:
+    """Prompt k of the batch stands for the k-th strength there, so that neither a condition nor places can mean prompt k."""
+    texts = [stories_lm.text.ids([text])[0] for text in ("Once upon a time", "The dog ran")]
+    push = add("residual:resid_post.2/5", 5.0)
+    for made in (for_prompts([push, None]), push.at([[1], [2]])):
+        with pytest.raises(InterventionError, match="number of the prompt"):
+            Costs(stories_lm, made.resolve(stories_lm), texts).meet(0.1)
+        assert scaled(made.resolve(stories_lm), 2.0).changes[0].strength.values == (10.0,)
 
 
 def test_a_goal_needs_a_prompt() -> None:
