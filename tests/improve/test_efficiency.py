@@ -88,6 +88,18 @@ def test_a_file_without_quantised_weights_is_refused(tmp_path: Path) -> None:
             Quantised.load(tmp_path / f"{name}.safetensors")
 
 
+def test_packed_weights_that_were_changed_are_refused(stories_lm: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "packed.safetensors"
+    quantise(stories_lm, {0: 3}).save(path)
+    content = path.read_bytes()
+    for place in (-3, content.index(b"facts")):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(InterventionError, match="quantised weights"):
+            Quantised.load(path)
+
+
 def test_rounding_has_as_many_steps_as_bits_allow() -> None:
     weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
     for bits in (2, 3, 4, 8):

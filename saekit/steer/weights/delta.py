@@ -247,6 +247,12 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def checksum(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
+    """sha256 of a file's tensors and of the JSON values in its header."""
+    text = json.dumps(head, sort_keys=True, allow_nan=False)
+    return hashlib.sha256((text + tensors_sha256(tensors)).encode()).hexdigest()
+
+
 def _checked(name: str, tensor: Tensor) -> Tensor:
     """On the CPU, detached."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from saekit.errors import InterventionError, SaekitError
 from saekit.json_files import parse_json
-from saekit.steer.weights.delta import WeightDelta, tensors_sha256
+from saekit.steer.weights.delta import WeightDelta, checksum
 from saekit.tensor_files import SUFFIX, read_tensors, write_tensors
 
 FORMAT = "saekit-weight-delta"
@@ -46,7 +43,7 @@ def save_delta(delta: WeightDelta, path: Path) -> None:
             stored[f"values:{name}"], stored[f"index:{name}"] = sparse
     head = {"format": FORMAT, "version": VERSION, "shapes": shapes, "facts": dict(delta.facts)}
     try:
-        content = json.dumps({**head, "sha256": _checksum(stored, head)}, allow_nan=False)
+        content = json.dumps({**head, "sha256": checksum(stored, head)}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InterventionError(f"The delta cannot be written to {path}: {error}.", "Keep to JSON values in facts.") from error
     parse_json(content, where=f"The delta for {path}", error=InterventionError)
@@ -74,7 +71,7 @@ def load_delta(path: Path) -> WeightDelta:
         raise InterventionError(f"{path} does not hold a weight delta.", _HINT)
     if head["version"] != VERSION:
         raise InterventionError(f"{path} has version {head['version']!r:.20}; this saekit reads {VERSION}.", "Update saekit.")
-    if head.pop("sha256") != _checksum(stored, head):
+    if head.pop("sha256") != checksum(stored, head):
         raise InterventionError(f"{path} was changed after it was written: its checksum differs.", "Make the edit again.")
     tensors: dict[str, Tensor] = {}
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -105,8 +102,3 @@ def _sparse(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     places = flat.nonzero().squeeze(1)
     return flat[places], places.to(kind)
-
-
-def _checksum(stored: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
-    text = json.dumps(head, sort_keys=True, allow_nan=False)
-    return hashlib.sha256((text + tensors_sha256(stored)).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from saekit.errors import InterventionError, StoreMismatch
 from saekit.lm.fingerprint import differs
 from saekit.names.site import Site
 from saekit.progress import track
-from saekit.steer.weights.delta import tensors_sha256
+from saekit.steer.weights.delta import checksum
 from saekit.tensor_files import SUFFIX, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ class KeyStatistics:
             raise InterventionError(f"The file {path} cannot hold key statistics.", f"Give a name that ends in {SUFFIX}.")
         tensors = {f"sum:{layer}": each.contiguous() for layer, each in self.sums.items()}
         head = {"format": FORMAT, "version": VERSION, "n_tokens": self.n_tokens, "facts": dict(self.facts)}
-        write_tensors(path, tensors, json.dumps({**head, "sha256": _checksum(tensors, head)}, allow_nan=False))
+        write_tensors(path, tensors, json.dumps({**head, "sha256": checksum(tensors, head)}, allow_nan=False))
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
@@ -178,7 +177,7 @@ class KeyStatistics:
             raise InterventionError(f"{path} does not hold key statistics.", _HINT)
         if head["version"] != VERSION:
             raise InterventionError(f"{path} has version {head['version']!r:.20}; this saekit reads {VERSION}.", "Update saekit.")
-        if head.pop("sha256") != _checksum(tensors, head):
+        if head.pop("sha256") != checksum(tensors, head):
             raise InterventionError(f"{path} was changed after it was written: its checksum differs.", _HINT)
         return cls({int(name.partition(":")[2]): each for name, each in tensors.items()}, head["n_tokens"], head["facts"])
 
@@ -237,8 +236,3 @@ def _summed(
     if not n_tokens:
         raise InterventionError("The corpus has no ordinary token to collect keys of.", "Give more tokens.")
     return KeyStatistics(sums, n_tokens, facts)
-
-
-def _checksum(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
-    text = json.dumps(head, sort_keys=True, allow_nan=False)
-    return hashlib.sha256((text + tensors_sha256(tensors)).encode()).hexdigest()

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError, InterventionError
-from saekit.files import write_whole
 from saekit.lm.layout.matrices import Matrix, matrices
-from saekit.steer.weights.delta import WeightDelta, edit_facts
+from saekit.steer.weights.delta import WeightDelta, checksum, edit_facts
+from saekit.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
 
 FORMAT = "saekit-quantised"
+VERSION = 1
+_MAX_BYTES = 1 << 38
+_HINT = "Choose a file that `Quantised.save` wrote, or quantise again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,34 +67,31 @@ class Quantised:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all: packed integers, scales, and a header of bits, shapes and facts."""
-        from safetensors.torch import save
-
         tensors = {f"codes:{name}": pack(codes, self.bits[name]) for name, codes in self.codes.items()}
         tensors |= {f"scales:{name}": scales.contiguous() for name, scales in self.scales.items()}
         shapes = {name: list(codes.shape) for name, codes in self.codes.items()}
-        header = {"format": FORMAT, "version": 1, "bits": dict(self.bits), "shapes": shapes, "facts": dict(self.facts)}
-        write_whole(Path(path), save(tensors, metadata={"saekit": json.dumps(header)}))
+        head = {"format": FORMAT, "version": VERSION, "bits": dict(self.bits), "shapes": shapes, "facts": dict(self.facts)}
+        write_tensors(Path(path), tensors, json.dumps({**head, "sha256": checksum(tensors, head)}, allow_nan=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Quantised:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InterventionError: there is no such file, or it holds no quantised weights.
+            InterventionError: there is no such file, it holds no quantised weights, or it was changed after it was written.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                header = json.loads((file.metadata() or {}).get("saekit", "{}"))
-                if not isinstance(header, dict) or header.get("format") != FORMAT:
-                    raise InterventionError(f"{path} holds no quantised weights.")
-                bits, shapes = header["bits"], header["shapes"]
-                codes = {name: unpack(file.get_tensor(f"codes:{name}"), bits[name], shapes[name]) for name in bits}
-                scales = {name: file.get_tensor(f"scales:{name}") for name in bits}
-        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise InterventionError(f"{path} cannot be read as quantised weights: {error}") from error
-        return cls(codes, scales, bits, header["facts"])
+        head, tensors = read_tensors(Path(path), "quantised weights", error=InterventionError, hint=_HINT, max_bytes=_MAX_BYTES)
+        if head.get("format") != FORMAT or set(head) != {"format", "version", "bits", "shapes", "facts", "sha256"}:
+            raise InterventionError(f"{path} does not hold quantised weights.", _HINT)
+        if head["version"] != VERSION:
+            raise InterventionError(
+                f"{path} has quantised weights of version {head['version']!r:.20}; this saekit reads {VERSION}.", "Update saekit."
+            )
+        if head.pop("sha256") != checksum(tensors, head):
+            raise InterventionError(f"The quantised weights in {path} were changed after they were written.", _HINT)
+        bits, shapes = head["bits"], head["shapes"]
+        codes = {name: unpack(tensors[f"codes:{name}"], bits[name], shapes[name]) for name in bits}
+        return cls(codes, {name: tensors[f"scales:{name}"] for name in bits}, bits, head["facts"])
 
 
 def quantise(lm: LanguageModel, bits: Mapping[int, int]) -> Quantised:
