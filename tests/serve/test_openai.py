@@ -233,6 +233,13 @@ def test_errors_are_in_the_format_of_the_api(client: OpenAI, fields: dict[str, A
     assert raised.value.body["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"model": "base", "prompt": "\xff"}', b"{", b""])
+def test_a_body_that_cannot_be_read_is_the_fault_of_the_client(open_client: Client, workspace: Path, body: bytes) -> None:
+    answer = open_client(workspace).post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_a_full_queue_is_429_and_the_rest_is_answered(client: OpenAI, at: tuple[str, Served]) -> None:
     worker, opened = at[1].worker, at[1].workspaces["study"]
     go = threading.Event()
