@@ -67,7 +67,7 @@ class Tuned:
         count: number of trained parameters.
         share: the count relative to all parameters of the model.
         history: losses.
-        mask: the tuned weights; None of a change of activations.
+        mask: the tuned entries of weights; None of a low-rank change of whole matrices, and of a change of activations.
     """
 
     change: WeightDelta | ActivationEdit

@@ -11,6 +11,7 @@ from saekit.lm import LanguageModel
 from saekit.steer.optimise import TUNERS, MaskedWeights, Problem, TuneSettings, WeightMask, objective, train, tune
 from saekit.steer.optimise.masks import matrices_of, parameters
 from saekit.steer.optimise.methods.landermt import awareness
+from saekit.steer.weights import WeightDelta
 from saekit.tasks import Labelled, Ranking, Task
 
 QUICK = TuneSettings(steps=6, lr=0.02, batch=8)
@@ -132,15 +133,17 @@ def test_every_method_lowers_the_loss_and_touches_its_mask_alone(
     start = {name: weight.detach().clone() for name, weight in lm.model.named_parameters()}
     problem = Problem(lm, loss, neutral, TuneSettings(steps=10, lr=0.02), objects, progress=False)
     found = tune(problem, method)
-    assert found.mask is not None
+    assert (found.mask is None) == (method == "lora")  # whose change is no choice of entries
+    assert isinstance(found.change, WeightDelta)
     with torch.no_grad():
         before = float(loss(every))
         with found.on(lm) as edits:
             assert float(loss(every, edits)) < before - 0.05
             for name, weight in lm.model.named_parameters():
-                part = found.mask.parts.get(name, torch.zeros_like(weight, dtype=torch.bool))
+                none = torch.zeros_like(weight, dtype=torch.bool)
+                part = ~none if name in found.change.factors else none if found.mask is None else found.mask.parts.get(name, none)
                 assert torch.equal(weight[~part], start[name][~part])
-    assert found.count == found.mask.count == found.change.facts["tuned"]
+    assert found.count == found.change.facts["tuned"] == (found.count if found.mask is None else found.mask.count)
     assert all(torch.equal(weight, start[name]) for name, weight in lm.model.named_parameters())
 
 
