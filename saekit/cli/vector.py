@@ -93,11 +93,11 @@ def fit(
     from saekit.tasks import Contrast
 
     subject = open_subject(place, load)
+    _check_place(subject, out)
     data = data_of(subject.lm, contrast.contrast, DataChoice(contrast.pairs, contrast.seed, contrast.split))  # type: ignore[arg-type]
     if not isinstance(data, Contrast):
         raise ConfigError(f"{contrast.contrast} is no contrast.", "Give records with the fields positive and negative.")
     name = called or f"{data.name}-{method.method}"
-    _check_place(subject, out)
     if method.method == "sae" and subject.workspace is not None:
         subject.workspace.attach(method.site)
     own = numbers_of(method.option or [])
@@ -191,6 +191,10 @@ def combine(
 def _check_place(subject: Subject, out: Path | None) -> None:
     if out is None and subject.workspace is None:
         raise ConfigError("The file of the vector is missing.", "Give --out FILE.safetensors.")
+    if out is not None:
+        from saekit.steer.vectors.vector import check_name
+
+        check_name(out)
 
 
 def _finish(subject: Subject, made: SteeringVector, name: str, out: Path | None, as_json: bool) -> None:

@@ -45,6 +45,14 @@ def test_fit_show_combine_and_steer(saekit: Saekit, stories_path: Path, stories_
     assert steered.json["steered"] == by_hand.texts and steered.json["kl"] > 0
 
 
+def test_a_name_that_no_vector_can_have_is_refused_before_texts_are_read(
+    saekit: Saekit, stories_path: Path, tmp_path: Path
+) -> None:
+    fit = ("vector", "fit", stories_path, "--contrast", tmp_path / "missing.jsonl", "--site", "resid_post.2")
+    outcome = saekit(*fit, "--out", tmp_path / "happy")
+    assert outcome.status != 0 and "ends in .safetensors" in outcome.stderr and "missing" not in outcome.stderr
+
+
 @pytest.mark.parametrize("strength", ["nan", "1e39", "3max"])
 def test_impossible_strengths_end_with_a_message(saekit: Saekit, stories_path: Path, tmp_path: Path, strength: str) -> None:
     path = tmp_path / "v.safetensors"

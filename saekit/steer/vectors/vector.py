@@ -30,6 +30,16 @@ VERSION = 1
 _HINT = "Choose a file that `saekit vector fit` wrote."
 
 
+def check_name(path: Path) -> None:
+    """Refuse names that do not end in .safetensors, before long work.
+
+    Raises:
+        InterventionError: the name ends otherwise.
+    """
+    if path.suffix != SUFFIX:
+        raise InterventionError(f"The file {path} cannot hold a steering vector.", f"Give a name that ends in {SUFFIX}.")
+
+
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
     """A direction at a site. `2 * happy - sad` and `(a + b) / 2` are vectors too.
@@ -195,8 +205,7 @@ class SteeringVector:
             StorageFull: there is no room for the file.
         """
         path = Path(path)
-        if path.suffix != SUFFIX:
-            raise InterventionError(f"The file {path} cannot hold a steering vector.", f"Give a name that ends in {SUFFIX}.")
+        check_name(path)
         head = {
             "format": FORMAT,
             "version": VERSION,
