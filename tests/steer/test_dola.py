@@ -58,6 +58,7 @@ def greedy(lm: LanguageModel, prompt: str, layers: list[int], push: Any = None) 
 
 def test_logits_of_a_run(stories_lm: LanguageModel) -> None:
     lm, layers = stories_lm, [0, 2, 4]
+    hooks = hooks_on(lm)
     tokens_BT, mask_BT = lm.encode(PROMPTS)
     for which in ("all", "last"):
         found = lm.run(tokens_BT, attention_mask=mask_BT, edits=DoLa(layers, 0.05), logits=which).logits  # type: ignore[arg-type]
@@ -66,7 +67,7 @@ def test_logits_of_a_run(stories_lm: LanguageModel) -> None:
             wanted = reference(lm, ids, layers, 0.05)
             assert np.array_equal(np.isinf(wanted), row.isinf().numpy())
             np.testing.assert_allclose(row.double().numpy(), wanted, atol=1e-3)
-    assert hooks_on(lm) == 0
+    assert hooks_on(lm) == hooks
 
 
 @pytest.mark.parametrize("how", [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}])
@@ -88,11 +89,12 @@ def test_with_an_intervention_and_without_it(stories_lm: LanguageModel) -> None:
 
 def test_beams_and_samples_and_a_repetition_penalty(stories_lm: LanguageModel) -> None:
     lm = stories_lm
+    hooks = hooks_on(lm)
     for settings in ({"num_beams": 3}, {"n_samples": 2, "seed": 0}, {"repetition_penalty": 1.2}):
         found = lm.generate(PROMPTS, interventions=DoLa(), max_new_tokens=NEW, **settings)  # type: ignore[arg-type]
         alone = [lm.generate(each, interventions=DoLa(), max_new_tokens=NEW, **settings).texts for each in PROMPTS]  # type: ignore[arg-type]
         assert found.texts == [text for texts in alone for text in texts]
-    assert hooks_on(lm) == 0
+    assert hooks_on(lm) == hooks
 
 
 def test_candidates(stories_lm: LanguageModel) -> None:
