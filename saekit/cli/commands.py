@@ -91,6 +91,7 @@ COMMANDS: Registry[CommandRow] = Registry(
         "edit alphaedit": CommandRow(
             "saekit.cli.edit_facts:alphaedit", "Write many facts in directions that other texts hardly use."
         ),
+        "edit joint": CommandRow("saekit.cli.edit_facts:joint", "Write facts that are fitted together and spare other texts."),
         "edit apply": CommandRow("saekit.cli.edit_apply:apply", "Write an edited model as a folder."),
         "edit revert": CommandRow("saekit.cli.edit_apply:revert", "Write the unedited model of an edited folder."),
         "edit show": CommandRow("saekit.cli.edit_apply:show", "Show what edits change, and measure what they do."),

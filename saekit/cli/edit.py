@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli.output import number, table
-from saekit.cli.subject import Subject, corpus_of
+from saekit.cli.subject import Subject, contexts, corpus_of
 from saekit.cli.values import count
 from saekit.errors import ConfigError
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from saekit.evaluate.steering.edits import EditReport
     from saekit.lm import LanguageModel
     from saekit.steer.weights import Fact, KeyStatistics, WeightDelta
+    from saekit.steer.weights.rewrite import EditMethod
 
 _TRACED = 10  # facts whose recall is traced to choose a layer, at most
+_KEPT, _CONTEXT = 600, 64  # texts to keep, and their tokens, at most
 
 FACTS = Annotated[
     Path,
@@ -48,8 +50,8 @@ class WritingOptions:
         list[int] | None,
         typer.Option(
             "--layer",
-            help="Layer whose MLP is edited; memit and alphaedit take several. [default: where causal tracing finds the recall "
-            "of the subjects; memit and alphaedit also the two layers before]",
+            help="Layer whose MLP is edited; all but rome take several. [default: where causal tracing finds the recall of the "
+            "subjects; memit and alphaedit also the two layers before; joint: three in the middle of the model]",
             show_default=False,
         ),
     ] = None
@@ -65,8 +67,8 @@ class WritingOptions:
         list[str] | None,
         typer.Option(
             "--data",
-            help="Texts that are to be treated as before, for the key statistics: a data set, file or folder, as `saekit fit` "
-            "takes them. [default: the corpus of the workspace; lab for the model lab]",
+            help="Texts that are to be treated as before, for the key statistics and the KL of joint: a data set, file or "
+            "folder, as `saekit fit` takes them. [default: the corpus of the workspace; lab for the model lab]",
             show_default=False,
         ),
     ] = None
@@ -82,17 +84,22 @@ class WritingOptions:
         list[str] | None,
         typer.Option(
             "--option",
-            help="A setting, as NAME=VALUE: steps, rate, kl, decay, largest, contexts, preserve, null. May be repeated.",
+            help="A setting, as NAME=VALUE: steps, rate, kl, decay, largest, contexts, preserve, null, facts_a_step, "
+            "texts_a_step. May be repeated.",
             show_default=False,
         ),
     ] = None
 
 
-def layers_of(lm: LanguageModel, facts: Sequence[Fact], asked: list[int] | None, several: bool) -> list[int]:
+def layers_of(lm: LanguageModel, facts: Sequence[Fact], asked: list[int] | None, method: EditMethod) -> list[int]:
     """The layers asked for, or else the one where the MLP at the subject's last token restores most of the answers, by causal
-    tracing of up to ten facts; where `several`, also the two layers before it."""
+    tracing of up to ten facts; where a method takes several, also the two layers before it. The joint method acts at the last
+    token, and takes the three layers in the middle: what is known of the subject has come there, and later layers read it."""
     if asked:
         return asked
+    if method.joint:
+        middle = lm.n_layers // 2
+        return [layer for layer in (middle - 1, middle, middle + 1) if 0 <= layer < lm.n_layers]
     import torch
 
     from saekit.locate.causal import prompt_task, trace
@@ -103,7 +110,12 @@ def layers_of(lm: LanguageModel, facts: Sequence[Fact], asked: list[int] | None,
         columns = [n for n, name in enumerate(found.columns) if name in ("last subject", "subject")]
         effects.append(found.effects_LC[:, columns].nan_to_num().amax(1))
     best = int(torch.stack(effects).mean(0).argmax())
-    return list(range(max(0, best - 2), best + 1)) if several else [best]
+    return list(range(max(0, best - 2), best + 1)) if method.together else [best]
+
+
+def kept_texts(subject: Subject, own: WritingOptions) -> list[list[int]]:
+    """Texts that an edit is to leave as they are, as token ids."""
+    return contexts(subject, own.data, texts=_KEPT, context=_CONTEXT)
 
 
 def statistics_of(subject: Subject, own: WritingOptions, out: Path, layers: Sequence[int], progress: bool) -> KeyStatistics:

@@ -1,4 +1,4 @@
-"""The commands `edit rome`, `edit memit` and `edit alphaedit`: write facts into a model's weights."""
+"""The commands `edit rome`, `edit memit`, `edit alphaedit` and `edit joint`: write facts into a model's weights."""
 
 from __future__ import annotations
 
@@ -67,6 +67,26 @@ def alphaedit(
     _write("alphaedit", place, facts, out, measure, as_json, writing, load)
 
 
+def joint(
+    place: WS_OR_MODEL,
+    facts: edit.FACTS,
+    out: edit.OUT_FILE,
+    measure: edit.MEASURE = True,
+    as_json: options.JSON = False,
+    *,
+    writing: edit.WritingOptions,
+    load: options.LoadOptions,
+) -> None:
+    """Write one or many facts, all fitted together so that other texts stay as they are: slower, and the most exact.
+
+    The edit acts at the last token of prompts, and is fitted through the edited model on the facts' prompts and rephrasings, with
+    the KL divergence on texts of --data as a price (--option kl=WEIGHT).
+
+    Example: `saekit edit joint lab facts.jsonl --data lab:facts --out edit.safetensors`
+    """
+    _write("joint", place, facts, out, measure, as_json, writing, load)
+
+
 def _write(
     method: str,
     place: str,
@@ -84,16 +104,16 @@ def _write(
     from saekit.steer.weights.rewrite import parse_options
 
     check_name(out)
-    facts, settings = read_facts(path), parse_options(edit.settings_of(writing.option))
+    facts, settings = read_facts(path), parse_options(edit.settings_of(writing.option), method)
     earlier = edit.read_edits(writing.after or [])
     subject = open_subject(place, load)
-    several = EDITS.find(method).together
-    layers = edit.layers_of(subject.lm, facts, writing.layer, several)
+    layers = edit.layers_of(subject.lm, facts, writing.layer, EDITS.find(method))
     statistics = edit.statistics_of(subject, writing, out, layers, not as_json)
+    keep = edit.kept_texts(subject, writing) if EDITS.find(method).joint and settings.kl else []
     with ExitStack() as stack:
         for each in earlier:
             stack.enter_context(subject.lm.edited(each))
-        delta = write(subject.lm, facts, statistics, layers, method, options=settings, progress=not as_json)
+        delta = write(subject.lm, facts, statistics, layers, method, options=settings, keep=keep, progress=not as_json)
         delta.save(out)
         report = None
         if measure:

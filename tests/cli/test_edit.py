@@ -48,6 +48,35 @@ def test_rome_writes_an_edit_and_measures_it(made: tuple[Path, dict[str, object]
     assert (folder / "keys.safetensors").exists()
 
 
+def test_joint_keeps_the_texts(saekit: Saekit, made: tuple[Path, dict[str, object]], stories_path: Path) -> None:
+    """Without a layer it acts in the middle of the model: layers 1 to 3 of 5."""
+    folder = made[0]
+    outcome = saekit(
+        *("edit", "joint", stories_path, folder / "facts.jsonl", "--out", folder / "joint.safetensors"),
+        *("--statistics", folder / "joint-keys.safetensors", "--data", folder / "texts.txt", "--statistics-tokens", 500),
+        *("--option", "contexts=0", "--option", "steps=30", "--option", "rate=0.3", "--json"),
+    )
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["layers"] == [1, 2, 3] and outcome.json["options"]["kl"] == 2.0
+    assert outcome.json["efficacy"] == {"before": 0.0, "after": 1.0, "n": 1}
+
+
+def test_rome_finds_its_layer(saekit: Saekit, made: tuple[Path, dict[str, object]], stories_path: Path, tmp_path: Path) -> None:
+    """The one where causal tracing at the subject recalls most."""
+    from saekit.locate.causal import prompt_task, trace
+
+    lm = LanguageModel.load(stories_path)
+    found = trace(lm, prompt_task(lm, FACT["prompt"], FACT["subject"], None), restore="mlp", window=1, by="role")
+    columns = [n for n, name in enumerate(found.columns) if name in ("last subject", "subject")]
+    best = int(found.effects_LC[:, columns].nan_to_num().amax(1).argmax())
+    outcome = saekit(
+        *("edit", "rome", stories_path, made[0] / "facts.jsonl", "--out", tmp_path / "edit.safetensors", "--data"),
+        *(made[0] / "texts.txt", *FAST[2:], "--no-ask", "--json"),
+    )
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["layers"] == [best]
+
+
 def test_apply_gives_a_model_of_transformers_and_revert_takes_it_back(
     saekit: Saekit, made: tuple[Path, dict[str, object]], stories_path: Path, tmp_path: Path
 ) -> None:

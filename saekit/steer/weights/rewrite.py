@@ -5,7 +5,8 @@ With keys K (I, N) and changes of the output R (O, N) that they are to bring:
 - ROME: r (C^-1 k)^T / (k^T C^-1 k), one fact after the other (Meng et al. 2022, arXiv 2202.05262, equation 2);
 - MEMIT: R K^T (lambda C + K K^T)^-1, all facts together, spread over layers (Meng et al. 2023, arXiv 2210.07229, equation 14);
 - AlphaEdit: R K^T P (K K^T P + lambda)^-1, where P projects on directions that the corpus's keys hardly have
-  (Fang et al. 2025, arXiv 2410.02355, equation 14).
+  (Fang et al. 2025, arXiv 2410.02355, equation 14);
+- joint: MEMIT's right factor, with left factors that are fitted together (:mod:`saekit.steer.weights.joint`).
 
 N x N systems are solved, by M^T A^-1-type identities (push-through), so that every edit is a product of thin matrices.
 """
@@ -13,7 +14,7 @@ N x N systems are solved, by M^T A^-1-type identities (push-through), so that ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from saekit.plugins import Registry, nearest, resolve
 from saekit.progress import track
 from saekit.steer.weights.delta import WeightDelta, edit_facts
 from saekit.steer.weights.facts import Fact
+from saekit.steer.weights.joint import fit_together, phrasing_keys
 from saekit.steer.weights.keys import KeyStatistics, down_projection
 from saekit.steer.weights.values import Contexts, EditOptions, Value, find_value, texts_before
 
@@ -40,11 +42,15 @@ class EditMethod:
         target: `(statistics, layer, keys_IN, changes_ON, options) -> (N, I) right factor`; or "package.module:name" of it.
         summary: one line.
         together: whether all facts are written at once; else each after the others.
+        joint: whether the left factors are fitted together through the edited model (:mod:`saekit.steer.weights.joint`).
+        options: settings that are used unless others are given.
     """
 
     target: str | Callable[[KeyStatistics, int, Tensor, EditOptions], Tensor]
     summary: str
     together: bool
+    joint: bool = False
+    options: EditOptions = field(default_factory=EditOptions)
 
 
 def rome(statistics: KeyStatistics, layer: int, keys_IN: Tensor, options: EditOptions) -> Tensor:
@@ -83,6 +89,13 @@ EDITS: Registry[EditMethod] = Registry(
         "rome": EditMethod(rome, "R-ROME: a rank-1 edit of one layer for each fact", together=False),
         "memit": EditMethod(memit, "MEMIT: all facts at once, spread over several layers", together=True),
         "alphaedit": EditMethod(alphaedit, "AlphaEdit: as MEMIT, within directions that other texts hardly use", together=True),
+        "joint": EditMethod(
+            memit,
+            "MEMIT's right factors at the prompts' last token; all left factors fitted together",
+            together=True,
+            joint=True,
+            options=EditOptions(steps=100, rate=0.08, kl=2.0, decay=1e-3, contexts=2),
+        ),
     },
 )
 """Methods by name."""
@@ -96,6 +109,7 @@ def edit(
     method: str = "rome",
     *,
     options: EditOptions | None = None,
+    keep: Sequence[Sequence[int]] = (),
     progress: bool = False,
 ) -> WeightDelta:
     """Write facts into a model's MLPs.
@@ -106,7 +120,8 @@ def edit(
         statistics: of the unedited model, with these layers.
         layers: the layer to edit (rome), or several, in whose last one the facts are to be complete.
         method: one of :data:`EDITS`.
-        options: settings.
+        options: settings; None: those of the method.
+        keep: texts as token ids that are to be treated as before, for the joint method.
         progress: show a bar.
 
     Returns:
@@ -120,7 +135,8 @@ def edit(
         InterventionError: the weights cannot be edited, or several layers are given and the MLP's output is not what is added to
             the residual stream.
     """
-    row, options = EDITS.find(method), options or EditOptions()
+    row = EDITS.find(method)
+    options = options or row.options
     layers = sorted({int(layer) for layer in layers})
     if not facts or not layers:
         raise ConfigError("There is nothing to edit.", "Give at least one fact and a layer.")
@@ -136,7 +152,10 @@ def edit(
         job = _Job(lm, statistics, row, options, [Contexts.of(lm, fact, before) for fact in facts])
         if len(layers) > 1:
             job.check_additive(layers[-1])
-        delta, values = job.together(layers, progress) if row.together else job.in_turn(layers[0], progress)
+        if row.joint:
+            delta, values = job.jointly(layers, keep, progress)
+        else:
+            delta, values = job.together(layers, progress) if row.together else job.in_turn(layers[0], progress)
     written = [
         {"prompt": fact.prompt, "subject": fact.subject, "target": fact.target, "before": value.before, "fitted": value.after}
         for fact, value in zip(facts, values)
@@ -146,8 +165,8 @@ def edit(
     return WeightDelta(delta.tensors, {**identity, **found}, delta.factors)
 
 
-def parse_options(given: dict[str, int | float]) -> EditOptions:
-    """Options by name.
+def parse_options(given: dict[str, int | float], method: str = "rome") -> EditOptions:
+    """Options by name, and those of a method for the others.
 
     Raises:
         ConfigError: there is no such option, or its value is impossible.
@@ -158,7 +177,7 @@ def parse_options(given: dict[str, int | float]) -> EditOptions:
             raise ConfigError(f"Edits have no option {name!r:.40}.", nearest(name, known))
         if known[name] == "int" and int(value) != value:
             raise ConfigError(f"The option {name}={value} is not a whole number.")
-    return EditOptions(**given)  # type: ignore[arg-type]
+    return replace(EDITS.find(method).options, **given)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +222,16 @@ class _Job:
             delta = delta + self.delta(layer, keys_IN, left_NO.T / (len(layers) - number))
         return delta, values
 
+    def jointly(self, layers: Sequence[int], keep: Sequence[Sequence[int]], progress: bool) -> tuple[WeightDelta, list[Value]]:
+        """All facts and layers in one fit."""
+        rights = {}
+        for layer in layers:
+            keys_IN = phrasing_keys(self.lm, self.contexts, layer)
+            rights[layer] = resolve(self.row.target)(self.statistics, layer, keys_IN, self.options)
+        lefts, values = fit_together(self.lm, self.contexts, rights, keep, self.options, progress)
+        deltas = [self.thin(layer, lefts[layer], rights[layer]) for layer in layers]
+        return sum(deltas[1:], deltas[0]), values
+
     def keys(self, contexts: Sequence[Contexts], layer: int) -> Tensor:
         """(I, N) float64 the mean key of each fact's contexts."""
         site = Site("neurons", layer)
@@ -214,7 +243,10 @@ class _Job:
 
     def delta(self, layer: int, keys_IN: Tensor, changes_ON: Tensor) -> WeightDelta:
         """The edit of a layer's down projection."""
-        right_NI = resolve(self.row.target)(self.statistics, layer, keys_IN, self.options)
+        return self.thin(layer, changes_ON, resolve(self.row.target)(self.statistics, layer, keys_IN, self.options))
+
+    def thin(self, layer: int, changes_ON: Tensor, right_NI: Tensor) -> WeightDelta:
+        """The product of two factors, (O, N) and (N, I), to be added to a layer's down projection."""
         module = down_projection(self.lm, layer)
         name, transposed = _parameter(self.lm, layer), type(module).__name__ == "Conv1D"
         left, right = (right_NI.T, changes_ON.T) if transposed else (changes_ON, right_NI)

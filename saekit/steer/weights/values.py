@@ -33,15 +33,18 @@ class EditOptions:
     """Settings of the methods.
 
     Attributes:
-        steps: of gradient descent, at most; it ends where every context gives the target a probability of `enough`.
+        steps: of gradient descent, at most; it ends where every context gives the target a probability of .9. The joint method
+            takes all, and lowers the rate in the second half.
         rate: learning rate (Adam), in units of the root mean square of the output that is changed.
-        kl: weight of the KL divergence at "SUBJECT is a" to the unedited model.
-        decay: weight of (|change| / |output|)^2.
+        kl: weight of the KL divergence to the unedited model, at "SUBJECT is a"; joint: on texts that are to be kept.
+        decay: weight of (|change| / |output|)^2; joint: of the mean square of the left factors in units of the output.
         largest: the change is at most so many times as long as the output.
         contexts: texts of the model's own that stand before each prompt, besides none.
         preserve: MEMIT's weight of the corpus, lambda / I in R K^T (lambda C + K K^T)^-1 for keys of I numbers; AlphaEdit's
             weight of a small change.
         null: AlphaEdit changes nothing along directions of the keys but those that together hold this share of C.
+        facts_a_step: facts of a step of the joint method.
+        texts_a_step: texts to keep of a step of the joint method.
     """
 
     steps: int = 40
@@ -52,9 +55,20 @@ class EditOptions:
     contexts: int = 10
     preserve: float = 0.1
     null: float = 0.02
+    facts_a_step: int = 12
+    texts_a_step: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("rate", 1e-9), ("kl", 0), ("decay", 0), ("largest", 1e-9), ("contexts", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("rate", 1e-9),
+            ("kl", 0),
+            ("decay", 0),
+            ("largest", 1e-9),
+            ("contexts", 0),
+            ("facts_a_step", 1),
+            ("texts_a_step", 1),
+        ):
             if not least <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"The option {name}={getattr(self, name)} cannot be used.", f"Give at least {least}.")
         if not 0 < self.preserve < float("inf") or not 0 < self.null < 1:
@@ -64,7 +78,7 @@ class EditOptions:
             )
 
 
-_ENOUGH = 0.9
+ENOUGH = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +91,7 @@ class Contexts:
         starts: (N,) the token from which the target is predicted.
         target: token ids of the target.
         essence: token ids of "SUBJECT is a", and the subject's last token in it.
+        before: rows of each phrasing: it alone, and after each of the texts.
     """
 
     rows: list[list[int]]
@@ -84,6 +99,7 @@ class Contexts:
     starts: list[int]
     target: list[list[int]]
     essence: tuple[list[int], int]
+    before: int = 1
 
     @classmethod
     def of(cls, lm: LanguageModel, fact: Fact, before: Sequence[str]) -> Contexts:
@@ -108,18 +124,20 @@ class Contexts:
                     )
         text = _ESSENCE.format(fact.subject)
         lm.check_context(max(map(len, rows)))
-        return cls(rows, places, starts, targets, (lm.text.ids([text])[0], span_of(lm, text, fact.subject)[1] - 1))
+        return cls(
+            rows, places, starts, targets, (lm.text.ids([text])[0], span_of(lm, text, fact.subject)[1] - 1), 1 + len(before)
+        )
 
     def padded(self, lm: LanguageModel, *, essence: bool = False) -> Padded:
         """All rows as a batch, pads on the right; with `essence` also that text, as the last row."""
         tokens_BT, mask_BT = lm.text.pad([*self.rows, *([self.essence[0]] if essence else [])], "right")
         return Padded(tokens_BT.to(lm.device), mask_BT.to(lm.device))
 
-    def read(self, lm: LanguageModel, site: Site) -> Tensor:
-        """(N, width) activations at the subject's last token."""
+    def read(self, lm: LanguageModel, site: Site, places: Sequence[int] | None = None) -> Tensor:
+        """(N, width) activations at the subject's last token, or at other places."""
         tokens_BT, mask_BT = self.padded(lm)
         acts_BTD = lm.run(tokens_BT, attention_mask=mask_BT, read=[site], logits=None)[site].flatten(2)
-        return acts_BTD[torch.arange(len(self.rows)), self.places].detach()
+        return acts_BTD[torch.arange(len(self.rows)), list(self.places if places is None else places)].detach()
 
 
 def texts_before(lm: LanguageModel, n: int) -> list[str]:
@@ -159,7 +177,9 @@ def find_value(lm: LanguageModel, contexts: Contexts, layer: int, options: EditO
 
     def predicted(change_O: Tensor | None, *, grad: bool = False) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(grad), _output_changed(down, places_B, change_O, len(tokens_BT), outputs):
-            return _predictions(lm, contexts, tokens_BT, mask_BT, grad=grad)
+            essence = (len(tokens_BT) - 1, len(contexts.essence[0]) - 1)
+            found_N, essence_1V = said(lm, tokens_BT, mask_BT, contexts.starts, contexts.target, essence, grad=grad)
+            return found_N, essence_1V[0]
 
     with lm.lock:
         before_N, own_V = predicted(None)
@@ -171,7 +191,7 @@ def find_value(lm: LanguageModel, contexts: Contexts, layer: int, options: EditO
         for _ in range(options.steps):
             change = scaled * unit
             log_probs_N, essence_V = predicted(change, grad=True)
-            if float(log_probs_N.detach().exp().min()) >= _ENOUGH:
+            if float(log_probs_N.detach().exp().min()) >= ENOUGH:
                 break
             kl = (own_V.exp() * (own_V - essence_V)).sum()
             loss = -log_probs_N.mean() + options.kl * kl + options.decay * (change.norm() / length) ** 2
@@ -186,21 +206,32 @@ def find_value(lm: LanguageModel, contexts: Contexts, layer: int, options: EditO
     return Value(found.cpu().double(), float(before_N.exp().mean()), float(after_N.exp().mean()))
 
 
-def _predictions(
-    lm: LanguageModel, contexts: Contexts, tokens_BT: Tensor, mask_BT: Tensor, *, grad: bool
+def said(
+    lm: LanguageModel,
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    starts: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    *others: tuple[int, int],
+    grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(N,) log-probability of the whole target after each context, and (V,) log-probabilities at the essence.
+    """(N,) log-probability of the whole target in each of the first N rows, and (M, V) log-probabilities at other places.
 
     Logits are computed where they are needed only.
+
+    Args:
+        starts: (N,) the token from which the target is predicted.
+        targets: (N,) token ids; the rows hold all of them but the last.
+        others: rows and places.
     """
     last = Site("resid_post", lm.n_layers - 1)
     stream_BTD = lm.run(tokens_BT, attention_mask=mask_BT, read=[last], logits=None, grad=grad)[last]
-    rows = [(n, start + i) for n, start in enumerate(contexts.starts) for i in range(len(contexts.target[n]))]
-    where = torch.tensor([*rows, (len(tokens_BT) - 1, len(contexts.essence[0]) - 1)], device=stream_BTD.device)
+    rows = [(n, start + i) for n, start in enumerate(starts) for i in range(len(targets[n]))]
+    where = torch.tensor([*rows, *others], device=stream_BTD.device)
     logits_MV = lm.unembed(stream_BTD[where[:, 0], where[:, 1]]).float().log_softmax(-1)
-    said_M = logits_MV[torch.arange(len(rows)), [token for target in contexts.target for token in target]]
-    log_probs_N = torch.stack([part.sum() for part in said_M.split([len(target) for target in contexts.target])])
-    return log_probs_N, logits_MV[-1]
+    said_M = logits_MV[torch.arange(len(rows)), [token for target in targets for token in target]]
+    log_probs_N = torch.stack([part.sum() for part in said_M.split([len(target) for target in targets])])
+    return log_probs_N, logits_MV[len(rows) :]
 
 
 @contextmanager
