@@ -11,37 +11,42 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from saekit.serve.app import create_app
+from tests.kit import browser as kit
 from tests.kit.serving import serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 HOSTILE = '<img src=x onerror="document.title=1">'
 
 
 @pytest.fixture(scope="module")
-def address(served_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def browser() -> Iterator[Browser]:
+    """One browser for the module."""
+    with kit.chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser, served_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = Path(shutil.copytree(served_workspace, tmp_path_factory.mktemp("browser") / "study"))
     with serving(create_app([folder])) as found:
         yield found
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Page]:
-    """A page whose console stays empty and that asks no other host."""
-    said: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        found = browser.new_page(viewport={"width": 1280, "height": 900})
-        found.on("console", lambda message: said.append(message.text))
-        found.on("pageerror", lambda error: said.append(str(error)))
-        found.on("request", lambda asked: None if asked.url.startswith((address, "blob:", "data:")) else said.append(asked.url))
-        yield found
-        browser.close()
-    assert not said
+def page(browser: Browser, address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page whose console stays empty, that asks no other host, and that is open to all when the test ends."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    visit = kit.Visit(context.new_page(), address)
+    yield visit.page
+    barriers = visit.barriers()
+    visit.page.emulate_media(color_scheme="dark")
+    visit.page.screenshot(path=kit.artefacts(tmp_path / "pages") / f"{request.node.name}.png", full_page=True)
+    barriers += visit.barriers()
+    context.close()
+    assert not visit.faults
+    assert not barriers
 
 
 def test_steer_sweep_save_reload_and_share(page: Page, address: str, tmp_path: Path) -> None:
