@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,10 @@ from saekit.cli import options
 from saekit.cli.interventions import InterventionOptions
 from saekit.cli.measured import MeasuredOptions
 from saekit.cli.output import emit, quiet_libraries, say, say_path, table
-from saekit.cli.subject import WS_OR_MODEL, open_subject
+from saekit.cli.subject import WS_OR_MODEL, Subject, open_subject
+
+if TYPE_CHECKING:
+    from saekit.tasks import Task
 
 
 def card(
@@ -27,6 +30,16 @@ def card(
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Also measure random directions and features at equal KL.")
     ] = True,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            help="Task whose right answers are counted without and with steering: a file with clean, answer and foil, lab:NAME "
+            "or gen:NAME. May be repeated. [default: for lab, the tasks of the laboratory]",
+            metavar="TASK",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Save the intervention with its card to this file.", show_default=False)
     ] = None,
@@ -39,12 +52,17 @@ def card(
 ) -> None:
     """Measure what steering costs: KL and its tail, cross-entropy, perplexity, repetition, accuracy, other features, and time.
 
+    The accuracy is that of next tokens of neutral text, and of the tasks of --task: how often the answer is likelier than the
+    foil.
+
     The perplexity is of the continuations without their prompts, next to that of natural text. Controls are calibrated to the
     KL of the steering. A warning says where continuations are empty or repeat one word.
 
     Example: `saekit card pythia --feature 1042:0.5norm`
 
     Example: `saekit card gpt2 --data pile.txt --ref neuron:2/17:2max --when 'text ~ "French"'`
+
+    Example: `saekit card pythia --feature 1042:0.5norm --task gen:capitals --task arithmetic.jsonl`
 
     Example: `saekit card pythia --intervention change.json --natural french.txt --out change.json`
     """
@@ -61,13 +79,21 @@ def card(
         if not natural.is_file():
             raise ConfigError(f"There is no file {natural}.", "Give a text file with one text a line.")
         texts = tuple(line for line in natural.read_text("utf-8").splitlines() if line.strip())
-    found = measure(subject.lm, intervention, rows, CardSettings(natural=texts, controls=controls))
+    settings = CardSettings(natural=texts, controls=controls, probes=_tasks(subject, task or []))
+    found = measure(subject.lm, intervention, rows, settings)
     if out is not None:
         found.on(intervention).save(out)
     facts = found.to_dict()
     if as_json:
         emit(facts)
         return
+    show(facts)
+    if out is not None:
+        say_path("intervention with its card: ", out)
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print the card."""
     names = ("kl", "kl_tail", "cross_entropy_delta", "perplexity", "repetition", "distinct_2", "seconds_a_token")
     parts = {name: facts[name] for name in names} | facts["capabilities"]
     parts |= {f"collateral at {at}": each for at, each in facts["collateral"].items()}
@@ -78,8 +104,28 @@ def card(
         ]
     )
     shown = ("kl", "kl_tail", "perplexity", "repetition", "distinct_2")
-    table([{"control": name} | {key: each.get(key) for key in shown} for name, each in facts["controls"].items()])
+    if facts["controls"]:
+        table([{"control": name} | {key: each.get(key) for key in shown} for name, each in facts["controls"].items()])
+    if lost := [name for name, each in facts["capabilities"].items() if each.get("lost")]:
+        say((f"tasks that lost more than 2 points: {', '.join(lost)}", "yellow"))
     for warning in facts["warnings"]:
         say((warning, "yellow"))
-    if out is not None:
-        say_path("intervention with its card: ", out)
+
+
+def _tasks(subject: Subject, names: list[str]) -> dict[str, Task]:
+    """Tasks by name.
+
+    Raises:
+        ConfigError: a name is no task, or a task has an answer of several tokens.
+    """
+    from saekit.errors import ConfigError
+    from saekit.locate.data import DataChoice, data_of
+    from saekit.tasks import Task
+
+    found = {}
+    for name in names:
+        given = data_of(subject.lm, name, DataChoice(first_token=True))
+        if not isinstance(given, Task):
+            raise ConfigError(f"{name} is no task with answers.", "Give records with clean, answer and foil.")
+        found[name] = given
+    return found

@@ -69,6 +69,7 @@ COMMANDS: Registry[CommandRow] = Registry(
             "Generate with and without objects changed: features, vectors, ...",
             renamed={"-n": "--samples"},
         ),
+        "compare": CommandRow("saekit.cli.compare:compare", "Compare steering with other ways to its goal at equal KL."),
         "calibrate": CommandRow(
             "saekit.cli.calibrate:calibrate", "Find the strength at which steering costs a given KL divergence."
         ),

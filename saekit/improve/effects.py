@@ -1,21 +1,17 @@
-"""Side effects of any change: on neutral text, and on the tasks of the laboratory."""
+"""Side effects of any change on neutral text; those on tasks are in :mod:`saekit.evaluate.capabilities`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from saekit.builtin import is_lab
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.target import batches
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
-
-MOST_LOST = 0.02
-"""Change of an accuracy that counts as a loss."""
 
 
 @torch.no_grad()
@@ -46,47 +42,3 @@ def on_neutral_text(
         sums += torch.tensor([float(kl_N.double().sum()), float(delta_N.double().sum()), len(kl_N)], dtype=torch.float64)
     tokens = max(1.0, float(sums[2]))
     return {"kl": float(sums[0]) / tokens, "cross_entropy_delta": float(sums[1]) / tokens, "tokens": int(sums[2])}
-
-
-def lab_tasks() -> list[str]:
-    """The tasks of the laboratory that have a goal: what its model can do."""
-    from saekit import lab
-
-    return [name for name, task in lab.TASKS.items() if not task.at_least is task.at_most is task.planted is None]
-
-
-def measured_tasks(lm: LanguageModel, change: Change, names: Sequence[str], n: int, seed: int) -> dict[str, float]:
-    """The value of each task of the laboratory with a change on."""
-    from saekit.evaluate.lab import measure
-
-    with change.on(lm) as changed:
-        found = measure(changed, names, n=n, seed=seed, progress=False)  # type: ignore[arg-type]
-    return {each.task: each.value for each in found}
-
-
-def lost_tasks(before: Mapping[str, float], after: Mapping[str, float], aimed: Sequence[str] = ()) -> dict[str, Any]:
-    """Tasks whose value moved the wrong way by more than 2 points.
-
-    Args:
-        aimed: tasks that the change is meant to change; they are left out.
-    """
-    from saekit import lab
-
-    lost = []
-    counted = [name for name in before if name not in aimed]
-    for name in counted:
-        task = lab.TASKS[name]
-        change = after[name] - before[name]
-        worse = -change
-        if task.at_most is not None:
-            worse = change
-        elif task.planted is not None:
-            worse = abs(after[name] - task.planted) - abs(before[name] - task.planted)
-        if worse > MOST_LOST:
-            lost.append({"task": name, "before": before[name], "after": after[name], "change": change})
-    return {"of": len(counted), "lost": sorted(lost, key=lambda each: -abs(float(each["change"]))), "aimed": list(aimed)}
-
-
-def has_lab_tasks(lm: LanguageModel) -> bool:
-    """Whether the tasks of the laboratory say what a model can do."""
-    return is_lab(lm.name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saekit.errors import SaekitError
+from saekit.evaluate import capabilities
 from saekit.improve import effects
 from saekit.improve.changed import Change
 from saekit.improve.data import Halves
@@ -207,14 +208,14 @@ class Trial:
         """What the change costs, relative to the state before it."""
         rows = self.neutral[:4] if self.quick else self.neutral
         found: dict[str, Any] = dict(effects.on_neutral_text(self.lm, change, rows, before))
-        if effects.has_lab_tasks(self.lm):
+        if capabilities.has_lab_tasks(self.lm):
             n = 4 if self.quick else 100
-            names = effects.lab_tasks()[:1] if self.quick else effects.lab_tasks()
+            names = capabilities.lab_tasks()[:1] if self.quick else capabilities.lab_tasks()
             if before is None and not self.baseline:
-                self.baseline |= effects.measured_tasks(self.lm, Change(), names, n, self.seed)
-            start = self.baseline if before is None else effects.measured_tasks(self.lm, before, names, n, self.seed)
-            after = effects.measured_tasks(self.lm, change, names, n, self.seed)
-            found["tasks"] = effects.lost_tasks(start, after, aimed)
+                self.baseline |= capabilities.measured_tasks(self.lm, Change(), names, n, self.seed)
+            start = self.baseline if before is None else capabilities.measured_tasks(self.lm, before, names, n, self.seed)
+            after = capabilities.measured_tasks(self.lm, change, names, n, self.seed)
+            found["tasks"] = capabilities.lost_tasks(start, after, aimed)
         return found
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from saekit.errors import ConfigError, InterventionError
+from saekit.evaluate.capabilities import has_lab_tasks, lab_probes, lab_tasks, probed
+from saekit.evaluate.changed import Change
+from saekit.evaluate.steering.arms import random_arms
 from saekit.evaluate.steering.calibrate import calibrate
 from saekit.evaluate.steering.clamp_effects import NEUTRAL_PROMPTS
 from saekit.evaluate.steering.degenerate import repetition, warnings_of
@@ -26,14 +29,11 @@ from saekit.evaluate.steering.side_effects import (
 )
 from saekit.locate.scored import bootstrap
 from saekit.names.ref import Ref
-from saekit.steer.amplitude import add
-from saekit.steer.control import random_feature
 from saekit.steer.intervention import BoundIntervention, Intervention
-from saekit.steer.target import Vector
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
-    from saekit.names.site import Site
+    from saekit.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class CardSettings:
         natural: natural texts of the concept, which the perplexity of a continuation is compared with; None: the neutral texts.
         max_new_tokens: length of a continuation.
         controls: whether to measure a random direction, and a random feature where the steered site has a dictionary.
-        seed: of the random controls.
+        seed: of the random controls, and of the laboratory's prompts.
+        probes: tasks by name; the share of prompts that are answered rightly is measured without and with steering.
+        lab_prompts: prompts of each task of the laboratory, for its model; 0: none.
     """
 
     prompts: tuple[str, ...] = NEUTRAL_PROMPTS
@@ -53,6 +55,8 @@ class CardSettings:
     max_new_tokens: int = 32
     controls: bool = True
     seed: int = 0
+    probes: Mapping[str, Task] = field(default_factory=dict)
+    lab_prompts: int = 40
 
 
 @dataclass(frozen=True)
@@ -142,13 +146,22 @@ def card(
                 "value": float(effects.steered_right[followed].mean()),
                 "unsteered": float(effects.right[followed].mean()),
                 "relative_to": neutral,
-            }
+            },
+            **_capabilities(lm, intervention, settings),
         },
         collateral=_collateral(lm, bound, texts),
         controls=_controls(lm, bound, texts, settings, float(effects.kl.mean()), others or {}),
         seconds_a_token={"value": steered.seconds, "unsteered": base.seconds, "relative_to": "unsteered generation"},
         warnings=warnings_of(steered.texts),
     )
+
+
+def _capabilities(lm: LanguageModel, intervention: Intervention, settings: CardSettings) -> dict[str, Any]:
+    change = Change((intervention,))
+    found = probed(lm, change, settings.probes)
+    if settings.lab_prompts and has_lab_tasks(lm):
+        found |= lab_probes(lm, change, lab_tasks(), settings.lab_prompts, settings.seed)
+    return found
 
 
 @dataclass(frozen=True)
@@ -218,9 +231,8 @@ def _controls(
 ) -> dict[str, Any]:
     """Other interventions at the mean KL of this one: their strength, their tail, and what they write."""
     arms = dict(others)
-    site = bound.bound_edits[0].site if bound.bound_edits else None
-    if settings.controls and site is not None and budget > 0:
-        arms |= _random(lm, lm.site(site), settings.seed, bound)
+    if settings.controls and budget > 0:
+        arms |= random_arms(lm, bound, settings.seed)
     found: dict[str, Any] = {}
     for name, arm in arms.items():
         try:
@@ -241,14 +253,6 @@ def _controls(
             "relative_to": "equal mean KL on neutral text",
         }
     return found
-
-
-def _random(lm: LanguageModel, site: Site, seed: int, steered: BoundIntervention) -> dict[str, Intervention]:
-    generator = torch.Generator().manual_seed(seed)
-    vectors = {"random_direction": torch.randn(lm.width(site), generator=generator)}
-    if (feature := random_feature(lm, site, generator, steered)) is not None:
-        vectors["random_feature"] = feature
-    return {name: add(Vector(site, vector / vector.norm()), 1.0) for name, vector in vectors.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div
 from saekit.errors import ConfigError, InterventionError
 from saekit.evaluate.steering.calibrate import Calibrated, Costs
 from saekit.evaluate.steering.degenerate import repetition, warnings_of
-from saekit.evaluate.steering.side_effects import perplexity_alone
+from saekit.evaluate.steering.side_effects import kl, perplexity_alone
 from saekit.lm.run.next_token import last_residuals, logits_of
 from saekit.locate.scored import bootstrap
 from saekit.steer.intervention import Intervention
@@ -39,7 +39,14 @@ class Prompting:
     text: str
 
 
-Arm = Intervention | Prompting
+@dataclass(frozen=True)
+class Fixed:
+    """Steering that is measured as it is, such as an ablation, which has no strength to calibrate."""
+
+    intervention: Intervention
+
+
+Arm = Intervention | Prompting | Fixed
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Reached:
 
     Attributes:
         arm: its name.
-        budget: the KL asked for; None for the unsteered model and for prompting.
+        budget: the KL asked for; None for the unsteered model, for prompting, and for what is measured as it is.
         kl: the KL measured, in nats a token.
         factor: what the strengths of the arm were multiplied by; None where it has none.
         scores: success on each prompt.
@@ -129,6 +136,26 @@ class Frontier:
         """The points of an arm, by cost."""
         return sorted((each for each in self.points if each.arm == arm), key=lambda each: each.kl)
 
+    def differences(self, arm: str) -> list[dict[str, Any]]:
+        """How far an arm succeeds more often than each other one at equal cost, by rows.
+
+        A row has the mean difference over the prompts, and its 95 % interval by a bootstrap over the prompts, which are the same
+        for both.
+        """
+        found, mine = [], self.of(arm)
+        for other in (each for each in self.points if each.arm != arm and mine):
+            # What has no strength is compared with the point whose cost is nearest.
+            nearest = min(mine, key=lambda own: abs(own.kl - other.kl))
+            for own in mine:
+                equal = own.budget == other.budget if None not in (own.budget, other.budget) else own is nearest
+                if equal:
+                    paired = torch.tensor([a - b for a, b in zip(own.scores, other.scores)], dtype=torch.double)
+                    low, high = bootstrap(paired[None])
+                    cost = {"budget": own.budget, "kl": own.kl, "other_kl": other.kl}
+                    more = {"difference": float(paired.mean()), "interval": [float(low[0]), float(high[0])]}
+                    found.append({"arm": arm, "other": other.arm, **cost, **more})
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
@@ -156,6 +183,9 @@ def frontier(lm: LanguageModel, arms: Mapping[str, Arm], goal: Goal, budgets: Se
     for name, arm in arms.items():
         if isinstance(arm, Prompting):
             points.append(_prompted(lm, name, arm, goal))
+            continue
+        if isinstance(arm, Fixed):
+            points.append(_as_it_is(lm, name, arm.intervention, goal))
             continue
         met: list[Calibrated] = []
         costs = Costs(lm, arm.resolve(lm), goal.neutral)
@@ -198,11 +228,17 @@ def _prompted(lm: LanguageModel, name: str, arm: Prompting, goal: Goal) -> Reach
     return _reached(lm, name, None, prompting_kl(lm, arm, goal.neutral), None, made.texts, goal)
 
 
+def _as_it_is(lm: LanguageModel, name: str, arm: Intervention, goal: Goal) -> Reached:
+    bound = arm.bind(lm)
+    made = lm.generate(list(goal.prompts), interventions=[bound], max_new_tokens=goal.max_new_tokens, do_sample=False)
+    return _reached(lm, name, None, kl(lm, bound, goal.neutral, positions="all"), None, made.texts, goal)
+
+
 def _reached(
-    lm: LanguageModel, arm: str, budget: float | None, kl: float, factor: float | None, texts: Sequence[str], goal: Goal
+    lm: LanguageModel, arm: str, budget: float | None, cost: float, factor: float | None, texts: Sequence[str], goal: Goal
 ) -> Reached:
     scores = tuple(0.0 if warnings_of([text]) else float(goal.success(text)) for text in texts)
-    return Reached(arm, budget, kl, factor, scores, perplexity_alone(lm, texts), repetition(texts), texts[0])
+    return Reached(arm, budget, cost, factor, scores, perplexity_alone(lm, texts), repetition(texts), texts[0])
 
 
 @torch.no_grad()

@@ -219,7 +219,7 @@ def scan(
 
     base = generated(prompts, [])
     rows = base.prompt_tokens[::n]
-    raised = [] if mentions is not None else _raised(lm, rows, intervention, settings.positions)
+    raised = [] if mentions is not None else raised_tokens(lm, rows, intervention, settings.positions)
     rate = _rate(mentions, set(raised))
     repeated = [prompt for _ in factors for prompt in prompts]
     steered = _arms(lm, generated(repeated, [bound]), P * n, rate)
@@ -249,12 +249,14 @@ def _strengths(intervention: Intervention, factor: float) -> list[str]:
 
 
 @torch.no_grad()
-def _raised(lm: LanguageModel, rows: list[list[int]], intervention: Intervention, positions: Any) -> list[int]:
+def raised_tokens(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], intervention: Intervention, positions: Positions | None = None
+) -> list[int]:
     """The tokens whose logits after the prompts the intervention raises most on average, the mean logit taken off."""
     settings: dict[str, Any] = {"logits": "last", "positions": GENERATION if positions is None else positions}
     total: Any = 0.0
     for row in rows:
-        steered, base = (lm.run([row], edits=edits, **settings).logits for edits in ([intervention.bind(lm)], []))
+        steered, base = (lm.run([list(row)], edits=edits, **settings).logits for edits in ([intervention.bind(lm)], []))
         assert steered is not None and base is not None
         total = total + (steered - base)[0].double()
     special = [index for index in lm.text.special_ids if index < len(total)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,22 @@ def test_the_command_saves_the_card(saekit: Saekit, stories_path: Path, tinystor
     assert facts.keys() >= KEYS and facts["controls"] == {}
     assert Intervention.load(path).notes["card"] == facts
     assert set(facts) == set(Card.__dataclass_fields__)
+
+
+def test_probes_count_right_answers_with_and_without_steering(lm: LanguageModel) -> None:
+    """Against plain runs, one prompt at a time."""
+    from saekit.locate.data import DataChoice, data_of
+    from saekit.tasks import Task
+
+    task = data_of(lm, "gen:pronouns", DataChoice(6, first_token=True))
+    assert isinstance(task, Task)
+    made = push(lm, 2.0)
+    found = card(lm, made, lm.text.ids(TEXTS), replace(QUICK, controls=False, probes={"pronouns": task})).capabilities["pronouns"]
+    right = []
+    for edits in ((), [made]):
+        runs = [lm.run([list(row)], edits=edits, positions="all", logits="last").logits[0] for row in task.clean]  # type: ignore[index]
+        pairs = zip(runs, task.answer_B.tolist(), task.foil_B.tolist())
+        right.append([float(logits[answer] > logits[foil]) for logits, answer, foil in pairs])
+    assert found["unsteered"] == sum(right[0]) / 6 and found["value"] == sum(right[1]) / 6 and found["n"] == 6
+    assert found["change"] == pytest.approx(found["value"] - found["unsteered"])
+    assert right[0] != right[1], "a push that changes no answer shows nothing"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError, InterventionError
+from saekit.evaluate.steering.arms import STEERED, arms_beside
 from saekit.evaluate.steering.calibrate import TOLERANCE, Costs
-from saekit.evaluate.steering.frontier import Goal, Prompting, frontier, prompting_kl
+from saekit.evaluate.steering.frontier import Fixed, Goal, Prompting, frontier, prompting_kl
 from saekit.evaluate.steering.side_effects import kl
 from saekit.lm import LanguageModel
 from saekit.steer import Vector, ablate, add, clamp, for_prompts
@@ -114,3 +115,37 @@ def test_strengths_do_not_vary_with_the_number_of_a_prompt(stories_lm: LanguageM
 def test_a_goal_needs_a_prompt() -> None:
     with pytest.raises(ConfigError, match="no prompt"):
         Goal(lambda _: 0.0, (), [[1]])
+
+
+def test_steering_is_compared_with_its_controls_on_the_same_prompts(stories_lm: LanguageModel) -> None:
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    steering = add(Vector(stories_lm.site("resid_post.2"), vector), 0.1)
+    arms = arms_beside(stories_lm, steering, prompting="A big dog ran. ")
+    assert set(arms) == {STEERED, "random_direction", "prompting"}
+    goal = Goal(lambda text: float("e" in text[:9]), PROMPTS, stories_lm.text.ids(TEXTS), 8)
+    found = frontier(stories_lm, arms, goal, (0.1, 0.4))
+    rows = found.differences(STEERED)
+    assert [(row["other"], row["budget"]) for row in rows if row["other"] != "prompting"] == [
+        ("random_direction", 0.1),
+        ("random_direction", 0.4),
+    ]
+    (words,) = (row for row in rows if row["other"] == "prompting")
+    own = found.of("prompting")[0].kl
+    assert abs(words["kl"] - own) == min(abs(each.kl - own) for each in found.of(STEERED))
+    for row in rows:
+        mine, other = (
+            next(each for each in found.of(arm) if each.kl == row[cost])
+            for arm, cost in ((STEERED, "kl"), (row["other"], "other_kl"))
+        )
+        assert row["difference"] == pytest.approx(mine.value - other.value)
+        assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+
+
+def test_what_has_no_strength_is_measured_as_it_is(stories_lm: LanguageModel) -> None:
+    made = ablate("neuron:3/17")
+    arms = arms_beside(stories_lm, made)
+    assert arms[STEERED] == Fixed(made)
+    goal = Goal(lambda text: float("e" in text[:9]), PROMPTS, stories_lm.text.ids(TEXTS), 8)
+    found = frontier(stories_lm, {STEERED: Fixed(made)}, goal, (0.1,))
+    (point,) = found.points
+    assert point.kl == pytest.approx(kl(stories_lm, made, TEXTS)) and point.budget is None and not found.failures
