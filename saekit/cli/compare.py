@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saekit.evaluate.steering.frontier import Frontier
     from saekit.lm import LanguageModel
     from saekit.steer import Intervention
+    from saekit.tasks import Contrast
 
 _AROUND = (0.25, 0.5, 1.0, 2.0)
 _MARKS = "so*+x#%@"
@@ -125,21 +126,31 @@ def compared(
     from saekit.evaluate.steering.scan import raised_tokens
     from saekit.evaluate.steering.side_effects import kl
 
-    contrast = None
-    if goal.contrast is not None:
-        from saekit.errors import ConfigError
-        from saekit.locate.data import DataChoice, data_of
-        from saekit.tasks import Contrast
-
-        contrast = data_of(lm, goal.contrast, DataChoice(None, goal.seed, "train"))
-        if not isinstance(contrast, Contrast):
-            raise ConfigError(f"{goal.contrast} is no contrast.", "Give records with the fields positive and negative.")
+    contrast = _contrast(lm, goal)
     words = list(goal.word or lm.text.token_strings(raised_tokens(lm, lm.text.ids(prompts), intervention)))
     mentions = Mentions(words)
     budgets = goal.kl or [factor * kl(lm, intervention.bind(lm), rows, positions="all") for factor in _AROUND]
     arms = arms_beside(lm, intervention, contrast=contrast, prompting=goal.prompting, seed=goal.seed)
     wanted = Goal(lambda text: float(bool(mentions.spans(text))), prompts, rows, goal.max_new_tokens)
     return frontier(lm, arms, wanted, [budget for budget in budgets if budget > 0]), words
+
+
+def _contrast(lm: LanguageModel, goal: GoalOptions) -> Contrast | None:
+    """The texts of --contrast.
+
+    Raises:
+        ConfigError: they are no contrast.
+    """
+    from saekit.errors import ConfigError
+    from saekit.locate.data import DataChoice, data_of
+    from saekit.tasks import Contrast
+
+    if goal.contrast is None:
+        return None
+    found = data_of(lm, goal.contrast, DataChoice(None, goal.seed, "train"))
+    if not isinstance(found, Contrast):
+        raise ConfigError(f"{goal.contrast} is no contrast.", "Give records with the fields positive and negative.")
+    return found
 
 
 def facts_of(found: Frontier, words: list[str]) -> dict[str, Any]:
