@@ -55,7 +55,13 @@ class MethodOptions:
     """How and where it is fitted."""
 
     site: Annotated[
-        str, typer.Option("--site", help="Site to read and to steer at.", metavar="SITE", autocompletion=completion.sites)
+        str,
+        typer.Option(
+            "--site",
+            help="Site to read and to steer at; auto tries layers at equal KL and takes the one that steers best.",
+            metavar="SITE|auto",
+            autocompletion=completion.sites,
+        ),
     ]
     method: Annotated[str, typer.Option("--method", help="diffmean, actadd, pca, probe, sae, random, or one of a plugin.")] = (
         "diffmean"
@@ -85,7 +91,12 @@ def fit(
 
     A workspace keeps the vector in steering/. Steer with `saekit steer WORKSPACE --vector NAME:0.8norm PROMPT`.
 
+    --site auto tries up to six layers over the depth of the model, and the neighbours of the best, on texts that the vectors are
+    not fitted on.
+
     Example: `saekit vector fit lab --contrast lab:language_french --site resid_post.3 --out french.safetensors`
+
+    Example: `saekit vector fit gpt2 --contrast pairs.jsonl --site auto --out vector.safetensors`
     """
     quiet_libraries()
     from saekit.locate.data import DataChoice, data_of
@@ -99,10 +110,26 @@ def fit(
         raise ConfigError(f"{contrast.contrast} is no contrast.", "Give records with the fields positive and negative.")
     name = called or f"{data.name}-{method.method}"
     if method.method == "sae" and subject.workspace is not None:
-        subject.workspace.attach(method.site)
-    own = numbers_of(method.option or [])
-    made = fit_vector(subject.lm, data, method.site, method.method, options=own, progress=not as_json)
-    _finish(subject, made.with_facts(name=name), name, out, as_json)
+        if method.site == "auto":
+            subject.workspace.attach_all()
+        else:
+            subject.workspace.attach(method.site)
+    own, site = numbers_of(method.option or []), method.site
+    facts: dict[str, Any] = {"name": name}
+    if site == "auto":
+        from saekit.evaluate.steering.advice import advise
+
+        advice = advise(subject.lm, data, method.method, options=own, progress=not as_json)
+        site, facts["advice"] = advice.site, advice.rows
+        if not as_json:
+            columns = (
+                ("site", "success", "accessible", "why")
+                if any("why" in row for row in advice.rows)
+                else ("site", "success", "accessible")
+            )
+            table([{name: row.get(name) for name in columns} for row in advice.rows], title="success at equal KL, by layer")
+    made = fit_vector(subject.lm, data, site, method.method, options=own, progress=not as_json)
+    _finish(subject, made.with_facts(**facts), name, out, as_json)
 
 
 def show(
