@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
@@ -24,6 +24,7 @@ JSON = ".json"
 PART = "x-part"
 """A script that asks with this header gets the part of a page that is new, to put it into the page that is open."""
 View = Callable[..., dict[str, Any] | Awaitable[dict[str, Any]]]
+V = TypeVar("V", bound=View)
 
 
 @cache
@@ -36,7 +37,7 @@ def environment() -> Environment:
 
 def page(
     router: APIRouter, path: str, template: str, *, method: str = "GET", tags: Sequence[str] = ("pages",)
-) -> Callable[[View], View]:
+) -> Callable[[V], V]:
     """Make a page of a function that returns a dict: HTML at `path`, and the dict at `path` with `.json`.
 
     Args:
@@ -47,7 +48,7 @@ def page(
         tags: of the routes in OpenAPI.
     """
 
-    def made(view: View) -> View:
+    def made(view: V) -> V:
         def shown(request: Request, found: dict[str, Any]) -> Response:
             return html(request, template, found)
 
@@ -101,7 +102,7 @@ def html(request: Request, template: str, view: dict[str, Any], status: int = 20
 
     Args:
         template: file in `templates/`. It gets `view`; `here`, which has the workspace's name `ws`, the page's `path`, its
-            JSON twin `json`, and whether the server is `read_only`; `navigation`; and `workspaces`, the names of all.
+            JSON twin `json`, whether the server is `read_only`, and `copied`; `navigation`; and `workspaces`, the names of all.
     """
     served: Served = request.app.state.served
     ws = request.path_params.get("ws", "")
@@ -112,11 +113,17 @@ def html(request: Request, template: str, view: dict[str, Any], status: int = 20
         "path": request.url.path,
         "json": request.url.path.rstrip("/") + JSON + query if request.url.path != "/" else "/workspaces.json",
         "read_only": served.settings.read_only,
+        "copied": "",
+        "copied_pages": (),
     }
-    navigation = [{"title": row.title, "path": f"/w/{ws}/{row.path}".rstrip("/")} for row in ROUTERS.values() if row.title]
     if request.headers.get(PART):
         template = f"part_{template}"
+    return HTMLResponse(rendered(template, view, here, list(served.workspaces)), status)
+
+
+def rendered(template: str, view: dict[str, Any], here: dict[str, Any], workspaces: Sequence[str]) -> str:
+    """A page as text; see :func:`html`. `copied` of `here` is the date of a copy in files, and empty at a server."""
+    ws = here["ws"]
+    navigation = [{"title": row.title, "path": f"/w/{ws}/{row.path}".rstrip("/")} for row in ROUTERS.values() if row.title]
     shown = environment().get_template(template)
-    return HTMLResponse(
-        shown.render(view=view, here=here, navigation=navigation if ws else [], workspaces=list(served.workspaces)), status
-    )
+    return shown.render(view=view, here=here, navigation=navigation if ws else [], workspaces=list(workspaces))

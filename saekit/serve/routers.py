@@ -24,21 +24,24 @@ class RouterRow:
     """In the navigation of every page of a workspace; empty: no entry."""
     path: str = ""
     """The entry's page below the address of a workspace."""
+    copies: str = ""
+    """`"package.module:function"` that gives the pages which a copy in files has (:mod:`saekit.serve.site`); empty: none."""
 
 
+_COPIES = "saekit.serve.site.pages"
 ROUTERS: Registry[RouterRow] = Registry(
     "router",
     {
         "static": RouterRow("saekit.serve.static_files:router"),
-        "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace"),
+        "workspace": RouterRow("saekit.serve.pages.workspace:router", "Workspace", copies=f"{_COPIES}:workspace_pages"),
         "openai": RouterRow("saekit.serve.openai.routes:router"),
         "neuronpedia": RouterRow("saekit.serve.neuronpedia:router"),
-        "features": RouterRow("saekit.serve.pages.features:router", "Features", "features"),
+        "features": RouterRow("saekit.serve.pages.features:router", "Features", "features", f"{_COPIES}:feature_pages"),
         "feature": RouterRow("saekit.serve.pages.feature:router"),
         "live": RouterRow("saekit.serve.pages.live:router"),
-        "search": RouterRow("saekit.serve.pages.search:router", "Search", "search"),
+        "search": RouterRow("saekit.serve.pages.search:router", "Search", "search", f"{_COPIES}:search_pages"),
         "inspect": RouterRow("saekit.serve.pages.inspect:router", "Inspect", "inspect"),
-        "rankings": RouterRow("saekit.serve.pages.rankings:router", "Rankings", "rankings"),
+        "rankings": RouterRow("saekit.serve.pages.rankings:router", "Rankings", "rankings", f"{_COPIES}:ranking_pages"),
         "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),
     },
 )

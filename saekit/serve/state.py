@@ -84,6 +84,11 @@ class Opened:
                 self._database = None
 
 
+def address_name(folder: str) -> str:
+    """A name of a folder that stands in an address as it is."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", folder).strip("-") or "workspace"
+
+
 class Served:
     """Everything that requests share: settings and workspaces.
 
@@ -108,7 +113,7 @@ class Served:
 
     def _free(self, folder: str) -> str:
         """A name for a folder that stands in an address as it is, and that no other one has."""
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder).strip("-") or "workspace"
+        name = address_name(folder)
         taken = (f"{name}-{n}" for n in range(2, len(self.workspaces) + 3))
         return name if name not in self.workspaces else next(each for each in taken if each not in self.workspaces)
 

@@ -49,6 +49,11 @@ def injected_styles() -> list[str]:
     return sorted(set(re.findall(r'getElementById\("([0-9a-f]{64})"\)', _file(PLOTLY).content.decode())))
 
 
+def static_files() -> dict[str, bytes]:
+    """All files, by name: for pages that are written as files."""
+    return {name: _file(name).content for name in _paths()}
+
+
 @router.get("/static/{name}")
 def static(name: str, request: Request) -> Response:
     """One file."""

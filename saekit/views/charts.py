@@ -100,6 +100,7 @@ def dots(points: Dots, x: Scale, y: Scale) -> Chart:
                 "x": [points.xs[i] for i in own],
                 "y": [points.ys[i] for i in own],
                 "customdata": [[points.links[i], points.names[i]] for i in own],
+                "meta": {"links": True},
                 "hovertemplate": "%{customdata[1]}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
                 "marker": {"color": _COLOURS[number % len(_COLOURS)], "symbol": number, "size": 5, "opacity": 0.65},
             }

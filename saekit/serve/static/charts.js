@@ -46,8 +46,10 @@
     Plotly.react(element, traces, layout(coloured(chart.layout)), { displayModeBar: false, responsive: true });
     if (!element.dataset.drawn) {
       element.on("plotly_click", (event) => {
-        const link = event.points[0]?.customdata?.[0];
-        if (typeof link === "string" && link.startsWith("/w/")) location.assign(link);
+        const point = event.points[0];
+        if (!point?.data.meta?.links || !point.customdata?.[0]) return;
+        const link = new URL(point.customdata[0], location.href);
+        if (link.protocol === location.protocol && link.host === location.host) location.assign(link);
       });
       element.dataset.drawn = "yes";
     }
