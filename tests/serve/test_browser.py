@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 KNOWN = {"workspace", "dictionary", "features", "scatter", "map", "feature", "compare"}
-KNOWN |= {"search", "inspect", "rankings", "ranking", "bench"}
+KNOWN |= {"search", "inspect", "rankings", "ranking", "bench", "heads"}
 """Pages that a walk over the links has to find; it looks at every other one that it finds as well."""
 MOST_SHIFT = 0.1
 """The score up to which layout shift counts as good."""
@@ -77,6 +77,7 @@ def walk(visit: Visit, address: str, ws: str) -> Iterator[str]:
     todo, seen = [f"{address}/w/{ws}"], {"workspace"}
     while todo:
         visit.page.goto(todo.pop(0))
+        visit.page.wait_for_function("() => !document.querySelector('meta[http-equiv=refresh]')")  # the model is being loaded
         links = visit.page.eval_on_selector_all("a[href]", "(all) => all.map((each) => each.href)")
         yield kind_of(urlsplit(visit.page.url).path)
         for link in links:
