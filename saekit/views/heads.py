@@ -56,7 +56,7 @@ def heads_view(ws: Workspace, lm: LanguageModel, ids: Sequence[int] = (), sort: 
         scores[name] = own
     if sort and sort not in scores:
         raise ConfigError(f"There is no column {sort!r:.80}.", f"Columns: {', '.join(scores)}.")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "ref": str(ref),
             "layer": ref.layer,
