@@ -76,6 +76,14 @@ class OutputOptions:
         Path | None, typer.Option("--html", help="Write a page with an interactive graph to this file.", show_default=False)
     ] = None
     out: Annotated[Path | None, typer.Option("--out", help="Write the circuit to this file.", show_default=False)] = None
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save",
+            help="Name of an attribution graph in the workspace. [default: made from the prompt]",
+            show_default=False,
+        ),
+    ] = None
     format: Annotated[
         str | None,
         typer.Option(
@@ -170,7 +178,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 
 def _write(found: CircuitFound, output: OutputOptions) -> list[Path]:
-    """Write the files that were asked for; a format or page that does not exist is refused before any is written."""
+    """Write the files that were asked for, and keep a graph. What does not exist is refused before any is written."""
     from saekit.files import write_whole
 
     drawn = output.out is not None and output.out.suffix == ".graphml" and "graphml" in found.files
@@ -180,6 +188,10 @@ def _write(found: CircuitFound, output: OutputOptions) -> list[Path]:
     if output.html is not None and found.page is None:
         raise ConfigError("This method has no page.", "Leave out --html.")
     written = []
+    if output.save is not None and found.keep is None:
+        raise ConfigError("This circuit is not kept by a name.", "Leave out --save, or give a workspace and a prompt.")
+    if found.keep is not None and (kept := found.keep(output.save)) is not None:
+        written.append(kept)
     if output.out is not None:
         write_whole(output.out, found.files[name]())
         written.append(output.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from saekit.cli.circuit_methods import CircuitFound, CircuitRequest
@@ -12,7 +13,6 @@ from saekit.errors import ConfigError
 if TYPE_CHECKING:
     from saekit.locate.graphs import PrunedGraph
     from saekit.sae import SAE
-    from saekit.workspace.workspace import Workspace
 
 
 def attribution_graph(subject: Subject, request: CircuitRequest) -> CircuitFound:
@@ -20,10 +20,12 @@ def attribution_graph(subject: Subject, request: CircuitRequest) -> CircuitFound
     from saekit.locate import graphs
     from saekit.locate.graphs import GRAPH_FORMATS
     from saekit.report.graph import write_graph_page
+    from saekit.workspace import graphs as kept
 
     chosen = request.options({"nodes": 0.8, "edges": 0.98, "verify": True, **asdict(graphs.GraphSettings())})
     nodes, edges, verify = chosen.pop("nodes"), chosen.pop("edges"), chosen.pop("verify")
     settings = graphs.GraphSettings(**chosen)
+    ws = subject.workspace
     dictionaries = _dictionaries(subject, request)
     assert request.prompt is not None
     lm = subject.lm
@@ -31,49 +33,26 @@ def attribution_graph(subject: Subject, request: CircuitRequest) -> CircuitFound
     shown = graph.pruned(nodes, edges)
     if verify:
         shown = graphs.verified(lm, graph, shown, dictionaries=dictionaries, progress=request.progress)
-    if subject.workspace is not None:
-        shown = shown.labelled(_labels(subject.workspace, shown))
+    keep = None
+    if ws is not None:
+        shown = shown.labelled(kept.labels(ws, shown))
+        keep = partial(kept.keep_as, ws, graph=shown, prompt=request.prompt)
     files = {name: (lambda write=write: write(shown)) for name, write in GRAPH_FORMATS.items()}
-    return CircuitFound(shown.to_dict(), _rows(shown), _summary(shown), files, lambda path: write_graph_page(shown, path))
+    return CircuitFound(shown.to_dict(), _rows(shown), _summary(shown), files, lambda path: write_graph_page(shown, path), keep)
 
 
 def _dictionaries(subject: Subject, request: CircuitRequest) -> list[SAE]:
-    """The transcoders that were named, or those of the workspace; a cross-layer transcoder goes before single ones."""
-    from saekit.names.site_map import Kind, SiteMap
+    """The transcoders that were named, or those of the workspace."""
     from saekit.sae import SAE
+    from saekit.workspace import graphs as kept
 
     if request.dictionaries:
         return [SAE.load(source, device=subject.lm.device) for source in request.dictionaries]
-    found = []
-    if (ws := subject.workspace) is not None:
-        places = [place for place, name in ws.dictionaries.all() if not name]
-        kinds = {place: SiteMap.parse(place).kind for place in places}
-        clts = [place for place in places if kinds[place] is Kind.CLT]
-        singles = [place for place in places if kinds[place] is Kind.TRANSCODER]
-        found = [ws.sae(place) for place in (clts[:1] if len(clts) == 1 else clts or singles)]
-    if not found:
-        where = "No --dictionary is given" if ws is None else f"{ws.shown} has no transcoder"
+    if subject.workspace is None:
         raise ConfigError(
-            f"{where}, and an attribution graph is made of transcoder features.",
-            "Train one of all layers: saekit fit WORKSPACE --site 'mlp_in.0..3->mlp_out.0..3'; or give --dictionary FOLDER.",
+            "No --dictionary is given, and an attribution graph is made of transcoder features.", kept.TRANSCODERS_HINT
         )
-    return found
-
-
-def _labels(ws: Workspace, graph: PrunedGraph) -> dict[str, str]:
-    """Labels of features that the database of the workspace knows, by ref without position."""
-    from saekit.errors import UnknownRef
-
-    if not ws.database_path.exists():
-        return {}
-    found = {}
-    with ws.database() as database:
-        for ref in {node.ref.partition("[")[0] for node in graph.nodes if node.kind == "feature"}:
-            try:
-                found[ref] = database.feature(ref).label
-            except UnknownRef:  # its dictionary is not indexed; those of several sites never are
-                continue
-    return {ref: label for ref, label in found.items() if label}
+    return kept.transcoders(subject.workspace)
 
 
 def _rows(graph: PrunedGraph) -> list[dict[str, Any]]:

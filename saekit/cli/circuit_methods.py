@@ -75,6 +75,8 @@ class CircuitFound:
         summary: sentences below the table.
         files: by name of a format, a function that returns the text of a file; the first is the default.
         page: a function that writes an HTML page; None where the method has none.
+        keep: a function that keeps what was found in the workspace, under a name or a free one, and returns its file; None where
+            there is no workspace, or nothing to keep.
     """
 
     facts: Mapping[str, Any]
@@ -82,6 +84,7 @@ class CircuitFound:
     summary: Sequence[str] = ()
     files: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     page: Callable[[Path], Any] | None = None
+    keep: Callable[[str | None], Path | None] | None = None
 
 
 @dataclass(frozen=True)

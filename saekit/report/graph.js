@@ -8,7 +8,7 @@
   const nodes = [...get("nodes").tBodies[0].rows].map((row, number) => ({
     number, row, kind: row.dataset.kind, level: Number(row.dataset.row), position: Number(row.dataset.position),
     name: row.dataset.name, influence: Number(row.dataset.influence), confirmed: row.dataset.confirmed,
-    inputs: [], outputs: [], pinned: false,
+    ref: row.dataset.ref, label: row.dataset.label ?? "", inputs: [], outputs: [], pinned: row.dataset.pinned === "1", group: null,
   }));
   const links = [...get("links").tBodies[0].rows].map(row => ({
     source: nodes[row.dataset.source], target: nodes[row.dataset.target], weight: Number(row.dataset.weight),
@@ -21,6 +21,10 @@
   const byWeight = (a, b) => Math.abs(b.weight) - Math.abs(a.weight);
   for (const node of nodes) { node.inputs.sort(byWeight); node.outputs.sort(byWeight); }
   let chosen = null;
+  // Groups are nodes that stand for several. A page without the place to keep them has none.
+  const place = get("groups");
+  const byRef = new Map(nodes.map(node => [node.ref, node]));
+  let groups = [];
 
   const make = (name, attributes, parent, text) => {
     const element = document.createElementNS(SVG, name);
@@ -80,11 +84,12 @@
   tokens.forEach((text, position) => make("text", {x: starts[position], y: height - 14, class: "token"}, svg, text.length > 12 ? text.slice(0, 11) + "…" : text));
 
   const largest = Math.max(1e-12, ...links.map(link => Math.abs(link.weight)));
+  const curve = (a, b) => { const middle = (a.y + b.y) / 2; return `M${a.x},${a.y} C${a.x},${middle} ${b.x},${middle} ${b.x},${b.y}`; };
   const underlay = make("g", {}, svg), overlay = make("g", {}, svg);
   for (const link of links) {
-    const {source, target} = link, middle = (source.y + target.y) / 2;
+    const {source, target} = link;
     link.line = make("path", {
-      d: `M${source.x},${source.y} C${source.x},${middle} ${target.x},${middle} ${target.x},${target.y}`,
+      d: curve(source, target),
       class: "link " + (link.weight > 0 ? "adds" : "takes"), "stroke-width": (0.4 + 3.6 * Math.abs(link.weight) / largest).toFixed(2),
     }, underlay);
     if (!link.verified) link.line.setAttribute("stroke-dasharray", "4 3");
@@ -104,6 +109,65 @@
     node.mark = mark;
   }
 
+  const stands = node => (place && get("grouped").checked && node.group) || node;  // what is drawn in place of a node
+  const merged = (group, end) => {  // the links of a group by what is drawn at their other end, with added weights
+    const other = end === "source" ? "inputs" : "outputs", found = new Map();
+    for (const link of group.nodes.flatMap(node => node[other])) {
+      const far = stands(link[end]);
+      if (far === group) continue;
+      if (!found.has(far)) found.set(far, {[end]: far, weight: 0, verified: true});
+      found.get(far).weight += link.weight;
+      found.get(far).verified &&= link.verified;
+    }
+    return [...found.values()].sort(byWeight);
+  };
+  const drawGroup = group => {
+    const x = group.nodes.reduce((sum, node) => sum + node.x, 0) / group.nodes.length;
+    const y = group.nodes.reduce((sum, node) => sum + node.y, 0) / group.nodes.length;
+    const text = group.name.length > 18 ? group.name.slice(0, 17) + "…" : group.name, half = 3.6 * text.length + 6;
+    Object.assign(group, {x: Math.min(Math.max(x, half + 2), width - half - 2), y});
+    group.mark = make("g", {class: "node group", tabindex: 0, role: "button", "aria-label": `group ${group.name}`}, overlay);
+    make("rect", {x: group.x - half, y: y - 9, width: 2 * half, height: 18, rx: 7}, group.mark);
+    make("text", {x: group.x, y: y + 4, "text-anchor": "middle", class: "group-name"}, group.mark, text);
+    make("title", {}, group.mark, `${group.name}: ${group.nodes.length} nodes`);
+    group.mark.addEventListener("click", () => choose(group));
+    group.mark.addEventListener("keydown", event => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(group); }
+    });
+  };
+  const group = (name, members) => {
+    const own = members.filter(node => node && node.group === null && node.kind !== "logit");
+    if (!own.length || !name.trim()) return null;
+    const made = {name: name.trim(), nodes: own, kind: "group", pinned: false};
+    for (const node of own) node.group = made;
+    groups.push(made);
+    drawGroup(made);
+    return made;
+  };
+  const ungroup = made => {
+    for (const node of made.nodes) node.group = null;
+    made.mark.remove();
+    groups = groups.filter(each => each !== made);
+    if (chosen === made) chosen = null;
+  };
+  const say = (text, bad = false) => { get("group-said").textContent = text; get("group-said").className = bad ? "small note bad" : "small"; };
+  const listGroups = () => {
+    get("group-list").replaceChildren();
+    for (const made of groups) {
+      const item = html("li", get("group-list"));
+      const name = html("button", item, made.name);
+      name.type = "button";
+      name.addEventListener("click", () => choose(made));
+      html("span", item, ` ${made.nodes.length} nodes `, "quiet");
+      const remove = html("button", item, "Dissolve");
+      remove.type = "button";
+      remove.setAttribute("aria-label", `Dissolve the group ${made.name}`);
+      remove.addEventListener("click", () => { ungroup(made); changed(); });
+    }
+    if (!groups.length) html("li", get("group-list"), "none", "quiet");
+  };
+  const changed = () => { listGroups(); panel(); draw(); if (place.dataset.save) say("Not saved yet."); };
+
   const visible = node => {
     if (get("only-pinned").checked) return node.pinned || node === chosen;
     if (node.pinned || node.kind === "token" || node.kind === "logit") return true;
@@ -114,18 +178,24 @@
     get("share-text").textContent = `${Math.round(100 * get("share").value)} %`;
     for (const node of nodes) {
       node.shown = visible(node);
-      node.mark.classList.toggle("gone", !node.shown);
+      node.mark.classList.toggle("gone", !node.shown || stands(node) !== node);
       node.mark.classList.toggle("chosen", node === chosen);
       node.mark.classList.toggle("pinned", node.pinned);
     }
+    for (const made of groups) {
+      made.mark.classList.toggle("gone", !get("grouped").checked || !made.nodes.some(node => node.shown));
+      made.mark.classList.toggle("chosen", made === chosen);
+    }
     for (const link of links) {
-      const near = link.source === chosen || link.target === chosen;
-      link.line.classList.toggle("gone", !(link.source.shown && link.target.shown));
+      const source = stands(link.source), target = stands(link.target);
+      const near = [link.source, link.target, source, target].includes(chosen);
+      link.line.setAttribute("d", curve(source, target));
+      link.line.classList.toggle("gone", !(link.source.shown && link.target.shown) || source === target);
       link.line.classList.toggle("near", near);
       link.line.classList.toggle("far", chosen !== null && !near);
     }
   };
-  const pin = node => { node.pinned = !node.pinned; if (node === chosen) panel(); draw(); };
+  const pin = node => { node.pinned = !node.pinned; if (place) changed(); else { panel(); draw(); } };
   const choose = node => { chosen = node === chosen ? null : node; panel(); draw(); };
   const list = (title, found, end, into) => {
     const part = html("div", into);
@@ -146,6 +216,13 @@
     if (chosen === null) { html("p", card, "No node is chosen.", "note"); return; }
     const head = html("p", card);
     html("b", head, chosen.name + " ");
+    if (chosen.kind === "group") {
+      html("p", card, chosen.nodes.map(node => node.name).join(", "), "small");
+      const both = html("div", card, undefined, "both");
+      list("Inputs", merged(chosen, "source"), "source", both);
+      list("Outputs", merged(chosen, "target"), "target", both);
+      return;
+    }
     const button = html("button", head, chosen.pinned ? "Unpin" : "Pin");
     button.type = "button";
     button.addEventListener("click", () => pin(chosen));
@@ -157,7 +234,42 @@
     list("Inputs", chosen.inputs, "source", both);
     list("Outputs", chosen.outputs, "target", both);
   };
-  for (const id of ["share", "errors", "only-pinned"]) get(id).addEventListener("input", draw);
-  get("clear").addEventListener("click", () => { for (const node of nodes) node.pinned = false; panel(); draw(); });
+  for (const id of ["share", "errors", "only-pinned", ...(place ? ["grouped"] : [])]) get(id).addEventListener("input", draw);
+  get("clear").addEventListener("click", () => { for (const node of nodes) node.pinned = false; if (place) changed(); else { panel(); draw(); } });
+  if (place) {
+    for (const each of JSON.parse(place.dataset.groups)) group(each.name, each.nodes.map(ref => byRef.get(ref)));
+    get("share").addEventListener("input", () => { if (place.dataset.save) say("Not saved yet."); });
+    get("group-make").addEventListener("click", () => {
+      const members = nodes.filter(node => node.pinned && node.group === null && node.kind !== "logit");
+      if (!members.length) { say("Pin the nodes of the group first: choose a node, then Pin.", true); return; }
+      const made = group(get("group-name").value || members[0].label || members[0].name, members);
+      get("group-name").value = "";
+      chosen = made;
+      changed();
+    });
+    get("group-propose").addEventListener("click", () => {
+      // Features of one label, or of one latent at several tokens. Groups that people made stay as they are.
+      const alike = new Map();
+      for (const node of nodes.filter(each => each.kind === "feature" && each.group === null)) {
+        const key = node.label || node.ref.split("[")[0];
+        alike.set(key, [...(alike.get(key) ?? []), node]);
+      }
+      const found = [...alike].filter(([, members]) => members.length > 1).map(([name, members]) => group(name, members));
+      changed();
+      say(found.length ? `${found.length} groups of nodes with one label. Not saved yet.` : "No two nodes have one label.");
+    });
+    get("group-save")?.addEventListener("click", async () => {
+      const supernodes = groups.map(made => ({name: made.name, nodes: made.nodes.map(node => node.ref)}));
+      const body = {pinned: nodes.filter(node => node.pinned).map(node => node.ref), supernodes, share: Number(get("share").value), saved: Number(place.dataset.saved)};
+      try {
+        const answer = await fetch(place.dataset.save, {method: "POST", body: JSON.stringify(body), headers: {"Content-Type": "application/json"}});
+        const facts = await answer.json().catch(() => ({}));
+        if (!answer.ok) throw new Error([facts.message ?? `The server answered ${answer.status}.`, facts.hint].filter(Boolean).join(" "));
+        place.dataset.saved = facts.saved;
+        say("Saved in the workspace.");
+      } catch (error) { say(error.message, true); }
+    });
+    listGroups();
+  }
   draw();
 })();

@@ -14,6 +14,8 @@ from fastapi import APIRouter, HTTPException, Request, Response
 router = APIRouter(include_in_schema=False)
 PLOTLY = "plotly.min.js"
 _HERE = Path(__file__).parent / "static"
+_REPORTS = {"graph.js": Path(__file__).parents[1] / "report" / "graph.js"}
+"""Scripts that pages share with reports."""
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -25,7 +27,7 @@ class _File(NamedTuple):
 
 def _paths() -> dict[str, Path]:
     """The files that are served, by name."""
-    own = {path.name: path for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS}
+    own = {path.name: path for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS} | _REPORTS
     package = importlib.util.find_spec("plotly")  # found, not imported: that takes half a second
     folders = list((package.submodule_search_locations if package is not None else None) or [])
     return own | {PLOTLY: Path(folders[0]) / "package_data" / PLOTLY} if folders else own

@@ -43,6 +43,7 @@ class WorkspaceFolder:
         vectors/                 decoder directions, memory-mapped
         lenses/                  tuned and Jacobian lenses
         rankings/                what `saekit locate` found
+        graphs/                  attribution graphs, and what people made of them
         steering/                steering vectors and interventions
         reports/                 evaluations and pages
         checksums.txt            checksums of these files

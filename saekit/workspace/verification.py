@@ -24,7 +24,7 @@ _RESTORE = "Restore it from a copy."
 _WITHOUT = "written before checksums, or by a command that was killed"
 # Files that saekit writes and the ledger covers.
 _OURS = re.compile(
-    r"saekit\.toml|activations/manifest\.json|vectors/.+\.(npy|safetensors)|(reports|rankings|lenses|steering)/.+"
+    r"saekit\.toml|activations/manifest\.json|vectors/.+\.(npy|safetensors)|(reports|rankings|graphs|lenses|steering)/.+"
     r"|sae/.+/(cfg\.json|[a-z_]+\.safetensors|train\.json|source\.json|state\.json|metrics\.jsonl?|timing\.jsonl)"
 )
 # Files that have their checksum elsewhere, or hold nothing.

@@ -51,6 +51,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
     known |= {"--lr", "--steps", "--neutral", "--ref"}
     # And the texts that a search, a label or a vector is about.
     known |= {"--text", "--contrast"}
+    # And under which name something is kept.
+    known |= {"--save"}
     # And what is carried from one model to another.
     known |= {"--vector", "--sae"}
     # Objects are read by one command and changed by others. Learning rates decay, and effects do.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 KNOWN = {"workspace", "dictionary", "features", "scatter", "map", "feature", "compare"}
-KNOWN |= {"search", "inspect", "rankings", "ranking", "bench", "heads"}
+KNOWN |= {"search", "inspect", "rankings", "ranking", "bench", "heads", "graphs"}
 """Pages that a walk over the links has to find; it looks at every other one that it finds as well."""
 MOST_SHIFT = 0.1
 """The score up to which layout shift counts as good."""

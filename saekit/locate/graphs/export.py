@@ -11,6 +11,7 @@ from typing import Any
 
 from saekit.files import write_whole
 from saekit.locate.graphml import graphml as as_graphml
+from saekit.locate.graphs.arrangement import Arrangement
 from saekit.locate.graphs.graph import Node, PrunedGraph
 from saekit.plugins import Registry
 from saekit.version import VERSION
@@ -18,7 +19,7 @@ from saekit.version import VERSION
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
-def circuit_tracer(graph: PrunedGraph, *, slug: str = "", scan: str = "") -> dict[str, Any]:
+def circuit_tracer(graph: PrunedGraph, *, slug: str = "", scan: str = "", arranged: Arrangement | None = None) -> dict[str, Any]:
     """The graph in the schema that circuit-tracer's pages and Neuronpedia read.
 
     Beside the fields of the schema, a link has `measured` and `verified`, and a node has `effect`.
@@ -27,6 +28,7 @@ def circuit_tracer(graph: PrunedGraph, *, slug: str = "", scan: str = "") -> dic
         graph: the graph.
         slug: its name in a list of graphs; made from the prompt by default.
         scan: the model's name there; the model's own by default.
+        arranged: pinned nodes, groups and pruning that people made.
     """
     facts, prompt = graph.facts, "".join(graph.pieces)
     layers = int(facts.get("layers", 1 + max((node.layer or 0 for node in graph.nodes), default=0)))
@@ -61,7 +63,15 @@ def circuit_tracer(graph: PrunedGraph, *, slug: str = "", scan: str = "") -> dic
         "pruning_settings": {"node_threshold": facts.get("node_threshold"), "edge_threshold": facts.get("edge_threshold")},
         "scores": {name: facts.get(name) for name in ("replacement_score", "completeness_score")},
     }
-    query = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    arranged, named = arranged or Arrangement(), {node.ref: name for node, name in zip(graph.nodes, ids)}
+    query = {
+        "pinnedIds": [named[ref] for ref in arranged.pinned if ref in named],
+        "supernodes": [[each.name, *(named[ref] for ref in each.nodes if ref in named)] for each in arranged.supernodes],
+        "linkType": "both",
+        "clickedId": "",
+        "sg_pos": "",
+        "pruningThreshold": arranged.share,
+    }
     return {"metadata": metadata, "qParams": query, "nodes": nodes, "links": links}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saekit.errors import ConfigError
 from saekit.locate.graphs import influence as paths
 
 if TYPE_CHECKING:
@@ -119,6 +120,40 @@ class PrunedGraph:
             ],
             "links": [asdict(link) for link in self.links],
         }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PrunedGraph:
+        """The graph that :meth:`to_dict` was called on.
+
+        Raises:
+            ConfigError: the values are not those of a graph.
+        """
+        try:
+            nodes = tuple(_only(Node, each) for each in data["nodes"])
+            links = tuple(_only(Link, each) for each in data["links"])
+            effects = {
+                number: Effect(float(each["effect"]["predicted"]), float(each["effect"]["measured"]))
+                for number, each in enumerate(data["nodes"])
+                if each.get("effect") is not None
+            }
+            if not all(0 <= end < len(nodes) for link in links for end in (link.source, link.target)):
+                raise ValueError("a link has no node")
+            return cls(
+                nodes,
+                tuple(float(each["influence"]) for each in data["nodes"]),
+                links,
+                tuple(int(each["id"]) for each in data["tokens"]),
+                tuple(str(each["text"]) for each in data["tokens"]),
+                dict(data["facts"]),
+                effects,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"This is no attribution graph: {error!r:.80}.", "Make it again with `saekit circuit`.") from error
+
+
+def _only(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A node or a link of those values that it has."""
+    return kind(**{each.name: values[each.name] for each in fields(kind)})
 
 
 @dataclass(frozen=True, eq=False)
