@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from saekit.files import write_whole
-from saekit.report.charts import Axis, Line, line_chart, percent
 from saekit.report.templates import environment
+from saekit.views import charts
+from saekit.views.charts import Chart, Curve, Scale
 from saekit.views.circuit import Drawn, circuit_view, layered
 
-_ROW, _COLUMN, _WIDE, _HIGH = 78, 84, 72, 24
+_ROW = 70
+"""Pixels between rows."""
+_KINDS = {"q": "query", "k": "key", "v": "value"}
 
 
 def write_circuit_page(data: Mapping[str, Any], path: str | Path, evaluation: Mapping[str, Any] | None = None) -> Path:
@@ -33,51 +34,37 @@ def write_circuit_page(data: Mapping[str, Any], path: str | Path, evaluation: Ma
 
 
 def render_circuit(data: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
-    """The page as HTML, one file without a script."""
+    """The page as HTML, one file that loads nothing."""
     view = circuit_view(data, evaluation)
-    chart = _curve(view["curve"]) if view["curve"] else None
-    return environment().get_template("circuit.html").render(view=view, picture=picture(data), chart=chart)
-
-
-def picture(data: Mapping[str, Any]) -> Markup:
-    """A drawing of a circuit: the embedding at the bottom, the logits at the top, edges as wide as their scores."""
     drawn = layered(data)
-    width = _COLUMN * max(drawn.columns, 1) + 24
-    height = _ROW * len(drawn.rows)
-    parts = [_edge(drawn, height, each) for each in drawn.edges]
-    for name in drawn.place:
-        x, y = _center(drawn, height, name)
-        box = Markup('<g class="box"><rect x="{}" y="{}" width="{}" height="{}" rx="5"/><text x="{}" y="{}">{}</text></g>')
-        parts.append(box.format(x - _WIDE / 2, y - _HIGH / 2, _WIDE, _HIGH, x, y + 4, drawn.shown(name)))
-    description = f"A circuit of {len(drawn.place)} objects and {len(data['edges'])} edges"
-    return Markup('<svg class="circuit" viewBox="0 0 {} {}" style="min-width: {}px" role="img" aria-label="{}">{}</svg>').format(
-        width, height, min(width, 900), description, Markup("").join(parts)
-    )
+    curve = _curve(view["curve"]) if view["curve"] else None
+    height = _ROW * len(drawn.rows) + 70
+    return environment().get_template("circuit.html").render(view=view, picture=picture(drawn), height=height, curve=curve)
 
 
-def _center(drawn: Drawn, height: int, name: str) -> tuple[float, float]:
+def picture(drawn: Drawn) -> Chart:
+    """A drawing of a circuit: the embedding at the bottom, the logits at the top, edges as wide as their scores."""
+    places = {name: _center(drawn, name) for name in drawn.place}
+    nodes = [charts.Node(drawn.shown(name), *place) for name, place in places.items()]
+    edges = []
+    for each in drawn.edges:
+        score, kind = each["score"], each["input"].partition(":")[0]
+        text = each["edge"] if score is None else f"{each['edge']}: {score:+.3g}"
+        against = score is not None and score < 0
+        edge = charts.Link(
+            places[each["source"]], places[each["target"]], text, _KINDS.get(kind, "other"), each["width"], against
+        )
+        edges.append(edge)
+    return charts.network(nodes, edges)
+
+
+def _center(drawn: Drawn, name: str) -> tuple[float, float]:
     row, column = drawn.place[name]
-    spare = (drawn.columns - drawn.sizes[row]) / 2
-    return 12 + (column + spare + 0.5) * _COLUMN, height - (row + 0.5) * _ROW
+    return column + (drawn.columns - drawn.sizes[row]) / 2, float(row)
 
 
-def _edge(drawn: Drawn, height: int, edge: Mapping[str, Any]) -> Markup:
-    (x0, y0), (x1, y1) = (_center(drawn, height, edge[end]) for end in ("source", "target"))
-    y0, y1 = y0 - _HIGH / 2, y1 + _HIGH / 2
-    middle = (y0 + y1) / 2
-    score, name = edge["score"], edge["input"].partition(":")[0]
-    kind = name if name in ("q", "k", "v") else ""
-    title = f"{edge['edge']}" + ("" if score is None else f": {score:+.3g}")
-    style = "edge against" if score is not None and score < 0 else "edge"
-    return Markup('<path class="{} {}" d="M{} {} C{} {} {} {} {} {}" stroke-width="{}"><title>{}</title></path>').format(
-        style, kind, x0, y0, x0, middle, x1, middle, x1, y1, edge["width"], title
-    )
-
-
-def _curve(rows: list[dict[str, Any]]) -> Markup:
+def _curve(rows: list[dict[str, Any]]) -> Chart:
     points = [row for row in rows if row["share"] > 0]
-    xs, ys = [row["share"] for row in points], [row["faithfulness"] for row in points]
-    y = Axis.around("faithfulness", [0.0, 1.0, *ys], show=percent)
-    return line_chart(
-        [Line("faithfulness", xs, ys, "a dots")], Axis.around("share of edges", xs, log=True, show=percent), y, limit=1.0
-    )
+    line = Curve("faithfulness", [row["share"] for row in points], [row["faithfulness"] for row in points], dots=True)
+    x = Scale("share of edges", log=True, percent=True)
+    return charts.curves([line], x, Scale("faithfulness", zero=True, percent=True), limit=1.0)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from saekit.files import write_whole
-from saekit.report.charts import Axis, Line, histogram, line_chart, percent
 from saekit.report.templates import environment
+from saekit.views import charts
+from saekit.views.charts import Chart, Curve, Scale
+from saekit.views.curves import density_charts
 from saekit.views.evaluation import evaluation_view
 
 
@@ -35,39 +35,33 @@ def render_evaluation(site: str, model: str, facts: Mapping[str, Any]) -> str:
     return environment().get_template("evaluation.html").render(view=view, charts=_charts(view))
 
 
-def _charts(view: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(title, drawing)."""
-    charts = []
-    density, ranges = view["density_histogram"], view["fvu_by_norm"] or []
-    if density is not None and any(density["counts"]):
-        drawing = histogram(density["edges"], density["counts"], "log10 of the share of tokens", "features")
-        charts.append(("How often features fire", drawing))
+def _charts(view: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `title` and `chart`."""
+    found = density_charts(view["density_histogram"])
+    ranges = view["fvu_by_norm"] or []
     if len(ranges) > 1:
-        norms, unexplained = [row["norm"] for row in ranges], [row["fvu"] for row in ranges]
-        x = Axis.around("norm of the activation, mean of each range", norms, log=True)
-        drawing = line_chart([Line("FVU", norms, unexplained, "a dots")], x, Axis.around("FVU", unexplained, zero=True))
-        charts.append(("Variance unexplained (FVU) by norm of the activation", drawing))
+        line = Curve("FVU", [row["norm"] for row in ranges], [row["fvu"] for row in ranges], dots=True)
+        x = Scale("norm of the activation, mean of each range", log=True)
+        title = "Variance unexplained (FVU) by norm of the activation"
+        found.append({"title": title, "chart": charts.curves([line], x, Scale("FVU", zero=True))})
     quantiles = view["l0_quantiles"] or {}
     if len(set(quantiles.values())) > 1:
         shares = [float(name.removesuffix("%")) / 100 for name in quantiles]
-        x = Axis("share of the tokens with at most this L0", 0.0, 1.0, show=percent)
-        y = [float(n) for n in quantiles.values()]
-        drawing = line_chart([Line("L0", shares, y, "a dots")], x, Axis.around("L0", y, zero=True))
-        charts.append(("Features active per token (L0)", drawing))
+        line = Curve("L0", shares, [float(n) for n in quantiles.values()], dots=True)
+        x = Scale("share of the tokens with at most this L0", zero=True, percent=True)
+        found.append({"title": "Features active per token (L0)", "chart": charts.curves([line], x, Scale("L0", zero=True))})
     if view["probe_means"] is not None:
-        charts.append(("Accuracy of probes", _by_k(view["probe_means"])))
-    return charts
+        found.append({"title": "Accuracy of probes", "chart": _by_k(view["probe_means"])})
+    return found
 
 
-def _by_k(means: Mapping[str, Any]) -> Markup:
+def _by_k(means: Mapping[str, Any]) -> Chart:
     """Mean accuracy against the number of latents."""
     ks = list(means["sparse"])
-    rows = {
-        "latents": ([means["sparse"][k]["accuracy"] for k in ks], "a dots"),
-        "coordinates of the activation": ([means["coordinates"][k]["accuracy"] for k in ks], "c dots"),
-        "dense probe": ([means["dense"]["accuracy"]] * len(ks), "b dashed"),
-    }
-    lines = [Line(name, [float(k) for k in ks], ys, kind) for name, (ys, kind) in rows.items()]
-    x = Axis("latents or coordinates", 0.0, max(map(float, ks)))
-    y = Axis("accuracy", min(0.5, *(y for line in lines for y in line.ys)), 1.0, show=percent)
-    return line_chart(lines, x, y)
+    xs = [float(k) for k in ks]
+    lines = [
+        Curve("latents", xs, [means["sparse"][k]["accuracy"] for k in ks], dots=True),
+        Curve("coordinates of the activation", xs, [means["coordinates"][k]["accuracy"] for k in ks], dots=True, quiet=True),
+        Curve("dense probe", xs, [means["dense"]["accuracy"]] * len(ks)),
+    ]
+    return charts.curves(lines, Scale("latents or coordinates", zero=True), Scale("accuracy", percent=True))

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from saekit.evaluate.report import decimals
 from saekit.evaluate.steering.arms import STEERED
 from saekit.files import write_whole
-from saekit.report.charts import Axis, Line, line_chart, percent
 from saekit.report.templates import environment
+from saekit.views import charts
+from saekit.views.charts import Curve, Scale
 
 if TYPE_CHECKING:
     from saekit.evaluate.steering.frontier import Frontier, Reached
-
-_STYLES = ("a dots", "b dots", "c dots dashed", "d dots dashed", "e dots", "f dots dashed", "g dots")
 
 
 def write_frontier(found: Frontier, path: str | Path, *, words: Sequence[str]) -> Path:
@@ -35,12 +34,12 @@ def render_frontier(found: Frontier, words: Sequence[str]) -> str:
     arms.sort(key=lambda arm: arm != STEERED)
     start = [(found.baseline.kl, found.baseline.value)]
     lines = []
-    for arm, style in zip(arms, _STYLES * len(arms)):
+    for arm in arms:
         own = found.of(arm)
         points = [*(start if own[0].budget is not None else []), *((each.kl, each.value) for each in own)]
-        lines.append(Line(arm.replace("_", " "), [kl for kl, _ in points], [value for _, value in points], style))
-    x = Axis.around("KL on neutral text, nats a token", [each.kl for each in found.points], zero=True)
-    y = Axis.around("success", [0.0, 1.0, *(each.value for each in found.points)], zero=True, show=percent)
+        name, quiet = arm.replace("_", " "), "random" in arm
+        lines.append(Curve(name, [kl for kl, _ in points], [value for _, value in points], dots=True, quiet=quiet))
+    x, y = Scale("KL on neutral text, nats a token", zero=True), Scale("success", zero=True, percent=True)
     rows = [_row(each) for each in (found.baseline, *(each for arm in arms for each in found.of(arm)))]
     differences = [
         {
@@ -56,7 +55,7 @@ def render_frontier(found: Frontier, words: Sequence[str]) -> str:
         environment()
         .get_template("frontier.html")
         .render(
-            charts=[("Success against KL", line_chart(lines, x, y))],
+            charts=[{"title": "Success against KL", "chart": charts.curves(lines, x, y)}],
             rows=rows,
             differences=differences,
             texts=[(each.arm.replace("_", " "), decimals(each.kl), each.sample) for each in (found.baseline, *found.points)],

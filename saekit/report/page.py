@@ -1,4 +1,4 @@
-"""The page on a dictionary: one file without a script that loads nothing."""
+"""The page on a dictionary: one file that loads nothing."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from saekit.files import write_whole
-from saekit.report import figures
 from saekit.report.templates import environment
+from saekit.views import charts
+from saekit.views.charts import Curve, Scale
+from saekit.views.curves import density_charts, training_charts
 from saekit.views.dictionary import Content, dictionary_view
 
-_CURVES = (
-    ("fvu", "Variance unexplained (FVU)"),
-    ("l0", "Features active per token (L0)"),
-    ("dead_fraction", "Dead features"),
-)
+_METRICS = ("fvu", "l0", "dead_fraction")
 
 
 def write(content: Content, path: str | Path) -> Path:
@@ -38,16 +34,22 @@ def render(content: Content) -> str:
     return environment().get_template("page.html").render(view=view, charts=_charts(view), steering_charts=steering)
 
 
-def _charts(view: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(title, drawing)."""
-    drawn = [(title, figures.curve(view["rows"], name)) for name, title in _CURVES]
-    drawn.append(("How often features fire", figures.densities(view["density_histogram"])))
-    return [(title, drawing) for title, drawing in drawn if drawing is not None]
+def _charts(view: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `title` and `chart`."""
+    return training_charts(view["rows"], _METRICS) + density_charts(view["density_histogram"])
 
 
-def _steering_charts(scan: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(title, drawing)."""
+def _steering_charts(scan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The concept's rate and the relative perplexity at every strength, for the feature and for a random direction."""
+    strength = Scale(f"strength ({scan['unit']})", zero=True)
+    cost = f"perplexity over that of {scan['relative_to']}"
+    rates = charts.curves(_arms(scan, "rates"), strength, Scale("mentions per word", zero=True, percent=True))
+    costs = charts.curves(_arms(scan, "costs"), strength, Scale(cost, log=True), limit=scan["affordable"])
+    return [{"title": "Mentions per word", "chart": rates}, {"title": cost[:1].upper() + cost[1:], "chart": costs}]
+
+
+def _arms(scan: Mapping[str, Any], key: str) -> list[Curve]:
     return [
-        ("Mentions per word", figures.rate_by_strength(scan)),
-        (f"Perplexity over that of {scan['relative_to']}", figures.cost_by_strength(scan)),
+        Curve("feature", scan["strengths"], scan[key]["feature"], dots=True),
+        Curve("random direction, same norm", scan["strengths"], scan[key]["random"], dots=True, quiet=True),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from saekit.files import write_whole
-from saekit.report.heat_map import heat_map
 from saekit.report.templates import environment
 from saekit.tasks import Ranking
 from saekit.views.ranking import ranking_view
@@ -30,8 +29,4 @@ def write_ranking(ranking: Ranking, path: str | Path, top: int = 50) -> Path:
 def render_ranking(ranking: Ranking, top: int = 50) -> str:
     """The page as HTML."""
     view = ranking_view(ranking, top)
-    maps = [
-        (each["title"], heat_map(each["rows"], each["columns"], each["cells"], x_label=each["x_label"]))
-        for each in view["heat_maps"]
-    ]
-    return environment().get_template("ranking.html").render(view=view, maps=maps)
+    return environment().get_template("ranking.html").render(view=view)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from saekit.files import write_whole
-from saekit.report.charts import Axis, Line, line_chart, percent
 from saekit.report.templates import environment
+from saekit.views import charts
+from saekit.views.charts import Curve, Scale
 
 if TYPE_CHECKING:
     from saekit.evaluate.steering.scan import Scan
@@ -42,24 +41,22 @@ def render_scan(scan: Scan) -> str:
     return environment().get_template("scan.html").render(scan=scan, section=section, charts=_charts(scan), texts=texts)
 
 
-def _charts(scan: Scan) -> list[tuple[str, Markup]]:
-    """(title, drawing)."""
-    styles = {"steered": "a dots", "random": "c dots dashed"}
-    curves = {name: curve for name, curve in scan.curves().items() if len(curve) > 1}
-    every = [pair for curve in curves.values() for pair in curve]
-    x = Axis.around("KL to the unsteered model, nats a token", [kl for kl, _ in every], zero=True)
-    y = Axis.around("target", [target for _, target in every], zero=True, show=percent)
+def _charts(scan: Scan) -> list[dict[str, Any]]:
+    """Rows of `title` and `chart`."""
     frontier = [
-        Line(name, [kl for kl, _ in curve], [target for _, target in curve], styles[name]) for name, curve in curves.items()
+        Curve(name, [kl for kl, _ in points], [target for _, target in points], dots=True, quiet=name == "random")
+        for name, points in scan.curves().items()
+        if len(points) > 1
     ]
+    x, y = Scale("KL to the unsteered model, nats a token", zero=True), Scale("target", zero=True, percent=True)
     factors = [0.0, *(point.factor for point in scan.points)]
     steered = [scan.baseline, *(point.steered for point in scan.points)]
-    strength = Axis.around("multiple of the strength", factors, zero=True)
     costs = [
         ("Perplexity after the prompt", "perplexity", [arm.perplexity for arm in steered]),
         ("Repetition", "share of the most frequent word", [arm.repetition for arm in steered]),
     ]
-    return [("Target against KL", line_chart(frontier, x, y))] + [
-        (title, line_chart([Line(label, factors, values, "a dots")], strength, Axis.around(label, values, zero=True)))
-        for title, label, values in costs
+    strength = Scale("multiple of the strength", zero=True)
+    return [{"title": "Target against KL", "chart": charts.curves(frontier, x, y)}] + [
+        {"title": title, "chart": charts.curves([Curve(name, factors, values, dots=True)], strength, Scale(name, zero=True))}
+        for title, name, values in costs
     ]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from markupsafe import Markup
+from typing import Any
 
 from saekit.files import write_whole
-from saekit.report.charts import Axis, Line, line_chart, percent
 from saekit.report.templates import environment
+from saekit.views import charts
+from saekit.views.charts import Chart, Curve, Scale
 from saekit.views.sweep import Compared
-
-_STYLES = "abdefgc"
 
 
 def write_sweep(title: str, compared: Sequence[Compared], path: str | Path, *, linked: bool = True) -> Path:
@@ -38,24 +36,21 @@ def render_sweep(title: str, compared: Sequence[Compared], *, linked: bool = Tru
     return template.render(title=title, routes=routes, charts=charts, linked=linked, heldout=heldout)
 
 
-def _charts(compared: Sequence[Compared]) -> list[tuple[str, Markup]]:
-    """(title, drawing)."""
+def _charts(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Rows of `title` and `chart`."""
+    recovered = Scale("recovered", percent=True)
     return [
-        ("Variance unexplained (FVU) against L0", _against_l0(compared, "fvu", "FVU", log=True)),
-        ("Cross-entropy recovered against L0", _against_l0(compared, "ce_recovered", "recovered", show=percent)),
+        {"title": "Variance unexplained (FVU) against L0", "chart": _against_l0(compared, "fvu", Scale("FVU", log=True))},
+        {"title": "Cross-entropy recovered against L0", "chart": _against_l0(compared, "ce_recovered", recovered)},
     ]
 
 
-def _against_l0(
-    compared: Sequence[Compared], key: str, label: str, *, log: bool = False, show: Callable[[float], str] | None = None
-) -> Markup:
+def _against_l0(compared: Sequence[Compared], key: str, y: Scale) -> Chart:
     series: dict[str, list[Compared]] = {}
     for each in compared:
         series.setdefault(each.series, []).append(each)
-    x = Axis.around("features active per token (L0)", [each.metrics["l0"] for each in compared], log=True)
-    y = Axis.around(label, [each.metrics[key] for each in compared], log=log, show=show)
     lines = []
-    for i, (name, some) in enumerate(series.items()):
+    for name, some in series.items():
         xs, ys = ([float(each.metrics[axis]) for each in some] for axis in ("l0", key))
-        lines.append(Line(name or label, xs, ys, f"{_STYLES[i % len(_STYLES)]} dots"))
-    return line_chart(lines, x, y)
+        lines.append(Curve(name or y.title, xs, ys, dots=True))
+    return charts.curves(lines, Scale("features active per token (L0)", log=True), y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from saekit.notebook import visible
-from saekit.report.charts import percent, short, times
+from saekit.report.numbers import percent, short, times
+from saekit.report.plotly import scripts
 from saekit.terminal import clean
+from saekit.views.charts import described
 from saekit.views.links import link
 
 _HERE = Path(__file__).parent
@@ -21,7 +24,10 @@ _HERE = Path(__file__).parent
 def environment() -> Environment:
     """The templates of reports."""
     environment = make_environment(_HERE)
-    environment.globals["style"] = Markup((_HERE / "style.css").read_text())
+    environment.globals |= {
+        "style": Markup("".join((_HERE / name).read_text() for name in ("colours.css", "style.css"))),
+        "scripts": scripts,
+    }
     return environment
 
 
@@ -35,8 +41,22 @@ def make_environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "short": short, "times": times, "visible": visible, "link": link, "cell": _cell}
+    environment.filters |= {
+        "percent": percent,
+        "short": short,
+        "times": times,
+        "visible": visible,
+        "link": link,
+        "cell": _cell,
+        "spark": _spark,
+        "described": described,
+    }
     return environment
+
+
+def _spark(shares: Sequence[float]) -> str:
+    """Heights from 0 to 1 as bars of text."""
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * share))] if share > 0 else "·" for share in shares)
 
 
 def _cell(value: Any) -> str:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from saekit.files import write_whole
-from saekit.report import figures
 from saekit.report.templates import environment
+from saekit.views.curves import density_charts, training_charts
 from saekit.views.training import Trained, gather_training, page_name, training_view
 
 if TYPE_CHECKING:
     from saekit.workspace.workspace import Workspace
+
+
+_METRICS = ("loss", "fvu", "l0", "dead_fraction", "lr", "sparsity", "threshold")
 
 
 def write_training(ws: Workspace, site: str, name: str = "") -> Path:
@@ -35,18 +36,7 @@ def render_training(run: Trained) -> str:
     return environment().get_template("training.html").render(view=view, charts=_charts(view))
 
 
-def _charts(view: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(title, drawing)."""
-    rows = view["rows"]
-    wanted = [
-        ("Loss", figures.curve(rows, "loss")),
-        ("Variance unexplained (FVU)", figures.curve(rows, "fvu")),
-        ("Features active per token (L0)", figures.curve(rows, "l0", goal=view["l0_asked"])),
-        ("Dead features", figures.curve(rows, "dead_fraction")),
-        ("Learning rate", figures.curve(rows, "lr")),
-        ("Weight of the sparsity penalty", figures.curve(rows, "sparsity")),
-        ("Threshold at which latents fire", figures.curve(rows, "threshold")),
-        ("How often features fire", figures.densities(view["density_histogram"])),
-        ("Tokens per second", figures.curve(view["rates"], "rate")),
-    ]
-    return [(title, drawing) for title, drawing in wanted if drawing is not None]
+def _charts(view: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `title` and `chart`."""
+    logged = training_charts(view["rows"], _METRICS, l0_asked=view["l0_asked"])
+    return logged + density_charts(view["density_histogram"]) + training_charts(view["rates"], ("rate",))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
+from saekit.report import templates
+from saekit.report.plotly import FILE as PLOTLY
+from saekit.report.plotly import plotly_path
+
 router = APIRouter(include_in_schema=False)
-PLOTLY = "plotly.min.js"
+SHARED = ("charts.js", "colours.css", "graph.js")
+"""Files that reports have, too."""
 _HERE = Path(__file__).parent / "static"
-_REPORTS = {"graph.js": Path(__file__).parents[1] / "report" / "graph.js"}
-"""Scripts that pages share with reports."""
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -27,10 +29,8 @@ class _File(NamedTuple):
 
 def _paths() -> dict[str, Path]:
     """The files that are served, by name."""
-    own = {path.name: path for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS} | _REPORTS
-    package = importlib.util.find_spec("plotly")  # found, not imported: that takes half a second
-    folders = list((package.submodule_search_locations if package is not None else None) or [])
-    return own | {PLOTLY: Path(folders[0]) / "package_data" / PLOTLY} if folders else own
+    own = {path.name: path for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS}
+    return own | {name: Path(templates.__file__).parent / name for name in SHARED} | {PLOTLY: plotly_path()}
 
 
 @cache

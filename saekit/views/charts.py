@@ -15,6 +15,11 @@ from typing import Any
 Chart = dict[str, Any]
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLOURS = ("--one", "--two", "--four", "--five", "--six", "--three")
+_QUIET = "--three"
+_DECADES = 30.0
+"""The ratio of largest to smallest value up to which a logarithmic axis names 2 and 5 as well."""
+_MOST_NUMBERS = 150
+"""Cells of a map up to which each has its number in it."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,17 @@ class Curve:
     ys: Sequence[float]
     dots: bool = False
     """A mark at every point."""
+    quiet: bool = False
+    """Grey and dashed: something to compare with, such as a random control."""
 
 
-def curves(lines: Sequence[Curve], x: Scale, y: Scale) -> Chart:
-    """Curves in one pair of axes. They differ in colour and in the pattern of their lines."""
-    data = []
-    for number, line in enumerate(lines):
+def curves(lines: Sequence[Curve], x: Scale, y: Scale, *, limit: float | None = None) -> Chart:
+    """Curves in one pair of axes. They differ in colour and in the pattern of their lines. `limit` is a dashed level."""
+    data: list[dict[str, Any]] = []
+    loud = itertools.count()
+    for line in lines:
+        number = 0 if line.quiet else next(loud)
+        colour, dash = (_QUIET, "dash") if line.quiet else (_COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)])
         points = [(a, b) for a, b in zip(line.xs, line.ys, strict=True) if _drawn(a, x) and _drawn(b, y)]
         data.append(
             {
@@ -52,11 +62,15 @@ def curves(lines: Sequence[Curve], x: Scale, y: Scale) -> Chart:
                 "name": line.name,
                 "x": [a for a, _ in points],
                 "y": [b for _, b in points],
-                "line": {"color": _COLOURS[number % len(_COLOURS)], "dash": _DASHES[number % len(_DASHES)], "width": 2},
-                "marker": {"size": 5, "color": _COLOURS[number % len(_COLOURS)], "symbol": number},
+                "line": {"color": colour, "dash": dash, "width": 2},
+                "marker": {"size": 5, "color": colour, "symbol": "circle-open" if line.quiet else number},
             }
         )
-    return {"data": data, "layout": {"xaxis": _axis(x), "yaxis": _axis(y), "showlegend": len(lines) > 1}}
+    layout: dict[str, Any] = {"xaxis": _axis(x, data, "x"), "yaxis": _axis(y, data, "y"), "showlegend": len(lines) > 1}
+    if limit is not None:
+        level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": limit}
+        layout["shapes"] = [level | {"line": {"color": "--two", "dash": "dot", "width": 1.5}}]
+    return {"data": data, "layout": layout}
 
 
 def bars(edges: Sequence[float], counts: Sequence[int], x: Scale, y: Scale) -> Chart:
@@ -110,23 +124,157 @@ def dots(points: Dots, x: Scale, y: Scale) -> Chart:
 
 
 def heat(rows: Sequence[Sequence[float | None]], xs: Sequence[str], ys: Sequence[str], x: Scale, y: Scale) -> Chart:
-    """A map of numbers with one sign: `rows[j][i]` at `xs[i]` and `ys[j]`; numbers of both signs get two colours around 0."""
+    """A map of numbers: `rows[j][i]` at `xs[i]` and `ys[j]`, the first row at the bottom, as layers are drawn.
+
+    Numbers of both signs get two colours around 0. Small maps have every number in its cell.
+    """
     known = [value for row in rows for value in row if value is not None and math.isfinite(value)]
     both = any(value < 0 for value in known)
     most = max(map(abs, known), default=1.0) or 1.0
-    trace = {
+    trace: dict[str, Any] = {
         "type": "heatmap",
         "z": [list(row) for row in rows],
         "x": list(xs),
         "y": list(ys),
         "zmin": -most if both else 0.0,
         "zmax": most,
+        "xgap": 1,
+        "ygap": 1,
         "colorscale": [[0, "--cold"], [0.5, "--card"], [1, "--heat"]] if both else [[0, "--card"], [1, "--heat"]],
-        "hovertemplate": "%{y}, %{x}: %{z:.4g}<extra></extra>",
+        "hovertemplate": f"{y.title} %{{y}}, {x.title} %{{x}}: %{{z:.4g}}<extra></extra>",
         "colorbar": {"thickness": 10, "outlinewidth": 0},
     }
-    axes = {"xaxis": {**_axis(x), "type": "category"}, "yaxis": {**_axis(y), "type": "category", "autorange": "reversed"}}
+    if len(known) <= _MOST_NUMBERS:
+        trace |= {"texttemplate": "%{z:.2~g}", "textfont": {"size": 10}}
+    axes = {"xaxis": {**_axis(x), "type": "category"}, "yaxis": {**_axis(y), "type": "category"}}
     return {"data": [trace], "layout": axes | {"showlegend": False}}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One value with its interval."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    quiet: bool = False
+    """Grey: something to compare with."""
+
+
+def intervals(marks: Sequence[Mark], x: Scale) -> Chart:
+    """Values with their intervals, one below the other, each with its number. Quiet ones have another mark."""
+    data = []
+    for quiet in (False, True):
+        own = [each for each in marks if each.quiet == quiet]
+        colour = _QUIET if quiet else _COLOURS[0]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": "controls" if quiet else "measured",
+                "x": [each.value for each in own],
+                "y": [each.name for each in own],
+                "text": [short(each.value) for each in own],
+                "textposition": "top center",
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [max(0.0, (each.value if each.high is None else each.high) - each.value) for each in own],
+                    "arrayminus": [max(0.0, each.value - (each.value if each.low is None else each.low)) for each in own],
+                    "color": colour,
+                    "thickness": 1.5,
+                },
+                "marker": {"size": 9, "color": colour, "symbol": "diamond-open" if quiet else "circle"},
+                "hovertemplate": "%{y}: %{x:.4g}<extra></extra>",
+            }
+        )
+    names = {"type": "category", "autorange": "reversed", "title": {"text": ""}}
+    return {"data": data, "layout": {"xaxis": _axis(x), "yaxis": names, "showlegend": False}}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A box of a network."""
+
+    name: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """An edge of a network, from one box to another."""
+
+    start: tuple[float, float]
+    end: tuple[float, float]
+    text: str
+    """Shown when the pointer is over its middle."""
+    kind: str
+    """Edges of one kind share a colour and a pattern."""
+    width: float
+    against: bool = False
+    """Dashed."""
+
+
+def network(nodes: Sequence[Node], links: Sequence[Link]) -> Chart:
+    """Boxes in rows, with edges between them. Edges of one kind and about one width are one trace: thousands can be drawn."""
+    kinds = list(dict.fromkeys(each.kind for each in links))
+    groups: dict[tuple[str, bool, int], list[Link]] = {}
+    for each in links:
+        groups.setdefault((each.kind, each.against, math.ceil(each.width)), []).append(each)
+    data: list[dict[str, Any]] = []
+    for (kind, against, width), own in groups.items():
+        middles = [[(start + end) / 2 for start, end in zip(each.start, each.end)] for each in own]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": kind,
+                "legendgroup": kind,
+                "showlegend": kind not in {trace["name"] for trace in data},
+                "x": [value for each, (x, _) in zip(own, middles) for value in (each.start[0], x, each.end[0], None)],
+                "y": [value for each, (_, y) in zip(own, middles) for value in (each.start[1], y, each.end[1], None)],
+                "text": [text for each in own for text in (each.text, each.text, each.text, "")],
+                "hovertemplate": "%{text}<extra></extra>",
+                "opacity": 0.6,
+                "line": {
+                    "color": _COLOURS[kinds.index(kind) % len(_COLOURS)],
+                    "width": width,
+                    "dash": "dash" if against else "solid",
+                },
+            }
+        )
+    boxes = {"size": 40, "symbol": "square", "color": "--card", "line": {"color": "--strong-edge", "width": 1.5}}
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "name": "objects",
+            "showlegend": False,
+            "x": [each.x for each in nodes],
+            "y": [each.y for each in nodes],
+            "text": [each.name for each in nodes],
+            "textfont": {"color": "--ink", "size": 11},
+            "hoverinfo": "skip",
+            "marker": boxes,
+        }
+    )
+    hidden = {"visible": False}
+    return {"data": data, "layout": {"xaxis": hidden, "yaxis": hidden, "showlegend": True, "hovermode": "closest"}}
+
+
+def described(chart: Chart) -> str:
+    """What a chart shows, for people who cannot see it: its axes, and where each curve begins and ends."""
+    layout = chart["layout"]
+    axes = [layout[key].get("title", {}).get("text", "") for key in ("yaxis", "xaxis")]
+    ends = [
+        f"{each['name']} from {short(each['y'][0])} to {short(each['y'][-1])}"
+        for each in chart["data"]
+        if each["type"] == "scatter" and each["mode"].startswith("lines") and each["y"] and each["y"][-1] is not None
+    ]
+    against = " against ".join(filter(None, axes))
+    return ": ".join(filter(None, (against, "; ".join(ends))))
 
 
 def short(value: float) -> str:
@@ -134,10 +282,12 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _axis(scale: Scale) -> dict[str, Any]:
+def _axis(scale: Scale, data: Sequence[dict[str, Any]] = (), key: str = "") -> dict[str, Any]:
     axis: dict[str, Any] = {"title": {"text": scale.title}}
     if scale.log:
-        axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        values = [value for trace in data for value in trace[key]] if key else []
+        wide = not values or max(values) / min(values) > _DECADES
+        axis |= {"type": "log", "exponentformat": "power", "dtick": 1} if wide else {"type": "log", "dtick": "D2"}
     if scale.zero and not scale.log:
         axis["rangemode"] = "tozero"
     if scale.percent:

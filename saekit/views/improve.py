@@ -8,14 +8,16 @@ from typing import Any
 from saekit.errors import shown
 from saekit.improve.registry import PARADIGMS, SCENARIOS
 from saekit.improve.report import Report
+from saekit.views import charts
+from saekit.views.charts import Chart, Scale
 
 
 def improvements_view(reports: Sequence[Report]) -> dict[str, Any]:
     """Reports as plain data.
 
     Returns:
-        model; reports: for each name, title, verdict, section (title, rows, summary), bars, objects (ref, score), figures, facts
-        as (name, text) and papers.
+        model; reports: for each name, title, verdict, section (title, rows, summary), bars, their chart,
+        objects (ref, score), figures, facts as (name, text) and papers.
     """
     return {
         "model": shown(reports[0].about.get("model")) if reports else "",
@@ -34,12 +36,20 @@ def _report(report: Report) -> dict[str, Any]:
         "caption": title.partition(": ")[2],
         "rows": rows,
         "summary": [sentence for sentence in summary if sentence != report.verdict],
-        "bars": _bars(report),
+        "bars": (bars := _bars(report)),
+        "chart": _chart(report, bars),
         "objects": list(report.located.get("objects", ())),
         "figures": [dict(each) for each in report.figures],
         "facts": [(name, f"{value:.1f} s") for name, value in seconds.items()] + [("seed", shown(report.about.get("seed")))],
         "papers": list(report.about.get("papers", ())),
     }
+
+
+def _chart(report: Report, bars: Sequence[Mapping[str, Any]]) -> Chart:
+    """The rows of :func:`_bars`; controls are the quiet ones."""
+    t = report.target
+    marks = [charts.Mark(each["name"], each["value"], each["low"], each["high"], quiet=n > 1) for n, each in enumerate(bars)]
+    return charts.intervals(marks, Scale(f"{t['name']}, {t['unit']}"))
 
 
 def _bars(report: Report) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from saekit.errors import shown
 from saekit.names.edge import Edge
 from saekit.names.ref import Ref
 from saekit.tasks import Ranking
+from saekit.views import charts
+from saekit.views.charts import Scale
 
 _HEADS = ("head", "q", "k", "v", "pattern")
 _MOST = 4000
@@ -42,7 +44,8 @@ def ranking_view(ranking: Ranking, top: int) -> dict[str, Any]:
 
     Returns:
         title; facts: (name, text) of how it was obtained; rows: the first `top` objects; objects: how many there are; intervals,
-        confirmed: whether rows have them; agreement: of methods in pairs; heat_maps: see :func:`heat_maps`.
+        confirmed: whether rows have them; agreement: of methods in pairs; maps: rows of `title` and `chart`, see
+        :func:`heat_maps`.
     """
     obtained = ranking.obtained
     hidden = ("fingerprint", "agreement", "methods", "method")
@@ -60,7 +63,13 @@ def ranking_view(ranking: Ranking, top: int) -> dict[str, Any]:
         "confirmed": any(effect is not None for effect in ranking.confirmed or ()),
         "methods": methods if isinstance(methods, Mapping) else {},
         "agreement": obtained.get("agreement") or [],
-        "heat_maps": heat_maps(ranking),
+        "maps": [
+            {
+                "title": each["title"],
+                "chart": charts.heat(each["cells"], each["columns"], each["rows"], Scale(each["x_label"]), Scale("layer")),
+            }
+            for each in heat_maps(ranking)
+        ],
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import SaekitError, WorkspaceError
 from saekit.views import charts
-from saekit.views.charts import Curve, Scale
+from saekit.views.charts import Curve
+from saekit.views.curves import METRICS, TOKENS, curve, density_charts, training_charts
 from saekit.views.densities import density_histogram
 from saekit.views.run_files import Row, read_rows
 from saekit.views.workspace import workspace_view
@@ -17,17 +18,8 @@ from saekit.workspace import jobs
 if TYPE_CHECKING:
     from feature_db import FeatureDB
 
-_CURVES: dict[str, tuple[str, Scale]] = {
-    "fvu": ("Variance unexplained (FVU)", Scale("FVU", log=True)),
-    "loss": ("Loss", Scale("loss", log=True)),
-    "l0": ("Features active per token (L0)", Scale("L0", zero=True)),
-    "dead_fraction": ("Dead features", Scale("dead", zero=True, percent=True)),
-    "lr": ("Learning rate", Scale("learning rate", zero=True)),
-    "sparsity": ("Weight of the sparsity penalty", Scale("weight", log=True)),
-    "threshold": ("Threshold at which features fire", Scale("threshold", zero=True)),
-}
-_TOKENS = Scale("tokens trained on", zero=True)
-_MOST_CURVES, _MOST_POINTS = 6, 300
+_METRICS = ("fvu", "loss", "l0", "dead_fraction", "lr", "sparsity", "threshold")
+_MOST_CURVES = 6
 
 
 def workspace_page(path: Path) -> dict[str, Any]:
@@ -42,9 +34,9 @@ def workspace_page(path: Path) -> dict[str, Any]:
     lines: list[Curve] = []
     for each in facts["dictionaries"]:
         rows = _rows(path / each["folder"])
-        if len(lines) < _MOST_CURVES and (line := _curve(each["address"], rows, "fvu")) is not None:
+        if len(lines) < _MOST_CURVES and (line := curve(each["address"], rows, "fvu")) is not None:
             lines.append(line)
-    chart = charts.curves(lines, _TOKENS, Scale("FVU", log=True)) if lines else None
+    chart = charts.curves(lines, TOKENS, METRICS["fvu"][1]) if lines else None
     return facts | {"progress": progress(path, facts), "curves": chart}
 
 
@@ -100,19 +92,12 @@ def dictionary_page(path: Path, address: str, database: FeatureDB | None) -> dic
         raise WorkspaceError(f"There is no dictionary {address!r:.80}.", f"Dictionaries here: {known}.")
     entry = found[0]
     rows = _rows(path / entry["folder"])
-    drawn = [
-        {"title": title, "name": name, "chart": charts.curves(lines, _TOKENS, scale)}
-        for name, (title, scale) in _CURVES.items()
-        if (lines := _both(rows, name))
-    ]
+    drawn = training_charts(rows, _METRICS)
     live = None
     if database is not None and entry["indexed"] in ("fresh", "unknown"):
         density_F = database.densities(address)
         live = int((density_F > 0).sum())
-        counted = density_histogram(density_F)
-        if counted is not None:
-            chart = charts.bars(counted["edges"], counted["counts"], Scale("log10 of the share of tokens"), Scale("features"))
-            drawn.append({"title": "How often features fire", "name": "densities", "chart": chart})
+        drawn += density_charts(density_histogram(density_F))
     own = [each for each in facts["next"] if entry["reads"] in each["command"]]
     settings = _settings(path / entry["folder"])
     return entry | {"charts": drawn, "last": rows[-1] if rows else None, "live": live, "next": own, "settings": settings}
@@ -136,17 +121,3 @@ def _rows(folder: Path) -> list[Row]:
         return read_rows(folder / "metrics.jsonl", "tokens")
     except SaekitError:
         return []
-
-
-def _both(rows: Sequence[Row], name: str) -> list[Curve]:
-    """A metric in training and on held-out documents. These are too few to say which features are dead."""
-    lines = [_curve("training", rows, name)]
-    if name != "dead_fraction":
-        lines.append(_curve("held out", rows, f"heldout/{name}", dots=True))
-    return [line for line in lines if line is not None]
-
-
-def _curve(title: str, rows: Sequence[Row], name: str, *, dots: bool = False) -> Curve | None:
-    own = [row for row in rows if row.get(name) is not None]
-    own = own[:: max(1, -(-len(own) // _MOST_POINTS))]
-    return Curve(title, [row["tokens"] for row in own], [row[name] for row in own], dots) if own else None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 SVG_EMPTY = {"line", "polyline", "circle", "rect", "path"}
@@ -36,7 +40,7 @@ class Page(HTMLParser):
         self._open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
+        if not {"style", "script"} & set(self._open):
             self.text.append(data)
 
     @property
@@ -44,16 +48,22 @@ class Page(HTMLParser):
         """All text that is shown."""
         return "".join(self.text)
 
+    @property
+    def charts(self) -> list[dict[str, Any]]:
+        """The charts, as plotly is given them."""
+        return [json.loads(attributes["data-chart"]) for _, attributes in self.tags if "data-chart" in attributes]
+
     def of_class(self, name: str) -> list[dict[str, str]]:
         """Attributes of the elements with a class."""
         return [attributes for _, attributes in self.tags if name in attributes.get("class", "").split()]
 
 
 def check(source: str) -> Page:
-    """Parse a page, and assert that it is well formed, runs no script and loads nothing."""
+    """Parse a page, and assert that it is well formed and loads nothing. It runs no script but the one that draws its charts."""
     page = Page(source)
     names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    _check_scripts(page, source)
+    assert not names & {"link", "img", "iframe", "object", "embed", "base", "form"}
     for tag, attributes in page.tags:
         names = set(attributes)
         if tag == "a":  # to a page in the same folder
@@ -64,3 +74,16 @@ def check(source: str) -> Page:
     assert "url(" not in style and "@import" not in style
     assert "Content-Security-Policy" in source
     return page
+
+
+def _check_scripts(page: Page, source: str) -> None:
+    """A page without charts has no script, and none may run. One with charts has plotly, packed, and the code that draws."""
+    kinds = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert kinds == (["text/plain", None] if page.charts else [])
+    (policy,) = (each["content"] for _, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
+    allowed = policy.partition("script-src")[2].split()
+    assert policy.startswith("default-src 'none'") and len(allowed) == (2 if page.charts else 0)
+    if page.charts:
+        own = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+        assert len(own) == 1
+        assert allowed[0] == f"'sha256-{base64.b64encode(hashlib.sha256(own[0].encode()).digest()).decode()}'"

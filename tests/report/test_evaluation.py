@@ -56,8 +56,8 @@ def test_everything_is_shown_and_nothing_runs() -> None:
         "transfers in part",
     ):
         assert part in shown, part
-    assert len([tag for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "chart"]) == 4
-    assert len(page.of_class("bar")) == 2
+    assert len(page.charts) == 4
+    assert page.charts[0]["data"][0]["type"] == "bar" and len(page.charts[0]["data"][0]["y"]) == 2
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     }
     path = write_evaluation("resid_post.2", "m", bare, tmp_path / "reports" / "x.html")
     page = check(path.read_text())
-    assert not [tag for tag, attributes in page.tags if attributes.get("class") == "chart"]
+    assert not page.charts
     assert "Probes" not in page.all_text
     unabsorbed = check(render_evaluation("resid_post.2", "m", FACTS | {"probe": _probe(None)})).all_text
     assert "Probes" in unabsorbed

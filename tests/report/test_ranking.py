@@ -18,5 +18,5 @@ def test_columns_that_hold_nothing_are_left_out() -> None:
 
 
 def test_heat_maps_have_a_legend() -> None:
-    assert "Rows are layers." in check(render_ranking(Ranking(REFS, SCORES))).all_text
-    assert "Rows are layers." not in render_ranking(Ranking(("feature:resid_post.1/3",), (1.0,)))
+    assert "Rows are layers," in check(render_ranking(Ranking(REFS, SCORES))).all_text
+    assert "Rows are layers," not in render_ranking(Ranking(("feature:resid_post.1/3",), (1.0,)))

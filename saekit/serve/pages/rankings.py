@@ -12,8 +12,6 @@ from saekit.errors import SaekitError
 from saekit.serve.pages.feature import feature_url
 from saekit.serve.rendering import page
 from saekit.serve.state import OpenedHere
-from saekit.views import charts
-from saekit.views.charts import Scale
 from saekit.views.ranking import ranking_view
 from saekit.workspace import rankings as kept
 
@@ -46,12 +44,5 @@ def ranking(opened: OpenedHere, name: str) -> dict[str, Any]:
         row["url"] = (
             feature_url(opened.name, row["ref"]) if row["ref"].startswith("feature:") and "->" not in row["ref"] else None
         )
-    maps = [
-        {
-            "title": each["title"],
-            "chart": charts.heat(each["cells"], each["columns"], each["rows"], Scale(each["x_label"]), Scale("layer")),
-        }
-        for each in view.pop("heat_maps")
-    ]
     most = max((abs(row["score"]) for row in view["rows"] if row["score"] is not None), default=0.0)
-    return view | {"name": name, "maps": maps, "most": most, "shown": len(view["rows"])}
+    return view | {"name": name, "most": most, "shown": len(view["rows"])}

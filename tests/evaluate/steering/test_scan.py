@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from saekit.evaluate.steering.scan import ScanSettings, parse_strengths, scan
 from saekit.lm import LanguageModel
 from saekit.report.scan import write_scan
 from saekit.steer import Strength, ablate, add, clamp, compare
+from tests.kit.html import check
 
 PROMPTS = ["Once upon a time, there was", "The dog"]
 
@@ -33,8 +33,9 @@ def test_every_strength_is_what_it_is_alone(stories_lm: LanguageModel, tmp_path:
     assert found.baseline.texts == alone.baseline
     data = found.to_dict()
     assert [each["factor"] for each in data["points"]] == factors and len(found.section.rows) == 4
-    page = write_scan(found, tmp_path / "scan.html").read_text()
-    assert page.count('<svg class="chart"') == 3 and not re.search(r"<script", page)
+    charts = check(write_scan(found, tmp_path / "scan.html").read_text()).charts
+    assert len(charts) == 3
+    assert charts[1]["data"][0]["y"][1:] == [point.steered.perplexity for point in found.points]
 
 
 def test_the_target_are_the_tokens_that_a_push_raises(stories_lm: LanguageModel) -> None:

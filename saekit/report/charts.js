@@ -16,9 +16,12 @@
     return value;
   };
 
+  // Names come from corpora, labels and tasks. plotly reads a little markup in texts; these have none.
+  const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
   const axis = (own) => ({
     gridcolor: colour("--edge"), linecolor: colour("--strong-edge"), zerolinecolor: colour("--edge"), automargin: true,
-    ...own, title: { ...(own?.title ?? {}), font: { size: 11, color: colour("--quiet") }, standoff: 6 },
+    ...own, title: { text: plain(own?.title?.text ?? ""), font: { size: 11, color: colour("--quiet") }, standoff: 6 },
   });
 
   const layout = (own) => ({
@@ -31,13 +34,13 @@
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--strong-edge"), font: { color: colour("--ink"), size: 12 } },
   });
 
-  // Names of points come from corpora and labels. plotly reads a little markup in texts; these have none.
-  const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const texts = (values) => values.map((each) => (typeof each === "string" ? plain(each) : each));
 
   const escaped = (trace) => ({
     ...trace,
+    ...Object.fromEntries(["x", "y", "text"].filter((key) => Array.isArray(trace[key])).map((key) => [key, texts(trace[key])])),
     ...(trace.name === undefined ? {} : { name: plain(trace.name) }),
-    ...(trace.customdata === undefined ? {} : { customdata: trace.customdata.map(([link, ...rest]) => [link, ...rest.map(plain)]) }),
+    ...(trace.customdata === undefined ? {} : { customdata: trace.customdata.map(([link, ...rest]) => [link, ...texts(rest)]) }),
   });
 
   const draw = (element) => {
@@ -57,6 +60,6 @@
 
   const all = () => document.querySelectorAll("[data-chart]").forEach(draw);
   window.saekitCharts = { draw, all };
-  all();
+  if (window.Plotly) all();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
 })();
