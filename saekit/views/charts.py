@@ -32,6 +32,8 @@ class Scale:
     """Whether the axis begins at 0."""
     percent: bool = False
     """Whether values are shares."""
+    down: bool = False
+    """Whether the axis begins at the top, as texts do."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def dots(points: Dots, x: Scale, y: Scale) -> Chart:
 
 
 def heat(rows: Sequence[Sequence[float | None]], xs: Sequence[str], ys: Sequence[str], x: Scale, y: Scale) -> Chart:
-    """A map of numbers: `rows[j][i]` at `xs[i]` and `ys[j]`, the first row at the bottom, as layers are drawn.
+    """A map of numbers: `rows[j][i]` at `xs[i]` and `ys[j]`, the first row at the bottom, as layers are, unless `y` goes down.
 
     Numbers of both signs get two colours around 0. Small maps have every number in its cell.
     """
@@ -292,7 +294,7 @@ def _axis(scale: Scale, data: Sequence[dict[str, Any]] = (), key: str = "") -> d
         axis["rangemode"] = "tozero"
     if scale.percent:
         axis["tickformat"] = ".2~%"
-    return axis
+    return axis | ({"autorange": "reversed"} if scale.down else {})
 
 
 def _drawn(value: float | None, scale: Scale) -> bool:

@@ -51,7 +51,11 @@ async def heads(
         row["url"] = "?" + urlencode(asked | {"head": row["ref"].removeprefix("head:")}) if text.strip() else None
     pattern = found["pattern"]
     drawn = pattern and charts.heat(
-        pattern["pattern"], _numbered(pattern["tokens"]), _numbered(pattern["tokens"]), Scale("looked at"), Scale("from")
+        pattern["pattern"],
+        _numbered(pattern["tokens"]),
+        _numbered(pattern["tokens"]),
+        Scale("looked at"),
+        Scale("from", down=True),
     )
     return common | found | {"loading": None, "maps": _maps(found), "pattern_chart": drawn}
 
