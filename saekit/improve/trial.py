@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from saekit.lm import LanguageModel
     from saekit.tasks import Ranking
 
+_LEAST = 0.01
+"""A gain below this share of the larger of the two values is none that anybody would notice."""
 _WORTH = 0.8
 """A control that reaches this share of the gain makes locating not worth it."""
 
@@ -223,6 +225,8 @@ def verdict_of(target: Mapping[str, Any], controls: Mapping[str, Mapping[str, An
     """One sentence whether the change is worth it: against its interval, its controls, and the tasks that it costs."""
     if target["gain_low"] <= 0:
         return "Not shown to work: the interval of the gain contains 0."
+    if target["gain"] < _LEAST * max(abs(target["before"]), abs(target["after"])):
+        return f"It makes no difference that matters: {target['before']:.4g} to {target['after']:.4g}."
     gains = {name: each["gain"] for name, each in controls.items() if each.get("gain") is not None}
     rivals = [name.replace("_", " ") for name, gain in gains.items() if gain >= _WORTH * target["gain"]]
     moved = f"{target['before']:.3g} to {target['after']:.3g}"

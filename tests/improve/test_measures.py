@@ -102,3 +102,5 @@ def test_the_verdict_weighs_interval_controls_and_losses() -> None:
     assert "but prompting does as well" in verdict_of(target, {"prompting": {"gain": 0.55}}, {})
     assert "at the price of addition" in verdict_of(target, {}, {"tasks": {"lost": [{"task": "addition"}]}})
     assert verdict_of(target | {"gain_low": -0.1}, {}, {}).startswith("Not shown to work")
+    tiny = {"before": 0.999, "after": 1.0, "gain": 0.001, "gain_low": 0.0005}
+    assert verdict_of(tiny, {}, {}) == "It makes no difference that matters: 0.999 to 1."
