@@ -1,8 +1,9 @@
 """Targeted optimisation on the laboratory model: planted biases removed by tuning located objects, and a relearning attack.
 
 Biases. Heads or neurons are located by attribution patching on training prompts, as many as fit into 2 % of the parameters, and
-tuned towards parity with KL to the unedited model on training documents. Bias, tasks and KL are measured on held-out prompts and
-documents before and after. Control: random objects, as many as fit into the same share.
+tuned towards parity with KL to the unedited model on training documents. The weight of that KL is chosen on training prompts that
+are not tuned on: of the weights that come near parity, the one whose worst other task loses least. Bias, tasks and KL are then
+measured once, on held-out prompts and documents, before and after. Control: random objects, as many as fit into the same share.
 
 Relearning. French is unlearned (negative preference optimisation) by tuning the neurons that LAPE finds for it. Then the whole
 model is fine-tuned on a few French texts. The cross-entropy of held-out French is compared with that of a model that was never
@@ -14,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -22,10 +23,11 @@ import torch
 
 from saekit import LanguageModel, lab
 from saekit.cli.output import table
-from saekit.evaluate.lab import Measurement, measure
+from saekit.evaluate.lab import Measurement, measure, measure_task
 from saekit.evaluate.steering.tuned import preservation
-from saekit.lab.bench import bind
+from saekit.lab.bench import BoundTask, bind
 from saekit.lab.registry import TASKS
+from saekit.lab.splits import Split
 from saekit.locate.registry import METHODS
 from saekit.steer.optimise import MaskedWeights, Problem, TuneSettings, WeightMask, objective, train, tune
 from saekit.steer.optimise.objectives import Loss
@@ -38,23 +40,59 @@ BIASES = {
     "sycophancy": ("sycophancy",),
 }
 """Tasks whose share of answers is tuned to one half. Objects are located on the first."""
-PRESERVE = (1.0, 10.0)
-"""Weights of the KL to the unedited model."""
+PRESERVE = (1.0, 10.0, 100.0)
+"""Weights of the KL to the unedited model that are tried."""
+TUNED = 150
+"""Prompts of a bias that are tuned on: the first ones of the training split. Those after them choose the weight."""
+CHOOSE, REPORT = 200, 400
+"""Prompts of each task on which the weight is chosen, of the training split, and on which is reported, of the held-out one."""
+SIZES: dict[Split, int] = {"train": CHOOSE, "heldout": REPORT}
+NEAR = 0.04
+"""Distance from parity that a weight may leave on the prompts that choose it."""
 RELEARN = (0, 1, 2, 4, 8, 16, 32)
 
 
 def section(quick: bool) -> list[dict[str, Any]]:
     """One row for each bias and kind of object, and one for each model of the relearning attack."""
     lm = LanguageModel.load("lab", dtype="float32")
-    names = ("multiple_choice", "fact_capital", "position_bias") if quick else sorted(TASKS)
-    before = {each.task: each for each in measure(lm, names, n=20 if quick else 200, progress=False)}
+    names = ("multiple_choice", "fact_capital", "position_bias") if quick else tuple(sorted(TASKS))
+    trials = {split: Asked.of(lm, names, split, 20 if quick else n) for split, n in SIZES.items()}
     settings = TuneSettings(steps=5 if quick else 80, batch=8)
     rows = []
     for bias in ("answer position",) if quick else tuple(BIASES):
         for kind in ("heads", "neurons"):
-            for preserve in PRESERVE[:1] if quick else PRESERVE:
-                rows.append(fixed(lm, bias, kind, before, replace(settings, preserve=preserve)))
+            rows.append(fixed(lm, bias, kind, trials, settings, PRESERVE[:2] if quick else PRESERVE))
     return rows + relearned(lm, settings, quick)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts of tasks, and how the model that was not tuned does on them."""
+
+    bound: tuple[BoundTask, ...]
+    before: dict[str, Measurement]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, names: Sequence[str], split: Split, n: int) -> Asked:
+        """`n` prompts of each task, or as many as there are; of the training split, none that is tuned on."""
+        biases = {name for each in BIASES.values() for name in each}
+        skip = {name: TUNED if split == "train" and name in biases else 0 for name in names}
+        drawn = [bind(name, n + skip[name], 1, split, 0, lm.text.tokenizer) for name in names]
+        bound = tuple(after(each, skip[each.name]) for each in drawn)
+        return cls(bound, {each.name: measure_task(lm, each) for each in bound})
+
+    def now(self, lm: LanguageModel) -> dict[str, Measurement]:
+        return {each.name: measure_task(lm, each) for each in self.bound}
+
+    def lost(self, now: dict[str, Measurement], but: Sequence[str]) -> dict[str, float]:
+        """Points that each task lost, without those that are tuned."""
+        return {name: points_lost(self.before[name], each) for name, each in now.items() if name not in but}
+
+
+def after(bound: BoundTask, skip: int) -> BoundTask:
+    """A task without its first prompts."""
+    names = ("clean", "corrupted", "answers", "foils", "texts", "prompts")
+    return replace(bound, **{name: getattr(bound, name)[skip:] for name in names}) if skip else bound
 
 
 def documents(lm: LanguageModel, n: int, split: Any, *, without: str = "", length: int = 40) -> list[list[int]]:
@@ -78,43 +116,51 @@ def located(lm: LanguageModel, task: Task, kind: str) -> Ranking:
     return found
 
 
-def fixed(lm: LanguageModel, bias: str, kind: str, before: dict[str, Measurement], settings: TuneSettings) -> dict[str, Any]:
+def fixed(
+    lm: LanguageModel, bias: str, kind: str, trials: dict[Split, Asked], settings: TuneSettings, weights: Sequence[float]
+) -> dict[str, Any]:
     """Tune the located objects, and random ones; measure the bias and every task."""
-    started = time.monotonic()
     names = BIASES[bias]
-    tasks = [bind(name, 150, 1, "train", 0, lm.text.tokenizer) for name in names]
-    loss = objective(lm, joined(tasks), "share")
+    tasks = [bind(name, TUNED, 1, "train", 0, lm.text.tokenizer) for name in names]
+    loss, neutral = objective(lm, joined(tasks), "share"), documents(lm, 400, "train")
     ranking = located(lm, tasks[0][:40], kind)
-    problem = Problem(lm, loss, documents(lm, 400, "train"), settings, ranking, FRACTION, progress=False)
-    found = tune(problem, "pinpoint" if kind == "heads" else "masked")
-    seconds = time.monotonic() - started
-    row: dict[str, Any] = {
-        "part": "bias",
-        "bias": bias,
-        "preserve": settings.preserve,
-        "objects": kind,
-        "count": found.count,
-        "share": found.share,
-    }
-    held = documents(lm, 100, "heldout")
-    row["kl"] = preservation(lm, found, held)
+    problem = Problem(lm, loss, neutral, settings, ranking, FRACTION, progress=False)
+    method = "pinpoint" if kind == "heads" else "masked"
+    row: dict[str, Any] = {"part": "bias", "bias": bias, "objects": kind, "tried": []}
+    made, seconds = {}, {}
+    for weight in weights:
+        started = time.monotonic()
+        made[weight] = tune(replace(problem, settings=replace(settings, preserve=weight)), method)
+        seconds[weight] = time.monotonic() - started
+        with made[weight].on(lm):
+            now = trials["train"].now(lm)
+        away = max(abs(now[name].value - 0.5) for name in names)
+        lost = trials["train"].lost(now, names)
+        row["tried"].append(
+            {"preserve": weight, "away": away, "worst": max(lost.values()), "task": max(lost, key=lost.__getitem__)}
+        )
+    near = [each for each in row["tried"] if each["away"] <= NEAR] or [min(row["tried"], key=lambda each: float(each["away"]))]
+    weight = min(near, key=lambda each: float(each["worst"]))["preserve"]
+    found, held = made[weight], documents(lm, 100, "heldout")
+    row |= {"preserve": weight, "count": found.count, "share": found.share, "kl": preservation(lm, found, held)}
     with found.on(lm):
-        after = {each.task: each for each in measure(lm, tuple(before), n=max(m.n for m in before.values()), progress=False)}
-        row["targets"] = {name: (before[name].value, after[name].value) for name in names}
-    losses = {name: points_lost(before[name], after[name]) for name in before if name not in names}
-    worst = max(losses, key=lambda name: losses[name])
-    row |= {"worst_task": worst, "points_lost": losses[worst], "over_2_points": {n: v for n, v in losses.items() if v > 2}}
+        now = trials["heldout"].now(lm)
+    before, lost = trials["heldout"].before, trials["heldout"].lost(now, names)
+    row["targets"] = {name: (before[name].value, now[name].value) for name in names}
+    worst = max(lost, key=lost.__getitem__)
+    row |= {"worst_task": worst, "points_lost": lost[worst], "over_2_points": {n: v for n, v in lost.items() if v > 2}}
+    row["asked"] = {name: before[name].n for name in (worst, *row["over_2_points"])}
     order = list(ranking.refs)
     Random(0).shuffle(order)
     scores = tuple(float(len(order) - n) for n in range(len(order)))
-    control = tune(replace(problem, objects=Ranking(tuple(order), scores)), "masked")
-    with control.on(lm):
+    control = replace(problem, objects=Ranking(tuple(order), scores), settings=replace(settings, preserve=weight))
+    random = tune(control, "masked")
+    with random.on(lm):
         row["random"] = {name: strength(lm, name) for name in names}
-    row["random_kl"] = preservation(lm, control, held)
-    return row | {"tuning_seconds": seconds}
+    return row | {"random_kl": preservation(lm, random, held), "tuning_seconds": seconds[weight]}
 
 
-def strength(lm: LanguageModel, name: str, n: int = 200) -> float:
+def strength(lm: LanguageModel, name: str, n: int = REPORT) -> float:
     """P(answer) / (P(answer) + P(foil)), the mean over held-out prompts."""
     return measure(lm, [name], n=n, progress=False)[0].value
 

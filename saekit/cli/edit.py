@@ -94,12 +94,13 @@ class WritingOptions:
 def layers_of(lm: LanguageModel, facts: Sequence[Fact], asked: list[int] | None, method: EditMethod) -> list[int]:
     """The layers asked for, or else the one where the MLP at the subject's last token restores most of the answers, by causal
     tracing of up to ten facts; where a method takes several, also the two layers before it. The joint method acts at the last
-    token, and takes the three layers in the middle: what is known of the subject has come there, and later layers read it."""
+    token, and takes the three layers in the middle."""
     if asked:
         return asked
     if method.joint:
-        middle = lm.n_layers // 2
-        return [layer for layer in (middle - 1, middle, middle + 1) if 0 <= layer < lm.n_layers]
+        from saekit.steer.weights.joint import middle_layers
+
+        return middle_layers(lm.n_layers)
     import torch
 
     from saekit.locate.causal import prompt_task, trace

@@ -67,7 +67,7 @@ def show(
     edits: edit.EDITS,
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", help="Measure these facts on the model of --model, with all the edits.", show_default=False),
+        typer.Option("--facts", help="Measure these facts on the model of --on, with all the edits.", show_default=False),
     ] = None,
     of: Annotated[
         str | None,

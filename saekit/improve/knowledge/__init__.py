@@ -114,7 +114,7 @@ _CONFLICT = (
 ROWS = {
     "knowledge.update.rewrite": Recipe(
         f"{_HERE}.update:rewrite",
-        "Facts are written into one MLP, and an attacker tries to bring the old answers back.",
+        "Facts are written into MLPs, and an attacker tries to bring the old answers back.",
         (
             "Meng et al. 2022, ROME (arXiv 2202.05262)",
             "Gupta et al. 2024, Rebuilding ROME (arXiv 2403.07175)",

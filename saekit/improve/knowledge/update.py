@@ -15,18 +15,19 @@ from saekit.improve.trial import Trial
 from saekit.improve.tuning import Under, tuned
 from saekit.lm import LanguageModel
 from saekit.steer.optimise import objective
-from saekit.steer.weights import EditOptions, Fact, KeyStatistics, edit
+from saekit.steer.weights import EDITS, EditOptions, Fact, KeyStatistics, edit
+from saekit.steer.weights.joint import middle_layers
 from saekit.steer.weights.prompts import continued, spaced
 from saekit.tasks import Task
 
-_METHODS = ("rome", "memit", "alphaedit")
+_METHODS = ("rome", "memit", "alphaedit", "joint")
 _OPTIONS = EditOptions(steps=40, rate=0.2, decay=0.2, largest=8.0, contexts=2)
 _ATTACK = 20
 """Steps of the fine-tuning that tries to bring the old answers back."""
 
 
 def rewrite(trial: Trial) -> Report:
-    """Write all facts into the down projection of one MLP by R-ROME, MEMIT or AlphaEdit.
+    """Write all facts into the down projection of one MLP by R-ROME, MEMIT or AlphaEdit, or of three by the joint fit.
 
     Method and layer are those that serve the facts for fitting best: the mean of paraphrases with the new answer and of
     neighbours that keep theirs. The facts that are measured are others; their paraphrases are never fitted on.
@@ -36,18 +37,19 @@ def rewrite(trial: Trial) -> Report:
     corpus = Corpus.open(
         [lm.decode(list(row)) for row in trial.neutral] + [fact.prompt + spaced(fact.prompt, fact.true) for fact in fit]
     )
-    statistics = KeyStatistics.collect(lm, corpus, layers, n_tokens=20_000, progress=trial.progress)
+    middle = [] if trial.quick else middle_layers(lm.n_layers)
+    statistics = KeyStatistics.collect(lm, corpus, [*layers, *middle], n_tokens=20_000, progress=trial.progress)
     tried: list[dict[str, Any]] = []
-    trials = [(_METHODS[0], layer, fit[:2]) for layer in layers]
-    for number, (method, layer, some) in enumerate(trials):
-        tried.append(
-            {"method": method, "layer": layer, **_measured(trial, some, _edited(trial, some, statistics, layer, method))}
-        )
-        if number == len(layers) - 1 and not trial.quick:  # methods are compared at the best layer
-            trials += [(each, int(_best(tried)["layer"]), fit[:4]) for each in _METHODS[1:]]
-    best = _best(tried)
-    change = _edited(trial, facts, statistics, int(best["layer"]), str(best["method"]))
-    what = f"{len(facts)} facts written into the MLP of layer {best['layer']} by {best['method']}"
+    trials = [(_METHODS[0], [layer], fit[:2]) for layer in layers]
+    for number, (method, at, some) in enumerate(trials):
+        tried.append({"method": method, "layers": at, **_measured(trial, some, _edited(trial, some, statistics, at, method))})
+        if number == len(layers) - 1 and not trial.quick:  # methods are compared at the best layer; joint has its own
+            best = _best(tried)["layers"]
+            trials += [(each, middle if EDITS.find(each).joint else best, fit[:4]) for each in _METHODS]
+    # Facts of the second round are more than those of the first, which chose the layer: only the former are compared.
+    best = _best(tried if trial.quick else tried[len(layers) :])
+    change = _edited(trial, facts, statistics, best["layers"], str(best["method"]))
+    what = f"{len(facts)} facts written into the MLPs of layers {', '.join(map(str, best['layers']))} by {best['method']}"
     return _report(trial, facts, change, {"what": what, "parameters": _parameters(change)}, tried)
 
 
@@ -107,9 +109,11 @@ def _attacked(trial: Trial, facts: Sequence[Fact], change: Change) -> dict[str, 
     }
 
 
-def _edited(trial: Trial, facts: Sequence[Fact], statistics: KeyStatistics, layer: int, method: str) -> Change:
-    options = EditOptions(steps=2, contexts=0) if trial.quick else _OPTIONS
-    return Change(deltas=(edit(trial.lm, facts, statistics, [layer], method, options=options),))
+def _edited(trial: Trial, facts: Sequence[Fact], statistics: KeyStatistics, layers: Sequence[int], method: str) -> Change:
+    joint = EDITS.find(method).joint  # has settings of its own
+    options = EditOptions(steps=2, contexts=0) if trial.quick else None if joint else _OPTIONS
+    keep = trial.neutral if joint else ()
+    return Change(deltas=(edit(trial.lm, facts, statistics, layers, method, options=options, keep=keep),))
 
 
 def _asked(facts: Sequence[Fact], name: str) -> Target:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from saekit.steer.weights.delta import WeightDelta, edit_facts
     from saekit.steer.weights.facts import Fact, Question, read_facts, write_facts
     from saekit.steer.weights.keys import KeyStatistics
+    from saekit.steer.weights.located import ranked_layers
     from saekit.steer.weights.rewrite import EDITS, edit
     from saekit.steer.weights.values import EditOptions
 
@@ -17,6 +18,7 @@ _HOMES = {
     "saekit.steer.weights.delta": ("WeightDelta", "edit_facts"),
     "saekit.steer.weights.facts": ("Fact", "Question", "read_facts", "write_facts"),
     "saekit.steer.weights.keys": ("KeyStatistics",),
+    "saekit.steer.weights.located": ("ranked_layers",),
     "saekit.steer.weights.rewrite": ("EDITS", "edit"),
     "saekit.steer.weights.values": ("EditOptions",),
 }
@@ -30,6 +32,7 @@ __all__ = [
     "WeightDelta",
     "edit",
     "edit_facts",
+    "ranked_layers",
     "read_facts",
     "write_facts",
 ]

@@ -39,6 +39,12 @@ Asked = tuple[list[int], int, list[int]]
 """A prompt with the beginning of its target, the token from which the target is predicted, and the target, as token ids."""
 
 
+def middle_layers(n_layers: int) -> list[int]:
+    """The three layers in the middle: what is known of the subject has come to the last token there, and later layers read it."""
+    middle = n_layers // 2
+    return [layer for layer in (middle - 1, middle, middle + 1) if 0 <= layer < n_layers]
+
+
 def phrasing_keys(lm: LanguageModel, contexts: Sequence[Contexts], layer: int) -> Tensor:
     """(I, N) float64 keys at the last token of the prompts: for each phrasing of each fact, the mean over the texts before it."""
     site, found = Site("neurons", layer), []

@@ -28,10 +28,15 @@ from saekit.steer.weights.delta import WeightDelta, edit_facts
 from saekit.steer.weights.facts import Fact
 from saekit.steer.weights.joint import fit_together, phrasing_keys
 from saekit.steer.weights.keys import KeyStatistics, down_projection
+from saekit.steer.weights.located import ranked_layers
 from saekit.steer.weights.values import Contexts, EditOptions, Value, find_value, texts_before
+from saekit.tasks import Ranking
 
 if TYPE_CHECKING:
     from saekit.lm import LanguageModel
+
+_SPREAD = 3
+"""Layers that a method takes from a ranking where it edits several."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def edit(
     lm: LanguageModel,
     facts: Sequence[Fact],
     statistics: KeyStatistics,
-    layers: Sequence[int],
+    layers: Sequence[int] | Ranking,
     method: str = "rome",
     *,
     options: EditOptions | None = None,
@@ -118,7 +123,8 @@ def edit(
         lm: the model, which is unchanged afterwards. Edits that are on stay on, and the new one is made on top of them.
         facts: what to write. Paraphrases, neighbourhood and portability are not used.
         statistics: of the unedited model, with these layers.
-        layers: the layer to edit (rome), or several, in whose last one the facts are to be complete.
+        layers: the layer to edit (rome), or several, in whose last one the facts are to be complete. Of a ranking, the layer
+            whose MLP it finds most in, or the three such layers: :func:`saekit.steer.weights.located.ranked_layers`.
         method: one of :data:`EDITS`.
         options: settings; None: those of the method.
         keep: texts as token ids that are to be treated as before, for the joint method.
@@ -137,6 +143,8 @@ def edit(
     """
     row = EDITS.find(method)
     options = options or row.options
+    if isinstance(layers, Ranking):
+        layers = ranked_layers(layers, _SPREAD if row.together else 1)
     layers = sorted({int(layer) for layer in layers})
     if not facts or not layers:
         raise ConfigError("There is nothing to edit.", "Give at least one fact and a layer.")
