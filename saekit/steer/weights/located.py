@@ -22,8 +22,9 @@ def ranked_layers(ranking: Ranking, n: int = 1) -> list[int]:
         raise ConfigError(f"{n} layers cannot be taken.", "Give at least 1.")
     sums: dict[int, float] = {}
     for name, score in ranking.items():
-        of_mlp = isinstance(name, Ref) and name.kind in ("neuron", "site") and name.site is not None and name.site.kind in _SITES
-        if of_mlp and name.layer is not None and score > 0:
+        if not isinstance(name, Ref) or name.kind not in ("neuron", "site") or name.site is None or name.layer is None:
+            continue
+        if name.site.kind in _SITES and score > 0:
             sums[name.layer] = sums.get(name.layer, 0.0) + score
     if not sums:
         raise ConfigError(
