@@ -132,7 +132,7 @@ def run(
 def next_steps(ws: Workspace, site: Site, sections: Sequence[Section]) -> list[str]:
     """Commands to try next, on this workspace and on another model."""
     here = quote(ws.shown)
-    lines = [f"saekit search {here} {quote(section.query)}" for section in sections[:1]]
+    lines = [f"saekit serve {here}", *(f"saekit search {here} {quote(section.query)}" for section in sections[:1])]
     for section in sections:
         if section.steered is not None:
             result, number = section.steered.result, section.steered.record.feature

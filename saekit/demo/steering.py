@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from saekit.demo.topics import NATURAL, Topic, beginning, heldout, natural_texts, openings
-from saekit.errors import CorpusError
+from saekit.errors import ConfigError, CorpusError, InterventionError
+from saekit.workspace import interventions
 from saekit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -60,7 +63,19 @@ def steer(ws: Workspace, site: Site, section: Section, topic: Topic, config: Tra
         others = (beginning(text) for text in heldout(ws, config, topic) if not section.mentions.spans(text))
         push = _push(ws, site, known.natural, list(islice(others, NATURAL)))
         vector = at_best(push, _sweep(ws, push, prompts[:half], known, choosing))
-    return replace(section, steered=Steered(record, scan, at_best(_clamp(ws, record), scan), vector))
+    result = at_best(_clamp(ws, record), scan)
+    keep_steering(ws, topic, _clamp(ws, record)(result.points[0].strength))
+    return replace(section, steered=Steered(record, scan, result, vector))
+
+
+def keep_steering(ws: Workspace, topic: Topic, intervention: Intervention) -> None:
+    """Keep what steers best under the name of the concept, so that pages, chats and programs find it.
+
+    A concept whose name cannot be that of a file, or is that of a vector already, is left out.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", (topic.concept or topic.query).lower()).strip("-")
+    with suppress(ConfigError, InterventionError):
+        interventions.keep(ws, name, intervention)
 
 
 def _best(ws: Workspace, section: Section, prompts: Sequence[str], known: Known, sampling: Sampling) -> FeatureRecord:

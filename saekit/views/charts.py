@@ -17,7 +17,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 _COLOURS = ("--one", "--two", "--four", "--five", "--six", "--three")
 _QUIET = "--three"
 _DECADES = 30.0
-"""The ratio of largest to smallest value up to which a logarithmic axis names 2 and 5 as well."""
+"""The ratio of largest to smallest value up to which a logarithmic axis names 2 and 5 as well as 1."""
 _MOST_NUMBERS = 150
 """Cells of a map up to which each has its number in it."""
 
@@ -289,12 +289,20 @@ def _axis(scale: Scale, data: Sequence[dict[str, Any]] = (), key: str = "") -> d
     if scale.log:
         values = [value for trace in data for value in trace[key]] if key else []
         wide = not values or max(values) / min(values) > _DECADES
-        axis |= {"type": "log", "exponentformat": "power", "dtick": 1} if wide else {"type": "log", "dtick": "D2"}
+        axis |= {"type": "log", "exponentformat": "power", "dtick": 1} if wide else {"type": "log", **_ticks(values, scale)}
     if scale.zero and not scale.log:
         axis["rangemode"] = "tozero"
     if scale.percent:
         axis["tickformat"] = ".2~%"
     return axis | ({"autorange": "reversed"} if scale.down else {})
+
+
+def _ticks(values: Sequence[float], scale: Scale) -> dict[str, Any]:
+    """Names of 1, 2 and 5 times the powers of ten around some values; plotly would write 0.2 as 2."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    found = [leading * 10.0**power for power in range(low, high + 1) for leading in (1, 2, 5)]
+    texts = [f"{100 * value:.3g}%" if scale.percent else short(value) for value in found]
+    return {"tickmode": "array", "tickvals": found, "ticktext": texts}
 
 
 def _drawn(value: float | None, scale: Scale) -> bool:

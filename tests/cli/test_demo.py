@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from saekit.evaluate.steering.mentions import Mentions
+from saekit.workspace import interventions
+from saekit.workspace.workspace import Workspace
 from tests.kit.commands import Outcome, Saekit
 from tests.kit.findable import findable
 from tests.kit.html import check
@@ -55,6 +57,13 @@ def again(saekit: Saekit, arguments: list[object], folder: Path, word: str) -> O
     return outcome
 
 
+def test_what_steers_best_is_kept_by_name(shown: Outcome, folder: Path) -> None:
+    ws = Workspace.open(folder)
+    kept = interventions.read(ws, "mom")
+    assert {target.kind for change in kept.changes for target in change.targets} == {"feature"}
+    assert "saekit serve" in shown.stdout
+
+
 def test_it_says_what_it_found_and_what_to_do_next(shown: Outcome, folder: Path) -> None:
     for part in ("variance unexplained", "mom", "baseline", "steered", "random", "demo.html", "saekit fit"):
         assert part in shown.stdout, part
@@ -100,9 +109,8 @@ def test_the_page(again: Outcome, folder: Path) -> None:
             (shown,) = {text for text in texts[n * i : n * (i + 1)] if prompt + text in page.all_text}
             assert len(mentions.spans(shown)) == max(len(mentions.spans(text)) for text in texts[n * i : n * (i + 1)])
     assert page.of_class("t")
-    charts = [tag for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
-    hits = sum(len(concept["hits"]) for concept in again.json["concepts"])
-    assert len(charts) == 2 * hits + 2  # of each feature its activations and its logits, of each concept its steering
+    assert len(page.of_class("spark")) == sum(len(concept["hits"]) for concept in again.json["concepts"])
+    assert len(page.charts) == 4 + 2 * len(again.json["concepts"])  # of the training, and of steering by each concept
 
 
 def test_a_report_on_any_workspace(saekit: Saekit, word: str, folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from saekit.serve.app import create_app
+from saekit.workspace import interventions
+from saekit.workspace.workspace import Workspace
 from tests.kit import browser as kit
 from tests.kit.browser import Visit
 from tests.kit.commands import Saekit
@@ -40,6 +42,10 @@ def lab_workspace(saekit: Saekit, tmp_path_factory: pytest.TempPathFactory) -> P
     sizes = ["--tokens", 10_000, "--latents", 128, "--k", 8, "--train-tokens", 20_000]
     outcome = saekit("fit", "lab", "--site", "resid_post.2", *sizes, "--out", folder, "--json")
     assert outcome.status == 0, outcome.stderr
+    ws = Workspace.open(folder)
+    with ws.database() as database:
+        feature = database.search("French", by="promotes")[0].feature
+    interventions.keep(ws, "french", interventions.described(ws, [f"{feature}:2norm"]))
     return folder
 
 
@@ -106,6 +112,22 @@ def test_every_page_is_whole_narrow_still_and_open_to_all(visit: Visit, address:
     assert not wrong
     assert set(seen) >= KNOWN
     assert len(list(kept.glob(f"{ws}-*.png"))) == 4 * len(seen)
+
+
+def test_three_clicks_from_the_first_page_to_a_steered_chat(visit: Visit, address: str, tmp_path: Path) -> None:
+    """As the README says: the name of what steers, Send, and colours."""
+    page = visit.page
+    page.goto(f"{address}/w/lab")
+    page.get_by_role("link", name="french", exact=True).click()
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_selector("#command:not(:empty)", timeout=60_000)
+    page.get_by_label("Colour tokens").click()
+    said = {arm: page.inner_text(f'[data-arm="{arm}"] .said') for arm in ("baseline", "steered", "random")}
+    assert all(page.inner_text(f'[data-arm="{arm}"] .chat') == "Hello, how are you?" for arm in said)
+    assert len(set(said.values())) == 3 and min(map(len, said.values())) > 0
+    assert page.locator('[data-arm="steered"] .said span').count() > 0
+    page.screenshot(path=kit.artefacts(tmp_path / "pages") / "chat.png", full_page=True)
+    assert not visit.barriers()
 
 
 def test_find_a_feature_and_write_about_it(visit: Visit, address: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
@@ -38,10 +38,12 @@ def bench(
     op: Annotated[str, Query(max_length=40)] = "",
     strength: Annotated[str, Query(max_length=40)] = "",
     prompt: Annotated[str, Query(max_length=_SHORT)] = "Once upon a time",
+    mode: Annotated[Literal["text", "chat"], Query()] = "text",
     run: Annotated[str, Query(max_length=200)] = "",
 ) -> dict[str, Any]:
     """Steer by features, vectors, neurons and heads. `f` names an object to begin with, `run` a kept run."""
-    setup = Setup.from_dict({"chips": [{"target": each, "op": op, "strength": strength} for each in f], "prompt": prompt})
+    chips = [{"target": each, "op": op, "strength": strength} for each in f]
+    setup = Setup.from_dict({"chips": chips, "prompt": prompt, "mode": mode})
     return bench_view(opened.workspace, setup, run)
 
 

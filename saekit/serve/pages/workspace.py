@@ -11,6 +11,7 @@ from saekit.serve.rendering import html, json_response, page
 from saekit.serve.state import OpenedHere, Served, ServedHere
 from saekit.views.workspace import workspace_row
 from saekit.views.workspace_page import dictionary_page, running, workspace_page
+from saekit.workspace import interventions
 
 router = APIRouter()
 
@@ -36,7 +37,7 @@ def start_json(served: ServedHere) -> Response:
 @page(router, "/w/{ws}", "workspace.html")
 def workspace(opened: OpenedHere) -> dict[str, Any]:
     """Where a workspace stands: its parts, its training, what runs, and what to do next."""
-    return workspace_page(opened.workspace.path)
+    return workspace_page(opened.workspace.path) | {"steerers": interventions.steerers(opened.workspace)}
 
 
 @router.get("/w/{ws}/jobs.json", tags=["pages"])

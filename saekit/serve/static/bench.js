@@ -141,7 +141,7 @@
   const write = () => {
     for (const key of ["max_tokens", "temperature", "top_p", "seed", "words"]) byId(key).value = setup[key];
     document.querySelector(`input[name=mode][value=${setup.mode === "chat" ? "chat" : "text"}]`).checked = true;
-    byId("prompt").value = setup.mode === "chat" ? "" : setup.prompt;
+    byId("prompt").value = setup.mode === "chat" && Object.keys(setup.chats ?? {}).length ? "" : setup.prompt;
     for (const arm of ARMS) chats[arm] = (setup.chats?.[arm] ?? []).map((each) => ({ ...each }));
     showChips();
     showMode();
