@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -133,6 +134,22 @@ class Tables:
             return np.array([*arrays.kinds, ""])[found] if name == "kind" else np.asarray(found, np.float64)
         with self._reading() as db:
             return self._columns.of(db, sae, name)
+
+    def values(
+        self, dictionary: str | Site | Address, names: Sequence[str], numbers: Sequence[int]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Columns of a few features: by name (n,) float64 in the order of `numbers`, NaN where a value is unknown."""
+        sae = self._addressed.one(dictionary)
+        ids = [feature_id(sae.id, number) for number in numbers]
+        chosen = ", ".join(column(name).sql for name in names)
+        sql = f"SELECT feature.id, {chosen} FROM feature WHERE feature.id IN (SELECT value FROM json_each(?))"
+        with self._reading() as db:
+            rows = db.execute(sql, (json.dumps(ids),)).fetchall()
+        kinds = (stored.INT, *(stored.REAL_OR_NONE for _ in names))
+        found = {i: values for i, *values in stored.rows(f"the features of {sae.dictionary}", rows, *kinds)}
+        nothing = [None] * len(names)
+        table = np.array([[np.nan if v is None else v for v in found.get(i, nothing)] for i in ids], np.float64)
+        return dict(zip(names, table.reshape(len(ids), len(names)).T))
 
     def matching(self, dictionary: str | Site | Address, where: str) -> NDArray[np.int64]:
         """Numbers of the features of a dictionary that fulfil a condition (:mod:`feature_db.search.where`), ascending."""

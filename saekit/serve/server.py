@@ -54,10 +54,19 @@ def run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> No
     """
     import uvicorn
 
+    from saekit.serve.warming import Warming
+
+    warming = Warming(app.state.served)
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             ready()
+            warming.start()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            warming.end()  # before the databases are closed
+            await super().shutdown(sockets=sockets)
 
     config = uvicorn.Config(
         app,

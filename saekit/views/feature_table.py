@@ -237,7 +237,7 @@ def _sorted(database: FeatureDB, sae: IndexedSAE, numbers: NDArray[np.int64], as
 
 def _rows(database: FeatureDB, sae: IndexedSAE, numbers: Sequence[int]) -> list[dict[str, Any]]:
     address = sae.dictionary
-    columns = {name: database.column(address, name) for name in NUMBERS}
+    columns = database.values(address, list(NUMBERS), numbers)
     kinds = database.column(address, "kind")
     labels = database.shown_labels(address, numbers)
     return [
@@ -246,9 +246,9 @@ def _rows(database: FeatureDB, sae: IndexedSAE, numbers: Sequence[int]) -> list[
             "feature": number,
             "label": label,
             "kind": str(kinds[number]),
-            **{name: _known(float(values[number])) for name, values in columns.items()},
+            **{name: _known(float(values[place])) for name, values in columns.items()},
         }
-        for number, label in zip(numbers, labels)
+        for place, (number, label) in enumerate(zip(numbers, labels))
     ]
 
 
