@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from saekit.errors import SaekitError
@@ -24,12 +25,12 @@ def steps(opened: Opened) -> Iterator[Callable[[], object]]:
     database = opened.database
     for sae in database.saes():
         for name in ("count", "kind", "density", "output_score", "input_score", "effect"):
-            yield lambda address=sae.dictionary, name=name: database.column(address, name)
-    yield lambda: database.search("the", k=1)
+            yield partial(database.column, sae.dictionary, name)
+    yield partial(database.search, "the", k=1)
     for sae in database.saes():
-        yield lambda address=sae.dictionary: database.ranks(address, "label")
-        yield lambda address=sae.dictionary: database.column(address, "label_source")
-        yield lambda address=sae.dictionary: database.map_of(address)
+        yield partial(database.ranks, sae.dictionary, "label")
+        yield partial(database.column, sae.dictionary, "label_source")
+        yield partial(database.map_of, sae.dictionary)
 
 
 class Warming:
