@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _OTHERS = 2
 """Tokens in a line after the first; --json and --html have all of them."""
+_FLAGS = {"target": "target-word", "refs": "ref"}
 _LAYERS = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -60,7 +61,18 @@ class FitOptions:
 class ReadOptions:
     """What is read, and how it is shown."""
 
-    kind: Annotated[str, typer.Option("--kind", help="Lens to read with: logit, tuned or jacobian.")] = "logit"
+    kind: Annotated[str, typer.Option("--kind", help="Lens to read with: logit, tuned, jacobian, backward or patchscopes.")] = (
+        "logit"
+    )
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target-word",
+            help="Also show where this word can be read, layer by layer; backward: the word whose log-probability the gradients "
+            "raise. [default: none; backward: the model's own prediction]",
+            show_default=False,
+        ),
+    ] = None
     lens: Annotated[
         Path | None,
         typer.Option(
@@ -103,7 +115,11 @@ def lens(
     A lens maps the residual stream of a layer to logits. logit applies the model's own final norm and unembedding. tuned first
     applies an affine map of the layer that was trained to predict the model's output. jacobian first applies the mean Jacobian
     from the layer to the last one, which shows what a layer tends to make the model say now or later. `--fit` fits one of the
-    last two, once.
+    last two, once. backward shows what a step along the gradient at each layer and token would write, and patchscopes how the
+    model continues "cat -> cat, hello -> hello, ?" where the hidden state of --position stands for the last token.
+
+    `--target-word` adds the rank and the probability of a word after --position: the layer from which on it can be read is late
+    enough to read it, and the layers before it are those to steer at.
 
     `--ref` shows objects in tokens. A head has pairs: tokens that it attends from and to (qk), tokens that it reads and writes
     (ov), and a copying score. A neuron or feature has the tokens that it promotes and suppresses, and a neuron those that it
@@ -114,6 +130,8 @@ def lens(
     Example: `saekit lens pythia --fit tuned`
 
     Example: `saekit lens pythia "The capital of France is" --kind tuned --layers 2-4`
+
+    Example: `saekit lens lab "The capital of France is" --kind patchscopes --position 4`
 
     Example: `saekit lens lab --ref head:1.2 --ref neuron:0/17`
     """
@@ -139,7 +157,7 @@ def _check_options(read: ReadOptions, fit: FitOptions) -> None:
     else:
         used, asked = {field.name for field in fields(read)}, "reading a text"
     given = [field.name for each in (read, fit) for field in fields(each) if getattr(each, field.name) != field.default]
-    if unused := [f"--{name}" for name in given if name not in used]:
+    if unused := [f"--{_FLAGS.get(name, name)}" for name in given if name not in used]:
         raise ConfigError(f"{asked} does not use {', '.join(unused)}.", "Leave it out.")
 
 
@@ -147,21 +165,76 @@ def _read(subject: Subject, text: str, read: ReadOptions, as_json: bool) -> None
     from saekit.locate.vocabulary import read_lens
 
     lm = subject.lm
+    (ids,) = lm.text.ids([text])
+    if not -len(ids) <= read.position < len(ids):
+        raise ConfigError(f"--position {read.position} is outside of the text, which has {len(ids)} tokens.", "Count from 0.")
     sites = None if read.layers is None else [f"resid_post.{layer}" for layer in _layers(read.layers)]
-    grid = read_lens(lm, text, _lens(subject, read), sites=sites, top=read.top)
-    T = len(grid.tokens)
-    if not -T <= read.position < T:
-        raise ConfigError(f"--position {read.position} is outside of the text, which has {T} tokens.", "Count from 0.")
+    if read.kind == "patchscopes":
+        _patchscopes(subject, ids, read, as_json)
+        return
+    found: list[dict[str, Any]] = []
+    word = None if read.target is None else _first_token(subject, ids[: read.position % len(ids) + 1], read.target)
+    if read.kind == "backward":
+        from saekit.locate.vocabulary import backward_lens
+
+        grid = backward_lens(lm, text, word, top=read.top)
+    else:
+        chosen = _lens(subject, read)
+        grid = read_lens(lm, text, chosen, sites=sites, top=read.top)
+        if word is not None:
+            from saekit.locate.vocabulary import accessibility
+
+            own = accessibility(lm, [ids[: read.position % len(ids) + 1]], [word], chosen, sites=sites)
+            found = [
+                {"site": row["site"], "rank": row["median rank"], "probability": row["mean probability"]} for row in own.rows()
+            ]
     if read.html is not None:
         from saekit.report.lens import write_lens
 
         write_lens(grid, text, read.html)
     if as_json:
-        emit(grid.to_dict() | ({"page": str(read.html)} if read.html is not None else {}))
+        facts = grid.to_dict() | ({"target": {"word": read.target, "rows": found}} if found else {})
+        emit(facts | ({"page": str(read.html)} if read.html is not None else {}))
         return
     _print_position(grid, read.position)
+    if found:
+        table(found, title=f"where {read.target!r} can be read")
     if read.html is not None:
         say_path("heat map: ", read.html)
+
+
+def _first_token(subject: Subject, before: list[int], word: str) -> int:
+    """The first token of a word as it follows these tokens: with a space before it where they need one."""
+    from saekit.steer.weights.prompts import continued
+
+    lm = subject.lm
+    return continued(lm, lm.decode([i for i in before if i not in lm.special_ids]), word)[0]
+
+
+def _patchscopes(subject: Subject, ids: list[int], read: ReadOptions, as_json: bool) -> None:
+    """What the model says of a hidden state, by layer."""
+    from saekit.locate.vocabulary import Place, patchscope
+
+    if read.html is not None or read.lens is not None or read.target is not None:
+        raise ConfigError("patchscopes has no page, no file and no target word.", "Leave out --html, --lens and --target-word.")
+    layers = range(subject.lm.n_layers) if read.layers is None else _layers(read.layers)
+    at = read.position % len(ids)
+    found = [(layer, patchscope(subject.lm, Place(ids, layer, at), top=read.top)) for layer in layers]
+    rows = [
+        {
+            "site": f"resid_post.{layer}",
+            "next": [{"token": each.token, "probability": each.value} for each in inspected.next],
+            "text": inspected.text,
+        }
+        for layer, inspected in found
+    ]
+    if as_json:
+        emit({"kind": "patchscopes", "position": at, "rows": rows})
+        return
+    shown = [
+        {"site": row["site"], "says": repr(row["text"]), "first": repr(each.next[0].token)} for row, (_, each) in zip(rows, found)
+    ]
+    table(shown, title=f"patchscopes of {subject.lm.name}, position {at}")
 
 
 def _print_position(grid: TokenGrid, position: int) -> None:

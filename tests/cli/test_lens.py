@@ -114,3 +114,35 @@ def test_a_kind_of_lens_is_a_row(saekit: Saekit, stories_path: Path, tinystories
 def test_an_option_that_is_not_used_is_refused(saekit: Saekit, stories_path: Path, arguments: list[str], unused: str) -> None:
     outcome = saekit("lens", stories_path, *arguments)
     assert outcome.status == 2 and f"does not use {unused}." in outcome.stderr
+
+
+def test_a_word_is_followed_over_the_layers(saekit: Saekit, stories_path: Path) -> None:
+    """The last row is the model's own prediction; the word gets the space that it needs."""
+    from saekit.lm import LanguageModel
+
+    lm = LanguageModel.load(stories_path)
+    (ids,) = lm.text.ids([TEXT])
+    token = lm.text.ids([f"{TEXT} there"])[0][len(ids)]
+    logits = lm.run([ids], logits="last").logits
+    assert logits is not None
+    data = saekit("lens", stories_path, TEXT, "--target-word", "there", "--json").json["target"]
+    assert data["word"] == "there" and [row["site"] for row in data["rows"]] == [f"resid_post.{n}" for n in range(5)]
+    last = data["rows"][-1]
+    assert last["probability"] == pytest.approx(float(logits[0].softmax(-1)[token]), rel=1e-3)
+    assert last["rank"] == 1 + int((logits[0] > logits[0][token]).sum())
+    assert "where 'there' can be read" in saekit("lens", stories_path, TEXT, "--target-word", "there").stdout
+
+
+def test_gradients_and_patchscopes_are_read(saekit: Saekit, stories_path: Path) -> None:
+    from saekit.lm import LanguageModel
+    from saekit.locate.vocabulary import Place, patchscope
+
+    data = saekit("lens", stories_path, TEXT, "--kind", "backward", "--target-word", "there", "--json").json
+    assert data["kind"] == "backward" and data["sites"][0] == "mlp_out.0"
+    data = saekit("lens", stories_path, TEXT, "--kind", "patchscopes", "--layers", "2", "--position", 1, "--json").json
+    lm = LanguageModel.load(stories_path)
+    alone = patchscope(lm, Place(TEXT, 2, 1))
+    assert data["position"] == 1 and data["rows"][0]["text"] == alone.text
+    assert data["rows"][0]["next"][0]["token"] == alone.next[0].token
+    refused = saekit("lens", stories_path, TEXT, "--kind", "patchscopes", "--html", "page.html", "--json")
+    assert refused.status == 2 and "patchscopes has no page" in refused.json["message"]
