@@ -9,6 +9,7 @@ import pytest
 
 from saekit.steer import clamp
 from tests.kit.commands import Saekit
+from tests.kit.html import check
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_compare_prints_every_arm_at_equal_cost(
     assert {each["other"] for each in found.json["differences"]} == set(arms) - {"steered"}
     assert found.json["words"] == ["girl"]
     text = page.read_text("utf-8")
-    assert "<b>girl" not in text and "mean difference" in text and "<script" not in text
+    assert "<b>girl" not in text and "mean difference" in text and len(check(text).charts) == 1
     shown = saekit("compare", stories_path, "One day", *settings, *goal[:4], "--max-new-tokens", 8)
     assert shown.status == 0 and "random direction" in shown.stdout and "success: a word of 'girl'; 1 prompts" in shown.stdout
 

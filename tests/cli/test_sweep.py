@@ -52,8 +52,10 @@ def test_a_sweep_is_trained_compared_and_extended(saekit: Saekit, ws: Path, tmp_
     assert Path(outcome.json["page"]) == ws / "reports" / "sweep-shapes.html"
     for name in (*names, "Sweep shapes", "on the front"):
         assert name in page.all_text
-    dots = [dict(attributes)["class"] for tag, attributes in page.tags if tag == "circle"]
-    assert len([each for each in dots if "dots" in each]) == 2 * len(rows)
+    assert len(page.charts) == 2
+    for chart, key in zip(page.charts, ("fvu", "ce_recovered")):
+        drawn = [point for curve in chart["data"] for point in zip(curve["x"], curve["y"])]
+        assert sorted(drawn) == sorted((row["l0"], row[key]) for row in rows)
 
     linked = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert sorted(linked) == sorted(f"train-resid_post.2-{name}.html" for name in names)

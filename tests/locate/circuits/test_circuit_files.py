@@ -75,10 +75,12 @@ def test_graphml_has_every_edge(found: Circuit, tmp_path: Path) -> None:
 def test_the_page_draws_every_object_and_escapes_names(found: Circuit) -> None:
     data = circuit_dict(found, {"task": EVIL, "model": "tiny"})
     page = render_circuit(data, {"faithfulness": 0.9, "curve": [{"share": 0.1, "edges": 3, "faithfulness": 0.5}] * 2})
-    assert "<script" not in page
-    assert page.count('<g class="box">') == len(data["nodes"])
-    assert page.count("<path class=") == len({(each["source"], each["input"]) for each in data["edges"]})
-    assert "faithfulness" in page
+    shown = check(page)
+    assert EVIL in shown.all_text and "faithfulness" in shown.all_text
+    *edges, boxes = shown.charts[0]["data"]
+    assert len(boxes["text"]) == len(data["nodes"])
+    assert sum(each["x"].count(None) for each in edges) == len({(each["source"], each["input"]) for each in data["edges"]})
+    assert len(shown.charts) == 2
 
 
 def test_refined_circuits_lose_less(lm: LanguageModel, task: Task) -> None:
