@@ -11,33 +11,45 @@ from saekit.cli.output import table
 from saekit.errors import SaekitError
 from saekit.evaluate.steering.frontier import Arm, Frontier, Prompting
 from saekit.steer import add
-from saekit.steer.vectors import FITS, fit_vector
+from saekit.steer.vectors import fit_vector
 from saekit.tasks import Contrast
 from saekit.workspace import Workspace
+from saekit.workspace.by_concept import Trial, steering_features
 
 BUDGETS = (0.1, 0.25, 0.6, 1.5)
 """Mean KL on neutral text, in nats a token. A change of the language needs the most; a persona falls apart there."""
 RESAMPLES = 2000
 CLEAR = 0.5
 """A method fails on a concept where its mean success over the budgets is below half of the mean difference's."""
+METHODS = ("sae", "diffmean", "pca", "probe", "trained", "random")
+"""Methods that fit a vector."""
 FIT_OPTIONS: Mapping[str, Mapping[str, Any]] = {}
 
 
-def arms(ws: Workspace, site: str, name: str, contrast: Contrast, prompting: str) -> tuple[dict[str, Arm], dict[str, Any]]:
+def arms(
+    ws: Workspace, site: str, name: str, contrast: Contrast, prompting: str, trial: Trial | None = None
+) -> tuple[dict[str, Arm], dict[str, Any]]:
     """The methods of one concept, and facts about them.
 
-    The feature is the first hit of a search for the concept's name by the words that features make the model say. All other
-    methods but random and prompting are fitted to the contrast.
+    The feature by name is the best of a trial of what a search for the name finds, on texts of the corpus (`saekit steer
+    --concept`); the first hit is that of a search by the words that features make the model say, untried. All other methods but
+    random and prompting are fitted to the contrast.
     """
     lm, found, facts = ws.lm, {}, {}
+    try:
+        tried = steering_features(ws, name, site, trial=trial, progress=False)
+    except SaekitError as error:
+        tried, facts = [], {"feature by name": error.what}
+    if tried:
+        best = tried[0]
+        found["feature by name"] = add(best.record.ref, "1norm").resolve(lm, norms=ws.median_norm)
+        facts = {"feature": best.record.feature, "label": best.record.label, "why": best.why, "tried": best.effect}
     with ws.database() as database:
         hits = database.search(name, k=1, dictionary=site, by="says")
-        if hits:
-            record = database.feature(hits[0].ref)
-            found["feature by name"] = add(record.ref, "1norm").resolve(lm, norms=ws.median_norm)
-            facts = {"feature": record.feature, "label": record.label, "why": hits[0].why}
-    methods = ["sae", "diffmean", "pca", "probe", *(["trained"] if "trained" in FITS else []), "random"]
-    for method in methods:
+    if hits:
+        facts["first hit"] = hits[0].feature
+        found["first hit"] = add(hits[0].ref, "1norm").resolve(lm, norms=ws.median_norm)
+    for method in METHODS:
         try:
             vector = fit_vector(lm, contrast, site, method, options=dict(FIT_OPTIONS.get(method, {})))
         except SaekitError as error:

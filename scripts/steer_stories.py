@@ -1,6 +1,6 @@
 """A pretrained model: stories turn to topics and feelings, at equal KL on neutral text. A section of scripts/bench_steer.py.
 
-A feature found by the concept's name, vectors fitted to passages of stories that mention it, a random direction and prompting
+A feature found by the concept's name, vectors fitted to sentences of stories that mention it, a random direction and prompting
 steer the beginnings of held-out stories. A continuation succeeds where it mentions the concept.
 """
 
@@ -15,6 +15,7 @@ from saekit.evaluate.steering.frontier import Goal, frontier
 from saekit.evaluate.steering.mentions import Mentions
 from saekit.progress import track
 from saekit.tasks import Contrast
+from saekit.workspace.by_concept import Trial
 from scripts import steer_frontiers, steer_workspaces
 from scripts.search_concepts import EVERYDAY
 from scripts.steer_frontiers import BUDGETS
@@ -29,8 +30,8 @@ CONCEPTS = {
 QUICK = ("sad", "dog")
 HELD_OUT = 200
 """The last stories, which no vector was fitted on."""
-PASSAGE, PAIRS, PROMPTS, NEW_TOKENS = 24, 100, 10, 48
-"""Words of a passage, passages a side, prompts, and tokens of a continuation."""
+PASSAGE, PAIRS, PROMPTS, NEW_TOKENS = 24, 100, 12, 48
+"""Words of the passage to prompt with, sentences a side, prompts, and tokens of a continuation."""
 _NEUTRAL, _TOKENS = 12, 32
 show = steer_frontiers.show
 
@@ -43,11 +44,19 @@ def passages(stories: Sequence[str]) -> Iterator[str]:
             yield story[words[start].start() : words[start + PASSAGE - 1].end()]
 
 
+def sentences(stories: Sequence[str]) -> Iterator[str]:
+    """Sentences of 4 to 30 words."""
+    for story in stories:
+        for sentence in re.findall(r"[^.!?]+[.!?]", story):
+            if 4 <= len(sentence.split()) <= 30:
+                yield sentence.strip()
+
+
 def contrast(name: str, mentions: Mentions, stories: Sequence[str]) -> Contrast:
-    """Passages that mention the concept, and as many that do not."""
+    """Sentences that mention the concept, and as many that do not."""
     named: list[str] = []
     others: list[str] = []
-    for text in passages(stories):
+    for text in sentences(stories):
         side = named if mentions.spans(text) else others
         if len(side) < PAIRS:
             side.append(text)
@@ -77,7 +86,7 @@ def section(quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any
             pairs = contrast(name, mentions, known)
             prompts = list(dict.fromkeys(beginnings(mentions, unseen[:-_NEUTRAL])))[: 3 if quick else PROMPTS]
             natural = next(text for text in passages(unseen) if mentions.spans(text))
-            arms, facts = steer_frontiers.arms(ws, SITE, name, pairs, f"{natural} ")
+            arms, facts = steer_frontiers.arms(ws, SITE, name, pairs, f"{natural} ", Trial(texts=len(known)))
             goal = Goal(lambda text, mentions=mentions: float(bool(mentions.spans(text))), prompts, neutral, NEW_TOKENS)
             rows.append(steer_frontiers.row_of(name, CONCEPTS[name], frontier(ws.lm, arms, goal, BUDGETS), facts))
             bar.update(done, name)

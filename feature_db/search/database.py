@@ -100,6 +100,25 @@ class Searches:
         with self._reading() as db:
             return Hits(search(self._lookup(db, saes, chosen, query, model), words, page, signals, FLOOR if by is None else 0.0))
 
+    def words_meant(self, query: str, dictionary: str | Site | Address | None = None) -> dict[str, float]:
+        """The words of the corpus that a query stands for, each with its weight, 0 to 1: those that `search` looks for.
+
+        Args:
+            query, dictionary: as in :meth:`search`. Without a dictionary, words of the corpus of the first one.
+
+        Raises:
+            UnknownSite: there are no features of `dictionary`.
+            ConfigError: the query is not text.
+        """
+        from feature_db.search.saying import words_meant
+
+        saes = self._addressed.searched(None, dictionary, None)
+        chosen = self._filter(saes, None, (0.0, 1.0), True, None)
+        if not saes:
+            return {}
+        with self._reading() as db:
+            return words_meant(self._lookup(db, saes, chosen, query_text(query)))
+
     def search_texts(
         self,
         lm: LanguageModel,

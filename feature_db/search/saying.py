@@ -38,18 +38,27 @@ def says(lookup: Lookup) -> Iterator[Scores]:
                 yield Scores(sae, features, total_F / (total_F + _HALF), partial(_promoted, found, weight_N, tokens))
 
 
-def _tokens(lookup: Lookup, query: Asked) -> Tokens:
+def words_meant(lookup: Lookup) -> dict[str, float]:
+    """The words that a query stands for, of the corpus of the first dictionary that is searched, each with its weight, 0 to 1."""
+    return next((_words(query) for _, query in asked(lookup)), {})
+
+
+def _words(query: Asked) -> dict[str, float]:
     weights: dict[int, float] = {}
     for lexicon in LEXICONS.values():
         for words in lexicon(query):
             for word, weight in zip(words.words.tolist(), (words.weights * words.share).tolist()):
                 weights[word] = max(weights.get(word, 0.0), weight)
     chosen = sorted(weights, key=lambda word: (-weights[word], word))[:_MOST]
+    return dict(zip(query.texts(chosen), (weights[word] for word in chosen)))
+
+
+def _tokens(lookup: Lookup, query: Asked) -> Tokens:
     tokens: dict[int, tuple[float, str]] = {}
-    for word, text in zip(chosen, query.texts(chosen)):
+    for text, weight in _words(query).items():
         for term, (share, token) in lookup.of(text).promoting.items():
-            if share * weights[word] > tokens.get(term, (0.0, ""))[0]:
-                tokens[term] = share * weights[word], token
+            if share * weight > tokens.get(term, (0.0, ""))[0]:
+                tokens[term] = share * weight, token
     return tokens
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saekit.cli import options
+from saekit.cli.concepts import by_concept
 from saekit.cli.interventions import InterventionOptions
 from saekit.cli.output import console, emit, number, print_section, quiet_libraries, say, say_line, say_path, text
 from saekit.cli.scatter import scatter
@@ -30,6 +31,16 @@ WEAK = 0.25
 class SteeringOptions:
     """Where to steer, and what to compare with."""
 
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--concept",
+            help="Name of a concept to steer towards: of the features that a search finds, the one that a trial on texts of the "
+            "workspace's corpus finds best is clamped at the strength that did best. May be repeated.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Also steer in a random direction, with a change of the same norm.")
     ] = True
@@ -171,6 +182,11 @@ def steer(
 
     `--dola low` subtracts, at every token, what an early layer already predicts: alone, or with features and vectors.
 
+    --concept music searches for features, tries each on openings of the workspace's corpus, and clamps the best. It prints the
+    numbers, for --feature.
+
+    Example: `saekit steer pythia --concept music "Once upon a time"`
+
     Steering works best with features that promote the words of a concept: `saekit search WORKSPACE CONCEPT --by says`. A feature
     that fires on a concept's tokens does not necessarily make the model produce them. The last lines say what `saekit index`
     measured of each feature: its output score (how likely a clamp makes the tokens that it promotes) and the tokens that gain.
@@ -194,6 +210,8 @@ def steer(
     ws, lm = subject.workspace, subject.lm
     rows = partial(contexts, subject, data, texts=32, context=64)
     decoding = steering.decoding()
+    tried = by_concept(subject, steering.concept or [], name, progress=not as_json)
+    given = replace(given, feature=[*(given.feature or []), *tried.features])
     asked = given.asked(name, "1norm" if scanning.scan else None)
     changes = [asked_for(ws, lm, asked, rows)] if asked.any or not decoding else []
     intervention = combine(changes)
@@ -221,6 +239,7 @@ def steer(
         **generation.sampling,
     )
     facts = {**result.to_dict(), "measured": ws.causal(given.feature, name=name) if ws is not None and given.feature else []}
+    facts |= {"concepts": tried.to_dict()} if steering.concept else {}
     if as_json:
         emit(facts)
         return
