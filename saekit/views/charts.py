@@ -147,7 +147,8 @@ def heat(rows: Sequence[Sequence[float | None]], xs: Sequence[str], ys: Sequence
         "colorbar": {"thickness": 10, "outlinewidth": 0},
     }
     if len(known) <= _MOST_NUMBERS:
-        trace |= {"texttemplate": "%{z:.2~g}", "textfont": {"size": 10}}
+        digits = min(6, max(0, 1 - math.floor(math.log10(most))))
+        trace |= {"texttemplate": f"%{{z:.{digits}f}}", "textfont": {"size": 10}}
     axes = {"xaxis": {**_axis(x), "type": "category"}, "yaxis": {**_axis(y), "type": "category"}}
     return {"data": [trace], "layout": axes | {"showlegend": False}}
 
@@ -298,9 +299,13 @@ def _axis(scale: Scale, data: Sequence[dict[str, Any]] = (), key: str = "") -> d
 
 
 def _ticks(values: Sequence[float], scale: Scale) -> dict[str, Any]:
-    """Names of 1, 2 and 5 times the powers of ten around some values; plotly would write 0.2 as 2."""
+    """Names of 1, 2 and 5 times the powers of ten around some values, and of every digit where they are near.
+
+    plotly would write 0.2 as 2.
+    """
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    found = [leading * 10.0**power for power in range(low, high + 1) for leading in (1, 2, 5)]
+    every = (1, 2, 5) if max(values) > 5 * min(values) else range(1, 10)
+    found = [leading * 10.0**power for power in range(low, high + 1) for leading in every]
     texts = [f"{100 * value:.3g}%" if scale.percent else short(value) for value in found]
     return {"tickmode": "array", "tickvals": found, "ticktext": texts}
 

@@ -80,6 +80,13 @@ class Visit:
         if not own and urlsplit(request.url).scheme not in _LOCAL:
             self.faults.append(f"{self.page.url} asks for {request.url}")
 
+    def resize(self, width: int) -> None:
+        """Give the window another width, and wait until charts have it, too."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.evaluate(
+            "() => Promise.all([...document.querySelectorAll('.js-plotly-plot')].map((each) => Plotly.Plots.resize(each)))"
+        )
+
     def overflow(self) -> str:
         """What makes the page wider than the window; empty if nothing does."""
         said: str = self.page.evaluate(_OVERFLOW)

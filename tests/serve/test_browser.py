@@ -103,12 +103,12 @@ def test_every_page_is_whole_narrow_still_and_open_to_all(visit: Visit, address:
         for scheme, widths in (("light", kit.WIDTHS), ("dark", kit.WIDTHS[::-1])):
             visit.page.emulate_media(color_scheme=scheme)
             for width in widths:
-                visit.page.set_viewport_size({"width": width, "height": 900})
+                visit.resize(width)
                 wrong += [f"{kind} at {width} px: {wide}"] if (wide := visit.overflow()) else []
                 visit.page.screenshot(path=kept / f"{ws}-{kind}-{width}-{scheme}.png", full_page=True)
             wrong += visit.barriers() if ws == "lab" else []
         visit.page.emulate_media(color_scheme="light")
-        visit.page.set_viewport_size({"width": 1280, "height": 900})
+        visit.resize(1280)
     assert not wrong
     assert set(seen) >= KNOWN
     assert len(list(kept.glob(f"{ws}-*.png"))) == 4 * len(seen)
