@@ -84,7 +84,7 @@ class Visit:
         """Give the window another width, and wait until charts have it, too."""
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.evaluate(
-            "() => Promise.all([...document.querySelectorAll('.js-plotly-plot')].map((each) => Plotly.Plots.resize(each)))"
+            "() => Promise.all([...document.querySelectorAll('.js-plotly-plot')].map((c) => Plotly.Plots.resize(c)))"
         )
 
     def overflow(self) -> str:
