@@ -17,7 +17,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SECTIONS = {
+    "agreement": "scripts.locate_agreement",
     "circuits": "scripts.locate_circuits",
+    "graphs": "scripts.locate_graphs",
     "induction": "scripts.locate_induction",
     "speed": "scripts.locate_speed",
     "stories": "scripts.locate_stories",

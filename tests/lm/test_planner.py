@@ -92,6 +92,36 @@ def test_each_variant_equals_a_run_of_its_own(tiny: LanguageModel, side: str) ->
         torch.testing.assert_close(effects, torch.stack(wanted).double(), rtol=1e-4, atol=6e-5)
 
 
+def late_variants(lm: LanguageModel, first: int = 3) -> list[Variant]:
+    """Every raw space that is read token by token, at the later tokens of rows, several times over."""
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for space in raw(lm):
+        for row, length in enumerate(ROWS):
+            for places in ([first], [first, length - 1], [length - 1]):
+                value = torch.randn(1, *[max(ROWS) if size < 0 else size for size in space.unit_shape], generator=generator)
+                made.append(Variant(row, (Replace(space, [0], value, places),)))
+    return made
+
+
+def test_keys_and_values_before_the_first_change_are_shared(tiny: LanguageModel) -> None:
+    tokens_BT, mask_BT = tiny.text.pad(rows_of(1), "right")
+    shared, alone = Planner(tiny, tokens_BT, mask_BT), Planner(tiny, tokens_BT, mask_BT)
+    assert shared._base.keys_and_values.usable
+    alone._base.keys_and_values.usable = False
+    variants, metric = late_variants(tiny), metric_of(ROWS)
+    ran = []
+    hook = tiny.blocks[-1].register_forward_pre_hook(
+        lambda module, args, kwargs: ran.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True
+    )
+    found = shared.effects(variants, metric)
+    hook.remove()
+    assert min(ran) < max(ROWS)  # runs that begin after the first token
+    torch.testing.assert_close(found, alone.effects(variants, metric), rtol=1e-4, atol=3e-5)
+    earlier = Metric("cross_entropy", rows=tuple(map(tuple, rows_of(1))))  # reads logits before the first change too
+    torch.testing.assert_close(shared.effects(variants, earlier), alone.effects(variants, earlier), rtol=1e-4, atol=3e-5)
+
+
 def test_an_empty_patch_changes_no_bit_and_runs_nothing(tiny: LanguageModel) -> None:
     tokens_BT, mask_BT = tiny.text.pad(rows_of(1), "left")
     planner, metric = Planner(tiny, tokens_BT, mask_BT), metric_of(ROWS)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.lm.run.changes import BatchChanges, Prepared, Replace, Variant, prepare
+from saekit.lm.run.changes import Prepared, Replace, Variant, prepare
 from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.measuring import Measure
 from saekit.lm.run.progressive import run_batch
+from saekit.lm.run.shared_prefix import by_first_column, first_column
 from saekit.lm.run.unchanged import Unchanged
 from saekit.names.site import Site
 from saekit.progress import track
@@ -22,6 +23,8 @@ __all__ = ["Planner", "Replace", "Variant"]
 
 _CHUNK = 4096
 """Variants that are prepared at once, so that memory does not grow with their number."""
+_PAYS = 4
+"""Passes over the prompts that the keys and values of a prefix must save: they cost three."""
 
 
 class Planner:
@@ -29,13 +32,14 @@ class Planner:
 
     Variants are sorted by the first block that they change and run together, one variant a row. A variant joins its batch at
     that block, with the recorded input of the block; blocks before it are not run. Replacements that set what is there already
-    are left out, and a variant without any other is not run at all. Logits are computed only where they are needed.
+    are left out, and a variant without any other is not run at all. Columns before the first one that a variant changes are not
+    run either: their keys and values are computed once for each prompt. Logits are computed only where they are needed.
 
     All tokens are moved so that pads are on the right: column c of a row is its position c, counted without pads.
 
     Memory: a batch takes at most `memory` bytes for activations and logits, whatever the number of variants. Besides that, the
-    planner keeps the inputs of all blocks and the activations that have been read, (B, T, width) each. :attr:`rows_at_once` is
-    the number of rows of a batch.
+    planner keeps the inputs, keys and values of all blocks and the activations that have been read, (B, T, width) each.
+    :attr:`rows_at_once` is the number of rows of a batch.
 
     Attributes:
         lm: the model.
@@ -167,6 +171,15 @@ class Planner:
         self._base.read([site for space in spaces for site in (space.site, space.site_out)])
         prepared = [prepare(self._base, number, variant) for number, variant in enumerate(chunk)]
         changing = sorted((each for each in prepared if each.steps), key=lambda each: (each.layer, each.number))
-        for start in range(0, len(changing), self.rows_at_once):
-            batch = changing[start : start + self.rows_at_once]
-            yield batch, run_batch(self._base, batch, BatchChanges(batch))
+        for first, group in self._groups(changing):
+            group.sort(key=lambda each: (each.layer, each.number))
+            for start in range(0, len(group), self.rows_at_once):
+                batch = group[start : start + self.rows_at_once]
+                yield batch, run_batch(self._base, batch, first)
+
+    def _groups(self, changing: list[Prepared]) -> list[tuple[int, list[Prepared]]]:
+        """Variants by the first column that they change, where keeping the keys and values of the columns before it pays."""
+        saved = sum(map(first_column, changing))
+        if saved <= _PAYS * self.tokens_BT.numel() or not self._base.keys_and_values.usable:
+            return [(0, changing)]
+        return by_first_column(changing, self.tokens_BT.shape[1])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
+from saekit.lm.exclusive import innermost
 from saekit.lm.run.forward import RunnableModel
 from saekit.lm.run.hooks import taken
 from saekit.names.site import Site
 from saekit.objects.error import Error
 from saekit.objects.features import Features
 from saekit.objects.spaces import Space
+
+if TYPE_CHECKING:
+    from saekit.lm.run.shared_prefix import KeysAndValues
 
 
 class Unchanged:
@@ -48,6 +53,14 @@ class Unchanged:
         self.tokens_BT = self.recording.tokens_BT
         self._acts: dict[Site, Tensor] = {}
         self._codes: dict[Hashable, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def keys_and_values(self) -> KeysAndValues:
+        """Of all blocks; kept once computed."""
+        from saekit.lm.run.shared_prefix import KeysAndValues
+
+        with innermost(self), self.lm.lock, torch.no_grad():
+            return KeysAndValues(self.lm, self.recording)
 
     def act(self, site: Site) -> Tensor:
         """(B, T, *shape of one token), or (B, heads, T, T) at a pattern; kept once read."""
