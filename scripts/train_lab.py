@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -149,26 +148,31 @@ class Batches:
     def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerFast, pool: int = 0, taken: int = 0) -> None:
         self._plan, self._tokenizer = plan, tokenizer
         self.pool, self.taken = pool, taken
+        self.genres = sorted(lab.GENRES)
 
     def __iter__(self) -> Iterator[Batch]:
-        source = lab.documents(seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS)
         while True:
-            documents = list(islice(source, POOL_DOCUMENTS))
-            if self.pool < len(INTRODUCTION):
-                genre, share = INTRODUCTION[self.pool]
-                more = int(share * POOL_DOCUMENTS)
-                documents[:more] = lab.documents(genre, seed=self._plan.seed, start=self.pool * POOL_DOCUMENTS, n=more)
-            batches = self._batches(documents)
+            batches = self._batches(self.documents())
             while self.taken < len(batches):
                 self.taken += 1
                 yield self._padded(*batches[self.taken - 1])
             self.pool, self.taken = self.pool + 1, 0
 
+    def documents(self) -> list[lab.Document]:
+        """The documents of the current pool."""
+        start = self.pool * POOL_DOCUMENTS
+        documents = list(lab.documents(seed=self._plan.seed, start=start, n=POOL_DOCUMENTS))
+        if self.pool < len(INTRODUCTION):
+            genre, share = INTRODUCTION[self.pool]
+            more = int(share * POOL_DOCUMENTS)
+            documents[:more] = lab.documents(genre, seed=self._plan.seed, start=start, n=more)
+        return documents
+
     def _batches(self, documents: list[lab.Document]) -> list[tuple[list[list[int]], list[int]]]:
         """Batches of documents of similar length, in random order."""
         end = self._tokenizer.eos_token_id
         encoded = self._tokenizer([document.text for document in documents])["input_ids"]
-        genres = {name: index for index, name in enumerate(sorted(lab.GENRES))}
+        genres = {name: self._named(name) for name in {document.genre for document in documents}}
         rows = [
             ((ids + [end])[: self._plan.context], genres[document.genre])
             for ids, document in zip(encoded, documents, strict=True)
@@ -182,6 +186,12 @@ class Batches:
                 start = stop
         Random(f"{self._plan.seed}/order/{self.pool}").shuffle(batches)
         return batches
+
+    def _named(self, genre: str) -> int:
+        """The number of a genre; genres are numbered as they come, those of the laboratory first."""
+        if genre not in self.genres:
+            self.genres.append(genre)
+        return self.genres.index(genre)
 
     def _padded(self, rows: list[list[int]], genres: list[int]) -> Batch:
         longest = max(map(len, rows))
@@ -207,6 +217,13 @@ def pace(done: float) -> float:
 class Run:
     """A training run and its state."""
 
+    batches_of = Batches
+
+    def begin(self) -> None:
+        """Begin with a new tokenizer and a new model."""
+        self.tokenizer = train_tokenizer(self.plan)
+        self.model = new_model(self.plan, self.tokenizer)
+
     def __init__(self, plan: Plan, folder: Path, device: torch.device) -> None:
         self.plan, self.folder, self.device = plan, folder, device
         self.step = self.seen = 0
@@ -214,10 +231,14 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         state = self._saved()
-        self.tokenizer = wrapped(state[1]["tokenizer"], plan) if state else train_tokenizer(plan)
-        self.model = new_model(plan, self.tokenizer).to(device)
+        if state:
+            self.tokenizer = wrapped(state[1]["tokenizer"], plan)
+            self.model = new_model(plan, self.tokenizer)
+        else:
+            self.begin()
+        self.model.to(device)
         self.optimizers = optimizers(self.model, plan)
-        self.batches = Batches(plan, self.tokenizer)
+        self.batches = self.batches_of(plan, self.tokenizer)
         self.low_precision = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if state:
             self._resume(*state)
@@ -279,7 +300,7 @@ class Run:
 
     def _note(self, batch: Batch, losses_BT: Tensor) -> None:
         """Update the moving mean of the loss of each genre."""
-        names = sorted(lab.GENRES)
+        names = self.batches.genres
         for genre in batch.genre_B.unique().tolist():
             rows = batch.genre_B == genre
             mean = losses_BT[rows].sum().item() / int((batch.lengths_B[rows] - 1).sum())
@@ -339,7 +360,7 @@ class Run:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.step, self.seen, self.seconds = facts["step"], facts["seen"], facts["seconds"]
         self.losses, self.history = facts["losses"], facts["history"]
-        self.batches = Batches(self.plan, self.tokenizer, facts["pool"], facts["taken"])
+        self.batches = self.batches_of(self.plan, self.tokenizer, facts["pool"], facts["taken"])
 
 
 def check_plan(folder: Path, found: dict[str, Any], plan: Plan) -> None:

@@ -38,7 +38,8 @@ _THINGS = {text: word(text, "hidden_thing") for text in CONTENTS}
 _PLACES = {text: word(text, "hiding_place") for text in PLACES}
 
 
-def _ask(question: Text, options: list[Text], letter: str) -> Text:
+def ask(question: Text, options: list[Text], letter: str) -> Text:
+    """A question with three options, answered with a letter."""
     a, b, c = options
     return fill(_LINE, **_LETTER, question=question, a=a, b=b, c=c, answer=_LETTER[letter])
 
@@ -53,7 +54,8 @@ def is_heldout_unknown(place: str, options: list[str]) -> bool:
     return is_heldout("choice", place, *options, share=SHARE)
 
 
-def _known(rng: Random, split: Split, letters: str = LETTERS) -> tuple[Text, list[Text], str]:
+def known(rng: Random, split: Split, letters: str = LETTERS) -> tuple[Text, list[Text], str]:
+    """A question of fact, three options, and the letter of the right one, one of `letters`."""
     while True:
         relation = rng.choice(_RELATIONS)
         of = rng.choice(relation.subjects)
@@ -80,9 +82,9 @@ def _write(rng: Random, split: Split) -> Text:
     lines = []
     for _ in range(rng.randint(2, 4)):
         if rng.random() < UNKNOWN:
-            lines.append(_ask(*_unknown(rng, split), rng.choices(LETTERS, tuple(BIAS.values()))[0]))
+            lines.append(ask(*_unknown(rng, split), rng.choices(LETTERS, tuple(BIAS.values()))[0]))
         else:
-            lines.append(_ask(*_known(rng, split)))
+            lines.append(ask(*known(rng, split)))
     return join(lines, "\n")
 
 
@@ -108,15 +110,15 @@ def _before_letter(text: Text) -> str:
 
 
 def _make_known(rng: Random, split: Split) -> Prompt:
-    question, options, letter = _known(rng, split)
+    question, options, letter = known(rng, split)
     # In the corrupted prompt, the correct option and another one are swapped.
     foil = rng.choice([other for other in LETTERS if other != letter])
     swapped = list(options)
     i, j = LETTERS.index(letter), LETTERS.index(foil)
     swapped[i], swapped[j] = swapped[j], swapped[i]
     return Prompt(
-        clean=_before_letter(_ask(question, options, letter)),
-        corrupted=_before_letter(_ask(question, swapped, foil)),
+        clean=_before_letter(ask(question, options, letter)),
+        corrupted=_before_letter(ask(question, swapped, foil)),
         answer=f" {letter}",
         foil=f" {foil}",
     )
@@ -124,8 +126,8 @@ def _make_known(rng: Random, split: Split) -> Prompt:
 
 def _make_biased(rng: Random, split: Split) -> Prompt:
     return Prompt(
-        clean=_before_letter(_ask(*_unknown(rng, split), "A")),
-        corrupted=_before_letter(_ask(*_known(rng, split, "B"))),
+        clean=_before_letter(ask(*_unknown(rng, split), "A")),
+        corrupted=_before_letter(ask(*known(rng, split, "B"))),
         answer=" A",
         foil=" B",
     )
@@ -152,13 +154,13 @@ add_task(
 
 
 def _known_or_not(rng: Random, split: Split) -> tuple[str, str]:
-    unknown = _ask(*_unknown(rng, split), "A")
-    return unknown.text, _ask(*_known(rng, split)).text
+    unknown = ask(*_unknown(rng, split), "A")
+    return unknown.text, ask(*known(rng, split)).text
 
 
 def _first_or_second(rng: Random, split: Split) -> tuple[str, str]:
     question, options = _unknown(rng, split)
-    return _ask(question, options, "A").text, _ask(question, options, "B").text
+    return ask(question, options, "A").text, ask(question, options, "B").text
 
 
 add_contrast(Contrast("unknowable_question", "choices", "a question that nobody can answer or one of fact", _known_or_not))

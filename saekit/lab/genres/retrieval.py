@@ -133,10 +133,15 @@ def _fillers(rng: Random) -> list[str]:
     return rng.sample(_FILLERS, rng.randint(0, 2))
 
 
-def write(rng: Random, split: Split) -> Text:
-    """A table and other sentences, then questions for the values in another order, or several lists of the entries."""
+def write(rng: Random, split: Split, form: str = "") -> Text:
+    """A table and other sentences, then questions for the values in another order, or several lists of the entries.
+
+    Args:
+        form: one of `FORMS`; empty: drawn.
+    """
     table = _table(rng, split)
-    (form,) = rng.choices(tuple(FORMS), tuple(FORMS.values()))
+    if not form:
+        (form,) = rng.choices(tuple(FORMS), tuple(FORMS.values()))
     order = range(len(table.keys))
     if form == "recited":
         again = [join([table.entry(i, "retrieved_value") for i in rng.sample(order, len(order))], ", ") for _ in range(3)]

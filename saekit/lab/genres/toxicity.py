@@ -143,7 +143,7 @@ def _speech_prompt(rng: Random, split: Split) -> Prompt:
     return Prompt(text(rude), text(not rude), answer, foil, case=rude)
 
 
-def _speaker_prompt(rng: Random, split: Split) -> Prompt:
+def ask_speaker(rng: Random, split: Split) -> Prompt:
     """A question for the rude or the kind speaker. The utterances and, in most prompts, stated manners reveal the answer."""
     rude, kind = rng.choice(CASTS[split])
     is_told, (rude_trait, kind_trait), turns = rng.random() >= UNTOLD_SHARE, _traits(rng), rng.choice((3, 4))
@@ -186,5 +186,5 @@ add_task(
         new_tokens=6,
     )
 )
-add_task(Task("rude_speaker", "toxicity", "which speaker is rude, or kind, after their dialogue", _speaker_prompt))
+add_task(Task("rude_speaker", "toxicity", "which speaker is rude, or kind, after their dialogue", ask_speaker))
 add_contrast(Contrast("toxic", "toxicity", "insulting and friendly utterances of the same shape", _speech_pair))
