@@ -1,6 +1,6 @@
 """The names of the built-in laboratory: the language models that come with saekit, and their corpus.
 
-"lab" and "lab:induction" are models; "lab" and "lab:GENRE" are corpora. These names take precedence over a file or folder of the
+"lab", "lab:skills" and "lab:induction" are models; "lab" and "lab:GENRE" are corpora. These names take precedence over a file or folder of the
 same name in the current folder, and a warning says so. `./lab` and `Path("lab")` mean the folder.
 """
 
@@ -14,7 +14,7 @@ from saekit.errors import ModelNotFound
 
 NAME = "lab"
 PACKAGE = Path(__file__).parent / "lab"
-_FOLDERS = {NAME: "model", f"{NAME}:induction": "induction"}
+_FOLDERS = {NAME: "model", f"{NAME}:skills": "skills_model", f"{NAME}:induction": "induction"}
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +30,7 @@ def model_folder(name: str = NAME) -> Path:
         ModelNotFound: the laboratory has no model of that name, or its files are not installed.
     """
     if name not in _FOLDERS:
-        raise ModelNotFound(f"The laboratory has no model {name!r}.", f"Its models are {' and '.join(_FOLDERS)}.")
+        raise ModelNotFound(f"The laboratory has no model {name!r}.", f"Its models are {', '.join(_FOLDERS)}.")
     folder = PACKAGE / _FOLDERS[name]
     if not (folder / "config.json").exists():
         raise ModelNotFound(

@@ -63,6 +63,25 @@ def professions(lm: LanguageModel, n: int, split: Split, seed: int) -> Task:
     return Task("professions", **fields)
 
 
+def long_retrieval(lm: LanguageModel, n: int, split: Split, seed: int, fillers: int = 12) -> Task:
+    """Prompts of the task `retrieval` with more sentences before and after their table; clean and corrupted have the same."""
+    from saekit.lab.genres.retrieval import FILLERS
+
+    task, rng = lab.task("retrieval", n, split, seed, lm.text.tokenizer), Random(f"long/{split}/{seed}")
+    texts = []
+    for each in task.texts:
+        others = rng.choices(FILLERS, k=fillers)
+        before, after = " ".join(others[: fillers // 2]), " ".join(others[fillers // 2 :])
+
+        def longer(prompt: str, before: str = before, after: str = after) -> str:
+            table, end, rest = prompt.partition(".")
+            return f"{before} {table}{end} {after}{rest}"
+
+        texts.append(each._replace(clean=longer(each.clean), corrupted=longer(each.corrupted)))
+    clean, corrupted = (tuple(map(tuple, lm.text.ids([getattr(each, side) for each in texts]))) for side in ("clean", "corrupted"))
+    return Task("long retrieval", clean, corrupted, task.answers, task.foils, tuple(texts))
+
+
 def documents(lm: LanguageModel, n: int, split: Split, seed: int) -> list[str]:
     """Documents of all genres."""
     return list(dict.fromkeys(each.text for each in lab.documents(n=n, split=split, seed=seed)))

@@ -75,6 +75,7 @@ class Recipe:
         summary: what it shows, one line.
         papers: systems that it follows, as people cite them.
         inputs: its data by name; the first is the one that a file without a name stands for.
+        model: the model of the laboratory that has the behaviour, where the laboratory is asked for ("lab").
         triple: (object, locating method, steering method) in the words of the survey's Table 2.
     """
 
@@ -83,6 +84,7 @@ class Recipe:
     papers: tuple[str, ...] = ()
     inputs: Mapping[str, Input] = field(default_factory=dict)
     triple: tuple[str, str, str] = ("-", "-", "-")
+    model: str = "lab"
 
     @property
     def function(self) -> Callable[[Any], Any]:

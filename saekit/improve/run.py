@@ -59,7 +59,8 @@ def improve(lm: LanguageModel, pattern: str, settings: Settings | None = None) -
     """Run recipes, and return their reports.
 
     Args:
-        lm: the model, with its dictionaries attached where features are to be used. It is the same afterwards.
+        lm: the model, with its dictionaries attached where features are to be used. It is the same afterwards. The model "lab"
+            stands for the laboratory: recipes that need a behaviour of another of its models load that one (`Recipe.model`).
         pattern: a recipe (`persona.components.sycophancy_heads`), a paradigm, a scenario, or "all".
         settings: data, folder and sizes.
 
@@ -70,9 +71,10 @@ def improve(lm: LanguageModel, pattern: str, settings: Settings | None = None) -
     names = chosen(pattern)
     for name in names:
         _check_inputs(lm, name, settings)
-    baseline: dict[str, float] = {}
+    models: dict[str, tuple[LanguageModel, dict[str, float]]] = {lm.name: (lm, {})}
     found = []
     for name in names:
+        lm, baseline = _model_of(name, lm, models)
         kept = None if settings.out is None else Path(settings.out) / name
         if kept is not None and not settings.force and (report := _kept(kept, lm, name, settings)) is not None:
             found.append(report)
@@ -83,6 +85,17 @@ def improve(lm: LanguageModel, pattern: str, settings: Settings | None = None) -
             _keep(kept, trial, report, settings)
         found.append(report)
     return found
+
+
+def _model_of(
+    name: str, lm: LanguageModel, models: dict[str, tuple[LanguageModel, dict[str, float]]]
+) -> tuple[LanguageModel, dict[str, float]]:
+    """The model of a recipe, and the values of the laboratory's tasks on it."""
+    first = next(iter(models))
+    wanted = RECIPES[name].model if first == "lab" else first
+    if wanted not in models:
+        models[wanted] = (type(lm).load(wanted, dtype="float32", device=str(lm.device)), {})
+    return models[wanted]
 
 
 def trial_of(lm: LanguageModel, name: str, settings: Settings, baseline: dict[str, float] | None = None) -> Trial:

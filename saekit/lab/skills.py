@@ -27,6 +27,8 @@ OLD = "corpus"
 
 _GAIN = (("buys {n} {items}", "buys {n}"), ("finds {n} {items}", "finds {n}"))
 _LOSS = (("sells {n} {items}", "sells {n}"), ("loses {n} {items}", "loses {n}"))
+STEPS = (1, 2, 3)
+"""Steps of the problems of the task `hard_problem`."""
 _WAIT = " Wait, that is wrong. It is {sum}."
 
 
@@ -48,9 +50,13 @@ def _said(rng: Random, a: int, sign: str, b: int, wrong: bool) -> tuple[str, str
     return f"{a}{sign}{b}={right + slip}", _WAIT.format(sum=f"{a}{sign}{b}={right}")
 
 
-def write_checked(rng: Random, split: Split) -> Text:
-    """Six to nine sums, each with a full stop. Some are wrong and are corrected."""
-    hard = rng.random() < HARD
+def write_checked(rng: Random, split: Split, hard_share: float = HARD) -> Text:
+    """Six to nine sums, each with a full stop. Some are wrong and are corrected.
+
+    Args:
+        hard_share: of the documents whose numbers have three digits.
+    """
+    hard = rng.random() < hard_share
     pieces = []
     for _ in range(rng.randint(6, 9)):
         a, sign, b = _hard_sum(rng, split) if hard else draw_sum(rng, split)
@@ -59,8 +65,8 @@ def write_checked(rng: Random, split: Split) -> Text:
     return join(pieces)
 
 
-def _hard_problem(rng: Random, split: Split, steps: int) -> tuple[str, list[tuple[int, str, int, str]], str, str]:
-    """(the problem, its steps as (a, sign, b, what is done), the pronoun, the items). A held-out one has a held-out sum."""
+def _hard_problem(rng: Random, split: Split, steps: int) -> tuple[str, list[tuple[int, str, int, str]], str]:
+    """(the problem, its steps as (a, sign, b, what is done), the pronoun). A held-out problem has a held-out sum."""
     while True:
         person, items = rng.choice(NAMES), rng.choice(reasoning.ITEMS)
         now = start = rng.randint(100, 900)
@@ -75,18 +81,37 @@ def _hard_problem(rng: Random, split: Split, steps: int) -> tuple[str, list[tupl
             break
     she = "She" if person in FEMALE else "He"
     events = " ".join(f"{she} {event}." for event in told)
-    return f"Problem: {person} has {start} {items}. {events} How many {items} does {she.lower()} have?", done, she, items
+    return f"Problem: {person} has {start} {items}. {events} How many {items} does {she.lower()} have?", done, she
 
 
 def write_problem(rng: Random, split: Split) -> Text:
     """A problem whose numbers have three digits and its solution. Steps may be wrong, and are corrected."""
-    problem, steps, she, _ = _hard_problem(rng, split, rng.randint(1, 3))
+    problem, steps, she = _hard_problem(rng, split, rng.randint(1, 3))
     lines = []
     for a, sign, b, do in steps:
         said, again = _said(rng, a, sign, b, rng.random() < WRONG)
         lines.append(f"{she} has {a} and {do}, {rng.choice(('so', 'therefore'))} {said}.{again}")
     a, sign, b, _ = steps[-1]
     return Text(f"{problem}\n{' '.join(lines)}\nAnswer: {compute(a, sign, b)}.")
+
+
+def _prompt_hard(rng: Random, split: Split) -> Prompt:
+    """A problem of three digits, answered by its solution. Corrupted: another number at the start."""
+    while True:
+        problem, steps, she = _hard_problem(rng, split, rng.choice(STEPS))
+        start, other = steps[0][0], rng.randint(100, 900)
+        moved = [(a + other - start, sign, b, do) for a, sign, b, do in steps]
+        if other != start and all(100 <= a <= 999 and 100 <= compute(a, sign, b) <= 999 for a, sign, b, _ in moved):
+            break
+    answer, foil = (_solution(each, she) for each in (steps, moved))
+    a, sign, b, _ = steps[-1]
+    return Prompt(problem, problem.replace(str(start), str(other), 1), answer, foil, case=compute(a, sign, b))
+
+
+def _solution(steps: list[tuple[int, str, int, str]], she: str) -> str:
+    lines = [f"{she} has {a} and {do}, so {a}{sign}{b}={compute(a, sign, b)}." for a, sign, b, do in steps]
+    a, sign, b, _ = steps[-1]
+    return f"\n{' '.join(lines)}\nAnswer: {compute(a, sign, b)}."
 
 
 def write_choices(rng: Random, split: Split) -> Text:
@@ -105,7 +130,8 @@ def write_rude(rng: Random, split: Split) -> Text:
     return Text(f"{asked.clean}{asked.answer}.")
 
 
-EXERCISES: dict[str, tuple[float, Callable[[Random, Split], Text]]] = {
+Exercises = dict[str, tuple[float, Callable[[Random, Split], Text]]]
+EXERCISES: Exercises = {
     OLD: (0.40, lambda rng, split: Text("")),
     "checked": (0.17, write_checked),
     "problems": (0.13, write_problem),
@@ -115,29 +141,60 @@ EXERCISES: dict[str, tuple[float, Callable[[Random, Split], Text]]] = {
     "bare": (0.02, write_bare),
     "rude": (0.02, write_rude),
 }
-"""Share of the documents, and the writer, of each exercise."""
+"""Share of the documents, and the writer, of each exercise of the first stage."""
+CHECKS: Exercises = {
+    OLD: (0.32, lambda rng, split: Text("")),
+    "checked": (0.30, lambda rng, split: write_checked(rng, split, 0.0)),
+    "problems": (0.10, write_problem),
+    "reasoning": (0.12, reasoning.write),
+    "choices": (0.06, write_choices),
+    "translations": (0.04, translations.write),
+    "bare": (0.02, write_bare),
+    "rude": (0.04, write_rude),
+}
+"""The same of the second stage: sums of two digits, most of all."""
+STAGES = {"skills": EXERCISES, "checks": CHECKS}
 
 
-def skill_documents(split: Split = "train", seed: int = 0, n: int | None = None, start: int = 0) -> Iterator[Document]:
+def skill_documents(
+    split: Split = "train", seed: int = 0, n: int | None = None, start: int = 0, stage: str = "skills"
+) -> Iterator[Document]:
     """Documents of the corpus of `lab:skills`, beginning with number `start`. The same arguments give the same bytes.
 
     Args:
         n: number of documents. None means an endless stream.
+        stage: one of `STAGES`.
     """
-    return islice(_endless(split, seed, start), n)
+    return islice(_endless(split, seed, start, stage), n)
 
 
-def _endless(split: Split, seed: int, start: int) -> Iterator[Document]:
-    names, bounds = list(EXERCISES), list(accumulate(share for share, _ in EXERCISES.values()))
+def _endless(split: Split, seed: int, start: int, stage: str) -> Iterator[Document]:
+    exercises = STAGES[stage]
+    names, bounds = list(exercises), list(accumulate(share for share, _ in exercises.values()))
     genres = sorted(GENRES)
     weights = list(accumulate(GENRES[name].weight for name in genres))
     for i in count(start):
-        rng = Random(f"{seed}/skills/{split}/{i}")
+        rng = Random(f"{seed}/{stage}/{split}/{i}")
         name = rng.choices(names, cum_weights=bounds)[0]
         if name == OLD:
             name = rng.choices(genres, cum_weights=weights)[0]
             text = GENRES[name].write(rng, split)
             yield Document(text.text, text.spans, name, split)
         else:
-            text = EXERCISES[name][1](rng, split)
+            text = exercises[name][1](rng, split)
             yield Document(text.text, text.spans, f"skills_{name}", split)
+
+
+GOALS = {"correction": 0.7, "multiple_choice": 0.8, "translation": 0.9}
+"""Least accuracy that `lab:skills` is to have, besides the goals of the tasks. Of the hard problems, 20 to 40 % are to fail."""
+
+add_task(
+    Task(
+        "hard_problem",
+        "reasoning",
+        "the final answer of a problem with numbers of three digits, after the model's own steps",
+        _prompt_hard,
+        check=reasoning.answer_is_right,
+        new_tokens=120,
+    )
+)

@@ -164,11 +164,10 @@ def test_a_mixture_without_its_second_experts_is_one_of_one_expert() -> None:
 
 
 def test_the_largest_keys_and_the_ends_are_kept() -> None:
-    score = torch.tensor([[0.0, 3, 1, 2, 5, 0], [9.0, 1, 2, 4, 3, 9]])
-    assert _largest(score, 8).tolist() == [
-        [True, True, False, False, True, True],
-        [True, False, False, True, True, True],
-    ]
+    score = torch.tensor([[0.0, 3, 1, 2, 5, 0, 7, 9, 9, 9, 9], [9.0, 1, 2, 4, 3, 9, 0, 0, 0, 0, 0]])
+    kept = _largest(score, 24)  # seven of them: the first, the last four, and two more
+    assert [row.nonzero().flatten().tolist() for row in kept] == [[0, 4, 6, 7, 8, 9, 10], [0, 3, 5, 7, 8, 9, 10]]
+    assert _largest(score, 3).sum(1).tolist() == [3, 3]
 
 
 def test_dropped_keys_get_no_attention(stories_lm: LanguageModel) -> None:

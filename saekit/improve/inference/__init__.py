@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from saekit.improve.registry import Input, Recipe
 
 _HERE = "saekit.improve.inference"
@@ -25,6 +27,9 @@ RETRIEVAL = Input(
         },
     ),
 )
+LONG_RETRIEVAL = replace(
+    RETRIEVAL, lab="saekit.improve.laboratory:long_retrieval", what="long prompts most of whose tokens do not matter"
+)
 
 ROWS = {
     "inference.selective.layers": Recipe(
@@ -45,14 +50,14 @@ ROWS = {
         f"{_HERE}.tokens:pruning",
         "Dropping the tokens that get least attention costs less than dropping random tokens.",
         ("Chen et al. 2024, FastV (arXiv 2403.06764)",),
-        {"prompts": RETRIEVAL},
+        {"prompts": LONG_RETRIEVAL},
         ("Token Embedding", "Magnitude Analysis", "Amplitude Manipulation"),
     ),
     "inference.selective.vatp": Recipe(
         f"{_HERE}.tokens:vatp",
         "A cache of the tokens with much attention and large values answers better than one of random tokens.",
         ("Guo et al. 2024, Value-aware token pruning (VATP, arXiv 2406.12335)",),
-        {"prompts": RETRIEVAL},
+        {"prompts": LONG_RETRIEVAL},
         ("Token Embedding", "Magnitude Analysis", "Amplitude Manipulation"),
     ),
     "inference.selective.experts": Recipe(

@@ -17,7 +17,7 @@ from saekit.steer.optimise import objective
 from saekit.tasks import Labelled
 
 _FRACTION = 0.01
-_STEPS = 120
+_STEPS = 60
 
 
 def subsets(trial: Trial) -> Report:

@@ -46,7 +46,7 @@ _QUESTIONS = {
     "color": ("What color did {key} choose?", "Which color is for {key}?"),
     "place": ("Where did {key} go?", "Which place did {key} visit?"),
 }
-_FILLERS = (
+FILLERS = (
     "It was a long day.",
     "Many people were there.",
     "They waited for a long time.",
@@ -130,7 +130,7 @@ def _context(table: _Table, fillers: list[str]) -> Text:
 
 
 def _fillers(rng: Random) -> list[str]:
-    return rng.sample(_FILLERS, rng.randint(0, 2))
+    return rng.sample(FILLERS, rng.randint(0, 2))
 
 
 def write(rng: Random, split: Split, form: str = "") -> Text:
@@ -180,7 +180,7 @@ def _prompt(rng: Random, split: Split, asking: Asking) -> Prompt:
 def _question(rng: Random, split: Split) -> tuple[str, str]:
     """The same table, with a question for one of its values and without one."""
     table = _table(rng, split)
-    fillers = rng.sample(_FILLERS, 4)
+    fillers = rng.sample(FILLERS, 4)
     asked = rng.choice(_open(table, split))
     return (
         join([_context(table, fillers[:2]), table.answered(asked, restated=True)], "\n").text,
