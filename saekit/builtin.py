@@ -1,7 +1,7 @@
 """The names of the built-in laboratory: the language models that come with saekit, and their corpus.
 
-"lab", "lab:skills" and "lab:induction" are models; "lab" and "lab:GENRE" are corpora. These names take precedence over a file or folder of the
-same name in the current folder, and a warning says so. `./lab` and `Path("lab")` mean the folder.
+"lab", "lab:skills" and "lab:induction" are models; "lab" and "lab:GENRE" are corpora. These names take precedence over a file or
+folder of the same name in the current folder, and a warning says so. `./lab` and `Path("lab")` mean the folder.
 """
 
 from __future__ import annotations

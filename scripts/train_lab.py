@@ -243,6 +243,10 @@ class Run:
         if state:
             self._resume(*state)
 
+    def corpus(self) -> dict[str, Any]:
+        """What is trained on, for the record."""
+        return Corpus.open("lab").fingerprint()
+
     def train(self, checkpoints: int, progress: bool) -> None:
         """Train to the end of the plan and write the model."""
         first = self.plan.batch_tokens / self.plan.tokens
@@ -321,7 +325,7 @@ class Run:
         parameters = sum(p.numel() for p in self.model.parameters())
         record = {"plan": asdict(self.plan), "parameters": parameters, "steps": self.step, "tokens": self.seen}
         record |= {
-            "corpus": Corpus.open("lab").fingerprint(),
+            "corpus": self.corpus(),
             "seconds": round(self.seconds),
             "genres": self.losses,
             "history": self.history,

@@ -1,11 +1,10 @@
 """Train the laboratory's second model, `lab:skills`, from the first one on the corpus of `saekit.lab.skills`.
 
 The result is a Hugging Face folder like that of `train_lab.py`: the same tokenizer and architecture, bfloat16 weights, and
-`training.json`. To resume a stopped run, give the same command again. Two stages make the model that saekit ships.
+`training.json`. To resume a stopped run, give the same command again. The defaults make the model that saekit ships.
 
-Examples:
-    python scripts/train_skills.py --out skills-1
-    python scripts/train_skills.py --out skills-2 --start skills-1 --stage checks --seed 3
+Example:
+    python scripts/train_skills.py --out skills
 """
 
 from __future__ import annotations
@@ -16,61 +15,46 @@ import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from random import Random
 
 import torch
 import train_lab
-from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from saekit import lab
 from saekit.builtin import model_folder
 from saekit.errors import SaekitError
-from saekit.lab.skills import STAGES, skill_documents
-
-SUMS = ("reasoning", "skills_reasoning", "skills_checked", "skills_problems")
-NOTICING = 6.0
-"""Weight of the loss after the full stop of a sum, in the stage of checks."""
+from saekit.lab.skills import skill_documents
 
 
 class SkillBatches(train_lab.Batches):
     """Batches of the second corpus."""
 
-    stage = "skills"
-
     def documents(self) -> list[lab.Document]:
         """The documents of the current pool."""
         start = self.pool * train_lab.POOL_DOCUMENTS
-        return list(islice(skill_documents(seed=self._plan.seed, start=start, stage=self.stage), train_lab.POOL_DOCUMENTS))
+        return list(islice(skill_documents(seed=self._plan.seed, start=start), train_lab.POOL_DOCUMENTS))
 
 
 class SkillRun(train_lab.Run):
     """A training run that begins with the weights and the tokenizer of a model."""
 
     batches_of = SkillBatches
-    start = model_folder()
-
-    def _losses(self, batch: train_lab.Batch) -> Tensor:
-        """What comes after the full stop of a sum counts more: there a wrong one is to be noticed."""
-        losses_BT = super()._losses(batch)
-        stop = self.tokenizer.convert_tokens_to_ids(".")
-        sums = [i for i, name in enumerate(self.batches.genres) if name in SUMS]
-        at_BT = (batch.tokens_BT[:, :-1] == stop) & torch.isin(batch.genre_B, torch.tensor(sums, dtype=torch.long))[:, None]
-        return losses_BT * torch.where(at_BT, NOTICING if self.batches_of.stage == "checks" else 1.0, 1.0)
 
     def begin(self) -> None:
-        """Begin with the weights of another model."""
-        folder = self.start
+        """Begin with the weights of the first model."""
+        folder = model_folder()
         self.tokenizer = train_lab.wrapped((folder / "tokenizer.json").read_text(), self.plan)
         self.model = train_lab.new_model(self.plan, self.tokenizer)
         self.model.load_state_dict(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+    def corpus(self) -> dict[str, str]:
+        """What is trained on, for the record."""
+        return {"lab": "skills", "split": "train", "seed": str(self.plan.seed)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--start", type=Path, default=model_folder(), help="folder of the model to begin with")
-    parser.add_argument("--stage", choices=list(STAGES), default="skills", help="which exercises")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=2_400_000, help="tokens to train on")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="learning rate of AdamW, for embeddings and norms")
@@ -86,7 +70,6 @@ def main() -> None:
             print(f"{options.out}: finished already")
             return
         options.out.mkdir(parents=True, exist_ok=True)
-        SkillBatches.stage, SkillRun.start = options.stage, options.start
         run = SkillRun(plan, options.out, torch.device("cpu"))
         run.train(options.checkpoints, progress=not options.quiet)
     except SaekitError as error:

@@ -78,7 +78,9 @@ def long_retrieval(lm: LanguageModel, n: int, split: Split, seed: int, fillers: 
             return f"{before} {table}{end} {after}{rest}"
 
         texts.append(each._replace(clean=longer(each.clean), corrupted=longer(each.corrupted)))
-    clean, corrupted = (tuple(map(tuple, lm.text.ids([getattr(each, side) for each in texts]))) for side in ("clean", "corrupted"))
+    clean, corrupted = (
+        tuple(map(tuple, lm.text.ids([getattr(each, side) for each in texts]))) for side in ("clean", "corrupted")
+    )
     return Task("long retrieval", clean, corrupted, task.answers, task.foils, tuple(texts))
 
 

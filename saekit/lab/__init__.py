@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-import saekit.lab.genres  # noqa: F401  the import registers all genres, tasks, contrasts, concepts
+import saekit.lab.genres
 import saekit.lab.skills  # noqa: F401  the import registers its task
 from saekit.lab.bench import BoundTask, concepts, contrast, task, words_of
 from saekit.lab.concepts import CONCEPTS, Concept

@@ -16,7 +16,7 @@ from saekit.lab.genres.arithmetic import compute, draw_sum, sum_is_heldout
 from saekit.lab.registry import GENRES, Prompt, Task, add_task
 from saekit.lab.splits import Split
 from saekit.lab.text import Text, join
-from saekit.lab.words.names import FEMALE, MALE, NAMES
+from saekit.lab.words.names import FEMALE, NAMES
 
 WRONG = 0.35
 """Share of the steps of an exercise that are wrong, and corrected immediately."""
@@ -27,7 +27,7 @@ OLD = "corpus"
 
 _GAIN = (("buys {n} {items}", "buys {n}"), ("finds {n} {items}", "finds {n}"))
 _LOSS = (("sells {n} {items}", "sells {n}"), ("loses {n} {items}", "loses {n}"))
-STEPS = (1, 2, 3)
+STEPS = (1, 2)
 """Steps of the problems of the task `hard_problem`."""
 _WAIT = " Wait, that is wrong. It is {sum}."
 
@@ -50,13 +50,9 @@ def _said(rng: Random, a: int, sign: str, b: int, wrong: bool) -> tuple[str, str
     return f"{a}{sign}{b}={right + slip}", _WAIT.format(sum=f"{a}{sign}{b}={right}")
 
 
-def write_checked(rng: Random, split: Split, hard_share: float = HARD) -> Text:
-    """Six to nine sums, each with a full stop. Some are wrong and are corrected.
-
-    Args:
-        hard_share: of the documents whose numbers have three digits.
-    """
-    hard = rng.random() < hard_share
+def write_checked(rng: Random, split: Split) -> Text:
+    """Six to nine sums, each with a full stop. Some are wrong and are corrected."""
+    hard = rng.random() < HARD
     pieces = []
     for _ in range(rng.randint(6, 9)):
         a, sign, b = _hard_sum(rng, split) if hard else draw_sum(rng, split)
@@ -130,8 +126,7 @@ def write_rude(rng: Random, split: Split) -> Text:
     return Text(f"{asked.clean}{asked.answer}.")
 
 
-Exercises = dict[str, tuple[float, Callable[[Random, Split], Text]]]
-EXERCISES: Exercises = {
+EXERCISES: dict[str, tuple[float, Callable[[Random, Split], Text]]] = {
     OLD: (0.40, lambda rng, split: Text("")),
     "checked": (0.17, write_checked),
     "problems": (0.13, write_problem),
@@ -141,51 +136,35 @@ EXERCISES: Exercises = {
     "bare": (0.02, write_bare),
     "rude": (0.02, write_rude),
 }
-"""Share of the documents, and the writer, of each exercise of the first stage."""
-CHECKS: Exercises = {
-    OLD: (0.32, lambda rng, split: Text("")),
-    "checked": (0.30, lambda rng, split: write_checked(rng, split, 0.0)),
-    "problems": (0.10, write_problem),
-    "reasoning": (0.12, reasoning.write),
-    "choices": (0.06, write_choices),
-    "translations": (0.04, translations.write),
-    "bare": (0.02, write_bare),
-    "rude": (0.04, write_rude),
-}
-"""The same of the second stage: sums of two digits, most of all."""
-STAGES = {"skills": EXERCISES, "checks": CHECKS}
+"""Share of the documents, and the writer, of each exercise."""
 
 
-def skill_documents(
-    split: Split = "train", seed: int = 0, n: int | None = None, start: int = 0, stage: str = "skills"
-) -> Iterator[Document]:
+def skill_documents(split: Split = "train", seed: int = 0, n: int | None = None, start: int = 0) -> Iterator[Document]:
     """Documents of the corpus of `lab:skills`, beginning with number `start`. The same arguments give the same bytes.
 
     Args:
         n: number of documents. None means an endless stream.
-        stage: one of `STAGES`.
     """
-    return islice(_endless(split, seed, start, stage), n)
+    return islice(_endless(split, seed, start), n)
 
 
-def _endless(split: Split, seed: int, start: int, stage: str) -> Iterator[Document]:
-    exercises = STAGES[stage]
-    names, bounds = list(exercises), list(accumulate(share for share, _ in exercises.values()))
+def _endless(split: Split, seed: int, start: int) -> Iterator[Document]:
+    names, bounds = list(EXERCISES), list(accumulate(share for share, _ in EXERCISES.values()))
     genres = sorted(GENRES)
     weights = list(accumulate(GENRES[name].weight for name in genres))
     for i in count(start):
-        rng = Random(f"{seed}/{stage}/{split}/{i}")
+        rng = Random(f"{seed}/skills/{split}/{i}")
         name = rng.choices(names, cum_weights=bounds)[0]
         if name == OLD:
             name = rng.choices(genres, cum_weights=weights)[0]
             text = GENRES[name].write(rng, split)
             yield Document(text.text, text.spans, name, split)
         else:
-            text = exercises[name][1](rng, split)
+            text = EXERCISES[name][1](rng, split)
             yield Document(text.text, text.spans, f"skills_{name}", split)
 
 
-GOALS = {"correction": 0.7, "multiple_choice": 0.8, "translation": 0.9}
+GOALS = {"multiple_choice": 0.8, "translation": 0.9, "retrieval_bare": 0.8}
 """Least accuracy that `lab:skills` is to have, besides the goals of the tasks. Of the hard problems, 20 to 40 % are to fail."""
 
 add_task(

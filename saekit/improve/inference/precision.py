@@ -34,7 +34,9 @@ def bits(trial: Trial) -> Report:
     even = quantise(lm, dict.fromkeys(layers, _BITS))
     uniform = Change(deltas=(even.delta(lm),))
     measured = {
-        (layer, count): float(trial.measure(on_fit, _stored(trial, {layer: count})).mean()) for layer in layers for count in _CHOICES
+        (layer, count): float(trial.measure(on_fit, _stored(trial, {layer: count})).mean())
+        for layer in layers
+        for count in _CHOICES
     }
     measures = {
         "kurtosis": {layer: _kurtosis(trial, layer) for layer in layers},
@@ -77,7 +79,7 @@ def _stored(trial: Trial, chosen: Mapping[int, int]) -> Change:
 
 
 def _least(measured: Mapping[tuple[int, int], float], layers: int) -> dict[int, int]:
-    """Bits by layer with the least sum of measured values, `_BITS` on average. Sums are exact: all totals are kept, layer by layer."""
+    """Bits by layer with the least sum of measured values, `_BITS` on average: the best of each total, layer by layer."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for layer in range(layers):
         longer: dict[int, tuple[float, tuple[int, ...]]] = {}

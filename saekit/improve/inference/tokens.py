@@ -25,7 +25,7 @@ _KEEP = 0.3
 _RECENT = 4
 """The last tokens, which are always kept, as the first one is."""
 _WINDOW = 8
-"""Tokens before the last one whose attention scores the cache: a sum over all queries favours early keys, which more queries see."""
+"""Tokens before the last one whose attention scores the cache: a sum over all queries favours early keys."""
 _FIRST = 1
 """The last layer that still has all tokens."""
 

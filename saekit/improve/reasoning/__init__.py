@@ -17,7 +17,7 @@ SUMS = Input(
 )
 PROBLEMS = Input(
     "task",
-    "reasoning_answer",
+    "hard_problem",
     "word problems; the answer is a solution whose steps are sums and whose last line is `Answer: NUMBER`",
     (
         {
@@ -64,6 +64,7 @@ ROWS = {
         ),
         {"problems": PROBLEMS},
         ("Residual Stream", "Probing", "-"),
+        "lab:skills",
     ),
     "reasoning.trajectory.wait_vector": Recipe(
         f"{_HERE}.trajectory:wait_vector",

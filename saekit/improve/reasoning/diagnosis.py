@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from saekit.errors import ConfigError
-from saekit.improve.changed import Changed
+from saekit.improve.changed import Change, Changed
 from saekit.improve.probing import auc, last_tokens, probe, sites_of, validated
 from saekit.improve.reasoning.steps import Step, answer_of, steps_of
 from saekit.improve.report import Report
@@ -20,29 +21,44 @@ from saekit.tasks import Task
 _RIGHT = 0.8
 """The model is weakened until it solves at most this share of the problems."""
 _TOKENS = 80
-_ROUNDS = 3
+_ROOM = 40
+"""Tokens that must be left for the rest of a solution; else a step is not taken back."""
+_ROUNDS = 2
 """Steps of a solution that are taken back at most."""
-_AGAIN = "{step}{said}. Wait, that is wrong. It is {step}"
-"""How a step is taken back."""
+_AGAIN = (
+    "{step}{said}. Wait, that is wrong. It is {step}",
+    "{step}{said}. Wait, that is wrong. It is {swapped}",
+)
+"""How a step is taken back, and done again; the way of least risk is gone, by the probe at its equals sign."""
+_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Shares of the steps that alarm, of which the best on the data for fitting is taken."""
 
 
 def alarm(trial: Trial) -> Report:
     """Probe the equals sign of each step, before the result is written, for whether the result will be wrong.
 
-    The model is weakened first, so that steps go wrong. Where the probe is alarmed, the step is taken back in words and written
-    again. Controls: alarms at random, as frequent, and an alarm at every step.
+    A model that solves nearly all problems is weakened first, so that steps go wrong. Where the probe is alarmed, the step is
+    taken back in words and done again, by the way that the probe trusts most. How many steps alarm is chosen on the data for
+    fitting; no alarm at all is among the choices. Controls: alarms at random, as frequent, and an alarm at every step.
     """
     fit, held_out = trial.fit("problems"), trial.held_out("problems")
     trial_random = trial.random
-    weak, scale = weakened(trial, _solved(fit), _RIGHT)
+    weak, scale = _erring(trial, fit)
     with weak.on(trial.lm) as changed:
-        first = _solutions(changed, _prompts(held_out))
-        fitted = _fitted(trial, changed, (fit, _solutions(changed, _prompts(fit))), (held_out, first))
-        layer, rows, _ = fitted
-        after, alarms = _again(changed, held_out, first, lambda risk: risk > 0, fitted)
+        first, known = (_solutions(changed, _prompts(task)) for task in (held_out, fit))
+        layer, rows, found = _fitted(trial, changed, (fit, known), (held_out, first))
+        writer = _Writer(changed, f"resid_post.{layer}", found)
+        limits = _limits(writer, fit, known)
+        tried = [
+            (float(_right(fit, writer.again(fit, known, lambda risk, limit=limit: risk > limit)[0]).mean()), -share, limit)
+            for share, limit in (limits[-1:] if trial.quick else limits)
+        ]
+        limit = max(tried)[2]
+        after, alarms = writer.again(held_out, first, lambda risk: risk > limit)
         share = alarms / max(1, sum(len(_parts(text)) for text in first))
-        random, _ = _again(changed, held_out, first, lambda risk: trial_random.random() < share, fitted)
-        always, _ = _again(changed, held_out, first, lambda risk: True, fitted)
+        random, _ = writer.again(held_out, first, lambda risk: trial_random.random() < share)
+        always, _ = writer.again(held_out, first, lambda risk: True)
+    rows += [{"alarms": -share, "solved of the data for fitting": value} for value, share, _ in tried]
     return trial.readout(
         "problems that are solved",
         _right(held_out, first),
@@ -53,33 +69,60 @@ def alarm(trial: Trial) -> Report:
     )
 
 
-def _again(
-    changed: Changed, task: Task, solutions: list[str], alarm: Callable[[float], bool], fitted: tuple[int, Any, Any]
-) -> tuple[list[str], int]:
-    """Take back the first alarmed step of each solution and go on from there, some rounds; the solutions, and how many steps."""
-    layer, _, found = fitted
-    site = f"resid_post.{layer}"
-    prompts, texts = _prompts(task), list(solutions)
-    seen, count = [0] * len(texts), 0
-    for _ in range(_ROUNDS):
-        chosen: list[tuple[int, str]] = []
-        for b, text in enumerate(texts):
-            steps = [step for step in _parts(text) if step.start > seen[b]]
-            if not steps:
-                continue
-            rows = changed.text.ids([prompts[b] + text[: step.start] for step in steps])
-            risks = found.decision_function(last_tokens(changed.lm, rows, [site])[site]).tolist()
-            step = next((step for step, risk in zip(steps, risks) if alarm(risk)), None)
-            if step is not None:
-                again = _AGAIN.format(step=step.text, said=step.said)
-                chosen.append((b, text[: step.start - len(step.text)] + again))
-        if not chosen:
-            break
-        made = _solutions(changed, [prompts[b] + begun for b, begun in chosen])
-        for (b, begun), text in zip(chosen, made):
-            texts[b], seen[b] = begun + text, len(begun)
-        count += len(chosen)
-    return texts, count
+def _erring(trial: Trial, fit: Task) -> tuple[Change, float]:
+    """No change where the model errs often enough; else noise in its weights, with its scale."""
+    if not trial.quick and float(trial.measure(_solved(fit)).mean()) <= _RIGHT:
+        return Change(), 0.0
+    return weakened(trial, _solved(fit), _RIGHT)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """A model, and a probe of its steps at a site."""
+
+    changed: Changed
+    site: str
+    found: Any
+
+    def risks(self, texts: list[str]) -> list[float]:
+        """The decision of the probe at the end of each text."""
+        rows = self.changed.text.ids(texts)
+        acts = last_tokens(self.changed.lm, rows, [self.site])[self.site]
+        risks: list[float] = self.found.decision_function(acts).tolist()
+        return risks
+
+    def again(self, task: Task, solutions: list[str], alarm: Callable[[float], bool]) -> tuple[list[str], int]:
+        """Take back the first alarmed step of each solution and go on from there, some rounds; the solutions, how many steps."""
+        prompts, texts = _prompts(task), list(solutions)
+        seen, count = [0] * len(texts), 0
+        for _ in range(_ROUNDS):
+            chosen: list[tuple[int, str]] = []
+            for b, text in enumerate(texts):
+                steps = [step for step in _parts(text) if step.start > seen[b]]
+                if not steps:
+                    continue
+                risks = self.risks([prompts[b] + text[: step.start] for step in steps])
+                step = next((step for step, risk in zip(steps, risks) if alarm(risk)), None)
+                if step is not None:
+                    start = text[: step.start - len(step.text)]
+                    ways = [start + way.format(step=step.text, said=step.said, swapped=step.swapped) for way in _AGAIN]
+                    if len(self.changed.text.ids([prompts[b] + ways[-1]])[0]) > self.changed.lm.max_context - _ROOM:
+                        continue
+                    chosen.append((b, min(zip(self.risks([prompts[b] + each for each in ways]), ways))[1]))
+            if not chosen:
+                break
+            made = _solutions(self.changed, [prompts[b] + begun for b, begun in chosen])
+            for (b, begun), text in zip(chosen, made):
+                texts[b], seen[b] = begun + text, len(begun)
+            count += len(chosen)
+        return texts, count
+
+
+def _limits(writer: _Writer, task: Task, solutions: list[str]) -> list[tuple[float, float]]:
+    """(share of the steps that alarm, risk above which they do)."""
+    pairs = zip(_prompts(task), solutions)
+    risks = sorted(writer.risks([prompt + text[: step.start] for prompt, text in pairs for step in _parts(text)]), reverse=True)
+    return [(share, risks[int(share * len(risks))] if share else float("inf")) for share in _SHARES]
 
 
 def _parts(text: str) -> list[Step]:
@@ -130,7 +173,8 @@ def _solved(task: Task) -> Target:
 
 def _solutions(changed: Changed, prompts: list[str]) -> list[str]:
     """Greedy continuations."""
-    texts: list[str] = changed.generate(prompts, max_new_tokens=_TOKENS, do_sample=False).texts
+    room = changed.lm.max_context - max(map(len, changed.text.ids(prompts)))
+    texts: list[str] = changed.generate(prompts, max_new_tokens=min(_TOKENS, room), do_sample=False).texts
     return texts
 
 

@@ -26,6 +26,12 @@ class Step:
     said: int
 
     @property
+    def swapped(self) -> str:
+        """The sum with its two numbers swapped, up to the equals sign; a difference as it is."""
+        a, plus, b = self.text[:-1].partition("+")
+        return f"{b}+{a}=" if plus else self.text
+
+    @property
     def is_wrong(self) -> bool:
         """Whether the result is another than it should be."""
         return self.said != self.right
