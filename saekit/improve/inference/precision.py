@@ -33,10 +33,11 @@ def bits(trial: Trial) -> Report:
     layers = range(lm.n_layers)
     even = quantise(lm, dict.fromkeys(layers, _BITS))
     uniform = Change(deltas=(even.delta(lm),))
+    choices = (_BITS,) if trial.quick else _CHOICES
     measured = {
         (layer, count): float(trial.measure(on_fit, _stored(trial, {layer: count})).mean())
         for layer in layers
-        for count in _CHOICES
+        for count in choices
     }
     measures = {
         "kurtosis": {layer: _kurtosis(trial, layer) for layer in layers},
@@ -50,7 +51,7 @@ def bits(trial: Trial) -> Report:
         {"measure": name, "bits by layer": str(list(options[name].values())), "cross-entropy on the data for fitting": value}
         for name, value in values.items()
     ]
-    rows += [{"layer": layer, **{f"alone at {count} bits": measured[layer, count] for count in _CHOICES}} for layer in layers]
+    rows += [{"layer": layer, **{f"alone at {count} bits": measured[layer, count] for count in choices}} for layer in layers]
     best = min((name for name in options if name != "random"), key=lambda name: values[name])
     packed = trial.kept["quantised"] = quantise(lm, options[best])
     rows.append({"measure": "bytes of the packed weights", "bits by layer": f"{best}: {packed.bytes}; uniform: {even.bytes}"})
@@ -84,7 +85,7 @@ def _least(measured: Mapping[tuple[int, int], float], layers: int) -> dict[int, 
     for layer in range(layers):
         longer: dict[int, tuple[float, tuple[int, ...]]] = {}
         for total, (value, chosen) in best.items():
-            for count in _CHOICES:
+            for count in sorted({count for at, count in measured if at == layer}):
                 new = (value + measured[layer, count], (*chosen, count))
                 longer[total + count] = min(longer.get(total + count, new), new)
         best = longer

@@ -24,13 +24,10 @@ _TOKENS = 80
 _ROOM = 40
 """Tokens that must be left for the rest of a solution; else a step is not taken back."""
 _ROUNDS = 2
-"""Steps of a solution that are taken back at most."""
-_AGAIN = (
-    "{step}{said}. Wait, that is wrong. It is {step}",
-    "{step}{said}. Wait, that is wrong. It is {swapped}",
-)
-"""How a step is taken back, and done again; the way of least risk is gone, by the probe at its equals sign."""
-_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Steps of a solution that are written again at most."""
+_MARKERS = ("so ", "therefore ")
+"""Words before a sum; another one is another context for the same sum."""
+_SHARES = (0.0, 0.1, 0.3, 0.6)
 """Shares of the steps that alarm, of which the best on the data for fitting is taken."""
 
 
@@ -38,8 +35,8 @@ def alarm(trial: Trial) -> Report:
     """Probe the equals sign of each step, before the result is written, for whether the result will be wrong.
 
     A model that solves nearly all problems is weakened first, so that steps go wrong. Where the probe is alarmed, the step is
-    taken back in words and done again, by the way that the probe trusts most. How many steps alarm is chosen on the data for
-    fitting; no alarm at all is among the choices. Controls: alarms at random, as frequent, and an alarm at every step.
+    written again in the way that the probe trusts most: as it was, with its numbers swapped, or with another word before it. How
+    many steps alarm is chosen on the data for fitting; no alarm at all is among the choices. Controls: alarms at random, as frequent, and an alarm at every step.
     """
     fit, held_out = trial.fit("problems"), trial.held_out("problems")
     trial_random = trial.random
@@ -51,14 +48,15 @@ def alarm(trial: Trial) -> Report:
         limits = _limits(writer, fit, known)
         tried = [
             (float(_right(fit, writer.again(fit, known, lambda risk, limit=limit: risk > limit)[0]).mean()), -share, limit)
-            for share, limit in (limits[-1:] if trial.quick else limits)
+            for share, limit in limits
+            if not trial.quick
         ]
-        limit = max(tried)[2]
+        limit = 0.0 if trial.quick else max(tried)[2]
         after, alarms = writer.again(held_out, first, lambda risk: risk > limit)
         share = alarms / max(1, sum(len(_parts(text)) for text in first))
         random, _ = writer.again(held_out, first, lambda risk: trial_random.random() < share)
         always, _ = writer.again(held_out, first, lambda risk: True)
-    rows += [{"alarms": -share, "solved of the data for fitting": value} for value, share, _ in tried]
+    rows += [{"alarms": abs(share), "solved of the data for fitting": value} for value, share, _ in tried]
     return trial.readout(
         "problems that are solved",
         _right(held_out, first),
@@ -92,7 +90,7 @@ class _Writer:
         return risks
 
     def again(self, task: Task, solutions: list[str], alarm: Callable[[float], bool]) -> tuple[list[str], int]:
-        """Take back the first alarmed step of each solution and go on from there, some rounds; the solutions, how many steps."""
+        """Write the first alarmed step of each solution again and go on from there, some rounds; the solutions, how many steps."""
         prompts, texts = _prompts(task), list(solutions)
         seen, count = [0] * len(texts), 0
         for _ in range(_ROUNDS):
@@ -104,8 +102,7 @@ class _Writer:
                 risks = self.risks([prompts[b] + text[: step.start] for step in steps])
                 step = next((step for step, risk in zip(steps, risks) if alarm(risk)), None)
                 if step is not None:
-                    start = text[: step.start - len(step.text)]
-                    ways = [start + way.format(step=step.text, said=step.said, swapped=step.swapped) for way in _AGAIN]
+                    ways = _ways(text[: step.start - len(step.text)], step)
                     if len(self.changed.text.ids([prompts[b] + ways[-1]])[0]) > self.changed.lm.max_context - _ROOM:
                         continue
                     chosen.append((b, min(zip(self.risks([prompts[b] + each for each in ways]), ways))[1]))
@@ -116,6 +113,15 @@ class _Writer:
                 texts[b], seen[b] = begun + text, len(begun)
             count += len(chosen)
         return texts, count
+
+
+def _ways(start: str, step: Step) -> list[str]:
+    """The text up to the equals sign of a step, as it is, with the numbers of a sum swapped, and with another word before it."""
+    starts = [start]
+    for one, other in (_MARKERS, _MARKERS[::-1]):
+        if start.endswith(one):
+            starts.append(start.removesuffix(one) + other)
+    return [each + sum_ for each in starts for sum_ in dict.fromkeys((step.text, step.swapped))]
 
 
 def _limits(writer: _Writer, task: Task, solutions: list[str]) -> list[tuple[float, float]]:
