@@ -38,7 +38,7 @@ def test_exercises_hold_no_heldout_sum_and_correct_what_is_wrong() -> None:
         assert found
         for number, (match, after) in enumerate(zip(found, [*found[1:], None])):
             a, sign, b, said = match.groups()
-            assert not sum_is_heldout(int(a), sign, int(b)) or document.genre == "skills_problems" and number
+            assert not sum_is_heldout(int(a), sign, int(b)) or (document.genre == "skills_problems" and number)
             right = int(a) + int(b) if sign == "+" else int(a) - int(b)
             is_wrong = int(said) != right
             assert document.text[match.end() :].startswith(". Wait, that is wrong. It is ") is is_wrong

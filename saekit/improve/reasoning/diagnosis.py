@@ -22,7 +22,7 @@ _RIGHT = 0.8
 """The model is weakened until it solves at most this share of the problems."""
 _TOKENS = 80
 _ROOM = 40
-"""Tokens that must be left for the rest of a solution; else a step is not taken back."""
+"""Tokens that must be left for the rest of a solution; else a step is not written again."""
 _ROUNDS = 2
 """Steps of a solution that are written again at most."""
 _MARKERS = ("so ", "therefore ")
@@ -35,8 +35,9 @@ def alarm(trial: Trial) -> Report:
     """Probe the equals sign of each step, before the result is written, for whether the result will be wrong.
 
     A model that solves nearly all problems is weakened first, so that steps go wrong. Where the probe is alarmed, the step is
-    written again in the way that the probe trusts most: as it was, with its numbers swapped, or with another word before it. How
-    many steps alarm is chosen on the data for fitting; no alarm at all is among the choices. Controls: alarms at random, as frequent, and an alarm at every step.
+    written again in the way that the probe trusts more: as it was, or with another word before its sum. How many steps alarm is
+    chosen on the data for fitting; no alarm at all is among the choices. Controls: alarms at random, as frequent, and an alarm at
+    every step.
     """
     fit, held_out = trial.fit("problems"), trial.held_out("problems")
     trial_random = trial.random
@@ -47,12 +48,12 @@ def alarm(trial: Trial) -> Report:
         writer = _Writer(changed, f"resid_post.{layer}", found)
         limits = _limits(writer, fit, known)
         tried = [
-            (float(_right(fit, writer.again(fit, known, lambda risk, limit=limit: risk > limit)[0]).mean()), -share, limit)
+            (float(_right(fit, writer.again(fit, known, _above(limit))[0]).mean()), -share, limit)
             for share, limit in limits
             if not trial.quick
         ]
         limit = 0.0 if trial.quick else max(tried)[2]
-        after, alarms = writer.again(held_out, first, lambda risk: risk > limit)
+        after, alarms = writer.again(held_out, first, _above(limit))
         share = alarms / max(1, sum(len(_parts(text)) for text in first))
         random, _ = writer.again(held_out, first, lambda risk: trial_random.random() < share)
         always, _ = writer.again(held_out, first, lambda risk: True)
@@ -90,7 +91,7 @@ class _Writer:
         return risks
 
     def again(self, task: Task, solutions: list[str], alarm: Callable[[float], bool]) -> tuple[list[str], int]:
-        """Write the first alarmed step of each solution again and go on from there, some rounds; the solutions, how many steps."""
+        """Write the first alarmed step of each solution again and go on from there, some rounds; the solutions, how many."""
         prompts, texts = _prompts(task), list(solutions)
         seen, count = [0] * len(texts), 0
         for _ in range(_ROUNDS):
@@ -115,13 +116,17 @@ class _Writer:
         return texts, count
 
 
+def _above(limit: float) -> Callable[[float], bool]:
+    return lambda risk: risk > limit
+
+
 def _ways(start: str, step: Step) -> list[str]:
-    """The text up to the equals sign of a step, as it is, with the numbers of a sum swapped, and with another word before it."""
+    """The text up to the equals sign of a step, as it is and with another word before its sum; where none is, numbers swapped."""
     starts = [start]
     for one, other in (_MARKERS, _MARKERS[::-1]):
         if start.endswith(one):
             starts.append(start.removesuffix(one) + other)
-    return [each + sum_ for each in starts for sum_ in dict.fromkeys((step.text, step.swapped))]
+    return [each + step.text for each in starts] if len(starts) > 1 else [start + step.text, start + step.swapped]
 
 
 def _limits(writer: _Writer, task: Task, solutions: list[str]) -> list[tuple[float, float]]:
