@@ -32,7 +32,9 @@ MARK = "saekit-site.json"
 LEFT_OUT = {
     "compare": "It takes any choice of features.",
     "inspect": "It needs the model.",
+    "heads": "It needs the model.",
     "bench": "It needs the model.",
+    "graphs": "Their pins and groups are kept by the server; `saekit circuit --html` writes a page of one.",
 }
 """Pages of the server that a copy lacks, with reasons."""
 _WORDS = 8
