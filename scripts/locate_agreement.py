@@ -64,6 +64,38 @@ def compare(lm: LanguageModel, data: Task, spaces: Sequence[Space], settings: Ma
         }
 
 
+def measured(
+    lm: LanguageModel, spaces: Sequence[Space], tasks: Sequence[str], prompts: int, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of all tasks that have answers, and of the mean over tasks."""
+    rows: list[dict[str, Any]] = []
+    for name in tasks:
+        try:
+            data = data_of(lm, f"lab:{name}", DataChoice(prompts, first_token=True))
+        except ConfigError as error:
+            print(f"{name} is left out: {error.what}", file=sys.stderr)
+            continue
+        if isinstance(data, Task) and all(data.answers):
+            rows += compare(lm, data, spaces, settings)
+    for name in (*CHEAP[settings["replacement"]], "consensus"):
+        own = [row for row in rows if row["method"] == name]
+        if own:
+            means = {key: sum(row[key] for row in own) / len(own) for key in ("recall", "spearman", "seconds", "exhaustive")}
+            rows.append({"task": "mean", "method": name, "objects": own[0]["objects"], **means})
+    return rows
+
+
+def section() -> list[dict[str, Any]]:
+    """Heads of all tasks, zero ablation."""
+    lm = LanguageModel.load("lab")
+    return measured(lm, spaces_of(lm, "heads"), lab.TASKS, 8, {"replacement": "zero", "confirm": 8, "sample": 8})
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table(rows, title=f"Recall of the first {FIRST}, and Spearman's correlation with exhaustive ablation")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="heads", help="heads, neurons, features, ...")
@@ -82,26 +114,13 @@ def main() -> None:
         workspace = Workspace.open(options.workspace)
         workspace.attach_all()
         lm = workspace.lm
-    spaces = spaces_of(lm, options.space, options.layers)
     settings = {name: getattr(options, name) for name in ("replacement", "confirm", "sample")}
-    rows = []
-    for name in options.task or lab.TASKS:
-        try:
-            data = data_of(lm, f"lab:{name}", DataChoice(options.prompts, first_token=True))
-        except ConfigError as error:
-            print(f"{name} is left out: {error.what}", file=sys.stderr)
-            continue
-        if isinstance(data, Task) and all(data.answers):
-            rows += compare(lm, data, spaces, settings)
-    for name in (*CHEAP[options.replacement], "consensus"):
-        own = [row for row in rows if row["method"] == name]
-        if own:
-            means = {key: sum(row[key] for row in own) / len(own) for key in ("recall", "spearman", "seconds", "exhaustive")}
-            rows.append({"task": "mean", "method": name, "objects": own[0]["objects"], **means})
+    spaces = spaces_of(lm, options.space, options.layers)
+    rows = measured(lm, spaces, options.task or lab.TASKS, options.prompts, settings)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
-        table(rows, title=f"{options.space}: recall of the first {FIRST}, and Spearman's correlation with exhaustive ablation")
+        show(rows)
 
 
 if __name__ == "__main__":

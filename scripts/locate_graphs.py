@@ -115,6 +115,18 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def section() -> list[dict[str, Any]]:
+    """Feature circuits with dictionaries that are trained now."""
+    lm = LanguageModel.load("lab", dtype="float32")
+    dictionaries(lm, None, "", 300_000)
+    return compare(lm, 60, 5)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, help="workspace of lab with dictionaries at every resid_post")
@@ -139,7 +151,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
-        table(rows)
+        show(rows)
 
 
 if __name__ == "__main__":
