@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from feature_db.labels.token_classes import CLASSES
+from feature_db.meaning.closed_classes import CLOSED_CLASSES
 from feature_db.meaning.parts_of_speech import classes_of
-from feature_db.meaning.word_sets import CLOSED_CLASSES
 from saekit.plugins import Registry
 
 

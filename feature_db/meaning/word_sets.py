@@ -21,6 +21,7 @@ from feature_db.labels.token_classes import CALLED
 from feature_db.meaning.categories import members as members_of
 from feature_db.meaning.categories import parts
 from feature_db.meaning.characters import characters_called
+from feature_db.meaning.closed_classes import CLOSED_CLASSES
 from feature_db.meaning.embedders import KNOWN, unit
 from feature_db.meaning.languages import LANGUAGES, frequent_words
 from feature_db.meaning.parts_of_speech import FUNCTION_WORDS, bases, inflected, is_word
@@ -313,35 +314,3 @@ LEXICONS: Registry[Callable[[Asked], Iterable[WordSet]]] = Registry(
     },
 )
 """Lexicons by name."""
-
-CLOSED_CLASSES = {
-    "question word": "who whom whose which what when where why how",
-    "interrogative": "who whom whose which what when where why how",
-    "relative clause": "who whom whose which that where",
-    "relative pronoun": "who whom whose which that",
-    "personal pronoun": "i you he she it we they me him her us them",
-    "possessive": "my your his her its our their mine yours hers ours theirs",
-    "reflexive": "myself yourself himself herself itself ourselves yourselves themselves",
-    "pronoun": "i you he she it we they me him her us them my your his its our their",
-    "article": "a an the",
-    "definite article": "the",
-    "indefinite article": "a an",
-    "determiner": "a an the this that these those each every some any no",
-    "demonstrative": "this that these those",
-    "conjunction": "and or but so because if although while unless since nor yet",
-    "preposition": "of in to for with on at from by about into over under after before between through against during without",
-    "negation": "not no never nothing nobody none neither nor nowhere cannot don't didn't can't won't isn't wasn't couldn't",
-    "modal verb": "can could may might must shall should will would",
-    "auxiliary verb": "am is are was were be been being have has had do does did",
-    "singular verb": "is was has does",
-    "plural verb": "are were have do",
-    "verb be": "am is are was were be been being",
-    "number word": "one two three four five six seven eight nine ten eleven twelve hundred thousand million",
-    "weekday": "monday tuesday wednesday thursday friday saturday sunday",
-    "day week": "monday tuesday wednesday thursday friday saturday sunday",
-    "month": "january february march april may june july august september october november december",
-    "month year": "january february march april may june july august september october november december",
-    "season": "spring summer autumn fall winter",
-    "season year": "spring summer autumn fall winter",
-}
-"""Classes of words that are complete when listed: words of their names, in the singular, and their members."""
