@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from saekit.lazy import attributes
 
 if TYPE_CHECKING:
-    from saekit.improve.changed import Change, Changed
+    from saekit.evaluate.changed import Change, Changed
     from saekit.improve.recipes import RECIPES
     from saekit.improve.registry import PARADIGMS, Input, Recipe
     from saekit.improve.report import Report
@@ -33,8 +33,8 @@ __getattr__ = attributes(
     {
         "PARADIGMS": "saekit.improve.registry",
         "RECIPES": "saekit.improve.recipes",
-        "Change": "saekit.improve.changed",
-        "Changed": "saekit.improve.changed",
+        "Change": "saekit.evaluate.changed",
+        "Changed": "saekit.evaluate.changed",
         "Input": "saekit.improve.registry",
         "Recipe": "saekit.improve.registry",
         "Report": "saekit.improve.report",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.effects import on_neutral_text
 from saekit.improve.target import Target
 from saekit.improve.trial import Trial

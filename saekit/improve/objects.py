@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.target import Target
 from saekit.improve.trial import Trial
 from saekit.steer import intervene

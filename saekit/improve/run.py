@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from saekit.builtin import is_lab
 from saekit.errors import ConfigError
+from saekit.evaluate.changed import Change
 from saekit.files import write_whole
-from saekit.improve.changed import Change
 from saekit.improve.data import Halves, halves_of_file, halves_of_lab
 from saekit.improve.recipes import RECIPES, chosen
 from saekit.improve.registry import Recipe

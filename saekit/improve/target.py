@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as cross_entropy_of
 
-from saekit.improve.changed import Changed
+from saekit.evaluate.changed import Changed
 from saekit.lab.bench import BoundTask
 from saekit.tasks import Task
 

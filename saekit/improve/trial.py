@@ -13,8 +13,8 @@ import torch
 
 from saekit.errors import SaekitError
 from saekit.evaluate import capabilities
+from saekit.evaluate.changed import Change
 from saekit.improve import effects
-from saekit.improve.changed import Change
 from saekit.improve.data import Halves
 from saekit.improve.recipes import RECIPES
 from saekit.improve.report import Report

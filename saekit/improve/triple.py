@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saekit.errors import ConfigError
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.data import pick_task
 from saekit.improve.effects import on_neutral_text
 from saekit.improve.target import LOWER, preference

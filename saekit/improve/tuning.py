@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.trial import Trial
 from saekit.steer.optimise import Problem, TuneSettings, tune
 from saekit.steer.weights import WeightDelta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.target import Target
 from saekit.improve.trial import Trial
 from saekit.steer.optimise.masks import matrices_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saekit.errors import InterventionError
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.inference.experts import _probability
 from saekit.improve.inference.kv_cache import Window
 from saekit.improve.inference.selective import skipped

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from saekit import lab
+from saekit.evaluate.changed import Change, Changed
 from saekit.evaluate.lab import preference as lab_preference
-from saekit.improve.changed import Change, Changed
 from saekit.improve.effects import lost_tasks, on_neutral_text
 from saekit.improve.target import HIGHER, LOWER, Target, cross_entropy, judged, preference
 from saekit.improve.trial import verdict_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.fairness.gender import stereotyped
 from saekit.improve.objects import best_scaling
 from saekit.improve.report import Report

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.objects import FACTORS, best_scaling
 from saekit.improve.report import Report
 from saekit.improve.target import Target, preference

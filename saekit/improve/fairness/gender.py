@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.objects import kinds
 from saekit.improve.report import Report
 from saekit.improve.target import Target, preference

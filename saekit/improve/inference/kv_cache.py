@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, preference
 from saekit.improve.trial import Trial

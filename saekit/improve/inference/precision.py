@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.report import Report
 from saekit.improve.target import LOWER, cross_entropy
 from saekit.improve.trial import Trial

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change, Changed
+from saekit.evaluate.changed import Change, Changed
 from saekit.improve.report import Report
 from saekit.improve.target import Target, right_answers
 from saekit.improve.trial import Trial

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.probing import last_tokens
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, LOWER, batches, right_answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.effects import on_neutral_text
 from saekit.improve.objects import counts, kinds
 from saekit.improve.report import Report

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saekit.activations.corpus.base import Corpus
-from saekit.improve.changed import Change, Changed
+from saekit.evaluate.changed import Change, Changed
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, Target
 from saekit.improve.trial import Trial

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.multilingual.texts import by_label
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, cross_entropy

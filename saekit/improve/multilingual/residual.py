@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Changed
+from saekit.evaluate.changed import Changed
 from saekit.improve.directions import Addition, best_addition
 from saekit.improve.multilingual.texts import by_label, contrast, judge_of
 from saekit.improve.report import Report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.effects import on_neutral_text
 from saekit.improve.judges import judge_of
 from saekit.improve.report import Report

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.judges import judge_of
 from saekit.improve.probing import auc, last_tokens, probe, sites_of, validated
 from saekit.improve.report import Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saekit.improve.changed import Change
+from saekit.evaluate.changed import Change
 from saekit.improve.directions import Addition, best_addition
 from saekit.improve.judges import accuracy, judge_of
 from saekit.improve.report import Report

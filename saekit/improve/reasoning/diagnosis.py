@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saekit.errors import ConfigError
-from saekit.improve.changed import Change, Changed
+from saekit.evaluate.changed import Change, Changed
 from saekit.improve.probing import auc, last_tokens, probe, sites_of, validated
 from saekit.improve.reasoning.steps import Step, answer_of, steps_of
 from saekit.improve.report import Report

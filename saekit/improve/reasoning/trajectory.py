@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change, Changed
+from saekit.evaluate.changed import Change, Changed
 from saekit.improve.directions import Addition, addition, layers_tried
 from saekit.improve.effects import on_neutral_text
 from saekit.improve.probing import last_tokens

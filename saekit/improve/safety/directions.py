@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saekit.improve.changed import Change, Changed
+from saekit.evaluate.changed import Change, Changed
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, LOWER, batches, cross_entropy, preference
 from saekit.improve.trial import Trial
