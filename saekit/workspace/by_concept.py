@@ -35,6 +35,8 @@ _VARIED = 3
 """Different words of the concept from which on a text is about it: a feature that promotes one word only repeats that."""
 _WORKS = 0.35
 """Share of the largest effect from which a feature works: among those the search decides, because effects are of few texts."""
+_CLEAR = 0.1
+"""A difference of effects that few texts can show. A feature that is less than this behind the best one works too."""
 _SHORTEST = 4
 """Fewest words of an opening."""
 
@@ -136,8 +138,9 @@ def steering_features(
             if (one := _tried(ws, record, why, test)) is not None:
                 tried.append(one)
             bar.update(done)
-    least = _WORKS * max((each.effect for each in tried), default=0.0)
-    return sorted(tried, key=lambda each: -1.0 if each.effect >= least else -each.effect)
+    best = max((each.effect for each in tried), default=0.0)
+    least = min(_WORKS * best, best - _CLEAR)
+    return sorted(tried, key=lambda each: -1.0 if each.effect >= least and each.effect > 0 else -each.effect)
 
 
 def proposed(database: FeatureDB, concept: str, address: str | None, k: int) -> list[tuple[FeatureRecord, str]]:
