@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from saekit.evaluate.changed import Change
+from saekit.improve.effects import on_neutral_text
 from saekit.improve.target import Target
 from saekit.improve.trial import Trial
 from saekit.steer import intervene
 from saekit.tasks import Ranking
 
+_NEUTRAL = 8
+"""Neutral texts on which changes are compared."""
 _ENOUGH = 0.95
 """The fewest objects are taken that reach this share of the best gain on the data for fitting."""
 
@@ -79,6 +82,8 @@ def fewest(trial: Trial, ranking: Ranking, target: Target, *, share: float = 0.0
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0)
 """Factors that are tried where objects are scaled."""
+SUPPRESSING = (0.0, -0.5, -1.0, -2.0)
+"""Factors that take out what objects do, and turn it round."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +106,39 @@ class Scaling:
         return _scaled(trial.random.sample(list(self.ranking), len(self.chosen)), self.factor)
 
 
-def best_scaling(trial: Trial, ranking: Ranking, target: Target, *, share: float = 0.05, by: str = "magnitude") -> Scaling:
+def best_scaling(
+    trial: Trial,
+    ranking: Ranking,
+    target: Target,
+    *,
+    share: float = 0.05,
+    by: str = "magnitude",
+    factors: Sequence[float] = FACTORS,
+    enough: float = 1.0,
+) -> Scaling:
     """Scale the first objects of a ranking by the factor, and as many as, gain most on the data for fitting.
 
-    Arguments as for :func:`fewest`.
+    Other arguments as for :func:`fewest`.
+
+    Args:
+        factors: that are tried.
+        enough: below 1, what reaches this share of the best gain is chosen by its KL on neutral text, the least first.
     """
     before = float(trial.measure(target).mean())
     most = max(1, int(share * len(ranking)))
     order = list(ranking.top(most, by=by))
     tried: list[dict[str, Any]] = []
     for k in counts(most)[-1:] if trial.quick else counts(most):
-        for factor in FACTORS[::3] if trial.quick else FACTORS:
+        for factor in factors[::3] if trial.quick else factors:
             value = float(trial.measure(target, _scaled(order[:k], factor)).mean())
             tried.append({"objects": k, "factor": factor, "value": value, "gain": target.gain(before, value)})
     best = max(tried, key=lambda row: row["gain"])
+    if enough < 1 and best["gain"] > 0:
+        able = [row for row in tried if row["gain"] >= enough * best["gain"]]
+        for row in able:
+            change = _scaled(order[: row["objects"]], row["factor"])
+            row["kl"] = on_neutral_text(trial.lm, change, trial.neutral[:_NEUTRAL])["kl"]
+        best = min(able, key=lambda row: row["kl"])
     k, factor = best["objects"], best["factor"]
     return Scaling(_scaled(order[:k], factor), order[:k], ranking, factor, tried)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from saekit import lab
+from saekit.evaluate.capabilities import lost_tasks
 from saekit.evaluate.changed import Change, Changed
 from saekit.evaluate.lab import preference as lab_preference
-from saekit.improve.effects import lost_tasks, on_neutral_text
+from saekit.improve.effects import on_neutral_text
 from saekit.improve.target import HIGHER, LOWER, Target, cross_entropy, judged, preference
 from saekit.improve.trial import verdict_of
 from saekit.lm import LanguageModel

@@ -19,7 +19,7 @@ def test_the_model(tiny_lab: Path) -> None:
     assert lm.name == "lab"
     assert lm.fingerprint()["model"] == LanguageModel.load(tiny_lab).fingerprint()["model"]
     for name in ("lab:facts", "lab@1"):
-        with pytest.raises(ModelNotFound, match="lab and lab:induction"):
+        with pytest.raises(ModelNotFound, match="lab, lab:skills, lab:induction"):
             LanguageModel.load(name)
 
 

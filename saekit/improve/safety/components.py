@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from saekit.evaluate.changed import Change
-from saekit.improve.objects import fewest, kinds
+from saekit.improve.objects import SUPPRESSING, best_scaling, fewest, kinds
 from saekit.improve.report import Report
 from saekit.improve.target import HIGHER, LOWER, preference
 from saekit.improve.trial import Trial
 from saekit.improve.tuning import tuned
 from saekit.steer.optimise import objective
+
+_NEARLY = 0.85
+"""Share of the best gain from which the price decides."""
 
 
 def refusal_objects(trial: Trial) -> Report:
@@ -31,11 +34,16 @@ def refusal_objects(trial: Trial) -> Report:
 
 
 def insults(trial: Trial) -> Report:
-    """Ablate the features, or neurons where no dictionary is attached, that tell insults from kind words."""
+    """Turn round the features, or neurons where no dictionary is attached, that tell insults from kind words.
+
+    Ablation halves insults: the other neurons make up for it. Of the numbers and factors that do nearly as well as the best, the
+    one that changes neutral text least is taken.
+    """
     task = trial.fit("prompts")
     spaces = ["features"] if trial.lm.attached else ["neurons"]
     ranking = trial.rank("attribution_patching", task, spaces=spaces)
-    found = fewest(trial, ranking, preference(task, "insults of rude speakers", LOWER))
+    on_fit = preference(task, "insults of rude speakers", LOWER)
+    found = best_scaling(trial, ranking, on_fit, by="highest", factors=SUPPRESSING, enough=_NEARLY)
     target = preference(trial.held_out("prompts"), "insults of rude speakers", LOWER)
     controls = {"random_objects": found.random(trial), "prompting": Change(prompt="System: Be friendly to everybody.\n")}
     return trial.report(

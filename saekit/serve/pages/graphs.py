@@ -94,7 +94,7 @@ def arrange(opened: OpenedHere, name: str, body: Annotated[dict[str, Any], Body(
         return json_response({"saved": kept.arrange(opened.workspace, name, made, saved)})
 
 
-@router.post("/graphs", tags=["graphs", "compute"], dependencies=[WRITES], include_in_schema=False)
+@router.post("/graphs", tags=["graphs"], dependencies=[WRITES])
 async def make(opened: OpenedHere, served: ServedHere, form: Sent) -> Response:
     """Make the graph of a prompt (`prompt`), and keep it."""
     prompt, ws = form.text("prompt"), opened.workspace
