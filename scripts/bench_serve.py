@@ -31,8 +31,8 @@ REPEATS = 15
 _PATIENCE = 60.0
 
 
-def measure(folder: Path, dictionary: str, feature: int) -> list[dict[str, Any]]:
-    """Milliseconds of each page of a workspace."""
+def measure(folder: Path, dictionary: str, feature: int, *, model: bool = False) -> list[dict[str, Any]]:
+    """Milliseconds of each page of a workspace; with `model`, also of the first token of a text."""
     command = [sys.executable, "-m", "saekit", "serve", str(folder), "--no-open", "--port", "0", "--json"]
     # An installed package has its bytecode; so has this process's child, once it has been started.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -50,6 +50,8 @@ def measure(folder: Path, dictionary: str, feature: int) -> list[dict[str, Any]]
             first = 1000 * (time.perf_counter() - started)
             rows: list[dict[str, Any]] = [{"page": "start to the first page", "first": first, "cpu": _cpu(server.pid)}]
             rows += [{"page": name, **_times(base + path, server.pid)} for name, path in _pages(dictionary, feature).items()]
+            if model:
+                rows.append({"page": "first token of a stream", **_streamed(said["url"], server.pid)})
             return rows
         finally:
             server.terminate()
@@ -80,6 +82,25 @@ def _times(address: str, process: int) -> dict[str, float]:
         started = time.perf_counter()
         _get(address)
         taken.append(1000 * (time.perf_counter() - started))
+    cpu = (_cpu(process) - used) / REPEATS
+    return {"first": taken[0], "median": statistics.median(taken[1:]), "slowest": max(taken[1:]), "cpu": cpu}
+
+
+def _streamed(url: str, process: int) -> dict[str, float]:
+    """Until the first token of a streamed completion; the first time with the loading of the model."""
+    with urllib.request.urlopen(f"{url}v1/models", timeout=_PATIENCE) as answer:
+        name = json.loads(answer.read())["data"][0]["id"]
+    body = json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 16, "stream": True}).encode()
+    taken, used = [], 0.0
+    for number in range(REPEATS + 1):
+        used = _cpu(process) if number == 1 else used
+        request = urllib.request.Request(f"{url}v1/completions", body, {"Content-Type": "application/json"})
+        started = time.perf_counter()
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+            while not answer.readline().startswith(b"data:"):
+                pass
+            taken.append(1000 * (time.perf_counter() - started))
+            answer.read()
     cpu = (_cpu(process) - used) / REPEATS
     return {"first": taken[0], "median": statistics.median(taken[1:]), "slowest": max(taken[1:]), "cpu": cpu}
 
@@ -115,7 +136,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to keep the synthetic database")
     options = parser.parse_args()
     if options.workspace is not None:
-        rows = measure(options.workspace, options.dictionary, options.feature)
+        rows = measure(options.workspace, options.dictionary, options.feature, model=True)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             folder = _synthetic(options.folder or Path(temporary) / "synthetic", options.features)

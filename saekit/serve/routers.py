@@ -41,7 +41,7 @@ ROUTERS: Registry[RouterRow] = Registry(
         "live": RouterRow("saekit.serve.pages.live:router"),
         "search": RouterRow("saekit.serve.pages.search:router", "Search", "search", f"{_COPIES}:search_pages"),
         "inspect": RouterRow("saekit.serve.pages.inspect:router", "Inspect", "inspect"),
-        "graphs": RouterRow("saekit.serve.pages.graphs:router", "Graphs", "graphs"),
+        "graphs": RouterRow("saekit.serve.pages.graphs:router", "Graphs", "graphs", f"{_COPIES}:graph_pages"),
         "heads": RouterRow("saekit.serve.pages.heads:router", "Heads", "heads"),
         "rankings": RouterRow("saekit.serve.pages.rankings:router", "Rankings", "rankings", f"{_COPIES}:ranking_pages"),
         "bench": RouterRow("saekit.serve.pages.bench:router", "Steer", "bench"),

@@ -14,6 +14,7 @@ from saekit.errors import ConfigError, WorkspaceError
 from saekit.locate.graphs import PrunedGraph
 from saekit.locate.graphs.arrangement import Arrangement
 from saekit.serve.app import create_app
+from saekit.serve.site.write import write_site
 from saekit.workspace import graphs as kept
 from saekit.workspace.workspace import Workspace
 from tests.kit import browser as kit
@@ -174,3 +175,19 @@ def test_pin_group_save_and_come_back(own: Path) -> None:
         assert page.locator(".node.group:not(.gone)").count() == 0
         page.set_viewport_size({"width": 400, "height": 900})
         assert not visit.overflow() and not visit.barriers() and not visit.faults
+
+
+def test_a_copy_in_files_has_the_graph(own: Path, tmp_path: Path) -> None:
+    ws = Workspace.open(own)
+    ref = kept.read(ws, NAME).nodes[0].ref
+    kept.arrange(ws, NAME, Arrangement((ref,)), 0)
+    write_site(ws, tmp_path / "public", most=1, progress=False)
+    file = tmp_path / "public" / "graph" / f"{NAME}.html"
+    assert "group-save" not in file.read_text() and json.loads(file.with_suffix(".json").read_text())["arrangement"][
+        "pinned"
+    ] == [ref]
+    with kit.chromium() as browser:
+        visit = Visit(browser.new_page(), "file://")
+        visit.page.goto(file.as_uri())
+        assert visit.page.locator(".node").count() == len(kept.read(ws, NAME).nodes)
+        assert visit.page.locator(".node.pinned").count() == 1 and not visit.faults

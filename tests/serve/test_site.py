@@ -200,7 +200,7 @@ def test_the_command_writes_a_copy(saekit: Saekit, study: Workspace, tmp_path: P
     assert outcome.status == 0, outcome.stderr
     assert outcome.json["features"] == 2
     assert outcome.json["site"] == str(out / "index.html")
-    assert outcome.json["left_out"].keys() == {"bench", "compare", "graphs", "heads", "inspect"}
+    assert outcome.json["left_out"].keys() == {"bench", "compare", "heads", "inspect"}
     monkeypatch.chdir(tmp_path)
     outcome = saekit("report", study.path, "--site", "plain")
     assert outcome.status == 2 and "--site plain/" in outcome.stderr

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 from saekit.serve.pages.feature import feature, feature_url
 from saekit.serve.pages.features import features, map_of_directions, scatter
+from saekit.serve.pages.graphs import graph, graphs
 from saekit.serve.pages.rankings import ranking, rankings
 from saekit.serve.pages.workspace import dictionary, workspace
 from saekit.serve.site.places import INDEX
@@ -117,6 +118,16 @@ def ranking_pages(copied: Copied) -> Iterator[SitePage]:
         if name not in damaged:
             url = f"{base}/ranking:{quote(name)}"
             yield SitePage(url, f"ranking/{name}.html", "ranking.html", partial(ranking, opened, name))
+
+
+def graph_pages(copied: Copied) -> Iterator[SitePage]:
+    """The kept attribution graphs with their pins and groups. Damaged ones are listed and have no page of their own."""
+    opened, base = copied.opened, copied.base
+    yield SitePage(f"{base}/graphs", "graphs.html", "graphs.html", lambda: graphs(opened))
+    for each in graphs(opened)["graphs"]:
+        if not each["problem"]:
+            name = each["name"]
+            yield SitePage(f"{base}/graph:{quote(name)}", f"graph/{name}.html", "graph.html", partial(graph, opened, name))
 
 
 def plain(address: str) -> str:

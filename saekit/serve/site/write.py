@@ -34,7 +34,6 @@ LEFT_OUT = {
     "inspect": "It needs the model.",
     "heads": "It needs the model.",
     "bench": "It needs the model.",
-    "graphs": "Their pins and groups are kept by the server; `saekit circuit --html` writes a page of one.",
 }
 """Pages of the server that a copy lacks, with reasons."""
 _WORDS = 8
