@@ -42,9 +42,9 @@ def language_neurons(trial: Trial) -> Report:
     rows: list[dict[str, Any]] = []
     for _, language, change, own, _ in tried:
         rises = _rises(trial, held_out, change)
-        others = max((rise for other, rise in rises.items() if other != language), default=0.0)
+        others = max((abs(rise) for other, rise in rises.items() if other != language), default=0.0)
         rows.append({"neurons of": language, "neurons": len(own), **{f"rise of {k}": v for k, v in rises.items()}})
-        rows[-1]["own rise / largest other"] = rises[language] / max(1e-3, others)
+        rows[-1]["own rise / largest other move"] = rises[language] / others if others else None
     _, chosen, change, own, ranking = max(tried, key=lambda each: each[0])
     everything = list(trial.rank("magnitude", trial.fit("texts"), spaces=["neurons"]))
     random = Change((intervene("ablate", trial.random.sample(everything, len(own))),))
