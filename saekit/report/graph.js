@@ -25,6 +25,8 @@
   const place = get("groups");
   const byRef = new Map(nodes.map(node => [node.ref, node]));
   let groups = [];
+  // What people pinned and grouped in an earlier graph of this name, and this one lacks: not drawn, but saved again.
+  let unseen = {pinned: [], groups: []}, unsaved = false;
 
   const make = (name, attributes, parent, text) => {
     const element = document.createElementNS(SVG, name);
@@ -74,6 +76,7 @@
   if (width <= 1.4 * get("canvas").clientWidth) {  // small enough to be scaled to the page
     svg.setAttribute("width", "100%");
     svg.removeAttribute("height");
+    svg.style.maxWidth = `${1.5 * width}px`;  // a graph of few nodes is not blown up
   }
   heights.forEach((_, level) => {
     const y = tops[level] - GAP / 2;
@@ -138,7 +141,7 @@
   const group = (name, members) => {
     const own = members.filter(node => node && node.group === null && node.kind !== "logit");
     if (!own.length || !name.trim()) return null;
-    const made = {name: name.trim(), nodes: own, kind: "group", pinned: false};
+    const made = {name: name.trim(), nodes: own, kind: "group", pinned: false, unseen: []};
     for (const node of own) node.group = made;
     groups.push(made);
     drawGroup(made);
@@ -151,6 +154,7 @@
     if (chosen === made) chosen = null;
   };
   const say = (text, bad = false) => { get("group-said").textContent = text; get("group-said").className = bad ? "small note bad" : "small"; };
+  const later = () => { if (place.dataset.save) { unsaved = true; say("Not saved yet."); } };
   const listGroups = () => {
     get("group-list").replaceChildren();
     for (const made of groups) {
@@ -166,7 +170,7 @@
     }
     if (!groups.length) html("li", get("group-list"), "none", "quiet");
   };
-  const changed = () => { listGroups(); panel(); draw(); if (place.dataset.save) say("Not saved yet."); };
+  const changed = () => { listGroups(); panel(); draw(); later(); };
 
   const visible = node => {
     if (get("only-pinned").checked) return node.pinned || node === chosen;
@@ -237,8 +241,14 @@
   for (const id of ["share", "errors", "only-pinned", ...(place ? ["grouped"] : [])]) get(id).addEventListener("input", draw);
   get("clear").addEventListener("click", () => { for (const node of nodes) node.pinned = false; if (place) changed(); else { panel(); draw(); } });
   if (place) {
-    for (const each of JSON.parse(place.dataset.groups)) group(each.name, each.nodes.map(ref => byRef.get(ref)));
-    get("share").addEventListener("input", () => { if (place.dataset.save) say("Not saved yet."); });
+    for (const each of JSON.parse(place.dataset.groups)) {
+      const made = group(each.name, each.nodes.map(ref => byRef.get(ref)));
+      if (made) made.unseen = each.nodes.filter(ref => byRef.get(ref)?.group !== made);
+      else unseen.groups.push(each);
+    }
+    unseen.pinned = JSON.parse(place.dataset.pinned).filter(ref => !byRef.has(ref));
+    get("share").addEventListener("input", later);
+    window.addEventListener("beforeunload", event => { if (unsaved) event.preventDefault(); });
     get("group-make").addEventListener("click", () => {
       const members = nodes.filter(node => node.pinned && node.group === null && node.kind !== "logit");
       if (!members.length) { say("Pin the nodes of the group first: choose a node, then Pin.", true); return; }
@@ -259,13 +269,16 @@
       say(found.length ? `${found.length} groups of nodes with one label. Not saved yet.` : "No two nodes have one label.");
     });
     get("group-save")?.addEventListener("click", async () => {
-      const supernodes = groups.map(made => ({name: made.name, nodes: made.nodes.map(node => node.ref)}));
-      const body = {pinned: nodes.filter(node => node.pinned).map(node => node.ref), supernodes, share: Number(get("share").value), saved: Number(place.dataset.saved)};
+      const drawn = groups.map(made => ({name: made.name, nodes: [...made.nodes.map(node => node.ref), ...made.unseen]}));
+      const supernodes = [...drawn, ...unseen.groups];
+      const pinned = [...nodes.filter(node => node.pinned).map(node => node.ref), ...unseen.pinned];
+      const body = {pinned, supernodes, share: Number(get("share").value), saved: Number(place.dataset.saved)};
       try {
         const answer = await fetch(place.dataset.save, {method: "POST", body: JSON.stringify(body), headers: {"Content-Type": "application/json"}});
         const facts = await answer.json().catch(() => ({}));
         if (!answer.ok) throw new Error([facts.message ?? `The server answered ${answer.status}.`, facts.hint].filter(Boolean).join(" "));
         place.dataset.saved = facts.saved;
+        unsaved = false;
         say("Saved in the workspace.");
       } catch (error) { say(error.message, true); }
     });

@@ -188,8 +188,15 @@ def keep_as(ws: Workspace, name: str | None, *, graph: PrunedGraph, prompt: str)
 
 
 def _file(ws: WorkspaceFolder, name: str) -> Path:
-    return ws.path / "graphs" / f"{check_name(name, 'graph')}.json"
+    return ws.path / "graphs" / f"{_checked(name)}.json"
 
 
 def _arranged(ws: WorkspaceFolder, name: str) -> Path:
-    return ws.path / "graphs" / f"{check_name(name, 'graph')}{_ARRANGED}"
+    return ws.path / "graphs" / f"{_checked(name)}{_ARRANGED}"
+
+
+def _checked(name: str) -> str:
+    """The name, if its file cannot be taken for what people made of another graph."""
+    if f"{name}.json".endswith(_ARRANGED):
+        raise ConfigError(f"A graph cannot be called {name!r:.80}.", "Pins and groups are in files of that name.")
+    return check_name(name, "graph")

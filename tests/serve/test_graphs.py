@@ -63,7 +63,12 @@ def test_a_kept_graph_is_read_as_it_was(made: Path) -> None:
     graph = kept.read(Workspace.open(made), NAME)
     assert graph.nodes and graph.links and graph.effects
     assert PrunedGraph.from_dict(json.loads(json.dumps(graph.to_dict()))) == graph
-    for damaged in ({}, [], {**graph.to_dict(), "links": [{"source": 0, "target": 10**6, "weight": 1.0}]}):
+    whole = graph.to_dict()
+    first, *others = whole["nodes"]
+    damages: list[Any] = [{}, [], {**whole, "links": [{"source": 0, "target": 10**6, "weight": 1.0}]}]
+    damages += [{**whole, "nodes": [first | wrong, *others]} for wrong in ({"kind": "what"}, {"position": 99})]
+    damages += [{**whole, "facts": whole["facts"] | wrong} for wrong in ({"layers": "x"}, {"replacement_score": None})]
+    for damaged in damages:
         with pytest.raises(ConfigError, match="no attribution graph"):
             PrunedGraph.from_dict(damaged)
 
@@ -118,6 +123,21 @@ def test_impossible_arrangements_are_refused(own: Path, open_client: Client, bod
     answer = save(open_client(own), **body)
     assert answer.status_code == 400 and answer.json()["hint"]
     assert not (own / "graphs" / f"{NAME}.arrangement.json").exists()
+
+
+def test_many_groups_are_checked_in_one_pass() -> None:
+    """Comparing every node with every other one does not end before the limit of a test."""
+    groups = [{"name": "g", "nodes": [f"{group}/{n}" for n in range(1000)]} for group in range(100)]
+    assert len(Arrangement.from_dict({"supernodes": groups}).supernodes) == 100
+
+
+def test_no_graph_takes_the_file_of_an_arrangement(own: Path) -> None:
+    ws = Workspace.open(own)
+    graph = kept.read(ws, NAME)
+    kept.arrange(ws, NAME, Arrangement((graph.nodes[0].ref,)), 0)
+    with pytest.raises(ConfigError, match="cannot be called"):
+        kept.keep(ws, f"{NAME}.arrangement", graph)
+    assert kept.arrangement(ws, NAME) == (Arrangement((graph.nodes[0].ref,)), 1)
 
 
 def test_a_read_only_server_saves_nothing(own: Path, open_client: Client) -> None:
@@ -175,6 +195,32 @@ def test_pin_group_save_and_come_back(own: Path) -> None:
         assert page.locator(".node.group:not(.gone)").count() == 0
         page.set_viewport_size({"width": 400, "height": 900})
         assert not visit.overflow() and not visit.barriers() and not visit.faults
+
+
+def test_saving_keeps_what_this_graph_lacks(own: Path) -> None:
+    """Pins and groups of an earlier graph of that name, and members that are not drawn in a group."""
+    ws = Workspace.open(own)
+    refs = {node.kind: node.ref for node in kept.read(ws, NAME).nodes}
+    lost, own_ref = "feature:mlp_in.1->mlp_out.1/9999[7]", refs["feature"]
+    groups = [{"name": "earlier", "nodes": [lost]}, {"name": "mixed", "nodes": [own_ref, refs["logit"], f"{lost[:-3]}[8]"]}]
+    made = Arrangement.from_dict({"pinned": [lost], "supernodes": groups, "share": 0.8})
+    kept.arrange(ws, NAME, made, 0)
+    with kit.chromium() as browser, serving(create_app([own])) as address:
+        visit = Visit(browser.new_page(), address)
+        page: Page = visit.page
+        page.goto(f"{address}{AT}")
+        assert page.locator("#group-list li").count() == 1
+        box = page.locator("#canvas svg").bounding_box()
+        view = page.locator("#canvas svg").get_attribute("viewBox")
+        assert box and view and box["width"] <= 1.5 * float(view.split()[2]) + 1  # a small graph is not blown up
+        page.locator(".node.error").first.focus()
+        page.keyboard.press("p")
+        page.click("#group-save")
+        page.wait_for_function("() => document.getElementById('group-said').textContent.startsWith('Saved')")
+        assert not visit.faults
+    found, saved = kept.arrangement(ws, NAME)
+    assert saved == 2 and lost in found.pinned and len(found.pinned) == 2
+    assert {each.name: set(each.nodes) for each in found.supernodes} == {each.name: set(each.nodes) for each in made.supernodes}
 
 
 def test_a_copy_in_files_has_the_graph(own: Path, tmp_path: Path) -> None:

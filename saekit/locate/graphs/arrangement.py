@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,8 +61,8 @@ class Arrangement:
             if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST:
                 raise ConfigError(f"A group has no name: {each!r:.80}.", _HINT)
             found.append(Supernode(name.strip(), _refs(each.get("nodes", []), "nodes")))
-        inside = [ref for group in found for ref in group.nodes]
-        if double := next((ref for ref in inside if inside.count(ref) > 1), None):
+        inside = Counter(ref for group in found for ref in group.nodes)
+        if double := next((ref for ref, times in inside.items() if times > 1), None):
             raise ConfigError(f"The node {double!r:.80} is in two groups.", "Take it out of one of them.")
         share = data.get("share", 1.0)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:

@@ -64,9 +64,10 @@ def circuit_tracer(graph: PrunedGraph, *, slug: str = "", scan: str = "", arrang
         "scores": {name: facts.get(name) for name in ("replacement_score", "completeness_score")},
     }
     arranged, named = arranged or Arrangement(), {node.ref: name for node, name in zip(graph.nodes, ids)}
+    groups = [[each.name, *(named[ref] for ref in each.nodes if ref in named)] for each in arranged.supernodes]
     query = {
         "pinnedIds": [named[ref] for ref in arranged.pinned if ref in named],
-        "supernodes": [[each.name, *(named[ref] for ref in each.nodes if ref in named)] for each in arranged.supernodes],
+        "supernodes": [each for each in groups if len(each) > 1],  # a group of nodes that this graph lacks stays in the workspace
         "linkType": "both",
         "clickedId": "",
         "sg_pos": "",

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
+NODE_KINDS = ("feature", "error", "token", "logit")
+_NUMBERS = ("layers", "replacement_score", "completeness_score")  # facts that every graph has
+
+
 @dataclass(frozen=True)
 class Node:
     """One node of a graph.
@@ -138,6 +142,10 @@ class PrunedGraph:
             }
             if not all(0 <= end < len(nodes) for link in links for end in (link.source, link.target)):
                 raise ValueError("a link has no node")
+            if not all(node.kind in NODE_KINDS and 0 <= node.position < len(data["tokens"]) for node in nodes):
+                raise ValueError("a node has no kind or no token")
+            if not all(isinstance(data["facts"].get(name), int | float) for name in _NUMBERS):
+                raise ValueError("a score or the number of layers is missing")
             return cls(
                 nodes,
                 tuple(float(each["influence"]) for each in data["nodes"]),
